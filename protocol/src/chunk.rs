@@ -1,0 +1,232 @@
+//! Verified slices of artifacts: BLAKE3 trees over 16 KiB chunk groups, and the pieces that the swarm schedules.
+//!
+//! Invariant: [`encode`] hands out nothing that does not hash to the root, and a receiver accepts nothing that does not.
+//! The encoding of a slice is the one iroh-blobs has: the artifact's length (8 bytes, little endian), then the tree
+//! nodes and chunk groups of the slice in pre-order.
+
+use std::{
+    io::{self, Read},
+    ops::Range,
+};
+
+use bao_tree::{
+    BaoTree, BlockSize, ChunkNum, ChunkRanges,
+    io::{
+        outboard::PostOrderOutboard,
+        sync::{ReadAt, encode_ranges_validated, outboard_post_order},
+    },
+};
+
+use crate::ids::ArtifactId;
+
+/// Chunk groups of 16 chunks: 16 KiB.
+pub const BLOCK_SIZE: BlockSize = BlockSize::from_chunk_log(4);
+
+/// The unit of verification, in bytes.
+pub const GROUP_BYTES: u64 = 16 << 10;
+
+/// The default unit of swarm scheduling, in bytes.
+pub const PIECE_BYTES: u64 = 1 << 20;
+
+/// The most bytes one request may ask for: 16 default pieces.
+pub const SLICE_BYTES_MAX: u64 = 16 << 20;
+
+/// How an artifact is cut into pieces. The last piece may be shorter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PieceLayout {
+    length: u64,
+    piece_bytes: u64,
+}
+
+impl PieceLayout {
+    /// The layout of an artifact of `length` bytes in pieces of [`PIECE_BYTES`].
+    #[must_use]
+    pub fn new(length: u64) -> Self {
+        Self { length, piece_bytes: PIECE_BYTES }
+    }
+
+    /// The artifact's length in bytes.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// The number of pieces.
+    #[must_use]
+    pub fn pieces(&self) -> u32 {
+        u32::try_from(self.length.div_ceil(self.piece_bytes)).expect("artifacts are bounded to 32 GiB")
+    }
+
+    /// The byte range of a piece; empty for a piece that does not exist.
+    #[must_use]
+    pub fn bytes(&self, piece: u32) -> Range<u64> {
+        let start = (u64::from(piece) * self.piece_bytes).min(self.length);
+        start..(start + self.piece_bytes).min(self.length)
+    }
+
+    /// The chunks of a piece, as the tree counts them.
+    #[must_use]
+    pub fn chunks(&self, piece: u32) -> ChunkRanges {
+        chunks_of(&self.bytes(piece))
+    }
+}
+
+/// The chunks that cover a byte range.
+#[must_use]
+pub fn chunks_of(bytes: &Range<u64>) -> ChunkRanges {
+    ChunkRanges::from(ChunkNum::full_chunks(bytes.start)..ChunkNum::chunks(bytes.end))
+}
+
+/// The hash tree of one artifact without its data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HashTree {
+    /// The artifact.
+    pub root: ArtifactId,
+    /// Its length in bytes.
+    pub length: u64,
+    /// The tree's nodes in post-order.
+    pub nodes: Vec<u8>,
+}
+
+impl HashTree {
+    /// Hashes exactly `length` bytes of `data`.
+    pub fn build(data: impl Read, length: u64) -> io::Result<Self> {
+        let tree = BaoTree::new(length, BLOCK_SIZE);
+        let mut nodes = Vec::new();
+        let root = outboard_post_order(data, tree, &mut nodes)?;
+        Ok(Self { root: ArtifactId::from(*root.as_bytes()), length, nodes })
+    }
+
+    fn outboard(&self) -> PostOrderOutboard<&[u8]> {
+        PostOrderOutboard {
+            root: blake3::Hash::from_bytes(*self.root.as_bytes()),
+            tree: BaoTree::new(self.length, BLOCK_SIZE),
+            data: &self.nodes,
+        }
+    }
+}
+
+/// A slice that could not be encoded.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// The range is empty, too long, or beyond the end.
+    #[error("bytes {}..{} are not a slice of an artifact of {length} bytes, or are more than {SLICE_BYTES_MAX}", range.start, range.end)]
+    OutOfRange {
+        /// What was asked for.
+        range: Range<u64>,
+        /// The artifact's length.
+        length: u64,
+    },
+    /// The stored bytes do not hash to the root any more, or could not be read.
+    #[error("the stored bytes of artifact {root} cannot be served")]
+    Unreadable {
+        /// The artifact.
+        root: ArtifactId,
+        /// What the tree found.
+        source: bao_tree::io::EncodeError,
+    },
+}
+
+/// Encodes a byte range of an artifact with the proof that it belongs to the root, checking the data on the way out.
+pub fn encode(data: impl ReadAt, tree: &HashTree, range: &Range<u64>) -> Result<Vec<u8>, EncodeError> {
+    let in_bounds = range.start < range.end && range.end <= tree.length && range.end - range.start <= SLICE_BYTES_MAX;
+    if !in_bounds {
+        return Err(EncodeError::OutOfRange { range: range.clone(), length: tree.length });
+    }
+    let mut encoded = tree.length.to_le_bytes().to_vec();
+    encode_ranges_validated(data, tree.outboard(), &chunks_of(range), &mut encoded)
+        .map_err(|source| EncodeError::Unreadable { root: tree.root, source })?;
+    Ok(encoded)
+}
+
+/// Why an encoded slice was not believed.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// The encoding names another length than the signed one.
+    #[error("the slice says the artifact has {found} bytes, the signed length is {expected}")]
+    WrongLength {
+        /// What the slice says.
+        found: u64,
+        /// What was signed.
+        expected: u64,
+    },
+    /// The bytes do not hash to the root, or end early.
+    #[error("the slice does not belong to artifact {root}")]
+    Corrupt {
+        /// The artifact.
+        root: ArtifactId,
+        /// Where it failed.
+        source: bao_tree::io::DecodeError,
+    },
+}
+
+/// Decodes a slice that [`encode`] made, checking every chunk group against the root, and returns its bytes.
+pub fn decode(encoded: &[u8], root: ArtifactId, length: u64, range: &Range<u64>) -> Result<Vec<u8>, DecodeError> {
+    use bao_tree::io::{BaoContentItem, sync::DecodeResponseIter};
+    let found = encoded.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    if found != length || encoded.len() < 8 {
+        return Err(DecodeError::WrongLength { found, expected: length });
+    }
+    let (tree, hash) = (BaoTree::new(length, BLOCK_SIZE), blake3::Hash::from_bytes(*root.as_bytes()));
+    let chunks = chunks_of(range);
+    let mut bytes = Vec::new();
+    for item in DecodeResponseIter::new(hash, tree, &encoded[8..], &chunks) {
+        match item.map_err(|source| DecodeError::Corrupt { root, source })? {
+            BaoContentItem::Parent(_) => {}
+            BaoContentItem::Leaf(leaf) => bytes.extend_from_slice(&leaf.data),
+        }
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn image(length: usize) -> Vec<u8> {
+        (0..length).map(|at| (at * 31 + at / 257) as u8).collect()
+    }
+
+    #[test]
+    fn the_tree_has_the_plain_blake3_root_and_serves_any_piece() {
+        let data = image(3 * PIECE_BYTES as usize + 5_000);
+        let tree = HashTree::build(&data[..], data.len() as u64).unwrap();
+        assert_eq!(tree.root, ArtifactId::of(&data));
+        let layout = PieceLayout::new(data.len() as u64);
+        assert_eq!(layout.pieces(), 4);
+        for piece in 0..layout.pieces() {
+            let range = layout.bytes(piece);
+            let encoded = encode(&data[..], &tree, &range).unwrap();
+            let decoded = decode(&encoded, tree.root, tree.length, &range).unwrap();
+            assert_eq!(decoded, data[range.start as usize..range.end as usize]);
+        }
+        assert!(encode(&data[..], &tree, &(0..data.len() as u64 + 1)).is_err());
+    }
+
+    #[test]
+    fn bit_rot_is_found_before_it_is_served() {
+        let mut data = image(100_000);
+        let tree = HashTree::build(&data[..], data.len() as u64).unwrap();
+        data[50_000] ^= 1;
+        assert!(matches!(encode(&data[..], &tree, &(0..100_000)), Err(EncodeError::Unreadable { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn no_flipped_byte_survives(length in 1_usize..200_000, at in any::<prop::sample::Index>(), bit in 0_u8..8) {
+            let data = image(length);
+            let tree = HashTree::build(&data[..], length as u64).unwrap();
+            let range = 0..length as u64;
+            let mut encoded = encode(&data[..], &tree, &range).unwrap();
+            let at = at.index(encoded.len());
+            encoded[at] ^= 1 << bit;
+            prop_assert!(decode(&encoded, tree.root, tree.length, &range).is_err());
+        }
+
+        #[test]
+        fn foreign_bytes_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..2_000), length in 1_u64..1_000_000) {
+            let _ = decode(&bytes, ArtifactId::of(b"x"), length, &(0..length.min(SLICE_BYTES_MAX)));
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! What Firmesh's parts say to each other, and why they may believe it.
+//!
+//! Pure: no clock, socket, file or thread. Time is an argument, randomness is an argument, bytes come from the caller.
+
+pub mod api;
+pub mod chunk;
+pub mod ids;
+pub mod limits;
+pub mod manifest;
+pub mod report;
+pub mod time;
+pub mod trust;
+pub mod units;

@@ -1,0 +1,52 @@
+//! Every bound that a stranger's bytes meet, each with its reason.
+
+/// Names become file names, URL segments and label values; 64 bytes hold an asset tag with room to spare.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// `region/site/hall/row/rack/chassis/host/node` is the deepest path anybody drew.
+pub const PATH_SEGMENTS_MAX: usize = 8;
+
+/// The largest artifact: a multi-gigabyte vendor bundle (a Service Pack ISO is about 10 GB).
+pub const ARTIFACT_BYTES_MAX: u64 = 32 << 30;
+
+/// Root metadata is fetched before anything bounds it; python-tuf and the specification use the same order of size.
+pub const ROOT_BYTES_MAX: u64 = 512 << 10;
+
+/// Timestamp metadata is a handful of lines.
+pub const TIMESTAMP_BYTES_MAX: u64 = 16 << 10;
+
+/// Snapshot metadata when the timestamp does not give its length.
+pub const SNAPSHOT_BYTES_MAX: u64 = 2 << 20;
+
+/// Targets metadata when the snapshot does not give its length: 100,000 targets at about 700 bytes each.
+pub const TARGETS_BYTES_MAX: u64 = 80 << 20;
+
+/// New roots accepted in one refresh: more rotations than a fleet sees in its life, few enough to end soon.
+pub const ROOT_ROTATIONS_MAX: usize = 256;
+
+/// Keys of one role and signatures of one file: a threshold among more people than this is never met.
+pub const SIGNATURES_MAX: usize = 64;
+
+/// A campaign manifest names rules, not devices (those stand in its plan).
+pub const MANIFEST_BYTES_MAX: u64 = 1 << 20;
+
+/// A plan of 100,000 devices at about 200 bytes each, with room for reasons.
+pub const PLAN_BYTES_MAX: u64 = 64 << 20;
+
+/// Devices of one campaign; larger fleets use child campaigns.
+pub const PLAN_DEVICES_MAX: usize = 100_000;
+
+/// Waves of one plan.
+pub const WAVES_MAX: usize = 1_000;
+
+/// A DSSE envelope (permit, report, node record), base64 included: 100,000 device names at most.
+pub const ENVELOPE_BYTES_MAX: usize = 16 << 20;
+
+/// Members of one site's mesh: a hall has at most 96 racks, one node each; doubled so that growth never trips it.
+pub const PEERS_MAX: usize = 192;
+
+/// Devices behind one node.
+pub const NODE_DEVICES_MAX: usize = 1_000;
+
+/// A reason shown to people: a sentence or two, never a transcript.
+pub const REASON_BYTES_MAX: usize = 2_000;

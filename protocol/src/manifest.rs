@@ -1,0 +1,516 @@
+//! What gets signed, as data: artifacts, releases, campaigns and plans.
+//!
+//! Invariants: no floats, every list bounded, unknown fields refused in what Firmesh alone defines; a value that was
+//! read from bytes has passed `check`.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    limits::{ARTIFACT_BYTES_MAX, PLAN_DEVICES_MAX, REASON_BYTES_MAX, WAVES_MAX},
+    time::WallTime,
+    units::BasisPoints,
+};
+
+/// The schema name of a campaign manifest.
+pub const MANIFEST_SCHEMA: &str = "firmesh-campaign/1";
+/// The schema name of a plan.
+pub const PLAN_SCHEMA: &str = "firmesh-plan/1";
+/// The schema name of a release.
+pub const RELEASE_SCHEMA: &str = "firmesh-release/1";
+
+/// Why a manifest, release or plan was refused after its signatures were found good.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// Not JSON of the expected shape.
+    #[error("{what} does not have the expected form")]
+    Malformed {
+        /// Which document.
+        what: &'static str,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A later or foreign schema.
+    #[error("{what} has the schema {found:?}, this version reads {expected:?}")]
+    Schema {
+        /// Which document.
+        what: &'static str,
+        /// The schema it names.
+        found: String,
+        /// The schema this version reads.
+        expected: &'static str,
+    },
+    /// A value outside its bounds.
+    #[error("{what}: {field} {problem}")]
+    Bounds {
+        /// Which document.
+        what: &'static str,
+        /// The field at fault.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Immutable bytes, by every name they have.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    /// BLAKE3 root: the name in the mesh.
+    pub id: ArtifactId,
+    /// SHA-256: the name in TUF and outside.
+    pub sha256: Sha256,
+    /// Length in bytes.
+    pub length: u64,
+}
+
+/// What it takes to go back from a release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reversibility {
+    /// The previous image is still on the device (a slot, a backup bank).
+    Reversible,
+    /// The previous image has to be written again.
+    Reflash,
+    /// The hardware refuses older versions: never rolled back automatically.
+    OneWay,
+}
+
+/// The `custom` object of a target under `firmware/`: what the image is and which devices may take it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseInfo {
+    /// [`RELEASE_SCHEMA`].
+    pub schema: String,
+    /// BLAKE3 root of the image.
+    pub blake3: ArtifactId,
+    /// Who makes the devices.
+    pub vendor: String,
+    /// Device models that may take the image, exactly as the devices report them.
+    pub models: Vec<String>,
+    /// The component the image is for.
+    pub component: Component,
+    /// The version a device reports once it runs the image.
+    pub version: String,
+    /// Counts security floors: a device never goes to a release with a lower epoch.
+    pub security_epoch: u32,
+    /// The versions from which this release may be installed; any if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub from_versions: Vec<String>,
+    /// What it takes to go back.
+    pub reversibility: Reversibility,
+}
+
+/// A release: a signed target under `firmware/`, complete.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Release {
+    /// The TUF target name, such as `firmware/acme-r1-bmc-1.1.0.bin`.
+    pub target: String,
+    /// The image.
+    pub artifact: Artifact,
+    /// What it is for.
+    pub info: ReleaseInfo,
+}
+
+impl ReleaseInfo {
+    /// Checks what the types cannot.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let bounds = |field, problem: &str| {
+            Err(ManifestError::Bounds { what: "release", field, problem: problem.to_owned() })
+        };
+        if self.schema != RELEASE_SCHEMA {
+            return Err(ManifestError::Schema {
+                what: "release",
+                found: self.schema.chars().take(80).collect(),
+                expected: RELEASE_SCHEMA,
+            });
+        }
+        if !is_label(&self.vendor) {
+            return bounds("vendor", "must have 1 to 128 printable characters");
+        }
+        if !is_label(&self.version) {
+            return bounds("version", "must have 1 to 128 printable characters");
+        }
+        if self.models.is_empty() || self.models.len() > 256 || !self.models.iter().all(|m| is_label(m)) {
+            return bounds("models", "must name 1 to 256 models of 1 to 128 printable characters");
+        }
+        if self.from_versions.len() > 256 || !self.from_versions.iter().all(|v| is_label(v)) {
+            return bounds("from_versions", "must name at most 256 versions of 1 to 128 printable characters");
+        }
+        Ok(())
+    }
+}
+
+/// One release of a campaign, pinned by digest.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRef {
+    /// The TUF target name.
+    pub target: String,
+    /// SHA-256 of the image.
+    pub sha256: Sha256,
+}
+
+/// Which devices a campaign is for: all that match every non-empty list.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Selector {
+    /// Places; a device matches if it stands at or below one of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<TopologyPath>,
+    /// Models, exactly.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub models: Vec<String>,
+    /// Devices by name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceId>,
+}
+
+/// How a campaign widens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum Strategy {
+    /// Waves by growing share of the devices, cut across racks.
+    Canary {
+        /// Cumulative shares in basis points, strictly growing, the last one 10,000.
+        shares: Vec<BasisPoints>,
+    },
+}
+
+/// The most devices in flight at once. In flight: permitted and not yet ended; a quarantined device stays in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Caps {
+    /// Per rack (the parent of the node's path).
+    pub per_rack: u32,
+    /// In the whole campaign.
+    pub total: u32,
+}
+
+/// The test between two waves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateRule {
+    /// The wave advances at this success rate or above ...
+    pub advance: BasisPoints,
+    /// ... is rolled back below this one, and holds between the two.
+    pub rollback: BasisPoints,
+    /// Ended attempts needed before the gate is judged; fewer is "unknown", which holds. A wave with fewer devices
+    /// needs all of them.
+    pub sample_min: u32,
+    /// How long a wave that passed is watched before the next one starts, in seconds.
+    pub soak_s: u32,
+}
+
+/// Deadlines, in seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deadlines {
+    /// From a permitted start to the end of the attempt; after it the device is quarantined.
+    pub attempt_s: u32,
+    /// From a reset to N good answers, before the next rung of the reset ladder.
+    pub back_s: u32,
+}
+
+/// The rules of one campaign, signed by the approvers: the target `campaigns/<id>.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CampaignManifest {
+    /// [`MANIFEST_SCHEMA`].
+    pub schema: String,
+    /// The campaign.
+    pub id: CampaignId,
+    /// Grows with every campaign of the fleet; names the order of approvals in the audit.
+    pub sequence: u64,
+    /// No device starts after this moment.
+    pub expires: WallTime,
+    /// What is installed: one release per (model, component).
+    pub releases: Vec<ReleaseRef>,
+    /// What devices go back to, and therefore what nodes fetch and pin before the first start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub previous: Vec<ReleaseRef>,
+    /// For which devices.
+    pub selector: Selector,
+    /// How it widens.
+    pub strategy: Strategy,
+    /// How many at once.
+    pub caps: Caps,
+    /// The test between waves.
+    pub gate: GateRule,
+    /// Time limits.
+    pub deadlines: Deadlines,
+    /// Whether a failed gate rolls the wave back by itself.
+    pub automatic_rollback: bool,
+    /// The coordinators' ed25519 public keys, in hexadecimal, whose permits count for this campaign.
+    pub permit_keys: Vec<String>,
+    /// SHA-256 of the plan's bytes: approval is of who gets what and when, not only of the rules.
+    pub plan_sha256: Sha256,
+}
+
+impl CampaignManifest {
+    /// Reads and checks a manifest. The caller has verified the bytes' digest against signed metadata before.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let manifest: Self =
+            serde_json::from_slice(bytes).map_err(|source| ManifestError::Malformed { what: "manifest", source })?;
+        manifest.check()?;
+        Ok(manifest)
+    }
+
+    /// The TUF target name of this campaign.
+    #[must_use]
+    pub fn target(&self) -> String {
+        campaign_target(&self.id)
+    }
+
+    /// Checks what the types cannot.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let bounds = |field, problem: &str| {
+            Err(ManifestError::Bounds { what: "manifest", field, problem: problem.to_owned() })
+        };
+        if self.schema != MANIFEST_SCHEMA {
+            return Err(ManifestError::Schema {
+                what: "manifest",
+                found: self.schema.chars().take(80).collect(),
+                expected: MANIFEST_SCHEMA,
+            });
+        }
+        if self.releases.is_empty() || self.releases.len() > 1_000 {
+            return bounds("releases", "must name 1 to 1000 releases");
+        }
+        if self.previous.len() > 1_000 {
+            return bounds("previous", "must name at most 1000 releases");
+        }
+        if !self.releases.iter().chain(&self.previous).all(|r| is_target(&r.target, "firmware/")) {
+            return bounds("releases", "must be targets of the form firmware/<name>");
+        }
+        let Strategy::Canary { shares } = &self.strategy;
+        let growing = shares.windows(2).all(|pair| pair[0] < pair[1]);
+        let starts = shares.first().is_some_and(|share| share.get() > 0);
+        if !growing || !starts || shares.last() != Some(&BasisPoints::WHOLE) || shares.len() > WAVES_MAX {
+            return bounds("strategy.shares", "must grow from above 0 to exactly 10000 basis points");
+        }
+        if self.caps.per_rack == 0 || self.caps.total == 0 {
+            return bounds("caps", "must be at least 1, or nothing could ever start");
+        }
+        if self.gate.rollback > self.gate.advance {
+            return bounds("gate", "has a rollback threshold above its advance threshold");
+        }
+        if self.deadlines.attempt_s == 0 || self.deadlines.back_s == 0 {
+            return bounds("deadlines", "must be at least one second");
+        }
+        if self.permit_keys.is_empty() || self.permit_keys.len() > 16 {
+            return bounds("permit_keys", "must name 1 to 16 coordinator keys");
+        }
+        if self.selector.devices.len() > PLAN_DEVICES_MAX
+            || self.selector.paths.len() > 10_000
+            || self.selector.models.len() > 1_000
+        {
+            return bounds("selector", "names more devices, places or models than a campaign may");
+        }
+        Ok(())
+    }
+}
+
+/// The TUF target name of a campaign's manifest.
+#[must_use]
+pub fn campaign_target(id: &CampaignId) -> String {
+    format!("campaigns/{id}.json")
+}
+
+/// One device's place in a plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlannedDevice {
+    /// The device.
+    pub device: DeviceId,
+    /// The node that looks after it.
+    pub node: NodeId,
+    /// The rack whose cap it counts against.
+    pub rack: TopologyPath,
+    /// The release it gets: a target of the manifest's `releases`.
+    pub release: String,
+    /// The version it was seen running.
+    pub from_version: String,
+    /// What it goes back to: a target of the manifest's `previous`, if one matches `from_version`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<String>,
+}
+
+/// A device that matches the selector and is left out, with the reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HeldDevice {
+    /// The device.
+    pub device: DeviceId,
+    /// Why, for a person.
+    pub reason: String,
+}
+
+/// The immutable result of planning: who gets what, in which wave, and a reason for everybody held back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// [`PLAN_SCHEMA`].
+    pub schema: String,
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// The waves, in order.
+    pub waves: Vec<Vec<PlannedDevice>>,
+    /// Who is left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub held: Vec<HeldDevice>,
+}
+
+impl Plan {
+    /// Reads and checks a plan. The caller has compared the bytes with the manifest's `plan_sha256` before.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ManifestError> {
+        let plan: Self =
+            serde_json::from_slice(bytes).map_err(|source| ManifestError::Malformed { what: "plan", source })?;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// The plan's bytes, the same for the same plan: what `plan_sha256` is taken of.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a plan has only names, numbers and lists")
+    }
+
+    /// Every planned device with the number of its wave, counted from 0.
+    pub fn devices(&self) -> impl Iterator<Item = (usize, &PlannedDevice)> {
+        self.waves.iter().enumerate().flat_map(|(number, wave)| wave.iter().map(move |device| (number, device)))
+    }
+
+    /// Checks what the types cannot.
+    pub fn check(&self) -> Result<(), ManifestError> {
+        let bounds =
+            |field, problem: String| Err(ManifestError::Bounds { what: "plan", field, problem });
+        if self.schema != PLAN_SCHEMA {
+            return Err(ManifestError::Schema {
+                what: "plan",
+                found: self.schema.chars().take(80).collect(),
+                expected: PLAN_SCHEMA,
+            });
+        }
+        if self.waves.len() > WAVES_MAX {
+            return bounds("waves", format!("are {}, at most {WAVES_MAX} are allowed", self.waves.len()));
+        }
+        let mut devices: Vec<_> = self.devices().map(|(_, planned)| &planned.device).collect();
+        if devices.len() + self.held.len() > PLAN_DEVICES_MAX {
+            return bounds("waves", format!("name more than {PLAN_DEVICES_MAX} devices"));
+        }
+        if self.held.iter().any(|held| held.reason.len() > REASON_BYTES_MAX) {
+            return bounds("held", format!("has a reason of more than {REASON_BYTES_MAX} bytes"));
+        }
+        devices.sort();
+        if let Some(pair) = devices.windows(2).find(|pair| pair[0] == pair[1]) {
+            return bounds("waves", format!("name the device {} twice", pair[0]));
+        }
+        Ok(())
+    }
+}
+
+impl Artifact {
+    /// Whether the length is one Firmesh moves.
+    #[must_use]
+    pub fn length_is_allowed(&self) -> bool {
+        (1..=ARTIFACT_BYTES_MAX).contains(&self.length)
+    }
+}
+
+/// Text that vendors choose (models, versions): printable, neither empty nor endless.
+fn is_label(text: &str) -> bool {
+    (1..=128).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+/// A target name directly under `folder`, safe as a file name.
+fn is_target(name: &str, folder: &str) -> bool {
+    name.strip_prefix(folder).is_some_and(|rest| {
+        (1..=200).contains(&rest.len())
+            && !rest.starts_with('.')
+            && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'+'))
+    })
+}
+
+/// Whether `name` is a legal name for a release's target: `firmware/<letters, digits, '.', '_', '-', '+'>`.
+#[must_use]
+pub fn is_release_target(name: &str) -> bool {
+    is_target(name, "firmware/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> CampaignManifest {
+        CampaignManifest {
+            schema: MANIFEST_SCHEMA.to_owned(),
+            id: CampaignId::new("spring").unwrap(),
+            sequence: 1,
+            expires: WallTime::from_unix_seconds(2_000_000_000),
+            releases: vec![ReleaseRef { target: "firmware/a.bin".to_owned(), sha256: Sha256::of(b"a") }],
+            previous: Vec::new(),
+            selector: Selector::default(),
+            strategy: Strategy::Canary {
+                shares: [1_000, 5_000, 10_000].map(|share| BasisPoints::new(share).unwrap()).to_vec(),
+            },
+            caps: Caps { per_rack: 1, total: 10 },
+            gate: GateRule {
+                advance: BasisPoints::new(9_900).unwrap(),
+                rollback: BasisPoints::new(9_000).unwrap(),
+                sample_min: 1,
+                soak_s: 0,
+            },
+            deadlines: Deadlines { attempt_s: 600, back_s: 60 },
+            automatic_rollback: true,
+            permit_keys: vec!["00".repeat(32)],
+            plan_sha256: Sha256::of(b"plan"),
+        }
+    }
+
+    #[test]
+    fn a_manifest_survives_its_own_bytes_and_nothing_unknown_slips_in() {
+        let bytes = serde_json::to_vec(&manifest()).unwrap();
+        assert_eq!(CampaignManifest::from_bytes(&bytes).unwrap(), manifest());
+        let mut value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        value["hurry"] = true.into();
+        assert!(CampaignManifest::from_bytes(&serde_json::to_vec(&value).unwrap()).is_err());
+    }
+
+    #[test]
+    fn rules_that_could_never_or_always_start_are_refused() {
+        let refused = |change: fn(&mut CampaignManifest)| {
+            let mut changed = manifest();
+            change(&mut changed);
+            assert!(changed.check().is_err());
+        };
+        refused(|m| m.caps.per_rack = 0);
+        refused(|m| m.strategy = Strategy::Canary { shares: vec![BasisPoints::new(5_000).unwrap()] });
+        refused(|m| m.strategy = Strategy::Canary { shares: vec![BasisPoints::WHOLE, BasisPoints::WHOLE] });
+        refused(|m| m.gate.rollback = BasisPoints::WHOLE);
+        refused(|m| m.permit_keys.clear());
+        refused(|m| m.releases[0].target = "firmware/../../etc/passwd".to_owned());
+        refused(|m| m.releases[0].target = "campaigns/a.json".to_owned());
+        refused(|m| m.schema = "firmesh-campaign/2".to_owned());
+    }
+
+    #[test]
+    fn a_plan_naming_a_device_twice_is_refused() {
+        let planned = PlannedDevice {
+            device: DeviceId::new("d1").unwrap(),
+            node: NodeId::new("n1").unwrap(),
+            rack: "eu/s1/r1".parse().unwrap(),
+            release: "firmware/a.bin".to_owned(),
+            from_version: "1".to_owned(),
+            previous: None,
+        };
+        let plan = Plan {
+            schema: PLAN_SCHEMA.to_owned(),
+            campaign: CampaignId::new("spring").unwrap(),
+            waves: vec![vec![planned.clone()], vec![planned]],
+            held: Vec::new(),
+        };
+        assert!(Plan::from_bytes(&plan.to_bytes()).is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! What nodes and coordinators tell each other in signed envelopes: permits down, reports up, node records sideways.
+//!
+//! Each document travels as the payload of a DSSE envelope with its own payload type, so that a signature made for one
+//! kind can never pass for another. The envelope is verified before any of these is parsed.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ids::{CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    time::WallTime,
+};
+
+/// DSSE payload type of a [`Permit`].
+pub const PERMIT_TYPE: &str = "application/vnd.firmesh.permit.v1+json";
+/// DSSE payload type of an [`AttemptReport`].
+pub const REPORT_TYPE: &str = "application/vnd.firmesh.report.v1+json";
+/// DSSE payload type of a [`NodeRecord`].
+pub const NODE_RECORD_TYPE: &str = "application/vnd.firmesh.node-record.v1+json";
+
+/// What a permit allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PermitKind {
+    /// Install the planned release.
+    Update,
+    /// Go back to the planned previous release.
+    Rollback,
+}
+
+/// The coordinator's signed, expiring word that named devices may start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Permit {
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// SHA-256 of the manifest's bytes: a permit for another edition of the campaign is worth nothing.
+    pub manifest_sha256: Sha256,
+    /// What it allows.
+    pub kind: PermitKind,
+    /// The wave, counted from 0.
+    pub wave: u32,
+    /// Grows with every permit of the campaign: a node acts on each number once.
+    pub sequence: u64,
+    /// When it was issued.
+    pub issued: WallTime,
+    /// No start after this moment.
+    pub expires: WallTime,
+    /// The devices that may start; all of them stand in this wave of the plan.
+    pub devices: Vec<DeviceId>,
+}
+
+/// Where a device stands in its attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AttemptState {
+    /// Planned, not permitted.
+    Pending,
+    /// Permitted, but the node's window is closed.
+    WaitingWindow,
+    /// Permitted, but something the reason names stands in the way.
+    Blocked,
+    /// The image is on its way.
+    Downloading,
+    /// The whole image is being checked.
+    Verifying,
+    /// The image lies on the device, inactive.
+    Staged,
+    /// The device is writing.
+    Installing,
+    /// The device was told to restart.
+    Rebooting,
+    /// The device answers again and is being checked.
+    Validating,
+    /// Ended: the new version was read back and confirmed.
+    Success,
+    /// Ended: the old version still runs.
+    Failed,
+    /// Ended: the previous version was restored and read back.
+    RolledBack,
+    /// Ended: nothing to do.
+    Skipped,
+    /// Ended before it touched the device.
+    Cancelled,
+    /// Ended: a deadline passed while the old version still ran.
+    TimedOut,
+    /// Ended: out of service until a person looks at it.
+    Quarantined,
+}
+
+impl AttemptState {
+    /// Whether the attempt is over.
+    #[must_use]
+    pub fn is_terminal(self) -> bool {
+        matches!(
+            self,
+            Self::Success
+                | Self::Failed
+                | Self::RolledBack
+                | Self::Skipped
+                | Self::Cancelled
+                | Self::TimedOut
+                | Self::Quarantined
+        )
+    }
+
+    /// Whether a gate counts the ended attempt as good.
+    #[must_use]
+    pub fn is_success(self) -> bool {
+        matches!(self, Self::Success | Self::Skipped)
+    }
+
+    /// The state's name, as it stands in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::WaitingWindow => "waiting_window",
+            Self::Blocked => "blocked",
+            Self::Downloading => "downloading",
+            Self::Verifying => "verifying",
+            Self::Staged => "staged",
+            Self::Installing => "installing",
+            Self::Rebooting => "rebooting",
+            Self::Validating => "validating",
+            Self::Success => "success",
+            Self::Failed => "failed",
+            Self::RolledBack => "rolled_back",
+            Self::Skipped => "skipped",
+            Self::Cancelled => "cancelled",
+            Self::TimedOut => "timed_out",
+            Self::Quarantined => "quarantined",
+        }
+    }
+}
+
+impl std::fmt::Display for AttemptState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A node's signed word on one attempt. The latest sequence number of an attempt counts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AttemptReport {
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// The wave, counted from 0.
+    pub wave: u32,
+    /// Update or rollback.
+    pub kind: PermitKind,
+    /// The permit that allowed the start; 0 before one was acted upon.
+    pub permit_sequence: u64,
+    /// The device.
+    pub device: DeviceId,
+    /// The node that reports.
+    pub node: NodeId,
+    /// Grows with every report of the node, over restarts too.
+    pub sequence: u64,
+    /// Where the attempt stands.
+    pub state: AttemptState,
+    /// Why, for a person; empty when the state says it all.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+    /// The version last read back from the device, if it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// When, by the node's clock.
+    pub at: WallTime,
+}
+
+/// What a node last read from one of its devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceFacts {
+    /// The device.
+    pub device: DeviceId,
+    /// Vendor, as the device reports it.
+    pub vendor: String,
+    /// Model, as the device reports it.
+    pub model: String,
+    /// The component Firmesh updates on it.
+    pub component: Component,
+    /// The running version; `None` while the device does not answer.
+    pub version: Option<String>,
+    /// The executor in charge.
+    pub executor: String,
+}
+
+/// How a node can be reached: signed by the node's own key, believed together with its certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeRecord {
+    /// The node.
+    pub node: NodeId,
+    /// Where it stands.
+    pub path: TopologyPath,
+    /// The node's certificate, DER in hexadecimal, issued by the fleet CA.
+    pub certificate: String,
+    /// The data plane's address: `ip:port`, QUIC.
+    pub data_addr: String,
+    /// The control plane's multiaddress, libp2p.
+    pub mesh_addr: String,
+    /// Grows with every edition.
+    pub sequence: u64,
+}

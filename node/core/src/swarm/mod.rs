@@ -1,0 +1,415 @@
+//! The swarm: an image enters each site and each rack about once, and spreads inside from neighbour to neighbour.
+//!
+//! For every piece the members of a group (a site, a rack) are ranked by rendezvous hashing; the first of them that is
+//! alive imports the piece across the group's boundary, everybody else waits for it and takes it inside. The rank does
+//! not depend on the group, so a site's importer is also its own rack's: no boundary is crossed twice. Nobody
+//! coordinates; a silent, stalled or banned member drops out of the ranking and the next one takes over.
+//!
+//! Invariants: a piece is asked for once at a time, except a late one that is hedged once; a banned peer is never asked
+//! again; requests in flight are bounded per source and in all; `Announce` follows only a verified, durable piece.
+
+mod claims;
+mod members;
+mod pick;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use firmesh_protocol::{
+    ids::{ArtifactId, NodeId, TopologyPath},
+    pieces::PieceSet,
+    time::Timestamp,
+};
+use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng as _};
+
+use claims::Claims;
+use members::Members;
+
+/// Names one request of this node; never reused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FetchId(pub u64);
+
+/// Where a piece comes from.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Source {
+    /// Another node.
+    Peer(NodeId),
+    /// The coordinator's store.
+    Origin,
+}
+
+/// Why a request brought nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FetchFailure {
+    /// The bytes did not hash to the root.
+    Corrupt,
+    /// The source announced the piece but does not serve it.
+    NotHeld,
+    /// The source could not be reached, or broke off.
+    Unreachable,
+    /// This node could not store the piece.
+    LocalStore,
+}
+
+/// What the swarm is told.
+#[derive(Debug, Clone)]
+pub enum Input {
+    /// This node wants an artifact and already holds some of it.
+    Want {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The pieces that are verified and durable here.
+        have: PieceSet,
+        /// Higher overtakes lower.
+        priority: u8,
+    },
+    /// This node does not take part in an artifact any more.
+    Forget {
+        /// The artifact.
+        artifact: ArtifactId,
+    },
+    /// The nodes of the fleet, this one included or not: who may be waited for.
+    Roster {
+        /// Where each node stands.
+        members: BTreeMap<NodeId, TopologyPath>,
+    },
+    /// A peer's connection stands.
+    PeerUp {
+        /// The peer.
+        peer: NodeId,
+    },
+    /// A peer's connection is gone.
+    PeerDown {
+        /// The peer.
+        peer: NodeId,
+    },
+    /// A peer said all it holds of an artifact.
+    PeerHolds {
+        /// The peer.
+        peer: NodeId,
+        /// The artifact.
+        artifact: ArtifactId,
+        /// Its pieces.
+        pieces: PieceSet,
+    },
+    /// A peer verified more pieces.
+    PeerGot {
+        /// The peer.
+        peer: NodeId,
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The new pieces.
+        pieces: Vec<u32>,
+    },
+    /// A peer does not hold an artifact any more.
+    PeerDropped {
+        /// The peer.
+        peer: NodeId,
+        /// The artifact.
+        artifact: ArtifactId,
+    },
+    /// A peer broke the protocol in a way the shell saw.
+    PeerMisbehaved {
+        /// The peer.
+        peer: NodeId,
+        /// What it did.
+        reason: &'static str,
+    },
+    /// The origin can, or cannot, be reached.
+    Origin {
+        /// Whether it can.
+        available: bool,
+    },
+    /// A piece arrived, was verified and is durable.
+    Fetched {
+        /// The request.
+        id: FetchId,
+    },
+    /// A request brought nothing.
+    Failed {
+        /// The request.
+        id: FetchId,
+        /// Why.
+        why: FetchFailure,
+    },
+    /// Only time has passed.
+    Tick,
+}
+
+/// What the shell is to do, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Ask for a piece, verify it, make it durable, and say how it went.
+    Fetch {
+        /// The request.
+        id: FetchId,
+        /// Whom to ask.
+        source: Source,
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The piece.
+        piece: u32,
+    },
+    /// Give up on a request; its outcome will be ignored.
+    Cancel {
+        /// The request.
+        id: FetchId,
+    },
+    /// Tell every peer that this node holds the piece.
+    Announce {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The piece.
+        piece: u32,
+    },
+    /// Close a peer's connections, refuse new ones, and report it.
+    Ban {
+        /// The peer.
+        peer: NodeId,
+        /// What it did.
+        reason: &'static str,
+    },
+    /// Every piece of an artifact is verified and durable here.
+    Complete {
+        /// The artifact.
+        artifact: ArtifactId,
+    },
+}
+
+/// Bounds and time spans of the swarm.
+#[derive(Debug, Clone)]
+pub struct Tuning {
+    /// Requests in flight in all.
+    pub in_flight_max: usize,
+    /// Requests in flight to one peer.
+    pub per_peer_max: usize,
+    /// Requests in flight to the origin.
+    pub per_origin_max: usize,
+    /// How long a member that was not heard of yet is waited for, counted from the moment the artifact was wanted.
+    pub join_grace: Duration,
+    /// A member without new pieces for this long, and not complete, is passed over as importer.
+    pub stall_after: Duration,
+    /// The shortest time a request is given.
+    pub request_min: Duration,
+    /// The longest time a request is given.
+    pub request_max: Duration,
+    /// How long a source that failed to answer is left alone.
+    pub backoff: Duration,
+    /// How often a peer may announce a piece and not serve it, before it is banned.
+    pub false_announcements_max: u32,
+}
+
+impl Default for Tuning {
+    fn default() -> Self {
+        Self {
+            in_flight_max: 16,
+            per_peer_max: 4,
+            per_origin_max: 4,
+            join_grace: Duration::from_secs(3),
+            stall_after: Duration::from_secs(5),
+            request_min: Duration::from_secs(3),
+            request_max: Duration::from_secs(30),
+            backoff: Duration::from_secs(2),
+            false_announcements_max: 3,
+        }
+    }
+}
+
+/// One artifact that this node collects and shares.
+#[derive(Debug)]
+struct Transfer {
+    have: PieceSet,
+    priority: u8,
+    wanted_since: Timestamp,
+    complete_told: bool,
+}
+
+/// The swarm core of one node.
+#[derive(Debug)]
+pub struct Swarm {
+    me: NodeId,
+    path: TopologyPath,
+    tuning: Tuning,
+    rng: ChaCha8Rng,
+    transfers: BTreeMap<ArtifactId, Transfer>,
+    members: Members,
+    claims: Claims,
+    weights: BTreeMap<ArtifactId, pick::Weights>,
+    outputs: VecDeque<Output>,
+    wake_at: Option<Timestamp>,
+}
+
+impl Swarm {
+    /// A swarm of one node that stands at `path`. The seed breaks ties; the same seed and inputs give the same outputs.
+    #[must_use]
+    pub fn new(me: NodeId, path: TopologyPath, tuning: Tuning, seed: u64) -> Self {
+        Self {
+            me,
+            path,
+            tuning,
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            transfers: BTreeMap::new(),
+            members: Members::default(),
+            claims: Claims::default(),
+            weights: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            wake_at: None,
+        }
+    }
+
+    /// Takes in one fact.
+    pub fn handle(&mut self, now: Timestamp, input: Input) {
+        match input {
+            Input::Want { artifact, have, priority } => self.want(now, artifact, have, priority),
+            Input::Forget { artifact } => self.forget(artifact),
+            Input::Roster { members } => self.members.set_roster(members, &self.me),
+            Input::PeerUp { peer } => self.members.up(&peer),
+            Input::PeerDown { peer } => self.peer_down(&peer),
+            Input::PeerHolds { peer, artifact, pieces } => self.peer_holds(now, &peer, artifact, pieces),
+            Input::PeerGot { peer, artifact, pieces } => self.members.got(now, &peer, artifact, &pieces),
+            Input::PeerDropped { peer, artifact } => self.members.dropped(&peer, artifact),
+            Input::PeerMisbehaved { peer, reason } => self.ban(&peer, reason),
+            Input::Origin { available } => self.members.set_origin(available),
+            Input::Fetched { id } => self.fetched(now, id),
+            Input::Failed { id, why } => self.failed(now, id, why),
+            Input::Tick => {}
+        }
+        self.expire(now);
+        self.fill(now);
+    }
+
+    /// The next instruction, if there is one.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When to call [`handle`](Self::handle) with [`Input::Tick`] if nothing else happens before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        self.claims.next_deadline().into_iter().chain(self.wake_at).min()
+    }
+
+    /// What this node holds of an artifact it takes part in.
+    #[must_use]
+    pub fn have(&self, artifact: &ArtifactId) -> Option<&PieceSet> {
+        self.transfers.get(artifact).map(|transfer| &transfer.have)
+    }
+
+    /// Every artifact this node takes part in, with what it holds.
+    pub fn holdings(&self) -> impl Iterator<Item = (&ArtifactId, &PieceSet)> {
+        self.transfers.iter().map(|(artifact, transfer)| (artifact, &transfer.have))
+    }
+
+    /// Peers that were banned, with the reason.
+    pub fn banned(&self) -> impl Iterator<Item = (&NodeId, &'static str)> {
+        self.members.banned()
+    }
+
+    /// Where a member of the fleet stands.
+    #[must_use]
+    pub fn path_of(&self, peer: &NodeId) -> Option<&TopologyPath> {
+        self.members.path_of(peer)
+    }
+
+    fn want(&mut self, now: Timestamp, artifact: ArtifactId, have: PieceSet, priority: u8) {
+        self.transfers
+            .entry(artifact)
+            .and_modify(|transfer| transfer.priority = priority)
+            .or_insert(Transfer { have, priority, wanted_since: now, complete_told: false });
+        self.tell_if_complete(artifact);
+    }
+
+    fn forget(&mut self, artifact: ArtifactId) {
+        self.transfers.remove(&artifact);
+        self.weights.remove(&artifact);
+        for id in self.claims.of_artifact(&artifact) {
+            self.cancel(id);
+        }
+    }
+
+    fn peer_down(&mut self, peer: &NodeId) {
+        self.members.down(peer);
+        for id in self.claims.of_source(&Source::Peer(peer.clone())) {
+            self.cancel(id);
+        }
+    }
+
+    fn peer_holds(&mut self, now: Timestamp, peer: &NodeId, artifact: ArtifactId, pieces: PieceSet) {
+        let contradicts =
+            self.transfers.get(&artifact).is_some_and(|transfer| transfer.have.total() != pieces.total());
+        if contradicts {
+            self.ban(peer, "announced another number of pieces than the signed length gives");
+        } else {
+            self.members.holds(now, peer, artifact, pieces);
+        }
+    }
+
+    fn fetched(&mut self, now: Timestamp, id: FetchId) {
+        let Some(claim) = self.claims.finish(id) else { return };
+        self.members.succeeded(&claim.source, now.since(claim.since));
+        for rival in self.claims.of_piece(&claim.artifact, claim.piece) {
+            self.cancel(rival);
+        }
+        let Some(transfer) = self.transfers.get_mut(&claim.artifact) else { return };
+        if transfer.have.insert(claim.piece) {
+            self.outputs.push_back(Output::Announce { artifact: claim.artifact, piece: claim.piece });
+            self.tell_if_complete(claim.artifact);
+        }
+    }
+
+    fn failed(&mut self, now: Timestamp, id: FetchId, why: FetchFailure) {
+        let Some(claim) = self.claims.finish(id) else { return };
+        let retry_at = now + self.tuning.backoff;
+        match (&claim.source, why) {
+            (Source::Peer(peer), FetchFailure::Corrupt) => {
+                let peer = peer.clone();
+                self.ban(&peer, "served bytes that do not hash to the artifact's root");
+            }
+            (Source::Peer(peer), FetchFailure::NotHeld) => {
+                let strikes = self.members.not_held(peer, claim.artifact, claim.piece);
+                if strikes >= self.tuning.false_announcements_max {
+                    let peer = peer.clone();
+                    self.ban(&peer, "announced pieces that it does not hold");
+                }
+            }
+            (_, FetchFailure::LocalStore) => self.members.rest_everything_until(retry_at),
+            (source, _) => self.members.rest_until(source, retry_at),
+        }
+    }
+
+    /// Takes requests back that their source had enough time for, and leaves that source alone for a while.
+    fn expire(&mut self, now: Timestamp) {
+        for id in self.claims.overdue(now) {
+            if let Some(claim) = self.cancel(id) {
+                self.members.rest_until(&claim.source, now + self.tuning.backoff);
+            }
+        }
+    }
+
+    fn cancel(&mut self, id: FetchId) -> Option<claims::Claim> {
+        let claim = self.claims.finish(id);
+        self.outputs.push_back(Output::Cancel { id });
+        claim
+    }
+
+    fn ban(&mut self, peer: &NodeId, reason: &'static str) {
+        if self.members.ban(peer, reason) {
+            for id in self.claims.of_source(&Source::Peer(peer.clone())) {
+                self.cancel(id);
+            }
+            self.outputs.push_back(Output::Ban { peer: peer.clone(), reason });
+        }
+    }
+
+    fn tell_if_complete(&mut self, artifact: ArtifactId) {
+        let Some(transfer) = self.transfers.get_mut(&artifact) else { return };
+        if transfer.have.is_full() && !transfer.complete_told {
+            transfer.complete_told = true;
+            self.outputs.push_back(Output::Complete { artifact });
+        }
+    }
+}

@@ -1,0 +1,290 @@
+//! A site in virtual time: every node runs the real core, links take a fixed time per piece, and the test counts what
+//! crosses racks.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet, BinaryHeap},
+    time::Duration,
+};
+
+use firmesh_protocol::{
+    ids::{ArtifactId, NodeId, TopologyPath},
+    pieces::PieceSet,
+    time::Timestamp,
+};
+use proptest::prelude::*;
+
+use super::*;
+
+const PIECE_TIME: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    Honest,
+    Corrupt,
+    /// Announces everything, serves nothing.
+    Liar,
+    /// Takes part, and never asks or answers.
+    Silent,
+    Dead,
+}
+
+struct Site {
+    now: Timestamp,
+    nodes: Vec<(NodeId, TopologyPath, Manner, Swarm)>,
+    artifact: ArtifactId,
+    pieces: u32,
+    origin: bool,
+    origin_pieces: u32,
+    crossed_racks: u32,
+    /// (due, serial) -> (node, request, source, piece).
+    in_flight: BinaryHeap<Reverse<(Timestamp, u64, usize, u64, u32)>>,
+    sources: BTreeMap<(usize, u64), Source>,
+    cancelled: BTreeSet<(usize, u64)>,
+    serial: u64,
+}
+
+impl Site {
+    fn new(racks: usize, per_rack: usize, pieces: u32) -> Self {
+        let tuning = Tuning::default();
+        let nodes: Vec<_> = (0..racks * per_rack)
+            .map(|at| {
+                let id = NodeId::new(format!("n{at}")).unwrap();
+                let path: TopologyPath = format!("eu/s1/r{}/n{at}", at / per_rack).parse().unwrap();
+                let swarm = Swarm::new(id.clone(), path.clone(), tuning.clone(), at as u64);
+                (id, path, Manner::Honest, swarm)
+            })
+            .collect();
+        Self {
+            now: Timestamp::default(),
+            nodes,
+            artifact: ArtifactId::of(b"image"),
+            pieces,
+            origin: true,
+            origin_pieces: 0,
+            crossed_racks: 0,
+            in_flight: BinaryHeap::new(),
+            sources: BTreeMap::new(),
+            cancelled: BTreeSet::new(),
+            serial: 0,
+        }
+    }
+
+    /// Everybody meets everybody and wants the image; nodes in `seeds` have it already.
+    fn start(&mut self, seeds: &[usize]) {
+        let roster: BTreeMap<_, _> =
+            self.nodes.iter().map(|(id, path, _, _)| (id.clone(), path.clone())).collect();
+        for at in 0..self.nodes.len() {
+            self.tell(at, Input::Roster { members: roster.clone() });
+            self.tell(at, Input::Origin { available: self.origin });
+        }
+        for at in 0..self.nodes.len() {
+            if self.nodes[at].2 == Manner::Dead {
+                continue;
+            }
+            let full = seeds.contains(&at) || self.nodes[at].2 == Manner::Liar;
+            let have = if full { PieceSet::full(self.pieces) } else { PieceSet::empty(self.pieces) };
+            for other in 0..self.nodes.len() {
+                if other != at && self.nodes[other].2 != Manner::Dead {
+                    let me = self.nodes[at].0.clone();
+                    self.tell(other, Input::PeerUp { peer: me.clone() });
+                    let artifact = self.artifact;
+                    self.tell(other, Input::PeerHolds { peer: me, artifact, pieces: have.clone() });
+                }
+            }
+        }
+        for at in 0..self.nodes.len() {
+            let have = PieceSet::full(self.pieces);
+            let have = if seeds.contains(&at) { have } else { PieceSet::empty(self.pieces) };
+            self.tell(at, Input::Want { artifact: self.artifact, have, priority: 1 });
+        }
+    }
+
+    fn tell(&mut self, at: usize, input: Input) {
+        if matches!(self.nodes[at].2, Manner::Dead | Manner::Silent) {
+            return;
+        }
+        self.nodes[at].3.handle(self.now, input);
+        while let Some(output) = self.nodes[at].3.poll() {
+            self.carry_out(at, output);
+        }
+    }
+
+    fn carry_out(&mut self, at: usize, output: Output) {
+        match output {
+            Output::Fetch { id, source, piece, .. } => {
+                self.serial += 1;
+                self.in_flight.push(Reverse((self.now + PIECE_TIME, self.serial, at, id.0, piece)));
+                self.sources.insert((at, id.0), source);
+            }
+            Output::Cancel { id } => {
+                self.cancelled.insert((at, id.0));
+            }
+            Output::Announce { artifact, piece } => {
+                let peer = self.nodes[at].0.clone();
+                for other in (0..self.nodes.len()).filter(|other| *other != at) {
+                    self.tell(other, Input::PeerGot { peer: peer.clone(), artifact, pieces: vec![piece] });
+                }
+            }
+            Output::Ban { .. } | Output::Complete { .. } => {}
+        }
+    }
+
+    /// Runs until every honest node is complete or the time is over; answers whether they all are.
+    fn run(&mut self, limit: Duration) -> bool {
+        let end = Timestamp::after_start(limit);
+        while self.now < end && !self.all_complete() {
+            let delivery = self.in_flight.peek().map(|Reverse((due, ..))| *due);
+            let tick = (0..self.nodes.len())
+                .filter(|at| self.nodes[*at].2 != Manner::Dead)
+                .filter_map(|at| self.nodes[at].3.deadline())
+                .min();
+            let Some(next) = delivery.into_iter().chain(tick).min() else { break };
+            self.now = next.max(self.now);
+            while self.in_flight.peek().is_some_and(|Reverse((due, ..))| *due <= self.now) {
+                let Some(Reverse((_, _, at, id, piece))) = self.in_flight.pop() else { break };
+                self.deliver(at, id, piece);
+            }
+            for at in 0..self.nodes.len() {
+                if self.nodes[at].3.deadline().is_some_and(|due| due <= self.now) {
+                    self.tell(at, Input::Tick);
+                }
+            }
+        }
+        self.all_complete()
+    }
+
+    fn deliver(&mut self, at: usize, id: u64, piece: u32) {
+        let source = self.sources.remove(&(at, id)).expect("every request has a source");
+        if self.cancelled.contains(&(at, id)) {
+            return;
+        }
+        let why = match &source {
+            Source::Origin if !self.origin => Some(FetchFailure::Unreachable),
+            Source::Origin => {
+                self.origin_pieces += 1;
+                None
+            }
+            Source::Peer(peer) => {
+                let from = self.nodes.iter().position(|(id, ..)| id == peer).expect("sources are members");
+                let serves = self.nodes[from].3.have(&self.artifact).is_some_and(|have| have.contains(piece));
+                self.crossed_racks += u32::from(self.nodes[from].1.parent() != self.nodes[at].1.parent());
+                match self.nodes[from].2 {
+                    Manner::Honest => (!serves).then_some(FetchFailure::NotHeld),
+                    Manner::Corrupt => Some(FetchFailure::Corrupt),
+                    Manner::Liar => Some(FetchFailure::NotHeld),
+                    Manner::Silent => return,
+                    Manner::Dead => Some(FetchFailure::Unreachable),
+                }
+            }
+        };
+        let id = FetchId(id);
+        self.tell(at, why.map_or(Input::Fetched { id }, |why| Input::Failed { id, why }));
+    }
+
+    fn all_complete(&self) -> bool {
+        self.nodes
+            .iter()
+            .filter(|(_, _, manner, _)| *manner == Manner::Honest)
+            .all(|(_, _, _, swarm)| swarm.have(&self.artifact).is_some_and(PieceSet::is_full))
+    }
+}
+
+#[test]
+fn the_image_leaves_the_origin_once_and_enters_each_rack_once() {
+    let mut site = Site::new(3, 4, 64);
+    site.start(&[]);
+    assert!(site.run(Duration::from_secs(60)));
+    assert_eq!(site.origin_pieces, 64);
+    assert_eq!(site.crossed_racks, 2 * 64);
+}
+
+#[test]
+fn without_an_origin_one_copy_in_the_mesh_is_enough() {
+    let mut site = Site::new(3, 4, 64);
+    site.origin = false;
+    site.start(&[5]);
+    assert!(site.run(Duration::from_secs(60)));
+    assert_eq!(site.crossed_racks, 2 * 64);
+}
+
+#[test]
+fn members_that_never_show_up_are_waited_for_only_so_long() {
+    let mut site = Site::new(2, 4, 32);
+    for dead in [0, 1, 4] {
+        site.nodes[dead].2 = Manner::Dead;
+    }
+    site.start(&[]);
+    assert!(site.run(Duration::from_secs(60)));
+    assert_eq!(site.origin_pieces, 32);
+}
+
+/// A peer that goes quiet mid-transfer must not keep its share of the pieces to itself.
+#[test]
+fn silent_importer_loses_its_rank_and_the_site_completes() {
+    let mut site = Site::new(2, 3, 32);
+    site.nodes[1].2 = Manner::Silent;
+    site.start(&[]);
+    assert!(site.run(Duration::from_secs(60)));
+}
+
+#[test]
+fn a_peer_that_serves_corrupt_bytes_is_banned_and_the_image_completes() {
+    let mut site = Site::new(2, 3, 32);
+    site.nodes[2].2 = Manner::Corrupt;
+    site.start(&[2]);
+    assert!(site.run(Duration::from_secs(60)));
+    let bans: Vec<_> = site.nodes.iter().flat_map(|(_, _, _, swarm)| swarm.banned()).collect();
+    assert!(!bans.is_empty());
+    assert!(bans.iter().all(|(peer, reason)| *peer == &site.nodes[2].0 && reason.contains("do not hash")));
+}
+
+#[test]
+fn a_peer_that_announces_what_it_does_not_hold_is_banned_and_the_image_completes() {
+    let mut site = Site::new(2, 3, 32);
+    site.nodes[4].2 = Manner::Liar;
+    site.start(&[]);
+    assert!(site.run(Duration::from_secs(60)));
+    let bans: Vec<_> = site.nodes.iter().flat_map(|(_, _, _, swarm)| swarm.banned()).collect();
+    assert!(bans.iter().any(|(peer, reason)| *peer == &site.nodes[4].0 && reason.contains("does not hold")));
+    assert!(bans.iter().all(|(peer, _)| *peer == &site.nodes[4].0));
+}
+
+#[test]
+fn what_is_held_already_is_never_asked_for() {
+    let mut site = Site::new(1, 2, 8);
+    site.start(&[]);
+    let mut have = PieceSet::empty(8);
+    (0..7).for_each(|piece| assert!(have.insert(piece)));
+    let mut swarm = Swarm::new(site.nodes[0].0.clone(), site.nodes[0].1.clone(), Tuning::default(), 1);
+    swarm.handle(Timestamp::default(), Input::Origin { available: true });
+    swarm.handle(Timestamp::default(), Input::Want { artifact: site.artifact, have, priority: 1 });
+    let asked: Vec<_> = std::iter::from_fn(|| swarm.poll()).collect();
+    assert!(matches!(asked[..], [Output::Fetch { piece: 7, .. }]), "{asked:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever a minority does, the honest nodes complete, nobody bans an honest one, and the same run repeats itself.
+    #[test]
+    fn honest_nodes_complete_among_any_minority(manners in prop::collection::vec(0..5_u8, 9), pieces in 1_u32..40) {
+        let run = || {
+            let mut site = Site::new(3, 3, pieces);
+            for (at, manner) in manners.iter().enumerate().filter(|(at, _)| at % 3 == 1) {
+                site.nodes[at].2 =
+                    [Manner::Honest, Manner::Corrupt, Manner::Liar, Manner::Silent, Manner::Dead][*manner as usize];
+            }
+            site.start(&[]);
+            let complete = site.run(Duration::from_secs(300));
+            let banned: BTreeSet<_> =
+                site.nodes.iter().flat_map(|(_, _, _, swarm)| swarm.banned().map(|(id, _)| id.clone())).collect();
+            let honest_banned =
+                site.nodes.iter().any(|(id, _, manner, _)| *manner == Manner::Honest && banned.contains(id));
+            (complete, honest_banned, site.now, site.origin_pieces, site.crossed_racks)
+        };
+        let outcome = run();
+        prop_assert!(outcome.0 && !outcome.1, "{outcome:?}");
+        prop_assert_eq!(run(), outcome);
+    }
+}

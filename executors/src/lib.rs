@@ -1,1 +1,22 @@
-//! placeholder
+//! Executors: what acts on devices. One loop for all kinds of device, one backend for each.
+//!
+//! The loop observes, asks the attempt machine of `firmesh-executors-core` for the next single step, journals the intent,
+//! acts and reads back. Backends carry out one act per call and decide nothing.
+
+pub mod ab_slot;
+mod backend;
+mod config;
+mod image;
+mod journal;
+pub mod redfish;
+mod runner;
+
+pub use backend::{Backend, BuildError, DeviceBackend, build};
+pub use config::{
+    AbSlotConfig, AbSlotSettings, DeviceConfig, DeviceConfigError, DeviceSettings, ExecutorConfig, ExecutorSettings,
+    RedfishConfig, RedfishSettings, Secret, UpdateMethod,
+};
+pub use firmesh_executors_core::{ActError, AttemptRecord, Goal, Image, Observed, Outcome, Rung, Seen, Slot};
+pub use image::{ImageError, ImageReader, ImageSource};
+pub use journal::{Journal, JournalError, MemoryJournal};
+pub use runner::{Ended, News, RunError, Start, run_attempt};

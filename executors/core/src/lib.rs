@@ -1,1 +1,24 @@
-//! placeholder
+//! The attempt machine: one device going through one campaign step, as a function of facts and time.
+//!
+//! Pure: no clock, file, socket or thread. A shell observes the device, hands the facts to [`Attempt`], and carries out
+//! the single next step it answers with. The device's own state, read back, decides; a task's word never does.
+//!
+//! Invariants: nothing is written before the preflight passed; the running and the saved slot are never written; every
+//! act is journalled before it is asked for; every attempt ends in a terminal state within its deadline.
+
+mod attempt;
+mod boot;
+mod env_block;
+mod goal;
+mod observed;
+mod preflight;
+mod record;
+mod step;
+
+pub use attempt::Attempt;
+pub use boot::{Boot, BootEnv, BootEnvError, Slot, SlotContent, boot};
+pub use env_block::{ENV_BLOCK_BYTES, EnvBlock, EnvBlockError};
+pub use goal::{Goal, Image};
+pub use observed::{Observed, Seen, SlotsSeen, Staged, TaskSeen, TaskState};
+pub use record::{AttemptRecord, RecordError};
+pub use step::{ActError, Input, Outcome, Output, Report, Rung, Step};

@@ -1,0 +1,500 @@
+//! The decisions: what one look at the device means in each phase.
+
+use firmesh_protocol::{
+    report::{AttemptState, PermitKind},
+    time::Timestamp,
+};
+
+use super::{Attempt, LastAct};
+use crate::{
+    observed::{Seen, Staged, TaskState},
+    preflight,
+    record::{Phase, Why},
+    step::{Rung, Step},
+};
+
+/// How often an act is tried before its failure stands: once for a hiccup, once for a device that was busy.
+const TRIES_MAX: u8 = 3;
+
+impl Attempt {
+    pub(super) fn decide(&mut self, now: Timestamp) {
+        let over = now >= self.phase_ends;
+        let Some(seen) = self.seen.clone().filter(|seen| seen.ready) else {
+            return self.decide_unseen(now, over);
+        };
+        match self.record.phase.clone() {
+            Phase::Looking => self.looking(now, &seen, over, true),
+            Phase::Clearing => self.looking(now, &seen, over, false),
+            Phase::Staging { .. } | Phase::Watching | Phase::Activating { .. } if self.runs_goal(&seen) => {
+                self.enter(now, self.resetting(Why::Start), AttemptState::Validating);
+            }
+            Phase::Staging { tries } => self.staging(now, &seen, tries),
+            Phase::Watching => self.watching(now, &seen, over),
+            Phase::Activating { tries } => self.activating(now, &seen, tries),
+            Phase::Resetting { rung, why } => self.resetted(now, &seen, rung, why, over),
+            Phase::Confirming { tries } => self.confirming(now, &seen, tries),
+            Phase::Aborting { state, reason } => self.aborting(now, &seen, state, reason, over),
+            Phase::Ended { .. } => {}
+        }
+    }
+
+    /// The attempt's deadline passed; the last look decides between "old version still runs" and "nobody knows".
+    pub(super) fn out_of_time(&mut self, now: Timestamp) {
+        let limit = self.record.goal.deadlines.attempt_s;
+        let doing = match &self.record.phase {
+            Phase::Looking | Phase::Clearing => "before anything was written",
+            Phase::Staging { .. } => "while the image was brought onto the device",
+            Phase::Watching => "while the device was installing",
+            Phase::Activating { .. } => "while the image was being armed",
+            Phase::Resetting { .. } => "while the device was restarting",
+            Phase::Confirming { .. } => "while the new image was being confirmed",
+            Phase::Aborting { reason, .. } => reason.as_str(),
+            Phase::Ended { .. } => return,
+        };
+        let condition = match &self.seen {
+            Some(seen) if !seen.ready => "the device answers but has not finished starting".to_owned(),
+            Some(seen) => format!(
+                "the device answers and runs {}",
+                seen.version.as_deref().unwrap_or("an unknown version")
+            ),
+            None => format!("the device does not answer: {}", self.silence),
+        };
+        let reason = format!("the attempt's {limit} s passed {doing}; {condition}");
+        let untouched = self.record.phase == Phase::Looking;
+        let state = if untouched || self.old_version_is_safe() {
+            AttemptState::TimedOut
+        } else {
+            AttemptState::Quarantined
+        };
+        self.end(now, state, reason);
+    }
+
+    /// Whether the old version runs and nothing is left behind that could change that.
+    fn old_version_is_safe(&self) -> bool {
+        let may_hide_an_image = !matches!(self.record.phase, Phase::Clearing | Phase::Staging { .. });
+        self.seen.as_ref().is_some_and(|seen| {
+            seen.ready
+                && seen.version == self.record.from
+                && seen.version.is_some()
+                && !seen.on_trial()
+                && !seen.task_is_active()
+                && match seen.staged {
+                    Staged::Hidden => !may_hide_an_image,
+                    Staged::Nothing => true,
+                    Staged::Image { armed, .. } => !armed,
+                }
+        })
+    }
+
+    fn decide_unseen(&mut self, now: Timestamp, over: bool) {
+        self.answers = (0, None);
+        if !over {
+            return;
+        }
+        match self.record.phase.clone() {
+            Phase::Looking => {
+                let limit = self.record.goal.deadlines.back_s;
+                let reason = format!(
+                    "the device did not answer for {limit} s, nothing was written: {}",
+                    self.silence
+                );
+                self.end(now, AttemptState::TimedOut, reason);
+            }
+            Phase::Resetting { rung, why } => self.climb(now, rung, why),
+            Phase::Confirming { .. } => {
+                let reason = "the new image fell silent before it was confirmed".to_owned();
+                self.reset(now, None, Why::FallBack { reason });
+            }
+            // Flashing devices fall silent; the attempt's own deadline is the bound.
+            _ => {}
+        }
+    }
+
+    fn looking(&mut self, now: Timestamp, seen: &Seen, over: bool, may_clear: bool) {
+        if let Err(reason) = preflight::check(&self.record.goal, seen) {
+            return self.end(now, AttemptState::Failed, reason);
+        }
+        let (at_goal, armed) = (
+            self.runs_goal(seen),
+            matches!(seen.staged, Staged::Image { armed: true, .. }),
+        );
+        if at_goal && seen.on_trial() {
+            return self.enter(now, self.resetting(Why::Start), AttemptState::Validating);
+        }
+        if seen.task_is_active() {
+            if over {
+                let reason = "the device was busy with another update, nothing was written".to_owned();
+                self.end(now, AttemptState::TimedOut, reason);
+            }
+            return;
+        }
+        if seen.on_trial() || (at_goal && armed) {
+            self.clear(now, seen, over, may_clear);
+        } else if at_goal {
+            let already = format!("the device already runs {}", self.record.goal.version());
+            match self.record.goal.kind {
+                PermitKind::Update => self.end(now, AttemptState::Skipped, already),
+                PermitKind::Rollback => self.end(now, AttemptState::RolledBack, already),
+            }
+        } else {
+            self.record.from.clone_from(&seen.version);
+            self.record.boot_before.clone_from(&seen.boot_id);
+            if self.holds_goal(seen) {
+                self.activate(now, seen, 1)
+            } else {
+                self.stage(now, seen, 1)
+            }
+        }
+    }
+
+    /// Ends somebody's trial, or disarms their image, once; then the device is looked at afresh.
+    fn clear(&mut self, now: Timestamp, seen: &Seen, over: bool, may_clear: bool) {
+        let rung = seen.resets.first().copied().unwrap_or(Rung::Warm);
+        if may_clear {
+            let step = if seen.on_trial() {
+                Step::Reset(rung)
+            } else {
+                Step::Abort { task: None }
+            };
+            let state = if seen.on_trial() {
+                AttemptState::Rebooting
+            } else {
+                AttemptState::Installing
+            };
+            self.act(now, Phase::Clearing, state, step);
+        } else if over {
+            let reason = "an earlier image is armed or on trial and could not be cleared away".to_owned();
+            self.end(now, AttemptState::Quarantined, reason);
+        }
+    }
+
+    fn stage(&mut self, now: Timestamp, seen: &Seen, tries: u8) {
+        assert!(!seen.on_trial(), "a slot would be written during a trial");
+        let slot = seen.slots.map(|slots| slots.running.other());
+        let step = Step::Stage {
+            image: Box::new(self.record.goal.image.clone()),
+            slot,
+        };
+        self.record.task = None;
+        self.act(now, Phase::Staging { tries }, AttemptState::Installing, step);
+    }
+
+    fn staging(&mut self, now: Timestamp, seen: &Seen, tries: u8) {
+        if seen.on_trial() {
+            let reason = "the device restarted into an unconfirmed trial while the image was being staged".to_owned();
+            return self.end(now, AttemptState::Quarantined, reason);
+        }
+        if self.holds_goal(seen) {
+            return self.activate(now, seen, 1);
+        }
+        if seen.task.is_some() {
+            self.enter(now, Phase::Watching, AttemptState::Installing);
+            return self.watching(now, seen, false);
+        }
+        match self.last_act.clone() {
+            LastAct::Done if seen.staged == Staged::Hidden => self.start(now, seen),
+            LastAct::Done => self.fail(
+                now,
+                seen,
+                "the image was written, but the device does not show it".to_owned(),
+            ),
+            LastAct::Failed(error) if !error.retry => self.fail(now, seen, format!("staging failed: {error}")),
+            LastAct::Failed(error) if tries >= TRIES_MAX => {
+                self.fail(now, seen, format!("staging failed {tries} times: {error}"));
+            }
+            LastAct::Unknown if tries >= TRIES_MAX => {
+                self.fail(now, seen, format!("staging was cut short {tries} times"));
+            }
+            LastAct::Failed(_) | LastAct::Unknown => self.stage(now, seen, tries + 1),
+        }
+    }
+
+    fn watching(&mut self, now: Timestamp, seen: &Seen, over: bool) {
+        let task = seen.task.as_ref();
+        match task.map_or(TaskState::Gone, |task| task.state) {
+            TaskState::Active if over => {
+                let percent = task.and_then(|task| task.percent);
+                let at = percent.map_or_else(String::new, |percent| format!(" at {percent} %"));
+                let reason = format!("the device's update task stalled{at}");
+                let (state, step) = (
+                    AttemptState::TimedOut,
+                    Step::Abort {
+                        task: self.record.task.clone(),
+                    },
+                );
+                self.act(now, Phase::Aborting { state, reason }, AttemptState::Installing, step);
+            }
+            TaskState::Active => {}
+            TaskState::Failed => {
+                let message = task.map_or("", |task| task.message.as_str());
+                self.fail(now, seen, format!("the device's update task failed: {message}"));
+            }
+            TaskState::Completed | TaskState::Gone if self.holds_goal(seen) => self.activate(now, seen, 1),
+            TaskState::Completed | TaskState::Gone if seen.staged == Staged::Hidden => self.start(now, seen),
+            TaskState::Completed | TaskState::Gone => {
+                self.fail(
+                    now,
+                    seen,
+                    "the update task ended, but the device does not show the image".to_owned(),
+                );
+            }
+        }
+    }
+
+    fn activate(&mut self, now: Timestamp, seen: &Seen, tries: u8) {
+        if matches!(seen.staged, Staged::Image { armed: true, .. }) {
+            return self.start(now, seen);
+        }
+        let slot = seen.slots.map(|slots| slots.running.other());
+        self.act(
+            now,
+            Phase::Activating { tries },
+            AttemptState::Staged,
+            Step::Activate { slot },
+        );
+    }
+
+    fn activating(&mut self, now: Timestamp, seen: &Seen, tries: u8) {
+        if !self.holds_goal(seen) || seen.on_trial() {
+            let reason = "the staged image was no longer there when it was to be armed".to_owned();
+            return self.fail(now, seen, reason);
+        }
+        match &self.last_act {
+            _ if matches!(seen.staged, Staged::Image { armed: true, .. }) => self.start(now, seen),
+            LastAct::Failed(error) if !error.retry || tries >= TRIES_MAX => {
+                self.fail(now, seen, format!("the image could not be armed: {error}"));
+            }
+            _ if tries >= TRIES_MAX => self.fail(now, seen, format!("the image was not armed after {tries} tries")),
+            _ => self.activate(now, seen, tries + 1),
+        }
+    }
+
+    /// Restarts the device into the staged image.
+    fn start(&mut self, now: Timestamp, seen: &Seen) {
+        self.report(AttemptState::Staged);
+        self.reset(now, Some(seen), Why::Start);
+    }
+
+    fn reset(&mut self, now: Timestamp, seen: Option<&Seen>, why: Why) {
+        if let Some(seen) = seen {
+            self.record.boot_before.clone_from(&seen.boot_id);
+        }
+        // A stalled task lives in the management controller; resetting the host under it would be no kindness.
+        let rung = if matches!(why, Why::EndTask { .. }) {
+            Rung::Bmc
+        } else {
+            self.first_rung()
+        };
+        self.act(
+            now,
+            Phase::Resetting { rung, why },
+            AttemptState::Rebooting,
+            Step::Reset(rung),
+        );
+    }
+
+    /// A reset did not do what it was for in time: the next stronger one, or the end.
+    fn climb(&mut self, now: Timestamp, rung: Rung, why: Why) {
+        let again = (self.last_act == LastAct::Unknown).then_some(rung);
+        let stronger = self.record.resets.iter().copied().find(|&next| next > rung);
+        if let Some(next) = again.or(stronger) {
+            return self.act(
+                now,
+                Phase::Resetting { rung: next, why },
+                AttemptState::Rebooting,
+                Step::Reset(next),
+            );
+        }
+        let limit = self.record.goal.deadlines.back_s;
+        let Some(seen) = self.seen.clone().filter(|seen| seen.ready) else {
+            let starting = if self.seen.is_some() {
+                "it has not finished starting"
+            } else {
+                self.silence.as_str()
+            };
+            let reason = format!("the device did not come back within {limit} s of its last reset: {starting}");
+            return self.end(now, AttemptState::Quarantined, reason);
+        };
+        match why {
+            Why::Start => self.came_back_wrong(now, &seen, "every reset the device offers"),
+            Why::FallBack { reason } => {
+                let reason = format!("{reason}; the device did not return to its saved image");
+                self.end(now, AttemptState::Quarantined, reason);
+            }
+            Why::EndTask { reason } => {
+                let reason = format!("{reason}; resets did not end it");
+                self.end(now, AttemptState::Quarantined, reason);
+            }
+        }
+    }
+
+    fn resetted(&mut self, now: Timestamp, seen: &Seen, rung: Rung, why: Why, over: bool) {
+        let told_apart = seen.boot_id.is_some() && self.record.boot_before.is_some();
+        let restarted = told_apart && seen.boot_id != self.record.boot_before;
+        let is_from = seen.version.is_some() && seen.version == self.record.from;
+        match &why {
+            Why::Start if self.runs_goal(seen) => {
+                self.report(AttemptState::Validating);
+                if self.good_answer(seen) {
+                    return if seen.on_trial() {
+                        self.confirm(now, 1)
+                    } else {
+                        self.succeed(now)
+                    };
+                }
+            }
+            Why::Start if seen.on_trial() && (restarted || !told_apart) => {
+                let version = seen.version.as_deref().unwrap_or("nothing it can name");
+                let reason = format!(
+                    "the trial slot runs {version} instead of {}",
+                    self.record.goal.version()
+                );
+                return self.reset(now, Some(seen), Why::FallBack { reason });
+            }
+            Why::Start if restarted => {
+                if self.good_answer(seen) {
+                    return self.came_back_wrong(now, seen, "its reset");
+                }
+            }
+            Why::FallBack { reason } if !seen.on_trial() && is_from => {
+                if self.good_answer(seen) {
+                    return self.end(now, AttemptState::RolledBack, reason.clone());
+                }
+            }
+            Why::EndTask { reason } if !seen.task_is_active() && is_from => {
+                if self.good_answer(seen) {
+                    return self.end(now, AttemptState::TimedOut, reason.clone());
+                }
+            }
+            _ => self.answers = (0, None),
+        }
+        if over {
+            self.climb(now, rung, why);
+        }
+    }
+
+    /// The device answers after its reset, but not with the goal's version.
+    fn came_back_wrong(&mut self, now: Timestamp, seen: &Seen, after: &str) {
+        let (version, from) = (seen.version.as_deref(), self.record.from.as_deref());
+        let claim = match &seen.task {
+            Some(task) if task.state == TaskState::Completed => "the update task says it completed, yet ",
+            _ => "",
+        };
+        let runs = version.unwrap_or("an unknown version");
+        let reason = format!(
+            "{claim}the device runs {runs} after {after}, not {}",
+            self.record.goal.version()
+        );
+        if version.is_some() && version == from && !seen.on_trial() {
+            self.fail(now, seen, reason);
+        } else {
+            self.end(now, AttemptState::Quarantined, reason);
+        }
+    }
+
+    fn confirm(&mut self, now: Timestamp, tries: u8) {
+        self.act(
+            now,
+            Phase::Confirming { tries },
+            AttemptState::Validating,
+            Step::Confirm,
+        );
+    }
+
+    fn confirming(&mut self, now: Timestamp, seen: &Seen, tries: u8) {
+        match (self.runs_goal(seen), seen.on_trial()) {
+            (true, false) => self.succeed(now),
+            (true, true) if tries < TRIES_MAX => self.confirm(now, tries + 1),
+            (_, true) => {
+                let reason = "the new image could not be confirmed".to_owned();
+                self.reset(now, Some(seen), Why::FallBack { reason });
+            }
+            (false, false) => self.came_back_wrong(now, seen, "a restart before it was confirmed"),
+        }
+    }
+
+    fn aborting(&mut self, now: Timestamp, seen: &Seen, state: AttemptState, reason: String, over: bool) {
+        let refused = matches!(&self.last_act, LastAct::Failed(error) if !error.retry);
+        let armed = matches!(seen.staged, Staged::Image { armed: true, .. });
+        if self.runs_goal(seen) {
+            self.enter(now, self.resetting(Why::Start), AttemptState::Validating);
+        } else if !seen.task_is_active() && !armed {
+            let state = if seen.version == self.record.from {
+                state
+            } else {
+                AttemptState::Quarantined
+            };
+            self.end(now, state, reason);
+        } else if !(over || refused) {
+            // The device is given its time to let go.
+        } else if seen.task_is_active() {
+            self.reset(now, Some(seen), Why::EndTask { reason });
+        } else {
+            self.end(
+                now,
+                AttemptState::Quarantined,
+                format!("{reason}; the image could not be disarmed"),
+            );
+        }
+    }
+
+    /// The old version still runs and the new one will not be tried; an armed image is disarmed first.
+    fn fail(&mut self, now: Timestamp, seen: &Seen, reason: String) {
+        let state = AttemptState::Failed;
+        if matches!(seen.staged, Staged::Image { armed: true, .. }) {
+            self.act(
+                now,
+                Phase::Aborting { state, reason },
+                AttemptState::Installing,
+                Step::Abort { task: None },
+            );
+        } else if seen.on_trial() || seen.version != self.record.from {
+            let runs = seen.version.as_deref().unwrap_or("an unknown version");
+            self.end(
+                now,
+                AttemptState::Quarantined,
+                format!("{reason}; the device runs {runs}"),
+            );
+        } else {
+            self.end(now, state, reason);
+        }
+    }
+
+    fn succeed(&mut self, now: Timestamp) {
+        let state = match self.record.goal.kind {
+            PermitKind::Update => AttemptState::Success,
+            PermitKind::Rollback => AttemptState::RolledBack,
+        };
+        self.end(now, state, String::new());
+    }
+
+    /// Counts an answer; whether there have been enough in a row with one version.
+    fn good_answer(&mut self, seen: &Seen) -> bool {
+        let so_far = if self.answers.1 == seen.version {
+            self.answers.0
+        } else {
+            0
+        };
+        self.answers = (so_far + 1, seen.version.clone());
+        self.answers.0 >= self.record.goal.answers_min
+    }
+
+    fn resetting(&self, why: Why) -> Phase {
+        Phase::Resetting {
+            rung: self.first_rung(),
+            why,
+        }
+    }
+
+    fn first_rung(&self) -> Rung {
+        self.record.resets.first().copied().unwrap_or(Rung::Warm)
+    }
+
+    fn runs_goal(&self, seen: &Seen) -> bool {
+        seen.version.as_deref() == Some(self.record.goal.version())
+    }
+
+    fn holds_goal(&self, seen: &Seen) -> bool {
+        matches!(&seen.staged, Staged::Image { sha256, .. } if *sha256 == self.record.goal.image.artifact.sha256)
+    }
+}

@@ -1,0 +1,65 @@
+//! What an attempt is to reach.
+
+use std::time::Duration;
+
+use firmesh_protocol::{
+    ids::{CampaignId, DeviceId},
+    manifest::{Deadlines, Release},
+    report::PermitKind,
+};
+use serde::{Deserialize, Serialize};
+
+/// The image an attempt installs: a verified release.
+pub type Image = Release;
+
+/// One device, one image, one permit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Goal {
+    /// The device.
+    pub device: DeviceId,
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// The wave, counted from 0.
+    pub wave: u32,
+    /// Update, or back to the previous release.
+    pub kind: PermitKind,
+    /// The permit that allowed the start; passed through to the reports.
+    pub permit_sequence: u64,
+    /// What to install: the planned release, or for a rollback the previous one.
+    pub image: Image,
+    /// The highest security epoch the device is known to have reached; an update below it is refused.
+    pub security_epoch_min: u32,
+    /// The campaign's time limits.
+    pub deadlines: Deadlines,
+    /// Good answers in a row that count as "back".
+    pub answers_min: u32,
+    /// Time between two looks at the device, in milliseconds.
+    pub pace_ms: u64,
+}
+
+impl Goal {
+    /// Good answers in a row that count as "back", unless somebody knows better: one could be the last gasp of the old
+    /// system, two could straddle a restart.
+    pub const ANSWERS_MIN: u32 = 3;
+    /// Time between two looks, unless somebody knows better: a BMC answers about two requests a second.
+    pub const PACE_MS: u64 = 500;
+
+    pub(crate) fn attempt_limit(&self) -> Duration {
+        Duration::from_secs(self.deadlines.attempt_s.into())
+    }
+
+    pub(crate) fn back_limit(&self) -> Duration {
+        Duration::from_secs(self.deadlines.back_s.into())
+    }
+
+    pub(crate) fn pace(&self) -> Duration {
+        Duration::from_millis(self.pace_ms.max(1))
+    }
+
+    /// The version the device reports once the goal is reached.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        &self.image.info.version
+    }
+}

@@ -1,0 +1,419 @@
+//! A host with two slots, act by act.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+};
+
+use firmesh_executors_core::{
+    ActError, BootEnv, BootEnvError, ENV_BLOCK_BYTES, EnvBlock, Image, Observed, Rung, Seen, Slot, SlotContent,
+    SlotsSeen, Staged,
+};
+use firmesh_protocol::ids::{Component, Sha256};
+use serde::{Deserialize, Serialize};
+use sha2::Digest as _;
+use tokio::{io::AsyncReadExt as _, process::Command, task::spawn_blocking};
+
+use super::disk::{Disk, digest, read_small};
+use crate::{
+    backend::{DeviceBackend, chain},
+    config::AbSlotSettings,
+    image::{ImageError, ImageSource},
+};
+
+/// A status is a handful of fields.
+const STATUS_BYTES_MAX: u64 = 64 << 10;
+/// What is copied at once.
+const COPY_BYTES: usize = 1 << 20;
+
+/// What the running system writes about itself at each start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The slot it was started from.
+    pub slot: Slot,
+    /// Differs at every start.
+    pub boot_id: String,
+    /// Its version.
+    pub version: String,
+    /// The host's model.
+    pub model: String,
+    /// Who makes the host.
+    pub vendor: String,
+    /// The digest of the image it runs, if it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<Sha256>,
+}
+
+/// A device with two slots.
+#[derive(Debug)]
+pub struct AbSlotBackend {
+    settings: Arc<AbSlotSettings>,
+    component: Component,
+    images: Arc<dyn ImageSource>,
+    disk: Arc<Disk>,
+}
+
+/// Why an act on the slots failed.
+#[derive(Debug, thiserror::Error)]
+pub enum AbSlotError {
+    /// A file could not be read or written.
+    #[error("could not {operation} {path}")]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The status is not what a system writes.
+    #[error("{path} is not a status")]
+    Status {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// The boot environment makes no sense.
+    #[error("the boot environment {path} cannot be used")]
+    Env {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: BootEnvError,
+    },
+    /// The slot runs, or is what the next boot starts.
+    #[error("slot {0} is in use")]
+    SlotInUse(Slot),
+    /// Nobody said which slot.
+    #[error("no slot was named")]
+    NoSlot,
+    /// The slot does not hold what it should.
+    #[error("slot {slot} read back does not have the digest {expected}")]
+    ReadBack {
+        /// The slot.
+        slot: Slot,
+        /// The image's digest.
+        expected: Sha256,
+    },
+    /// The stream of bytes was not the image.
+    #[error("the image's stream is not the image: {0}")]
+    WrongStream(String),
+    /// The image could not be opened.
+    #[error("the image could not be had")]
+    Image(#[source] ImageError),
+    /// The image could not be read.
+    #[error("the image's stream broke")]
+    Stream(#[source] io::Error),
+    /// The command that restarts the host failed.
+    #[error("{program} {problem}")]
+    Reset {
+        /// The program.
+        program: String,
+        /// What happened.
+        problem: String,
+    },
+    /// A worker thread died.
+    #[error("a worker thread died")]
+    Worker(#[source] tokio::task::JoinError),
+}
+
+impl AbSlotError {
+    /// Whether the same act may succeed later.
+    #[must_use]
+    pub fn retry(&self) -> bool {
+        match self {
+            Self::File { source, .. } => !matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::ReadOnlyFilesystem
+            ),
+            Self::Image(error) => error.retry,
+            Self::ReadBack { .. } | Self::Stream(_) | Self::Reset { .. } | Self::Worker(_) => true,
+            _ => false,
+        }
+    }
+}
+
+impl AbSlotBackend {
+    /// A backend for the slots of `settings`. Touches nothing.
+    #[must_use]
+    pub fn new(settings: AbSlotSettings, component: Component, images: Arc<dyn ImageSource>) -> Self {
+        Self {
+            settings: Arc::new(settings),
+            component,
+            images,
+            disk: Arc::new(Disk::default()),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn losing_power_after(mut self, writes: usize) -> Self {
+        self.disk = Arc::new(Disk {
+            writes_left: Some(writes.into()),
+        });
+        self
+    }
+
+    /// Runs a blocking act on a thread that may block.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(&AbSlotSettings, &Disk) -> Result<T, AbSlotError> + Send + 'static,
+    ) -> Result<T, AbSlotError> {
+        let (settings, disk) = (Arc::clone(&self.settings), Arc::clone(&self.disk));
+        spawn_blocking(move || act(&settings, &disk))
+            .await
+            .map_err(AbSlotError::Worker)?
+    }
+
+    async fn see(&self) -> Result<Seen, AbSlotError> {
+        let (status, env) = self
+            .blocking(|settings, _disk| Ok((read_status(settings)?, read_env(settings)?.1)))
+            .await?;
+        let staged = match env.slot(status.slot.other()) {
+            SlotContent::Ready { version, sha256, .. } => Staged::Image {
+                version: version.clone(),
+                sha256: *sha256,
+                armed: env.trial == Some(status.slot.other()),
+            },
+            SlotContent::Empty | SlotContent::Writing => Staged::Nothing,
+        };
+        Ok(Seen {
+            vendor: status.vendor,
+            model: status.model,
+            component: self.component.clone(),
+            version: Some(status.version),
+            ready: true,
+            boot_id: Some(status.boot_id),
+            staged,
+            task: None,
+            slots: Some(SlotsSeen {
+                running: status.slot,
+                saved: env.saved,
+            }),
+            image_bytes_max: None,
+            resets: vec![Rung::Warm],
+        })
+    }
+
+    async fn write_slot(&self, image: &Image, slot: Slot) -> Result<(), AbSlotError> {
+        self.blocking(move |settings, disk| {
+            refuse_in_use(settings, slot)?;
+            change_env(settings, disk, |env| {
+                env.trial = env.trial.filter(|&trial| trial != slot);
+                *env.slot_mut(slot) = SlotContent::Writing;
+            })
+        })
+        .await?;
+        self.copy(image, slot).await?;
+        let (expected, length, version) = (image.artifact.sha256, image.artifact.length, image.info.version.clone());
+        self.blocking(move |settings, disk| {
+            read_back(settings, slot, expected, length)?;
+            change_env(settings, disk, |env| {
+                *env.slot_mut(slot) = SlotContent::Ready {
+                    version,
+                    sha256: expected,
+                    length,
+                };
+            })
+        })
+        .await
+    }
+
+    /// Streams the image into the slot; returns once it is durable.
+    async fn copy(&self, image: &Image, slot: Slot) -> Result<(), AbSlotError> {
+        let mut reader = self
+            .images
+            .open(image.artifact.id)
+            .await
+            .map_err(AbSlotError::Image)?
+            .take(image.artifact.length + 1);
+        let path = slot_path(&self.settings, slot).to_owned();
+        let opened = path.clone();
+        let file = self
+            .blocking(move |_settings, disk| disk.open_slot(&opened).map_err(file_error("open", &opened)))
+            .await?;
+        let file = Arc::new(file);
+        let (mut hash, mut length) = (sha2::Sha256::new(), 0);
+        loop {
+            let mut chunk = Vec::with_capacity(COPY_BYTES);
+            while chunk.len() < COPY_BYTES
+                && (&mut reader)
+                    .take((COPY_BYTES - chunk.len()) as u64)
+                    .read_buf(&mut chunk)
+                    .await
+                    .map_err(AbSlotError::Stream)?
+                    > 0
+            {}
+            if chunk.is_empty() {
+                break;
+            }
+            hash.update(&chunk);
+            length += chunk.len() as u64;
+            let (file, path) = (Arc::clone(&file), path.clone());
+            self.blocking(move |_settings, disk| disk.write(&file, &chunk).map_err(file_error("write", &path)))
+                .await?;
+        }
+        self.blocking(move |_settings, disk| disk.sync(&file).map_err(file_error("flush", &path)))
+            .await?;
+        let found: [u8; 32] = hash.finalize().into();
+        let found = Sha256::from(found);
+        if (found, length) == (image.artifact.sha256, image.artifact.length) {
+            Ok(())
+        } else {
+            Err(AbSlotError::WrongStream(format!(
+                "{length} bytes or more with the digest {found}"
+            )))
+        }
+    }
+
+    async fn run_reset(&self) -> Result<(), AbSlotError> {
+        let program = self.settings.reset_program.clone();
+        let failed = |problem: String| AbSlotError::Reset {
+            program: program.clone(),
+            problem,
+        };
+        let output = Command::new(&program)
+            .args(&self.settings.reset_args)
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output()
+            .await
+            .map_err(|error| failed(format!("could not be started: {error}")))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let words: String = String::from_utf8_lossy(&output.stderr).chars().take(300).collect();
+        Err(failed(format!("ended with {}: {}", output.status, words.trim())))
+    }
+}
+
+impl DeviceBackend for AbSlotBackend {
+    async fn observe(&self, _task: Option<&str>) -> Observed {
+        match self.see().await {
+            Ok(seen) => Observed::Answering(Box::new(seen)),
+            Err(error) => Observed::Silent { why: chain(&error) },
+        }
+    }
+
+    async fn stage(&self, image: &Image, slot: Option<Slot>) -> Result<Option<String>, ActError> {
+        let slot = slot.ok_or_else(|| act_error(AbSlotError::NoSlot))?;
+        self.write_slot(image, slot).await.map_err(act_error)?;
+        Ok(None)
+    }
+
+    async fn activate(&self, slot: Option<Slot>) -> Result<(), ActError> {
+        let slot = slot.ok_or_else(|| act_error(AbSlotError::NoSlot))?;
+        let armed = self.blocking(move |settings, disk| {
+            refuse_in_use(settings, slot)?;
+            let SlotContent::Ready { sha256, length, .. } = read_env(settings)?.1.slot(slot).clone() else {
+                return Err(AbSlotError::WrongStream(format!("slot {slot} holds no image")));
+            };
+            // The image may have lain there for months.
+            read_back(settings, slot, sha256, length)?;
+            change_env(settings, disk, |env| env.trial = Some(slot))
+        });
+        armed.await.map_err(act_error)
+    }
+
+    async fn reset(&self, _rung: Rung) -> Result<(), ActError> {
+        self.run_reset().await.map_err(act_error)
+    }
+
+    async fn confirm(&self) -> Result<(), ActError> {
+        let kept = self.blocking(|settings, disk| {
+            let running = read_status(settings)?.slot;
+            change_env(settings, disk, |env| (env.saved, env.trial) = (running, None))
+        });
+        kept.await.map_err(act_error)
+    }
+
+    async fn abort(&self, _task: Option<&str>) -> Result<(), ActError> {
+        self.blocking(|settings, disk| change_env(settings, disk, |env| env.trial = None))
+            .await
+            .map_err(act_error)
+    }
+}
+
+fn slot_path(settings: &AbSlotSettings, slot: Slot) -> &Path {
+    match slot {
+        Slot::A => &settings.slot_a,
+        Slot::B => &settings.slot_b,
+    }
+}
+
+fn read_status(settings: &AbSlotSettings) -> Result<Status, AbSlotError> {
+    let path = &settings.status_file;
+    let bytes = read_small(path, STATUS_BYTES_MAX).map_err(file_error("read", path))?;
+    serde_json::from_slice(&bytes).map_err(|source| AbSlotError::Status {
+        path: path.clone(),
+        source,
+    })
+}
+
+fn read_env(settings: &AbSlotSettings) -> Result<(EnvBlock, BootEnv), AbSlotError> {
+    let path = &settings.env_file;
+    let bytes = read_small(path, ENV_BLOCK_BYTES as u64).map_err(file_error("read", path))?;
+    let read = || {
+        let block = EnvBlock::from_bytes(&bytes)?;
+        let env = BootEnv::from_block(&block)?;
+        Ok((block, env))
+    };
+    read().map_err(|source| AbSlotError::Env {
+        path: path.clone(),
+        source,
+    })
+}
+
+fn change_env(settings: &AbSlotSettings, disk: &Disk, change: impl FnOnce(&mut BootEnv)) -> Result<(), AbSlotError> {
+    let path = &settings.env_file;
+    let (mut block, mut env) = read_env(settings)?;
+    change(&mut env);
+    let encode = |block: &mut EnvBlock| {
+        env.write_to(block)?;
+        Ok(block.to_bytes()?)
+    };
+    let bytes = encode(&mut block).map_err(|source| AbSlotError::Env {
+        path: path.clone(),
+        source,
+    })?;
+    disk.replace(path, &bytes).map_err(file_error("replace", path))
+}
+
+fn refuse_in_use(settings: &AbSlotSettings, slot: Slot) -> Result<(), AbSlotError> {
+    let (running, saved) = (read_status(settings)?.slot, read_env(settings)?.1.saved);
+    if slot == running || slot == saved {
+        Err(AbSlotError::SlotInUse(slot))
+    } else {
+        Ok(())
+    }
+}
+
+fn read_back(settings: &AbSlotSettings, slot: Slot, expected: Sha256, length: u64) -> Result<(), AbSlotError> {
+    let path = slot_path(settings, slot);
+    match digest(path, length).map_err(file_error("read back", path))? {
+        Some(found) if found == expected => Ok(()),
+        _ => Err(AbSlotError::ReadBack { slot, expected }),
+    }
+}
+
+fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> AbSlotError {
+    let path = path.to_owned();
+    move |source| AbSlotError::File {
+        operation,
+        path,
+        source,
+    }
+}
+
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "stands where map_err wants a function of the error"
+)]
+fn act_error(error: AbSlotError) -> ActError {
+    ActError {
+        reason: chain(&error),
+        retry: error.retry(),
+    }
+}

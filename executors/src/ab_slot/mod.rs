@@ -1,0 +1,8 @@
+#![doc = include_str!("README.md")]
+
+mod backend;
+mod disk;
+#[cfg(test)]
+mod tests;
+
+pub use backend::{AbSlotBackend, AbSlotError, Status};

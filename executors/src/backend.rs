@@ -1,0 +1,168 @@
+//! What every kind of device can be asked to do: one act per call.
+
+use std::{error::Error, sync::Arc};
+
+use firmesh_executors_core::{ActError, Image, Observed, Rung, Slot};
+use firmesh_protocol::{
+    ids::{Component, DeviceId},
+    report::DeviceFacts,
+};
+
+use crate::{
+    ab_slot::AbSlotBackend,
+    config::{DeviceSettings, ExecutorSettings},
+    image::ImageSource,
+    redfish::{ClientError, RedfishBackend},
+};
+
+/// Acts on one device. No method decides anything, and none may be replayed without a look in between.
+pub trait DeviceBackend: Send + Sync {
+    /// Looks at the device, and at its update task if one is named. What goes wrong is silence with a reason.
+    fn observe(&self, task: Option<&str>) -> impl Future<Output = Observed> + Send;
+    /// Brings an image onto the device, inactive; answers the task that installs it, if the device runs one.
+    fn stage(&self, image: &Image, slot: Option<Slot>)
+    -> impl Future<Output = Result<Option<String>, ActError>> + Send;
+    /// Makes the next reset start the staged image, once.
+    fn activate(&self, slot: Option<Slot>) -> impl Future<Output = Result<(), ActError>> + Send;
+    /// Restarts.
+    fn reset(&self, rung: Rung) -> impl Future<Output = Result<(), ActError>> + Send;
+    /// Keeps the image that is on trial.
+    fn confirm(&self) -> impl Future<Output = Result<(), ActError>> + Send;
+    /// Gives up what is staged or under way.
+    fn abort(&self, task: Option<&str>) -> impl Future<Output = Result<(), ActError>> + Send;
+}
+
+/// A device's backend, whatever its kind.
+#[derive(Debug)]
+pub struct Backend {
+    device: DeviceId,
+    component: Component,
+    kind: Kind,
+}
+
+#[derive(Debug)]
+enum Kind {
+    Redfish(RedfishBackend),
+    AbSlot(AbSlotBackend),
+}
+
+/// Why a backend could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The HTTPS client could not be made.
+    #[error("the Redfish client of device {device} could not be made")]
+    Redfish {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        source: ClientError,
+    },
+}
+
+/// Makes the backend of a device. Touches nothing.
+pub fn build(settings: &DeviceSettings, images: Arc<dyn ImageSource>) -> Result<Backend, BuildError> {
+    let (device, component) = (settings.device.clone(), settings.component.clone());
+    let kind = match &settings.executor {
+        ExecutorSettings::Redfish(redfish) => Kind::Redfish(
+            RedfishBackend::new(redfish.clone(), component.clone(), images).map_err(|source| BuildError::Redfish {
+                device: device.clone(),
+                source,
+            })?,
+        ),
+        ExecutorSettings::AbSlot(slots) => Kind::AbSlot(AbSlotBackend::new(slots.clone(), component.clone(), images)),
+    };
+    Ok(Backend {
+        device,
+        component,
+        kind,
+    })
+}
+
+impl Backend {
+    /// The device.
+    #[must_use]
+    pub fn device(&self) -> &DeviceId {
+        &self.device
+    }
+
+    /// The executor's name: `redfish` or `ab_slot`.
+    #[must_use]
+    pub fn executor(&self) -> &'static str {
+        match self.kind {
+            Kind::Redfish(_) => "redfish",
+            Kind::AbSlot(_) => "ab_slot",
+        }
+    }
+
+    /// Lets go of what the device grants only a few times, such as a session. The next call takes it again.
+    pub async fn close(&self) {
+        if let Kind::Redfish(redfish) = &self.kind {
+            redfish.close().await;
+        }
+    }
+
+    /// What the device says of itself; the error says why it does not answer.
+    pub async fn facts(&self) -> Result<DeviceFacts, ActError> {
+        match self.observe(None).await {
+            Observed::Silent { why } => Err(ActError {
+                reason: why,
+                retry: true,
+            }),
+            Observed::Answering(seen) => Ok(DeviceFacts {
+                device: self.device.clone(),
+                vendor: seen.vendor,
+                model: seen.model,
+                component: self.component.clone(),
+                version: seen.version,
+                executor: self.executor().to_owned(),
+            }),
+        }
+    }
+}
+
+macro_rules! each_kind {
+    ($self:ident, $backend:ident => $call:expr) => {
+        match &$self.kind {
+            Kind::Redfish($backend) => $call.await,
+            Kind::AbSlot($backend) => $call.await,
+        }
+    };
+}
+
+impl DeviceBackend for Backend {
+    async fn observe(&self, task: Option<&str>) -> Observed {
+        each_kind!(self, backend => backend.observe(task))
+    }
+
+    async fn stage(&self, image: &Image, slot: Option<Slot>) -> Result<Option<String>, ActError> {
+        each_kind!(self, backend => backend.stage(image, slot))
+    }
+
+    async fn activate(&self, slot: Option<Slot>) -> Result<(), ActError> {
+        each_kind!(self, backend => backend.activate(slot))
+    }
+
+    async fn reset(&self, rung: Rung) -> Result<(), ActError> {
+        each_kind!(self, backend => backend.reset(rung))
+    }
+
+    async fn confirm(&self) -> Result<(), ActError> {
+        each_kind!(self, backend => backend.confirm())
+    }
+
+    async fn abort(&self, task: Option<&str>) -> Result<(), ActError> {
+        each_kind!(self, backend => backend.abort(task))
+    }
+}
+
+/// An error and all its causes in one line, as reports carry it.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

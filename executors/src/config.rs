@@ -1,0 +1,352 @@
+//! A device as an operator writes it down, and as checked.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+};
+
+use firmesh_protocol::ids::{Component, DeviceId};
+use reqwest::Url;
+use serde::Deserialize;
+
+/// A device behind a node, as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceConfig {
+    /// Its name in the fleet.
+    pub id: DeviceId,
+    /// The component Firmesh updates on it.
+    pub component: Component,
+    /// What acts on it.
+    pub executor: ExecutorConfig,
+}
+
+/// What acts on a device, as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum ExecutorConfig {
+    /// A BMC that speaks Redfish.
+    Redfish(RedfishConfig),
+    /// A host with two slots and a boot environment.
+    AbSlot(AbSlotConfig),
+}
+
+/// A BMC that speaks Redfish, as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RedfishConfig {
+    /// The BMC's root, such as `https://10.0.0.7`. Plain HTTP only on loopback.
+    pub url: String,
+    /// The account.
+    pub username: String,
+    /// A file whose first line is the password.
+    pub password_file: Option<PathBuf>,
+    /// An environment variable that holds the password.
+    pub password_env: Option<String>,
+    /// The certificates, in PEM, one of which must have issued the BMC's.
+    pub ca_file: Option<PathBuf>,
+    /// The `@odata.id` of the system, where a BMC has several. Default: the first one.
+    pub system: Option<String>,
+    /// The `@odata.id` of the manager, where a BMC has several. Default: the first one.
+    pub manager: Option<String>,
+    /// The `Id` or a part of the `Name` of the firmware inventory's entry. Default: the component's name.
+    pub inventory: Option<String>,
+    /// How the image reaches the BMC. Default: `auto`, pull where the BMC offers it.
+    #[serde(default)]
+    pub update: UpdateMethod,
+}
+
+/// How an image reaches a BMC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UpdateMethod {
+    /// Pull where the BMC offers it, otherwise push.
+    #[default]
+    Auto,
+    /// `SimpleUpdate`: the BMC fetches the image from the node.
+    Pull,
+    /// A multipart upload.
+    Push,
+}
+
+/// A host with two slots, as written. Paths may name plain files or block devices.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AbSlotConfig {
+    /// Slot A.
+    pub slot_a: PathBuf,
+    /// Slot B.
+    pub slot_b: PathBuf,
+    /// The GRUB environment block.
+    pub env_file: PathBuf,
+    /// What the running system writes about itself at each start.
+    pub status_file: PathBuf,
+    /// The command, with its arguments, that restarts the host.
+    pub reset_command: Vec<String>,
+    /// Who makes the host.
+    pub vendor: String,
+    /// Its model.
+    pub model: String,
+}
+
+/// A device whose configuration has been checked.
+#[derive(Debug, Clone)]
+pub struct DeviceSettings {
+    /// Its name in the fleet.
+    pub device: DeviceId,
+    /// The component Firmesh updates on it.
+    pub component: Component,
+    /// What acts on it.
+    pub executor: ExecutorSettings,
+}
+
+/// What acts on a device, checked.
+#[derive(Debug, Clone)]
+pub enum ExecutorSettings {
+    /// A BMC that speaks Redfish.
+    Redfish(RedfishSettings),
+    /// A host with two slots and a boot environment.
+    AbSlot(AbSlotSettings),
+}
+
+/// A BMC, checked.
+#[derive(Debug, Clone)]
+pub struct RedfishSettings {
+    /// The BMC's root, without a path.
+    pub url: Url,
+    /// The account.
+    pub username: String,
+    /// Its password.
+    pub password: Secret,
+    /// PEM of the certificates that may have issued the BMC's; empty for plain HTTP.
+    pub ca_pem: Vec<u8>,
+    /// The system's `@odata.id`.
+    pub system: Option<String>,
+    /// The manager's `@odata.id`.
+    pub manager: Option<String>,
+    /// What to look for in the firmware inventory.
+    pub inventory: String,
+    /// How the image reaches the BMC.
+    pub update: UpdateMethod,
+}
+
+/// A host with two slots, checked.
+#[derive(Debug, Clone)]
+pub struct AbSlotSettings {
+    /// Slot A.
+    pub slot_a: PathBuf,
+    /// Slot B.
+    pub slot_b: PathBuf,
+    /// The GRUB environment block.
+    pub env_file: PathBuf,
+    /// What the running system writes about itself.
+    pub status_file: PathBuf,
+    /// The program that restarts the host.
+    pub reset_program: String,
+    /// Its arguments.
+    pub reset_args: Vec<String>,
+    /// Who makes the host.
+    pub vendor: String,
+    /// Its model.
+    pub model: String,
+}
+
+/// Text that never shows.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides `text`.
+    #[must_use]
+    pub fn new(text: String) -> Self {
+        Self(text)
+    }
+
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(redacted)")
+    }
+}
+
+/// What is wrong with a device's configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceConfigError {
+    /// A value that cannot be.
+    #[error("device {device}: {field} {problem}")]
+    Value {
+        /// The device.
+        device: DeviceId,
+        /// The field at fault.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A file that could not be read.
+    #[error("device {device}: {field}: {path} cannot be read")]
+    File {
+        /// The device.
+        device: DeviceId,
+        /// The field that names it.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Files named in a configuration are small: a password, a few certificates.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+
+impl DeviceConfig {
+    /// Checks what was written and reads the files it names; relative paths start at `base`, the configuration's folder.
+    pub fn check(self, base: &Path) -> Result<DeviceSettings, DeviceConfigError> {
+        let Self {
+            id,
+            component,
+            executor,
+        } = self;
+        let check = Check { device: &id, base };
+        let executor = match executor {
+            ExecutorConfig::Redfish(redfish) => ExecutorSettings::Redfish(check.redfish(redfish, &component)?),
+            ExecutorConfig::AbSlot(ab_slot) => ExecutorSettings::AbSlot(check.ab_slot(ab_slot)?),
+        };
+        Ok(DeviceSettings {
+            device: id,
+            component,
+            executor,
+        })
+    }
+}
+
+struct Check<'a> {
+    device: &'a DeviceId,
+    base: &'a Path,
+}
+
+impl Check<'_> {
+    fn redfish(&self, config: RedfishConfig, component: &Component) -> Result<RedfishSettings, DeviceConfigError> {
+        let url = self.bmc_url(&config.url)?;
+        let ca_pem = match &config.ca_file {
+            Some(path) => self.read("ca_file", path)?,
+            None if url.scheme() == "https" => {
+                return Err(self.value("ca_file", "is missing: name the certificate that issued the BMC's"));
+            }
+            None => Vec::new(),
+        };
+        for path in [&config.system, &config.manager].into_iter().flatten() {
+            if !path.starts_with("/redfish/") {
+                return Err(self.value("system and manager", "must begin with /redfish/"));
+            }
+        }
+        Ok(RedfishSettings {
+            url,
+            password: self.password(&config)?,
+            username: config.username,
+            ca_pem,
+            system: config.system,
+            manager: config.manager,
+            inventory: config.inventory.unwrap_or_else(|| component.to_string()),
+            update: config.update,
+        })
+    }
+
+    fn bmc_url(&self, text: &str) -> Result<Url, DeviceConfigError> {
+        let url = Url::parse(text).map_err(|error| self.value("url", format!("{text:?} is not a URL: {error}")))?;
+        let loopback = match url.host_str() {
+            Some("localhost") => true,
+            Some(host) => host
+                .trim_matches(['[', ']'])
+                .parse()
+                .is_ok_and(|ip: std::net::IpAddr| ip.is_loopback()),
+            None => return Err(self.value("url", "names no host")),
+        };
+        match url.scheme() {
+            "https" => {}
+            "http" if loopback => {}
+            "http" => return Err(self.value("url", "must be https: a password would travel in the clear")),
+            other => return Err(self.value("url", format!("has the scheme {other:?}, must be https"))),
+        }
+        if url.path() != "/" || url.query().is_some() || !url.username().is_empty() || url.password().is_some() {
+            return Err(self.value(
+                "url",
+                "must be a root such as https://10.0.0.7, without a path or a user",
+            ));
+        }
+        Ok(url)
+    }
+
+    fn password(&self, config: &RedfishConfig) -> Result<Secret, DeviceConfigError> {
+        let text = match (&config.password_file, &config.password_env) {
+            (Some(path), None) => {
+                let text = String::from_utf8(self.read("password_file", path)?)
+                    .map_err(|_not_utf8| self.value("password_file", "is not text"))?;
+                text.lines().next().unwrap_or_default().to_owned()
+            }
+            (None, Some(name)) => std::env::var(name)
+                .map_err(|_unset| self.value("password_env", format!("names {name}, which is not set or not text")))?,
+            _ => return Err(self.value("password_file or password_env", "must be given, and only one of them")),
+        };
+        if text.is_empty() {
+            Err(self.value("password", "is empty"))
+        } else {
+            Ok(Secret(text))
+        }
+    }
+
+    fn ab_slot(&self, config: AbSlotConfig) -> Result<AbSlotSettings, DeviceConfigError> {
+        let mut command = config.reset_command.into_iter();
+        let reset_program = command
+            .next()
+            .filter(|program| !program.is_empty())
+            .ok_or_else(|| self.value("reset_command", "is empty: name the program that restarts the host"))?;
+        let [slot_a, slot_b, env_file, status_file] =
+            [config.slot_a, config.slot_b, config.env_file, config.status_file].map(|path| self.base.join(path));
+        if slot_a == slot_b {
+            return Err(self.value("slot_b", "is the same file as slot_a"));
+        }
+        if [&slot_a, &slot_b]
+            .into_iter()
+            .any(|slot| *slot == env_file || *slot == status_file)
+        {
+            return Err(self.value("env_file and status_file", "must not be slots"));
+        }
+        Ok(AbSlotSettings {
+            slot_a,
+            slot_b,
+            env_file,
+            status_file,
+            reset_program,
+            reset_args: command.collect(),
+            vendor: config.vendor,
+            model: config.model,
+        })
+    }
+
+    fn read(&self, field: &'static str, path: &Path) -> Result<Vec<u8>, DeviceConfigError> {
+        let path = self.base.join(path);
+        let read = std::fs::metadata(&path).and_then(|metadata| match metadata.len() {
+            length if length > FILE_BYTES_MAX => Err(io::Error::other("the file is larger than 1 MiB")),
+            _ => std::fs::read(&path),
+        });
+        read.map_err(|source| DeviceConfigError::File {
+            device: self.device.clone(),
+            field,
+            path,
+            source,
+        })
+    }
+
+    fn value(&self, field: &'static str, problem: impl Into<String>) -> DeviceConfigError {
+        DeviceConfigError::Value {
+            device: self.device.clone(),
+            field,
+            problem: problem.into(),
+        }
+    }
+}

@@ -1,1 +1,19 @@
-//! placeholder
+//! The coordinator's decisions: who gets what and when ([`plan`]), and who may start now ([`Engine`]).
+//!
+//! Pure: facts and the time go in, instructions come out. The shell around it owns the database, the keys and the sockets.
+
+mod campaign;
+mod caps;
+pub mod check;
+mod engine;
+mod explain;
+mod fleet;
+mod gate;
+mod planner;
+
+pub use campaign::{AttemptRecord, CampaignRecord};
+pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record};
+pub use explain::Subject;
+pub use fleet::{Inventory, KnownDevice, rack_of};
+pub use gate::{GateCount, judge};
+pub use planner::{PlanError, plan};

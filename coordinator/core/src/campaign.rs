@@ -1,0 +1,537 @@
+//! One campaign's course: which waves are open, what each device does, when a gate is judged, when it is over.
+//!
+//! Affected by a failed gate are the devices of the failed wave that run the new version when their attempt has ended;
+//! those in flight are let end first, because a permit that is out cannot be recalled. Devices of earlier waves passed
+//! their own gate and stay. Devices that were never permitted are cancelled and never touched.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use firmesh_protocol::{
+    api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
+    ids::{CampaignId, DeviceId, NodeId, TopologyPath},
+    limits::REASON_BYTES_MAX,
+    manifest::{CampaignManifest, Plan},
+    report::{AttemptReport, AttemptState, PermitKind},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::gate::{GateCount, judge};
+
+/// A campaign as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CampaignRecord {
+    /// The campaign.
+    pub id: CampaignId,
+    /// Where it stands.
+    pub state: CampaignState,
+    /// The gates of the waves that are open; there are no others.
+    pub gates: Vec<GateVerdict>,
+    /// The last permit sequence given out: never given out again.
+    pub last_permit: u64,
+    /// Why it stands where it stands.
+    pub reason: String,
+    /// What was decided, in order.
+    pub decisions: Vec<Explanation>,
+}
+
+/// One device's attempt as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptRecord {
+    /// The device.
+    pub device: DeviceId,
+    /// On its way to the new release, or back.
+    pub kind: PermitKind,
+    /// Where it stands.
+    pub state: AttemptState,
+    /// Why.
+    pub reason: String,
+    /// The version last read back.
+    pub version: Option<String>,
+    /// The last permit of this kind that names it.
+    pub permit: Option<u64>,
+    /// The last report taken into account.
+    pub report_sequence: u64,
+    /// Whether the coordinator, not the node, said that it ended.
+    pub presumed: bool,
+    /// Whether a person has looked at it since it was quarantined.
+    pub cleared: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Attempt {
+    pub(crate) record: AttemptRecord,
+    pub(crate) wave: u32,
+    pub(crate) rack: TopologyPath,
+    pub(crate) node: NodeId,
+    pub(crate) can_go_back: bool,
+    /// When its last permit was issued.
+    pub(crate) permitted_at: Timestamp,
+    /// When the first permit of this kind was issued: a word from its node is awaited since.
+    pub(crate) awaited_since: Timestamp,
+    pub(crate) started_at: Option<Timestamp>,
+}
+
+impl Attempt {
+    /// Whether the device was, or may be, touched.
+    pub(crate) fn has_started(&self) -> bool {
+        use AttemptState::{Installing, Rebooting, Staged, Validating};
+        matches!(self.record.state, Staged | Installing | Rebooting | Validating)
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        !self.record.state.is_terminal() && (self.record.permit.is_some() || self.has_started())
+    }
+
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.record.state == AttemptState::Quarantined && !self.record.cleared
+    }
+
+    pub(crate) fn is_untouched(&self) -> bool {
+        !self.record.state.is_terminal() && !self.is_running()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Campaign {
+    pub(crate) manifest: CampaignManifest,
+    pub(crate) plan: Plan,
+    pub(crate) record: CampaignRecord,
+    pub(crate) attempts: BTreeMap<DeviceId, Attempt>,
+    pub(crate) expires_at: Timestamp,
+    pub(crate) soak_until: Option<Timestamp>,
+    pub(crate) is_dirty: bool,
+    pub(crate) dirty: BTreeSet<DeviceId>,
+}
+
+impl Campaign {
+    pub(crate) fn new(manifest: CampaignManifest, plan: Plan, expires_at: Timestamp, now: Timestamp) -> Self {
+        let record = CampaignRecord {
+            id: manifest.id.clone(),
+            state: CampaignState::Scheduled,
+            gates: Vec::new(),
+            last_permit: 0,
+            reason: "published with both thresholds, not started".to_owned(),
+            decisions: Vec::new(),
+        };
+        let attempt = |(wave, planned): (usize, &firmesh_protocol::manifest::PlannedDevice)| {
+            let record = AttemptRecord {
+                device: planned.device.clone(),
+                kind: PermitKind::Update,
+                state: AttemptState::Pending,
+                reason: String::new(),
+                version: Some(planned.from_version.clone()),
+                permit: None,
+                report_sequence: 0,
+                presumed: false,
+                cleared: false,
+            };
+            let attempt = Attempt {
+                record,
+                wave: u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves"),
+                rack: planned.rack.clone(),
+                node: planned.node.clone(),
+                can_go_back: planned.previous.is_some(),
+                permitted_at: now,
+                awaited_since: now,
+                started_at: None,
+            };
+            (planned.device.clone(), attempt)
+        };
+        let attempts = plan.devices().map(attempt).collect();
+        let dirty = BTreeSet::new();
+        Self {
+            manifest,
+            attempts,
+            plan,
+            record,
+            expires_at,
+            soak_until: None,
+            is_dirty: true,
+            dirty,
+        }
+    }
+
+    /// Puts stored records in place of the fresh ones; what they do not name stays fresh.
+    pub(crate) fn restore(&mut self, record: CampaignRecord, attempts: Vec<AttemptRecord>, now: Timestamp) {
+        self.is_dirty = false;
+        self.record = record;
+        for stored in attempts {
+            if let Some(attempt) = self.attempts.get_mut(&stored.device) {
+                attempt.record = stored;
+                attempt.started_at = attempt.has_started().then_some(now);
+            }
+        }
+    }
+
+    pub(crate) fn edit(&mut self, device: &DeviceId, edit: impl FnOnce(&mut Attempt)) {
+        if let Some(attempt) = self.attempts.get_mut(device) {
+            edit(attempt);
+            self.dirty.insert(device.clone());
+        }
+    }
+
+    /// Ends attempts on the coordinator's own word.
+    pub(crate) fn presume(&mut self, devices: &[DeviceId], state: AttemptState, reason: &str) {
+        for device in devices {
+            self.edit(device, |attempt| {
+                attempt.record.state = state;
+                attempt.record.reason = reason.to_owned();
+                attempt.record.presumed = true;
+            });
+        }
+    }
+
+    pub(crate) fn select(&self, pick: impl Fn(&Attempt) -> bool) -> Vec<DeviceId> {
+        self.plan
+            .devices()
+            .map(|(_, planned)| &planned.device)
+            .filter(|id| pick(&self.attempts[*id]))
+            .cloned()
+            .collect()
+    }
+
+    pub(crate) fn enter(&mut self, state: CampaignState, reason: impl Into<String>) {
+        let reason = reason.into();
+        if self.record.state != state || self.record.reason != reason {
+            self.record.state = state;
+            self.record.reason = reason;
+            self.is_dirty = true;
+        }
+    }
+
+    fn decide(&mut self, subject: String, finding: String, evidence: Vec<String>) {
+        self.record.decisions.push(Explanation {
+            subject,
+            finding,
+            evidence,
+        });
+        self.is_dirty = true;
+    }
+
+    /// Stops what has not begun.
+    pub(crate) fn cancel_untouched(&mut self, reason: &str) {
+        let untouched = self.select(Attempt::is_untouched);
+        self.presume(&untouched, AttemptState::Cancelled, reason);
+    }
+
+    /// Takes a report into account. The latest sequence counts; a later phase does not listen to an earlier one.
+    pub(crate) fn report(&mut self, now: Timestamp, report: &AttemptReport) {
+        let Some(attempt) = self.attempts.get(&report.device) else {
+            return;
+        };
+        let known = &attempt.record;
+        if report.sequence <= known.report_sequence {
+            return;
+        }
+        let speaks_of_this_phase = report.kind == known.kind;
+        let may_change =
+            !known.state.is_terminal() || (known.presumed && (known.permit.is_some() || report.state.is_terminal()));
+        self.edit(&report.device, |attempt| {
+            let known = &mut attempt.record;
+            known.report_sequence = report.sequence;
+            if !(speaks_of_this_phase && may_change) {
+                return;
+            }
+            known.state = report.state;
+            known.reason = bounded(&report.reason);
+            known.version = report.version.as_deref().map(bounded).or_else(|| known.version.take());
+            known.presumed = false;
+            known.cleared = false;
+            attempt.started_at = attempt.has_started().then(|| attempt.started_at.unwrap_or(now));
+        });
+    }
+
+    /// Moves the campaign on as far as the facts allow. `is_stuck` says whether quarantined devices alone fill a
+    /// device's caps.
+    pub(crate) fn advance(&mut self, now: Timestamp, is_stuck: impl Fn(&Attempt) -> bool) {
+        if matches!(self.record.state, CampaignState::Active | CampaignState::Paused) && now >= self.expires_at {
+            self.expire();
+        }
+        while self.record.state == CampaignState::Active && self.step(now) {}
+        if self.record.state == CampaignState::RollingBack {
+            self.finish_rollback(is_stuck);
+        }
+    }
+
+    /// One step of an active campaign; false when it has to wait.
+    fn step(&mut self, now: Timestamp) -> bool {
+        let Some(wave) = self.record.gates.len().checked_sub(1) else {
+            return self.open_wave(0);
+        };
+        let verdict = judge(&self.manifest.gate, self.count(wave));
+        let known = self.record.gates[wave];
+        match (known, verdict) {
+            (GateVerdict::Pass, _) => self.after_pass(now, wave),
+            (_, GateVerdict::Fail) => {
+                self.fail_gate(wave);
+                true
+            }
+            (_, GateVerdict::Pass) => {
+                self.record.gates[wave] = verdict;
+                self.decide_gate(wave, "the gate passed");
+                true
+            }
+            (_, GateVerdict::Unknown | GateVerdict::Hold) => {
+                if known != verdict {
+                    self.record.gates[wave] = verdict;
+                    if verdict == GateVerdict::Hold {
+                        self.decide_gate(
+                            wave,
+                            "the gate holds: a person has to decide, `cancel` ends the campaign",
+                        );
+                    }
+                    self.is_dirty = true;
+                }
+                let waits = if verdict == GateVerdict::Hold {
+                    "holds"
+                } else {
+                    "is running"
+                };
+                self.enter(CampaignState::Active, format!("wave {wave} {waits}"));
+                false
+            }
+        }
+    }
+
+    fn open_wave(&mut self, wave: usize) -> bool {
+        if wave >= self.plan.waves.len() {
+            self.finish();
+            return false;
+        }
+        self.record.gates.push(GateVerdict::Unknown);
+        self.soak_until = None;
+        let devices = self.plan.waves[wave].len();
+        self.decide(
+            format!("wave {wave}"),
+            "opened".to_owned(),
+            vec![format!("{devices} devices")],
+        );
+        true
+    }
+
+    fn after_pass(&mut self, now: Timestamp, wave: usize) -> bool {
+        if wave + 1 == self.plan.waves.len() {
+            if self.attempts.values().all(|attempt| attempt.record.state.is_terminal()) {
+                self.finish();
+            } else {
+                self.enter(
+                    CampaignState::Active,
+                    "every gate has passed, the last devices are on their way",
+                );
+            }
+            return false;
+        }
+        let soak = Duration::from_secs(self.manifest.gate.soak_s.into());
+        let until = *self.soak_until.get_or_insert(now + soak);
+        if now < until {
+            self.enter(
+                CampaignState::Active,
+                format!("wave {wave} passed and is watched for {} s", soak.as_secs()),
+            );
+            return false;
+        }
+        self.open_wave(wave + 1)
+    }
+
+    fn finish(&mut self) {
+        let missed = self
+            .attempts
+            .values()
+            .filter(|attempt| !attempt.record.state.is_success())
+            .count();
+        let all = self.attempts.len();
+        if missed == 0 {
+            self.enter(
+                CampaignState::Completed,
+                format!("all {all} planned devices ended well"),
+            );
+        } else {
+            self.enter(
+                CampaignState::Failed,
+                format!("every gate passed, but {missed} of {all} planned devices did not end well"),
+            );
+        }
+        let evidence = self.bad_devices(|_| true);
+        self.decide(
+            format!("campaign {}", self.record.id),
+            self.record.reason.clone(),
+            evidence,
+        );
+    }
+
+    fn expire(&mut self) {
+        let left = self.select(Attempt::is_untouched).len();
+        if left == 0 {
+            return;
+        }
+        let reason = format!(
+            "the approval expired at {} with {left} devices not started",
+            self.manifest.expires
+        );
+        self.cancel_untouched("the campaign's approval expired");
+        self.decide(format!("campaign {}", self.record.id), reason.clone(), Vec::new());
+        self.enter(CampaignState::Failed, reason);
+    }
+
+    fn fail_gate(&mut self, wave: usize) {
+        self.record.gates[wave] = GateVerdict::Fail;
+        self.decide_gate(wave, "the gate failed");
+        self.cancel_untouched(&format!(
+            "the gate of wave {wave} failed before it was this device's turn"
+        ));
+        let reason = format!("the gate of wave {wave} failed");
+        if self.manifest.automatic_rollback {
+            self.enter(
+                CampaignState::RollingBack,
+                format!("{reason}: its devices are going back"),
+            );
+        } else {
+            self.enter(
+                CampaignState::Failed,
+                format!("{reason}; the manifest asks for no automatic rollback"),
+            );
+        }
+    }
+
+    fn decide_gate(&mut self, wave: usize, finding: &str) {
+        let GateCount { devices, ended, good } = self.count(wave);
+        let rule = &self.manifest.gate;
+        let mut evidence = vec![
+            format!("{good} of {ended} ended attempts are good, the wave has {devices} devices"),
+            format!("advances at {}, fails below {}", rule.advance, rule.rollback),
+        ];
+        evidence.extend(self.bad_devices(|attempt| attempt.wave as usize == wave));
+        self.decide(format!("wave {wave}"), finding.to_owned(), evidence);
+    }
+
+    /// Ended badly, with reasons; the first twenty, so that a record stays small.
+    fn bad_devices(&self, pick: impl Fn(&Attempt) -> bool) -> Vec<String> {
+        let bad: Vec<_> = self.select(|a| pick(a) && a.record.state.is_terminal() && !a.record.state.is_success());
+        let mut lines: Vec<_> = bad.iter().take(20).map(|id| self.line(id)).collect();
+        if bad.len() > lines.len() {
+            lines.push(format!("and {} more", bad.len() - lines.len()));
+        }
+        lines
+    }
+
+    pub(crate) fn line(&self, id: &DeviceId) -> String {
+        let AttemptRecord { state, reason, .. } = &self.attempts[id].record;
+        if reason.is_empty() {
+            format!("{id}: {state}")
+        } else {
+            format!("{id}: {state}: {reason}")
+        }
+    }
+
+    pub(crate) fn count(&self, wave: usize) -> GateCount {
+        let mut count = GateCount::default();
+        for planned in self.plan.waves.get(wave).into_iter().flatten() {
+            let state = self.attempts[&planned.device].record.state;
+            count.devices += 1;
+            count.ended += usize::from(state.is_terminal());
+            count.good += usize::from(state.is_success());
+        }
+        count
+    }
+
+    fn is_of_failed_wave(&self, attempt: &Attempt) -> bool {
+        self.record.gates.get(attempt.wave as usize) == Some(&GateVerdict::Fail)
+    }
+
+    /// Whether the device runs the new version and the failed gate sends it back.
+    pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
+        let runs_new = attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success;
+        runs_new && attempt.can_go_back && self.is_of_failed_wave(attempt)
+    }
+
+    fn finish_rollback(&mut self, is_stuck: impl Fn(&Attempt) -> bool) {
+        let is_waiting = |attempt: &Attempt| attempt.is_running() || (self.must_go_back(attempt) && !is_stuck(attempt));
+        if self.attempts.values().any(is_waiting) {
+            return;
+        }
+        let is_back = |state| {
+            matches!(
+                state,
+                AttemptState::RolledBack | AttemptState::Success | AttemptState::Skipped
+            )
+        };
+        let sent_back = |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback;
+        let back = self.select(|a| sent_back(a) && is_back(a.record.state));
+        let lost = self.select(|a| (sent_back(a) && !is_back(a.record.state)) || self.must_go_back(a));
+        let one_way =
+            self.select(|a| self.is_of_failed_wave(a) && !a.can_go_back && a.record.state == AttemptState::Success);
+        let mut reason = format!("{} devices went back", back.len());
+        if !lost.is_empty() {
+            reason += &format!(", {} could not", lost.len());
+        }
+        if !one_way.is_empty() {
+            reason += &format!(
+                ", {} keep the new version because nothing leads back from it",
+                one_way.len()
+            );
+        }
+        let evidence = lost.iter().chain(&one_way).take(20).map(|id| self.line(id)).collect();
+        let reached_goal = lost.is_empty() && (one_way.is_empty() || !back.is_empty());
+        let state = if reached_goal {
+            CampaignState::RolledBack
+        } else {
+            CampaignState::Failed
+        };
+        self.decide(format!("campaign {}", self.record.id), reason.clone(), evidence);
+        self.enter(state, reason);
+    }
+
+    pub(crate) fn view(&self) -> CampaignView {
+        let waves = (0..).zip(&self.plan.waves).map(|(number, wave): (u32, _)| {
+            let gate = self.record.gates.get(number as usize);
+            WaveView {
+                wave: number,
+                devices: u32::try_from(wave.len()).unwrap_or(u32::MAX),
+                states: tally(wave.iter().map(|planned| &self.attempts[&planned.device])),
+                open: gate.is_some(),
+                gate: gate.copied().unwrap_or(GateVerdict::Unknown),
+            }
+        });
+        CampaignView {
+            id: self.record.id.clone(),
+            state: self.record.state,
+            wave: u32::try_from(self.record.gates.len().saturating_sub(1)).unwrap_or(u32::MAX),
+            waves: waves.collect(),
+            states: tally(self.attempts.values()),
+            held: self.plan.held.clone(),
+            reason: self.record.reason.clone(),
+        }
+    }
+
+    pub(crate) fn attempt_view(&self, device: &DeviceId) -> Option<AttemptView> {
+        let attempt = self.attempts.get(device)?;
+        Some(AttemptView {
+            campaign: self.record.id.clone(),
+            device: device.clone(),
+            wave: attempt.wave,
+            state: attempt.record.state,
+            reason: attempt.record.reason.clone(),
+            version: attempt.record.version.clone(),
+        })
+    }
+}
+
+fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap<AttemptState, u32> {
+    let mut states = BTreeMap::new();
+    for attempt in attempts {
+        *states.entry(attempt.record.state).or_default() += 1;
+    }
+    states
+}
+
+fn bounded(text: &str) -> String {
+    let end = (0..=text.len().min(REASON_BYTES_MAX))
+        .rev()
+        .find(|&at| text.is_char_boundary(at))
+        .unwrap_or(0);
+    text[..end].to_owned()
+}

@@ -1,0 +1,164 @@
+//! Who may start now: what is in flight anywhere, counted against every cap that binds there.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use firmesh_protocol::{
+    api::CampaignState,
+    ids::{DeviceId, TopologyPath},
+    report::{AttemptState, PermitKind},
+    time::Timestamp,
+};
+
+use crate::{
+    campaign::{Attempt, Campaign},
+    engine::PermitOrder,
+};
+
+pub(crate) fn may_be_permitted(campaign: &Campaign, kind: PermitKind) -> bool {
+    match kind {
+        PermitKind::Update => campaign.record.state == CampaignState::Active,
+        PermitKind::Rollback => campaign.record.state == CampaignState::RollingBack,
+    }
+}
+
+pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt) -> bool {
+    let kind = attempt.record.kind;
+    let may_resume = campaign.record.state == CampaignState::Paused && kind == PermitKind::Update;
+    may_resume || may_be_permitted(campaign, kind)
+}
+
+/// The devices that may start now, by wave, and those whose permit lapsed unused.
+pub(crate) fn choose(
+    campaign: &Campaign,
+    kind: PermitKind,
+    load: &mut Load,
+    now: Timestamp,
+    ttl: Duration,
+) -> BTreeMap<u32, Vec<DeviceId>> {
+    let mut chosen: BTreeMap<u32, Vec<DeviceId>> = BTreeMap::new();
+    let open = campaign.plan.waves.iter().take(campaign.record.gates.len()).flatten();
+    for attempt in open.map(|planned| &campaign.attempts[&planned.device]) {
+        let record = &attempt.record;
+        let is_running = attempt.is_running() && record.kind == kind;
+        let is_lapsed = is_running && attempt.started_at.is_none() && attempt.permitted_at + ttl <= now;
+        let is_new = match kind {
+            PermitKind::Update => attempt.is_untouched(),
+            PermitKind::Rollback => campaign.must_go_back(attempt),
+        };
+        if is_lapsed || (is_new && load.admit(&record.device, &attempt.rack, campaign)) {
+            chosen.entry(attempt.wave).or_default().push(record.device.clone());
+        }
+    }
+    chosen
+}
+
+pub(crate) fn permit(
+    campaign: &mut Campaign,
+    kind: PermitKind,
+    wave: u32,
+    devices: &[DeviceId],
+    now: Timestamp,
+) -> PermitOrder {
+    campaign.record.last_permit += 1;
+    campaign.is_dirty = true;
+    let sequence = campaign.record.last_permit;
+    for device in devices {
+        campaign.edit(device, |attempt| {
+            if attempt.record.kind != kind || attempt.record.permit.is_none() {
+                attempt.awaited_since = now;
+            }
+            if attempt.record.kind != kind {
+                attempt.record.kind = kind;
+                attempt.record.state = AttemptState::Pending;
+                attempt.record.reason = "on its way back to the previous version".to_owned();
+            }
+            attempt.record.permit = Some(sequence);
+            attempt.permitted_at = now;
+            attempt.started_at = None;
+        });
+    }
+    PermitOrder {
+        campaign: campaign.record.id.clone(),
+        kind,
+        wave,
+        sequence,
+        devices: devices.to_vec(),
+    }
+}
+
+/// What is in flight, and the tightest caps of the campaigns it belongs to.
+#[derive(Debug)]
+pub(crate) struct Load {
+    pub(crate) devices: BTreeMap<DeviceId, TopologyPath>,
+    racks: BTreeMap<TopologyPath, usize>,
+    rack_caps: BTreeMap<TopologyPath, u32>,
+    total_cap: u32,
+}
+
+impl Load {
+    pub(crate) fn of<'a>(campaigns: impl Iterator<Item = &'a Campaign>) -> Self {
+        Self::count(campaigns, |attempt| attempt.is_running() || attempt.is_quarantined())
+    }
+
+    pub(crate) fn of_quarantined<'a>(campaigns: impl Iterator<Item = &'a Campaign>) -> Self {
+        Self::count(campaigns, Attempt::is_quarantined)
+    }
+
+    fn count<'a>(campaigns: impl Iterator<Item = &'a Campaign>, counts: impl Fn(&Attempt) -> bool) -> Self {
+        let mut load = Self {
+            devices: BTreeMap::new(),
+            racks: BTreeMap::new(),
+            rack_caps: BTreeMap::new(),
+            total_cap: u32::MAX,
+        };
+        for campaign in campaigns {
+            for attempt in campaign.attempts.values().filter(|attempt| counts(attempt)) {
+                load.add(&attempt.record.device, &attempt.rack);
+                // What an old campaign left quarantined takes a place, but its caps bind nobody any more.
+                if attempt.is_running() {
+                    load.tighten(&attempt.rack, campaign);
+                }
+            }
+        }
+        load
+    }
+
+    pub(crate) fn in_rack(&self, rack: &TopologyPath) -> usize {
+        self.racks.get(rack).copied().unwrap_or_default()
+    }
+
+    /// The most devices that may be in flight in the rack, and in all, once `campaign` has one there.
+    pub(crate) fn caps(&self, rack: &TopologyPath, campaign: &Campaign) -> (usize, usize) {
+        let caps = &campaign.manifest.caps;
+        let per_rack = self
+            .rack_caps
+            .get(rack)
+            .map_or(caps.per_rack, |cap| (*cap).min(caps.per_rack));
+        (per_rack as usize, self.total_cap.min(caps.total) as usize)
+    }
+
+    /// Whether one more device may start; counts it if so. A device in flight elsewhere may not.
+    fn admit(&mut self, device: &DeviceId, rack: &TopologyPath, campaign: &Campaign) -> bool {
+        let (per_rack, total) = self.caps(rack, campaign);
+        let fits = self.in_rack(rack) < per_rack && self.devices.len() < total;
+        let admitted = fits && !self.devices.contains_key(device);
+        if admitted {
+            self.add(device, rack);
+            self.tighten(rack, campaign);
+        }
+        admitted
+    }
+
+    fn add(&mut self, device: &DeviceId, rack: &TopologyPath) {
+        if self.devices.insert(device.clone(), rack.clone()).is_none() {
+            *self.racks.entry(rack.clone()).or_default() += 1;
+        }
+    }
+
+    fn tighten(&mut self, rack: &TopologyPath, campaign: &Campaign) {
+        let (per_rack, total) = self.caps(rack, campaign);
+        self.rack_caps
+            .insert(rack.clone(), u32::try_from(per_rack).unwrap_or(u32::MAX));
+        self.total_cap = u32::try_from(total).unwrap_or(u32::MAX);
+    }
+}

@@ -1,0 +1,505 @@
+//! The campaign engine: every campaign of the fleet under one set of caps.
+//!
+//! Invariants: a device is in flight from its permit until its end is reported, and a quarantined one until a person
+//! clears it; no permit takes a rack or the total above the cap of any campaign that has devices in flight there; a
+//! permit's sequence is used once; a [`Output::Persist`] comes before the permit that relies on it, and the shell makes
+//! all outputs of one `handle` durable together.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::Duration,
+};
+
+use firmesh_protocol::{
+    api::{AttemptView, CampaignState, CampaignView},
+    ids::{CampaignId, DeviceId, NodeId, TopologyPath},
+    manifest::{CampaignManifest, Plan},
+    report::{AttemptReport, AttemptState, PermitKind},
+    time::Timestamp,
+};
+
+use crate::{
+    campaign::{Attempt, AttemptRecord, Campaign, CampaignRecord},
+    caps::{Load, choose, may_be_permitted, may_be_permitted_again, permit},
+};
+
+/// How far two clocks may differ before a lapsed permit is taken for surely lapsed at the node.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
+
+/// Devices of one permit: small, because a permit that is out cannot be recalled.
+const PERMIT_DEVICES_MAX: usize = 64;
+
+/// What the engine is told once.
+#[derive(Debug, Clone, Copy)]
+pub struct EngineSettings {
+    /// How long a permit is good for; one that lapses unused is issued again with the next sequence.
+    pub permit_ttl: Duration,
+}
+
+/// What may happen.
+#[derive(Debug)]
+pub enum Input {
+    /// Campaigns were published, or are read back after a restart: then all at once, so that all count from the start.
+    Load(Vec<Loaded>),
+    /// An operator starts a scheduled campaign.
+    Start(CampaignId),
+    /// An operator forbids new starts.
+    Pause(CampaignId),
+    /// An operator allows new starts again.
+    Resume(CampaignId),
+    /// An operator ends a campaign. Devices in flight end by themselves.
+    Cancel(CampaignId),
+    /// A node was heard of, with verified reports, oldest first (often none).
+    Heard {
+        /// The node, by its certificate.
+        node: NodeId,
+        /// What it reports.
+        reports: Vec<AttemptReport>,
+    },
+    /// A person has looked at a quarantined device and put it back in service.
+    Clear(DeviceId),
+    /// Time has passed.
+    Tick,
+}
+
+/// A campaign with what is stored about it.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The verified manifest.
+    pub manifest: CampaignManifest,
+    /// The plan whose digest the manifest names.
+    pub plan: Plan,
+    /// `manifest.expires` on the process's clock.
+    pub expires_at: Timestamp,
+    /// The stored record; `None` for a campaign just published.
+    pub record: Option<CampaignRecord>,
+    /// The stored attempts.
+    pub attempts: Vec<AttemptRecord>,
+}
+
+/// Something to be stored: replaces what was stored under the same name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Record {
+    /// A campaign.
+    Campaign(CampaignRecord),
+    /// An attempt of the campaign.
+    Attempt(CampaignId, AttemptRecord),
+}
+
+/// A permit to be signed, stored and handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PermitOrder {
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// Update or rollback.
+    pub kind: PermitKind,
+    /// The wave, counted from 0.
+    pub wave: u32,
+    /// Its sequence.
+    pub sequence: u64,
+    /// Who may start.
+    pub devices: Vec<DeviceId>,
+}
+
+/// What the shell has to do, in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Store this, and tell whoever watches.
+    Persist(Record),
+    /// Sign and hand out this permit.
+    IssuePermit(PermitOrder),
+}
+
+/// Why an input was refused; nothing has changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InputError {
+    /// No campaign of this name.
+    #[error("there is no campaign {0}: publish it first")]
+    UnknownCampaign(CampaignId),
+    /// The campaign is not in a state for this.
+    #[error("campaign {id} is {state:?}: it cannot {verb}")]
+    WrongState {
+        /// The campaign.
+        id: CampaignId,
+        /// Where it stands.
+        state: CampaignState,
+        /// What was asked of it.
+        verb: &'static str,
+    },
+    /// The approval is over.
+    #[error("the approval of campaign {0} has expired: sign and publish a new edition")]
+    Expired(CampaignId),
+    /// Manifest and plan do not belong together, or the plan is no plan.
+    #[error("campaign {id} does not go with its plan: {problem}")]
+    BadPlan {
+        /// The campaign.
+        id: CampaignId,
+        /// What is wrong.
+        problem: String,
+    },
+    /// No quarantined device of this name.
+    #[error("device {0} is not quarantined")]
+    NotQuarantined(DeviceId),
+}
+
+/// Every campaign of the fleet.
+#[derive(Debug)]
+pub struct Engine {
+    settings: EngineSettings,
+    campaigns: BTreeMap<CampaignId, Campaign>,
+    heard: BTreeMap<NodeId, Timestamp>,
+    outputs: VecDeque<Output>,
+    now: Timestamp,
+}
+
+impl Engine {
+    /// An engine without campaigns.
+    #[must_use]
+    pub fn new(settings: EngineSettings) -> Self {
+        Self {
+            settings,
+            campaigns: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            now: Timestamp::default(),
+        }
+    }
+
+    /// Takes one input. Afterwards `poll` until it gives nothing.
+    pub fn handle(&mut self, now: Timestamp, input: Input) -> Result<(), InputError> {
+        self.now = self.now.max(now);
+        self.accept(input)?;
+        self.end_overdue_attempts();
+        self.advance();
+        let permits = self.issue_permits();
+        self.flush();
+        self.outputs.extend(permits.into_iter().map(Output::IssuePermit));
+        Ok(())
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When `Tick` is due, if nothing happens before.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Timestamp> {
+        let of_campaign = |campaign: &Campaign| {
+            let is_open = matches!(campaign.record.state, CampaignState::Active | CampaignState::Paused);
+            [campaign.soak_until, is_open.then_some(campaign.expires_at)]
+        };
+        let of_attempts = |campaign| {
+            running(campaign)
+                .flat_map(|attempt| self.dues(campaign, attempt))
+                .flatten()
+        };
+        let campaigns = self.campaigns.values().flat_map(of_campaign).flatten();
+        campaigns
+            .chain(self.campaigns.values().flat_map(of_attempts))
+            .filter(|at| *at > self.now)
+            .min()
+    }
+
+    /// Where a campaign stands.
+    #[must_use]
+    pub fn campaign(&self, id: &CampaignId) -> Option<CampaignView> {
+        self.campaigns.get(id).map(Campaign::view)
+    }
+
+    /// Where all campaigns stand.
+    pub fn campaigns(&self) -> impl Iterator<Item = CampaignView> {
+        self.campaigns.values().map(Campaign::view)
+    }
+
+    /// The attempts of a campaign, in the order of its plan.
+    #[must_use]
+    pub fn attempts(&self, id: &CampaignId) -> Option<Vec<AttemptView>> {
+        let campaign = self.campaigns.get(id)?;
+        Some(
+            campaign
+                .select(|_| true)
+                .iter()
+                .filter_map(|device| campaign.attempt_view(device))
+                .collect(),
+        )
+    }
+
+    /// One attempt of a campaign.
+    #[must_use]
+    pub fn attempt(&self, id: &CampaignId, device: &DeviceId) -> Option<AttemptView> {
+        self.campaigns.get(id)?.attempt_view(device)
+    }
+
+    /// Every device's running attempt, or its last one.
+    #[must_use]
+    pub fn latest_attempts(&self) -> BTreeMap<DeviceId, AttemptView> {
+        let mut campaigns: Vec<_> = self.campaigns.values().collect();
+        campaigns.sort_by_key(|campaign| (!campaign.record.state.is_terminal(), campaign.manifest.sequence));
+        let of = |c: &Campaign| {
+            c.attempts
+                .keys()
+                .filter_map(|id| Some((id.clone(), c.attempt_view(id)?)))
+                .collect()
+        };
+        campaigns
+            .into_iter()
+            .flat_map(|campaign| -> Vec<_> { of(campaign) })
+            .collect()
+    }
+
+    /// Whether an attempt left the device quarantined and nobody has cleared it.
+    #[must_use]
+    pub fn is_quarantined(&self, device: &DeviceId) -> bool {
+        let attempts = self
+            .campaigns
+            .values()
+            .filter_map(|campaign| campaign.attempts.get(device));
+        attempts.into_iter().any(Attempt::is_quarantined)
+    }
+
+    /// Devices in flight anywhere, with their racks: what the caps count.
+    #[must_use]
+    pub fn in_flight(&self) -> BTreeMap<DeviceId, TopologyPath> {
+        Load::of(self.campaigns.values()).devices
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Campaign> {
+        self.campaigns.values()
+    }
+
+    pub(crate) fn find(&self, id: &CampaignId) -> Option<&Campaign> {
+        self.campaigns.get(id)
+    }
+
+    fn accept(&mut self, input: Input) -> Result<(), InputError> {
+        use CampaignState::{Active, Cancelled, Paused, RollingBack, Scheduled};
+        let now = self.now;
+        match input {
+            Input::Load(loaded) => self.load(loaded),
+            Input::Start(id) => {
+                let campaign = self.in_state(&id, &[Scheduled], "start")?;
+                if now >= campaign.expires_at {
+                    return Err(InputError::Expired(id));
+                }
+                campaign.enter(Active, "started");
+                Ok(())
+            }
+            Input::Pause(id) => {
+                self.in_state(&id, &[Active], "be paused")?
+                    .enter(Paused, "paused by an operator: nothing new starts");
+                Ok(())
+            }
+            Input::Resume(id) => {
+                self.in_state(&id, &[Paused], "be resumed")?
+                    .enter(Active, "resumed by an operator");
+                Ok(())
+            }
+            Input::Cancel(id) => {
+                let campaign = self.in_state(&id, &[Scheduled, Active, Paused, RollingBack], "be cancelled")?;
+                campaign.cancel_untouched("the campaign was cancelled by an operator");
+                campaign.enter(
+                    Cancelled,
+                    "cancelled by an operator; devices in flight end by themselves",
+                );
+                Ok(())
+            }
+            Input::Heard { node, reports } => {
+                for report in &reports {
+                    let campaign = self.campaigns.get_mut(&report.campaign);
+                    let is_planned_there = |campaign: &Campaign| {
+                        campaign
+                            .attempts
+                            .get(&report.device)
+                            .is_some_and(|attempt| attempt.node == node)
+                    };
+                    if let Some(campaign) = campaign.filter(|campaign| is_planned_there(campaign)) {
+                        campaign.report(now, report);
+                    }
+                }
+                self.heard.insert(node, now);
+                Ok(())
+            }
+            Input::Clear(device) => self.clear(device),
+            Input::Tick => Ok(()),
+        }
+    }
+
+    fn load(&mut self, loaded: Vec<Loaded>) -> Result<(), InputError> {
+        for Loaded { manifest, plan, .. } in &loaded {
+            let id = manifest.id.clone();
+            let refused = |problem: String| InputError::BadPlan {
+                id: id.clone(),
+                problem,
+            };
+            manifest
+                .check()
+                .and_then(|()| plan.check())
+                .map_err(|error| refused(error.to_string()))?;
+            if plan.campaign != id {
+                return Err(refused(format!("the plan is for campaign {}", plan.campaign)));
+            }
+            let state = self.campaigns.get(&id).map(|known| known.record.state);
+            if let Some(state) = state.filter(|state| *state != CampaignState::Scheduled) {
+                return Err(InputError::WrongState {
+                    id,
+                    state,
+                    verb: "be published again",
+                });
+            }
+        }
+        for Loaded {
+            manifest,
+            plan,
+            expires_at,
+            record,
+            attempts,
+        } in loaded
+        {
+            let mut campaign = Campaign::new(manifest, plan, expires_at, self.now);
+            if let Some(record) = record {
+                campaign.restore(record, attempts, self.now);
+            }
+            self.campaigns.insert(campaign.record.id.clone(), campaign);
+        }
+        Ok(())
+    }
+
+    fn in_state(
+        &mut self,
+        id: &CampaignId,
+        allowed: &[CampaignState],
+        verb: &'static str,
+    ) -> Result<&mut Campaign, InputError> {
+        let campaign = self
+            .campaigns
+            .get_mut(id)
+            .ok_or_else(|| InputError::UnknownCampaign(id.clone()))?;
+        let state = campaign.record.state;
+        if allowed.contains(&state) {
+            Ok(campaign)
+        } else {
+            Err(InputError::WrongState {
+                id: id.clone(),
+                state,
+                verb,
+            })
+        }
+    }
+
+    fn clear(&mut self, device: DeviceId) -> Result<(), InputError> {
+        if !self.is_quarantined(&device) {
+            return Err(InputError::NotQuarantined(device));
+        }
+        for campaign in self.campaigns.values_mut() {
+            if campaign.attempts.get(&device).is_some_and(Attempt::is_quarantined) {
+                campaign.edit(&device, |attempt| attempt.record.cleared = true);
+            }
+        }
+        Ok(())
+    }
+
+    /// When something has to happen to a running attempt that nobody speaks of.
+    fn dues(&self, campaign: &Campaign, attempt: &Attempt) -> [Option<Timestamp>; 2] {
+        let limit = Duration::from_secs(campaign.manifest.deadlines.attempt_s.into()) + self.settings.permit_ttl;
+        let lapses = attempt.permitted_at + self.settings.permit_ttl;
+        match attempt.started_at {
+            Some(started) => [Some(started + limit), None],
+            None => [Some(self.last_sign_of(attempt) + limit), Some(lapses)],
+        }
+    }
+
+    fn last_sign_of(&self, attempt: &Attempt) -> Timestamp {
+        self.heard
+            .get(&attempt.node)
+            .copied()
+            .unwrap_or_default()
+            .max(attempt.awaited_since)
+    }
+
+    /// Ends attempts whose end nobody will report. A device that may have been touched is quarantined, and so keeps its
+    /// place under the caps; one whose node is alive and let the permit lapse was not touched.
+    fn end_overdue_attempts(&mut self) {
+        let mut silent = Vec::new();
+        let mut lapsed = Vec::new();
+        for (id, campaign) in &self.campaigns {
+            for attempt in running(campaign) {
+                let device = attempt.record.device.clone();
+                let [silent_at, _] = self.dues(campaign, attempt);
+                let lapses = attempt.permitted_at + self.settings.permit_ttl + CLOCK_SLACK;
+                let spoke_since = self.heard.get(&attempt.node).is_some_and(|heard| *heard > lapses);
+                if silent_at.is_some_and(|at| at <= self.now) {
+                    silent.push((id.clone(), device));
+                } else if attempt.started_at.is_none() && spoke_since && !may_be_permitted_again(campaign, attempt) {
+                    lapsed.push((id.clone(), device));
+                }
+            }
+        }
+        let mut end = |(id, device): (CampaignId, DeviceId), state, reason: &str| {
+            if let Some(campaign) = self.campaigns.get_mut(&id) {
+                campaign.presume(&[device], state, reason);
+            }
+        };
+        for each in silent {
+            end(
+                each,
+                AttemptState::Quarantined,
+                "its deadline passed and its node has not reported how it ended",
+            );
+        }
+        for each in lapsed {
+            end(each, AttemptState::Cancelled, "its permit lapsed before it started");
+        }
+    }
+
+    fn advance(&mut self) {
+        let quarantined = Load::of_quarantined(self.campaigns.values());
+        for campaign in self.campaigns.values_mut() {
+            let caps = campaign.manifest.caps;
+            campaign.advance(self.now, |attempt| {
+                quarantined.in_rack(&attempt.rack) >= caps.per_rack as usize
+                    || quarantined.devices.len() >= caps.total as usize
+            });
+        }
+    }
+
+    /// Fills the caps: rollbacks first, then waves in order.
+    fn issue_permits(&mut self) -> Vec<PermitOrder> {
+        let mut orders = Vec::new();
+        let mut load = Load::of(self.campaigns.values());
+        for kind in [PermitKind::Rollback, PermitKind::Update] {
+            for campaign in self
+                .campaigns
+                .values_mut()
+                .filter(|campaign| may_be_permitted(campaign, kind))
+            {
+                let chosen = choose(campaign, kind, &mut load, self.now, self.settings.permit_ttl);
+                for (wave, devices) in chosen {
+                    for devices in devices.chunks(PERMIT_DEVICES_MAX) {
+                        orders.push(permit(campaign, kind, wave, devices, self.now));
+                    }
+                }
+            }
+        }
+        orders
+    }
+
+    /// Hands out what changed, before the permits that rely on it.
+    fn flush(&mut self) {
+        for (id, campaign) in &mut self.campaigns {
+            if std::mem::take(&mut campaign.is_dirty) {
+                self.outputs
+                    .push_back(Output::Persist(Record::Campaign(campaign.record.clone())));
+            }
+            for device in std::mem::take(&mut campaign.dirty) {
+                let record = campaign.attempts[&device].record.clone();
+                self.outputs
+                    .push_back(Output::Persist(Record::Attempt(id.clone(), record)));
+            }
+        }
+    }
+}
+
+fn running(campaign: &Campaign) -> impl Iterator<Item = &Attempt> {
+    campaign.attempts.values().filter(|attempt| attempt.is_running())
+}

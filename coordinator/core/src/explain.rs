@@ -1,0 +1,183 @@
+//! Why a campaign, a wave or a device stands where it stands: what was decided, then what is waited for.
+
+use std::collections::BTreeMap;
+
+use firmesh_protocol::{
+    api::{CampaignState, Explanation},
+    ids::{CampaignId, DeviceId},
+};
+
+use crate::{
+    campaign::{Attempt, Campaign},
+    caps::Load,
+    engine::Engine,
+};
+
+/// Devices explained one by one before the rest is summed up.
+const DEVICES_SHOWN: usize = 200;
+
+/// What an explanation is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Subject {
+    /// The campaign and everything in it that waits or went wrong.
+    Campaign,
+    /// One wave and its devices, counted from 0.
+    Wave(u32),
+    /// One device.
+    Device(DeviceId),
+}
+
+impl Engine {
+    /// Explains a campaign, or a part of it; `None` if there is no such campaign, wave or planned or held device.
+    #[must_use]
+    pub fn explain(&self, id: &CampaignId, subject: &Subject) -> Option<Vec<Explanation>> {
+        let campaign = self.find(id)?;
+        let load = Load::of(self.all());
+        let device = |device: &DeviceId| explain_device(self, campaign, &campaign.attempts[device], &load);
+        match subject {
+            Subject::Campaign => {
+                let mut found = vec![Explanation {
+                    subject: format!("campaign {id}"),
+                    finding: campaign.record.reason.clone(),
+                    evidence: tally(campaign, |_| true),
+                }];
+                found.extend(campaign.record.decisions.iter().cloned());
+                let unwell = campaign.select(|attempt| !attempt.record.state.is_success());
+                found.extend(unwell.iter().take(DEVICES_SHOWN).map(device));
+                if unwell.len() > DEVICES_SHOWN {
+                    found.push(Explanation {
+                        subject: "other devices".to_owned(),
+                        finding: format!("{} more; ask for them by wave or by name", unwell.len() - DEVICES_SHOWN),
+                        evidence: Vec::new(),
+                    });
+                }
+                Some(found)
+            }
+            Subject::Wave(wave) => {
+                let planned = campaign.plan.waves.get(*wave as usize)?;
+                let subject = format!("wave {wave}");
+                let finding = match campaign.record.gates.get(*wave as usize) {
+                    None => "not open: the wave before it has not passed its gate".to_owned(),
+                    Some(gate) => format!("open, its gate says {gate:?}"),
+                };
+                let evidence = tally(campaign, |attempt| attempt.wave == *wave);
+                let decided = campaign
+                    .record
+                    .decisions
+                    .iter()
+                    .filter(|decision| decision.subject == subject)
+                    .cloned();
+                let mut found = vec![Explanation {
+                    subject: subject.clone(),
+                    finding,
+                    evidence,
+                }];
+                found.extend(decided);
+                found.extend(
+                    planned
+                        .iter()
+                        .take(DEVICES_SHOWN)
+                        .map(|planned| device(&planned.device)),
+                );
+                Some(found)
+            }
+            Subject::Device(id) if campaign.attempts.contains_key(id) => Some(vec![device(id)]),
+            Subject::Device(id) => {
+                let held = campaign.plan.held.iter().find(|held| held.device == *id)?;
+                Some(vec![Explanation {
+                    subject: format!("device {id}"),
+                    finding: "held back by the plan".to_owned(),
+                    evidence: vec![held.reason.clone()],
+                }])
+            }
+        }
+    }
+}
+
+fn tally(campaign: &Campaign, pick: impl Fn(&Attempt) -> bool) -> Vec<String> {
+    let mut states = BTreeMap::new();
+    for attempt in campaign.attempts.values().filter(|attempt| pick(attempt)) {
+        *states.entry(attempt.record.state).or_insert(0_u32) += 1;
+    }
+    states
+        .into_iter()
+        .map(|(state, count)| format!("{count} {state}"))
+        .collect()
+}
+
+fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt, load: &Load) -> Explanation {
+    let record = &attempt.record;
+    let mut evidence = vec![format!(
+        "wave {}, rack {}, node {}",
+        attempt.wave, attempt.rack, attempt.node
+    )];
+    if let Some(version) = &record.version {
+        evidence.push(format!("runs {version}"));
+    }
+    if let Some(sequence) = record.permit {
+        evidence.push(format!("named by permit {sequence}"));
+    }
+    if !attempt.can_go_back {
+        evidence.push("has no way back: its release is one-way, or no previous release fits".to_owned());
+    }
+    let waits = attempt.is_untouched() || campaign.must_go_back(attempt);
+    let finding = match (waits, record.reason.is_empty()) {
+        (true, _) => waiting_for(engine, campaign, attempt, load, &mut evidence),
+        (false, true) => record.state.to_string(),
+        (false, false) => format!("{}: {}", record.state, record.reason),
+    };
+    Explanation {
+        subject: format!("device {}", record.device),
+        finding,
+        evidence,
+    }
+}
+
+fn waiting_for(
+    engine: &Engine,
+    campaign: &Campaign,
+    attempt: &Attempt,
+    load: &Load,
+    evidence: &mut Vec<String>,
+) -> String {
+    let state = campaign.record.state;
+    if !matches!(state, CampaignState::Active | CampaignState::RollingBack) {
+        return format!("waits: the campaign is {state:?}");
+    }
+    if attempt.wave as usize >= campaign.record.gates.len() {
+        return format!("waits: wave {} is not open", attempt.wave);
+    }
+    let device = &attempt.record.device;
+    if load.devices.contains_key(device) {
+        let other = engine
+            .all()
+            .find(|other| other.attempts.get(device).is_some_and(Attempt::is_running));
+        let other = other.map_or_else(
+            || "another campaign".to_owned(),
+            |other| format!("campaign {}", other.record.id),
+        );
+        return format!("waits: {other} has it in flight");
+    }
+    let (per_rack, total) = load.caps(&attempt.rack, campaign);
+    let in_rack: Vec<_> = load
+        .devices
+        .iter()
+        .filter(|(_, rack)| **rack == attempt.rack)
+        .map(|(id, _)| id)
+        .collect();
+    if in_rack.len() >= per_rack {
+        let in_flight = |id: &&DeviceId| match engine.is_quarantined(id) {
+            true => format!("{id} is quarantined and keeps its place until it is cleared"),
+            false => format!("{id} is in flight"),
+        };
+        evidence.extend(in_rack.iter().take(10).map(in_flight));
+        return format!(
+            "waits: {} devices of its rack are in flight, the cap is {per_rack}",
+            in_rack.len()
+        );
+    }
+    format!(
+        "waits: {} devices are in flight, the cap is {total} in all",
+        load.devices.len()
+    )
+}

@@ -1,0 +1,36 @@
+//! The view of the fleet that campaigns are planned against: a snapshot, never a live handle.
+
+use std::collections::BTreeMap;
+
+use firmesh_protocol::{
+    ids::{DeviceId, NodeId, TopologyPath},
+    report::DeviceFacts,
+};
+
+/// One device as the coordinator knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownDevice {
+    /// What was last read from it.
+    pub facts: DeviceFacts,
+    /// The node that looks after it.
+    pub node: NodeId,
+    /// Where the node stands.
+    pub path: TopologyPath,
+    /// Whether its node was heard of lately.
+    pub node_reachable: bool,
+    /// Whether an earlier attempt left it quarantined and nobody has cleared it since.
+    pub quarantined: bool,
+}
+
+/// All known devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// The devices by name.
+    pub devices: BTreeMap<DeviceId, KnownDevice>,
+}
+
+/// The rack of a node's path: its parent, or the path itself at the top of the topology.
+#[must_use]
+pub fn rack_of(path: &TopologyPath) -> TopologyPath {
+    path.parent().unwrap_or_else(|| path.clone())
+}

@@ -1,0 +1,306 @@
+//! The campaign engine in stories and under random reports, orders and restarts.
+
+mod world;
+
+use std::time::Duration;
+
+use firmesh_coordinator_core::{Input, InputError, Subject};
+use firmesh_protocol::{
+    api::{CampaignState, GateVerdict},
+    report::{AttemptState, PermitKind},
+};
+use proptest::prelude::*;
+use world::{Rules, World, id};
+
+#[test]
+fn a_healthy_campaign_opens_wave_after_wave_and_completes() {
+    let mut world = World::new(&[(
+        "spring",
+        Rules {
+            racks: 3,
+            per_rack: 4,
+            cap_rack: 1,
+            cap_total: 10,
+            ..Rules::default()
+        },
+    )]);
+    world.start("spring");
+    assert_eq!(world.engine.in_flight().len(), 2, "10 % of 12 devices");
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(world.state("spring"), CampaignState::Completed);
+    assert!(world.permits.iter().all(|permit| permit.kind == PermitKind::Update));
+}
+
+#[test]
+fn a_failed_wave_goes_back_and_the_rest_is_never_touched() {
+    let mut world = World::new(&[(
+        "spring",
+        Rules {
+            racks: 4,
+            per_rack: 10,
+            cap_rack: 1,
+            ..Rules::default()
+        },
+    )]);
+    world.start("spring");
+    let bad = world.engine.in_flight().into_keys().next().unwrap();
+    world.run_until_quiet(|device| {
+        if *device == bad {
+            AttemptState::Failed
+        } else {
+            AttemptState::Success
+        }
+    });
+    assert_eq!(world.state("spring"), CampaignState::RolledBack);
+    let view = world.engine.campaign(&id("spring")).unwrap();
+    assert_eq!(view.states[&AttemptState::RolledBack], 3);
+    assert_eq!(view.states[&AttemptState::Cancelled], 36);
+    assert_eq!(view.waves[0].gate, GateVerdict::Fail);
+    assert!(!view.waves[1].open);
+    let why = world.engine.explain(&id("spring"), &Subject::Campaign).unwrap();
+    let gate = why.iter().find(|found| found.finding == "the gate failed").unwrap();
+    assert!(gate.evidence.iter().any(|line| line.contains(bad.as_str())), "{gate:?}");
+}
+
+#[test]
+fn a_quarantined_device_keeps_its_place_until_a_person_clears_it() {
+    let rules = Rules {
+        racks: 1,
+        per_rack: 4,
+        cap_rack: 1,
+        shares: vec![10_000],
+        advance: 5_000,
+        rollback: 0,
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    let stuck = world.engine.in_flight().into_keys().next().unwrap();
+    world.report(&stuck, AttemptState::Quarantined);
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(world.permits.len(), 1, "the rack is full");
+    let waiting = world.engine.attempts(&id("spring")).unwrap().pop().unwrap().device;
+    let why = &world.engine.explain(&id("spring"), &Subject::Device(waiting)).unwrap()[0];
+    assert!(why.finding.contains("the cap is 1"), "{why:?}");
+    assert!(why.evidence.iter().any(|line| line.contains("quarantined")), "{why:?}");
+    world.input(Input::Clear(stuck)).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(
+        world.state("spring"),
+        CampaignState::Failed,
+        "three of four are not the goal"
+    );
+}
+
+#[test]
+fn a_node_that_falls_silent_leaves_its_device_quarantined_not_forgotten() {
+    let mut world = World::new(&[(
+        "spring",
+        Rules {
+            racks: 1,
+            per_rack: 1,
+            ..Rules::default()
+        },
+    )]);
+    world.start("spring");
+    world.run_clock(Duration::from_secs(100_000));
+    let attempt = world.engine.attempts(&id("spring")).unwrap().remove(0);
+    assert_eq!(attempt.state, AttemptState::Quarantined);
+    assert!(attempt.reason.contains("has not reported"));
+    assert!(world.permits.len() > 1, "lapsed permits were issued again");
+    assert_eq!(world.engine.deadline(), None);
+}
+
+#[test]
+fn a_soak_is_waited_out_and_a_pause_stops_new_starts() {
+    let rules = Rules {
+        racks: 2,
+        per_rack: 5,
+        soak_s: 30,
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    world.settle_in_flight(|_| AttemptState::Success);
+    assert!(world.engine.in_flight().is_empty());
+    world.input(Input::Pause(id("spring"))).unwrap();
+    world.run_clock(Duration::from_secs(40));
+    assert!(world.engine.in_flight().is_empty());
+    world.input(Input::Resume(id("spring"))).unwrap();
+    assert!(!world.engine.in_flight().is_empty());
+}
+
+#[test]
+fn the_approval_s_end_is_the_end_of_starts() {
+    let rules = Rules {
+        racks: 2,
+        per_rack: 5,
+        expires_s: 1_000,
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules.clone()), ("late", rules)]);
+    world.start("spring");
+    world.run_clock(Duration::from_secs(1_001));
+    assert_eq!(world.state("spring"), CampaignState::Failed);
+    assert_eq!(
+        world.input(Input::Start(id("late"))),
+        Err(InputError::Expired(id("late")))
+    );
+}
+
+#[test]
+fn two_campaigns_share_the_caps_of_a_rack() {
+    let rules = Rules {
+        racks: 1,
+        per_rack: 6,
+        cap_rack: 2,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[
+        ("one", rules.clone()),
+        (
+            "two",
+            Rules {
+                cap_rack: 4,
+                first_device: 100,
+                ..rules
+            },
+        ),
+    ]);
+    world.start("one");
+    world.start("two");
+    assert_eq!(world.engine.in_flight().len(), 2);
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!([world.state("one"), world.state("two")], [CampaignState::Completed; 2]);
+}
+
+#[test]
+fn orders_out_of_place_are_refused_and_change_nothing() {
+    let mut world = World::new(&[("spring", Rules::default())]);
+    assert!(matches!(
+        world.input(Input::Pause(id("spring"))),
+        Err(InputError::WrongState { .. })
+    ));
+    assert!(matches!(
+        world.input(Input::Start(id("autumn"))),
+        Err(InputError::UnknownCampaign(_))
+    ));
+    world.input(Input::Cancel(id("spring"))).unwrap();
+    assert!(matches!(
+        world.input(Input::Start(id("spring"))),
+        Err(InputError::WrongState { .. })
+    ));
+    assert!(world.permits.is_empty());
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Report(prop::sample::Index, prop::sample::Index),
+    Stale(prop::sample::Index),
+    Wait(u64),
+    Pause(bool),
+    Resume(bool),
+    Cancel(bool),
+    Clear(prop::sample::Index),
+    Restart,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let index = any::<prop::sample::Index>;
+    prop_oneof![
+        30 => (index(), index()).prop_map(|(device, state)| Act::Report(device, state)),
+        2 => index().prop_map(Act::Stale),
+        4 => (1_u64..2_000).prop_map(Act::Wait),
+        1 => any::<bool>().prop_map(Act::Pause),
+        2 => any::<bool>().prop_map(Act::Resume),
+        1 => prop::bool::weighted(0.2).prop_map(Act::Cancel),
+        1 => index().prop_map(Act::Clear),
+        3 => Just(Act::Restart),
+    ]
+}
+
+fn rules() -> impl Strategy<Value = Rules> {
+    let gates = (0_u32..=10_000).prop_flat_map(|advance| (Just(advance), 0..=advance));
+    let shares = prop::collection::btree_set(1_u32..10_000, 0..4);
+    (
+        1_usize..4,
+        1_usize..6,
+        1_u32..4,
+        1_u32..8,
+        gates,
+        shares,
+        any::<bool>(),
+        0_u32..4,
+        prop_oneof![Just(0_u32), Just(50)],
+    )
+        .prop_map(
+            |(racks, per_rack, cap_rack, cap_total, (advance, rollback), shares, goes_back, sample_min, soak_s)| {
+                Rules {
+                    racks,
+                    per_rack,
+                    cap_rack,
+                    cap_total,
+                    advance,
+                    rollback,
+                    shares: shares.into_iter().chain([10_000]).collect(),
+                    goes_back,
+                    sample_min,
+                    soak_s,
+                    ..Rules::default()
+                }
+            },
+        )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// The world checks after every input: caps, sequences, wave order, no permit for a stopped campaign, and that the
+    /// engine rebuilt from what was persisted says the same.
+    #[test]
+    fn nothing_random_breaks_a_promise_and_every_device_ends(
+        one in rules(),
+        two in rules(),
+        shared in any::<bool>(),
+        acts in prop::collection::vec(act(), 0..150),
+    ) {
+        // The same devices stand in the same racks.
+        let (first_device, racks) = if shared { (0, one.racks) } else { (1_000, two.racks) };
+        let two = Rules { first_device, racks, ..two };
+        let mut world = World::new(&[("one", one), ("two", two)]);
+        world.start("one");
+        world.start("two");
+        let name = |which| id(if which { "one" } else { "two" });
+        for act in acts {
+            match act {
+                Act::Report(device, state) => world.report_any(device, state),
+                Act::Stale(device) => world.report_stale(device),
+                Act::Wait(seconds) => world.run_clock(Duration::from_secs(seconds)),
+                Act::Pause(which) => drop(world.input(Input::Pause(name(which)))),
+                Act::Resume(which) => drop(world.input(Input::Resume(name(which)))),
+                Act::Cancel(which) => drop(world.input(Input::Cancel(name(which)))),
+                Act::Clear(index) => {
+                    let devices = world.devices();
+                    drop(world.input(Input::Clear(index.get(&devices).clone())));
+                }
+                Act::Restart => world.restart(),
+            }
+        }
+        for which in [true, false] {
+            drop(world.input(Input::Resume(name(which))));
+        }
+        world.run_until_quiet(|_| AttemptState::Success);
+        for campaign in ["one", "two"] {
+            // What a gate or a full rack still holds, a person ends.
+            drop(world.input(Input::Cancel(id(campaign))));
+        }
+        world.run_clock(Duration::from_secs(100_000));
+        for campaign in ["one", "two"] {
+            prop_assert!(world.state(campaign).is_terminal());
+            for attempt in world.engine.attempts(&id(campaign)).unwrap() {
+                prop_assert!(attempt.state.is_terminal(), "{attempt:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,444 @@
+//! A fleet around the engine: obeys permits, keeps what is persisted, and checks the promises after every input.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use firmesh_coordinator_core::{
+    AttemptRecord, CampaignRecord, Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record,
+    check,
+};
+use firmesh_protocol::{
+    api::{CampaignState, GateVerdict},
+    ids::{CampaignId, DeviceId, Sha256},
+    manifest::{
+        CampaignManifest, Caps, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice, ReleaseRef,
+        Selector, Strategy,
+    },
+    report::{AttemptReport, AttemptState, Permit, PermitKind},
+    time::{Timestamp, WallTime},
+    units::BasisPoints,
+};
+use proptest::sample::Index;
+
+const PERMIT_TTL: Duration = Duration::from_secs(900);
+
+#[derive(Debug, Clone)]
+pub(crate) struct Rules {
+    pub(crate) racks: usize,
+    pub(crate) per_rack: usize,
+    pub(crate) first_device: usize,
+    pub(crate) cap_rack: u32,
+    pub(crate) cap_total: u32,
+    pub(crate) advance: u32,
+    pub(crate) rollback: u32,
+    pub(crate) sample_min: u32,
+    pub(crate) soak_s: u32,
+    pub(crate) shares: Vec<u32>,
+    pub(crate) goes_back: bool,
+    pub(crate) expires_s: u64,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self {
+            racks: 2,
+            per_rack: 3,
+            first_device: 0,
+            cap_rack: 2,
+            cap_total: 100,
+            advance: 9_900,
+            rollback: 9_000,
+            sample_min: 1,
+            soak_s: 0,
+            shares: vec![1_000, 5_000, 10_000],
+            goes_back: true,
+            expires_s: 10_000_000,
+        }
+    }
+}
+
+pub(crate) fn id(name: &str) -> CampaignId {
+    CampaignId::new(name).unwrap()
+}
+
+struct Stored {
+    manifest: CampaignManifest,
+    plan: Plan,
+    expires_at: Timestamp,
+    record: Option<CampaignRecord>,
+    attempts: BTreeMap<DeviceId, AttemptRecord>,
+}
+
+pub(crate) struct World {
+    pub(crate) engine: Engine,
+    pub(crate) permits: Vec<PermitOrder>,
+    now: Timestamp,
+    stored: BTreeMap<CampaignId, Stored>,
+    report_sequence: u64,
+}
+
+impl World {
+    pub(crate) fn new(campaigns: &[(&str, Rules)]) -> Self {
+        let stored = campaigns
+            .iter()
+            .map(|(name, rules)| (id(name), stored(name, rules)))
+            .collect();
+        let engine = Engine::new(EngineSettings { permit_ttl: PERMIT_TTL });
+        let mut world = Self {
+            engine,
+            permits: Vec::new(),
+            now: Timestamp::default(),
+            stored,
+            report_sequence: 0,
+        };
+        world.load();
+        world
+    }
+
+    fn load(&mut self) {
+        let loaded: Vec<_> = self
+            .stored
+            .values()
+            .map(|stored| Loaded {
+                manifest: stored.manifest.clone(),
+                plan: stored.plan.clone(),
+                expires_at: stored.expires_at,
+                record: stored.record.clone(),
+                attempts: stored.attempts.values().cloned().collect(),
+            })
+            .collect();
+        self.input(Input::Load(loaded)).unwrap();
+    }
+
+    pub(crate) fn start(&mut self, name: &str) {
+        self.input(Input::Start(id(name))).unwrap();
+    }
+
+    pub(crate) fn state(&self, name: &str) -> CampaignState {
+        self.engine.campaign(&id(name)).unwrap().state
+    }
+
+    pub(crate) fn devices(&self) -> Vec<DeviceId> {
+        self.stored
+            .values()
+            .flat_map(|stored| stored.plan.devices().map(|(_, planned)| planned.device.clone()))
+            .collect()
+    }
+
+    /// Hands an input to the engine, keeps what it persists, and checks each permit as a stranger would.
+    pub(crate) fn input(&mut self, input: Input) -> Result<(), InputError> {
+        let mut in_flight = self.engine.in_flight();
+        let sequences: BTreeMap<_, _> = self
+            .stored
+            .iter()
+            .map(|(id, s)| (id.clone(), s.record.as_ref().map_or(0, |r| r.last_permit)))
+            .collect();
+        let mut last = sequences;
+        let result = self.engine.handle(self.now, input);
+        let mut permits = Vec::new();
+        while let Some(output) = self.engine.poll() {
+            match output {
+                Output::Persist(Record::Campaign(record)) => {
+                    assert!(permits.is_empty(), "a permit came before what it relies on");
+                    let id = record.id.clone();
+                    self.stored.get_mut(&id).unwrap().record = Some(record);
+                }
+                Output::Persist(Record::Attempt(campaign, record)) => {
+                    assert!(permits.is_empty(), "a permit came before what it relies on");
+                    self.stored
+                        .get_mut(&campaign)
+                        .unwrap()
+                        .attempts
+                        .insert(record.device.clone(), record);
+                }
+                Output::IssuePermit(order) => permits.push(order),
+            }
+        }
+        // What the input itself ended is no longer in flight when the permits are issued.
+        let after = self.engine.in_flight();
+        in_flight.retain(|device, _| after.contains_key(device));
+        for order in permits {
+            self.check(&order, &in_flight, last[&order.campaign]);
+            last.insert(order.campaign.clone(), order.sequence);
+            let plan = &self.stored[&order.campaign].plan;
+            for (_, planned) in plan
+                .devices()
+                .filter(|(_, planned)| order.devices.contains(&planned.device))
+            {
+                in_flight.insert(planned.device.clone(), planned.rack.clone());
+            }
+            self.permits.push(order);
+        }
+        result
+    }
+
+    fn check(
+        &self,
+        order: &PermitOrder,
+        in_flight: &BTreeMap<DeviceId, firmesh_protocol::ids::TopologyPath>,
+        last: u64,
+    ) {
+        let stored = &self.stored[&order.campaign];
+        let issued = WallTime::from_unix_seconds(0);
+        let permit = Permit {
+            campaign: order.campaign.clone(),
+            manifest_sha256: Sha256::of(b""),
+            kind: order.kind,
+            wave: order.wave,
+            sequence: order.sequence,
+            issued,
+            expires: issued + PERMIT_TTL,
+            devices: order.devices.clone(),
+        };
+        assert_eq!(
+            check::permit(&permit, &stored.plan, &stored.manifest, in_flight, last),
+            Vec::<String>::new()
+        );
+        let view = self.engine.campaign(&order.campaign).unwrap();
+        let expected = match order.kind {
+            PermitKind::Update => CampaignState::Active,
+            PermitKind::Rollback => CampaignState::RollingBack,
+        };
+        assert_eq!(view.state, expected, "a permit of a stopped campaign");
+        if order.kind == PermitKind::Update {
+            assert!(
+                view.waves[..order.wave as usize]
+                    .iter()
+                    .all(|wave| wave.gate == GateVerdict::Pass)
+            );
+            assert!(view.waves.iter().all(|wave| wave.gate != GateVerdict::Fail));
+        }
+    }
+
+    pub(crate) fn run_clock(&mut self, span: Duration) {
+        let end = self.now + span;
+        while let Some(at) = self.engine.deadline().filter(|at| *at <= end) {
+            self.now = at;
+            self.input(Input::Tick).unwrap();
+        }
+        self.now = end;
+        self.input(Input::Tick).unwrap();
+    }
+
+    pub(crate) fn report(&mut self, device: &DeviceId, state: AttemptState) {
+        self.report_sequence += 1;
+        self.send(device, state, self.report_sequence, "so it was told");
+    }
+
+    fn send(&mut self, device: &DeviceId, state: AttemptState, sequence: u64, reason: &str) {
+        // The campaign that has it in flight, or the first that plans it.
+        let runs = |stored: &&Stored| {
+            stored
+                .attempts
+                .get(device)
+                .is_some_and(|a| a.permit.is_some() && !a.state.is_terminal())
+        };
+        let plans = |stored: &&Stored| stored.plan.devices().any(|(_, planned)| planned.device == *device);
+        let stored = self
+            .stored
+            .values()
+            .find(runs)
+            .or_else(|| self.stored.values().find(plans))
+            .unwrap();
+        let (wave, planned) = stored
+            .plan
+            .devices()
+            .find(|(_, planned)| planned.device == *device)
+            .unwrap();
+        let report = AttemptReport {
+            campaign: stored.manifest.id.clone(),
+            wave: u32::try_from(wave).unwrap(),
+            kind: stored
+                .attempts
+                .get(device)
+                .map_or(PermitKind::Update, |attempt| attempt.kind),
+            permit_sequence: 0,
+            device: device.clone(),
+            node: planned.node.clone(),
+            sequence,
+            state,
+            reason: reason.to_owned(),
+            version: None,
+            at: WallTime::from_unix_seconds(0),
+        };
+        self.input(Input::Heard {
+            node: planned.node.clone(),
+            reports: vec![report],
+        })
+        .unwrap();
+    }
+
+    /// A node's word on some device: about one it was permitted to touch, whatever that word is; about another, only
+    /// that it prepares.
+    pub(crate) fn report_any(&mut self, device: Index, state: Index) {
+        use AttemptState::*;
+        let devices = self.devices();
+        let device = device.get(&devices);
+        let any = [
+            Downloading,
+            Verifying,
+            Staged,
+            Installing,
+            Rebooting,
+            Validating,
+            Success,
+            Success,
+            Success,
+            Success,
+            Success,
+            Failed,
+            RolledBack,
+            Skipped,
+            Cancelled,
+            TimedOut,
+            Quarantined,
+            Blocked,
+            WaitingWindow,
+        ];
+        let is_permitted = self.engine.in_flight().contains_key(device);
+        let state = if is_permitted {
+            *state.get(&any)
+        } else {
+            *state.get(&[Downloading, Blocked, Verifying])
+        };
+        self.report(device, state);
+    }
+
+    pub(crate) fn report_stale(&mut self, device: Index) {
+        let devices = self.devices();
+        self.send(device.get(&devices), AttemptState::Quarantined, 0, "stale");
+        assert!(
+            self.engine
+                .latest_attempts()
+                .values()
+                .all(|attempt| attempt.reason != "stale")
+        );
+    }
+
+    /// Ends everything in flight once.
+    pub(crate) fn settle_in_flight(&mut self, outcome: impl Fn(&DeviceId) -> AttemptState) {
+        let running = |device: &DeviceId| {
+            let attempts = self.stored.values().filter_map(|stored| stored.attempts.get(device));
+            attempts
+                .into_iter()
+                .find(|a| a.permit.is_some() && !a.state.is_terminal())
+                .map(|a| a.kind)
+        };
+        let ends: Vec<_> = self
+            .devices()
+            .into_iter()
+            .filter_map(|device| Some((running(&device)?, device)))
+            .collect();
+        for (kind, device) in ends {
+            let state = if kind == PermitKind::Rollback {
+                AttemptState::RolledBack
+            } else {
+                outcome(&device)
+            };
+            self.report(&device, state);
+        }
+    }
+
+    /// Ends whatever is in flight until nothing new starts.
+    pub(crate) fn run_until_quiet(&mut self, outcome: impl Fn(&DeviceId) -> AttemptState + Copy) {
+        for _ in 0..1_000 {
+            let before = self.permits.len();
+            self.settle_in_flight(outcome);
+            self.run_clock(Duration::from_secs(60));
+            if self.permits.len() == before {
+                return;
+            }
+        }
+        panic!("the campaign never comes to rest");
+    }
+
+    /// Throws the engine away and builds another from what was persisted.
+    pub(crate) fn restart(&mut self) {
+        let names: Vec<_> = self.stored.keys().cloned().collect();
+        let views = |engine: &Engine| -> Vec<_> {
+            names
+                .iter()
+                .map(|id| (engine.campaign(id), engine.attempts(id)))
+                .collect()
+        };
+        let (before, in_flight, issued) = (views(&self.engine), self.engine.in_flight(), self.permits.len());
+        self.engine = Engine::new(EngineSettings { permit_ttl: PERMIT_TTL });
+        self.load();
+        if self.permits.len() == issued {
+            assert_eq!(views(&self.engine), before);
+            assert_eq!(self.engine.in_flight(), in_flight);
+        }
+    }
+}
+
+fn stored(name: &str, rules: &Rules) -> Stored {
+    let place = |number: usize| {
+        let rack = number % rules.racks;
+        PlannedDevice {
+            device: DeviceId::new(format!("d{}", rules.first_device + number)).unwrap(),
+            node: format!("r{rack}n1").parse().unwrap(),
+            rack: format!("eu/s1/r{rack}").parse().unwrap(),
+            release: "firmware/new.bin".to_owned(),
+            from_version: "1.0".to_owned(),
+            previous: rules.goes_back.then(|| "firmware/old.bin".to_owned()),
+        }
+    };
+    let total = rules.racks * rules.per_rack;
+    let shares: Vec<_> = rules
+        .shares
+        .iter()
+        .map(|share| BasisPoints::new(*share).unwrap())
+        .collect();
+    let mut waves = Vec::new();
+    let mut from = 0;
+    for to in shares.iter().map(|share| share.of_rounded_up(total)) {
+        if to > from {
+            waves.push((from..to).map(place).collect());
+            from = to;
+        }
+    }
+    let share = |value| BasisPoints::new(value).unwrap();
+    let manifest = CampaignManifest {
+        schema: MANIFEST_SCHEMA.to_owned(),
+        id: id(name),
+        sequence: 1,
+        expires: WallTime::from_unix_seconds(0),
+        releases: vec![ReleaseRef {
+            target: "firmware/new.bin".to_owned(),
+            sha256: Sha256::of(b"new"),
+        }],
+        previous: Vec::new(),
+        selector: Selector::default(),
+        strategy: Strategy::Canary { shares },
+        caps: Caps {
+            per_rack: rules.cap_rack,
+            total: rules.cap_total,
+        },
+        gate: GateRule {
+            advance: share(rules.advance),
+            rollback: share(rules.rollback),
+            sample_min: rules.sample_min,
+            soak_s: rules.soak_s,
+        },
+        deadlines: Deadlines {
+            attempt_s: 600,
+            back_s: 60,
+        },
+        automatic_rollback: true,
+        permit_keys: vec!["00".repeat(32)],
+        plan_sha256: Sha256::of(b""),
+    };
+    let plan = Plan {
+        schema: PLAN_SCHEMA.to_owned(),
+        campaign: id(name),
+        waves,
+        held: Vec::new(),
+    };
+    let expires_at = Timestamp::after_start(Duration::from_secs(rules.expires_s));
+    Stored {
+        manifest,
+        plan,
+        expires_at,
+        record: None,
+        attempts: BTreeMap::new(),
+    }
+}

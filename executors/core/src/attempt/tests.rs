@@ -1,1 +1,578 @@
+use std::time::Duration;
 
+use firmesh_protocol::{
+    ids::{ArtifactId, CampaignId, Component, DeviceId, Sha256},
+    manifest::{Artifact, Deadlines, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility},
+    report::{AttemptState, PermitKind},
+    time::Timestamp,
+};
+use proptest::prelude::*;
+
+use super::Attempt;
+use crate::{
+    boot::Slot,
+    goal::Goal,
+    observed::{Observed, Seen, SlotsSeen, Staged, TaskSeen, TaskState},
+    record::{AttemptRecord, Phase},
+    step::{ActError, Input, Outcome, Output, Rung, Step},
+};
+
+const OLD: &str = "1.0.0";
+const NEW: &str = "1.1.0";
+const ATTEMPT_S: u32 = 600;
+const BACK_S: u32 = 30;
+
+#[test]
+fn a_bmc_is_updated_and_its_new_version_read_back() {
+    let run = Run::of(Device::bmc(Habit::Good)).end();
+    assert_eq!(
+        (run.outcome.state, run.device.version()),
+        (AttemptState::Success, NEW.to_owned()),
+        "{run:?}"
+    );
+    assert_eq!(
+        run.states,
+        [
+            AttemptState::Installing,
+            AttemptState::Staged,
+            AttemptState::Rebooting,
+            AttemptState::Validating,
+            AttemptState::Success
+        ]
+    );
+    assert_eq!(run.device.stagings, 1);
+}
+
+#[test]
+fn an_ab_host_is_updated_by_a_confirmed_trial_and_keeps_its_previous_image() {
+    let run = Run::of(Device::slots(Habit::Good)).end();
+    assert_eq!(run.outcome.state, AttemptState::Success, "{run:?}");
+    assert_eq!((run.device.running, run.device.saved), (Slot::B, Slot::B));
+    assert_eq!(run.device.slots[0].as_deref(), Some(OLD));
+}
+
+#[test]
+fn going_back_to_the_kept_image_needs_no_staging() {
+    let mut device = Device::slots(Habit::Good);
+    (device.running, device.saved) = (Slot::B, Slot::B);
+    device.slots[1] = Some(NEW.to_owned());
+    let run = Run {
+        goal: goal(PermitKind::Rollback, OLD),
+        ..Run::of(device)
+    }
+    .end();
+    assert_eq!(
+        (run.outcome.state, run.device.version()),
+        (AttemptState::RolledBack, OLD.to_owned()),
+        "{run:?}"
+    );
+    assert_eq!((run.device.stagings, run.device.saved), (0, Slot::A));
+}
+
+#[test]
+fn an_image_for_another_device_is_refused_before_any_write() {
+    let refused = |change: fn(&mut Goal), reason: &str| {
+        let mut run = Run::of(Device::bmc(Habit::Good));
+        change(&mut run.goal);
+        let run = run.end();
+        assert_eq!((run.outcome.state, run.acts), (AttemptState::Failed, 0), "{run:?}");
+        assert!(run.outcome.reason.contains(reason), "{}", run.outcome.reason);
+    };
+    refused(|goal| goal.image.info.models = vec!["R2".to_owned()], "wrong model");
+    refused(|goal| goal.image.info.vendor = "Other".to_owned(), "wrong vendor");
+    refused(
+        |goal| goal.image.info.component = Component::new("bios").unwrap(),
+        "wrong component",
+    );
+    refused(
+        |goal| goal.image.info.from_versions = vec!["0.9".to_owned()],
+        "installs only from 0.9",
+    );
+    refused(|goal| goal.security_epoch_min = 9, "security epoch");
+    refused(|goal| goal.image.artifact.length = 1 << 40, "bytes");
+}
+
+#[test]
+fn a_device_that_already_runs_the_image_is_left_alone() {
+    let run = Run {
+        goal: goal(PermitKind::Update, OLD),
+        ..Run::of(Device::bmc(Habit::Good))
+    }
+    .end();
+    assert_eq!((run.outcome.state, run.acts), (AttemptState::Skipped, 0), "{run:?}");
+}
+
+#[test]
+fn a_task_that_lies_about_its_success_is_not_believed() {
+    let run = Run::of(Device::bmc(Habit::Lie)).end();
+    assert_eq!(run.outcome.state, AttemptState::Failed, "{run:?}");
+    assert!(
+        run.outcome.reason.contains("says it completed, yet"),
+        "{}",
+        run.outcome.reason
+    );
+}
+
+#[test]
+fn a_failed_task_fails_the_attempt_with_the_devices_own_words() {
+    let run = Run::of(Device::bmc(Habit::FailTask)).end();
+    assert_eq!(run.outcome.state, AttemptState::Failed);
+    assert!(run.outcome.reason.contains("bad image"), "{}", run.outcome.reason);
+}
+
+#[test]
+fn a_device_that_never_comes_back_is_quarantined_after_every_rung() {
+    for device in [Device::bmc(Habit::NeverBack), Device::slots(Habit::NeverBack)] {
+        let run = Run::of(device).end();
+        assert_eq!(run.outcome.state, AttemptState::Quarantined, "{run:?}");
+        assert!(
+            run.outcome.reason.contains("did not come back within 30 s"),
+            "{}",
+            run.outcome.reason
+        );
+    }
+}
+
+#[test]
+fn a_stalled_task_is_given_up_and_the_controller_reset() {
+    let run = Run::of(Device::bmc(Habit::Stall)).end();
+    assert_eq!(
+        (run.outcome.state, run.device.version()),
+        (AttemptState::TimedOut, OLD.to_owned()),
+        "{run:?}"
+    );
+    assert!(run.outcome.reason.contains("stalled at 40 %"), "{}", run.outcome.reason);
+}
+
+#[test]
+fn a_trial_that_does_not_hold_fails_on_the_old_slot() {
+    let run = Run::of(Device::slots(Habit::TrialFails)).end();
+    assert_eq!(
+        (run.outcome.state, run.device.running),
+        (AttemptState::Failed, Slot::A),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn a_trial_of_something_else_is_ended_by_a_restart() {
+    let run = Run::of(Device::slots(Habit::WrongVersion)).end();
+    assert_eq!(
+        (run.outcome.state, run.device.version()),
+        (AttemptState::RolledBack, OLD.to_owned()),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn a_silent_device_is_not_touched() {
+    let mut device = Device::bmc(Habit::Good);
+    device.up_at = None;
+    let run = Run::of(device).end();
+    assert_eq!((run.outcome.state, run.acts), (AttemptState::TimedOut, 0));
+    assert!(
+        run.outcome.reason.contains("nothing was written"),
+        "{}",
+        run.outcome.reason
+    );
+}
+
+#[test]
+fn a_crash_after_the_answer_was_lost_does_not_flash_twice() {
+    let faults = vec![Fault::None, Fault::CrashAfter];
+    let run = Run {
+        faults,
+        ..Run::of(Device::bmc(Habit::Good))
+    }
+    .end();
+    assert_eq!(
+        (run.outcome.state, run.device.stagings),
+        (AttemptState::Success, 1),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn a_record_of_another_schema_or_shape_is_refused() {
+    let record = AttemptRecord::new(goal(PermitKind::Update, NEW));
+    assert_eq!(AttemptRecord::from_bytes(&record.to_bytes()).unwrap(), record);
+    let text = String::from_utf8(record.to_bytes()).unwrap();
+    assert!(AttemptRecord::from_bytes(text.replace("attempt/1", "attempt/2").as_bytes()).is_err());
+    assert!(AttemptRecord::from_bytes(text.replace("\"phase\"", "\"stage\"").as_bytes()).is_err());
+    assert!(AttemptRecord::from_bytes(&[b' '; 1 << 20]).is_err());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
+
+    /// Whatever goes wrong, the attempt ends in time, and its word on the device is true.
+    #[test]
+    fn every_attempt_ends_in_time_with_the_truth(
+        has_slots: bool,
+        habit in prop::sample::select(vec![
+            Habit::Good, Habit::Lie, Habit::Stall, Habit::FailTask, Habit::NeverBack, Habit::TrialFails, Habit::WrongVersion,
+        ]),
+        wrong_model in prop::bool::weighted(0.1),
+        faults in proptest::collection::vec(
+            prop::sample::select(vec![
+                Fault::None, Fault::None, Fault::None, Fault::Refused, Fault::RefusedForGood, Fault::Lost,
+                Fault::Hangs, Fault::CrashBefore, Fault::CrashAfter,
+            ]),
+            0..40,
+        ),
+    ) {
+        let device = if has_slots { Device::slots(habit) } else { Device::bmc(habit) };
+        let mut run = Run { faults, ..Run::of(device) };
+        if wrong_model {
+            run.goal.image.info.models = vec!["R2".to_owned()];
+        }
+        let run = run.end();
+        let (device, state) = (&run.device, run.outcome.state);
+        let armed = device.slots.len() == 2 && device.trial.is_some();
+        match state {
+            AttemptState::Success => prop_assert!(device.version() == NEW && device.running == device.saved),
+            AttemptState::Failed | AttemptState::RolledBack =>
+                prop_assert!(device.version() == OLD && device.running == device.saved && !armed, "{:?}", run),
+            AttemptState::TimedOut => prop_assert!(device.version() == OLD && !armed, "{:?}", run),
+            AttemptState::Quarantined => prop_assert!(!run.outcome.reason.is_empty()),
+            other => prop_assert!(false, "ended {other}"),
+        }
+        prop_assert!(!wrong_model || run.acts == 0);
+        prop_assert!(run.counted <= Duration::from_secs(u64::from(ATTEMPT_S) + 21), "took {:?}", run.counted);
+    }
+}
+
+/// How a device misbehaves, all the time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Habit {
+    Good,
+    Lie,
+    Stall,
+    FailTask,
+    NeverBack,
+    TrialFails,
+    WrongVersion,
+}
+
+/// What goes wrong with one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    Refused,
+    RefusedForGood,
+    /// It happens, and the answer is lost.
+    Lost,
+    /// It does not happen, and there is no answer before the deadline.
+    Hangs,
+    CrashBefore,
+    CrashAfter,
+}
+
+#[derive(Debug)]
+struct Device {
+    habit: Habit,
+    /// One image on a BMC, two on a host.
+    slots: Vec<Option<String>>,
+    running: Slot,
+    saved: Slot,
+    trial: Option<Slot>,
+    pending: Option<String>,
+    task: Option<(TaskState, Timestamp)>,
+    up_at: Option<Timestamp>,
+    boots: u32,
+    stagings: u32,
+}
+
+impl Device {
+    fn bmc(habit: Habit) -> Self {
+        Self {
+            habit,
+            slots: vec![Some(OLD.to_owned())],
+            running: Slot::A,
+            saved: Slot::A,
+            trial: None,
+            pending: None,
+            task: None,
+            up_at: Some(Timestamp::default()),
+            boots: 1,
+            stagings: 0,
+        }
+    }
+
+    fn slots(habit: Habit) -> Self {
+        Self {
+            slots: vec![Some(OLD.to_owned()), None],
+            ..Self::bmc(habit)
+        }
+    }
+
+    fn version(&self) -> String {
+        self.slots[self.running as usize].clone().unwrap()
+    }
+
+    fn look(&self, now: Timestamp) -> Observed {
+        if self.up_at.is_none_or(|up_at| now < up_at) {
+            return Observed::Silent {
+                why: "no answer".to_owned(),
+            };
+        }
+        let has_slots = self.slots.len() == 2;
+        let staged = match (has_slots, self.slots.get(self.running.other() as usize)) {
+            (false, _) => Staged::Hidden,
+            (true, Some(Some(version))) => Staged::Image {
+                version: version.clone(),
+                sha256: Sha256::of(if version == "9.9" { NEW } else { version }.as_bytes()),
+                armed: self.trial == Some(self.running.other()),
+            },
+            (true, _) => Staged::Nothing,
+        };
+        let task = self.task.map(|(state, ends)| match state {
+            TaskState::Active if now >= ends => self.task_end(),
+            other => other,
+        });
+        Observed::Answering(Box::new(Seen {
+            vendor: "Acme".to_owned(),
+            model: "R1".to_owned(),
+            component: Component::new("bmc").unwrap(),
+            version: Some(self.version()),
+            ready: true,
+            boot_id: Some(self.boots.to_string()),
+            staged,
+            task: task.map(|state| TaskSeen {
+                state,
+                percent: Some(40),
+                message: "bad image".to_owned(),
+            }),
+            slots: has_slots.then_some(SlotsSeen {
+                running: self.running,
+                saved: self.saved,
+            }),
+            image_bytes_max: Some(1 << 30),
+            resets: if has_slots {
+                vec![Rung::Warm]
+            } else {
+                vec![Rung::Bmc, Rung::Cold]
+            },
+        }))
+    }
+
+    fn task_end(&self) -> TaskState {
+        if self.habit == Habit::FailTask {
+            TaskState::Failed
+        } else {
+            TaskState::Completed
+        }
+    }
+
+    fn act(&mut self, now: Timestamp, step: &Step) {
+        match step {
+            Step::Stage { image, slot } => self.stage(now, &image.info.version, *slot),
+            Step::Activate { slot } => self.trial = *slot,
+            Step::Reset(_) => self.reset(now),
+            Step::Confirm => self.saved = self.running,
+            Step::Abort { .. } => self.trial = None,
+            Step::Observe { .. } => unreachable!("a look is no act"),
+        }
+    }
+
+    fn stage(&mut self, now: Timestamp, version: &str, slot: Option<Slot>) {
+        self.stagings += 1;
+        let version = if self.habit == Habit::WrongVersion {
+            "9.9"
+        } else {
+            version
+        }
+        .to_owned();
+        if let Some(slot) = slot {
+            assert!(
+                slot != self.running && slot != self.saved,
+                "slot {slot} was written while in use"
+            );
+            self.slots[slot as usize] = Some(version);
+        } else {
+            let takes = Duration::from_secs(if self.habit == Habit::Stall { 1 << 20 } else { 5 });
+            self.task = Some((TaskState::Active, now + takes));
+            self.pending = (!matches!(self.habit, Habit::Lie | Habit::FailTask | Habit::Stall)).then_some(version);
+        }
+    }
+
+    fn reset(&mut self, now: Timestamp) {
+        self.boots += 1;
+        self.task = self
+            .task
+            .take()
+            .filter(|(_, ends)| now >= *ends)
+            .map(|_| (self.task_end(), now));
+        if let Some(version) = self.pending.take() {
+            self.slots[0] = Some(version);
+        }
+        self.running = match self.trial.take() {
+            Some(trial) if self.habit != Habit::TrialFails => trial,
+            _ => self.saved,
+        };
+        self.up_at = (self.habit != Habit::NeverBack).then(|| now + Duration::from_secs(10));
+    }
+}
+
+#[derive(Debug)]
+struct Run {
+    goal: Goal,
+    device: Device,
+    faults: Vec<Fault>,
+    states: Vec<AttemptState>,
+    acts: u32,
+    /// Time that counts against the deadline: a crash forgets what passed since the last record.
+    counted: Duration,
+    outcome: Outcome,
+}
+
+impl Run {
+    fn of(device: Device) -> Self {
+        let outcome = Outcome {
+            state: AttemptState::Pending,
+            reason: String::new(),
+            version: None,
+        };
+        Self {
+            goal: goal(PermitKind::Update, NEW),
+            device,
+            faults: Vec::new(),
+            states: Vec::new(),
+            acts: 0,
+            counted: Duration::ZERO,
+            outcome,
+        }
+    }
+
+    fn end(mut self) -> Self {
+        let mut now = Timestamp::default();
+        let mut faults = std::mem::take(&mut self.faults).into_iter();
+        let mut attempt = Attempt::new(self.goal.clone(), now);
+        let mut durable: Option<AttemptRecord> = None;
+        loop {
+            assert!(
+                now.since_start() < Duration::from_secs(20_000),
+                "never ends: {self:?}\n{attempt:?}"
+            );
+            let Some(output) = attempt.poll() else {
+                let next = attempt.deadline().expect("neither over nor waiting");
+                self.counted += next.since(now);
+                now = now.max(next);
+                attempt.handle(now, Input::Tick);
+                continue;
+            };
+            match output {
+                Output::Persist(record) => durable = Some(AttemptRecord::from_bytes(&record.to_bytes()).unwrap()),
+                Output::Report(report) => self.states.push(report.state),
+                Output::Done(outcome) => {
+                    assert!(attempt.poll().is_none() && attempt.deadline().is_none());
+                    assert_eq!(durable.unwrap().outcome(), Some(&outcome), "the outcome is not durable");
+                    return Self { outcome, ..self };
+                }
+                Output::Step(step) => {
+                    self.check(&step, durable.as_ref().unwrap());
+                    let fault = faults.next().unwrap_or(Fault::None);
+                    let took = self.carry_out(&mut attempt, now, &step, fault);
+                    self.counted += took.unwrap_or_default();
+                    now = now + took.unwrap_or(Duration::from_secs(3));
+                    if took.is_none() {
+                        self.counted = Duration::from_millis(durable.as_ref().unwrap().elapsed_ms);
+                        attempt = Attempt::resume(durable.clone().unwrap(), now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Every act but a look is journalled before, and only asked of the right device.
+    fn check(&mut self, step: &Step, durable: &AttemptRecord) {
+        let journalled = match step {
+            Step::Observe { .. } => return,
+            Step::Stage { .. } => matches!(durable.phase, Phase::Staging { .. }),
+            Step::Activate { .. } => matches!(durable.phase, Phase::Activating { .. }),
+            Step::Reset(_) => matches!(durable.phase, Phase::Resetting { .. } | Phase::Clearing),
+            Step::Confirm => matches!(durable.phase, Phase::Confirming { .. }),
+            Step::Abort { .. } => matches!(durable.phase, Phase::Aborting { .. } | Phase::Clearing),
+        };
+        assert!(
+            journalled,
+            "{step:?} was asked for with the record at {:?}",
+            durable.phase
+        );
+        assert!(
+            self.goal.image.info.models.contains(&"R1".to_owned()),
+            "{step:?} on the wrong model"
+        );
+        self.acts += 1;
+    }
+
+    /// Carries a step out as the fault has it; the time it took, or `None` for a crash.
+    fn carry_out(&mut self, attempt: &mut Attempt, now: Timestamp, step: &Step, fault: Fault) -> Option<Duration> {
+        let look = matches!(step, Step::Observe { .. });
+        let second = Duration::from_secs(1);
+        let failed = |retry| {
+            Input::ActFailed(ActError {
+                reason: "it broke".to_owned(),
+                retry,
+            })
+        };
+        if !look && matches!(fault, Fault::None | Fault::Lost | Fault::CrashAfter) {
+            self.device.act(now, step);
+        }
+        let (took, input) = match fault {
+            Fault::CrashBefore | Fault::CrashAfter => return None,
+            Fault::None if look => (Duration::ZERO, Input::Observed(self.device.look(now))),
+            Fault::None => match step {
+                Step::Stage { slot: None, .. } => (
+                    second,
+                    Input::Staged {
+                        task: Some("/tasks/1".to_owned()),
+                    },
+                ),
+                Step::Stage { .. } => (second, Input::Staged { task: None }),
+                _ => (second, Input::Acted),
+            },
+            Fault::Refused | Fault::Lost => (second, failed(true)),
+            Fault::RefusedForGood => (second, failed(false)),
+            Fault::Hangs => (attempt.deadline().unwrap().since(now), failed(true)),
+        };
+        attempt.handle(now + took, input);
+        Some(took)
+    }
+}
+
+fn goal(kind: PermitKind, version: &str) -> Goal {
+    Goal {
+        device: DeviceId::new("d1").unwrap(),
+        campaign: CampaignId::new("spring").unwrap(),
+        wave: 0,
+        kind,
+        permit_sequence: 1,
+        image: Release {
+            target: "firmware/r1.bin".to_owned(),
+            artifact: Artifact {
+                id: ArtifactId::of(version.as_bytes()),
+                sha256: Sha256::of(version.as_bytes()),
+                length: 5,
+            },
+            info: ReleaseInfo {
+                schema: RELEASE_SCHEMA.to_owned(),
+                blake3: ArtifactId::of(version.as_bytes()),
+                vendor: "Acme".to_owned(),
+                models: vec!["R1".to_owned()],
+                component: Component::new("bmc").unwrap(),
+                version: version.to_owned(),
+                security_epoch: 1,
+                from_versions: Vec::new(),
+                reversibility: Reversibility::Reversible,
+            },
+        },
+        security_epoch_min: 1,
+        deadlines: Deadlines {
+            attempt_s: ATTEMPT_S,
+            back_s: BACK_S,
+        },
+        answers_min: 3,
+        pace_ms: 1_000,
+    }
+}

@@ -252,6 +252,10 @@ impl Campaign {
             self.expire();
         }
         while self.record.state == CampaignState::Active && self.step(now) {}
+        if self.record.state == CampaignState::RollingBack || self.record.state.is_terminal() {
+            // Also for a device that was reported as busy without a permit and says now that it is not.
+            self.cancel_untouched("the campaign ended before it was this device's turn");
+        }
         if self.record.state == CampaignState::RollingBack {
             self.finish_rollback(is_stuck);
         }

@@ -40,7 +40,10 @@ pub(crate) fn choose(
     for attempt in open.map(|planned| &campaign.attempts[&planned.device]) {
         let record = &attempt.record;
         let is_running = attempt.is_running() && record.kind == kind;
-        let is_lapsed = is_running && attempt.started_at.is_none() && attempt.permitted_at + ttl <= now;
+        let is_lapsed = is_running
+            && attempt.started_at.is_none()
+            && attempt.permitted_at + ttl <= now
+            && load.is_within(&attempt.rack, campaign);
         let is_new = match kind {
             PermitKind::Update => attempt.is_untouched(),
             PermitKind::Rollback => campaign.must_go_back(attempt),
@@ -147,6 +150,12 @@ impl Load {
             self.tighten(rack, campaign);
         }
         admitted
+    }
+
+    /// Whether what is in flight keeps the caps: a device that comes back to life after a person cleared it may not.
+    fn is_within(&self, rack: &TopologyPath, campaign: &Campaign) -> bool {
+        let (per_rack, total) = self.caps(rack, campaign);
+        self.in_rack(rack) <= per_rack && self.devices.len() <= total
     }
 
     fn add(&mut self, device: &DeviceId, rack: &TopologyPath) {

@@ -1,1 +1,7 @@
-//! placeholder
+//! What the end-to-end tests stand on: the real binaries, started as processes on loopback.
+//!
+//! Nothing here sleeps for a fixed time: whatever is waited for is a condition with a deadline.
+
+pub mod binaries;
+pub mod process;
+pub mod wait;

@@ -1,0 +1,3 @@
+//! The product's promises, each shown with the real programs running as processes of their own.
+
+mod layering;

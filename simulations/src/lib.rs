@@ -1,1 +1,5 @@
-//! placeholder
+//! A second shell around the cores: virtual devices, and the worlds they live in.
+//!
+//! Pure: time is an argument, randomness is seeded, no socket is opened.
+
+pub mod device;

@@ -1,0 +1,21 @@
+//! What people do offline: make keys, draw up metadata, sign it, and hand it to a coordinator.
+//!
+//! The operator CLI and the lab's demo are two callers of the same functions. Nothing here speaks to the network.
+//!
+//! Invariants: every file is written whole or not at all; a secret is written with mode 0600, never over another file
+//! unasked, and never read if others could have read it; what is signed is what was shown.
+
+mod campaign;
+mod files;
+mod folder;
+mod keys;
+mod release;
+
+pub use campaign::{CampaignError, CampaignFile, adopt_plan, draft_campaign, load_draft, save_draft};
+pub use files::{ReadFileError, WriteFileError, read_bounded, write_file, write_secret};
+pub use folder::{FolderError, SignedNow, TrustFolder};
+pub use keys::{KeyFileError, generate_key, load_public_key, load_secret, load_secret_key, write_key};
+pub use release::{NewRelease, ReleaseError, measure, stage_release};
+
+#[cfg(test)]
+mod tests;

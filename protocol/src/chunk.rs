@@ -12,8 +12,9 @@ use std::{
 use bao_tree::{
     BaoTree, BlockSize, ChunkNum, ChunkRanges,
     io::{
+        BaoContentItem,
         outboard::PostOrderOutboard,
-        sync::{ReadAt, encode_ranges_validated, outboard_post_order},
+        sync::{DecodeResponseIter, ReadAt, encode_ranges_validated, outboard_post_order},
     },
 };
 
@@ -160,24 +161,43 @@ pub enum DecodeError {
     },
 }
 
-/// Decodes a slice that [`encode`] made, checking every chunk group against the root, and returns its bytes.
-pub fn decode(encoded: &[u8], root: ArtifactId, length: u64, range: &Range<u64>) -> Result<Vec<u8>, DecodeError> {
-    use bao_tree::io::{BaoContentItem, sync::DecodeResponseIter};
-    let found = encoded.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
+/// Checks every chunk group of a slice that [`encode`] made against the root, and returns its tree nodes and chunk
+/// groups in order: what a store takes in.
+pub fn verified_items(
+    encoded: &[u8],
+    root: ArtifactId,
+    length: u64,
+    range: &Range<u64>,
+) -> Result<Vec<BaoContentItem>, DecodeError> {
+    let found = encoded
+        .first_chunk::<8>()
+        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
     if found != length || encoded.len() < 8 {
-        return Err(DecodeError::WrongLength { found, expected: length });
+        return Err(DecodeError::WrongLength {
+            found,
+            expected: length,
+        });
     }
-    let (tree, hash) = (BaoTree::new(length, BLOCK_SIZE), blake3::Hash::from_bytes(*root.as_bytes()));
-    let chunks = chunks_of(range);
+    let tree = BaoTree::new(length, BLOCK_SIZE);
+    let hash = blake3::Hash::from_bytes(*root.as_bytes());
+    DecodeResponseIter::new(hash, tree, &encoded[8..], &chunks_of(range))
+        .collect::<Result<_, _>>()
+        .map_err(|source| DecodeError::Corrupt { root, source })
+}
+
+/// The bytes of a slice that [`encode`] made, every chunk group checked against the root.
+pub fn decode(encoded: &[u8], root: ArtifactId, length: u64, range: &Range<u64>) -> Result<Vec<u8>, DecodeError> {
     let mut bytes = Vec::new();
-    for item in DecodeResponseIter::new(hash, tree, &encoded[8..], &chunks) {
-        match item.map_err(|source| DecodeError::Corrupt { root, source })? {
-            BaoContentItem::Parent(_) => {}
-            BaoContentItem::Leaf(leaf) => bytes.extend_from_slice(&leaf.data),
+    for item in verified_items(encoded, root, length, range)? {
+        if let BaoContentItem::Leaf(leaf) = item {
+            bytes.extend_from_slice(&leaf.data);
         }
     }
     Ok(bytes)
 }
+
+/// The most bytes an encoded piece can have: its content, 64 bytes of tree per chunk group, and the way to the root.
+pub const ENCODED_PIECE_BYTES_MAX: usize = (PIECE_BYTES + PIECE_BYTES / GROUP_BYTES * 64 + 8 + 64 * 64) as usize;
 
 #[cfg(test)]
 mod tests {

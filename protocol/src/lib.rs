@@ -4,6 +4,7 @@
 
 pub mod api;
 pub mod chunk;
+pub mod identity;
 pub mod ids;
 pub mod limits;
 pub mod manifest;

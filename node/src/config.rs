@@ -1,0 +1,326 @@
+//! The node's configuration: [`Config`] as written, [`Settings`] as checked. Nothing starts before everything is checked.
+
+use std::{
+    io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use firmesh_executors::{DeviceConfig, DeviceConfigError, DeviceSettings};
+use firmesh_node_core::swarm::Tuning;
+use firmesh_protocol::{
+    ids::{NodeId, TopologyPath},
+    limits::NODE_DEVICES_MAX,
+};
+use serde::Deserialize;
+
+/// The configuration as written in `node.toml`. Relative paths start at the file's folder.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The node's name in the fleet.
+    pub node: NodeId,
+    /// Where it stands; the last segment is the node itself.
+    pub path: TopologyPath,
+    /// Where everything that must survive lies: keys, metadata, store, journal.
+    pub state_dir: PathBuf,
+    /// The pinned TUF root, brought by hand. Read once; later roots follow from it.
+    pub root_file: PathBuf,
+    /// How to reach the coordinator.
+    pub coordinator: CoordinatorConfig,
+    /// The data plane (QUIC).
+    #[serde(default)]
+    pub data: DataConfig,
+    /// The control plane of the mesh (libp2p).
+    #[serde(default)]
+    pub mesh: MeshConfig,
+    /// The local status API.
+    #[serde(default)]
+    pub status: StatusConfig,
+    /// Images for BMCs that pull them.
+    #[serde(default)]
+    pub images: ImagesConfig,
+    /// The devices this node looks after.
+    #[serde(default, rename = "device")]
+    pub devices: Vec<DeviceConfig>,
+}
+
+/// How to reach the coordinator.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CoordinatorConfig {
+    /// Its node listener, such as `https://coordinator:8641`.
+    pub url: String,
+    /// The fleet CA's certificate, PEM: pins the coordinator and every peer.
+    pub ca_file: PathBuf,
+    /// The one-time token's file; needed only until the node is enrolled.
+    pub token_file: Option<PathBuf>,
+    /// How often to report. Default: 5 s, so that an operator sees a wave move while it moves.
+    #[serde(default = "five_seconds")]
+    pub poll_interval: String,
+}
+
+/// The data plane.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataConfig {
+    /// Where to listen (UDP). Default: a free port on loopback, so that nothing is exposed unasked.
+    pub listen: SocketAddr,
+    /// The address peers should use, if it is another one.
+    pub advertise: Option<SocketAddr>,
+}
+
+impl Default for DataConfig {
+    fn default() -> Self {
+        Self { listen: loopback(), advertise: None }
+    }
+}
+
+/// The control plane of the mesh.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MeshConfig {
+    /// Where to listen. Default: a free QUIC port on loopback.
+    pub listen: String,
+    /// Multiaddresses of nodes to begin with, beside those the roster names.
+    pub seeds: Vec<String>,
+    /// Whether to look for neighbours by multicast. Default: yes; it finds a rack without any configuration.
+    pub mdns: bool,
+}
+
+impl Default for MeshConfig {
+    fn default() -> Self {
+        Self { listen: "/ip4/127.0.0.1/udp/0/quic-v1".to_owned(), seeds: Vec::new(), mdns: true }
+    }
+}
+
+/// The local status API.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StatusConfig {
+    /// Where to listen. Only loopback is allowed: the API has no login.
+    pub listen: SocketAddr,
+}
+
+impl Default for StatusConfig {
+    fn default() -> Self {
+        Self { listen: loopback() }
+    }
+}
+
+/// Images for BMCs that pull them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagesConfig {
+    /// Where to listen (HTTPS).
+    pub listen: SocketAddr,
+    /// The host name or address in the URLs given to BMCs, if it is not the listening address.
+    pub advertise_host: Option<String>,
+}
+
+impl Default for ImagesConfig {
+    fn default() -> Self {
+        Self { listen: loopback(), advertise_host: None }
+    }
+}
+
+/// The configuration as checked.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The node's name in the fleet.
+    pub node: NodeId,
+    /// Where it stands.
+    pub path: TopologyPath,
+    /// Where everything that must survive lies.
+    pub state_dir: PathBuf,
+    /// The pinned TUF root.
+    pub root_json: Vec<u8>,
+    /// The coordinator's node listener, without a trailing slash.
+    pub coordinator_url: String,
+    /// The fleet CA's certificate, PEM.
+    pub fleet_ca_pem: String,
+    /// Where the one-time token may lie.
+    pub token_file: Option<PathBuf>,
+    /// How often to report.
+    pub poll_interval: Duration,
+    /// The data plane.
+    pub data: DataConfig,
+    /// The control plane of the mesh.
+    pub mesh: MeshConfig,
+    /// Where the status API listens.
+    pub status_listen: SocketAddr,
+    /// Images for BMCs.
+    pub images: ImagesConfig,
+    /// The devices this node looks after.
+    pub devices: Vec<DeviceSettings>,
+    /// Bounds and time spans of the swarm.
+    pub tuning: Tuning,
+}
+
+/// What is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// A file could not be read.
+    #[error("{field}: {path} cannot be read")]
+    File {
+        /// The setting that names it.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Not TOML of the expected shape.
+    #[error("{path} is not a node's configuration")]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that cannot be.
+    #[error("{field} {problem}")]
+    Value {
+        /// The setting.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A device's configuration.
+    #[error(transparent)]
+    Device(#[from] DeviceConfigError),
+}
+
+/// Configurations and the files they name are small.
+const FILE_BYTES_MAX: u64 = 4 << 20;
+
+impl Settings {
+    /// Reads and checks `path`.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = read("--config", path)?;
+        let config: Config = toml::from_str(&text)
+            .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })?;
+        let base = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        config.check(base)
+    }
+}
+
+impl Config {
+    /// Checks what was written and reads the files it names.
+    pub fn check(self, base: &Path) -> Result<Settings, ConfigError> {
+        if self.path.segments().last().map(String::as_str) != Some(self.node.as_str()) || self.path.depth() < 3 {
+            let problem = format!("must name at least site/rack/node and end with the node, {}", self.node);
+            return Err(ConfigError::Value { field: "path", problem });
+        }
+        if !self.status.listen.ip().is_loopback() {
+            let problem = "must be a loopback address: the status API has no login".to_owned();
+            return Err(ConfigError::Value { field: "status.listen", problem });
+        }
+        if !self.coordinator.url.starts_with("https://") {
+            let problem = "must begin with https://".to_owned();
+            return Err(ConfigError::Value { field: "coordinator.url", problem });
+        }
+        if self.devices.len() > NODE_DEVICES_MAX {
+            let problem = format!("are {}, a node looks after at most {NODE_DEVICES_MAX}", self.devices.len());
+            return Err(ConfigError::Value { field: "devices", problem });
+        }
+        let mut devices = Vec::new();
+        for device in self.devices {
+            let device = device.check(base)?;
+            if devices.iter().any(|other: &DeviceSettings| other.device == device.device) {
+                let problem = format!("name {} twice", device.device);
+                return Err(ConfigError::Value { field: "devices", problem });
+            }
+            devices.push(device);
+        }
+        Ok(Settings {
+            node: self.node,
+            path: self.path,
+            state_dir: base.join(self.state_dir),
+            root_json: read("root_file", &base.join(self.root_file))?.into_bytes(),
+            coordinator_url: self.coordinator.url.trim_end_matches('/').to_owned(),
+            fleet_ca_pem: read("coordinator.ca_file", &base.join(self.coordinator.ca_file))?,
+            token_file: self.coordinator.token_file.map(|file| base.join(file)),
+            poll_interval: span("coordinator.poll_interval", &self.coordinator.poll_interval)?,
+            data: self.data,
+            mesh: self.mesh,
+            status_listen: self.status.listen,
+            images: self.images,
+            devices,
+            tuning: Tuning::default(),
+        })
+    }
+}
+
+fn read(field: &'static str, path: &Path) -> Result<String, ConfigError> {
+    let text = std::fs::metadata(path).and_then(|metadata| match metadata.len() {
+        length if length > FILE_BYTES_MAX => Err(io::Error::other(format!("it has {length} bytes, too many"))),
+        _ => std::fs::read_to_string(path),
+    });
+    text.map_err(|source| ConfigError::File { field, path: path.to_owned(), source })
+}
+
+fn span(field: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
+    parsed.filter(|span| !span.is_zero() && *span <= Duration::from_secs(3600)).ok_or_else(|| ConfigError::Value {
+        field,
+        problem: format!("{text:?} is not a time span such as \"500ms\", \"5s\" or \"2m\", at most an hour"),
+    })
+}
+
+fn five_seconds() -> String {
+    "5s".to_owned()
+}
+
+fn loopback() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Settings, String> {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["root.json", "ca.pem"] {
+            std::fs::write(folder.path().join(file), "x").unwrap();
+        }
+        let file = folder.path().join("node.toml");
+        std::fs::write(&file, text).unwrap();
+        Settings::load(&file).map_err(|error| format!("{error}: {:?}", std::error::Error::source(&error)))
+    }
+
+    const GOOD: &str = r#"
+        node = "n1"
+        path = "eu/s1/r1/n1"
+        state_dir = "state"
+        root_file = "root.json"
+        [coordinator]
+        url = "https://localhost:8641/"
+        ca_file = "ca.pem"
+        poll_interval = "500ms"
+    "#;
+
+    #[test]
+    fn a_short_configuration_has_sane_defaults() {
+        let settings = check(GOOD).unwrap();
+        assert_eq!(settings.poll_interval, Duration::from_millis(500));
+        assert!(settings.data.listen.ip().is_loopback() && settings.status_listen.ip().is_loopback());
+        assert_eq!(settings.coordinator_url, "https://localhost:8641");
+        assert!(settings.state_dir.is_absolute());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_with_its_name() {
+        let refused = |from: &str, to: &str, names: &str| {
+            let error = check(&GOOD.replace(from, to)).unwrap_err();
+            assert!(error.contains(names), "{error}");
+        };
+        refused("eu/s1/r1/n1", "eu/s1/r1/n2", "path");
+        refused("https://", "http://", "coordinator.url");
+        refused("500ms", "soon", "poll_interval");
+        refused("\"root.json\"", "\"absent.json\"", "root_file");
+        refused("state_dir", "stat_dir", "stat_dir");
+    }
+}

@@ -1,0 +1,286 @@
+//! What the node must not forget, in sled: attempts, permits, reports not yet acknowledged, counters.
+//!
+//! Invariant: whatever a method here has returned from survives power loss. sled's own `flush` stops short of the disk's
+//! cache (it uses `sync_file_range`), so the database file is synchronised after it. Everything in here can be verified
+//! again (signed envelopes) or is checked when read (records).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    error::Error,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::Mutex,
+};
+
+use firmesh_executors::{Journal, JournalError};
+use firmesh_node_core::install::AttemptStanding;
+use firmesh_protocol::{
+    ids::{ArtifactId, CampaignId, DeviceId},
+    report::PermitKind,
+    trust::Envelope,
+};
+
+/// The node's journal.
+#[derive(Debug)]
+pub struct NodeJournal {
+    db: sled::Db,
+    attempts: sled::Tree,
+    permits: sled::Tree,
+    reports: sled::Tree,
+    facts: sled::Tree,
+    barrier: Mutex<File>,
+}
+
+/// The journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the journal in {folder} cannot be opened; is another node running on it, or the disk full or read-only?")]
+pub struct OpenError {
+    folder: PathBuf,
+    source: Box<dyn Error + Send + Sync>,
+}
+
+impl NodeJournal {
+    /// Opens or creates the journal in `folder`.
+    pub fn open(folder: &Path) -> Result<Self, OpenError> {
+        let failed = |source: Box<dyn Error + Send + Sync>| OpenError {
+            folder: folder.to_owned(),
+            source,
+        };
+        let db = sled::Config::new()
+            .path(folder)
+            .cache_capacity(8 << 20)
+            .flush_every_ms(None)
+            .open()
+            .map_err(|error| failed(error.into()))?;
+        let tree = |name: &str| db.open_tree(name).map_err(|error| failed(error.into()));
+        Ok(Self {
+            attempts: tree("attempts")?,
+            permits: tree("permits")?,
+            reports: tree("reports")?,
+            facts: tree("facts")?,
+            barrier: Mutex::new(File::open(folder.join("db")).map_err(|error| failed(error.into()))?),
+            db,
+        })
+    }
+
+    /// Keeps a verified permit. Returns whether it is new.
+    pub fn keep_permit(&self, campaign: &CampaignId, sequence: u64, permit: &Envelope) -> Result<bool, JournalError> {
+        let key = [campaign.as_str().as_bytes(), &[0], &sequence.to_be_bytes()].concat();
+        let before = self.permits.insert(key, permit.to_bytes()).map_err(failed("keep a permit"))?;
+        self.make_durable("keep a permit")?;
+        Ok(before.is_none())
+    }
+
+    /// The permits of all campaigns, oldest first in each.
+    pub fn permits(&self) -> Result<Vec<Envelope>, JournalError> {
+        self.permits
+            .iter()
+            .values()
+            .map(|bytes| {
+                let bytes = bytes.map_err(failed("read permits"))?;
+                Envelope::from_bytes(&bytes).map_err(failed("read permits"))
+            })
+            .collect()
+    }
+
+    /// Keeps a signed report until it is acknowledged.
+    pub fn keep_report(&self, sequence: u64, report: &Envelope) -> Result<(), JournalError> {
+        self.reports
+            .insert(sequence.to_be_bytes(), report.to_bytes())
+            .map_err(failed("keep a report"))?;
+        self.make_durable("keep a report")
+    }
+
+    /// Up to `count` reports not yet acknowledged, oldest first.
+    pub fn reports(&self, count: usize) -> Result<Vec<Envelope>, JournalError> {
+        self.reports
+            .iter()
+            .values()
+            .take(count)
+            .map(|bytes| {
+                let bytes = bytes.map_err(failed("read reports"))?;
+                Envelope::from_bytes(&bytes).map_err(failed("read reports"))
+            })
+            .collect()
+    }
+
+    /// Forgets reports up to `sequence`: the coordinator has them.
+    pub fn acknowledge(&self, sequence: u64) -> Result<(), JournalError> {
+        let acknowledged: Vec<_> = self.reports.range(..=sequence.to_be_bytes()).keys().flatten().collect();
+        for key in acknowledged {
+            self.reports.remove(key).map_err(failed("forget a report"))?;
+        }
+        Ok(())
+    }
+
+    /// The next number of a counter; never the same twice, over restarts too.
+    pub fn next(&self, counter: &str) -> Result<u64, JournalError> {
+        let add_one = |value: Option<&[u8]>| {
+            let value = value.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
+            Some((value + 1).to_be_bytes().to_vec())
+        };
+        let key = format!("counter/{counter}");
+        let next = self.facts.update_and_fetch(key, add_one).map_err(failed("count"))?;
+        self.make_durable("count")?;
+        let next = next.as_deref().and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+        Ok(next.expect("the counter was just written"))
+    }
+
+    /// Notes that a device ran a release of this security epoch. Floors only rise.
+    pub fn raise_security_floor(&self, device: &DeviceId, epoch: u32) -> Result<(), JournalError> {
+        if epoch > self.security_floor(device)? {
+            let key = format!("floor/{device}");
+            self.facts.insert(key, &epoch.to_be_bytes()).map_err(failed("raise a security floor"))?;
+            self.make_durable("raise a security floor")?;
+        }
+        Ok(())
+    }
+
+    /// The highest security epoch a device is known to have run.
+    pub fn security_floor(&self, device: &DeviceId) -> Result<u32, JournalError> {
+        let stored = self.facts.get(format!("floor/{device}")).map_err(failed("read a security floor"))?;
+        Ok(stored.as_deref().and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes))
+    }
+
+    /// Notes artifacts whose every piece was verified here.
+    pub fn keep_complete(&self, artifact: ArtifactId) -> Result<(), JournalError> {
+        let key = [b"complete/", &artifact.as_bytes()[..]].concat();
+        self.facts.insert(key, &[]).map_err(failed("keep a completion"))?;
+        self.make_durable("keep a completion")
+    }
+
+    /// Artifacts noted as complete.
+    pub fn complete(&self) -> Result<BTreeSet<ArtifactId>, JournalError> {
+        self.facts
+            .scan_prefix(b"complete/")
+            .keys()
+            .map(|key| {
+                let key = key.map_err(failed("read completions"))?;
+                let id: [u8; 32] = key[b"complete/".len()..]
+                    .try_into()
+                    .map_err(|_| failed("read completions")("a key of the wrong length"))?;
+                Ok(ArtifactId::from(id))
+            })
+            .collect()
+    }
+
+    /// Notes where a device stands in a campaign: started, or ended.
+    pub fn keep_standing(
+        &self,
+        campaign: &CampaignId,
+        device: &DeviceId,
+        kind: PermitKind,
+        standing: AttemptStanding,
+    ) -> Result<(), JournalError> {
+        let value = [u8::from(standing == AttemptStanding::InFlight)];
+        self.facts
+            .insert(standing_key(campaign, device, kind), &value)
+            .map_err(failed("keep a standing"))?;
+        self.make_durable("keep a standing")
+    }
+
+    /// Where a device stands in a campaign, if it was started.
+    pub fn standing(
+        &self,
+        campaign: &CampaignId,
+        device: &DeviceId,
+        kind: PermitKind,
+    ) -> Result<Option<AttemptStanding>, JournalError> {
+        let stored = self.facts.get(standing_key(campaign, device, kind)).map_err(failed("read a standing"))?;
+        Ok(stored.map(|value| match &value[..] {
+            [0] => AttemptStanding::Ended,
+            _ => AttemptStanding::InFlight,
+        }))
+    }
+
+    /// The attempt records of all devices.
+    pub fn attempts(&self) -> Result<BTreeMap<DeviceId, Vec<u8>>, JournalError> {
+        self.attempts
+            .iter()
+            .map(|entry| {
+                let (key, record) = entry.map_err(failed("list"))?;
+                Ok((device_of(&key)?, record.to_vec()))
+            })
+            .collect()
+    }
+
+    fn make_durable(&self, operation: &'static str) -> Result<(), JournalError> {
+        self.db.flush().map_err(failed(operation))?;
+        let barrier = self.barrier.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        barrier.sync_data().map_err(failed(operation))
+    }
+}
+
+/// Attempt records are kept per device: the running attempt, or the last one.
+impl Journal for NodeJournal {
+    fn save(&self, device: &DeviceId, record: &[u8]) -> Result<(), JournalError> {
+        self.attempts.insert(device.as_str(), record).map_err(failed("save"))?;
+        self.make_durable("save")
+    }
+
+    fn load(&self, device: &DeviceId) -> Result<Option<Vec<u8>>, JournalError> {
+        let record = self.attempts.get(device.as_str()).map_err(failed("load"))?;
+        Ok(record.map(|bytes| bytes.to_vec()))
+    }
+
+    fn list(&self) -> Result<Vec<DeviceId>, JournalError> {
+        self.attempts.iter().keys().map(|key| device_of(&key.map_err(failed("list"))?)).collect()
+    }
+}
+
+fn standing_key(campaign: &CampaignId, device: &DeviceId, kind: PermitKind) -> String {
+    let kind = match kind {
+        PermitKind::Update => "update",
+        PermitKind::Rollback => "rollback",
+    };
+    format!("standing/{campaign}/{device}/{kind}")
+}
+
+fn device_of(key: &[u8]) -> Result<DeviceId, JournalError> {
+    let name = String::from_utf8(key.to_vec()).map_err(failed("list"))?;
+    DeviceId::new(name).map_err(failed("list"))
+}
+
+fn failed<E: Into<Box<dyn Error + Send + Sync>>>(operation: &'static str) -> impl Fn(E) -> JournalError {
+    move |source| JournalError {
+        operation,
+        source: source.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_kept_is_there_after_a_restart_and_counters_never_repeat() {
+        let folder = tempfile::tempdir().unwrap();
+        let device = DeviceId::new("d1").unwrap();
+        let campaign = CampaignId::new("spring").unwrap();
+        let envelope = Envelope::sign("test", b"permit".to_vec(), []);
+        {
+            let journal = NodeJournal::open(folder.path()).unwrap();
+            journal.save(&device, b"record").unwrap();
+            assert!(journal.keep_permit(&campaign, 7, &envelope).unwrap());
+            assert!(!journal.keep_permit(&campaign, 7, &envelope).unwrap());
+            assert_eq!(journal.next("reports").unwrap(), 1);
+            journal.keep_report(1, &envelope).unwrap();
+            journal.keep_report(2, &envelope).unwrap();
+            journal.acknowledge(1).unwrap();
+            journal.raise_security_floor(&device, 3).unwrap();
+            journal.raise_security_floor(&device, 2).unwrap();
+            journal.keep_complete(ArtifactId::of(b"image")).unwrap();
+            journal.keep_standing(&campaign, &device, PermitKind::Update, AttemptStanding::Ended).unwrap();
+        }
+        let journal = NodeJournal::open(folder.path()).unwrap();
+        assert_eq!(journal.load(&device).unwrap().as_deref(), Some(&b"record"[..]));
+        assert_eq!(journal.permits().unwrap().len(), 1);
+        assert_eq!(journal.next("reports").unwrap(), 2);
+        assert_eq!(journal.reports(10).unwrap().len(), 1);
+        assert_eq!(journal.security_floor(&device).unwrap(), 3);
+        let standing = |kind| journal.standing(&campaign, &device, kind).unwrap();
+        assert_eq!(standing(PermitKind::Update), Some(AttemptStanding::Ended));
+        assert_eq!(standing(PermitKind::Rollback), None);
+        assert!(journal.complete().unwrap().contains(&ArtifactId::of(b"image")));
+    }
+}

@@ -1,0 +1,64 @@
+//! The piece store: verified bytes only, in and out.
+
+mod iroh;
+
+use std::{fmt, io, ops::Range, pin::Pin};
+
+use bytes::Bytes;
+use firmesh_protocol::{chunk::PieceLayout, ids::ArtifactId, pieces::PieceSet};
+use futures_util::{future::BoxFuture, stream::BoxStream};
+use tokio::io::{AsyncRead, AsyncSeek};
+
+pub use iroh::IrohStore;
+
+/// A reader over a complete artifact.
+pub trait Read: AsyncRead + AsyncSeek + Send {}
+
+impl<T: AsyncRead + AsyncSeek + Send> Read for T {}
+
+/// Where a node keeps artifacts. An engine stores and serves nothing that it has not verified against the root.
+pub trait ChunkStore: fmt::Debug + Send + Sync {
+    /// The pieces that are verified and survive the death of this process.
+    fn pieces(&self, artifact: ArtifactId, layout: PieceLayout) -> BoxFuture<'_, Result<PieceSet, StoreError>>;
+
+    /// Verifies an encoded piece (see [`firmesh_protocol::chunk`]) and makes it durable.
+    fn put(
+        &self,
+        artifact: ArtifactId,
+        layout: PieceLayout,
+        piece: u32,
+        encoded: Bytes,
+    ) -> BoxFuture<'_, Result<(), PutError>>;
+
+    /// A byte range, encoded with its proof, as a stream; an error item if a part of it is not held.
+    fn slice(&self, artifact: ArtifactId, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
+
+    /// A reader over an artifact; reading what is not held fails.
+    fn reader(&self, artifact: ArtifactId) -> Pin<Box<dyn Read>>;
+
+    /// Makes everything durable and stops.
+    fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>>;
+}
+
+/// The store could not do its work.
+#[derive(Debug, thiserror::Error)]
+#[error("the piece store in {folder} could not {operation}; check its disk and permissions")]
+pub struct StoreError {
+    /// What was tried.
+    pub operation: &'static str,
+    /// The store's folder.
+    pub folder: std::path::PathBuf,
+    /// What the engine said.
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// A piece that was not stored.
+#[derive(Debug, thiserror::Error)]
+pub enum PutError {
+    /// The bytes do not belong to the artifact.
+    #[error(transparent)]
+    Corrupt(#[from] firmesh_protocol::chunk::DecodeError),
+    /// The store could not do its work.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

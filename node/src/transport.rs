@@ -1,0 +1,592 @@
+//! The data plane: one QUIC endpoint, mutual TLS, two protocols told apart by ALPN.
+//!
+//! On `firmesh/control/1` two nodes tell each other what they hold; on the iroh-blobs ALPN one asks the other for a slice.
+//! A peer is whoever the fleet CA and the roster both know. Nothing here decides whom to ask or what to believe: it
+//! carries, bounds, counts and reports.
+//!
+//! Invariants: only members of the roster get past the handshake; a banned node is refused; requests served to one peer,
+//! and the bytes of any answer, are bounded.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use firmesh_protocol::{
+    chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
+    ids::{ArtifactId, NodeId, TopologyPath},
+    identity::NodeIdentity,
+    wire::{CONTROL_ALPN, PeerMessage, WIRE_VERSION},
+};
+use futures_util::StreamExt as _;
+use iroh_blobs::protocol::{GetRequest, Request};
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use tokio::sync::mpsc;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::{debug, warn};
+
+use crate::{
+    identity::{Identity, IdentityFileError},
+    store::ChunkStore,
+};
+
+/// The ALPN of slice requests: iroh-blobs' own.
+pub const BLOBS_ALPN: &[u8] = iroh_blobs::ALPN;
+
+/// A request names one hash and one range: far less than this.
+const REQUEST_BYTES_MAX: usize = 4 << 10;
+
+/// Slices served to one peer at once; the requester's own bound is lower.
+const STREAMS_MAX: u32 = 32;
+
+/// Messages waiting for one peer before it counts as not listening and is dropped: many seconds' worth.
+const OUTBOX_MAX: usize = 4_096;
+
+/// How long a handshake may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The largest datagram: ten of them in one GSO send must stay below 65,507 bytes, or the kernel refuses the send and
+/// QUIC sees only silence.
+const DATAGRAM_BYTES_MAX: u16 = 6_500;
+const _: () = assert!(DATAGRAM_BYTES_MAX as u32 * 10 < 65_507);
+
+/// What the transport reports.
+#[derive(Debug)]
+pub enum TransportEvent {
+    /// A peer's control stream stands.
+    Up(NodeId),
+    /// A peer's control stream is gone.
+    Down(NodeId),
+    /// A peer said something.
+    Said(NodeId, PeerMessage),
+    /// A peer broke the protocol.
+    Misbehaved(NodeId, &'static str),
+}
+
+/// Why the data plane could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The address is not to be had.
+    #[error("the data plane cannot listen on {listen} (UDP); is another node running there?")]
+    Listen {
+        /// The address.
+        listen: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Identity(#[from] IdentityFileError),
+    /// The TLS configuration has no cipher that QUIC needs.
+    #[error("TLS offers no cipher suite for QUIC")]
+    Cipher(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+}
+
+/// A slice that did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The peer could not be reached, or broke off.
+    #[error("the peer could not be reached")]
+    Unreachable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The peer ended the answer before it was whole.
+    #[error("the peer does not serve the piece")]
+    NotServed,
+    /// The answer is longer than the piece can be.
+    #[error("the peer's answer is longer than the piece can be")]
+    TooLong,
+}
+
+/// The bytes of verified content this node has served, by distance.
+#[derive(Debug, Default)]
+pub struct Served {
+    /// To peers in the same rack.
+    pub to_rack: AtomicU64,
+    /// To peers in other racks.
+    pub to_other_racks: AtomicU64,
+}
+
+/// The data plane of one node. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Transport(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    me: NodeId,
+    rack: TopologyPath,
+    endpoint: quinn::Endpoint,
+    control_client: quinn::ClientConfig,
+    blobs_client: quinn::ClientConfig,
+    store: Arc<dyn ChunkStore>,
+    events: mpsc::Sender<TransportEvent>,
+    peers: Mutex<Peers>,
+    served: Served,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Peers {
+    roster: BTreeMap<NodeId, (TopologyPath, SocketAddr)>,
+    banned: BTreeSet<NodeId>,
+    control: HashMap<NodeId, Control>,
+    dialling: BTreeSet<NodeId>,
+    blobs: HashMap<NodeId, quinn::Connection>,
+}
+
+#[derive(Debug)]
+struct Control {
+    connection: quinn::Connection,
+    outbox: mpsc::Sender<PeerMessage>,
+}
+
+impl Transport {
+    /// Opens the endpoint and starts to accept peers.
+    pub fn open(
+        identity: &Identity,
+        me: NodeId,
+        path: &TopologyPath,
+        listen: SocketAddr,
+        store: Arc<dyn ChunkStore>,
+        events: mpsc::Sender<TransportEvent>,
+        cancel: CancellationToken,
+    ) -> Result<Self, OpenError> {
+        let mut server = identity.peer_server_config()?;
+        server.alpn_protocols = vec![CONTROL_ALPN.to_vec(), BLOBS_ALPN.to_vec()];
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
+        server.transport_config(transport_config());
+        let endpoint =
+            quinn::Endpoint::server(server, listen).map_err(|source| OpenError::Listen { listen, source })?;
+        let client = |alpn: &[u8]| -> Result<quinn::ClientConfig, OpenError> {
+            let mut tls = identity.client_config()?;
+            tls.alpn_protocols = vec![alpn.to_vec()];
+            let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+            config.transport_config(transport_config());
+            Ok(config)
+        };
+        let transport = Self(Arc::new(Inner {
+            me,
+            rack: path.parent().unwrap_or_else(|| path.clone()),
+            endpoint,
+            control_client: client(CONTROL_ALPN)?,
+            blobs_client: client(BLOBS_ALPN)?,
+            store,
+            events,
+            peers: Mutex::default(),
+            served: Served::default(),
+            tasks: TaskTracker::new(),
+            cancel,
+        }));
+        transport.spawn(transport.clone().accept());
+        Ok(transport)
+    }
+
+    /// The address the endpoint listens on.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.0.endpoint.local_addr()
+    }
+
+    /// What was served so far.
+    #[must_use]
+    pub fn served(&self) -> &Served {
+        &self.0.served
+    }
+
+    /// Takes over the roster: connections to nodes that left are closed.
+    pub fn set_roster(&self, roster: BTreeMap<NodeId, (TopologyPath, SocketAddr)>) {
+        let mut peers = self.peers();
+        let gone: Vec<_> = peers.control.keys().filter(|id| !roster.contains_key(*id)).cloned().collect();
+        for peer in gone {
+            peers.close(&peer, b"not in the roster");
+        }
+        peers.roster = roster;
+    }
+
+    /// Connects to every member of the roster that this node is the one to dial, and is not connected to: of two nodes
+    /// the one with the smaller name dials.
+    pub fn dial_missing(&self) {
+        let mut peers = self.peers();
+        let missing: Vec<_> = peers
+            .roster
+            .iter()
+            .filter(|(id, _)| self.0.me < **id && !peers.banned.contains(*id))
+            .filter(|(id, _)| !peers.control.contains_key(*id) && !peers.dialling.contains(*id))
+            .map(|(id, (_, addr))| (id.clone(), *addr))
+            .collect();
+        for (peer, addr) in missing {
+            peers.dialling.insert(peer.clone());
+            self.spawn(self.clone().dial(peer, addr));
+        }
+    }
+
+    /// Tells one peer something. A peer that does not listen is dropped.
+    pub fn send(&self, peer: &NodeId, message: PeerMessage) {
+        let mut peers = self.peers();
+        let full = peers.control.get(peer).is_some_and(|control| control.outbox.try_send(message).is_err());
+        if full {
+            peers.close(peer, b"not listening");
+        }
+    }
+
+    /// Tells every connected peer something.
+    pub fn broadcast(&self, message: &PeerMessage) {
+        let connected: Vec<_> = self.peers().control.keys().cloned().collect();
+        for peer in connected {
+            self.send(&peer, message.clone());
+        }
+    }
+
+    /// Closes a peer's connections and refuses new ones.
+    pub fn ban(&self, peer: &NodeId, reason: &str) {
+        let mut peers = self.peers();
+        peers.banned.insert(peer.clone());
+        peers.close(peer, reason.as_bytes());
+    }
+
+    /// The number of peers with a control stream.
+    #[must_use]
+    pub fn connected(&self) -> usize {
+        self.peers().control.len()
+    }
+
+    /// Asks a peer for a piece; the answer is not verified yet.
+    pub async fn fetch(
+        &self,
+        peer: &NodeId,
+        artifact: ArtifactId,
+        layout: PieceLayout,
+        piece: u32,
+    ) -> Result<Bytes, FetchError> {
+        let unreachable = |error: Box<dyn std::error::Error + Send + Sync>| FetchError::Unreachable(error);
+        let connection = self.blobs_connection(peer).await.map_err(unreachable)?;
+        let (mut send, mut recv) = connection.open_bi().await.map_err(|error| unreachable(error.into()))?;
+        let hash = iroh_blobs::Hash::from_bytes(*artifact.as_bytes());
+        let request = Request::Get(GetRequest::blob_ranges(hash, layout.chunks(piece)));
+        let request = postcard::to_allocvec(&request).map_err(|error| unreachable(error.into()))?;
+        send.write_all(&request).await.map_err(|error| unreachable(error.into()))?;
+        send.finish().map_err(|error| unreachable(error.into()))?;
+        match recv.read_to_end(ENCODED_PIECE_BYTES_MAX).await {
+            Ok(answer) => Ok(answer.into()),
+            Err(quinn::ReadToEndError::TooLong) => Err(FetchError::TooLong),
+            Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(_))) => Err(FetchError::NotServed),
+            Err(error) => Err(unreachable(error.into())),
+        }
+    }
+
+    /// Closes every connection and waits for the tasks to end.
+    pub async fn shutdown(&self) {
+        self.0.endpoint.close(0_u32.into(), b"shutting down");
+        self.0.tasks.close();
+        self.0.tasks.wait().await;
+        self.0.endpoint.wait_idle().await;
+    }
+
+    fn peers(&self) -> MutexGuard<'_, Peers> {
+        self.0.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let cancel = self.0.cancel.clone();
+        self.0.tasks.spawn(async move {
+            tokio::select! {
+                () = cancel.cancelled() => {}
+                () = task => {}
+            }
+        });
+    }
+
+    async fn report(&self, event: TransportEvent) {
+        // The runtime stops listening only when the node goes down.
+        self.0.events.send(event).await.ok();
+    }
+
+    async fn accept(self) {
+        while let Some(incoming) = self.0.endpoint.accept().await {
+            let transport = self.clone();
+            self.spawn(async move {
+                match tokio::time::timeout(CONNECT_TIMEOUT, async { incoming.await }).await {
+                    Ok(Ok(connection)) => transport.accepted(connection).await,
+                    Ok(Err(error)) => debug!(%error, "a handshake failed"),
+                    Err(_elapsed) => debug!("a handshake took too long"),
+                }
+            });
+        }
+    }
+
+    async fn accepted(self, connection: quinn::Connection) {
+        let peer = match self.member(&connection) {
+            Ok(peer) => peer,
+            Err(reason) => {
+                debug!(remote = %connection.remote_address(), reason, "a connection was refused");
+                connection.close(1_u32.into(), reason.as_bytes());
+                return;
+            }
+        };
+        let protocol = connection
+            .handshake_data()
+            .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
+            .and_then(|data| data.protocol);
+        if protocol.as_deref() == Some(BLOBS_ALPN) {
+            self.serve(peer, connection).await;
+        } else {
+            match connection.accept_bi().await {
+                Ok((send, recv)) => self.talk(peer, connection, send, recv).await,
+                Err(error) => debug!(%peer, %error, "no control stream was opened"),
+            }
+        }
+    }
+
+    /// Whom the other side's certificate speaks for, if the roster knows it and it is not banned.
+    fn member(&self, connection: &quinn::Connection) -> Result<NodeId, &'static str> {
+        let certificates = connection
+            .peer_identity()
+            .and_then(|identity| identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok())
+            .ok_or("no certificate")?;
+        let certificate = certificates.first().ok_or("no certificate")?;
+        let identity = NodeIdentity::from_verified_certificate(certificate).map_err(|_| "not a node's certificate")?;
+        let peers = self.peers();
+        let listed = peers.roster.get(&identity.node).is_some_and(|(path, _)| *path == identity.path);
+        match (listed, peers.banned.contains(&identity.node)) {
+            (_, true) => Err("banned"),
+            (false, _) => Err("not in the roster"),
+            (true, false) => Ok(identity.node),
+        }
+    }
+
+    async fn connect(
+        &self,
+        peer: &NodeId,
+        addr: SocketAddr,
+        config: quinn::ClientConfig,
+    ) -> Result<quinn::Connection, Box<dyn std::error::Error + Send + Sync>> {
+        let connecting = self.0.endpoint.connect_with(config, addr, peer.as_str())?;
+        let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
+        match self.member(&connection) {
+            Ok(member) if member == *peer => Ok(connection),
+            Ok(_) => Err("another node answered".into()),
+            Err(reason) => {
+                connection.close(1_u32.into(), reason.as_bytes());
+                Err(reason.into())
+            }
+        }
+    }
+
+    async fn dial(self, peer: NodeId, addr: SocketAddr) {
+        let connected = self.connect(&peer, addr, self.0.control_client.clone()).await;
+        let opened = match connected {
+            Ok(connection) => connection.open_bi().await.map(|streams| (connection, streams)).map_err(Into::into),
+            Err(error) => Err(error),
+        };
+        self.peers().dialling.remove(&peer);
+        match opened {
+            Ok((connection, (send, recv))) => self.talk(peer, connection, send, recv).await,
+            Err(error) => debug!(%peer, %addr, %error, "a peer could not be reached"),
+        }
+    }
+
+    /// Carries messages both ways until one side ends it.
+    async fn talk(
+        self,
+        peer: NodeId,
+        connection: quinn::Connection,
+        mut send: quinn::SendStream,
+        mut recv: quinn::RecvStream,
+    ) {
+        let (outbox, mut messages) = mpsc::channel(OUTBOX_MAX);
+        let control = Control {
+            connection: connection.clone(),
+            outbox,
+        };
+        let replaced = self.peers().control.insert(peer.clone(), control);
+        if let Some(old) = replaced {
+            old.connection.close(0_u32.into(), b"replaced by a newer connection");
+        }
+        let hello = PeerMessage::Hello { version: WIRE_VERSION }.to_frame();
+        let greeted = send.write_all(&hello).await.is_ok();
+        if greeted {
+            self.report(TransportEvent::Up(peer.clone())).await;
+            let sending = async {
+                while let Some(message) = messages.recv().await {
+                    if send.write_all(&message.to_frame()).await.is_err() {
+                        break;
+                    }
+                }
+            };
+            tokio::select! {
+                () = sending => {}
+                () = self.listen(&peer, &mut recv) => {}
+            }
+        }
+        connection.close(0_u32.into(), b"done");
+        let was_current = {
+            let mut peers = self.peers();
+            let current = peers
+                .control
+                .get(&peer)
+                .is_some_and(|control| control.connection.stable_id() == connection.stable_id());
+            if current {
+                peers.control.remove(&peer);
+                peers.blobs.remove(&peer);
+            }
+            current
+        };
+        if was_current {
+            self.report(TransportEvent::Down(peer)).await;
+        }
+    }
+
+    async fn listen(&self, peer: &NodeId, recv: &mut quinn::RecvStream) {
+        let mut greeted = false;
+        loop {
+            let message = match read_frame(recv).await {
+                Ok(Some(message)) => message,
+                Ok(None) => return,
+                Err(reason) => {
+                    self.report(TransportEvent::Misbehaved(peer.clone(), reason)).await;
+                    return;
+                }
+            };
+            match (greeted, &message) {
+                (false, PeerMessage::Hello { .. }) => greeted = true,
+                (true, PeerMessage::Holds { .. } | PeerMessage::Got { .. } | PeerMessage::Dropped { .. }) => {
+                    self.report(TransportEvent::Said(peer.clone(), message)).await;
+                }
+                _ => {
+                    let reason = "sent a message out of turn";
+                    self.report(TransportEvent::Misbehaved(peer.clone(), reason)).await;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Answers slice requests until the peer goes.
+    async fn serve(self, peer: NodeId, connection: quinn::Connection) {
+        while let Ok((send, recv)) = connection.accept_bi().await {
+            if self.peers().banned.contains(&peer) {
+                connection.close(1_u32.into(), b"banned");
+                return;
+            }
+            let (transport, peer) = (self.clone(), peer.clone());
+            self.spawn(async move {
+                if let Err(error) = transport.serve_slice(&peer, send, recv).await {
+                    debug!(%peer, %error, "a slice was not served");
+                }
+            });
+        }
+    }
+
+    async fn serve_slice(
+        &self,
+        peer: &NodeId,
+        mut send: quinn::SendStream,
+        mut recv: quinn::RecvStream,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        let request = recv.read_to_end(REQUEST_BYTES_MAX).await?;
+        let Request::Get(request) = postcard::from_bytes::<Request>(&request)? else {
+            send.reset(1_u32.into())?;
+            return Err("only get requests are served".into());
+        };
+        let Some(range) = single_range(&request) else {
+            send.reset(1_u32.into())?;
+            return Err("only one bounded range of one artifact is served".into());
+        };
+        let same_rack = self.peers().roster.get(peer).and_then(|(path, _)| path.parent()).as_ref() == Some(&self.0.rack);
+        let counter = if same_rack { &self.0.served.to_rack } else { &self.0.served.to_other_racks };
+        let mut slice = self.0.store.slice(ArtifactId::from(*request.hash.as_bytes()), range);
+        while let Some(part) = slice.next().await {
+            match part {
+                Ok(part) => {
+                    counter.fetch_add(part.len() as u64, Ordering::Relaxed);
+                    send.write_chunk(part).await?;
+                }
+                Err(error) => {
+                    send.reset(2_u32.into())?;
+                    return Err(error.into());
+                }
+            }
+        }
+        send.finish()?;
+        Ok(())
+    }
+
+    async fn blobs_connection(
+        &self,
+        peer: &NodeId,
+    ) -> Result<quinn::Connection, Box<dyn std::error::Error + Send + Sync>> {
+        let addr = {
+            let mut peers = self.peers();
+            match peers.blobs.get(peer) {
+                Some(connection) if connection.close_reason().is_none() => return Ok(connection.clone()),
+                _ => peers.blobs.remove(peer),
+            };
+            if peers.banned.contains(peer) {
+                return Err("banned".into());
+            }
+            peers.roster.get(peer).map(|(_, addr)| *addr).ok_or("not in the roster")?
+        };
+        let connection = self.connect(peer, addr, self.0.blobs_client.clone()).await?;
+        let mut peers = self.peers();
+        // Two requests may have dialled at once: the first one's connection stays.
+        let kept = peers.blobs.entry(peer.clone()).or_insert(connection);
+        Ok(kept.clone())
+    }
+}
+
+impl Peers {
+    fn close(&mut self, peer: &NodeId, reason: &[u8]) {
+        if let Some(control) = self.control.get(peer) {
+            control.connection.close(1_u32.into(), reason);
+        }
+        if let Some(connection) = self.blobs.remove(peer) {
+            connection.close(1_u32.into(), reason);
+        }
+    }
+}
+
+async fn read_frame(recv: &mut quinn::RecvStream) -> Result<Option<PeerMessage>, &'static str> {
+    let mut header = [0; 4];
+    if recv.read_exact(&mut header).await.is_err() {
+        return Ok(None);
+    }
+    let length = PeerMessage::body_length(header).map_err(|_| "announced a frame that is too long")?;
+    let mut body = vec![0; length];
+    if recv.read_exact(&mut body).await.is_err() {
+        return Ok(None);
+    }
+    let message = PeerMessage::from_body(&body).map_err(|error| {
+        warn!(%error, "a frame was refused");
+        "sent a frame that is not a message of this version"
+    })?;
+    Ok(Some(message))
+}
+
+/// The byte range of a request for one bounded range of one artifact.
+fn single_range(request: &GetRequest) -> Option<std::ops::Range<u64>> {
+    let (0, chunks) = request.ranges.as_single()? else { return None };
+    let [start, end] = chunks.boundaries() else { return None };
+    let (start, end) = (start.0.checked_mul(1024)?, end.0.checked_mul(1024)?);
+    (start < end && end - start <= SLICE_BYTES_MAX).then_some(start..end)
+}
+
+fn transport_config() -> Arc<quinn::TransportConfig> {
+    let mut config = quinn::TransportConfig::default();
+    let mut mtu = quinn::MtuDiscoveryConfig::default();
+    mtu.upper_bound(DATAGRAM_BYTES_MAX);
+    config
+        .max_concurrent_bidi_streams(STREAMS_MAX.into())
+        .max_concurrent_uni_streams(0_u32.into())
+        .stream_receive_window((4_u32 << 20).into())
+        .receive_window((16_u32 << 20).into())
+        .send_window(16 << 20)
+        .keep_alive_interval(Some(Duration::from_secs(2)))
+        .max_idle_timeout(Some(quinn::IdleTimeout::from(quinn::VarInt::from_u32(6_000))))
+        .mtu_discovery_config(Some(mtu));
+    Arc::new(config)
+}

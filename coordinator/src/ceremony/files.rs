@@ -95,7 +95,7 @@ pub(super) fn write(path: &Path, bytes: &[u8], mode: u32, replace: bool) -> Resu
     let folder = path
         .parent()
         .filter(|folder| !folder.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+        .unwrap_or_else(|| Path::new("."));
     fs::create_dir_all(folder).map_err(failed)?;
     let mut file = NamedTempFile::new_in(folder).map_err(failed)?;
     let written = file

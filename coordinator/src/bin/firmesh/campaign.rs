@@ -1,0 +1,253 @@
+//! `firmesh campaign`: who gets which release under which rules, signed by approvers.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use firmesh_coordinator::ceremony::{CampaignFile, adopt_plan, draft_campaign, load_draft, read_bounded, save_draft};
+use firmesh_protocol::{
+    api::{About, CampaignView, Explanation, Page, PlanRequest, PlanResponse},
+    ids::{CampaignId, DeviceId},
+    limits::MANIFEST_BYTES_MAX,
+    manifest::{CampaignManifest, Plan},
+    trust::PublicKey,
+};
+use serde_json::{Value, json};
+
+use crate::{Expiry, Folder, Global, output::Output, trust, watch};
+
+const EXAMPLE: &str = r#"The campaign file (TOML), shares and thresholds in hundredths of a percent:
+
+  id = "spring-bmc"
+  expires = "2027-01-31T12:00:00Z"
+  releases = ["firmware/acme-r1-bmc-1.1.0"]
+  previous = ["firmware/acme-r1-bmc-1.0.0"]
+  selector = { models = ["R1"], paths = ["eu/fra1"] }
+  strategy = { kind = "canary", shares = [1000, 5000, 10000] }
+  caps = { per_rack = 1, total = 20 }
+  gate = { advance = 9900, rollback = 9000, sample_min = 1, soak_s = 60 }
+  deadlines = { attempt_s = 1800, back_s = 300 }"#;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Drafts a campaign from a file. Offline if the permit keys are given.
+    #[command(after_help = EXAMPLE)]
+    Create(Create),
+    /// Has the coordinator plan the draft, binds the plan to it, and stages it for the approvers.
+    Plan(PlanArgs),
+    /// Signs campaigns.json after showing it. Offline.
+    Sign(trust::Sign),
+    /// Gives campaigns.json and its manifests to the coordinator.
+    Publish(Folder),
+    /// Lists the campaigns in force.
+    List,
+    /// Opens the first wave.
+    Start(Campaign),
+    /// Shows the campaign as it moves, until it ends.
+    Watch(Campaign),
+    /// Shows where the campaign stands.
+    Status(Campaign),
+    /// Says what the campaign, a wave or a device waits for, and why.
+    Explain(Explain),
+    /// No new starts until resumed.
+    Pause(Campaign),
+    /// Goes on.
+    Resume(Campaign),
+    /// Ends the campaign; devices in flight finish.
+    Cancel(Campaign),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    folder: Folder,
+    /// The campaign file.
+    #[arg(long, value_name = "campaign.toml")]
+    file: PathBuf,
+    /// Public keys of coordinators whose permits count (repeat); if the file names none either, this coordinator's.
+    #[arg(long, value_name = "FILE.pub")]
+    permit_key: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    folder: Folder,
+    /// The campaign.
+    campaign: CampaignId,
+    #[command(flatten)]
+    expiry: Expiry,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Campaign {
+    /// The campaign.
+    campaign: CampaignId,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Explain {
+    #[command(flatten)]
+    of: Campaign,
+    /// Only this wave, counted from 1.
+    #[arg(long, conflicts_with = "device", value_parser = clap::value_parser!(u32).range(1..))]
+    wave: Option<u32>,
+    /// Only this device.
+    #[arg(long)]
+    device: Option<DeviceId>,
+}
+
+pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
+    match command {
+        Command::Create(create) => self::create(global, &create, output).await,
+        Command::Plan(args) => plan(global, &args, output).await,
+        Command::Sign(sign) => trust::sign(&sign, &["campaigns.json"], output),
+        Command::Publish(folder) => trust::publish(global, &folder, &["campaigns.json"], output).await,
+        Command::List => {
+            let page: Page<CampaignView> = global.client()?.get("/api/v1/campaigns").await?;
+            output.show(&page, || page.items.iter().map(watch::headline).collect())
+        }
+        Command::Start(of) => act(global, &of, "start", output).await,
+        Command::Pause(of) => act(global, &of, "pause", output).await,
+        Command::Resume(of) => act(global, &of, "resume", output).await,
+        Command::Cancel(of) => act(global, &of, "cancel", output).await,
+        Command::Watch(of) => watch::run(&global.client()?, &of.campaign, output).await,
+        Command::Status(of) => {
+            let view: CampaignView = global.client()?.get(&path(&of)).await?;
+            output.show(&view, || watch::lines(&view))
+        }
+        Command::Explain(Explain { of, wave, device }) => {
+            let query = match (wave, device) {
+                (Some(wave), _) => format!("?wave={}", wave - 1),
+                (None, Some(device)) => format!("?device={device}"),
+                (None, None) => String::new(),
+            };
+            let found: Vec<Explanation> = global.client()?.get(&format!("{}/explain{query}", path(&of))).await?;
+            output.show(&found, || found.iter().flat_map(explanation_lines).collect())
+        }
+    }
+}
+
+fn path(of: &Campaign) -> String {
+    format!("/api/v1/campaigns/{}", of.campaign)
+}
+
+async fn act(global: &Global, of: &Campaign, action: &str, output: &Output) -> anyhow::Result<()> {
+    let client = global.client()?;
+    let _: Value = client.post(&format!("{}/{action}", path(of)), &json!({})).await?;
+    let view: CampaignView = client.get(&path(of)).await?;
+    output.show(&view, || vec![watch::headline(&view)])
+}
+
+async fn create(global: &Global, create: &Create, output: &Output) -> anyhow::Result<()> {
+    let folder = create.folder.open()?;
+    let file = read_campaign_file(&create.file)?;
+    let mut permit_keys = trust::public_keys(&create.permit_key)?;
+    if permit_keys.is_empty() && file.permit_keys.is_empty() {
+        let about: About = global
+            .client()?
+            .get("/api/v1/about")
+            .await
+            .context("asking for the permit key")?;
+        let key: PublicKey = about
+            .permit_key
+            .parse()
+            .context("the coordinator's permit key is unusable")?;
+        permit_keys.push(key);
+    }
+    let draft = draft_campaign(&folder, file, &permit_keys)?;
+    let path = save_draft(&folder, &draft)?;
+    output.show(&draft, || {
+        let next = format!("next: firmesh campaign plan {}", draft.id);
+        vec![format!("drafted {} in {}", draft.id, path.display()), next]
+    })
+}
+
+fn read_campaign_file(path: &Path) -> anyhow::Result<CampaignFile> {
+    let text = String::from_utf8(read_bounded(path, MANIFEST_BYTES_MAX)?)
+        .with_context(|| format!("{} is not text", path.display()))?;
+    toml::from_str(&text).with_context(|| {
+        format!(
+            "{} is not a campaign file (see: firmesh campaign create --help)",
+            path.display()
+        )
+    })
+}
+
+async fn plan(global: &Global, args: &PlanArgs, output: &Output) -> anyhow::Result<()> {
+    let mut folder = args.folder.open()?;
+    let draft = load_draft(&folder, &args.campaign)?;
+    let request = PlanRequest {
+        manifest: draft.clone(),
+    };
+    let PlanResponse { plan, plan_sha256 } = global.client()?.post("/api/v1/plans", &request).await?;
+    let (manifest, plan) = adopt_plan(
+        &mut folder,
+        draft,
+        plan.as_bytes(),
+        plan_sha256,
+        args.expiry.after_now(),
+    )?;
+    output.show(&json!({ "manifest": manifest, "plan": plan }), || {
+        plan_lines(&manifest, &plan)
+    })
+}
+
+fn plan_lines(manifest: &CampaignManifest, plan: &Plan) -> Vec<String> {
+    let mut lines = vec![format!("plan of {}, sha256 {}", manifest.id, manifest.plan_sha256)];
+    for (number, wave) in plan.waves.iter().enumerate() {
+        let devices: Vec<_> = wave.iter().take(8).map(|planned| planned.device.as_str()).collect();
+        let more = wave.len().saturating_sub(devices.len());
+        let rest = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        lines.push(format!(
+            "wave {}: {} devices: {}{rest}",
+            number + 1,
+            wave.len(),
+            devices.join(", ")
+        ));
+    }
+    lines.extend(
+        plan.held
+            .iter()
+            .map(|held| format!("left out {}: {}", held.device, held.reason)),
+    );
+    lines.push("next: each approver: firmesh campaign sign --key FILE".to_owned());
+    lines
+}
+
+fn explanation_lines(found: &Explanation) -> Vec<String> {
+    let head = format!("{}: {}", found.subject, found.finding);
+    std::iter::once(head)
+        .chain(found.evidence.iter().map(|fact| format!("  {fact}")))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_in_the_help_is_a_campaign_file() {
+        let text = EXAMPLE.split_once("\n\n").unwrap().1;
+        let file: CampaignFile = toml::from_str(text).unwrap();
+        assert_eq!(file.id.as_str(), "spring-bmc");
+        assert!(file.automatic_rollback && file.permit_keys.is_empty());
+    }
+
+    #[test]
+    fn a_campaign_file_with_an_unknown_rule_is_refused_by_place() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("campaign.toml");
+        std::fs::write(
+            &path,
+            format!("{}\nhurry = true\n", EXAMPLE.split_once("\n\n").unwrap().1),
+        )
+        .unwrap();
+        let error = format!("{:#}", read_campaign_file(&path).unwrap_err());
+        assert!(error.contains("campaign.toml") && error.contains("hurry"), "{error}");
+    }
+}

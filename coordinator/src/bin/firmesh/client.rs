@@ -1,0 +1,203 @@
+//! The coordinator's public API, from outside.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::Context as _;
+use firmesh_protocol::api::Problem;
+use futures_util::StreamExt as _;
+use reqwest::{Method, Response, StatusCode, header};
+use serde::{Serialize, de::DeserializeOwned};
+
+/// The longest answer that is read: a plan of the largest campaign.
+const ANSWER_BYTES_MAX: usize = 128 << 20;
+
+/// Why a request did not give an answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RequestError {
+    #[error("no answer from the coordinator at {url} (choose another with --coordinator)")]
+    Unreachable { url: String, source: reqwest::Error },
+    #[error("{}: {}", .0.title, .0.detail)]
+    Problem(Problem),
+    #[error("{url} answered {status}: {text}")]
+    Status {
+        url: String,
+        status: StatusCode,
+        text: String,
+    },
+    #[error("{url} gave an answer of more than {ANSWER_BYTES_MAX} bytes")]
+    TooLarge { url: String },
+    #[error("{url} gave an answer this version does not understand")]
+    Malformed { url: String, source: serde_json::Error },
+}
+
+impl RequestError {
+    /// Whether a policy or a signature refused, rather than a mistake or a fault.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Problem(problem) if problem.refused)
+    }
+}
+
+/// A connection to one coordinator.
+#[derive(Debug)]
+pub(crate) struct Client {
+    base: String,
+    http: reqwest::Client,
+    token: Option<String>,
+}
+
+impl Client {
+    pub(crate) fn new(base: &str, ca_file: Option<&Path>, token: Option<String>) -> anyhow::Result<Self> {
+        // Fails only if somebody installed one before, which serves as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10));
+        if let Some(path) = ca_file {
+            let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let certificate = reqwest::Certificate::from_pem(&pem)
+                .with_context(|| format!("{} is not a certificate in PEM", path.display()))?;
+            builder = builder.tls_certs_only([certificate]);
+        } else if base.starts_with("http://") {
+            // Nothing to verify: do not depend on the system's certificates.
+            builder = builder.tls_certs_only([]);
+        }
+        let http = builder.build().context("cannot start the HTTP client")?;
+        Ok(Self {
+            base: base.trim_end_matches('/').to_owned(),
+            http,
+            token,
+        })
+    }
+
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, RequestError> {
+        self.read(self.send(Method::GET, path, |request| request).await?).await
+    }
+
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, RequestError> {
+        self.read(self.send(Method::POST, path, |request| request.json(body)).await?)
+            .await
+    }
+
+    /// A `POST` of raw bytes of known length.
+    pub(crate) async fn upload<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        length: u64,
+        body: reqwest::Body,
+    ) -> Result<T, RequestError> {
+        let with_body = |request: reqwest::RequestBuilder| {
+            let request = request.header(header::CONTENT_TYPE, "application/octet-stream");
+            request.header(header::CONTENT_LENGTH, length).body(body)
+        };
+        self.read(self.send(Method::POST, path, with_body).await?).await
+    }
+
+    /// An answer whose status is good, body unread.
+    pub(crate) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        dress: impl FnOnce(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
+    ) -> Result<Response, RequestError> {
+        let url = format!("{}{path}", self.base);
+        let mut request = self.http.request(method, &url);
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let sent = dress(request).send().await;
+        let response = sent.map_err(|source| RequestError::Unreachable {
+            url: url.clone(),
+            source,
+        })?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let body = self.body(response).await?;
+        Err(match serde_json::from_slice(&body) {
+            Ok(problem) => RequestError::Problem(problem),
+            Err(_) => {
+                let text = String::from_utf8_lossy(&body).chars().take(200).collect();
+                RequestError::Status { url, status, text }
+            }
+        })
+    }
+
+    async fn read<T: DeserializeOwned>(&self, response: Response) -> Result<T, RequestError> {
+        let url = response.url().to_string();
+        let body = self.body(response).await?;
+        // An action without an answer (204) reads as null.
+        let body = if body.is_empty() { b"null".to_vec() } else { body };
+        serde_json::from_slice(&body).map_err(|source| RequestError::Malformed { url, source })
+    }
+
+    async fn body(&self, response: Response) -> Result<Vec<u8>, RequestError> {
+        let url = response.url().to_string();
+        let (mut body, mut stream) = (Vec::new(), response.bytes_stream());
+        while let Some(chunk) = stream.next().await {
+            body.extend(chunk.map_err(|source| RequestError::Unreachable {
+                url: url.clone(),
+                source,
+            })?);
+            if body.len() > ANSWER_BYTES_MAX {
+                return Err(RequestError::TooLarge { url });
+            }
+        }
+        Ok(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Json, Router, http::StatusCode, routing::post};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    async fn client(router: Router) -> Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}/", listener.local_addr().unwrap());
+        tokio::spawn(axum::serve(listener, router).into_future());
+        Client::new(&base, None, Some("secret".to_owned())).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_upload_says_its_length_and_who_sends_it() {
+        let echo = |headers: axum::http::HeaderMap, body: axum::body::Bytes| async move {
+            let text = |name| headers[name].to_str().unwrap().to_owned();
+            Json(json!([text("content-length"), text("authorization"), body.len()]))
+        };
+        let client = client(Router::new().route("/in", post(echo))).await;
+        let chunks = futures_util::stream::iter([Ok::<_, std::io::Error>("ab"), Ok("c")]);
+        let answer: Value = client
+            .upload("/in", 3, reqwest::Body::wrap_stream(chunks))
+            .await
+            .unwrap();
+        assert_eq!(answer, json!(["3", "Bearer secret", 3]));
+    }
+
+    #[tokio::test]
+    async fn a_problem_keeps_whether_it_is_a_refusal_and_anything_else_names_the_place() {
+        let refused = json!({
+            "type": "urn:firmesh:problem:rollback", "title": "Older metadata", "status": 409,
+            "detail": "releases went back from version 2 to 1", "refused": true,
+        });
+        let router = Router::new()
+            .route("/refused", post(|| async { (StatusCode::CONFLICT, Json(refused)) }))
+            .route("/broken", post(|| async { (StatusCode::BAD_GATEWAY, "proxy") }))
+            .route("/empty", post(|| async { StatusCode::NO_CONTENT }));
+        let client = client(router).await;
+        let error = client.post::<Value>("/refused", &()).await.unwrap_err();
+        assert!(error.is_refusal());
+        assert_eq!(
+            error.to_string(),
+            "Older metadata: releases went back from version 2 to 1"
+        );
+        let error = client.post::<Value>("/broken", &()).await.unwrap_err().to_string();
+        assert!(error.ends_with("/broken answered 502 Bad Gateway: proxy"), "{error}");
+        assert_eq!(client.post::<Value>("/empty", &()).await.unwrap(), Value::Null);
+        let nobody = Client::new("http://127.0.0.1:1", None, None).unwrap();
+        assert!(matches!(
+            nobody.get::<Value>("/x").await,
+            Err(RequestError::Unreachable { .. })
+        ));
+    }
+}

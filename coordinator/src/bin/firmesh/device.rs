@@ -1,0 +1,73 @@
+//! `firmesh device`: what is updated.
+
+use clap::Subcommand;
+use firmesh_protocol::{
+    api::{DeviceView, Page},
+    ids::DeviceId,
+};
+
+use crate::{Global, output::Output};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Lists the devices and what they run.
+    List,
+    /// Shows one device.
+    Show {
+        /// The device.
+        device: DeviceId,
+    },
+}
+
+pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
+    match command {
+        Command::List => {
+            let page: Page<DeviceView> = global.client()?.get("/api/v1/devices").await?;
+            let rows: Vec<_> = page.items.iter().map(row).collect();
+            output.show(&page, || {
+                Output::table(["DEVICE", "MODEL", "VERSION", "STATE", "PLACE"], &rows)
+            })
+        }
+        Command::Show { device } => {
+            let view: DeviceView = global.client()?.get(&format!("/api/v1/devices/{device}")).await?;
+            output.show(&view, || lines(&view))
+        }
+    }
+}
+
+fn version(view: &DeviceView) -> &str {
+    view.facts.version.as_deref().unwrap_or("no answer")
+}
+
+fn row(view: &DeviceView) -> [String; 5] {
+    let state = view.attempt.as_ref().map_or("-", |attempt| attempt.state.as_str());
+    let facts = &view.facts;
+    [
+        facts.device.to_string(),
+        facts.model.clone(),
+        version(view).to_owned(),
+        state.to_owned(),
+        view.path.to_string(),
+    ]
+}
+
+fn lines(view: &DeviceView) -> Vec<String> {
+    let facts = &view.facts;
+    let mut lines = vec![
+        format!("{}: {} {} {}", facts.device, facts.vendor, facts.model, facts.component),
+        format!("version   {}", version(view)),
+        format!("executor  {}", facts.executor),
+        format!(
+            "node      {} at {}, last heard {}",
+            view.node, view.path, view.last_seen
+        ),
+    ];
+    if let Some(attempt) = &view.attempt {
+        let (campaign, wave, state) = (&attempt.campaign, attempt.wave + 1, attempt.state.as_str());
+        lines.push(format!(
+            "attempt   {state} in wave {wave} of {campaign}: {}",
+            attempt.reason
+        ));
+    }
+    lines
+}

@@ -1,0 +1,208 @@
+//! The operator's command line: an ordinary client of the coordinator's public API, and the offline half of the trust.
+//!
+//! Exit status: 0 done, 1 error, 2 wrong usage, 3 refused by a signature, a threshold or a policy, 4 a campaign ended
+//! without reaching its goal.
+
+mod artifact;
+mod campaign;
+mod client;
+mod device;
+mod doctor;
+mod key;
+mod node;
+mod output;
+mod release;
+mod trust;
+mod watch;
+
+use std::{path::PathBuf, process::ExitCode, sync::LazyLock};
+
+use anyhow::Context as _;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
+use firmesh_coordinator::ceremony::{TrustFolder, load_secret};
+use firmesh_protocol::time::WallTime;
+
+use self::{client::Client, output::Output};
+
+/// Version and commit, as the coordinator tells its own.
+static VERSION: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "{} ({})",
+        env!("CARGO_PKG_VERSION"),
+        option_env!("FIRMESH_COMMIT").unwrap_or("unknown")
+    )
+});
+
+/// Firmesh: signed firmware campaigns over a mesh of nodes.
+#[derive(Debug, Parser)]
+#[command(name = "firmesh", version = VERSION.as_str(), propagate_version = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// What every command understands.
+#[derive(Debug, Args)]
+struct Global {
+    /// Answer in JSON, errors too.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Where the coordinator answers.
+    #[arg(
+        long,
+        global = true,
+        env = "FIRMESH_COORDINATOR",
+        default_value = "http://127.0.0.1:8640",
+        value_name = "URL"
+    )]
+    coordinator: String,
+    /// The coordinator's CA certificate (PEM), if the system does not trust it.
+    #[arg(long, global = true, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
+    /// A file with the API token, readable by its owner only.
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The API token itself; better kept in a file.
+    #[arg(long, global = true, env = "FIRMESH_TOKEN", hide_env_values = true, hide = true)]
+    token: Option<String>,
+}
+
+impl Global {
+    fn client(&self) -> anyhow::Result<Client> {
+        let token = match &self.token_file {
+            Some(path) => Some(load_secret(path)?.trim().to_owned()),
+            None => self.token.clone(),
+        };
+        Client::new(&self.coordinator, self.ca_file.as_deref(), token)
+    }
+}
+
+/// Where the trust folder lies.
+#[derive(Debug, Args)]
+struct Folder {
+    /// The trust folder: metadata under its authors' hands.
+    #[arg(long, default_value = "trust", value_name = "FOLDER")]
+    dir: PathBuf,
+}
+
+impl Folder {
+    fn open(&self) -> anyhow::Result<TrustFolder> {
+        TrustFolder::open(&self.dir).context("a trust folder is made by: firmesh trust init")
+    }
+}
+
+/// How long new metadata is believed.
+#[derive(Debug, Args)]
+struct Expiry {
+    /// The changed metadata expires after this many days.
+    #[arg(long, default_value_t = 90, value_name = "DAYS", value_parser = clap::value_parser!(u32).range(1..=3650))]
+    expires_days: u32,
+}
+
+impl Expiry {
+    fn after_now(&self) -> WallTime {
+        now() + std::time::Duration::from_secs(u64::from(self.expires_days) * 86_400)
+    }
+}
+
+fn now() -> WallTime {
+    WallTime::from_unix_seconds(jiff::Timestamp::now().as_second())
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Keys of people: made and shown offline.
+    #[command(subcommand)]
+    Key(key::Command),
+    /// Who may sign what: the ceremony, and its metadata.
+    #[command(subcommand)]
+    Trust(trust::Command),
+    /// Images as bytes.
+    #[command(subcommand)]
+    Artifact(artifact::Command),
+    /// Images with what they are for, signed by release keys.
+    #[command(subcommand)]
+    Release(release::Command),
+    /// Who gets which release under which rules, signed by approvers.
+    #[command(subcommand)]
+    Campaign(campaign::Command),
+    /// What is updated.
+    #[command(subcommand)]
+    Device(device::Command),
+    /// The Firmesh processes beside the devices.
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Looks for what would stand in the way.
+    Doctor(doctor::Doctor),
+    /// Prints the completion script of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+fn main() -> ExitCode {
+    let Cli { global, command } = Cli::parse();
+    let output = Output::new(global.json);
+    let done = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(&global, command, &output)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => output.fail(&error),
+    }
+}
+
+async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
+    match command {
+        Command::Key(command) => key::run(command, output),
+        Command::Trust(command) => trust::run(global, command, output).await,
+        Command::Artifact(command) => artifact::run(global, command, output).await,
+        Command::Release(command) => release::run(global, command, output).await,
+        Command::Campaign(command) => campaign::run(global, command, output).await,
+        Command::Device(command) => device::run(global, command, output).await,
+        Command::Node(command) => node::run(global, command, output).await,
+        Command::Doctor(doctor) => doctor::run(global, &doctor, output).await,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "firmesh", &mut script);
+            output.text(&String::from_utf8_lossy(&script))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_of_the_handbook_parses() {
+        for line in [
+            "key generate root-1",
+            "key show root-1.pub --json",
+            "trust init --root-key a --release-key b --approver-key c --online-key d --threshold 1",
+            "trust sign --key root-1 --dry-run",
+            "trust publish --dir trust",
+            "artifact add image.bin",
+            "artifact verify image.bin --release firmware/a.bin",
+            "release create --file i --vendor v --model m --component bmc --release-version 1.1",
+            "campaign create --file campaign.toml --permit-key coordinator.pub",
+            "campaign watch spring --json",
+            "node enrol n1 --path eu/s1/r1/n1 --out ticket.json",
+            "completions bash",
+            "doctor",
+        ] {
+            let words = std::iter::once("firmesh").chain(line.split(' '));
+            Cli::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! `firmesh release`: images with what they are for, signed by release keys.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use firmesh_coordinator::ceremony::{NewRelease, stage_release};
+use firmesh_protocol::{
+    api::{Page, ReleaseView},
+    ids::Component,
+    manifest::Reversibility,
+};
+
+use crate::{Expiry, Folder, Global, artifact::measured, output::Output, trust};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Adds a release to releases.json, unsigned. Offline.
+    Create(Box<Create>),
+    /// Signs releases.json after showing it. Offline.
+    Sign(trust::Sign),
+    /// Gives releases.json to the coordinator.
+    Publish(Folder),
+    /// Lists the releases in force.
+    List,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    folder: Folder,
+    /// The image.
+    #[arg(long, value_name = "IMAGE")]
+    file: PathBuf,
+    /// Who makes the devices, as they report it.
+    #[arg(long)]
+    vendor: String,
+    /// A model that may take the image, as devices report it (repeat).
+    #[arg(long, required = true)]
+    model: Vec<String>,
+    /// The component it is for: bmc, bios, nic, host ...
+    #[arg(long)]
+    component: Component,
+    /// The version a device reports once it runs the image.
+    #[arg(long, value_name = "VERSION")]
+    release_version: String,
+    /// A device never goes to a lower epoch.
+    #[arg(long, default_value_t = 0)]
+    security_epoch: u32,
+    /// A version from which it may be installed (repeat); any if absent.
+    #[arg(long, value_name = "VERSION")]
+    from_version: Vec<String>,
+    /// What it takes to go back.
+    #[arg(long, value_enum, default_value_t = WayBack::Reflash)]
+    reversibility: WayBack,
+    /// The target name; made of vendor, model, component and version if absent.
+    #[arg(long, value_name = "firmware/NAME")]
+    name: Option<String>,
+    #[command(flatten)]
+    expiry: Expiry,
+}
+
+/// What it takes to go back from a release.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum WayBack {
+    /// The previous image is still on the device.
+    Reversible,
+    /// The previous image is written again.
+    Reflash,
+    /// There is no way back.
+    OneWay,
+}
+
+pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
+    match command {
+        Command::Create(create) => self::create(*create, output),
+        Command::Sign(sign) => trust::sign(&sign, &["releases.json"], output),
+        Command::Publish(folder) => trust::publish(global, &folder, &["releases.json"], output).await,
+        Command::List => {
+            let page: Page<ReleaseView> = global.client()?.get("/api/v1/releases").await?;
+            let row = |ReleaseView { release, stored }: &ReleaseView| {
+                let image = if *stored { "stored" } else { "missing" };
+                [
+                    release.target.clone(),
+                    release.info.models.join("/"),
+                    release.info.version.clone(),
+                    image.to_owned(),
+                ]
+            };
+            let rows: Vec<_> = page.items.iter().map(row).collect();
+            output.show(&page, || {
+                Output::table(["RELEASE", "MODELS", "VERSION", "IMAGE"], &rows)
+            })
+        }
+    }
+}
+
+fn create(create: Create, output: &Output) -> anyhow::Result<()> {
+    let mut folder = create.folder.open()?;
+    let artifact = measured(&create.file, output)?;
+    let new = NewRelease {
+        vendor: create.vendor,
+        models: create.model,
+        component: create.component,
+        version: create.release_version,
+        security_epoch: create.security_epoch,
+        from_versions: create.from_version,
+        reversibility: match create.reversibility {
+            WayBack::Reversible => Reversibility::Reversible,
+            WayBack::Reflash => Reversibility::Reflash,
+            WayBack::OneWay => Reversibility::OneWay,
+        },
+        name: create.name,
+    };
+    let release = stage_release(&mut folder, &artifact, new, create.expiry.after_now())?;
+    output.show(&release, || {
+        let head = format!(
+            "staged {}: its release keys sign with: firmesh release sign",
+            release.target
+        );
+        vec![
+            head,
+            format!("blake3  {}", artifact.id),
+            format!("sha256  {}", artifact.sha256),
+        ]
+    })
+}

@@ -73,7 +73,10 @@ pub struct DataConfig {
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { listen: loopback(), advertise: None }
+        Self {
+            listen: loopback(),
+            advertise: None,
+        }
     }
 }
 
@@ -91,7 +94,11 @@ pub struct MeshConfig {
 
 impl Default for MeshConfig {
     fn default() -> Self {
-        Self { listen: "/ip4/127.0.0.1/udp/0/quic-v1".to_owned(), seeds: Vec::new(), mdns: true }
+        Self {
+            listen: "/ip4/127.0.0.1/udp/0/quic-v1".to_owned(),
+            seeds: Vec::new(),
+            mdns: true,
+        }
     }
 }
 
@@ -121,7 +128,10 @@ pub struct ImagesConfig {
 
 impl Default for ImagesConfig {
     fn default() -> Self {
-        Self { listen: loopback(), advertise_host: None }
+        Self {
+            listen: loopback(),
+            advertise_host: None,
+        }
     }
 }
 
@@ -199,9 +209,14 @@ impl Settings {
     /// Reads and checks `path`.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let text = read("--config", path)?;
-        let config: Config = toml::from_str(&text)
-            .map_err(|source| ConfigError::Malformed { path: path.to_owned(), source: Box::new(source) })?;
-        let base = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let config: Config = toml::from_str(&text).map_err(|source| ConfigError::Malformed {
+            path: path.to_owned(),
+            source: Box::new(source),
+        })?;
+        let base = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or_else(|| Path::new("."));
         config.check(base)
     }
 }
@@ -215,22 +230,40 @@ impl Config {
         }
         if !self.status.listen.ip().is_loopback() {
             let problem = "must be a loopback address: the status API has no login".to_owned();
-            return Err(ConfigError::Value { field: "status.listen", problem });
+            return Err(ConfigError::Value {
+                field: "status.listen",
+                problem,
+            });
         }
         if !self.coordinator.url.starts_with("https://") {
             let problem = "must begin with https://".to_owned();
-            return Err(ConfigError::Value { field: "coordinator.url", problem });
+            return Err(ConfigError::Value {
+                field: "coordinator.url",
+                problem,
+            });
         }
         if self.devices.len() > NODE_DEVICES_MAX {
-            let problem = format!("are {}, a node looks after at most {NODE_DEVICES_MAX}", self.devices.len());
-            return Err(ConfigError::Value { field: "devices", problem });
+            let problem = format!(
+                "are {}, a node looks after at most {NODE_DEVICES_MAX}",
+                self.devices.len()
+            );
+            return Err(ConfigError::Value {
+                field: "devices",
+                problem,
+            });
         }
         let mut devices = Vec::new();
         for device in self.devices {
             let device = device.check(base)?;
-            if devices.iter().any(|other: &DeviceSettings| other.device == device.device) {
+            if devices
+                .iter()
+                .any(|other: &DeviceSettings| other.device == device.device)
+            {
                 let problem = format!("name {} twice", device.device);
-                return Err(ConfigError::Value { field: "devices", problem });
+                return Err(ConfigError::Value {
+                    field: "devices",
+                    problem,
+                });
             }
             devices.push(device);
         }
@@ -258,15 +291,24 @@ fn read(field: &'static str, path: &Path) -> Result<String, ConfigError> {
         length if length > FILE_BYTES_MAX => Err(io::Error::other(format!("it has {length} bytes, too many"))),
         _ => std::fs::read_to_string(path),
     });
-    text.map_err(|source| ConfigError::File { field, path: path.to_owned(), source })
+    text.map_err(|source| ConfigError::File {
+        field,
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn span(field: &'static str, text: &str) -> Result<Duration, ConfigError> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|span| Duration::try_from(span).ok());
-    parsed.filter(|span| !span.is_zero() && *span <= Duration::from_secs(3600)).ok_or_else(|| ConfigError::Value {
-        field,
-        problem: format!("{text:?} is not a time span such as \"500ms\", \"5s\" or \"2m\", at most an hour"),
-    })
+    let parsed = text
+        .parse::<jiff::SignedDuration>()
+        .ok()
+        .and_then(|span| Duration::try_from(span).ok());
+    parsed
+        .filter(|span| !span.is_zero() && *span <= Duration::from_secs(3600))
+        .ok_or_else(|| ConfigError::Value {
+            field,
+            problem: format!("{text:?} is not a time span such as \"500ms\", \"5s\" or \"2m\", at most an hour"),
+        })
 }
 
 fn five_seconds() -> String {

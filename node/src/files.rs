@@ -10,8 +10,10 @@ use std::{
 /// Writes `bytes` to `path` so that a crash at any moment leaves the old file or the new one: a new file beside it,
 /// fsync, rename, fsync of the folder.
 pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let name = path.file_name().ok_or_else(|| io::Error::other("not the name of a file"))?;
+    let folder = folder_of(path);
+    let name = path
+        .file_name()
+        .ok_or_else(|| io::Error::other("not the name of a file"))?;
     let beside = folder.join(format!(".{}.new", name.to_string_lossy()));
     let mut file = OpenOptions::new()
         .write(true)
@@ -29,8 +31,12 @@ pub(crate) fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> io::Result<
 pub(crate) fn remove_durably(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => sync_folder(path.parent().unwrap_or(Path::new("."))),
+        _ => sync_folder(folder_of(path)),
     }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().unwrap_or_else(|| Path::new("."))
 }
 
 fn sync_folder(folder: &Path) -> io::Result<()> {

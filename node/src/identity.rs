@@ -13,8 +13,8 @@ use std::{
 
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding};
 use firmesh_protocol::{
-    ids::{NodeId, TopologyPath},
     identity::{IdentityError, NodeIdentity},
+    ids::{NodeId, TopologyPath},
     time::WallTime,
     trust::{PublicKey, SecretKey},
 };
@@ -106,14 +106,21 @@ impl NodeKey {
             Ok(pem) => {
                 let mode = file_error(path, "read", fs::metadata(path))?.permissions().mode() & 0o777;
                 if mode & 0o077 != 0 {
-                    return Err(IdentityFileError::Exposed { path: path.to_owned(), mode });
+                    return Err(IdentityFileError::Exposed {
+                        path: path.to_owned(),
+                        mode,
+                    });
                 }
                 let signing = ed25519_dalek::SigningKey::from_pkcs8_pem(&pem)
                     .map_err(|_| IdentityFileError::NotAKey { path: path.to_owned() })?;
                 Ok(Self { signing })
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Self::create(path),
-            Err(source) => Err(IdentityFileError::File { path: path.to_owned(), operation: "read", source }),
+            Err(source) => Err(IdentityFileError::File {
+                path: path.to_owned(),
+                operation: "read",
+                source,
+            }),
         }
     }
 
@@ -124,7 +131,11 @@ impl NodeKey {
         let pem = signing
             .to_pkcs8_pem(LineEnding::LF)
             .map_err(|_| IdentityFileError::NotAKey { path: path.to_owned() })?;
-        file_error(path, "written", crate::files::write_durably(path, pem.as_bytes(), 0o600))?;
+        file_error(
+            path,
+            "written",
+            crate::files::write_durably(path, pem.as_bytes(), 0o600),
+        )?;
         Ok(Self { signing })
     }
 
@@ -149,7 +160,9 @@ impl NodeKey {
 
     /// A PKCS#10 request, PEM, for this key: the node's name and the addresses BMCs will use.
     pub fn certificate_request(&self, node: &NodeId, addresses: &[IpAddr]) -> Result<String, IdentityFileError> {
-        let names = [node.to_string()].into_iter().chain(addresses.iter().map(IpAddr::to_string));
+        let names = [node.to_string()]
+            .into_iter()
+            .chain(addresses.iter().map(IpAddr::to_string));
         let mut params = rcgen::CertificateParams::new(names.collect::<Vec<_>>())?;
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, node.as_str());
@@ -158,7 +171,10 @@ impl NodeKey {
 
     fn rcgen(&self) -> Result<rcgen::KeyPair, IdentityFileError> {
         let der = self.der();
-        Ok(rcgen::KeyPair::from_pkcs8_der_and_sign_algo(&der, &rcgen::PKCS_ED25519)?)
+        Ok(rcgen::KeyPair::from_pkcs8_der_and_sign_algo(
+            &der,
+            &rcgen::PKCS_ED25519,
+        )?)
     }
 
     fn der(&self) -> PrivatePkcs8KeyDer<'static> {
@@ -189,11 +205,16 @@ impl Identity {
         now: WallTime,
     ) -> Result<Self, IdentityFileError> {
         let pem = file_error(certificate_path, "read", fs::read(certificate_path))?;
-        let not_a_certificate = || IdentityFileError::NotACertificate { path: certificate_path.to_owned() };
+        let not_a_certificate = || IdentityFileError::NotACertificate {
+            path: certificate_path.to_owned(),
+        };
         let certificate = CertificateDer::from_pem_slice(&pem).map_err(|_| not_a_certificate())?;
         let fleet_ca = fleet_ca(fleet_ca_pem)?;
-        let found = NodeIdentity::verify(&certificate, &fleet_ca, now)
-            .map_err(|source| IdentityFileError::Unusable { path: certificate_path.to_owned(), source })?;
+        let found =
+            NodeIdentity::verify(&certificate, &fleet_ca, now).map_err(|source| IdentityFileError::Unusable {
+                path: certificate_path.to_owned(),
+                source,
+            })?;
         if found.node != *node || found.path != *path || found.key != key.public() {
             return Err(IdentityFileError::OtherNode {
                 path: certificate_path.to_owned(),
@@ -201,7 +222,11 @@ impl Identity {
                 expected: format!("{node} at {path}, with the key beside it"),
             });
         }
-        Ok(Self { key, certificate, fleet_ca })
+        Ok(Self {
+            key,
+            certificate,
+            fleet_ca,
+        })
     }
 
     /// TLS towards peers and the coordinator: our certificate, and theirs from the fleet CA.
@@ -245,8 +270,9 @@ pub fn enrolment_client_config(fleet_ca_pem: &str) -> Result<ClientConfig, Ident
 }
 
 fn fleet_ca(pem: &str) -> Result<CertificateDer<'static>, IdentityFileError> {
-    CertificateDer::from_pem_slice(pem.as_bytes())
-        .map_err(|_| IdentityFileError::NotACertificate { path: "coordinator.ca_file".into() })
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|_| IdentityFileError::NotACertificate {
+        path: "coordinator.ca_file".into(),
+    })
 }
 
 fn roots(fleet_ca: &CertificateDer<'static>) -> Result<RootCertStore, IdentityFileError> {
@@ -260,5 +286,9 @@ fn provider() -> Arc<CryptoProvider> {
 }
 
 fn file_error<T>(path: &Path, operation: &'static str, result: io::Result<T>) -> Result<T, IdentityFileError> {
-    result.map_err(|source| IdentityFileError::File { path: path.to_owned(), operation, source })
+    result.map_err(|source| IdentityFileError::File {
+        path: path.to_owned(),
+        operation,
+        source,
+    })
 }

@@ -59,7 +59,20 @@ impl Images {
             None => format!("https://{addr}/images"),
         };
         let complete = Arc::default();
-        Ok((Self { store, complete, base_url }, listener))
+        Ok((
+            Self {
+                store,
+                complete,
+                base_url,
+            },
+            listener,
+        ))
+    }
+
+    /// What every image's URL begins with.
+    #[must_use]
+    pub fn base_url(&self) -> &str {
+        &self.base_url
     }
 
     /// Serves until `cancel`.
@@ -89,7 +102,10 @@ impl Images {
 
     fn length_of(&self, artifact: ArtifactId) -> Option<u64> {
         let complete = self.complete.read().unwrap_or_else(PoisonError::into_inner);
-        complete.range((artifact, 0)..=(artifact, u64::MAX)).next().map(|(_, length)| *length)
+        complete
+            .range((artifact, 0)..=(artifact, u64::MAX))
+            .next()
+            .map(|(_, length)| *length)
     }
 }
 
@@ -98,7 +114,11 @@ impl ImageSource for Images {
         async move {
             if self.length_of(artifact).is_none() {
                 let source = "it is not complete here".into();
-                return Err(ImageError { artifact, retry: true, source });
+                return Err(ImageError {
+                    artifact,
+                    retry: true,
+                    source,
+                });
             }
             let reader: ImageReader = Box::pin(self.store.reader(artifact));
             Ok(reader)
@@ -116,7 +136,10 @@ async fn image(State(images): State<Images>, Path(artifact): Path<String>, heade
     let Some((id, length)) = known else {
         return (StatusCode::NOT_FOUND, "no such image is complete at this node\n").into_response();
     };
-    let range = match headers.get(header::RANGE).map(|value| byte_range(value.to_str().unwrap_or_default(), length)) {
+    let range = match headers
+        .get(header::RANGE)
+        .map(|value| byte_range(value.to_str().unwrap_or_default(), length))
+    {
         Some(None) => {
             let content_range = [(header::CONTENT_RANGE, format!("bytes */{length}"))];
             return (StatusCode::RANGE_NOT_SATISFIABLE, content_range).into_response();
@@ -133,7 +156,10 @@ async fn image(State(images): State<Images>, Path(artifact): Path<String>, heade
     let body = Body::from_stream(ReaderStream::with_capacity(reader.take(end - start), 64 << 10));
     let mut response = Response::new(body);
     let fields = response.headers_mut();
-    fields.insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/octet-stream"));
+    fields.insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/octet-stream"),
+    );
     fields.insert(header::ACCEPT_RANGES, header::HeaderValue::from_static("bytes"));
     fields.insert(header::CONTENT_LENGTH, (end - start).into());
     if range.is_some() {
@@ -168,7 +194,16 @@ mod tests {
         assert_eq!(byte_range("bytes=90-", 100), Some((90, 100)));
         assert_eq!(byte_range("bytes=-10", 100), Some((90, 100)));
         assert_eq!(byte_range("bytes=50-900", 100), Some((50, 100)));
-        for bad in ["bytes=100-", "bytes=9-2", "bytes=-0", "bytes=a-b", "items=0-9", "bytes=0-1,5-6", "bytes=-", ""] {
+        for bad in [
+            "bytes=100-",
+            "bytes=9-2",
+            "bytes=-0",
+            "bytes=a-b",
+            "items=0-9",
+            "bytes=0-1,5-6",
+            "bytes=-",
+            "",
+        ] {
             assert_eq!(byte_range(bad, 100), None, "{bad}");
         }
     }

@@ -5,7 +5,7 @@
 //! again (signed envelopes) or is checked when read (records).
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     error::Error,
     fs::File,
     path::{Path, PathBuf},
@@ -15,10 +15,13 @@ use std::{
 use firmesh_executors::{Journal, JournalError};
 use firmesh_node_core::install::AttemptStanding;
 use firmesh_protocol::{
-    ids::{ArtifactId, CampaignId, DeviceId},
+    ids::{CampaignId, DeviceId},
     report::PermitKind,
     trust::Envelope,
 };
+
+/// Where devices stand, by campaign, device and kind of attempt.
+pub type Standings = BTreeMap<(CampaignId, DeviceId, PermitKind), AttemptStanding>;
 
 /// The node's journal.
 #[derive(Debug)]
@@ -66,7 +69,10 @@ impl NodeJournal {
     /// Keeps a verified permit. Returns whether it is new.
     pub fn keep_permit(&self, campaign: &CampaignId, sequence: u64, permit: &Envelope) -> Result<bool, JournalError> {
         let key = [campaign.as_str().as_bytes(), &[0], &sequence.to_be_bytes()].concat();
-        let before = self.permits.insert(key, permit.to_bytes()).map_err(failed("keep a permit"))?;
+        let before = self
+            .permits
+            .insert(key, permit.to_bytes())
+            .map_err(failed("keep a permit"))?;
         self.make_durable("keep a permit")?;
         Ok(before.is_none())
     }
@@ -116,13 +122,18 @@ impl NodeJournal {
     /// The next number of a counter; never the same twice, over restarts too.
     pub fn next(&self, counter: &str) -> Result<u64, JournalError> {
         let add_one = |value: Option<&[u8]>| {
-            let value = value.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
+            let value = value
+                .and_then(|bytes| bytes.try_into().ok())
+                .map_or(0, u64::from_be_bytes);
             Some((value + 1).to_be_bytes().to_vec())
         };
         let key = format!("counter/{counter}");
         let next = self.facts.update_and_fetch(key, add_one).map_err(failed("count"))?;
         self.make_durable("count")?;
-        let next = next.as_deref().and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+        let next = next
+            .as_deref()
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(u64::from_be_bytes);
         Ok(next.expect("the counter was just written"))
     }
 
@@ -130,7 +141,9 @@ impl NodeJournal {
     pub fn raise_security_floor(&self, device: &DeviceId, epoch: u32) -> Result<(), JournalError> {
         if epoch > self.security_floor(device)? {
             let key = format!("floor/{device}");
-            self.facts.insert(key, &epoch.to_be_bytes()).map_err(failed("raise a security floor"))?;
+            self.facts
+                .insert(key, &epoch.to_be_bytes())
+                .map_err(failed("raise a security floor"))?;
             self.make_durable("raise a security floor")?;
         }
         Ok(())
@@ -138,30 +151,14 @@ impl NodeJournal {
 
     /// The highest security epoch a device is known to have run.
     pub fn security_floor(&self, device: &DeviceId) -> Result<u32, JournalError> {
-        let stored = self.facts.get(format!("floor/{device}")).map_err(failed("read a security floor"))?;
-        Ok(stored.as_deref().and_then(|bytes| bytes.try_into().ok()).map_or(0, u32::from_be_bytes))
-    }
-
-    /// Notes artifacts whose every piece was verified here.
-    pub fn keep_complete(&self, artifact: ArtifactId) -> Result<(), JournalError> {
-        let key = [b"complete/", &artifact.as_bytes()[..]].concat();
-        self.facts.insert(key, &[]).map_err(failed("keep a completion"))?;
-        self.make_durable("keep a completion")
-    }
-
-    /// Artifacts noted as complete.
-    pub fn complete(&self) -> Result<BTreeSet<ArtifactId>, JournalError> {
-        self.facts
-            .scan_prefix(b"complete/")
-            .keys()
-            .map(|key| {
-                let key = key.map_err(failed("read completions"))?;
-                let id: [u8; 32] = key[b"complete/".len()..]
-                    .try_into()
-                    .map_err(|_| failed("read completions")("a key of the wrong length"))?;
-                Ok(ArtifactId::from(id))
-            })
-            .collect()
+        let stored = self
+            .facts
+            .get(format!("floor/{device}"))
+            .map_err(failed("read a security floor"))?;
+        Ok(stored
+            .as_deref()
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, u32::from_be_bytes))
     }
 
     /// Notes where a device stands in a campaign: started, or ended.
@@ -179,18 +176,41 @@ impl NodeJournal {
         self.make_durable("keep a standing")
     }
 
-    /// Where a device stands in a campaign, if it was started.
-    pub fn standing(
-        &self,
-        campaign: &CampaignId,
-        device: &DeviceId,
-        kind: PermitKind,
-    ) -> Result<Option<AttemptStanding>, JournalError> {
-        let stored = self.facts.get(standing_key(campaign, device, kind)).map_err(failed("read a standing"))?;
-        Ok(stored.map(|value| match &value[..] {
-            [0] => AttemptStanding::Ended,
-            _ => AttemptStanding::InFlight,
-        }))
+    /// Where devices stand in campaigns in which they were started.
+    pub fn standings(&self) -> Result<Standings, JournalError> {
+        self.facts
+            .scan_prefix(b"standing/")
+            .map(|entry| {
+                let (key, value) = entry.map_err(failed("read standings"))?;
+                let standing = match &value[..] {
+                    [0] => AttemptStanding::Ended,
+                    _ => AttemptStanding::InFlight,
+                };
+                Ok((
+                    standing_of(&key).ok_or_else(|| failed("read standings")("a malformed key"))?,
+                    standing,
+                ))
+            })
+            .collect()
+    }
+
+    /// Notes that a campaign was stopped, or goes on again.
+    pub fn keep_halted(&self, campaign: &CampaignId, halted: bool) -> Result<(), JournalError> {
+        let key = format!("halted/{campaign}");
+        let result = if halted {
+            self.facts.insert(key, &[])
+        } else {
+            self.facts.remove(key)
+        };
+        result.map_err(failed("keep a halt"))?;
+        self.make_durable("keep a halt")
+    }
+
+    /// Whether a campaign was stopped.
+    pub fn is_halted(&self, campaign: &CampaignId) -> Result<bool, JournalError> {
+        self.facts
+            .contains_key(format!("halted/{campaign}"))
+            .map_err(failed("read a halt"))
     }
 
     /// The attempt records of all devices.
@@ -224,7 +244,11 @@ impl Journal for NodeJournal {
     }
 
     fn list(&self) -> Result<Vec<DeviceId>, JournalError> {
-        self.attempts.iter().keys().map(|key| device_of(&key.map_err(failed("list"))?)).collect()
+        self.attempts
+            .iter()
+            .keys()
+            .map(|key| device_of(&key.map_err(failed("list"))?))
+            .collect()
     }
 }
 
@@ -234,6 +258,17 @@ fn standing_key(campaign: &CampaignId, device: &DeviceId, kind: PermitKind) -> S
         PermitKind::Rollback => "rollback",
     };
     format!("standing/{campaign}/{device}/{kind}")
+}
+
+fn standing_of(key: &[u8]) -> Option<(CampaignId, DeviceId, PermitKind)> {
+    let mut parts = std::str::from_utf8(key).ok()?.split('/').skip(1);
+    let (campaign, device) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let kind = match parts.next()? {
+        "update" => PermitKind::Update,
+        "rollback" => PermitKind::Rollback,
+        _ => return None,
+    };
+    Some((campaign, device, kind))
 }
 
 fn device_of(key: &[u8]) -> Result<DeviceId, JournalError> {
@@ -269,8 +304,9 @@ mod tests {
             journal.acknowledge(1).unwrap();
             journal.raise_security_floor(&device, 3).unwrap();
             journal.raise_security_floor(&device, 2).unwrap();
-            journal.keep_complete(ArtifactId::of(b"image")).unwrap();
-            journal.keep_standing(&campaign, &device, PermitKind::Update, AttemptStanding::Ended).unwrap();
+            journal
+                .keep_standing(&campaign, &device, PermitKind::Update, AttemptStanding::Ended)
+                .unwrap();
         }
         let journal = NodeJournal::open(folder.path()).unwrap();
         assert_eq!(journal.load(&device).unwrap().as_deref(), Some(&b"record"[..]));
@@ -278,9 +314,13 @@ mod tests {
         assert_eq!(journal.next("reports").unwrap(), 2);
         assert_eq!(journal.reports(10).unwrap().len(), 1);
         assert_eq!(journal.security_floor(&device).unwrap(), 3);
-        let standing = |kind| journal.standing(&campaign, &device, kind).unwrap();
-        assert_eq!(standing(PermitKind::Update), Some(AttemptStanding::Ended));
-        assert_eq!(standing(PermitKind::Rollback), None);
-        assert!(journal.complete().unwrap().contains(&ArtifactId::of(b"image")));
+        let standing = (
+            (campaign.clone(), device.clone(), PermitKind::Update),
+            AttemptStanding::Ended,
+        );
+        assert_eq!(journal.standings().unwrap().into_iter().collect::<Vec<_>>(), [standing]);
+        assert!(!journal.is_halted(&campaign).unwrap());
+        journal.keep_halted(&campaign, true).unwrap();
+        assert!(journal.is_halted(&campaign).unwrap());
     }
 }

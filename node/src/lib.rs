@@ -3,13 +3,45 @@
 //! Everything here is shell: sockets, disks, clocks and BMCs. What to do is decided by `firmesh-node-core`,
 //! `firmesh-executors-core` and the trust verifier of `firmesh-protocol`.
 
+mod campaigns;
 pub mod config;
 mod files;
 pub mod identity;
 pub mod images;
 pub mod journal;
 pub mod mesh;
+mod runtime;
+pub mod status;
 pub mod store;
+pub mod telemetry;
 pub mod transport;
 pub mod trust_store;
 pub mod uplink;
+
+use tokio_util::sync::CancellationToken;
+
+pub use runtime::{RunError, run};
+pub use transport::BLOBS_ALPN;
+
+/// Version and commit.
+pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("FIRMESH_COMMIT"), ")");
+
+/// Runs a node in a runtime of its own until SIGTERM or SIGINT.
+pub fn run_until_signal(settings: config::Settings) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let cancel = CancellationToken::new();
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let stopping = cancel.clone();
+        let signals = tokio::spawn(async move {
+            tokio::select! {
+                _ = tokio::signal::ctrl_c() => {}
+                _ = terminate.recv() => {}
+            }
+            stopping.cancel();
+        });
+        let result = run(settings, cancel).await;
+        signals.abort();
+        Ok(result?)
+    })
+}

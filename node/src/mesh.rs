@@ -139,9 +139,10 @@ pub async fn open(
         .map(|seed| address("mesh.seeds", seed))
         .collect::<Result<Vec<_>, _>>()?;
     let mut swarm = build(keypair, use_mdns)?;
-    swarm
-        .listen_on(listen.clone())
-        .map_err(|source| OpenError::Listen { listen: listen.clone(), source })?;
+    swarm.listen_on(listen.clone()).map_err(|source| OpenError::Listen {
+        listen: listen.clone(),
+        source,
+    })?;
     let first = async {
         loop {
             match swarm.select_next_some().await {
@@ -157,13 +158,30 @@ pub async fn open(
         .with(Protocol::P2p(*swarm.local_peer_id()));
     let (commands, command_rx) = mpsc::channel(64);
     let (gossip_tx, gossip) = mpsc::channel(64);
-    let task = MeshTask { swarm, seeds, members: BTreeMap::new(), gossip: gossip_tx, unsent: BTreeSet::new() };
+    let task = MeshTask {
+        swarm,
+        seeds,
+        members: BTreeMap::new(),
+        gossip: gossip_tx,
+        unsent: BTreeSet::new(),
+    };
     let handle = tokio::spawn(task.run(command_rx, cancel));
-    Ok((Mesh { address, commands, gossip }, handle))
+    Ok((
+        Mesh {
+            address,
+            commands,
+            gossip,
+        },
+        handle,
+    ))
 }
 
 fn address(field: &'static str, text: &str) -> Result<Multiaddr, OpenError> {
-    text.parse().map_err(|source| OpenError::Address { field, text: text.to_owned(), source })
+    text.parse().map_err(|source| OpenError::Address {
+        field,
+        text: text.to_owned(),
+        source,
+    })
 }
 
 fn build(keypair: identity::Keypair, use_mdns: bool) -> Result<Swarm<Behaviour>, OpenError> {
@@ -178,7 +196,9 @@ fn build(keypair: identity::Keypair, use_mdns: bool) -> Result<Swarm<Behaviour>,
     let signed = gossipsub::MessageAuthenticity::Signed(keypair.clone());
     let mut gossip = gossipsub::Behaviour::new(signed, config).map_err(|error| setup(error.to_owned()))?;
     for topic in Topic::ALL {
-        gossip.subscribe(&topic.ident()).map_err(|error| setup(error.to_string()))?;
+        gossip
+            .subscribe(&topic.ident())
+            .map_err(|error| setup(error.to_string()))?;
     }
     let me = keypair.public().to_peer_id();
     let mdns = use_mdns
@@ -254,7 +274,12 @@ impl MeshTask {
     }
 
     fn publish(&mut self, topic: Topic, payload: Vec<u8>) {
-        match self.swarm.behaviour_mut().gossip.publish(topic.ident(), payload.clone()) {
+        match self
+            .swarm
+            .behaviour_mut()
+            .gossip
+            .publish(topic.ident(), payload.clone())
+        {
             Ok(_) | Err(gossipsub::PublishError::Duplicate) => {}
             Err(gossipsub::PublishError::NoPeersSubscribedToTopic) if self.unsent.len() < UNSENT_MAX => {
                 self.unsent.insert((topic, payload));
@@ -282,10 +307,16 @@ impl MeshTask {
                 message_id,
                 message,
             })) => {
-                let topic = Topic::ALL.into_iter().find(|topic| topic.ident().hash() == message.topic);
+                let topic = Topic::ALL
+                    .into_iter()
+                    .find(|topic| topic.ident().hash() == message.topic);
                 let Some(topic) = topic else { return };
                 let (verdict, answer) = oneshot::channel();
-                let gossip = Gossip { topic, payload: message.data, verdict };
+                let gossip = Gossip {
+                    topic,
+                    payload: message.data,
+                    verdict,
+                };
                 // A full queue means the runtime is behind: the message is ignored here and comes by other ways.
                 if self.gossip.try_send(gossip).is_err() {
                     self.judge(&message_id, &propagation_source, false);
@@ -303,7 +334,11 @@ impl MeshTask {
     }
 
     fn judge(&mut self, id: &MessageId, from: &PeerId, accept: bool) {
-        let acceptance = if accept { MessageAcceptance::Accept } else { MessageAcceptance::Ignore };
+        let acceptance = if accept {
+            MessageAcceptance::Accept
+        } else {
+            MessageAcceptance::Ignore
+        };
         self.swarm
             .behaviour_mut()
             .gossip

@@ -21,8 +21,8 @@ use std::{
 use bytes::Bytes;
 use firmesh_protocol::{
     chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
-    ids::{ArtifactId, NodeId, TopologyPath},
     identity::NodeIdentity,
+    ids::{ArtifactId, NodeId, TopologyPath},
     wire::{CONTROL_ALPN, PeerMessage, WIRE_VERSION},
 };
 use futures_util::StreamExt as _;
@@ -201,7 +201,12 @@ impl Transport {
     /// Takes over the roster: connections to nodes that left are closed.
     pub fn set_roster(&self, roster: BTreeMap<NodeId, (TopologyPath, SocketAddr)>) {
         let mut peers = self.peers();
-        let gone: Vec<_> = peers.control.keys().filter(|id| !roster.contains_key(*id)).cloned().collect();
+        let gone: Vec<_> = peers
+            .control
+            .keys()
+            .filter(|id| !roster.contains_key(*id))
+            .cloned()
+            .collect();
         for peer in gone {
             peers.close(&peer, b"not in the roster");
         }
@@ -228,7 +233,10 @@ impl Transport {
     /// Tells one peer something. A peer that does not listen is dropped.
     pub fn send(&self, peer: &NodeId, message: PeerMessage) {
         let mut peers = self.peers();
-        let full = peers.control.get(peer).is_some_and(|control| control.outbox.try_send(message).is_err());
+        let full = peers
+            .control
+            .get(peer)
+            .is_some_and(|control| control.outbox.try_send(message).is_err());
         if full {
             peers.close(peer, b"not listening");
         }
@@ -269,7 +277,9 @@ impl Transport {
         let hash = iroh_blobs::Hash::from_bytes(*artifact.as_bytes());
         let request = Request::Get(GetRequest::blob_ranges(hash, layout.chunks(piece)));
         let request = postcard::to_allocvec(&request).map_err(|error| unreachable(error.into()))?;
-        send.write_all(&request).await.map_err(|error| unreachable(error.into()))?;
+        send.write_all(&request)
+            .await
+            .map_err(|error| unreachable(error.into()))?;
         send.finish().map_err(|error| unreachable(error.into()))?;
         match recv.read_to_end(ENCODED_PIECE_BYTES_MAX).await {
             Ok(answer) => Ok(answer.into()),
@@ -346,12 +356,19 @@ impl Transport {
     fn member(&self, connection: &quinn::Connection) -> Result<NodeId, &'static str> {
         let certificates = connection
             .peer_identity()
-            .and_then(|identity| identity.downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>().ok())
+            .and_then(|identity| {
+                identity
+                    .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+                    .ok()
+            })
             .ok_or("no certificate")?;
         let certificate = certificates.first().ok_or("no certificate")?;
         let identity = NodeIdentity::from_verified_certificate(certificate).map_err(|_| "not a node's certificate")?;
         let peers = self.peers();
-        let listed = peers.roster.get(&identity.node).is_some_and(|(path, _)| *path == identity.path);
+        let listed = peers
+            .roster
+            .get(&identity.node)
+            .is_some_and(|(path, _)| *path == identity.path);
         match (listed, peers.banned.contains(&identity.node)) {
             (_, true) => Err("banned"),
             (false, _) => Err("not in the roster"),
@@ -380,7 +397,11 @@ impl Transport {
     async fn dial(self, peer: NodeId, addr: SocketAddr) {
         let connected = self.connect(&peer, addr, self.0.control_client.clone()).await;
         let opened = match connected {
-            Ok(connection) => connection.open_bi().await.map(|streams| (connection, streams)).map_err(Into::into),
+            Ok(connection) => connection
+                .open_bi()
+                .await
+                .map(|streams| (connection, streams))
+                .map_err(Into::into),
             Err(error) => Err(error),
         };
         self.peers().dialling.remove(&peer);
@@ -497,8 +518,18 @@ impl Transport {
             send.reset(1_u32.into())?;
             return Err("only one bounded range of one artifact is served".into());
         };
-        let same_rack = self.peers().roster.get(peer).and_then(|(path, _)| path.parent()).as_ref() == Some(&self.0.rack);
-        let counter = if same_rack { &self.0.served.to_rack } else { &self.0.served.to_other_racks };
+        let same_rack = self
+            .peers()
+            .roster
+            .get(peer)
+            .and_then(|(path, _)| path.parent())
+            .as_ref()
+            == Some(&self.0.rack);
+        let counter = if same_rack {
+            &self.0.served.to_rack
+        } else {
+            &self.0.served.to_other_racks
+        };
         let mut slice = self.0.store.slice(ArtifactId::from(*request.hash.as_bytes()), range);
         while let Some(part) = slice.next().await {
             match part {
@@ -529,7 +560,11 @@ impl Transport {
             if peers.banned.contains(peer) {
                 return Err("banned".into());
             }
-            peers.roster.get(peer).map(|(_, addr)| *addr).ok_or("not in the roster")?
+            peers
+                .roster
+                .get(peer)
+                .map(|(_, addr)| *addr)
+                .ok_or("not in the roster")?
         };
         let connection = self.connect(peer, addr, self.0.blobs_client.clone()).await?;
         let mut peers = self.peers();
@@ -569,7 +604,9 @@ async fn read_frame(recv: &mut quinn::RecvStream) -> Result<Option<PeerMessage>,
 
 /// The byte range of a request for one bounded range of one artifact.
 fn single_range(request: &GetRequest) -> Option<std::ops::Range<u64>> {
-    let (0, chunks) = request.ranges.as_single()? else { return None };
+    let (0, chunks) = request.ranges.as_single()? else {
+        return None;
+    };
     let [start, end] = chunks.boundaries() else { return None };
     let (start, end) = (start.0.checked_mul(1024)?, end.0.checked_mul(1024)?);
     (start < end && end - start <= SLICE_BYTES_MAX).then_some(start..end)

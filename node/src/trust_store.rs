@@ -74,7 +74,11 @@ impl TrustStore {
         let mut stored = BTreeMap::new();
         for entry in file(folder, "read", fs::read_dir(folder))? {
             let path = file(folder, "read", entry)?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default()
+                .to_owned();
             if path.extension().is_some_and(|extension| extension == "json") && !name.starts_with('.') {
                 stored.insert(name, file(&path, "read", fs::read(&path))?);
             }
@@ -88,7 +92,13 @@ impl TrustStore {
         let latest_known = match fs::read_to_string(&path) {
             Ok(text) => text.trim().parse().unwrap_or_else(|_| WallTime::from_unix_seconds(0)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => WallTime::from_unix_seconds(0),
-            Err(source) => return Err(TrustError::File { path, operation: "read", source }),
+            Err(source) => {
+                return Err(TrustError::File {
+                    path,
+                    operation: "read",
+                    source,
+                });
+            }
         };
         Ok(Self {
             folder: folder.to_owned(),
@@ -135,7 +145,11 @@ impl TrustStore {
         self.refresh(move |name, _| {
             // The stored timestamp, snapshot and targets answer for themselves; there is no newer root here.
             let plain = name.split_once('.').map_or(name.as_str(), |(version, rest)| {
-                if version.bytes().all(|b| b.is_ascii_digit()) { rest } else { &name }
+                if version.bytes().all(|b| b.is_ascii_digit()) {
+                    rest
+                } else {
+                    &name
+                }
             });
             let is_newer_root = plain == "root.json";
             let found = stored.get(plain).filter(|_| !is_newer_root).cloned();
@@ -150,7 +164,11 @@ impl TrustStore {
         // Once an hour is often enough: expiry is counted in days.
         if now.unix_seconds() - self.latest_known.unix_seconds() >= 3_600 {
             let path = self.folder.join(LATEST_TIME_FILE);
-            file(&path, "written", write_durably(&path, format!("{now}\n").as_bytes(), 0o644))?;
+            file(
+                &path,
+                "written",
+                write_durably(&path, format!("{now}\n").as_bytes(), 0o644),
+            )?;
             self.latest_known = now;
         }
         Ok(())

@@ -87,7 +87,9 @@ impl UplinkError {
 #[derive(Debug, thiserror::Error)]
 pub enum EnrolError {
     /// There is no token to enrol with.
-    #[error("this node is not enrolled and has no token: set coordinator.token_file to the file `firmesh node enrol` wrote")]
+    #[error(
+        "this node is not enrolled and has no token: set coordinator.token_file to the file `firmesh node enrol` wrote"
+    )]
     NoToken,
     /// The token's file cannot be read.
     #[error("coordinator.token_file: {path} cannot be read")]
@@ -127,7 +129,10 @@ pub async fn enrol(
     certificate_path: &Path,
 ) -> Result<(), EnrolError> {
     let path = token_file.ok_or(EnrolError::NoToken)?;
-    let token = fs::read_to_string(path).map_err(|source| EnrolError::Token { path: path.to_owned(), source })?;
+    let token = fs::read_to_string(path).map_err(|source| EnrolError::Token {
+        path: path.to_owned(),
+        source,
+    })?;
     let uplink = Uplink::new(url.to_owned(), enrolment_client_config(fleet_ca_pem)?).map_err(EnrolError::Client)?;
     let request = EnrolRequest {
         node: node.clone(),
@@ -135,8 +140,12 @@ pub async fn enrol(
         csr_pem: key.certificate_request(node, addresses)?,
     };
     let response: EnrolResponse = uplink.post("/node/v1/enrol", &request, ENROL_BYTES_MAX).await?;
-    write_durably(certificate_path, response.certificate_pem.as_bytes(), 0o644)
-        .map_err(|source| EnrolError::Certificate { path: certificate_path.to_owned(), source })
+    write_durably(certificate_path, response.certificate_pem.as_bytes(), 0o644).map_err(|source| {
+        EnrolError::Certificate {
+            path: certificate_path.to_owned(),
+            source,
+        }
+    })
 }
 
 impl Uplink {
@@ -169,7 +178,8 @@ impl Uplink {
 
     /// A campaign's manifest. Not verified.
     pub async fn manifest(&self, id: &CampaignId) -> Result<Bytes, UplinkError> {
-        self.get(&format!("/node/v1/targets/campaigns/{id}.json"), MANIFEST_BYTES_MAX).await
+        self.get(&format!("/node/v1/targets/campaigns/{id}.json"), MANIFEST_BYTES_MAX)
+            .await
     }
 
     /// A plan. Not verified.
@@ -205,7 +215,10 @@ impl Uplink {
 }
 
 async fn body(url: String, sent: Result<Response, reqwest::Error>, bytes_max: u64) -> Result<Bytes, UplinkError> {
-    let unreachable = |url: &String, source| UplinkError::Unreachable { url: url.clone(), source };
+    let unreachable = |url: &String, source| UplinkError::Unreachable {
+        url: url.clone(),
+        source,
+    };
     let mut response = sent.map_err(|source| unreachable(&url, source))?;
     let status = response.status();
     let bytes_max = if status.is_success() { bytes_max } else { 64 << 10 };

@@ -76,7 +76,10 @@ impl ApprovedCampaign {
     ) -> Result<Self, AssembleError> {
         let found = Sha256::of(plan_bytes);
         if found != manifest.plan_sha256 {
-            return Err(AssembleError::WrongPlan { found, approved: manifest.plan_sha256 });
+            return Err(AssembleError::WrongPlan {
+                found,
+                approved: manifest.plan_sha256,
+            });
         }
         let plan = Plan::from_bytes(plan_bytes).map_err(AssembleError::BadPlan)?;
         if plan.campaign != manifest.id {
@@ -84,11 +87,14 @@ impl ApprovedCampaign {
         }
         let mut releases = BTreeMap::new();
         for ReleaseRef { target, sha256 } in manifest.releases.iter().chain(&manifest.previous) {
-            let release =
-                signed_release(target).ok_or_else(|| AssembleError::UnsignedRelease(target.clone()))?;
+            let release = signed_release(target).ok_or_else(|| AssembleError::UnsignedRelease(target.clone()))?;
             if release.artifact.sha256 != *sha256 {
                 let found = release.artifact.sha256;
-                return Err(AssembleError::OtherImage { target: target.clone(), found, approved: *sha256 });
+                return Err(AssembleError::OtherImage {
+                    target: target.clone(),
+                    found,
+                    approved: *sha256,
+                });
             }
             releases.insert(target.clone(), release);
         }
@@ -97,10 +103,18 @@ impl ApprovedCampaign {
             let previous_is_named = planned.previous.as_ref().is_none_or(|p| named(&manifest.previous, p));
             if !named(&manifest.releases, &planned.release) || !previous_is_named {
                 let target = planned.release.clone();
-                return Err(AssembleError::UnplannedRelease { device: planned.device.clone(), target });
+                return Err(AssembleError::UnplannedRelease {
+                    device: planned.device.clone(),
+                    target,
+                });
             }
         }
-        Ok(Self { manifest, manifest_sha256, plan, releases })
+        Ok(Self {
+            manifest,
+            manifest_sha256,
+            plan,
+            releases,
+        })
     }
 
     /// The artifacts a node needs for its own devices: every release and every previous release planned for them.
@@ -289,7 +303,11 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
     check_fit(target, facts)?;
     if permit.kind == PermitKind::Update && target.info.security_epoch < facts.security_epoch {
         let (epoch, floor) = (target.info.security_epoch, facts.security_epoch);
-        return Err(Hold::BelowSecurityFloor { target: target.target.clone(), epoch, floor });
+        return Err(Hold::BelowSecurityFloor {
+            target: target.target.clone(),
+            epoch,
+            floor,
+        });
     }
     // The way back is held here before the way forward is taken: rollback needs no network.
     for needed in [Some(target), previous].into_iter().flatten() {
@@ -298,7 +316,11 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
         }
     }
     check_caps(campaign, permit, facts)?;
-    Ok(Admission { wave, release: target.clone(), previous: previous.cloned() })
+    Ok(Admission {
+        wave,
+        release: target.clone(),
+        previous: previous.cloned(),
+    })
 }
 
 fn rollback_target<'a>(
@@ -341,11 +363,19 @@ fn check_caps(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -
     let own_place = usize::from(
         permit.kind == PermitKind::Rollback && facts.attempts.get(&key) == Some(&AttemptStanding::InFlight),
     );
-    let in_flight_here =
-        facts.attempts.values().filter(|standing| **standing == AttemptStanding::InFlight).count() - own_place;
+    let in_flight_here = facts
+        .attempts
+        .values()
+        .filter(|standing| **standing == AttemptStanding::InFlight)
+        .count()
+        - own_place;
     let in_flight = in_flight_here + facts.other_in_flight;
     let cap = campaign.manifest.caps.per_rack.min(campaign.manifest.caps.total);
-    if in_flight >= cap as usize { Err(Hold::CapFull { in_flight, cap }) } else { Ok(()) }
+    if in_flight >= cap as usize {
+        Err(Hold::CapFull { in_flight, cap })
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
@@ -364,7 +394,11 @@ mod tests {
         let bytes = version.as_bytes();
         Release {
             target: format!("firmware/r1-{version}.bin"),
-            artifact: Artifact { id: ArtifactId::of(bytes), sha256: Sha256::of(bytes), length: bytes.len() as u64 },
+            artifact: Artifact {
+                id: ArtifactId::of(bytes),
+                sha256: Sha256::of(bytes),
+                length: bytes.len() as u64,
+            },
             info: ReleaseInfo {
                 schema: RELEASE_SCHEMA.to_owned(),
                 blake3: ArtifactId::of(bytes),
@@ -394,13 +428,19 @@ mod tests {
         Plan {
             schema: PLAN_SCHEMA.to_owned(),
             campaign: CampaignId::new("spring").unwrap(),
-            waves: vec![vec![planned("d1", "n1"), planned("d2", "n1")], vec![planned("d3", "n2")]],
+            waves: vec![
+                vec![planned("d1", "n1"), planned("d2", "n1")],
+                vec![planned("d3", "n2")],
+            ],
             held: Vec::new(),
         }
     }
 
     fn manifest() -> CampaignManifest {
-        let reference = |r: Release| ReleaseRef { target: r.target, sha256: r.artifact.sha256 };
+        let reference = |r: Release| ReleaseRef {
+            target: r.target,
+            sha256: r.artifact.sha256,
+        };
         CampaignManifest {
             schema: MANIFEST_SCHEMA.to_owned(),
             id: CampaignId::new("spring").unwrap(),
@@ -409,7 +449,9 @@ mod tests {
             releases: vec![reference(release("2"))],
             previous: vec![reference(release("1"))],
             selector: Selector::default(),
-            strategy: Strategy::Canary { shares: vec![BasisPoints::WHOLE] },
+            strategy: Strategy::Canary {
+                shares: vec![BasisPoints::WHOLE],
+            },
             caps: Caps { per_rack: 1, total: 5 },
             gate: GateRule {
                 advance: BasisPoints::WHOLE,
@@ -417,7 +459,10 @@ mod tests {
                 sample_min: 1,
                 soak_s: 0,
             },
-            deadlines: Deadlines { attempt_s: 600, back_s: 60 },
+            deadlines: Deadlines {
+                attempt_s: 600,
+                back_s: 60,
+            },
             automatic_rollback: true,
             permit_keys: vec!["00".repeat(32)],
             plan_sha256: Sha256::of(&plan().to_bytes()),
@@ -487,7 +532,10 @@ mod tests {
     fn a_lying_coordinator_starts_nothing() {
         let d3 = DeviceId::new("d3").unwrap();
         let other = Sha256::of(b"other");
-        assert_eq!(decide(|p, _, _, _| p.manifest_sha256 = other), Err(Hold::OtherManifest(other)));
+        assert_eq!(
+            decide(|p, _, _, _| p.manifest_sha256 = other),
+            Err(Hold::OtherManifest(other))
+        );
         assert_eq!(decide(|p, _, _, _| p.devices.clear()), Err(Hold::NotPermitted));
         assert_eq!(decide(|p, _, _, _| p.wave = 1), Err(Hold::NotPlanned(1)));
         // d3 is planned, but at another node.
@@ -497,7 +545,10 @@ mod tests {
             d.device = d3;
         });
         assert_eq!(foreign, Err(Hold::NotPlanned(1)));
-        assert!(matches!(decide(|_, _, _, now| *now = 1_000), Err(Hold::PermitExpired(_))));
+        assert!(matches!(
+            decide(|_, _, _, now| *now = 1_000),
+            Err(Hold::PermitExpired(_))
+        ));
         let late = decide(|p, _, _, now| {
             p.expires = WallTime::from_unix_seconds(9_000);
             *now = 2_000;
@@ -530,7 +581,10 @@ mod tests {
     #[test]
     fn a_rollback_goes_to_the_previous_release_and_only_after_an_update() {
         let d1 = DeviceId::new("d1").unwrap();
-        assert_eq!(decide(|p, _, _, _| p.kind = PermitKind::Rollback), Err(Hold::NothingToRollBack));
+        assert_eq!(
+            decide(|p, _, _, _| p.kind = PermitKind::Rollback),
+            Err(Hold::NothingToRollBack)
+        );
         let back = decide(|p, _, a, now| {
             p.kind = PermitKind::Rollback;
             p.expires = WallTime::from_unix_seconds(9_000);
@@ -554,7 +608,10 @@ mod tests {
             Err(AssembleError::UnsignedRelease(_))
         ));
         let swapped = |target: &str| {
-            releases(target).map(|r| Release { artifact: release("3").artifact, ..r })
+            releases(target).map(|r| Release {
+                artifact: release("3").artifact,
+                ..r
+            })
         };
         assert!(matches!(
             ApprovedCampaign::assemble(manifest(), sha, &plan().to_bytes(), swapped),

@@ -156,7 +156,9 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 
     fn image() -> (Vec<u8>, HashTree, PieceLayout) {
-        let bytes: Vec<u8> = (0..2 * PIECE_BYTES + 70_000).map(|at| (at * 7 + at / 999) as u8).collect();
+        let bytes: Vec<u8> = (0..2 * PIECE_BYTES + 70_000)
+            .map(|at| (at * 7 + at / 999) as u8)
+            .collect();
         let tree = HashTree::build(&bytes[..], bytes.len() as u64).unwrap();
         let layout = PieceLayout::new(tree.length);
         (bytes, tree, layout)

@@ -64,6 +64,10 @@ impl Claims {
     }
 
     fn select(&self, wanted: impl Fn(&Claim) -> bool) -> Vec<FetchId> {
-        self.by_id.iter().filter(|(_, claim)| wanted(claim)).map(|(id, _)| *id).collect()
+        self.by_id
+            .iter()
+            .filter(|(_, claim)| wanted(claim))
+            .map(|(id, _)| *id)
+            .collect()
     }
 }

@@ -70,14 +70,17 @@ impl Members {
             if id == *me {
                 continue;
             }
-            self.nodes.entry(id).and_modify(|member| member.path = path.clone()).or_insert_with(|| Member {
-                path,
-                connected: false,
-                held: BTreeMap::new(),
-                service: Service::default(),
-                false_announcements: 0,
-                banned: None,
-            });
+            self.nodes
+                .entry(id)
+                .and_modify(|member| member.path = path.clone())
+                .or_insert_with(|| Member {
+                    path,
+                    connected: false,
+                    held: BTreeMap::new(),
+                    service: Service::default(),
+                    false_announcements: 0,
+                    banned: None,
+                });
         }
     }
 
@@ -130,7 +133,9 @@ impl Members {
 
     /// Bans a peer; false if it was banned already or is not a member.
     pub(super) fn ban(&mut self, peer: &NodeId, reason: &'static str) -> bool {
-        let Some(member) = self.nodes.get_mut(peer) else { return false };
+        let Some(member) = self.nodes.get_mut(peer) else {
+            return false;
+        };
         let first = member.banned.is_none();
         member.banned.get_or_insert(reason);
         member.connected = false;
@@ -139,7 +144,9 @@ impl Members {
     }
 
     pub(super) fn banned(&self) -> impl Iterator<Item = (&NodeId, &'static str)> {
-        self.nodes.iter().filter_map(|(id, member)| member.banned.map(|reason| (id, reason)))
+        self.nodes
+            .iter()
+            .filter_map(|(id, member)| member.banned.map(|reason| (id, reason)))
     }
 
     pub(super) fn names(&self) -> impl Iterator<Item = &NodeId> {

@@ -264,7 +264,11 @@ impl Swarm {
     /// Takes in one fact.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
         match input {
-            Input::Want { artifact, have, priority } => self.want(now, artifact, have, priority),
+            Input::Want {
+                artifact,
+                have,
+                priority,
+            } => self.want(now, artifact, have, priority),
             Input::Forget { artifact } => self.forget(artifact),
             Input::Roster { members } => self.members.set_roster(members, &self.me),
             Input::PeerUp { peer } => self.members.up(&peer),
@@ -301,7 +305,9 @@ impl Swarm {
 
     /// Every artifact this node takes part in, with what it holds.
     pub fn holdings(&self) -> impl Iterator<Item = (&ArtifactId, &PieceSet)> {
-        self.transfers.iter().map(|(artifact, transfer)| (artifact, &transfer.have))
+        self.transfers
+            .iter()
+            .map(|(artifact, transfer)| (artifact, &transfer.have))
     }
 
     /// Peers that were banned, with the reason.
@@ -319,7 +325,12 @@ impl Swarm {
         self.transfers
             .entry(artifact)
             .and_modify(|transfer| transfer.priority = priority)
-            .or_insert(Transfer { have, priority, wanted_since: now, complete_told: false });
+            .or_insert(Transfer {
+                have,
+                priority,
+                wanted_since: now,
+                complete_told: false,
+            });
         self.tell_if_complete(artifact);
     }
 
@@ -339,8 +350,10 @@ impl Swarm {
     }
 
     fn peer_holds(&mut self, now: Timestamp, peer: &NodeId, artifact: ArtifactId, pieces: PieceSet) {
-        let contradicts =
-            self.transfers.get(&artifact).is_some_and(|transfer| transfer.have.total() != pieces.total());
+        let contradicts = self
+            .transfers
+            .get(&artifact)
+            .is_some_and(|transfer| transfer.have.total() != pieces.total());
         if contradicts {
             self.ban(peer, "announced another number of pieces than the signed length gives");
         } else {
@@ -354,9 +367,14 @@ impl Swarm {
         for rival in self.claims.of_piece(&claim.artifact, claim.piece) {
             self.cancel(rival);
         }
-        let Some(transfer) = self.transfers.get_mut(&claim.artifact) else { return };
+        let Some(transfer) = self.transfers.get_mut(&claim.artifact) else {
+            return;
+        };
         if transfer.have.insert(claim.piece) {
-            self.outputs.push_back(Output::Announce { artifact: claim.artifact, piece: claim.piece });
+            self.outputs.push_back(Output::Announce {
+                artifact: claim.artifact,
+                piece: claim.piece,
+            });
             self.tell_if_complete(claim.artifact);
         }
     }
@@ -401,12 +419,17 @@ impl Swarm {
             for id in self.claims.of_source(&Source::Peer(peer.clone())) {
                 self.cancel(id);
             }
-            self.outputs.push_back(Output::Ban { peer: peer.clone(), reason });
+            self.outputs.push_back(Output::Ban {
+                peer: peer.clone(),
+                reason,
+            });
         }
     }
 
     fn tell_if_complete(&mut self, artifact: ArtifactId) {
-        let Some(transfer) = self.transfers.get_mut(&artifact) else { return };
+        let Some(transfer) = self.transfers.get_mut(&artifact) else {
+            return;
+        };
         if transfer.have.is_full() && !transfer.complete_told {
             transfer.complete_told = true;
             self.outputs.push_back(Output::Complete { artifact });

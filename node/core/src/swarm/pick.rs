@@ -56,19 +56,32 @@ impl View<'_> {
     fn reach(&self, piece: u32) -> usize {
         let at = piece as usize;
         let mine = (self.mine[at], self.me);
-        let ahead = self.importers.iter().filter(|(id, weights, _)| (weights[at], *id) > mine);
-        ahead.map(|(_, _, shared)| *shared).max().unwrap_or(0).min(self.depth - 1)
+        let ahead = self
+            .importers
+            .iter()
+            .filter(|(id, weights, _)| (weights[at], *id) > mine);
+        ahead
+            .map(|(_, _, shared)| *shared)
+            .max()
+            .unwrap_or(0)
+            .min(self.depth - 1)
     }
 
     fn holders(&self, piece: u32) -> impl Iterator<Item = &(&NodeId, &Member, usize)> {
-        self.peers.iter().filter(move |(_, member, _)| member.holds(self.artifact, piece))
+        self.peers
+            .iter()
+            .filter(move |(_, member, _)| member.holds(self.artifact, piece))
     }
 
     /// The least loaded of the nearest holders this node may take the piece from; the origin only if no peer will do.
     /// A busy neighbour is waited for: crossing a boundary because of it would pay that wire twice.
     fn source(&self, piece: u32) -> Option<Source> {
         let reach = self.reach(piece);
-        let Some(nearest) = self.holders(piece).map(|(_, _, shared)| *shared).filter(|shared| *shared >= reach).max()
+        let Some(nearest) = self
+            .holders(piece)
+            .map(|(_, _, shared)| *shared)
+            .filter(|shared| *shared >= reach)
+            .max()
         else {
             return (reach == 0 && self.origin && self.has_room(&Source::Origin)).then_some(Source::Origin);
         };
@@ -126,9 +139,15 @@ impl Swarm {
     /// Up to `free` pieces with their sources: the rarest first, ties broken at random so that neighbours do not all
     /// ask for the same piece.
     fn pick(&self, now: Timestamp, artifact: &ArtifactId, free: usize, rng: &mut ChaCha8Rng) -> Vec<(u32, Source)> {
-        let Some(mut view) = self.view(now, artifact) else { return Vec::new() };
-        let claimed: BTreeSet<u32> =
-            self.claims.iter().filter(|claim| claim.artifact == *artifact).map(|claim| claim.piece).collect();
+        let Some(mut view) = self.view(now, artifact) else {
+            return Vec::new();
+        };
+        let claimed: BTreeSet<u32> = self
+            .claims
+            .iter()
+            .filter(|claim| claim.artifact == *artifact)
+            .map(|claim| claim.piece)
+            .collect();
         let mut candidates: Vec<(usize, u32, u32)> = self.transfers[artifact]
             .have
             .missing()
@@ -157,7 +176,10 @@ impl Swarm {
             .iter()
             .filter(|claim| claim.artifact == *artifact && self.claims.of_piece(artifact, claim.piece).len() == 1)
             .filter(|claim| {
-                let mean = self.members.mean_service(&claim.source).unwrap_or(self.tuning.request_min);
+                let mean = self
+                    .members
+                    .mean_service(&claim.source)
+                    .unwrap_or(self.tuning.request_min);
                 now.since(claim.since) > mean * HEDGE_FACTOR
             })
             .min_by_key(|claim| claim.since)?;
@@ -172,8 +194,7 @@ impl Swarm {
         let transfer = self.transfers.get(artifact)?;
         let weights = self.weights.get(artifact)?;
         let grace = now.since(transfer.wanted_since) < self.tuning.join_grace;
-        let stalled_before =
-            Timestamp::after_start(now.since_start().saturating_sub(self.tuning.stall_after));
+        let stalled_before = Timestamp::after_start(now.since_start().saturating_sub(self.tuning.stall_after));
         let mut load = BTreeMap::new();
         for claim in self.claims.iter() {
             *load.entry(claim.source.clone()).or_default() += 1;
@@ -213,8 +234,19 @@ impl Swarm {
     fn begin(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32, source: Source) {
         let expected = self.members.mean_service(&source).unwrap_or(Duration::ZERO) * 8;
         let allowed = expected.clamp(self.tuning.request_min, self.tuning.request_max);
-        let claim = Claim { source: source.clone(), artifact, piece, since: now, answer_by: now + allowed };
+        let claim = Claim {
+            source: source.clone(),
+            artifact,
+            piece,
+            since: now,
+            answer_by: now + allowed,
+        };
         let id = self.claims.begin(claim);
-        self.outputs.push_back(Output::Fetch { id, source, artifact, piece });
+        self.outputs.push_back(Output::Fetch {
+            id,
+            source,
+            artifact,
+            piece,
+        });
     }
 }

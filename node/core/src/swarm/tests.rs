@@ -72,10 +72,18 @@ impl Site {
 
     /// Everybody meets everybody and wants the image; nodes in `seeds` have it already.
     fn start(&mut self, seeds: &[usize]) {
-        let roster: BTreeMap<_, _> =
-            self.nodes.iter().map(|(id, path, _, _)| (id.clone(), path.clone())).collect();
+        let roster: BTreeMap<_, _> = self
+            .nodes
+            .iter()
+            .map(|(id, path, _, _)| (id.clone(), path.clone()))
+            .collect();
         for at in 0..self.nodes.len() {
-            self.tell(at, Input::Roster { members: roster.clone() });
+            self.tell(
+                at,
+                Input::Roster {
+                    members: roster.clone(),
+                },
+            );
             self.tell(at, Input::Origin { available: self.origin });
         }
         for at in 0..self.nodes.len() {
@@ -83,20 +91,42 @@ impl Site {
                 continue;
             }
             let full = seeds.contains(&at) || self.nodes[at].2 == Manner::Liar;
-            let have = if full { PieceSet::full(self.pieces) } else { PieceSet::empty(self.pieces) };
+            let have = if full {
+                PieceSet::full(self.pieces)
+            } else {
+                PieceSet::empty(self.pieces)
+            };
             for other in 0..self.nodes.len() {
                 if other != at && self.nodes[other].2 != Manner::Dead {
                     let me = self.nodes[at].0.clone();
                     self.tell(other, Input::PeerUp { peer: me.clone() });
                     let artifact = self.artifact;
-                    self.tell(other, Input::PeerHolds { peer: me, artifact, pieces: have.clone() });
+                    self.tell(
+                        other,
+                        Input::PeerHolds {
+                            peer: me,
+                            artifact,
+                            pieces: have.clone(),
+                        },
+                    );
                 }
             }
         }
         for at in 0..self.nodes.len() {
             let have = PieceSet::full(self.pieces);
-            let have = if seeds.contains(&at) { have } else { PieceSet::empty(self.pieces) };
-            self.tell(at, Input::Want { artifact: self.artifact, have, priority: 1 });
+            let have = if seeds.contains(&at) {
+                have
+            } else {
+                PieceSet::empty(self.pieces)
+            };
+            self.tell(
+                at,
+                Input::Want {
+                    artifact: self.artifact,
+                    have,
+                    priority: 1,
+                },
+            );
         }
     }
 
@@ -114,7 +144,8 @@ impl Site {
         match output {
             Output::Fetch { id, source, piece, .. } => {
                 self.serial += 1;
-                self.in_flight.push(Reverse((self.now + PIECE_TIME, self.serial, at, id.0, piece)));
+                self.in_flight
+                    .push(Reverse((self.now + PIECE_TIME, self.serial, at, id.0, piece)));
                 self.sources.insert((at, id.0), source);
             }
             Output::Cancel { id } => {
@@ -123,7 +154,14 @@ impl Site {
             Output::Announce { artifact, piece } => {
                 let peer = self.nodes[at].0.clone();
                 for other in (0..self.nodes.len()).filter(|other| *other != at) {
-                    self.tell(other, Input::PeerGot { peer: peer.clone(), artifact, pieces: vec![piece] });
+                    self.tell(
+                        other,
+                        Input::PeerGot {
+                            peer: peer.clone(),
+                            artifact,
+                            pieces: vec![piece],
+                        },
+                    );
                 }
             }
             Output::Ban { .. } | Output::Complete { .. } => {}
@@ -139,10 +177,14 @@ impl Site {
                 .filter(|at| self.nodes[*at].2 != Manner::Dead)
                 .filter_map(|at| self.nodes[at].3.deadline())
                 .min();
-            let Some(next) = delivery.into_iter().chain(tick).min() else { break };
+            let Some(next) = delivery.into_iter().chain(tick).min() else {
+                break;
+            };
             self.now = next.max(self.now);
             while self.in_flight.peek().is_some_and(|Reverse((due, ..))| *due <= self.now) {
-                let Some(Reverse((_, _, at, id, piece))) = self.in_flight.pop() else { break };
+                let Some(Reverse((_, _, at, id, piece))) = self.in_flight.pop() else {
+                    break;
+                };
                 self.deliver(at, id, piece);
             }
             for at in 0..self.nodes.len() {
@@ -166,8 +208,15 @@ impl Site {
                 None
             }
             Source::Peer(peer) => {
-                let from = self.nodes.iter().position(|(id, ..)| id == peer).expect("sources are members");
-                let serves = self.nodes[from].3.have(&self.artifact).is_some_and(|have| have.contains(piece));
+                let from = self
+                    .nodes
+                    .iter()
+                    .position(|(id, ..)| id == peer)
+                    .expect("sources are members");
+                let serves = self.nodes[from]
+                    .3
+                    .have(&self.artifact)
+                    .is_some_and(|have| have.contains(piece));
                 self.crossed_racks += u32::from(self.nodes[from].1.parent() != self.nodes[at].1.parent());
                 match self.nodes[from].2 {
                     Manner::Honest => (!serves).then_some(FetchFailure::NotHeld),
@@ -236,7 +285,10 @@ fn a_peer_that_serves_corrupt_bytes_is_banned_and_the_image_completes() {
     assert!(site.run(Duration::from_secs(60)));
     let bans: Vec<_> = site.nodes.iter().flat_map(|(_, _, _, swarm)| swarm.banned()).collect();
     assert!(!bans.is_empty());
-    assert!(bans.iter().all(|(peer, reason)| *peer == &site.nodes[2].0 && reason.contains("do not hash")));
+    assert!(
+        bans.iter()
+            .all(|(peer, reason)| *peer == &site.nodes[2].0 && reason.contains("do not hash"))
+    );
 }
 
 #[test]
@@ -246,7 +298,10 @@ fn a_peer_that_announces_what_it_does_not_hold_is_banned_and_the_image_completes
     site.start(&[]);
     assert!(site.run(Duration::from_secs(60)));
     let bans: Vec<_> = site.nodes.iter().flat_map(|(_, _, _, swarm)| swarm.banned()).collect();
-    assert!(bans.iter().any(|(peer, reason)| *peer == &site.nodes[4].0 && reason.contains("does not hold")));
+    assert!(
+        bans.iter()
+            .any(|(peer, reason)| *peer == &site.nodes[4].0 && reason.contains("does not hold"))
+    );
     assert!(bans.iter().all(|(peer, _)| *peer == &site.nodes[4].0));
 }
 
@@ -258,7 +313,14 @@ fn what_is_held_already_is_never_asked_for() {
     (0..7).for_each(|piece| assert!(have.insert(piece)));
     let mut swarm = Swarm::new(site.nodes[0].0.clone(), site.nodes[0].1.clone(), Tuning::default(), 1);
     swarm.handle(Timestamp::default(), Input::Origin { available: true });
-    swarm.handle(Timestamp::default(), Input::Want { artifact: site.artifact, have, priority: 1 });
+    swarm.handle(
+        Timestamp::default(),
+        Input::Want {
+            artifact: site.artifact,
+            have,
+            priority: 1,
+        },
+    );
     let asked: Vec<_> = std::iter::from_fn(|| swarm.poll()).collect();
     assert!(matches!(asked[..], [Output::Fetch { piece: 7, .. }]), "{asked:?}");
 }

@@ -1,0 +1,416 @@
+//! Devices: what was read from them, which of them may start, and the attempts that run.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use firmesh_executors::{
+    AttemptRecord, Backend, Ended, Goal, Journal, JournalError, News, RunError as AttemptError, Start, run_attempt,
+};
+use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, admit};
+use firmesh_protocol::{
+    ids::{ArtifactId, CampaignId, DeviceId},
+    limits::REASON_BYTES_MAX,
+    report::{AttemptReport, AttemptState, DeviceFacts, Permit, PermitKind, REPORT_TYPE},
+    trust::Envelope,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{Event, Runtime};
+use crate::{journal::Standings, status::AttemptStatus};
+
+/// How often an idle device is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How long before a device that did not answer is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// The devices of this node.
+pub(super) struct Devices {
+    devices: BTreeMap<DeviceId, Device>,
+    standings: Standings,
+    /// What was last reported of an attempt.
+    told: BTreeMap<(CampaignId, DeviceId, PermitKind), AttemptStatus>,
+}
+
+struct Device {
+    backend: Arc<Backend>,
+    facts: Option<DeviceFacts>,
+    running: Option<Goal>,
+}
+
+impl Devices {
+    pub(super) fn new(backends: Vec<Backend>, standings: Standings) -> Self {
+        let device = |backend: Backend| {
+            let id = backend.device().clone();
+            (
+                id,
+                Device {
+                    backend: Arc::new(backend),
+                    facts: None,
+                    running: None,
+                },
+            )
+        };
+        Self {
+            devices: backends.into_iter().map(device).collect(),
+            standings,
+            told: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn facts(&self) -> Vec<DeviceFacts> {
+        self.devices
+            .values()
+            .filter_map(|device| device.facts.clone())
+            .collect()
+    }
+
+    pub(super) fn attempts(&self) -> Vec<AttemptStatus> {
+        self.told.values().cloned().collect()
+    }
+
+    fn in_flight_elsewhere(&self, campaign: &CampaignId) -> usize {
+        let in_flight = |(key, standing): &(&(CampaignId, DeviceId, PermitKind), &AttemptStanding)| {
+            key.0 != *campaign && **standing == AttemptStanding::InFlight
+        };
+        self.standings.iter().filter(in_flight).count()
+    }
+}
+
+impl Runtime {
+    /// Takes up what a crash or a restart interrupted, and begins to look at the devices.
+    pub(super) fn begin_devices(&mut self) -> Result<(), JournalError> {
+        let mut resumed = BTreeSet::new();
+        for (device, record) in self.journal.attempts()? {
+            let record = match AttemptRecord::from_bytes(&record) {
+                Ok(record) => record,
+                Err(error) => {
+                    self.local_error(&error);
+                    continue;
+                }
+            };
+            let key = (record.goal.campaign.clone(), device.clone(), record.goal.kind);
+            let in_flight = self.devices.standings.get(&key) == Some(&AttemptStanding::InFlight);
+            if in_flight && self.devices.devices.contains_key(&device) {
+                info!(%device, campaign = %key.0, "resuming an attempt");
+                resumed.insert(key);
+                self.start_attempt(&device, record.goal.clone(), Start::Resumed(record));
+            }
+        }
+        // Started, but killed before the first record: not started after all.
+        self.devices.standings.retain(|key, standing| {
+            *standing == AttemptStanding::Ended
+                || resumed.contains(key)
+                || key.2 == PermitKind::Update
+                    && resumed.contains(&(key.0.clone(), key.1.clone(), PermitKind::Rollback))
+        });
+        let idle: Vec<_> = self.devices.devices.keys().cloned().collect();
+        for device in idle {
+            self.look(&device, Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, device: &DeviceId, after: Duration) {
+        let Some(known) = self.devices.devices.get(device) else {
+            return;
+        };
+        let (backend, device) = (Arc::clone(&known.backend), device.clone());
+        self.spawn(async move {
+            tokio::time::sleep(after).await;
+            let facts = match backend.facts().await {
+                Ok(facts) => Some(facts),
+                Err(error) => {
+                    warn!(%device, %error, "a device does not answer");
+                    None
+                }
+            };
+            Event::Facts { device, facts }
+        });
+    }
+
+    pub(super) fn on_facts(&mut self, device: &DeviceId, facts: Option<DeviceFacts>) -> Result<(), JournalError> {
+        let Some(known) = self.devices.devices.get_mut(device) else {
+            return Ok(());
+        };
+        let answered = facts.is_some();
+        let changed = match (facts, &mut known.facts) {
+            (Some(new), old) => {
+                let changed = old.as_ref() != Some(&new);
+                *old = Some(new);
+                changed
+            }
+            (None, Some(old)) => old.version.take().is_some(),
+            (None, None) => false,
+        };
+        if known.running.is_none() {
+            self.look(device, if answered { LOOK_INTERVAL } else { LOOK_AGAIN });
+        }
+        if changed {
+            self.fleet.sync_soon();
+        }
+        self.consider()
+    }
+
+    /// Starts every device that may start now, and says why the others may not.
+    pub(super) fn consider(&mut self) -> Result<(), JournalError> {
+        let idle: Vec<DeviceId> = self
+            .devices
+            .devices
+            .iter()
+            .filter(|(_, device)| device.running.is_none() && device.facts.is_some())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for device in idle {
+            for permit in self.fleet.permits_for(&device) {
+                let key = (permit.campaign.clone(), device.clone(), permit.kind);
+                if self.devices.standings.contains_key(&key) {
+                    continue;
+                }
+                match self.decide(&device, &permit) {
+                    Some(Ok(admission)) => {
+                        self.start_fresh(&device, &permit, admission)?;
+                        break;
+                    }
+                    Some(Err(hold)) => self.report_hold(&device, &permit, &hold)?,
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decide(&self, device: &DeviceId, permit: &Permit) -> Option<Result<Admission, Hold>> {
+        let campaign = self.fleet.campaigns.get(&permit.campaign)?;
+        let facts = self.devices.devices.get(device)?.facts.as_ref()?;
+        let complete: BTreeSet<ArtifactId> = self
+            .tracked
+            .iter()
+            .filter(|(_, tracked)| tracked.complete)
+            .map(|(id, _)| *id)
+            .collect();
+        let attempts: BTreeMap<_, _> = self
+            .devices
+            .standings
+            .iter()
+            .filter(|(key, _)| key.0 == permit.campaign)
+            .map(|((_, device, kind), standing)| ((device.clone(), *kind), *standing))
+            .collect();
+        let facts = Facts {
+            now: self.fleet.now(),
+            node: &self.settings.node,
+            path: &self.settings.path,
+            device: facts,
+            complete: &complete,
+            attempts: &attempts,
+            other_in_flight: self.devices.in_flight_elsewhere(&permit.campaign),
+            security_epoch: self.journal.security_floor(device).ok()?,
+        };
+        Some(admit(campaign, permit, &facts))
+    }
+
+    fn start_fresh(&mut self, device: &DeviceId, permit: &Permit, admission: Admission) -> Result<(), JournalError> {
+        let campaign = &self.fleet.campaigns[&permit.campaign];
+        let goal = Goal {
+            device: device.clone(),
+            campaign: permit.campaign.clone(),
+            wave: admission.wave,
+            kind: permit.kind,
+            permit_sequence: permit.sequence,
+            image: admission.release,
+            security_epoch_min: match permit.kind {
+                PermitKind::Update => self.journal.security_floor(device)?,
+                PermitKind::Rollback => 0,
+            },
+            deadlines: campaign.manifest.deadlines,
+            answers_min: Goal::ANSWERS_MIN,
+            pace_ms: Goal::PACE_MS,
+        };
+        // Durable before anything happens: a device starts once, whatever crashes.
+        self.stand(device, &permit.campaign, permit.kind, AttemptStanding::InFlight)?;
+        self.start_attempt(device, goal.clone(), Start::Fresh(goal));
+        Ok(())
+    }
+
+    fn stand(
+        &mut self,
+        device: &DeviceId,
+        campaign: &CampaignId,
+        kind: PermitKind,
+        standing: AttemptStanding,
+    ) -> Result<(), JournalError> {
+        self.journal.keep_standing(campaign, device, kind, standing)?;
+        self.devices
+            .standings
+            .insert((campaign.clone(), device.clone(), kind), standing);
+        Ok(())
+    }
+
+    fn start_attempt(&mut self, device: &DeviceId, goal: Goal, start: Start) {
+        let Some(known) = self.devices.devices.get_mut(device) else {
+            return;
+        };
+        known.running = Some(goal);
+        let backend = Arc::clone(&known.backend);
+        let (journal, cancel): (Arc<dyn Journal>, CancellationToken) = (self.journal.clone(), self.cancel.clone());
+        let (device, events) = (device.clone(), self.events.clone());
+        self.spawn(async move {
+            let (reports, mut news) = tokio::sync::mpsc::channel::<News>(16);
+            let passing_on = async {
+                while let Some(news) = news.recv().await {
+                    events.send(Event::News(news)).await.ok(); // the loop stops listening only at shutdown
+                }
+            };
+            let attempt = async {
+                let ended = run_attempt(&*backend, start, &journal, &reports, &cancel).await;
+                drop(reports);
+                backend.close().await;
+                ended
+            };
+            let (result, ()) = tokio::join!(attempt, passing_on);
+            Event::AttemptEnded { device, result }
+        });
+    }
+
+    pub(super) fn on_news(&mut self, news: News) -> Result<(), JournalError> {
+        if let Some(facts) = self
+            .devices
+            .devices
+            .get_mut(&news.device)
+            .and_then(|device| device.facts.as_mut())
+            && news.version.is_some()
+        {
+            facts.version.clone_from(&news.version);
+        }
+        self.report(news)
+    }
+
+    pub(super) fn on_attempt_ended(
+        &mut self,
+        device: &DeviceId,
+        result: Result<Ended, AttemptError>,
+    ) -> Result<(), JournalError> {
+        let Some(goal) = self
+            .devices
+            .devices
+            .get_mut(device)
+            .and_then(|device| device.running.take())
+        else {
+            return Ok(());
+        };
+        match result {
+            Ok(Ended::Interrupted) => return Ok(()),
+            Ok(Ended::Over(outcome)) => {
+                if outcome.state.is_success() {
+                    self.journal
+                        .raise_security_floor(device, goal.image.info.security_epoch)?;
+                }
+                // A quarantined device keeps its place under the caps until a person has looked at it.
+                if outcome.state != AttemptState::Quarantined {
+                    self.stand(device, &goal.campaign, goal.kind, AttemptStanding::Ended)?;
+                    if goal.kind == PermitKind::Rollback {
+                        self.stand(device, &goal.campaign, PermitKind::Update, AttemptStanding::Ended)?;
+                    }
+                }
+            }
+            Err(AttemptError::Journal { source, .. }) => return Err(source),
+            Err(error @ AttemptError::NobodyListens { .. }) => self.local_error(&error),
+        }
+        self.look(device, Duration::ZERO);
+        self.consider()
+    }
+
+    fn report_hold(&mut self, device: &DeviceId, permit: &Permit, hold: &Hold) -> Result<(), JournalError> {
+        let state = match hold {
+            Hold::NotPossessed(_) => AttemptState::Downloading,
+            Hold::CapFull { .. } => AttemptState::Blocked,
+            Hold::WrongModel { .. }
+            | Hold::WrongComponent { .. }
+            | Hold::BelowSecurityFloor { .. }
+            | Hold::OneWay(_)
+            | Hold::NoPrevious => AttemptState::Failed,
+            Hold::NothingToRollBack | Hold::CampaignExpired(_) => AttemptState::Cancelled,
+            // A permit that is void says nothing about the device: the coordinator has to issue a better one.
+            Hold::OtherManifest(_)
+            | Hold::NotPermitted
+            | Hold::NotPlanned(_)
+            | Hold::PermitExpired(_)
+            | Hold::AlreadyStarted => {
+                self.refuse("void_permit", format!("{device}: {hold}"));
+                return Ok(());
+            }
+        };
+        if state.is_terminal() {
+            self.stand(device, &permit.campaign, permit.kind, AttemptStanding::Ended)?;
+        }
+        let version = self
+            .devices
+            .devices
+            .get(device)
+            .and_then(|device| device.facts.as_ref())
+            .and_then(|f| f.version.clone());
+        self.report(News {
+            device: device.clone(),
+            campaign: permit.campaign.clone(),
+            wave: permit.wave,
+            kind: permit.kind,
+            permit_sequence: permit.sequence,
+            state,
+            reason: hold.to_string(),
+            version,
+        })
+    }
+
+    /// Signs news, keeps it, and sends it with the next sync. The same news twice is said once.
+    fn report(&mut self, news: News) -> Result<(), JournalError> {
+        let key = (news.campaign.clone(), news.device.clone(), news.kind);
+        let mut reason = news.reason;
+        if reason.len() > REASON_BYTES_MAX {
+            let end = (0..=REASON_BYTES_MAX)
+                .rev()
+                .find(|at| reason.is_char_boundary(*at))
+                .unwrap_or(0);
+            reason.truncate(end);
+        }
+        let told = AttemptStatus {
+            device: news.device.clone(),
+            campaign: news.campaign.clone(),
+            kind: news.kind,
+            state: news.state,
+            reason: reason.clone(),
+            version: news.version.clone(),
+        };
+        let same = self
+            .devices
+            .told
+            .get(&key)
+            .is_some_and(|old| old.state == told.state && old.reason == told.reason);
+        if same {
+            return Ok(());
+        }
+        let sequence = self.journal.next("reports")?;
+        let report = AttemptReport {
+            campaign: news.campaign,
+            wave: news.wave,
+            kind: news.kind,
+            permit_sequence: news.permit_sequence,
+            device: news.device,
+            node: self.settings.node.clone(),
+            sequence,
+            state: news.state,
+            reason,
+            version: news.version,
+            at: self.fleet.now(),
+        };
+        let payload = serde_json::to_vec(&report).expect("a report has only names, numbers and text");
+        let envelope = Envelope::sign(REPORT_TYPE, payload, [&self.identity.key.secret()]);
+        self.journal.keep_report(sequence, &envelope)?;
+        self.devices.told.insert(key, told);
+        self.fleet.sync_soon();
+        Ok(())
+    }
+}

@@ -1,0 +1,454 @@
+//! What comes from the coordinator or, in its absence, from the mesh: metadata, campaigns, roster, permits. And what
+//! goes up: heartbeats, inventory and signed reports.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    pin::Pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use firmesh_executors::JournalError;
+use firmesh_node_core::{install::ApprovedCampaign, swarm};
+use firmesh_protocol::{
+    api::{SyncRequest, SyncResponse},
+    identity::verify_node_record,
+    ids::{CampaignId, DeviceId, NodeId, Sha256},
+    limits::PEERS_MAX,
+    report::{NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit},
+    time::WallTime,
+    trust::{Envelope, KeySet, PublicKey},
+};
+use sha2::Digest as _;
+use tokio::io::AsyncReadExt as _;
+use tracing::{debug, info, warn};
+
+use super::{Chain, Event, Refreshed, Runtime};
+use crate::{
+    campaigns,
+    files::write_durably,
+    mesh::{Gossip, MeshCommand, Topic, peer_id},
+    store,
+    trust_store::system_time,
+    uplink::UplinkError,
+};
+
+/// Reports sent in one sync.
+const REPORTS_MAX: usize = 200;
+
+/// The shortest time between two syncs, however much there is to tell.
+const SYNC_GAP: Duration = Duration::from_millis(200);
+
+/// The roster as last heard, so that a restart without a coordinator finds its peers.
+const ROSTER_FILE: &str = "roster.json";
+
+/// What this node knows of the fleet.
+pub(super) struct Fleet {
+    pub(super) coordinator_reachable: bool,
+    pub(super) timestamp_version: u64,
+    /// Nothing new starts after this moment: the signed word that the metadata is current ends then.
+    trusted_until: Option<WallTime>,
+    /// The latest time this node has proof of.
+    clock_floor: WallTime,
+    pub(super) campaigns: BTreeMap<CampaignId, ApprovedCampaign>,
+    halted: std::collections::BTreeSet<CampaignId>,
+    permits: BTreeMap<(CampaignId, u64), Permit>,
+    permits_synced: BTreeMap<CampaignId, u64>,
+    pub(super) roster: BTreeMap<NodeId, (NodeRecord, Envelope)>,
+    roster_version: u64,
+    own_record: Envelope,
+    sync_at: Instant,
+    last_sync: Instant,
+    syncing: bool,
+    refreshing: bool,
+    refused_version: Option<u64>,
+}
+
+impl Fleet {
+    pub(super) fn new(own_record: Envelope) -> Self {
+        let now = Instant::now();
+        Self {
+            coordinator_reachable: false,
+            timestamp_version: 0,
+            trusted_until: None,
+            clock_floor: WallTime::from_unix_seconds(0),
+            campaigns: BTreeMap::new(),
+            halted: std::collections::BTreeSet::new(),
+            permits: BTreeMap::new(),
+            permits_synced: BTreeMap::new(),
+            roster: BTreeMap::new(),
+            roster_version: 0,
+            own_record,
+            sync_at: now,
+            last_sync: now.checked_sub(SYNC_GAP).unwrap_or(now),
+            syncing: false,
+            refreshing: false,
+            refused_version: None,
+        }
+    }
+
+    /// The time: the system's, but never earlier than the latest this node has proof of.
+    pub(super) fn now(&self) -> WallTime {
+        system_time().max(self.clock_floor)
+    }
+
+    /// Lets the next sync begin as soon as the last one is over.
+    pub(super) fn sync_soon(&mut self) {
+        self.sync_at = self.sync_at.min(self.last_sync + SYNC_GAP);
+    }
+
+    /// Permits that name a device, of campaigns that are on, oldest first.
+    pub(super) fn permits_for(&self, device: &DeviceId) -> Vec<Permit> {
+        let current = self.trusted_until.is_some_and(|until| self.now() < until);
+        self.permits
+            .values()
+            .filter(|permit| current && permit.devices.contains(device) && !self.halted.contains(&permit.campaign))
+            .cloned()
+            .collect()
+    }
+
+    /// Opens a permit with the keys that an approved campaign names for it.
+    fn open_permit(&self, envelope: &Envelope) -> Option<Permit> {
+        self.campaigns.values().find_map(|campaign| {
+            let keys = campaign
+                .manifest
+                .permit_keys
+                .iter()
+                .filter_map(|key| key.parse::<PublicKey>().ok());
+            let keys = KeySet::of("permits", 1, keys).ok()?;
+            let permit = envelope.open::<Permit>(&keys, PERMIT_TYPE).ok()?.into_inner();
+            (permit.campaign == campaign.manifest.id).then_some(permit)
+        })
+    }
+}
+
+impl Runtime {
+    /// Takes up what is on disk: roster, metadata, campaigns, permits. A node needs no coordinator for what was approved.
+    pub(super) async fn begin_fleet(&mut self) -> Result<(), JournalError> {
+        let path = self.settings.state_dir.join(ROSTER_FILE);
+        let stored = std::fs::read(&path)
+            .ok()
+            .and_then(|bytes| serde_json::from_slice::<Vec<Envelope>>(&bytes).ok());
+        self.learn_records(stored.unwrap_or_default())?;
+        let refreshed = {
+            let mut trust = self.trust.lock().await;
+            let fleet = trust.stored_fleet().await;
+            let folder = self.settings.state_dir.join("campaigns");
+            let campaigns = fleet
+                .as_ref()
+                .map_or_else(|_| BTreeMap::new(), |fleet| campaigns::load(fleet, &folder));
+            Refreshed {
+                fleet,
+                campaigns,
+                offered_version: 0,
+            }
+        };
+        if refreshed.fleet.is_ok() {
+            self.on_refreshed(refreshed)?;
+        } else if let Err(error) = &refreshed.fleet
+            && !error.is_absence()
+        {
+            self.refuse(error.code(), format!("stored metadata: {}", Chain(error)));
+        }
+        for envelope in self.journal.permits()? {
+            if let Some(permit) = self.fleet.open_permit(&envelope) {
+                self.fleet
+                    .permits
+                    .insert((permit.campaign.clone(), permit.sequence), permit);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn sync_due_at(&self) -> Option<Instant> {
+        (!self.fleet.syncing).then_some(self.fleet.sync_at)
+    }
+
+    pub(super) fn sync_if_due(&mut self) -> Result<(), JournalError> {
+        if self.fleet.syncing || Instant::now() < self.fleet.sync_at {
+            return Ok(());
+        }
+        let request = SyncRequest {
+            record: self.fleet.own_record.clone(),
+            devices: self.devices.facts(),
+            reports: self.journal.reports(REPORTS_MAX)?,
+            holdings: self.holdings(),
+            traffic: self.traffic(),
+            banned: self.banned(),
+            roster_version: self.fleet.roster_version,
+            permits_seen: self.fleet.permits_synced.clone(),
+        };
+        self.fleet.syncing = true;
+        self.fleet.last_sync = Instant::now();
+        let uplink = self.uplink.clone();
+        self.spawn(async move { Event::Synced(Box::new(uplink.sync(&request).await)) });
+        Ok(())
+    }
+
+    pub(super) fn on_synced(&mut self, result: Result<SyncResponse, UplinkError>) -> Result<(), JournalError> {
+        self.fleet.syncing = false;
+        self.fleet.sync_at = Instant::now() + self.settings.poll_interval;
+        let response = match result {
+            Ok(response) => response,
+            Err(error) => {
+                if self.fleet.coordinator_reachable || !error.is_unreachable() {
+                    warn!(error = %Chain(&error), "no sync with the coordinator");
+                }
+                self.fleet.coordinator_reachable = false;
+                return self.tell_swarm(swarm::Input::Origin { available: false });
+            }
+        };
+        if !self.fleet.coordinator_reachable {
+            info!("the coordinator is reachable");
+        }
+        self.fleet.coordinator_reachable = true;
+        self.tell_swarm(swarm::Input::Origin { available: true })?;
+        self.journal.acknowledge(response.reports_acked)?;
+        if !self.journal.reports(1)?.is_empty() {
+            self.fleet.sync_soon();
+        }
+        if let Some(roster) = response.roster {
+            self.learn_records(roster)?;
+            self.fleet.roster_version = response.roster_version;
+        }
+        self.heed_halts(&response.campaigns)?;
+        self.refresh_if_stale(response.timestamp_version, &response.campaigns);
+        for envelope in response.permits {
+            if let Some(permit) = self.learn_permit(&envelope)? {
+                let seen = self.fleet.permits_synced.entry(permit.campaign).or_default();
+                *seen = permit.sequence.max(*seen);
+                self.tell_mesh(MeshCommand::Publish(Topic::Permits, envelope.to_bytes()));
+            }
+        }
+        self.consider()
+    }
+
+    /// A campaign that the coordinator does not list any more starts nothing.
+    fn heed_halts(&mut self, listed: &[CampaignId]) -> Result<(), JournalError> {
+        let known: Vec<_> = self.fleet.campaigns.keys().cloned().collect();
+        for campaign in known {
+            let halted = !listed.contains(&campaign);
+            if halted != self.fleet.halted.contains(&campaign) {
+                info!(%campaign, halted, "a campaign changed");
+                self.journal.keep_halted(&campaign, halted)?;
+                match halted {
+                    true => self.fleet.halted.insert(campaign),
+                    false => self.fleet.halted.remove(&campaign),
+                };
+            }
+        }
+        Ok(())
+    }
+
+    fn refresh_if_stale(&mut self, offered_version: u64, listed: &[CampaignId]) {
+        let missing: Vec<_> = listed
+            .iter()
+            .filter(|id| !self.fleet.campaigns.contains_key(*id))
+            .cloned()
+            .collect();
+        let stale = offered_version != self.fleet.timestamp_version || !missing.is_empty();
+        // What was refused is refused again until something else is offered.
+        if self.fleet.refreshing || !stale || self.fleet.refused_version == Some(offered_version) {
+            return;
+        }
+        self.fleet.refreshing = true;
+        let (trust, uplink) = (Arc::clone(&self.trust), self.uplink.clone());
+        let folder = self.settings.state_dir.join("campaigns");
+        let listed = listed.to_vec();
+        self.spawn(async move {
+            let fleet = trust
+                .lock()
+                .await
+                .refresh(|name, bytes_max| fetch_metadata(uplink.clone(), name, bytes_max))
+                .await;
+            let mut found = BTreeMap::new();
+            if let Ok(fleet) = &fleet {
+                for id in listed {
+                    let campaign = campaigns::fetch(fleet, &uplink, &folder, &id).await;
+                    found.insert(id, campaign);
+                }
+            }
+            Event::Refreshed(Box::new(Refreshed {
+                fleet,
+                campaigns: found,
+                offered_version,
+            }))
+        });
+    }
+
+    pub(super) fn on_refreshed(&mut self, refreshed: Refreshed) -> Result<(), JournalError> {
+        self.fleet.refreshing = false;
+        let fleet = match refreshed.fleet {
+            Ok(fleet) => fleet,
+            Err(error) => {
+                if error.is_absence() {
+                    debug!(error = %Chain(&error), "metadata could not be fetched");
+                } else {
+                    self.fleet.refused_version = Some(refreshed.offered_version);
+                    self.refuse(error.code(), format!("metadata: {}", Chain(&error)));
+                }
+                return Ok(());
+            }
+        };
+        let header = &fleet.metadata().timestamp().header;
+        info!(timestamp = header.version, "metadata verified");
+        self.fleet.timestamp_version = header.version;
+        self.fleet.trusted_until = Some(header.expires);
+        self.fleet.refused_version = None;
+        for (id, campaign) in refreshed.campaigns {
+            match campaign {
+                Ok(campaign) => self.take_up(id, campaign)?,
+                Err(error) => {
+                    if !matches!(error, campaigns::CampaignError::Uplink(_)) {
+                        self.fleet.refused_version = Some(refreshed.offered_version);
+                    }
+                    self.refuse(error.code(), format!("campaign {id}: {}", Chain(&error)));
+                }
+            }
+        }
+        self.consider()
+    }
+
+    fn take_up(&mut self, id: CampaignId, campaign: ApprovedCampaign) -> Result<(), JournalError> {
+        let wanted = campaign.artifacts_for(&self.settings.node);
+        for release in campaign.releases.values() {
+            if wanted.contains(&release.artifact.id) {
+                self.track(release.artifact.id, release.artifact.length, release.artifact.sha256);
+            }
+        }
+        if self.journal.is_halted(&id)? {
+            self.fleet.halted.insert(id.clone());
+        }
+        if self.fleet.campaigns.insert(id.clone(), campaign).is_none() {
+            info!(campaign = %id, artifacts = wanted.len(), "taking part in a campaign");
+        }
+        Ok(())
+    }
+
+    /// Verifies and keeps a permit. `None` if no approved campaign names the key that signed it.
+    fn learn_permit(&mut self, envelope: &Envelope) -> Result<Option<Permit>, JournalError> {
+        let Some(permit) = self.fleet.open_permit(envelope) else {
+            debug!("a permit waits for its campaign, or is signed by nobody the approvers named");
+            return Ok(None);
+        };
+        if self.journal.keep_permit(&permit.campaign, permit.sequence, envelope)? {
+            let (campaign, sequence) = (&permit.campaign, permit.sequence);
+            info!(%campaign, wave = permit.wave, sequence, devices = permit.devices.len(), kind = ?permit.kind, "a permit");
+        }
+        self.fleet
+            .permits
+            .insert((permit.campaign.clone(), permit.sequence), permit.clone());
+        Ok(Some(permit))
+    }
+
+    /// Judges what the mesh brought; only what verifies is passed on.
+    pub(super) fn on_gossip(&mut self, gossip: Gossip) -> Result<(), JournalError> {
+        let Gossip {
+            topic,
+            payload,
+            verdict,
+        } = gossip;
+        let good = match Envelope::from_bytes(&payload) {
+            Err(error) => {
+                debug!(%error, "gossip is not an envelope");
+                false
+            }
+            Ok(envelope) => match topic {
+                Topic::Permits => self.learn_permit(&envelope)?.is_some(),
+                Topic::Records => self.learn_records(vec![envelope])?,
+            },
+        };
+        verdict.send(good).ok(); // the mesh may be shutting down
+        if good { self.consider() } else { Ok(()) }
+    }
+
+    /// Takes over every record that verifies and is newer than the one known. Answers whether all verified.
+    fn learn_records(&mut self, envelopes: Vec<Envelope>) -> Result<bool, JournalError> {
+        let (mut all_good, mut changed) = (true, false);
+        for envelope in envelopes {
+            match verify_node_record(&envelope, &self.identity.fleet_ca, system_time()) {
+                Ok((record, _)) => {
+                    let known = self.fleet.roster.get(&record.node).map(|(known, _)| known.sequence);
+                    let room = known.is_some() || self.fleet.roster.len() < PEERS_MAX;
+                    if known.is_none_or(|known| known < record.sequence) && room {
+                        self.fleet.roster.insert(record.node.clone(), (record, envelope));
+                        changed = true;
+                    }
+                }
+                Err(error) => {
+                    all_good = false;
+                    self.refuse("node_record", Chain(&error).to_string());
+                }
+            }
+        }
+        if changed {
+            self.roster_changed()?;
+        }
+        Ok(all_good)
+    }
+
+    fn roster_changed(&mut self) -> Result<(), JournalError> {
+        let records = || self.fleet.roster.values().map(|(record, _)| record);
+        let addresses = records()
+            .filter_map(|record| {
+                Some((
+                    record.node.clone(),
+                    (record.path.clone(), record.data_addr.parse().ok()?),
+                ))
+            })
+            .collect();
+        let members = records()
+            .filter_map(|record| {
+                let certificate = hex::decode(&record.certificate).ok()?;
+                let identity =
+                    firmesh_protocol::identity::NodeIdentity::from_verified_certificate(&certificate).ok()?;
+                Some((peer_id(&identity.key)?, record.mesh_addr.parse().ok()))
+            })
+            .collect();
+        let paths = records()
+            .map(|record| (record.node.clone(), record.path.clone()))
+            .collect();
+        let envelopes: Vec<_> = self.fleet.roster.values().map(|(_, envelope)| envelope).collect();
+        let stored = serde_json::to_vec(&envelopes)
+            .map_err(io::Error::other)
+            .and_then(|bytes| write_durably(&self.settings.state_dir.join(ROSTER_FILE), &bytes, 0o644));
+        if let Err(error) = stored {
+            self.local_error(&error);
+        }
+        self.transport.set_roster(addresses);
+        self.tell_mesh(MeshCommand::Members(members));
+        self.tell_swarm(swarm::Input::Roster { members: paths })?;
+        self.transport.dial_missing();
+        Ok(())
+    }
+
+    pub(super) fn tell_mesh(&self, command: MeshCommand) {
+        // A full queue means the mesh is behind; the coordinator and the next change say the same again.
+        if self.mesh.try_send(command).is_err() {
+            warn!("the mesh is behind; news was not passed to it");
+        }
+    }
+}
+
+async fn fetch_metadata(uplink: crate::uplink::Uplink, name: String, bytes_max: u64) -> firmesh_protocol::trust::Input {
+    uplink.metadata(&name, bytes_max).await
+}
+
+/// This node's record, signed.
+pub(super) fn sign_record(record: &NodeRecord, key: &crate::identity::NodeKey) -> Envelope {
+    let payload = serde_json::to_vec(record).expect("a record has only names and numbers");
+    Envelope::sign(NODE_RECORD_TYPE, payload, [&key.secret()])
+}
+
+/// The SHA-256 of everything a reader gives.
+pub(super) async fn sha256_of(mut reader: Pin<Box<dyn store::Read>>) -> io::Result<Sha256> {
+    let mut hasher = sha2::Sha256::new();
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match reader.read(&mut buffer).await? {
+            0 => return Ok(Sha256::from(<[u8; 32]>::from(hasher.finalize()))),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
+}

@@ -1,0 +1,530 @@
+//! The one task that owns the node's state: facts come in as events, the cores decide, and this turns their decisions
+//! into I/O.
+//!
+//! - here: the loop, and the swarm's outputs
+//! - `start`: everything that must stand before the loop begins
+//! - `coordinator`: metadata, campaigns, roster, permits and reports
+//! - `attempts`: devices, admission and running attempts
+//!
+//! Invariants: nothing blocks the loop longer than a journal write; a promise to a peer or the coordinator follows the
+//! durable fact it rests on; every task spawned here is awaited at shutdown.
+
+mod attempts;
+mod coordinator;
+mod start;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use firmesh_executors::{JournalError, News};
+use firmesh_node_core::{
+    install::ApprovedCampaign,
+    swarm::{self, FetchFailure, FetchId, Output, Source, Swarm},
+};
+use firmesh_protocol::{
+    api::{Holding, SyncResponse, Traffic},
+    chunk::PieceLayout,
+    ids::{ArtifactId, CampaignId, DeviceId, Sha256},
+    pieces::PieceSet,
+    report::DeviceFacts,
+    time::Timestamp,
+    trust::TrustedFleet,
+    wire::{GOT_PIECES_MAX, PeerMessage},
+};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error, info, warn};
+
+use crate::{
+    campaigns::CampaignError,
+    identity::Identity,
+    images::Images,
+    journal::NodeJournal,
+    mesh::{Gossip, MeshCommand},
+    status::{Refusal, Status, StatusRequest},
+    store::{ChunkStore, PutError, StoreError},
+    transport::{FetchError, Transport, TransportEvent},
+    trust_store::{TrustError, TrustStore},
+    uplink::{Uplink, UplinkError},
+};
+use attempts::Devices;
+use coordinator::Fleet;
+pub use start::{RunError, run};
+
+/// What happened outside the loop.
+enum Event {
+    Transport(TransportEvent),
+    Fetched {
+        id: FetchId,
+        source: Source,
+        piece_bytes: u64,
+        result: Result<(), PieceError>,
+    },
+    Held {
+        artifact: ArtifactId,
+        pieces: Result<PieceSet, StoreError>,
+    },
+    Hashed {
+        artifact: ArtifactId,
+        sha256: std::io::Result<Sha256>,
+    },
+    Synced(Box<Result<SyncResponse, UplinkError>>),
+    Refreshed(Box<Refreshed>),
+    Gossip(Gossip),
+    Facts {
+        device: DeviceId,
+        facts: Option<DeviceFacts>,
+    },
+    News(News),
+    AttemptEnded {
+        device: DeviceId,
+        result: Result<firmesh_executors::Ended, firmesh_executors::RunError>,
+    },
+    Status(StatusRequest),
+}
+
+/// The outcome of a metadata refresh.
+struct Refreshed {
+    fleet: Result<TrustedFleet, TrustError>,
+    campaigns: BTreeMap<CampaignId, Result<ApprovedCampaign, CampaignError>>,
+    offered_version: u64,
+}
+
+/// Why one piece did not come in.
+#[derive(Debug, thiserror::Error)]
+enum PieceError {
+    #[error(transparent)]
+    Peer(#[from] FetchError),
+    #[error(transparent)]
+    Origin(#[from] UplinkError),
+    #[error(transparent)]
+    Put(#[from] PutError),
+}
+
+impl PieceError {
+    fn failure(&self) -> FetchFailure {
+        match self {
+            Self::Peer(FetchError::Unreachable(_)) | Self::Origin(_) => FetchFailure::Unreachable,
+            Self::Peer(FetchError::NotServed) => FetchFailure::NotHeld,
+            Self::Peer(FetchError::TooLong) | Self::Put(PutError::Corrupt(_)) => FetchFailure::Corrupt,
+            Self::Put(PutError::Store(_)) => FetchFailure::LocalStore,
+        }
+    }
+}
+
+/// An artifact this node collects.
+struct Tracked {
+    layout: PieceLayout,
+    sha256: Sha256,
+    durable_at_start: Option<u32>,
+    /// Every piece is here and the whole has the signed SHA-256.
+    complete: bool,
+}
+
+/// The last refusals shown in the status.
+const REFUSALS_MAX: usize = 16;
+
+/// How often the roster is looked at for peers to dial.
+const DIAL_INTERVAL: Duration = Duration::from_millis(500);
+
+struct Runtime {
+    settings: crate::config::Settings,
+    identity: Identity,
+    started: Instant,
+    journal: Arc<NodeJournal>,
+    store: Arc<dyn ChunkStore>,
+    images: Images,
+    transport: Transport,
+    mesh: mpsc::Sender<MeshCommand>,
+    uplink: Uplink,
+    trust: Arc<tokio::sync::Mutex<TrustStore>>,
+    swarm: Swarm,
+    tracked: BTreeMap<ArtifactId, Tracked>,
+    fetches: BTreeMap<FetchId, AbortHandle>,
+    traffic: Traffic,
+    fleet: Fleet,
+    devices: Devices,
+    refusals: VecDeque<Refusal>,
+    last_error: Option<String>,
+    events: mpsc::Sender<Event>,
+    tasks: JoinSet<()>,
+    cancel: CancellationToken,
+}
+
+impl Runtime {
+    async fn main_loop(mut self, mut events: mpsc::Receiver<Event>) -> Result<(), RunError> {
+        let cancel = self.cancel.clone();
+        let mut dial = tokio::time::interval(DIAL_INTERVAL);
+        loop {
+            let deadline = self.next_deadline();
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                Some(event) = events.recv() => self.on_event(event)?,
+                () = tokio::time::sleep_until(deadline.into()) => {}
+                _ = dial.tick() => self.transport.dial_missing(),
+                Some(joined) = self.tasks.join_next() => {
+                    if let Err(error) = joined && error.is_panic() {
+                        error!(%error, "a task died");
+                    }
+                }
+            }
+            if self.swarm.deadline().is_some_and(|due| due <= self.now()) {
+                self.tell_swarm(swarm::Input::Tick)?;
+            }
+            self.sync_if_due()?;
+        }
+        info!("shutting down");
+        drop(events);
+        self.tasks.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+        self.transport.shutdown().await;
+        self.store.shutdown().await.map_err(RunError::Store)
+    }
+
+    fn on_event(&mut self, event: Event) -> Result<(), JournalError> {
+        match event {
+            Event::Transport(event) => self.on_transport(event),
+            Event::Fetched {
+                id,
+                source,
+                piece_bytes,
+                result,
+            } => self.on_fetched(id, &source, piece_bytes, result),
+            Event::Held { artifact, pieces } => self.on_held(artifact, pieces),
+            Event::Hashed { artifact, sha256 } => self.on_hashed(artifact, sha256),
+            Event::Synced(result) => self.on_synced(*result),
+            Event::Refreshed(refreshed) => self.on_refreshed(*refreshed),
+            Event::Gossip(gossip) => self.on_gossip(gossip),
+            Event::Facts { device, facts } => self.on_facts(&device, facts),
+            Event::News(news) => self.on_news(news),
+            Event::AttemptEnded { device, result } => self.on_attempt_ended(&device, result),
+            Event::Status(answer) => {
+                answer.send(self.status()).ok(); // whoever asked may have gone
+                Ok(())
+            }
+        }
+    }
+
+    fn now(&self) -> Timestamp {
+        Timestamp::after_start(self.started.elapsed())
+    }
+
+    fn next_deadline(&self) -> Instant {
+        let swarm = self.swarm.deadline().map(|at| self.started + at.since_start());
+        let latest = Instant::now() + Duration::from_secs(1);
+        swarm.into_iter().chain(self.sync_due_at()).fold(latest, Instant::min)
+    }
+
+    fn spawn(&mut self, event: impl Future<Output = Event> + Send + 'static) -> AbortHandle {
+        let events = self.events.clone();
+        self.tasks.spawn(async move {
+            let event = event.await;
+            events.send(event).await.ok(); // the loop stops listening only at shutdown
+        })
+    }
+
+    fn refuse(&mut self, code: &str, detail: String) {
+        warn!(code, detail, "refused");
+        let refusal = Refusal {
+            code: code.to_owned(),
+            detail,
+        };
+        if self.refusals.back() != Some(&refusal) {
+            self.refusals.push_back(refusal);
+        }
+        if self.refusals.len() > REFUSALS_MAX {
+            self.refusals.pop_front();
+        }
+    }
+
+    // The swarm.
+
+    fn tell_swarm(&mut self, input: swarm::Input) -> Result<(), JournalError> {
+        self.swarm.handle(self.now(), input);
+        while let Some(output) = self.swarm.poll() {
+            match output {
+                Output::Fetch {
+                    id,
+                    source,
+                    artifact,
+                    piece,
+                } => self.fetch(id, source, artifact, piece),
+                Output::Cancel { id } => {
+                    if let Some(task) = self.fetches.remove(&id) {
+                        task.abort();
+                    }
+                }
+                Output::Announce { artifact, piece } => {
+                    self.transport.broadcast(&PeerMessage::Got {
+                        artifact,
+                        pieces: vec![piece],
+                    });
+                }
+                Output::Ban { peer, reason } => {
+                    warn!(%peer, reason, "banned a peer");
+                    self.transport.ban(&peer, reason);
+                    self.fleet.sync_soon();
+                }
+                Output::Complete { artifact } => self.hash_whole(artifact),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes part in an artifact's swarm, once what is already here is known.
+    fn track(&mut self, artifact: ArtifactId, length: u64, sha256: Sha256) {
+        if self.tracked.contains_key(&artifact) {
+            return;
+        }
+        let layout = PieceLayout::new(length);
+        let tracked = Tracked {
+            layout,
+            sha256,
+            durable_at_start: None,
+            complete: false,
+        };
+        self.tracked.insert(artifact, tracked);
+        let store = Arc::clone(&self.store);
+        self.spawn(async move {
+            let pieces = store.pieces(artifact, layout).await;
+            Event::Held { artifact, pieces }
+        });
+    }
+
+    fn on_held(&mut self, artifact: ArtifactId, pieces: Result<PieceSet, StoreError>) -> Result<(), JournalError> {
+        match pieces {
+            Ok(have) => {
+                info!(%artifact, have = have.count(), of = have.total(), "taking part in an artifact");
+                if let Some(tracked) = self.tracked.get_mut(&artifact) {
+                    tracked.durable_at_start = Some(have.count());
+                }
+                self.transport.broadcast(&PeerMessage::Holds {
+                    artifact,
+                    pieces: have.clone(),
+                });
+                self.tell_swarm(swarm::Input::Want {
+                    artifact,
+                    have,
+                    priority: 1,
+                })
+            }
+            Err(error) => {
+                self.local_error(&error);
+                self.tracked.remove(&artifact); // asked for again with the next refresh
+                Ok(())
+            }
+        }
+    }
+
+    fn fetch(&mut self, id: FetchId, source: Source, artifact: ArtifactId, piece: u32) {
+        let Some(layout) = self.tracked.get(&artifact).map(|tracked| tracked.layout) else {
+            return;
+        };
+        let range = layout.bytes(piece);
+        let (store, transport, uplink) = (Arc::clone(&self.store), self.transport.clone(), self.uplink.clone());
+        let task = self.spawn(async move {
+            let result = async {
+                let encoded = match &source {
+                    Source::Peer(peer) => transport.fetch(peer, artifact, layout, piece).await?,
+                    Source::Origin => uplink.piece(artifact, layout, piece).await?,
+                };
+                Ok(store.put(artifact, layout, piece, encoded).await?)
+            };
+            let result = result.await;
+            Event::Fetched {
+                id,
+                source,
+                piece_bytes: range.end - range.start,
+                result,
+            }
+        });
+        self.fetches.insert(id, task);
+    }
+
+    fn on_fetched(
+        &mut self,
+        id: FetchId,
+        source: &Source,
+        piece_bytes: u64,
+        result: Result<(), PieceError>,
+    ) -> Result<(), JournalError> {
+        let known = self.fetches.remove(&id).is_some();
+        let error = match result {
+            Ok(()) => {
+                let counter = match source {
+                    _ if !known => &mut self.traffic.fetched_again,
+                    Source::Origin => &mut self.traffic.from_origin,
+                    Source::Peer(peer) => {
+                        let theirs = self.swarm.path_of(peer).and_then(|path| path.parent());
+                        match theirs == self.settings.path.parent() {
+                            true => &mut self.traffic.from_rack,
+                            false => &mut self.traffic.from_other_racks,
+                        }
+                    }
+                };
+                *counter += piece_bytes;
+                return self.tell_swarm(swarm::Input::Fetched { id });
+            }
+            Err(error) => error,
+        };
+        let why = error.failure();
+        debug!(?source, ?why, error = %Chain(&error), "a piece did not come in");
+        match why {
+            FetchFailure::Corrupt => self.traffic.verification_failures += 1,
+            FetchFailure::LocalStore => self.local_error(&error),
+            FetchFailure::NotHeld | FetchFailure::Unreachable => {}
+        }
+        self.tell_swarm(swarm::Input::Failed { id, why })
+    }
+
+    /// Checks the whole against the SHA-256 that the approvers pinned: the pieces were checked against the BLAKE3 root
+    /// that the release keys signed, and the two must be about the same bytes.
+    fn hash_whole(&mut self, artifact: ArtifactId) {
+        let store = Arc::clone(&self.store);
+        self.spawn(async move {
+            let sha256 = coordinator::sha256_of(store.reader(artifact)).await;
+            Event::Hashed { artifact, sha256 }
+        });
+    }
+
+    fn on_hashed(&mut self, artifact: ArtifactId, sha256: std::io::Result<Sha256>) -> Result<(), JournalError> {
+        let Some(tracked) = self.tracked.get_mut(&artifact) else {
+            return Ok(());
+        };
+        match sha256 {
+            Ok(found) if found == tracked.sha256 => {
+                tracked.complete = true;
+                let length = tracked.layout.length();
+                self.images.add(artifact, length);
+                info!(%artifact, "an artifact is complete and verified");
+                self.fleet.sync_soon();
+                self.consider()
+            }
+            Ok(found) => {
+                let detail = format!(
+                    "artifact {artifact} has the SHA-256 {found}, {} was approved",
+                    tracked.sha256
+                );
+                self.traffic.verification_failures += 1;
+                self.refuse("sha256_mismatch", detail);
+                Ok(())
+            }
+            Err(error) => {
+                self.local_error(&error);
+                self.hash_whole(artifact);
+                Ok(())
+            }
+        }
+    }
+
+    fn on_transport(&mut self, event: TransportEvent) -> Result<(), JournalError> {
+        let input = match event {
+            TransportEvent::Up(peer) => {
+                let holdings: Vec<_> = self
+                    .swarm
+                    .holdings()
+                    .map(|(id, pieces)| (*id, pieces.clone()))
+                    .collect();
+                for (artifact, pieces) in holdings {
+                    self.transport.send(&peer, PeerMessage::Holds { artifact, pieces });
+                }
+                swarm::Input::PeerUp { peer }
+            }
+            TransportEvent::Down(peer) => swarm::Input::PeerDown { peer },
+            TransportEvent::Misbehaved(peer, reason) => swarm::Input::PeerMisbehaved { peer, reason },
+            TransportEvent::Said(peer, PeerMessage::Holds { artifact, pieces }) => {
+                swarm::Input::PeerHolds { peer, artifact, pieces }
+            }
+            TransportEvent::Said(peer, PeerMessage::Got { artifact, pieces }) => {
+                debug_assert!(pieces.len() <= GOT_PIECES_MAX);
+                swarm::Input::PeerGot { peer, artifact, pieces }
+            }
+            TransportEvent::Said(peer, PeerMessage::Dropped { artifact }) => {
+                swarm::Input::PeerDropped { peer, artifact }
+            }
+            TransportEvent::Said(_, PeerMessage::Hello { .. }) => return Ok(()),
+        };
+        self.tell_swarm(input)
+    }
+
+    fn local_error(&mut self, error: &(dyn std::error::Error + 'static)) {
+        let text = Chain(error).to_string();
+        error!(error = text, "this node's disk needs a person");
+        self.last_error = Some(text);
+    }
+
+    // What others see.
+
+    fn traffic(&self) -> Traffic {
+        let served = self.transport.served();
+        Traffic {
+            to_rack: served.to_rack.load(Ordering::Relaxed),
+            to_other_racks: served.to_other_racks.load(Ordering::Relaxed),
+            ..self.traffic
+        }
+    }
+
+    fn holdings(&self) -> Vec<Holding> {
+        self.swarm
+            .holdings()
+            .map(|(artifact, pieces)| Holding {
+                artifact: *artifact,
+                pieces: pieces.count(),
+                pieces_total: pieces.total(),
+            })
+            .collect()
+    }
+
+    fn banned(&self) -> BTreeMap<firmesh_protocol::ids::NodeId, String> {
+        self.swarm
+            .banned()
+            .map(|(peer, reason)| (peer.clone(), reason.to_owned()))
+            .collect()
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            node: self.settings.node.clone(),
+            path: self.settings.path.clone(),
+            version: crate::VERSION.to_owned(),
+            coordinator_reachable: self.fleet.coordinator_reachable,
+            timestamp_version: self.fleet.timestamp_version,
+            members: self.fleet.roster.len(),
+            connected: self.transport.connected(),
+            holdings: self.holdings(),
+            traffic: self.traffic(),
+            durable_at_start: self
+                .tracked
+                .iter()
+                .filter_map(|(id, tracked)| Some((id.to_string(), tracked.durable_at_start?)))
+                .collect(),
+            banned: self.banned(),
+            campaigns: self.fleet.campaigns.keys().cloned().collect(),
+            devices: self.devices.facts(),
+            attempts: self.devices.attempts(),
+            refusals: self.refusals.iter().cloned().collect(),
+            last_error: self.last_error.clone(),
+        }
+    }
+}
+
+/// An error and all its causes in one line.
+struct Chain<'a>(&'a (dyn std::error::Error + 'static));
+
+impl std::fmt::Display for Chain<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut cause = self.0.source();
+        while let Some(error) = cause {
+            write!(f, ": {error}")?;
+            cause = error.source();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! The node's local status API: `/health`, `/status`, `/metrics`. Loopback only, nothing can be changed through it.
+
+use std::{collections::BTreeMap, io, net::SocketAddr};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use firmesh_protocol::{
+    api::{Holding, Traffic},
+    ids::{CampaignId, DeviceId, NodeId, TopologyPath},
+    report::{AttemptState, DeviceFacts, PermitKind},
+};
+use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry::Registry};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+/// Asks the runtime for the status.
+pub type StatusRequest = oneshot::Sender<Status>;
+
+/// What the node knows of itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Status {
+    /// The node.
+    pub node: NodeId,
+    /// Where it stands.
+    pub path: TopologyPath,
+    /// Version and commit.
+    pub version: String,
+    /// Whether the coordinator answered the last time.
+    pub coordinator_reachable: bool,
+    /// Version of the timestamp metadata that is trusted; 0 before the first.
+    pub timestamp_version: u64,
+    /// Members of the roster, this node included.
+    pub members: usize,
+    /// Peers with a control stream.
+    pub connected: usize,
+    /// What it holds.
+    pub holdings: Vec<Holding>,
+    /// What it has moved since it started.
+    pub traffic: Traffic,
+    /// Pieces that were durable here when the artifact was first wanted, by artifact: a restart asks for none of them.
+    pub durable_at_start: BTreeMap<String, u32>,
+    /// Banned peers, with the reason.
+    pub banned: BTreeMap<NodeId, String>,
+    /// Approved campaigns it takes part in.
+    pub campaigns: Vec<CampaignId>,
+    /// Its devices as last read.
+    pub devices: Vec<DeviceFacts>,
+    /// Its attempts.
+    pub attempts: Vec<AttemptStatus>,
+    /// Metadata, campaigns and permits it refused last, newest last.
+    pub refusals: Vec<Refusal>,
+    /// The last problem with its own disk or devices, if there is one.
+    pub last_error: Option<String>,
+}
+
+/// Where one device of this node stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AttemptStatus {
+    /// The device.
+    pub device: DeviceId,
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// Update or rollback.
+    pub kind: PermitKind,
+    /// The state.
+    pub state: AttemptState,
+    /// Why, for a person.
+    pub reason: String,
+    /// The version last read back.
+    pub version: Option<String>,
+}
+
+/// Something signed, or meant to be, that this node did not believe.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// A stable name for machines.
+    pub code: String,
+    /// What was refused and why, for a person.
+    pub detail: String,
+}
+
+/// Serves until `cancel`.
+pub async fn serve(
+    listener: tokio::net::TcpListener,
+    requests: mpsc::Sender<StatusRequest>,
+    cancel: CancellationToken,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/health", get(|| async { "ok\n" }))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .with_state(requests);
+    axum::serve(listener, router)
+        .with_graceful_shutdown(cancel.cancelled_owned())
+        .await
+}
+
+/// Opens the listener.
+pub async fn listen(listen: SocketAddr) -> io::Result<tokio::net::TcpListener> {
+    tokio::net::TcpListener::bind(listen).await
+}
+
+async fn ask(requests: &mpsc::Sender<StatusRequest>) -> Option<Status> {
+    let (answer, status) = oneshot::channel();
+    requests.send(answer).await.ok()?;
+    status.await.ok()
+}
+
+async fn status(State(requests): State<mpsc::Sender<StatusRequest>>) -> Response {
+    match ask(&requests).await {
+        Some(status) => Json(status).into_response(),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response(),
+    }
+}
+
+async fn metrics(State(requests): State<mpsc::Sender<StatusRequest>>) -> Response {
+    let Some(status) = ask(&requests).await else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response();
+    };
+    let mut text = String::new();
+    if encode(&mut text, &registry(&status)).is_err() {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, content_type)], text).into_response()
+}
+
+fn registry(status: &Status) -> Registry {
+    let mut registry = Registry::with_prefix("firmesh_node");
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        let gauge: Gauge = Gauge::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    };
+    let traffic = &status.traffic;
+    gauge(
+        "origin_received_bytes",
+        "Verified content taken from the origin",
+        traffic.from_origin,
+    );
+    gauge(
+        "rack_received_bytes",
+        "Verified content taken from peers in the same rack",
+        traffic.from_rack,
+    );
+    gauge(
+        "other_racks_received_bytes",
+        "Verified content taken from peers in other racks",
+        traffic.from_other_racks,
+    );
+    gauge(
+        "rack_sent_bytes",
+        "Content served to peers in the same rack",
+        traffic.to_rack,
+    );
+    gauge(
+        "other_racks_sent_bytes",
+        "Content served to peers in other racks",
+        traffic.to_other_racks,
+    );
+    gauge(
+        "verification_failures",
+        "Slices and files that did not verify",
+        traffic.verification_failures,
+    );
+    gauge(
+        "fetched_again_bytes",
+        "Content fetched although it was held",
+        traffic.fetched_again,
+    );
+    gauge(
+        "peers_connected",
+        "Peers with a control stream",
+        status.connected as u64,
+    );
+    gauge("peers_banned", "Peers that are banned", status.banned.len() as u64);
+    gauge(
+        "coordinator_reachable",
+        "1 if the coordinator answered last",
+        status.coordinator_reachable.into(),
+    );
+    let running = status
+        .attempts
+        .iter()
+        .filter(|attempt| !attempt.state.is_terminal())
+        .count();
+    gauge("attempts_running", "Attempts that have not ended", running as u64);
+    registry
+}

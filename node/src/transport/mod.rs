@@ -627,3 +627,6 @@ fn transport_config() -> Arc<quinn::TransportConfig> {
         .mtu_discovery_config(Some(mtu));
     Arc::new(config)
 }
+
+#[cfg(test)]
+mod tests;

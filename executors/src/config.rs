@@ -350,3 +350,90 @@ impl Check<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bmc_without_tls_password_or_certificate_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("password"), "secret\n").unwrap();
+        std::fs::write(dir.path().join("ca.pem"), "").unwrap();
+        let check = |change: fn(&mut RedfishConfig)| {
+            let mut config = bmc();
+            change(&mut config);
+            let id = DeviceId::new("d1").unwrap();
+            let component = Component::new("bmc").unwrap();
+            DeviceConfig {
+                id,
+                component,
+                executor: ExecutorConfig::Redfish(config),
+            }
+            .check(dir.path())
+        };
+        let refused = |change: fn(&mut RedfishConfig), words: &str| {
+            let error = check(change).unwrap_err().to_string();
+            assert!(error.contains("device d1") && error.contains(words), "{error}");
+        };
+        let settings = check(|_| {}).unwrap();
+        assert!(!format!("{settings:?}").contains("secret"));
+        assert!(check(|c| c.url = "http://127.0.0.1:8000".to_owned()).is_ok());
+        refused(|c| c.url = "http://10.0.0.7".to_owned(), "must be https");
+        refused(|c| c.url = "ftp://10.0.0.7".to_owned(), "must be https");
+        refused(|c| c.url = "not a url".to_owned(), "is not a URL");
+        refused(|c| c.url = "https://10.0.0.7/redfish".to_owned(), "without a path");
+        refused(|c| c.ca_file = None, "ca_file is missing");
+        refused(|c| c.ca_file = Some("absent.pem".into()), "absent.pem cannot be read");
+        refused(|c| c.password_file = None, "must be given, and only one");
+        refused(|c| c.password_env = Some("X".to_owned()), "must be given, and only one");
+        refused(
+            |c| c.system = Some("https://evil/".to_owned()),
+            "must begin with /redfish/",
+        );
+    }
+
+    #[test]
+    fn slots_that_coincide_and_empty_commands_are_refused() {
+        let check = |change: fn(&mut AbSlotConfig)| {
+            let mut config = AbSlotConfig {
+                slot_a: "a".into(),
+                slot_b: "b".into(),
+                env_file: "grubenv".into(),
+                status_file: "status.json".into(),
+                reset_command: vec!["reboot".to_owned()],
+                vendor: "Acme".to_owned(),
+                model: "H1".to_owned(),
+            };
+            change(&mut config);
+            let (id, component) = (DeviceId::new("h1").unwrap(), Component::new("host").unwrap());
+            DeviceConfig {
+                id,
+                component,
+                executor: ExecutorConfig::AbSlot(config),
+            }
+            .check(Path::new("/etc/firmesh"))
+        };
+        let ExecutorSettings::AbSlot(settings) = check(|_| {}).unwrap().executor else {
+            panic!("not slots")
+        };
+        assert_eq!(settings.slot_a, Path::new("/etc/firmesh/a"));
+        assert!(check(|c| c.slot_b = "a".into()).is_err());
+        assert!(check(|c| c.env_file = "a".into()).is_err());
+        assert!(check(|c| c.reset_command.clear()).is_err());
+    }
+
+    fn bmc() -> RedfishConfig {
+        RedfishConfig {
+            url: "https://10.0.0.7".to_owned(),
+            username: "admin".to_owned(),
+            password_file: Some("password".into()),
+            password_env: None,
+            ca_file: Some("ca.pem".into()),
+            system: None,
+            manager: None,
+            inventory: None,
+            update: UpdateMethod::Auto,
+        }
+    }
+}

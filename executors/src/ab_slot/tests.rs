@@ -1,1 +1,237 @@
+use std::{fs, sync::Arc};
 
+use firmesh_executors_core::{BootEnv, EnvBlock, Image, Observed, Rung, Slot, SlotContent, Staged, boot};
+use firmesh_protocol::{
+    ids::{ArtifactId, Component, Sha256},
+    manifest::{Artifact, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility},
+};
+use futures_util::future::BoxFuture;
+use tempfile::TempDir;
+
+use super::{AbSlotBackend, Status, disk};
+use crate::{
+    backend::DeviceBackend,
+    config::AbSlotSettings,
+    image::{ImageError, ImageReader, ImageSource},
+};
+
+/// More than two copies of what is copied at once, and not a whole number of them.
+const IMAGE_BYTES: usize = (2 << 20) + 4_099;
+
+/// Power fails at every place in turn where the disk is changed, tearing the write under way.
+#[tokio::test]
+async fn power_lost_at_any_write_leaves_the_old_slot_bootable_and_the_next_try_succeeds() {
+    let mut survived = 0;
+    for writes in 0.. {
+        let host = Host::new();
+        let backend = host.backend().losing_power_after(writes);
+        let staged = backend.stage(&image(), Some(Slot::B)).await.is_ok();
+        let armed = staged && backend.activate(Some(Slot::B)).await.is_ok();
+        assert!(
+            matches!(host.boots(), (Slot::A, _) | (Slot::B, true)),
+            "after {writes} writes"
+        );
+        assert_eq!(host.env().saved, Slot::A, "after {writes} writes");
+        if armed {
+            assert_eq!(host.boots(), (Slot::B, true));
+            break;
+        }
+        survived += 1;
+        let backend = host.backend();
+        backend.stage(&image(), Some(Slot::B)).await.unwrap();
+        backend.activate(Some(Slot::B)).await.unwrap();
+        assert_eq!(host.boots(), (Slot::B, true), "after {writes} writes and another try");
+    }
+    assert!(survived >= 14, "only {survived} places were tried");
+}
+
+#[tokio::test]
+async fn power_lost_while_confirming_leaves_one_of_two_good_answers() {
+    for writes in 0..4 {
+        let host = Host::new();
+        host.backend().stage(&image(), Some(Slot::B)).await.unwrap();
+        host.run(Slot::B);
+        let confirmed = host.backend().losing_power_after(writes).confirm().await.is_ok();
+        let (slot, good) = host.boots();
+        assert!(good && (!confirmed || slot == Slot::B), "after {writes} writes");
+    }
+}
+
+#[tokio::test]
+async fn neither_the_running_nor_the_saved_slot_is_written() {
+    let host = Host::new();
+    let before = fs::read(host.slot(Slot::A)).unwrap();
+    assert!(host.backend().stage(&image(), Some(Slot::A)).await.is_err());
+    host.run(Slot::B);
+    for slot in [Slot::A, Slot::B] {
+        let error = host.backend().stage(&image(), Some(slot)).await.unwrap_err();
+        assert!(!error.retry && error.reason.contains("in use"), "{error}");
+    }
+    assert_eq!(fs::read(host.slot(Slot::A)).unwrap(), before);
+}
+
+#[tokio::test]
+async fn bytes_that_are_not_the_image_are_never_armed() {
+    let host = Host::new();
+    let mut wrong = image();
+    wrong.artifact.sha256 = Sha256::of(b"something else");
+    let error = host.backend().stage(&wrong, Some(Slot::B)).await.unwrap_err();
+    assert!(error.reason.contains("is not the image"), "{error}");
+    assert!(host.backend().activate(Some(Slot::B)).await.is_err());
+    assert_eq!(host.boots(), (Slot::A, true));
+
+    host.backend().stage(&image(), Some(Slot::B)).await.unwrap();
+    let mut rotten = fs::read(host.slot(Slot::B)).unwrap();
+    rotten[IMAGE_BYTES / 2] ^= 1;
+    fs::write(host.slot(Slot::B), rotten).unwrap();
+    let error = host.backend().activate(Some(Slot::B)).await.unwrap_err();
+    assert!(error.reason.contains("read back"), "{error}");
+}
+
+#[tokio::test]
+async fn a_look_shows_slots_and_what_is_staged_and_silence_names_the_file() {
+    let host = Host::new();
+    host.backend().stage(&image(), Some(Slot::B)).await.unwrap();
+    let Observed::Answering(seen) = host.backend().observe(None).await else {
+        panic!("silent")
+    };
+    assert_eq!(seen.version.as_deref(), Some("1.0.0"));
+    assert_eq!(
+        seen.staged,
+        Staged::Image {
+            version: "1.1.0".to_owned(),
+            sha256: image().artifact.sha256,
+            armed: false
+        }
+    );
+    fs::write(host.dir.path().join("grubenv"), b"torn").unwrap();
+    let Observed::Silent { why } = host.backend().observe(None).await else {
+        panic!("a torn environment answers")
+    };
+    assert!(why.contains("grubenv") && why.contains("4 bytes"), "{why}");
+}
+
+#[tokio::test]
+async fn a_reset_command_that_fails_says_what_it_said() {
+    let host = Host::new();
+    assert_eq!(
+        host.backend().reset(Rung::Warm).await.unwrap_err().reason,
+        "sh ended with exit status: 3: no such host"
+    );
+}
+
+struct Host {
+    dir: TempDir,
+}
+
+#[derive(Debug)]
+struct OneImage;
+
+impl ImageSource for OneImage {
+    fn open(&self, _artifact: ArtifactId) -> BoxFuture<'_, Result<ImageReader, ImageError>> {
+        Box::pin(async { Ok(Box::pin(std::io::Cursor::new(bytes("1.1.0"))) as ImageReader) })
+    }
+
+    fn url(&self, _artifact: ArtifactId) -> String {
+        unreachable!("slots are written, not pulled")
+    }
+}
+
+impl Host {
+    /// A host that runs 1.0.0 from slot A.
+    fn new() -> Self {
+        let host = Self {
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let old = bytes("1.0.0");
+        fs::write(host.slot(Slot::A), &old).unwrap();
+        fs::write(host.slot(Slot::B), b"").unwrap();
+        let content = SlotContent::Ready {
+            version: "1.0.0".to_owned(),
+            sha256: Sha256::of(&old),
+            length: old.len() as u64,
+        };
+        let mut block = EnvBlock::default();
+        BootEnv::new(Slot::A, content).write_to(&mut block).unwrap();
+        fs::write(host.dir.path().join("grubenv"), block.to_bytes().unwrap()).unwrap();
+        host.run(Slot::A);
+        host
+    }
+
+    fn backend(&self) -> AbSlotBackend {
+        let settings = AbSlotSettings {
+            slot_a: self.slot(Slot::A),
+            slot_b: self.slot(Slot::B),
+            env_file: self.dir.path().join("grubenv"),
+            status_file: self.dir.path().join("status.json"),
+            reset_program: "sh".to_owned(),
+            reset_args: ["-c", "echo no such host >&2; exit 3"].map(str::to_owned).to_vec(),
+            vendor: "Acme".to_owned(),
+            model: "H1".to_owned(),
+        };
+        AbSlotBackend::new(settings, Component::new("host").unwrap(), Arc::new(OneImage))
+    }
+
+    fn slot(&self, slot: Slot) -> std::path::PathBuf {
+        self.dir.path().join(format!("slot_{slot}"))
+    }
+
+    fn env(&self) -> BootEnv {
+        let block = EnvBlock::from_bytes(&fs::read(self.dir.path().join("grubenv")).unwrap()).unwrap();
+        BootEnv::from_block(&block).unwrap()
+    }
+
+    /// The system writes its status from `slot`.
+    fn run(&self, slot: Slot) {
+        let status = Status {
+            slot,
+            boot_id: format!("from {slot}"),
+            version: if slot == Slot::A { "1.0.0" } else { "1.1.0" }.to_owned(),
+            model: "H1".to_owned(),
+            vendor: "Acme".to_owned(),
+            sha256: None,
+        };
+        fs::write(
+            self.dir.path().join("status.json"),
+            serde_json::to_vec(&status).unwrap(),
+        )
+        .unwrap();
+    }
+
+    /// The slot that a boot loader without any knowledge of digests starts, and whether a whole image lies in it.
+    fn boots(&self) -> (Slot, bool) {
+        let slot = boot(&self.env(), |_| true).slot.unwrap();
+        let expected = [bytes("1.0.0"), bytes("1.1.0")][slot as usize].clone();
+        let found = disk::digest(&self.slot(slot), expected.len() as u64).unwrap();
+        (slot, found == Some(Sha256::of(&expected)))
+    }
+}
+
+fn bytes(version: &str) -> Vec<u8> {
+    version.bytes().cycle().take(IMAGE_BYTES).collect()
+}
+
+fn image() -> Image {
+    let bytes = bytes("1.1.0");
+    let artifact = Artifact {
+        id: ArtifactId::of(&bytes),
+        sha256: Sha256::of(&bytes),
+        length: bytes.len() as u64,
+    };
+    let info = ReleaseInfo {
+        schema: RELEASE_SCHEMA.to_owned(),
+        blake3: artifact.id,
+        vendor: "Acme".to_owned(),
+        models: vec!["H1".to_owned()],
+        component: Component::new("host").unwrap(),
+        version: "1.1.0".to_owned(),
+        security_epoch: 1,
+        from_versions: Vec::new(),
+        reversibility: Reversibility::Reversible,
+    };
+    Release {
+        target: "firmware/h1.bin".to_owned(),
+        artifact,
+        info,
+    }
+}

@@ -237,7 +237,7 @@ impl Attempt {
         let left = self.ends.since(now);
         let elapsed = self.record.goal.attempt_limit().saturating_sub(left);
         self.record.elapsed_ms = elapsed.as_millis().try_into().unwrap_or(u64::MAX);
-        self.outputs.push_back(Output::Persist(self.record.clone()));
+        self.outputs.push_back(Output::Persist(Box::new(self.record.clone())));
     }
 
     fn report(&mut self, state: AttemptState) {

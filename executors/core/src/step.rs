@@ -37,7 +37,7 @@ pub struct ActError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
     /// Make this durable before going on.
-    Persist(AttemptRecord),
+    Persist(Box<AttemptRecord>),
     /// Tell the campaign.
     Report(Report),
     /// Carry this out and hand back its answer.

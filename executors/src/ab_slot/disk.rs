@@ -71,7 +71,6 @@ impl Disk {
     }
 
     #[cfg(not(test))]
-    #[expect(clippy::unused_self, clippy::unnecessary_wraps, reason = "tests have the other half")]
     fn power(&self) -> io::Result<()> {
         Ok(())
     }

@@ -1,11 +1,7 @@
 //! `devices.toml`: what to emulate.
 
-use std::{
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{net::SocketAddr, path::PathBuf};
 
-use anyhow::{Context as _, Result};
 use firmesh_protocol::ids::{Component, DeviceId, Sha256};
 use firmesh_simulations::device::{Catalogue, Firmware, Identity, Misbehaviour};
 use serde::{Deserialize, Serialize};
@@ -13,82 +9,82 @@ use serde::{Deserialize, Serialize};
 /// The emulator's configuration. Relative paths start at the folder of the file.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DevicesConfig {
+pub(crate) struct DevicesConfig {
     /// Where state is kept.
-    pub state: PathBuf,
+    pub(crate) state: PathBuf,
     /// Where the control endpoint listens, plain HTTP. Default: a free port on loopback.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub control: Option<SocketAddr>,
+    pub(crate) control: Option<SocketAddr>,
     /// The certificates, in PEM, one of which issued those of the nodes that BMCs pull from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pull_ca_file: Option<PathBuf>,
+    pub(crate) pull_ca_file: Option<PathBuf>,
     /// The BMCs' certificate. Default: made at the first start by a CA of the emulator's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls: Option<TlsConfig>,
+    pub(crate) tls: Option<TlsConfig>,
     /// Every BMC's account.
     #[serde(default = "default_username")]
-    pub username: String,
+    pub(crate) username: String,
     /// Its password.
     #[serde(default = "default_password")]
-    pub password: String,
+    pub(crate) password: String,
     /// The images that devices accept.
     #[serde(default)]
-    pub catalogue: Vec<CatalogueConfig>,
+    pub(crate) catalogue: Vec<CatalogueConfig>,
     /// The devices.
     #[serde(default)]
-    pub devices: Vec<DeviceConfig>,
+    pub(crate) devices: Vec<DeviceConfig>,
 }
 
 /// A certificate and its key, in PEM.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct TlsConfig {
+pub(crate) struct TlsConfig {
     /// The chain, leaf first.
-    pub cert_file: PathBuf,
+    pub(crate) cert_file: PathBuf,
     /// The key.
-    pub key_file: PathBuf,
+    pub(crate) key_file: PathBuf,
 }
 
 /// One image that devices accept.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct CatalogueConfig {
+pub(crate) struct CatalogueConfig {
     /// Its digest.
     pub sha256: Sha256,
     /// The version a device reports once it runs it.
-    pub version: String,
+    pub(crate) version: String,
     /// The model it is for.
-    pub model: String,
+    pub(crate) model: String,
 }
 
 /// One device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DeviceConfig {
+pub(crate) struct DeviceConfig {
     /// Its name.
-    pub id: DeviceId,
+    pub(crate) id: DeviceId,
     /// Who makes it.
-    pub vendor: String,
+    pub(crate) vendor: String,
     /// Its model.
-    pub model: String,
+    pub(crate) model: String,
     /// The component that can be updated.
-    pub component: Component,
+    pub(crate) component: Component,
     /// The version it runs at first.
-    pub version: String,
+    pub(crate) version: String,
     /// How long a restart takes, in milliseconds. Default 1500: long enough to be seen, short enough for a demo.
     #[serde(default = "default_boot_ms")]
-    pub boot_ms: u64,
+    pub(crate) boot_ms: u64,
     /// How it misbehaves.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub misbehaviour: Option<Misbehaviour>,
+    pub(crate) misbehaviour: Option<Misbehaviour>,
     /// What it is.
-    pub kind: DeviceKind,
+    pub(crate) kind: DeviceKind,
 }
 
 /// What a device is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum DeviceKind {
+pub(crate) enum DeviceKind {
     /// A BMC behind Redfish.
     Bmc {
         /// Where it listens. Default: a free port on loopback, the same one after a restart.
@@ -110,12 +106,6 @@ pub enum DeviceKind {
 }
 
 impl DevicesConfig {
-    /// Reads a configuration file.
-    pub fn load(file: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
-        toml::from_str(&text).with_context(|| format!("reading {}", file.display()))
-    }
-
     pub(super) fn catalogue(&self) -> Catalogue {
         let firmware = |c: &CatalogueConfig| Firmware {
             version: c.version.clone(),

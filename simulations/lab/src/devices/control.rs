@@ -17,37 +17,37 @@ use super::{Fleet, now_ms};
 
 /// The truth about one device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DeviceTruth {
+pub(crate) struct DeviceTruth {
     /// Its name.
-    pub id: DeviceId,
+    pub(crate) id: DeviceId,
     /// `bmc` or `host`.
-    pub kind: String,
+    pub(crate) kind: String,
     /// Who makes it.
-    pub vendor: String,
+    pub(crate) vendor: String,
     /// Its model.
-    pub model: String,
+    pub(crate) model: String,
     /// The component that can be updated.
-    pub component: Component,
+    pub(crate) component: Component,
     /// The version that runs; `None` while nothing does.
-    pub version: Option<String>,
+    pub(crate) version: Option<String>,
     /// The slot that runs, on a host.
-    pub slot: Option<Slot>,
+    pub(crate) slot: Option<Slot>,
     /// Whether it is up.
-    pub up: bool,
+    pub(crate) up: bool,
     /// Whether an update has begun and not ended.
-    pub in_flight: bool,
+    pub(crate) in_flight: bool,
     /// How it misbehaves.
-    pub misbehaviour: Option<Misbehaviour>,
+    pub(crate) misbehaviour: Option<Misbehaviour>,
 }
 
 /// One event of one device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct DeviceEvent {
+pub(crate) struct DeviceEvent {
     /// The device.
-    pub device: DeviceId,
+    pub(crate) device: DeviceId,
     /// What happened.
     #[serde(flatten)]
-    pub event: Event,
+    pub(crate) event: Event,
 }
 
 pub(super) fn router(fleet: Arc<Fleet>) -> Router {

@@ -26,7 +26,7 @@ const PACE: Duration = Duration::from_millis(50);
 const REQUEST: &str = "reset.request";
 
 /// Asks the emulator to restart the host in `dir`. The request waits in the folder while no emulator runs.
-pub fn request_reset(dir: &Path) -> Result<()> {
+pub(crate) fn request_reset(dir: &Path) -> Result<()> {
     ensure!(
         dir.join("grubenv").exists(),
         "{} is not the folder of an emulated host",

@@ -13,9 +13,9 @@ mod tls;
 #[cfg(test)]
 mod tests;
 
-pub use config::{CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig, TlsConfig};
-pub use host::request_reset;
-pub use state::{EndpointKind, Endpoints};
+pub(crate) use config::{CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig};
+pub(crate) use host::request_reset;
+pub(crate) use state::{EndpointKind, Endpoints};
 
 use std::{
     collections::BTreeMap,
@@ -44,7 +44,7 @@ struct Fleet {
 /// Serves all devices of `config` until `cancel`. Relative paths in it start at `base`.
 ///
 /// Fails at the first thing that is wrong before it serves anything; once `endpoints.json` is written, everything listens.
-pub async fn run(config: DevicesConfig, base: &Path, cancel: CancellationToken) -> Result<()> {
+pub(crate) async fn run(config: DevicesConfig, base: &Path, cancel: CancellationToken) -> Result<()> {
     let state = base.join(&config.state);
     std::fs::create_dir_all(&state).with_context(|| format!("creating the state folder {}", state.display()))?;
     let mut endpoints = Endpoints::load(&state)?;

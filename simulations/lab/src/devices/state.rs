@@ -53,19 +53,19 @@ impl<T: Serialize + DeserializeOwned + PartialEq + Clone> Kept<T> {
 /// Where everything is: `endpoints.json` in the state folder.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Endpoints {
+pub(crate) struct Endpoints {
     /// The control endpoint.
-    pub control: String,
+    pub(crate) control: String,
     /// The certificate that issued the BMCs', if the emulator made it.
-    pub ca_file: Option<PathBuf>,
+    pub(crate) ca_file: Option<PathBuf>,
     /// The devices.
-    pub devices: BTreeMap<DeviceId, EndpointKind>,
+    pub(crate) devices: BTreeMap<DeviceId, EndpointKind>,
 }
 
 /// Where one device is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
-pub enum EndpointKind {
+pub(crate) enum EndpointKind {
     /// A BMC.
     Bmc {
         /// Its root.
@@ -80,7 +80,7 @@ pub enum EndpointKind {
 
 impl Endpoints {
     /// Reads what an emulator with this state folder has written; empty if it never ran.
-    pub fn load(state: &Path) -> Result<Self> {
+    pub(crate) fn load(state: &Path) -> Result<Self> {
         let path = state.join("endpoints.json");
         match fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display())),

@@ -261,7 +261,7 @@ impl Lab {
         std::fs::write(dir.path().join("old.bin"), image(OLD)).unwrap();
         std::fs::write(dir.path().join("password"), "secret\n").unwrap();
         let images = Arc::new(Images {
-            url: serve_images(dir.path(), held.clone()).await,
+            url: serve_images(dir.path(), held.clone()),
             held,
         });
         let catalogue = [OLD, NEW].map(|version| CatalogueConfig {
@@ -458,7 +458,7 @@ impl Lab {
 }
 
 /// Serves images over HTTPS with a certificate of its own CA, as a node does; answers the server's root.
-async fn serve_images(dir: &Path, held: BTreeMap<ArtifactId, Vec<u8>>) -> String {
+fn serve_images(dir: &Path, held: BTreeMap<ArtifactId, Vec<u8>>) -> String {
     let state = dir.join("node");
     std::fs::create_dir(&state).unwrap();
     let config = tls::server(&None, dir, &state, &mut Endpoints::default()).unwrap();

@@ -231,6 +231,12 @@ impl Engine {
         self.campaigns.get(id)?.attempt_view(device)
     }
 
+    /// The node that looks after a device in a campaign.
+    #[must_use]
+    pub fn node_of(&self, id: &CampaignId, device: &DeviceId) -> Option<&NodeId> {
+        Some(&self.campaigns.get(id)?.attempts.get(device)?.node)
+    }
+
     /// Every device's running attempt, or its last one.
     #[must_use]
     pub fn latest_attempts(&self) -> BTreeMap<DeviceId, AttemptView> {

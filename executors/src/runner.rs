@@ -3,6 +3,9 @@
 //! Invariant: a record is durable before the act it names begins. A journal that fails stops the attempt where it is,
 //! to be resumed from the last record.
 
+#[cfg(test)]
+mod tests;
+
 use std::{sync::Arc, time::Duration};
 
 use firmesh_executors_core::{ActError, Attempt, AttemptRecord, Goal, Input, Outcome, Output, Report, Step};

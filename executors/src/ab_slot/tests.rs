@@ -45,6 +45,46 @@ async fn power_lost_at_any_write_leaves_the_old_slot_bootable_and_the_next_try_s
     assert!(survived >= 14, "only {survived} places were tried");
 }
 
+/// The same with a real process, killed while it waits for more of the image.
+#[test]
+fn a_process_killed_while_it_stages_leaves_the_old_slot_bootable_and_another_one_finishes() {
+    for arrives in [0, 1 << 20, IMAGE_BYTES - 1] {
+        let host = Host::new();
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "ab_slot::tests::staging_process", "--ignored"])
+            .env("FIRMESH_TEST_HOST", host.dir.path())
+            .env("FIRMESH_TEST_ARRIVES", arrives.to_string())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let whole_copies = (arrives >> 20 << 20) as u64;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while host.env().b != SlotContent::Writing || fs::metadata(host.slot(Slot::B)).unwrap().len() < whole_copies {
+            assert!(std::time::Instant::now() < deadline, "{arrives} bytes never arrived");
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(host.boots(), (Slot::A, true), "killed after {arrives} bytes");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            host.backend().stage(&image(), Some(Slot::B)).await.unwrap();
+            host.backend().activate(Some(Slot::B)).await.unwrap();
+        });
+        assert_eq!(host.boots(), (Slot::B, true), "killed after {arrives} bytes");
+    }
+}
+
+#[test]
+#[ignore = "the process that the test above kills"]
+fn staging_process() {
+    let host = std::path::PathBuf::from(std::env::var_os("FIRMESH_TEST_HOST").unwrap());
+    let arrives = std::env::var("FIRMESH_TEST_ARRIVES").unwrap().parse().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let backend = backend_in(&host, Arc::new(OneImage { arrives }));
+    runtime.block_on(backend.stage(&image(), Some(Slot::B))).unwrap();
+}
+
 #[tokio::test]
 async fn power_lost_while_confirming_leaves_one_of_two_good_answers() {
     for writes in 0..4 {
@@ -124,12 +164,39 @@ struct Host {
     dir: TempDir,
 }
 
+/// The image, or only so much of it.
 #[derive(Debug)]
-struct OneImage;
+struct OneImage {
+    arrives: usize,
+}
+
+/// Bytes that do not come.
+struct Never;
+
+impl tokio::io::AsyncRead for Never {
+    fn poll_read(
+        self: std::pin::Pin<&mut Self>,
+        _context: &mut std::task::Context<'_>,
+        _buffer: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<std::io::Result<()>> {
+        std::task::Poll::Pending
+    }
+}
 
 impl ImageSource for OneImage {
     fn open(&self, _artifact: ArtifactId) -> BoxFuture<'_, Result<ImageReader, ImageError>> {
-        Box::pin(async { Ok(Box::pin(std::io::Cursor::new(bytes("1.1.0"))) as ImageReader) })
+        use tokio::io::AsyncReadExt as _;
+        Box::pin(async {
+            let mut bytes = bytes("1.1.0");
+            bytes.truncate(self.arrives);
+            let whole = bytes.len() == IMAGE_BYTES;
+            let bytes = std::io::Cursor::new(bytes);
+            Ok(if whole {
+                Box::pin(bytes) as ImageReader
+            } else {
+                Box::pin(bytes.chain(Never))
+            })
+        })
     }
 
     fn url(&self, _artifact: ArtifactId) -> String {
@@ -159,17 +226,7 @@ impl Host {
     }
 
     fn backend(&self) -> AbSlotBackend {
-        let settings = AbSlotSettings {
-            slot_a: self.slot(Slot::A),
-            slot_b: self.slot(Slot::B),
-            env_file: self.dir.path().join("grubenv"),
-            status_file: self.dir.path().join("status.json"),
-            reset_program: "sh".to_owned(),
-            reset_args: ["-c", "echo no such host >&2; exit 3"].map(str::to_owned).to_vec(),
-            vendor: "Acme".to_owned(),
-            model: "H1".to_owned(),
-        };
-        AbSlotBackend::new(settings, Component::new("host").unwrap(), Arc::new(OneImage))
+        backend_in(self.dir.path(), Arc::new(OneImage { arrives: IMAGE_BYTES }))
     }
 
     fn slot(&self, slot: Slot) -> std::path::PathBuf {
@@ -205,6 +262,20 @@ impl Host {
         let found = disk::digest(&self.slot(slot), expected.len() as u64).unwrap();
         (slot, found == Some(Sha256::of(&expected)))
     }
+}
+
+fn backend_in(dir: &std::path::Path, images: Arc<OneImage>) -> AbSlotBackend {
+    let settings = AbSlotSettings {
+        slot_a: dir.join("slot_a"),
+        slot_b: dir.join("slot_b"),
+        env_file: dir.join("grubenv"),
+        status_file: dir.join("status.json"),
+        reset_program: "sh".to_owned(),
+        reset_args: ["-c", "echo no such host >&2; exit 3"].map(str::to_owned).to_vec(),
+        vendor: "Acme".to_owned(),
+        model: "H1".to_owned(),
+    };
+    AbSlotBackend::new(settings, Component::new("host").unwrap(), images)
 }
 
 fn bytes(version: &str) -> Vec<u8> {

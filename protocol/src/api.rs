@@ -269,7 +269,10 @@ impl CampaignState {
     /// Whether the campaign is over.
     #[must_use]
     pub fn is_terminal(self) -> bool {
-        matches!(self, Self::Completed | Self::RolledBack | Self::Failed | Self::Cancelled)
+        matches!(
+            self,
+            Self::Completed | Self::RolledBack | Self::Failed | Self::Cancelled
+        )
     }
 }
 
@@ -391,8 +394,16 @@ mod tests {
     /// A campaign's view has an `id` too: side by side with the event's, readers refused every such event.
     #[test]
     fn an_event_about_something_with_an_id_of_its_own_reads_back() {
-        let artifact = Artifact { id: ArtifactId::of(b"a"), sha256: Sha256::of(b"a"), length: 1 };
-        let event = Event { id: 7, at: WallTime::from_unix_seconds(0), what: EventKind::Artifact(artifact) };
+        let artifact = Artifact {
+            id: ArtifactId::of(b"a"),
+            sha256: Sha256::of(b"a"),
+            length: 1,
+        };
+        let event = Event {
+            id: 7,
+            at: WallTime::from_unix_seconds(0),
+            what: EventKind::Artifact(artifact),
+        };
         let text = serde_json::to_string(&event).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
     }

@@ -43,7 +43,10 @@ impl PieceLayout {
     /// The layout of an artifact of `length` bytes in pieces of [`PIECE_BYTES`].
     #[must_use]
     pub fn new(length: u64) -> Self {
-        Self { length, piece_bytes: PIECE_BYTES }
+        Self {
+            length,
+            piece_bytes: PIECE_BYTES,
+        }
     }
 
     /// The artifact's length in bytes.
@@ -95,7 +98,11 @@ impl HashTree {
         let tree = BaoTree::new(length, BLOCK_SIZE);
         let mut nodes = Vec::new();
         let root = outboard_post_order(data, tree, &mut nodes)?;
-        Ok(Self { root: ArtifactId::from(*root.as_bytes()), length, nodes })
+        Ok(Self {
+            root: ArtifactId::from(*root.as_bytes()),
+            length,
+            nodes,
+        })
     }
 
     fn outboard(&self) -> PostOrderOutboard<&[u8]> {
@@ -132,11 +139,18 @@ pub enum EncodeError {
 pub fn encode(data: impl ReadAt, tree: &HashTree, range: &Range<u64>) -> Result<Vec<u8>, EncodeError> {
     let in_bounds = range.start < range.end && range.end <= tree.length && range.end - range.start <= SLICE_BYTES_MAX;
     if !in_bounds {
-        return Err(EncodeError::OutOfRange { range: range.clone(), length: tree.length });
+        return Err(EncodeError::OutOfRange {
+            range: range.clone(),
+            length: tree.length,
+        });
     }
     let mut encoded = tree.length.to_le_bytes().to_vec();
-    encode_ranges_validated(data, tree.outboard(), &chunks_of(range), &mut encoded)
-        .map_err(|source| EncodeError::Unreadable { root: tree.root, source })?;
+    encode_ranges_validated(data, tree.outboard(), &chunks_of(range), &mut encoded).map_err(|source| {
+        EncodeError::Unreadable {
+            root: tree.root,
+            source,
+        }
+    })?;
     Ok(encoded)
 }
 
@@ -169,9 +183,7 @@ pub fn verified_items(
     length: u64,
     range: &Range<u64>,
 ) -> Result<Vec<BaoContentItem>, DecodeError> {
-    let found = encoded
-        .first_chunk::<8>()
-        .map_or(0, |bytes| u64::from_le_bytes(*bytes));
+    let found = encoded.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
     if found != length || encoded.len() < 8 {
         return Err(DecodeError::WrongLength {
             found,
@@ -229,7 +241,10 @@ mod tests {
         let mut data = image(100_000);
         let tree = HashTree::build(&data[..], data.len() as u64).unwrap();
         data[50_000] ^= 1;
-        assert!(matches!(encode(&data[..], &tree, &(0..100_000)), Err(EncodeError::Unreadable { .. })));
+        assert!(matches!(
+            encode(&data[..], &tree, &(0..100_000)),
+            Err(EncodeError::Unreadable { .. })
+        ));
     }
 
     proptest! {

@@ -79,10 +79,15 @@ impl NodeIdentity {
             return Err(IdentityError::NotIssued(identity.node));
         }
         let validity = certificate.validity();
-        let [from, to] = [validity.not_before, validity.not_after]
-            .map(|at| WallTime::from_unix_seconds(at.timestamp()));
+        let [from, to] =
+            [validity.not_before, validity.not_after].map(|at| WallTime::from_unix_seconds(at.timestamp()));
         if now < from || now > to {
-            return Err(IdentityError::OutsideValidity { node: identity.node, from, to, now });
+            return Err(IdentityError::OutsideValidity {
+                node: identity.node,
+                from,
+                to,
+                now,
+            });
         }
         Ok(identity)
     }
@@ -150,8 +155,13 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, IdentityError> {
 }
 
 fn key_of(certificate: &X509Certificate<'_>) -> Result<PublicKey, IdentityError> {
-    let bytes: &[u8; 32] =
-        certificate.public_key().subject_public_key.data.as_ref().try_into().map_err(|_| IdentityError::BadKey)?;
+    let bytes: &[u8; 32] = certificate
+        .public_key()
+        .subject_public_key
+        .data
+        .as_ref()
+        .try_into()
+        .map_err(|_| IdentityError::BadKey)?;
     PublicKey::from_bytes(bytes).map_err(|_| IdentityError::BadKey)
 }
 

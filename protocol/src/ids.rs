@@ -26,7 +26,9 @@ pub enum NameError {
         length: usize,
     },
     /// A character outside the grammar.
-    #[error("{kind} {name:?} has the character {character:?}; allowed are a-z, A-Z, 0-9, '.', '_' and '-', and the first must be a letter or digit")]
+    #[error(
+        "{kind} {name:?} has the character {character:?}; allowed are a-z, A-Z, 0-9, '.', '_' and '-', and the first must be a letter or digit"
+    )]
     BadCharacter {
         /// What the name was meant to be.
         kind: &'static str,
@@ -45,14 +47,21 @@ fn check_name(kind: &'static str, name: &str) -> Result<(), NameError> {
         return Err(NameError::Empty { kind });
     }
     if name.len() > NAME_BYTES_MAX {
-        return Err(NameError::TooLong { kind, length: name.len() });
+        return Err(NameError::TooLong {
+            kind,
+            length: name.len(),
+        });
     }
     let bad = name
         .char_indices()
         .find(|&(at, c)| !(c.is_ascii_alphanumeric() || (at > 0 && matches!(c, '.' | '_' | '-'))));
     match bad {
         None => Ok(()),
-        Some((_, character)) => Err(NameError::BadCharacter { kind, name: name.to_owned(), character }),
+        Some((_, character)) => Err(NameError::BadCharacter {
+            kind,
+            name: name.to_owned(),
+            character,
+        }),
     }
 }
 
@@ -311,7 +320,10 @@ mod tests {
         for bad in ["", "../etc", ".hidden", "a b", "a/b", "ü"] {
             assert!(NodeId::new(bad).is_err(), "{bad:?} was accepted");
         }
-        assert!(matches!(NodeId::new("x".repeat(NAME_BYTES_MAX + 1)), Err(NameError::TooLong { .. })));
+        assert!(matches!(
+            NodeId::new("x".repeat(NAME_BYTES_MAX + 1)),
+            Err(NameError::TooLong { .. })
+        ));
     }
 
     #[test]
@@ -327,7 +339,10 @@ mod tests {
     #[test]
     fn digests_are_lower_case_hexadecimal_of_the_right_length() {
         let digest = Sha256::of(b"");
-        assert_eq!(digest.to_string(), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
+        assert_eq!(
+            digest.to_string(),
+            "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
         assert_eq!(digest.to_string().parse::<Sha256>().unwrap(), digest);
         assert!(digest.to_string().to_uppercase().parse::<Sha256>().is_err());
         assert!("abcd".parse::<Sha256>().is_err());

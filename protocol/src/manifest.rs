@@ -117,7 +117,11 @@ impl ReleaseInfo {
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), ManifestError> {
         let bounds = |field, problem: &str| {
-            Err(ManifestError::Bounds { what: "release", field, problem: problem.to_owned() })
+            Err(ManifestError::Bounds {
+                what: "release",
+                field,
+                problem: problem.to_owned(),
+            })
         };
         if self.schema != RELEASE_SCHEMA {
             return Err(ManifestError::Schema {
@@ -136,7 +140,10 @@ impl ReleaseInfo {
             return bounds("models", "must name 1 to 256 models of 1 to 128 printable characters");
         }
         if self.from_versions.len() > 256 || !self.from_versions.iter().all(|v| is_label(v)) {
-            return bounds("from_versions", "must name at most 256 versions of 1 to 128 printable characters");
+            return bounds(
+                "from_versions",
+                "must name at most 256 versions of 1 to 128 printable characters",
+            );
         }
         Ok(())
     }
@@ -251,8 +258,10 @@ pub struct CampaignManifest {
 impl CampaignManifest {
     /// Reads and checks a manifest. The caller has verified the bytes' digest against signed metadata before.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let manifest: Self =
-            serde_json::from_slice(bytes).map_err(|source| ManifestError::Malformed { what: "manifest", source })?;
+        let manifest: Self = serde_json::from_slice(bytes).map_err(|source| ManifestError::Malformed {
+            what: "manifest",
+            source,
+        })?;
         manifest.check()?;
         Ok(manifest)
     }
@@ -266,7 +275,11 @@ impl CampaignManifest {
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), ManifestError> {
         let bounds = |field, problem: &str| {
-            Err(ManifestError::Bounds { what: "manifest", field, problem: problem.to_owned() })
+            Err(ManifestError::Bounds {
+                what: "manifest",
+                field,
+                problem: problem.to_owned(),
+            })
         };
         if self.schema != MANIFEST_SCHEMA {
             return Err(ManifestError::Schema {
@@ -281,14 +294,22 @@ impl CampaignManifest {
         if self.previous.len() > 1_000 {
             return bounds("previous", "must name at most 1000 releases");
         }
-        if !self.releases.iter().chain(&self.previous).all(|r| is_target(&r.target, "firmware/")) {
+        if !self
+            .releases
+            .iter()
+            .chain(&self.previous)
+            .all(|r| is_target(&r.target, "firmware/"))
+        {
             return bounds("releases", "must be targets of the form firmware/<name>");
         }
         let Strategy::Canary { shares } = &self.strategy;
         let growing = shares.windows(2).all(|pair| pair[0] < pair[1]);
         let starts = shares.first().is_some_and(|share| share.get() > 0);
         if !growing || !starts || shares.last() != Some(&BasisPoints::WHOLE) || shares.len() > WAVES_MAX {
-            return bounds("strategy.shares", "must grow from above 0 to exactly 10000 basis points");
+            return bounds(
+                "strategy.shares",
+                "must grow from above 0 to exactly 10000 basis points",
+            );
         }
         if self.caps.per_rack == 0 || self.caps.total == 0 {
             return bounds("caps", "must be at least 1, or nothing could ever start");
@@ -379,13 +400,21 @@ impl Plan {
 
     /// Every planned device with the number of its wave, counted from 0.
     pub fn devices(&self) -> impl Iterator<Item = (usize, &PlannedDevice)> {
-        self.waves.iter().enumerate().flat_map(|(number, wave)| wave.iter().map(move |device| (number, device)))
+        self.waves
+            .iter()
+            .enumerate()
+            .flat_map(|(number, wave)| wave.iter().map(move |device| (number, device)))
     }
 
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), ManifestError> {
-        let bounds =
-            |field, problem: String| Err(ManifestError::Bounds { what: "plan", field, problem });
+        let bounds = |field, problem: String| {
+            Err(ManifestError::Bounds {
+                what: "plan",
+                field,
+                problem,
+            })
+        };
         if self.schema != PLAN_SCHEMA {
             return Err(ManifestError::Schema {
                 what: "plan",
@@ -394,7 +423,10 @@ impl Plan {
             });
         }
         if self.waves.len() > WAVES_MAX {
-            return bounds("waves", format!("are {}, at most {WAVES_MAX} are allowed", self.waves.len()));
+            return bounds(
+                "waves",
+                format!("are {}, at most {WAVES_MAX} are allowed", self.waves.len()),
+            );
         }
         let mut devices: Vec<_> = self.devices().map(|(_, planned)| &planned.device).collect();
         if devices.len() + self.held.len() > PLAN_DEVICES_MAX {
@@ -429,7 +461,9 @@ fn is_target(name: &str, folder: &str) -> bool {
     name.strip_prefix(folder).is_some_and(|rest| {
         (1..=200).contains(&rest.len())
             && !rest.starts_with('.')
-            && rest.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'+'))
+            && rest
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'+'))
     })
 }
 
@@ -449,11 +483,16 @@ mod tests {
             id: CampaignId::new("spring").unwrap(),
             sequence: 1,
             expires: WallTime::from_unix_seconds(2_000_000_000),
-            releases: vec![ReleaseRef { target: "firmware/a.bin".to_owned(), sha256: Sha256::of(b"a") }],
+            releases: vec![ReleaseRef {
+                target: "firmware/a.bin".to_owned(),
+                sha256: Sha256::of(b"a"),
+            }],
             previous: Vec::new(),
             selector: Selector::default(),
             strategy: Strategy::Canary {
-                shares: [1_000, 5_000, 10_000].map(|share| BasisPoints::new(share).unwrap()).to_vec(),
+                shares: [1_000, 5_000, 10_000]
+                    .map(|share| BasisPoints::new(share).unwrap())
+                    .to_vec(),
             },
             caps: Caps { per_rack: 1, total: 10 },
             gate: GateRule {
@@ -462,7 +501,10 @@ mod tests {
                 sample_min: 1,
                 soak_s: 0,
             },
-            deadlines: Deadlines { attempt_s: 600, back_s: 60 },
+            deadlines: Deadlines {
+                attempt_s: 600,
+                back_s: 60,
+            },
             automatic_rollback: true,
             permit_keys: vec!["00".repeat(32)],
             plan_sha256: Sha256::of(b"plan"),
@@ -486,8 +528,16 @@ mod tests {
             assert!(changed.check().is_err());
         };
         refused(|m| m.caps.per_rack = 0);
-        refused(|m| m.strategy = Strategy::Canary { shares: vec![BasisPoints::new(5_000).unwrap()] });
-        refused(|m| m.strategy = Strategy::Canary { shares: vec![BasisPoints::WHOLE, BasisPoints::WHOLE] });
+        refused(|m| {
+            m.strategy = Strategy::Canary {
+                shares: vec![BasisPoints::new(5_000).unwrap()],
+            }
+        });
+        refused(|m| {
+            m.strategy = Strategy::Canary {
+                shares: vec![BasisPoints::WHOLE, BasisPoints::WHOLE],
+            }
+        });
         refused(|m| m.gate.rollback = BasisPoints::WHOLE);
         refused(|m| m.permit_keys.clear());
         refused(|m| m.releases[0].target = "firmware/../../etc/passwd".to_owned());

@@ -31,20 +31,30 @@ pub struct PieceSetError {
 impl TryFrom<PieceSetWire> for PieceSet {
     type Error = PieceSetError;
     fn try_from(wire: PieceSetWire) -> Result<Self, PieceSetError> {
-        let error = PieceSetError { total: wire.total, words: wire.words.len() };
+        let error = PieceSetError {
+            total: wire.total,
+            words: wire.words.len(),
+        };
         let tail = wire.total % 64;
         let beyond = tail != 0 && wire.words.last().is_some_and(|last| last >> tail != 0);
         if wire.words.len() != words_for(wire.total) || beyond {
             return Err(error);
         }
         let count = wire.words.iter().map(|word| word.count_ones()).sum();
-        Ok(Self { words: wire.words, total: wire.total, count })
+        Ok(Self {
+            words: wire.words,
+            total: wire.total,
+            count,
+        })
     }
 }
 
 impl From<PieceSet> for PieceSetWire {
     fn from(set: PieceSet) -> Self {
-        Self { total: set.total, words: set.words }
+        Self {
+            total: set.total,
+            words: set.words,
+        }
     }
 }
 
@@ -56,7 +66,11 @@ impl PieceSet {
     /// None of `total` pieces.
     #[must_use]
     pub fn empty(total: u32) -> Self {
-        Self { words: vec![0; words_for(total)], total, count: 0 }
+        Self {
+            words: vec![0; words_for(total)],
+            total,
+            count: 0,
+        }
     }
 
     /// All of `total` pieces.
@@ -140,9 +154,35 @@ mod tests {
 
     #[test]
     fn bits_beyond_the_end_are_refused() {
-        assert!(PieceSet::try_from(PieceSetWire { total: 3, words: vec![0b1000] }).is_err());
-        assert!(PieceSet::try_from(PieceSetWire { total: 3, words: vec![0, 0] }).is_err());
-        assert!(PieceSet::try_from(PieceSetWire { total: u32::MAX, words: vec![] }).is_err());
-        assert_eq!(PieceSet::try_from(PieceSetWire { total: 3, words: vec![0b101] }).unwrap().count(), 2);
+        assert!(
+            PieceSet::try_from(PieceSetWire {
+                total: 3,
+                words: vec![0b1000]
+            })
+            .is_err()
+        );
+        assert!(
+            PieceSet::try_from(PieceSetWire {
+                total: 3,
+                words: vec![0, 0]
+            })
+            .is_err()
+        );
+        assert!(
+            PieceSet::try_from(PieceSetWire {
+                total: u32::MAX,
+                words: vec![]
+            })
+            .is_err()
+        );
+        assert_eq!(
+            PieceSet::try_from(PieceSetWire {
+                total: 3,
+                words: vec![0b101]
+            })
+            .unwrap()
+            .count(),
+            2
+        );
     }
 }

@@ -84,9 +84,15 @@ impl fmt::Debug for WallTime {
 impl FromStr for WallTime {
     type Err = WallTimeError;
     fn from_str(text: &str) -> Result<Self, WallTimeError> {
-        let refused = || WallTimeError { text: text.chars().take(40).collect() };
+        let refused = || WallTimeError {
+            text: text.chars().take(40).collect(),
+        };
         let shape = text.len() == 20 && text.ends_with('Z') && text.as_bytes()[10] == b'T';
-        let at: jiff::Timestamp = if shape { text.parse().map_err(|_| refused())? } else { return Err(refused()) };
+        let at: jiff::Timestamp = if shape {
+            text.parse().map_err(|_| refused())?
+        } else {
+            return Err(refused());
+        };
         Ok(Self(at.as_second()))
     }
 }
@@ -113,7 +119,13 @@ mod tests {
         let at: WallTime = "2026-01-31T12:00:00Z".parse().unwrap();
         assert_eq!(at.to_string(), "2026-01-31T12:00:00Z");
         assert_eq!((at + Duration::from_secs(3600)).to_string(), "2026-01-31T13:00:00Z");
-        for bad in ["2026-01-31", "2026-01-31T12:00:00+01:00", "2026-13-31T12:00:00Z", "now", "2026-01-31 12:00:00Z"] {
+        for bad in [
+            "2026-01-31",
+            "2026-01-31T12:00:00+01:00",
+            "2026-13-31T12:00:00Z",
+            "now",
+            "2026-01-31 12:00:00Z",
+        ] {
             assert!(bad.parse::<WallTime>().is_err(), "{bad:?} was accepted");
         }
     }
@@ -121,6 +133,9 @@ mod tests {
     #[test]
     fn wall_time_far_outside_the_calendar_still_prints() {
         assert_eq!(WallTime::from_unix_seconds(i64::MAX).to_string().len(), 20);
-        assert_eq!(WallTime::from_unix_seconds(i64::MIN).to_string(), "0000-01-01T00:00:00Z");
+        assert_eq!(
+            WallTime::from_unix_seconds(i64::MIN).to_string(),
+            "0000-01-01T00:00:00Z"
+        );
     }
 }

@@ -20,7 +20,11 @@ impl BasisPoints {
 
     /// A share in hundredths of a percent.
     pub fn new(basis_points: u32) -> Result<Self, ShareTooLarge> {
-        if basis_points > Self::WHOLE.0 { Err(ShareTooLarge(basis_points)) } else { Ok(Self(basis_points)) }
+        if basis_points > Self::WHOLE.0 {
+            Err(ShareTooLarge(basis_points))
+        } else {
+            Ok(Self(basis_points))
+        }
     }
 
     /// The share as a number of basis points.

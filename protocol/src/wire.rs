@@ -5,10 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    ids::ArtifactId,
-    pieces::PieceSet,
-};
+use crate::{ids::ArtifactId, pieces::PieceSet};
 
 /// The version of the control stream's messages.
 pub const WIRE_VERSION: u16 = 1;
@@ -79,7 +76,11 @@ impl PeerMessage {
     #[must_use]
     pub fn to_frame(&self) -> Vec<u8> {
         let body = postcard::to_allocvec(self).expect("peer messages always encode");
-        assert!(body.len() <= FRAME_BYTES_MAX, "a peer message of {} bytes does not fit a frame", body.len());
+        assert!(
+            body.len() <= FRAME_BYTES_MAX,
+            "a peer message of {} bytes does not fit a frame",
+            body.len()
+        );
         let mut frame = u32::try_from(body.len()).expect("bounded above").to_le_bytes().to_vec();
         frame.extend_from_slice(&body);
         frame
@@ -88,7 +89,11 @@ impl PeerMessage {
     /// The length of the body that follows a frame's first four bytes.
     pub fn body_length(header: [u8; 4]) -> Result<usize, FrameError> {
         let length = u32::from_le_bytes(header) as usize;
-        if length > FRAME_BYTES_MAX { Err(FrameError::TooLong(length)) } else { Ok(length) }
+        if length > FRAME_BYTES_MAX {
+            Err(FrameError::TooLong(length))
+        } else {
+            Ok(length)
+        }
     }
 
     /// Reads a frame's body.
@@ -118,8 +123,14 @@ mod tests {
         let artifact = ArtifactId::of(b"image");
         for message in [
             PeerMessage::Hello { version: WIRE_VERSION },
-            PeerMessage::Holds { artifact, pieces: PieceSet::full(130) },
-            PeerMessage::Got { artifact, pieces: (0..4_096).collect() },
+            PeerMessage::Holds {
+                artifact,
+                pieces: PieceSet::full(130),
+            },
+            PeerMessage::Got {
+                artifact,
+                pieces: (0..4_096).collect(),
+            },
             PeerMessage::Dropped { artifact },
         ] {
             let frame = message.to_frame();
@@ -132,7 +143,10 @@ mod tests {
     #[test]
     fn the_largest_bitfield_fits_a_frame() {
         let total = crate::chunk::PieceLayout::new(crate::limits::ARTIFACT_BYTES_MAX).pieces();
-        let message = PeerMessage::Holds { artifact: ArtifactId::of(b"image"), pieces: PieceSet::full(total) };
+        let message = PeerMessage::Holds {
+            artifact: ArtifactId::of(b"image"),
+            pieces: PieceSet::full(total),
+        };
         assert!(message.to_frame().len() <= FRAME_BYTES_MAX);
     }
 

@@ -2,7 +2,7 @@
 //! goes up: heartbeats, inventory and signed reports.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     pin::Pin,
     sync::Arc,
@@ -52,7 +52,7 @@ pub(super) struct Fleet {
     /// The latest time this node has proof of.
     clock_floor: WallTime,
     pub(super) campaigns: BTreeMap<CampaignId, ApprovedCampaign>,
-    halted: std::collections::BTreeSet<CampaignId>,
+    halted: BTreeSet<CampaignId>,
     permits: BTreeMap<(CampaignId, u64), Permit>,
     permits_synced: BTreeMap<CampaignId, u64>,
     pub(super) roster: BTreeMap<NodeId, (NodeRecord, Envelope)>,
@@ -74,7 +74,7 @@ impl Fleet {
             trusted_until: None,
             clock_floor: WallTime::from_unix_seconds(0),
             campaigns: BTreeMap::new(),
-            halted: std::collections::BTreeSet::new(),
+            halted: BTreeSet::new(),
             permits: BTreeMap::new(),
             permits_synced: BTreeMap::new(),
             roster: BTreeMap::new(),
@@ -209,7 +209,8 @@ impl Runtime {
             self.fleet.sync_soon();
         }
         if let Some(roster) = response.roster {
-            self.learn_records(roster)?;
+            self.learn_records(roster.clone())?;
+            self.forget_leavers(&roster)?;
             self.fleet.roster_version = response.roster_version;
         }
         self.heed_halts(&response.campaigns)?;
@@ -386,6 +387,23 @@ impl Runtime {
             self.roster_changed()?;
         }
         Ok(all_good)
+    }
+
+    /// The coordinator's roster is the whole inventory: who is not in it any more is no peer any more.
+    fn forget_leavers(&mut self, roster: &[Envelope]) -> Result<(), JournalError> {
+        let listed: BTreeSet<NodeId> = roster
+            .iter()
+            .filter_map(|envelope| verify_node_record(envelope, &self.identity.fleet_ca, system_time()).ok())
+            .map(|(record, _)| record.node)
+            .collect();
+        let before = self.fleet.roster.len();
+        self.fleet
+            .roster
+            .retain(|node, _| listed.contains(node) || *node == self.settings.node);
+        if self.fleet.roster.len() < before {
+            self.roster_changed()?;
+        }
+        Ok(())
     }
 
     fn roster_changed(&mut self) -> Result<(), JournalError> {

@@ -3,5 +3,9 @@
 //! Nothing here sleeps for a fixed time: whatever is waited for is a condition with a deadline.
 
 pub mod binaries;
+pub mod cluster;
+pub mod operator;
 pub mod process;
+pub mod rogue;
+pub mod setup;
 pub mod wait;

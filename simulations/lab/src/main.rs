@@ -11,6 +11,7 @@ use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
+use firmesh_coordinator::Overrides;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -82,7 +83,7 @@ async fn run(lab: Lab) -> Result<bool> {
     match lab.command.unwrap_or(Command::Demo(lab.demo)) {
         Command::Demo(options) => return demo::run(options, cancel).await,
         Command::Coordinator(Configured { config }) => {
-            let settings = firmesh_coordinator::config::Config::load(&config)?.check(Default::default())?;
+            let settings = firmesh_coordinator::Config::load(&config)?.check(Overrides::default())?;
             firmesh_coordinator::run(settings, cancel).await?;
         }
         Command::Node(Configured { config }) => {

@@ -1,0 +1,96 @@
+//! HTTP as the demo speaks it: to the coordinator as an operator, to nodes and emulated devices as a neighbour.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use firmesh_protocol::api::Problem;
+use serde::{Serialize, de::DeserializeOwned};
+
+/// Whoever does not answer within this is as good as down: everything here is on loopback.
+const ANSWER_WITHIN: Duration = Duration::from_secs(20);
+
+/// An HTTP client with the operator's token.
+#[derive(Debug, Clone)]
+pub(super) struct Api {
+    http: reqwest::Client,
+    base: String,
+    token: Option<String>,
+}
+
+impl Api {
+    /// Talks to `base`, such as `http://127.0.0.1:8640`.
+    pub(super) fn new(base: &str, token: Option<String>) -> Result<Self> {
+        // Plain HTTP on loopback: the system's certificates have no say.
+        let http = reqwest::Client::builder()
+            .tls_certs_only([])
+            .no_proxy()
+            .timeout(ANSWER_WITHIN)
+            .build()?;
+        Ok(Self {
+            http,
+            base: base.to_owned(),
+            token,
+        })
+    }
+
+    /// The same client for another address, without the token.
+    pub(super) fn elsewhere(&self, base: &str) -> Self {
+        Self {
+            http: self.http.clone(),
+            base: base.to_owned(),
+            token: None,
+        }
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.answer(path, self.http.get(self.url(path))).await
+    }
+
+    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+        self.answer(path, self.http.post(self.url(path)).json(body)).await
+    }
+
+    /// Sends a file as it is.
+    pub(super) async fn upload<T: DeserializeOwned>(&self, path: &str, file: &Path) -> Result<T> {
+        let open = tokio::fs::File::open(file)
+            .await
+            .with_context(|| format!("{} cannot be read", file.display()))?;
+        let length = open.metadata().await?.len();
+        let body = reqwest::Body::wrap_stream(tokio_util::io::ReaderStream::with_capacity(open, 1 << 18));
+        let request = self
+            .http
+            .post(self.url(path))
+            .timeout(Duration::from_secs(600))
+            .body(body);
+        let request = request
+            .header("content-length", length)
+            .header("content-type", "application/octet-stream");
+        self.answer(path, request).await
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.base)
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, path: &str, mut request: reqwest::RequestBuilder) -> Result<T> {
+        if let Some(token) = &self.token {
+            request = request.bearer_auth(token);
+        }
+        let answer = request
+            .send()
+            .await
+            .with_context(|| format!("no answer from {}", self.url(path)))?;
+        let (status, body) = (answer.status(), answer.bytes().await?);
+        if !status.is_success() {
+            let said = serde_json::from_slice::<Problem>(&body).map_or_else(
+                |_| String::from_utf8_lossy(&body).into_owned(),
+                |problem| problem.detail,
+            );
+            bail!("{} answered {status}: {said}", self.url(path));
+        }
+        // An action without an answer (204) reads as null.
+        let body: &[u8] = if body.is_empty() { b"null" } else { &body };
+        serde_json::from_slice(body)
+            .with_context(|| format!("{} gave an answer that was not understood", self.url(path)))
+    }
+}

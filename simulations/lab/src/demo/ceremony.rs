@@ -1,0 +1,185 @@
+//! What people do in the demo: the key ceremony, releases, a campaign. Offline functions of the coordinator's library,
+//! the same that stand behind the operator's command line.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context as _, Result};
+use firmesh_coordinator::ceremony::{
+    CampaignFile, NewRelease, TrustFolder, adopt_plan, draft_campaign, generate_key, load_secret_key, stage_release,
+    write_key,
+};
+use firmesh_protocol::{
+    api::{About, PlanRequest, PlanResponse, Published},
+    ids::{CampaignId, Component},
+    manifest::{Artifact, Caps, Deadlines, GateRule, Release, Reversibility, Selector, Strategy},
+    time::WallTime,
+    trust::{Ceremony, SecretKey, Signers},
+    units::BasisPoints,
+};
+
+use super::{
+    api::Api,
+    layout::{Layout, MODEL, VENDOR},
+};
+
+/// The demo's campaign.
+pub(super) const CAMPAIGN: &str = "demo";
+
+/// Everything signed here expires after a month.
+const MONTH: Duration = Duration::from_secs(30 * 86_400);
+
+/// The three groups of people, and how many of each must sign.
+const GROUPS: [&str; 3] = ["root", "release", "approver"];
+const KEYS: usize = 3;
+const THRESHOLD: usize = 2;
+
+/// What the demo asks of its campaign.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules {
+    /// The most devices of a rack in flight.
+    pub(super) per_rack: u32,
+    /// The most in all.
+    pub(super) total: u32,
+}
+
+/// The people's side of the demo.
+#[derive(Debug)]
+pub(super) struct People {
+    folder: TrustFolder,
+    keys: std::path::PathBuf,
+}
+
+impl People {
+    /// The ceremony: every key is made, root and delegations are drawn up and signed.
+    pub(super) fn found(layout: &Layout, about: &About) -> Result<Self> {
+        let keys = layout.keys();
+        let mut groups = Vec::new();
+        for group in GROUPS {
+            let mut signers = Signers {
+                keys: Vec::new(),
+                threshold: THRESHOLD as u64,
+            };
+            for number in 1..=KEYS {
+                let key = generate_key()?;
+                write_key(&keys.join(format!("{group}-{number}.pem")), &key, false)?;
+                signers.keys.push(key.public());
+            }
+            groups.push(signers);
+        }
+        let [root, releases, campaigns] = <[Signers; 3]>::try_from(groups).ok().context("three groups")?;
+        let online = Signers {
+            keys: vec![about.online_key.parse()?],
+            threshold: 1,
+        };
+        let ceremony = Ceremony {
+            root,
+            releases,
+            campaigns,
+            online,
+            expires: now()? + MONTH,
+        };
+        let mut people = Self {
+            folder: TrustFolder::create(&layout.trust(), &ceremony)?,
+            keys,
+        };
+        people.sign("root")?;
+        Ok(people)
+    }
+
+    /// Describes an image as a release for one component; its release keys still have to sign.
+    pub(super) fn release(&mut self, artifact: &Artifact, component: &str, version: &str) -> Result<Release> {
+        let new = NewRelease {
+            vendor: VENDOR.to_owned(),
+            models: vec![MODEL.to_owned()],
+            component: Component::new(component)?,
+            version: version.to_owned(),
+            security_epoch: 1,
+            from_versions: Vec::new(),
+            reversibility: Reversibility::Reflash,
+            name: None,
+        };
+        Ok(stage_release(&mut self.folder, artifact, new, now()? + MONTH)?)
+    }
+
+    /// Two of three sign what waits for their group's signature.
+    pub(super) fn sign(&mut self, group: &str) -> Result<()> {
+        for number in 1..=THRESHOLD {
+            let key = self.key(group, number)?;
+            self.folder.sign(&key, &[])?;
+        }
+        Ok(())
+    }
+
+    /// Gives everything signed to the coordinator.
+    pub(super) async fn publish(&self, api: &Api) -> Result<()> {
+        let _versions: Published = api.post("/api/v1/metadata", &self.folder.publication(&[])?).await?;
+        Ok(())
+    }
+
+    /// Drafts the canary campaign, has it planned, and stages it for the approvers. Answers the devices per wave.
+    pub(super) async fn plan(
+        &mut self,
+        api: &Api,
+        about: &About,
+        releases: &[Release],
+        previous: &[Release],
+        rules: Rules,
+    ) -> Result<Vec<usize>> {
+        let names = |releases: &[Release]| releases.iter().map(|release| release.target.clone()).collect();
+        let share = |basis_points| BasisPoints::new(basis_points);
+        let file = CampaignFile {
+            id: CampaignId::new(CAMPAIGN)?,
+            expires: now()? + MONTH,
+            releases: names(releases),
+            previous: names(previous),
+            selector: Selector {
+                models: vec![MODEL.to_owned()],
+                ..Selector::default()
+            },
+            strategy: Strategy::Canary {
+                shares: vec![share(1_000)?, share(5_000)?, share(10_000)?],
+            },
+            caps: Caps {
+                per_rack: rules.per_rack,
+                total: rules.total,
+            },
+            gate: GateRule {
+                advance: share(9_900)?,
+                rollback: share(9_000)?,
+                sample_min: 1,
+                soak_s: 0,
+            },
+            deadlines: Deadlines {
+                attempt_s: 120,
+                back_s: 20,
+            },
+            automatic_rollback: true,
+            permit_keys: Vec::new(),
+        };
+        let draft = draft_campaign(&self.folder, file, &[about.permit_key.parse()?])?;
+        let request = PlanRequest {
+            manifest: draft.clone(),
+        };
+        let PlanResponse { plan, plan_sha256 } = api.post("/api/v1/plans", &request).await?;
+        let (_, plan) = adopt_plan(&mut self.folder, draft, plan.as_bytes(), plan_sha256, now()? + MONTH)?;
+        Ok(plan.waves.iter().map(Vec::len).collect())
+    }
+
+    fn key(&self, group: &str, number: usize) -> Result<SecretKey> {
+        let path = self.keys.join(format!("{group}-{number}.pem"));
+        load_secret_key(&path).with_context(|| format!("{} cannot be used", path.display()))
+    }
+}
+
+/// Measures a file off the async threads.
+pub(super) async fn measure(path: &Path) -> Result<Artifact> {
+    let path = path.to_owned();
+    Ok(tokio::task::spawn_blocking(move || firmesh_coordinator::ceremony::measure(&path, |_| ())).await??)
+}
+
+fn now() -> Result<WallTime> {
+    let since_1970 = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .context("the clock stands before 1970")?;
+    Ok(WallTime::from_unix_seconds(i64::try_from(since_1970.as_secs())?))
+}

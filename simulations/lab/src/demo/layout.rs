@@ -1,0 +1,263 @@
+//! Who is in the demo's fleet, and the configuration files of everybody in it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+use firmesh_protocol::{
+    ids::{Component, DeviceId, NodeId, TopologyPath},
+    manifest::Artifact,
+};
+use toml::{Table, Value};
+
+use super::DemoOptions;
+use crate::devices::{CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig, EndpointKind, Endpoints};
+
+/// Who makes everything here.
+pub(super) const VENDOR: &str = "Firmesh Lab";
+/// What is made here: a server with a BMC that is updated over Redfish and a host system with two slots.
+pub(super) const MODEL: &str = "LAB-1";
+/// The version everything starts with.
+pub(super) const OLD_VERSION: &str = "1.0.0";
+/// The version everything is to end with.
+pub(super) const NEW_VERSION: &str = "1.1.0";
+
+/// What the emulated parts take for writing and for restarting: long enough to be seen, short enough for a demo.
+const FLASH_MS: u64 = 400;
+const BOOT_MS: u64 = 600;
+
+/// One node and what it looks after.
+#[derive(Debug, Clone)]
+pub(super) struct NodePlan {
+    pub(super) node: NodeId,
+    pub(super) path: TopologyPath,
+    pub(super) bmcs: Vec<DeviceId>,
+    pub(super) hosts: Vec<DeviceId>,
+}
+
+/// Where everything lies under the state folder.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    pub(super) folder: PathBuf,
+    pub(super) nodes: Vec<NodePlan>,
+}
+
+impl Layout {
+    pub(super) fn new(folder: &Path, options: &DemoOptions) -> Result<Self> {
+        let mut nodes = Vec::new();
+        for rack in 1..=options.racks {
+            for number in 1..=options.nodes {
+                let node = format!("r{rack}-n{number}");
+                let names = |kind: &str, count: u32| -> Result<Vec<DeviceId>> {
+                    (1..=count)
+                        .map(|at| Ok(DeviceId::new(format!("{node}-{kind}{at}"))?))
+                        .collect()
+                };
+                nodes.push(NodePlan {
+                    path: place(rack, &node)?,
+                    bmcs: names("bmc", options.devices)?,
+                    hosts: names("host", options.hosts)?,
+                    node: NodeId::new(node)?,
+                });
+            }
+        }
+        Ok(Self {
+            folder: folder.to_owned(),
+            nodes,
+        })
+    }
+
+    pub(super) fn coordinator_state(&self) -> PathBuf {
+        self.folder.join("coordinator")
+    }
+
+    pub(super) fn devices_state(&self) -> PathBuf {
+        self.folder.join("devices")
+    }
+
+    pub(super) fn keys(&self) -> PathBuf {
+        self.folder.join("keys")
+    }
+
+    pub(super) fn trust(&self) -> PathBuf {
+        self.folder.join("trust")
+    }
+
+    pub(super) fn fleet_ca(&self) -> PathBuf {
+        self.folder.join("fleet-ca.pem")
+    }
+
+    /// The folder of one node: its configuration, and `state` under it.
+    pub(super) fn node(&self, node: &NodeId) -> PathBuf {
+        self.folder.join("nodes").join(node.as_str())
+    }
+
+    pub(super) fn devices(&self) -> impl Iterator<Item = &DeviceId> {
+        self.nodes.iter().flat_map(|plan| plan.bmcs.iter().chain(&plan.hosts))
+    }
+
+    /// `coordinator.toml`, listening where it is told; everywhere free at first.
+    pub(super) fn write_coordinator(&self, operators: &str, nodes: &str) -> Result<PathBuf> {
+        let listen = |at: &str| Value::Table(table([("listen", at.into())]));
+        let config = table([
+            ("state_dir", "coordinator".into()),
+            ("operators", listen(operators)),
+            ("nodes", listen(nodes)),
+        ]);
+        self.write("coordinator.toml", &config)
+    }
+
+    /// `devices.toml`: BMCs and hosts that run the previous version.
+    pub(super) fn write_devices(&self, image: &Artifact, previous: &Artifact, previous_file: &Path) -> Result<PathBuf> {
+        let entry = |artifact: &Artifact, version: &str| CatalogueConfig {
+            sha256: artifact.sha256,
+            version: version.to_owned(),
+            model: MODEL.to_owned(),
+        };
+        let device = |id: &DeviceId, component: &str, kind: DeviceKind| -> Result<DeviceConfig> {
+            Ok(DeviceConfig {
+                id: id.clone(),
+                vendor: VENDOR.to_owned(),
+                model: MODEL.to_owned(),
+                component: Component::new(component)?,
+                version: OLD_VERSION.to_owned(),
+                boot_ms: BOOT_MS,
+                misbehaviour: None,
+                kind,
+            })
+        };
+        let mut devices = Vec::new();
+        for plan in &self.nodes {
+            for bmc in &plan.bmcs {
+                devices.push(device(
+                    bmc,
+                    "bmc",
+                    DeviceKind::Bmc {
+                        listen: None,
+                        flash_ms: FLASH_MS,
+                    },
+                )?);
+            }
+            for host in &plan.hosts {
+                let kind = DeviceKind::Host {
+                    dir: None,
+                    image: Some(previous_file.to_owned()),
+                };
+                devices.push(device(host, "host", kind)?);
+            }
+        }
+        let config = DevicesConfig {
+            state: self.devices_state(),
+            control: None,
+            pull_ca_file: Some(self.fleet_ca()),
+            tls: None,
+            username: "admin".to_owned(),
+            password: "demo-only".to_owned(),
+            catalogue: vec![entry(image, NEW_VERSION), entry(previous, OLD_VERSION)],
+            devices,
+        };
+        self.write("devices.toml", &config)
+    }
+
+    /// A node's `node.toml` with its one-time token and the devices it looks after.
+    pub(super) fn write_node(
+        &self,
+        plan: &NodePlan,
+        coordinator: &str,
+        token: &str,
+        devices: &Endpoints,
+    ) -> Result<PathBuf> {
+        let folder = self.node(&plan.node);
+        fs::create_dir_all(&folder)?;
+        fs::write(folder.join("token"), token)?;
+        fs::write(folder.join("bmc-password"), "demo-only\n")?;
+        let path = |path: &Path| Value::String(path.display().to_string());
+        let mut listed = Vec::new();
+        for device in plan.bmcs.iter().chain(&plan.hosts) {
+            let endpoint = devices
+                .devices
+                .get(device)
+                .with_context(|| format!("{device} is not emulated"))?;
+            let (component, executor) = match endpoint {
+                EndpointKind::Bmc { url } => (
+                    "bmc",
+                    table([
+                        ("kind", "redfish".into()),
+                        ("url", url.as_str().into()),
+                        ("username", "admin".into()),
+                        ("password_file", "bmc-password".into()),
+                        (
+                            "ca_file",
+                            path(devices.ca_file.as_deref().context("the devices have no certificate")?),
+                        ),
+                    ]),
+                ),
+                EndpointKind::Host { dir } => (
+                    "host",
+                    table([
+                        ("kind", "ab_slot".into()),
+                        ("slot_a", path(&dir.join("slot_a"))),
+                        ("slot_b", path(&dir.join("slot_b"))),
+                        ("env_file", path(&dir.join("grubenv"))),
+                        ("status_file", path(&dir.join("status.json"))),
+                        (
+                            "reset_command",
+                            Value::Array(vec![
+                                path(&std::env::current_exe()?),
+                                "host-reset".into(),
+                                "--dir".into(),
+                                path(dir),
+                            ]),
+                        ),
+                        ("vendor", VENDOR.into()),
+                        ("model", MODEL.into()),
+                    ]),
+                ),
+            };
+            listed.push(Value::Table(table([
+                ("id", device.as_str().into()),
+                ("component", component.into()),
+                ("executor", Value::Table(executor)),
+            ])));
+        }
+        let config = table([
+            ("node", plan.node.as_str().into()),
+            ("path", plan.path.to_string().into()),
+            ("state_dir", "state".into()),
+            ("root_file", path(&self.trust().join("1.root.json"))),
+            (
+                "coordinator",
+                Value::Table(table([
+                    ("url", coordinator.into()),
+                    ("ca_file", path(&self.fleet_ca())),
+                    ("token_file", "token".into()),
+                    ("poll_interval", "500ms".into()),
+                ])),
+            ),
+            // The demo's nodes find each other by the roster; nobody else on this machine's network is disturbed.
+            ("mesh", Value::Table(table([("mdns", false.into())]))),
+            ("device", Value::Array(listed)),
+        ]);
+        self.write(&format!("nodes/{}/node.toml", plan.node), &config)
+    }
+
+    fn write(&self, name: &str, config: &impl serde::Serialize) -> Result<PathBuf> {
+        let path = self.folder.join(name);
+        fs::write(&path, toml::to_string(config)?).with_context(|| format!("{} cannot be written", path.display()))?;
+        Ok(path)
+    }
+}
+
+/// Where a node stands.
+pub(super) fn place(rack: u32, node: &str) -> Result<TopologyPath> {
+    Ok(format!("lab/hall-1/rack-{rack}/{node}").parse()?)
+}
+
+fn table<const N: usize>(entries: [(&str, Value); N]) -> Table {
+    entries
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+}

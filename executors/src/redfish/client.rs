@@ -242,19 +242,22 @@ impl Client {
             if response.status() != StatusCode::UNAUTHORIZED {
                 return accept(operation, read(operation, url, response).await?);
             }
+            // The session has expired, or the BMC forgot it in a restart.
+            self.forget(&login).await;
             if fresh || matches!(login, Login::Basic) {
                 return Err(ClientError::Credentials { operation, url });
             }
-            // The session has expired, or the BMC forgot it in a restart.
-            self.forget(&login).await;
             fresh = true;
         }
     }
 
     async fn forget(&self, stale: &Login) {
         let mut current = self.login.lock().await;
-        let same =
-            matches!((&*current, stale), (Login::Session { token: a, .. }, Login::Session { token: b, .. }) if a == b);
+        let same = match (&*current, stale) {
+            (Login::Session { token: a, .. }, Login::Session { token: b, .. }) => a == b,
+            (Login::Basic, Login::Basic) => true,
+            _ => false,
+        };
         if same {
             *current = Login::None;
         }
@@ -286,10 +289,9 @@ impl Client {
         let (status, token, location) = (response.status(), header("x-auth-token"), header("location"));
         match (status.as_u16(), token) {
             (200..=299, Some(token)) => Ok(Login::Session { token, location }),
-            (400 | 401 | 403, _) if token_was_denied(status) => Err(ClientError::Credentials { operation, url }),
-            // No session service, or a broken one: the specification demands Basic everywhere.
-            (200..=299 | 400..=499 | 501, _) => Ok(Login::Basic),
-            (status, _) => {
+            (401 | 403, _) => Err(ClientError::Credentials { operation, url }),
+            // Busy, not broken.
+            (status @ (429 | 502..=504), _) => {
                 let words = "when a session was opened".to_owned();
                 Err(ClientError::Refused {
                     operation,
@@ -298,6 +300,8 @@ impl Client {
                     words,
                 })
             }
+            // No session service, or a broken one: the specification demands Basic everywhere.
+            _ => Ok(Login::Basic),
         }
     }
 
@@ -319,10 +323,6 @@ impl Client {
             }),
         }
     }
-}
-
-fn token_was_denied(status: StatusCode) -> bool {
-    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
 }
 
 fn no_answer(operation: &'static str, url: &Url, source: reqwest::Error) -> ClientError {

@@ -1,3 +1,34 @@
-//! placeholder
+//! The coordinator: publishes what people have signed offline, plans, issues permits, collects reports, shows.
+//!
+//! It decides nothing about what may run where: that is signed with keys it does not have. The decisions it does make (who
+//! may start now) are [`firmesh_coordinator_core`]'s; this crate owns the database, the sockets and the clock.
 
+mod authority;
 pub mod ceremony;
+mod config;
+mod events;
+mod http;
+mod origin;
+mod publish;
+mod runtime;
+mod server;
+mod store;
+mod sync;
+mod telemetry;
+mod world;
+
+pub use authority::AuthorityError;
+pub use config::{
+    Config, ConfigError, LogConfig, MetadataConfig, NodesConfig, OperatorsConfig, Overrides, PermitsConfig, Settings,
+};
+pub use http::TlsError;
+pub use server::{Addresses, RunError, run};
+pub use store::StoreError;
+pub use telemetry::start_logging;
+pub use world::RestoreError;
+
+/// Version and commit.
+#[must_use]
+pub const fn version() -> &'static str {
+    concat!(env!("CARGO_PKG_VERSION"), " (", env!("FIRMESH_COMMIT"), ")")
+}

@@ -1,0 +1,385 @@
+//! The coordinator's configuration: [`Config`] as written, [`Settings`] as checked. Nothing starts before everything is
+//! checked. Flag beats environment beats file beats default.
+
+use std::{
+    env, io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+
+use crate::ceremony::{ReadFileError, read_bounded};
+
+/// The configuration as written in `coordinator.toml`. Relative paths start at the file's folder.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Where everything lies: database, keys, artifacts. Default: `$XDG_STATE_HOME/firmesh-coordinator`, or
+    /// `firmesh-coordinator-state` in the working folder, so that a first try leaves nothing in odd places.
+    pub state_dir: Option<PathBuf>,
+    /// The face towards operators.
+    pub operators: OperatorsConfig,
+    /// The face towards nodes.
+    pub nodes: NodesConfig,
+    /// The metadata that this coordinator signs.
+    pub metadata: MetadataConfig,
+    /// Permits.
+    pub permits: PermitsConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+/// The face towards operators: plain HTTP.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OperatorsConfig {
+    /// Where to listen. Default: loopback, because plain HTTP carries the token.
+    pub listen: SocketAddr,
+    /// Whether reading needs the token too. Default: no, as long as only this machine can read.
+    pub token_for_reads: bool,
+    /// Whether `listen` may be another address than loopback: put a TLS proxy before it.
+    pub allow_remote_operators: bool,
+}
+
+impl Default for OperatorsConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8640)),
+            token_for_reads: false,
+            allow_remote_operators: false,
+        }
+    }
+}
+
+/// The face towards nodes: HTTPS with client certificates.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NodesConfig {
+    /// Where to listen. Default: loopback, so that nothing is exposed unasked.
+    pub listen: SocketAddr,
+    /// The `https://host:port` that nodes are told. Default: the listening address.
+    pub url: Option<String>,
+    /// More names and addresses for the coordinator's certificate, beside localhost, 127.0.0.1 and `listen`.
+    pub names: Vec<String>,
+    /// A node not heard of for so long is taken as out of reach when planning. Default: a minute, some heartbeats.
+    pub silent_after: String,
+    /// How long an enrolment token is good for. Default: a day, to carry it to a rack.
+    pub enrolment_token_ttl: String,
+}
+
+impl Default for NodesConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8641)),
+            url: None,
+            names: Vec::new(),
+            silent_after: "1m".to_owned(),
+            enrolment_token_ttl: "1d".to_owned(),
+        }
+    }
+}
+
+/// The metadata that this coordinator signs: snapshot and timestamp.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetadataConfig {
+    /// How long it is good for; renewed at half. Default: a day, the longest that a node can be kept in the past.
+    pub validity: String,
+}
+
+impl Default for MetadataConfig {
+    fn default() -> Self {
+        Self {
+            validity: "1d".to_owned(),
+        }
+    }
+}
+
+/// Permits.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PermitsConfig {
+    /// How long a permit is good for. Default: 15 minutes; a permit that is out cannot be recalled.
+    pub ttl: String,
+}
+
+impl Default for PermitsConfig {
+    fn default() -> Self {
+        Self { ttl: "15m".to_owned() }
+    }
+}
+
+/// Logs, on standard error.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogConfig {
+    /// What is logged, such as `info` or `firmesh_coordinator=debug,warn`.
+    pub filter: String,
+    /// Whether each line is a JSON object.
+    pub json: bool,
+}
+
+impl Default for LogConfig {
+    fn default() -> Self {
+        Self {
+            filter: "info".to_owned(),
+            json: false,
+        }
+    }
+}
+
+/// What the command line says in place of the file.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// In place of `state_dir`.
+    pub state_dir: Option<PathBuf>,
+    /// In place of `operators.listen`.
+    pub operators: Option<SocketAddr>,
+    /// In place of `nodes.listen`.
+    pub nodes: Option<SocketAddr>,
+    /// In place of `log.filter`.
+    pub log_filter: Option<String>,
+}
+
+/// The configuration, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Where everything lies.
+    pub state_dir: PathBuf,
+    /// Where operators are listened to.
+    pub operators: SocketAddr,
+    /// Whether reading needs the token too.
+    pub token_for_reads: bool,
+    /// Where nodes are listened to.
+    pub nodes: SocketAddr,
+    /// What nodes are told, if it is not the listening address.
+    pub node_url: Option<String>,
+    /// More names for the coordinator's certificate.
+    pub names: Vec<String>,
+    /// When a node counts as out of reach.
+    pub silent_after: Duration,
+    /// How long an enrolment token is good for.
+    pub enrolment_token_ttl: Duration,
+    /// How long snapshot and timestamp are good for.
+    pub metadata_validity: Duration,
+    /// How long a permit is good for.
+    pub permit_ttl: Duration,
+    /// What is logged.
+    pub log_filter: String,
+    /// Whether logs are JSON.
+    pub log_json: bool,
+}
+
+/// Why a configuration was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("the configuration cannot be read")]
+    Read(#[from] ReadFileError),
+    /// The file is not the TOML expected.
+    #[error("{} is not a coordinator configuration", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value that makes no sense.
+    #[error("{field} {problem}")]
+    Value {
+        /// The field.
+        field: &'static str,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+}
+
+const CONFIG_BYTES_MAX: u64 = 1 << 20;
+
+impl Config {
+    /// Reads a file; relative paths in it start at its folder.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let bytes = read_bounded(path, CONFIG_BYTES_MAX)?;
+        let malformed = |source| ConfigError::Malformed {
+            path: path.to_owned(),
+            source: Box::new(source),
+        };
+        let mut config: Self = toml::from_slice(&bytes).map_err(malformed)?;
+        if let (Some(folder), Some(dir)) = (path.parent(), &mut config.state_dir) {
+            *dir = folder.join(&*dir);
+        }
+        Ok(config)
+    }
+
+    /// Applies the command line and checks everything.
+    pub fn check(self, overrides: Overrides) -> Result<Settings, ConfigError> {
+        let operators = overrides.operators.unwrap_or(self.operators.listen);
+        let is_guarded = self.operators.allow_remote_operators && self.operators.token_for_reads;
+        if !(operators.ip().is_loopback() || is_guarded) {
+            return Err(value(
+                "operators.listen",
+                format!(
+                    "is {operators}, which other machines reach: set operators.token_for_reads and \
+                     operators.allow_remote_operators to true, and put TLS before it, or listen on 127.0.0.1"
+                ),
+            ));
+        }
+        if let Some(url) = &self.nodes.url {
+            let host = url
+                .strip_prefix("https://")
+                .filter(|rest| !rest.is_empty() && !rest.contains('/'));
+            host.ok_or_else(|| value("nodes.url", format!("is {url:?}, it must be https://host:port")))?;
+        }
+        let is_name = |name: &String| name.parse::<IpAddr>().is_ok() || is_dns_name(name);
+        if let Some(name) = self.nodes.names.iter().find(|name| !is_name(name)) {
+            return Err(value(
+                "nodes.names",
+                format!("has {name:?}, which is neither a host name nor an address"),
+            ));
+        }
+        Ok(Settings {
+            state_dir: overrides.state_dir.or(self.state_dir).unwrap_or_else(default_state_dir),
+            operators,
+            token_for_reads: self.operators.token_for_reads,
+            nodes: overrides.nodes.unwrap_or(self.nodes.listen),
+            node_url: self.nodes.url,
+            names: self.nodes.names,
+            silent_after: duration("nodes.silent_after", &self.nodes.silent_after)?,
+            enrolment_token_ttl: duration("nodes.enrolment_token_ttl", &self.nodes.enrolment_token_ttl)?,
+            metadata_validity: duration("metadata.validity", &self.metadata.validity)?,
+            permit_ttl: duration("permits.ttl", &self.permits.ttl)?,
+            log_filter: overrides.log_filter.unwrap_or(self.log.filter),
+            log_json: self.log.json,
+        })
+    }
+}
+
+impl Settings {
+    /// The settings as text, for `--check-config`. There are no secrets among them.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!("{self:#?}")
+    }
+}
+
+fn default_state_dir() -> PathBuf {
+    let home = env::var_os("XDG_STATE_HOME")
+        .map(PathBuf::from)
+        .filter(|home| home.is_absolute());
+    home.map_or_else(
+        || "firmesh-coordinator-state".into(),
+        |home| home.join("firmesh-coordinator"),
+    )
+}
+
+fn value(field: &'static str, problem: String) -> ConfigError {
+    ConfigError::Value { field, problem }
+}
+
+fn is_dns_name(name: &str) -> bool {
+    (1..=253).contains(&name.len())
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.'))
+}
+
+/// `90s`, `15m`, `12h`, `7d`: a whole number and a unit, one second to a year.
+fn duration(field: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    let wrong = || {
+        value(
+            field,
+            format!("is {text:?}, it must be a time such as \"30s\", \"15m\", \"12h\" or \"1d\""),
+        )
+    };
+    let unit = text.chars().last().ok_or_else(wrong)?;
+    let seconds = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 3_600,
+        'd' => 86_400,
+        _ => return Err(wrong()),
+    };
+    let count: u64 = text[..text.len() - 1].parse().map_err(|_| wrong())?;
+    let total = count
+        .checked_mul(seconds)
+        .filter(|total| (1..=366 * 86_400).contains(total));
+    total
+        .map(Duration::from_secs)
+        .ok_or_else(|| value(field, format!("is {text:?}, it must be one second to a year")))
+}
+
+/// A remedy for the usual reasons that a file system says no.
+pub(crate) fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "make it writable for this user, or choose another state_dir",
+        io::ErrorKind::ReadOnlyFilesystem => "it is mounted read-only: choose another state_dir",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "the disk is full: free space and start again",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists => {
+            "something else is in the way: choose another state_dir"
+        }
+        _ => "check the disk, or choose another state_dir",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Settings, ConfigError> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("coordinator.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path)?.check(Overrides::default())
+    }
+
+    #[test]
+    fn nothing_has_to_be_configured() {
+        let settings = Config::default().check(Overrides::default()).unwrap();
+        assert_eq!(settings.operators.to_string(), "127.0.0.1:8640");
+        assert_eq!(settings.permit_ttl, Duration::from_secs(900));
+        assert_eq!(parse("").unwrap().metadata_validity, Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn every_mistake_names_its_field() {
+        for (text, field) in [
+            ("[operators]\nlisten = \"0.0.0.0:80\"", "operators.listen"),
+            (
+                "[operators]\nlisten = \"0.0.0.0:80\"\nallow_remote_operators = true",
+                "operators.listen",
+            ),
+            ("[nodes]\nurl = \"http://x\"", "nodes.url"),
+            ("[nodes]\nnames = [\"a b\"]", "nodes.names"),
+            ("[permits]\nttl = \"soon\"", "permits.ttl"),
+            ("[permits]\nttl = \"0s\"", "permits.ttl"),
+            ("[permits]\nttl = \"1ü\"", "permits.ttl"),
+        ] {
+            match parse(text) {
+                Err(ConfigError::Value { field: found, .. }) => assert_eq!(found, field),
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+        assert!(matches!(
+            parse("[permits]\nttll = \"1s\""),
+            Err(ConfigError::Malformed { .. })
+        ));
+        let remote = "[operators]\nlisten = \"0.0.0.0:80\"\nallow_remote_operators = true\ntoken_for_reads = true";
+        assert!(parse(remote).is_ok());
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_paths_start_at_the_file() {
+        assert!(parse("state_dir = \"state\"").unwrap().state_dir.is_absolute());
+        let overrides = Overrides {
+            state_dir: Some("x".into()),
+            ..Overrides::default()
+        };
+        let config = Config {
+            state_dir: Some("y".into()),
+            ..Config::default()
+        };
+        assert_eq!(config.check(overrides).unwrap().state_dir, Path::new("x"));
+    }
+}

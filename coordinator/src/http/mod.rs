@@ -1,0 +1,48 @@
+//! The two faces: operators over plain HTTP on loopback, nodes over mutual TLS.
+
+mod dashboard;
+mod nodes;
+mod operators;
+mod problem;
+mod stream;
+mod tls;
+
+use std::sync::Arc;
+
+use axum::Router;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    authority::Authority, config::Settings, events::Events, origin::Origin, runtime::Coordinator, store::Store,
+    telemetry::Metrics,
+};
+
+pub use tls::TlsError;
+pub(crate) use tls::{PeerAcceptor, server_config};
+
+/// What the handlers share.
+pub(crate) struct App {
+    pub(crate) coordinator: Coordinator,
+    pub(crate) store: Store,
+    pub(crate) origin: Origin,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) clock: crate::runtime::Clock,
+    pub(crate) node_url: String,
+    pub(crate) cancel: CancellationToken,
+}
+
+/// The operators' routes.
+pub(crate) fn operators(app: Arc<App>) -> Router {
+    operators::router(app.clone())
+        .merge(dashboard::router())
+        .fallback(problem::no_such_route)
+        .with_state(app)
+}
+
+/// The nodes' routes.
+pub(crate) fn nodes(app: Arc<App>) -> Router {
+    nodes::router().fallback(problem::no_such_route).with_state(app)
+}

@@ -1,0 +1,120 @@
+//! The nodes' face, `/node/v1`: everything but enrolment needs a certificate of the fleet CA.
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, Path, Query, State},
+    http::header,
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use firmesh_protocol::{
+    api::{EnrolRequest, EnrolResponse, SyncRequest, SyncResponse},
+    chunk::SLICE_BYTES_MAX,
+    ids::{ArtifactId, CampaignId, Sha256},
+    limits::ENVELOPE_BYTES_MAX,
+};
+use serde::Deserialize;
+
+use super::{
+    App,
+    operators::{metadata_file, named, plan_bytes},
+    problem::{Body, Failure},
+    tls::Peer,
+};
+use crate::{runtime::Command, sync::Sync};
+
+type Shared = State<Arc<App>>;
+
+/// Reports are about 700 bytes; a node that was cut off for days has some thousands.
+const SYNC_BYTES_MAX: usize = 2 * ENVELOPE_BYTES_MAX;
+
+pub(super) fn router() -> Router<Arc<App>> {
+    Router::new()
+        .route("/node/v1/enrol", post(enrol).layer(DefaultBodyLimit::max(64 << 10)))
+        .route("/node/v1/metadata/{file}", get(metadata))
+        .route("/node/v1/targets/campaigns/{file}", get(manifest))
+        .route("/node/v1/plans/{sha256}", get(plan))
+        .route("/node/v1/artifacts/{id}/slice", get(slice))
+        .route("/node/v1/sync", post(sync).layer(DefaultBodyLimit::max(SYNC_BYTES_MAX)))
+}
+
+async fn enrol(State(app): Shared, Body(request): Body<EnrolRequest>) -> Result<Json<EnrolResponse>, Failure> {
+    let enrolled = app.coordinator.ask(|reply| Command::Enrol(request, reply)).await;
+    enrolled.map(Json).map_err(|error| {
+        app.metrics.refusals.inc();
+        error.into()
+    })
+}
+
+async fn metadata(State(app): Shared, _: Peer, Path(file): Path<String>) -> Result<Response, Failure> {
+    metadata_file(&app, file).await
+}
+
+/// `<id>.json`, or `<sha256>.<id>.json` as consistent snapshots have it.
+async fn manifest(State(app): Shared, _: Peer, Path(file): Path<String>) -> Result<Response, Failure> {
+    let no_such = || Failure::not_found(format!("target campaigns/{}", file.escape_debug()));
+    let stem = file.strip_suffix(".json").ok_or_else(no_such)?;
+    let (digest, id) = match stem.split_once('.') {
+        Some((digest, id)) if digest.len() == 64 => (Some(named::<Sha256>(digest)?), id),
+        _ => (None, stem),
+    };
+    let id: CampaignId = named(id)?;
+    let bytes = app
+        .coordinator
+        .read(move |world| world.published.manifests.get(&id).cloned())
+        .await?;
+    let is_wanted = |bytes: &bytes::Bytes| digest.is_none_or(|digest| Sha256::of(bytes) == digest);
+    let bytes = bytes.filter(is_wanted).ok_or_else(no_such)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
+}
+
+async fn plan(State(app): Shared, _: Peer, Path(digest): Path<String>) -> Result<Response, Failure> {
+    plan_bytes(&app, named(&digest)?).await
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SliceQuery {
+    offset: u64,
+    length: u64,
+}
+
+async fn slice(
+    State(app): Shared,
+    peer: Peer,
+    Path(id): Path<String>,
+    query: Result<Query<SliceQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Failure> {
+    let Query(SliceQuery { offset, length }) = query.map_err(|error| Failure::bad_request(error.body_text()))?;
+    let id: ArtifactId = named(&id)?;
+    let end = offset.checked_add(length).filter(|_| length <= SLICE_BYTES_MAX);
+    let end = end.ok_or_else(|| Failure::bad_request(format!("a slice has at most {SLICE_BYTES_MAX} bytes")))?;
+    let artifact = app
+        .store
+        .artifact(id)
+        .await?
+        .ok_or_else(|| Failure::not_found(format!("artifact {id}")))?;
+    let origin = app.origin.clone();
+    let encoded = tokio::task::spawn_blocking(move || origin.slice(&artifact, &(offset..end)));
+    let encoded = encoded
+        .await
+        .map_err(|error| Failure::bad_request(error.to_string()))??;
+    app.metrics.served(&peer.identity.node, encoded.len());
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], encoded).into_response())
+}
+
+async fn sync(State(app): Shared, peer: Peer, Body(request): Body<SyncRequest>) -> Result<Json<SyncResponse>, Failure> {
+    let Peer { identity, certificate } = peer;
+    let sync = Box::new(Sync {
+        identity,
+        certificate,
+        request,
+    });
+    let synced = app.coordinator.ask(|reply| Command::Sync(sync, reply)).await;
+    synced.map(Json).map_err(|error| {
+        app.metrics.refusals.inc();
+        error.into()
+    })
+}

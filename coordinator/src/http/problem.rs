@@ -1,0 +1,218 @@
+//! Errors as RFC 9457 has them, and JSON bodies whose mistakes become such errors.
+
+use axum::{
+    Json,
+    extract::{FromRequest, Request, rejection::BytesRejection},
+    http::{StatusCode, header::CONTENT_TYPE},
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use firmesh_coordinator_core::{InputError, PlanError};
+use firmesh_protocol::api::Problem;
+use serde::de::DeserializeOwned;
+use tracing::error;
+
+use crate::{
+    origin::{ImportError, SliceError},
+    publish::PublicationError,
+    runtime::{ActionError, EnrolError, PublishActionError},
+    store::StoreError,
+    sync::SyncError,
+    telemetry::chain,
+};
+
+/// A problem on its way out.
+#[derive(Debug)]
+pub(crate) struct Failure(pub(crate) Problem);
+
+impl Failure {
+    pub(crate) fn new(status: StatusCode, code: &str, detail: impl Into<String>) -> Self {
+        Self(Problem {
+            kind: format!("urn:firmesh:problem:{code}"),
+            title: status.canonical_reason().unwrap_or("Error").to_owned(),
+            status: status.as_u16(),
+            detail: detail.into(),
+            refused: false,
+        })
+    }
+
+    pub(crate) fn refused(mut self) -> Self {
+        self.0.refused = true;
+        self
+    }
+
+    pub(crate) fn not_found(what: impl std::fmt::Display) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", format!("there is no {what} here"))
+    }
+
+    pub(crate) fn bad_request(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.0.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        if status.is_server_error() {
+            error!(kind = self.0.kind, detail = self.0.detail, "request failed");
+        }
+        (status, [(CONTENT_TYPE, "application/problem+json")], Json(self.0)).into_response()
+    }
+}
+
+pub(crate) async fn no_such_route(request: Request) -> Failure {
+    Failure::not_found(format!("{} {}", request.method(), request.uri().path()))
+}
+
+/// A JSON body. What is wrong with it is said by line and column.
+pub(crate) struct Body<T>(pub(crate) T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection: BytesRejection| {
+                let code = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                    "too_large"
+                } else {
+                    "bad_body"
+                };
+                Failure::new(
+                    rejection.status(),
+                    code,
+                    format!("the body cannot be read: {}", rejection.body_text()),
+                )
+            })?;
+        let malformed = |error| {
+            Failure::new(
+                StatusCode::BAD_REQUEST,
+                "bad_body",
+                format!("the body is not what is expected here: {error}"),
+            )
+        };
+        serde_json::from_slice(&bytes).map(Self).map_err(malformed)
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", chain(&error))
+    }
+}
+
+impl From<ActionError> for Failure {
+    fn from(error: ActionError) -> Self {
+        let detail = chain(&error);
+        match error {
+            ActionError::Refused(InputError::UnknownCampaign(_)) => {
+                Self::new(StatusCode::NOT_FOUND, "not_found", detail)
+            }
+            ActionError::Refused(_) => Self::new(StatusCode::CONFLICT, "wrong_state", detail).refused(),
+            ActionError::Store(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail),
+            ActionError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", detail),
+        }
+    }
+}
+
+impl From<PublishActionError> for Failure {
+    fn from(error: PublishActionError) -> Self {
+        let detail = chain(&error);
+        match error {
+            PublishActionError::Action(error) => error.into(),
+            PublishActionError::Refused(refused) if refused.is_refusal() => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, publication_code(&refused), detail).refused()
+            }
+            PublishActionError::Refused(_) => Self::new(StatusCode::BAD_REQUEST, "bad_publication", detail),
+        }
+    }
+}
+
+fn publication_code(error: &PublicationError) -> &'static str {
+    match error {
+        PublicationError::Refused(error) => error.code(),
+        PublicationError::Refresh(error) => error.code(),
+        PublicationError::Policy(error) => error.code(),
+        PublicationError::Older { .. } => "older_version",
+        PublicationError::Changed { .. } => "changed_version",
+        PublicationError::NotOnline(_) => "online_key_missing",
+        PublicationError::NoArtifact { .. } => "artifact_missing",
+        PublicationError::NoPlan { .. } => "plan_missing",
+        PublicationError::NotPermitted { .. } => "permit_key_missing",
+        PublicationError::Started(_) => "campaign_started",
+        PublicationError::Unsigned { .. } => "unsigned_manifest",
+        PublicationError::Repository(_) => "incomplete_repository",
+        _ => "bad_publication",
+    }
+}
+
+impl From<EnrolError> for Failure {
+    fn from(error: EnrolError) -> Self {
+        let detail = chain(&error);
+        match error {
+            EnrolError::BadToken(_) => Self::new(StatusCode::FORBIDDEN, "bad_token", detail).refused(),
+            EnrolError::Issue(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_csr", detail).refused(),
+            EnrolError::Action(error) => error.into(),
+            EnrolError::NoRandomness(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "no_randomness", detail),
+        }
+    }
+}
+
+impl From<SyncError> for Failure {
+    fn from(error: SyncError) -> Self {
+        let detail = chain(&error);
+        match error {
+            SyncError::Action(error) => error.into(),
+            SyncError::NotCurrent(_) => Self::new(StatusCode::FORBIDDEN, "certificate_not_current", detail).refused(),
+            SyncError::Envelope { .. } | SyncError::NotItself { .. } | SyncError::Key(_) => {
+                Self::new(StatusCode::FORBIDDEN, "bad_signature", detail).refused()
+            }
+            SyncError::TooMuch { .. } => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "too_much", detail),
+        }
+    }
+}
+
+impl From<ImportError> for Failure {
+    fn from(error: ImportError) -> Self {
+        let detail = chain(&error);
+        let (status, code) = match &error {
+            ImportError::Empty | ImportError::Broken(_) => (StatusCode::BAD_REQUEST, "bad_upload"),
+            ImportError::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
+            ImportError::WrongDigest { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "hash_mismatch"),
+            ImportError::Disk { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk"),
+        };
+        let failure = Self::new(status, code, detail);
+        if code == "hash_mismatch" {
+            failure.refused()
+        } else {
+            failure
+        }
+    }
+}
+
+impl From<SliceError> for Failure {
+    fn from(error: SliceError) -> Self {
+        use firmesh_protocol::chunk::EncodeError;
+        let detail = chain(&error);
+        match error {
+            SliceError::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+            SliceError::Encode(EncodeError::OutOfRange { .. }) => {
+                Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "out_of_range", detail)
+            }
+            SliceError::Disk { .. } | SliceError::Encode(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "artifact_damaged", detail)
+            }
+        }
+    }
+}
+
+impl From<PlanError> for Failure {
+    fn from(error: PlanError) -> Self {
+        let detail = chain(&error);
+        match error {
+            PlanError::Draft(_) => Self::new(StatusCode::BAD_REQUEST, "bad_draft", detail),
+            _ => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "cannot_be_planned", detail).refused(),
+        }
+    }
+}

@@ -1,0 +1,542 @@
+//! The one task that owns the [`World`]: it takes commands, drives the engine, makes what follows durable, and only then
+//! answers. Nothing else calls the engine.
+//!
+//! When the database refuses a change, the world is read back from it, so that memory never runs ahead of the disk; when
+//! that fails too, the coordinator stops.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use firmesh_coordinator_core::{Input, InputError, Loaded, Output, PermitOrder, Record};
+use firmesh_protocol::{
+    api::{EnrolRequest, EnrolResponse, EnrolmentTicket, EventKind, NewNode, Publication, Published as Versions},
+    ids::{CampaignId, DeviceId, NodeId, Sha256},
+    manifest::CampaignManifest,
+    report::Permit,
+    time::{Timestamp, WallTime},
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use crate::{
+    authority::{Authority, IssueError, new_token},
+    config::Settings,
+    events::Events,
+    publish::{PublicationError, Published, check_campaign},
+    store::{Store, StoreError, StoredPermit, Ticket, Write},
+    telemetry::{Metrics, chain},
+    world::{NodeState, RestoreError, World, on_our_clock},
+};
+
+/// The process's two clocks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    /// Starts now.
+    #[must_use]
+    pub(crate) fn start() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    /// Time since the start.
+    #[must_use]
+    pub(crate) fn now(&self) -> Timestamp {
+        Timestamp::after_start(self.start.elapsed())
+    }
+
+    /// The time of day.
+    #[must_use]
+    pub(crate) fn wall(&self) -> WallTime {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        WallTime::from_unix_seconds(since.as_secs().cast_signed())
+    }
+
+    fn instant(&self, at: Timestamp) -> tokio::time::Instant {
+        (self.start + at.since_start()).into()
+    }
+}
+
+/// Why an order was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ActionError {
+    /// The engine refused it.
+    #[error(transparent)]
+    Refused(#[from] InputError),
+    /// It could not be made durable.
+    #[error("the change could not be stored, and was not made")]
+    Store(#[from] StoreError),
+    /// The coordinator is going down.
+    #[error("the coordinator is stopping")]
+    Stopping,
+}
+
+/// Why a publication was not made.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PublishActionError {
+    /// It was refused.
+    #[error(transparent)]
+    Refused(#[from] PublicationError),
+    /// Storing it, or telling the engine, failed.
+    #[error(transparent)]
+    Action(#[from] ActionError),
+}
+
+/// Why a node was not enrolled.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrolError {
+    /// No ticket, a used one, an expired one or another token: which of them is nobody's business.
+    #[error("no open enrolment for node {0} has this token: make a new one with `firmesh node enrol`")]
+    BadToken(NodeId),
+    /// The request for the certificate.
+    #[error(transparent)]
+    Issue(#[from] IssueError),
+    /// Storing it failed.
+    #[error(transparent)]
+    Action(#[from] ActionError),
+    /// The system gave no randomness.
+    #[error("the system gave no randomness for a token")]
+    NoRandomness(#[source] getrandom::Error),
+}
+
+pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, E>>;
+
+pub(crate) enum Command {
+    Read(Box<dyn FnOnce(&World) + Send>),
+    Act(Input, Reply<(), ActionError>),
+    Publish(Publication, Reply<Versions, PublishActionError>),
+    NewNode(NewNode, Reply<EnrolmentTicket, EnrolError>),
+    Enrol(EnrolRequest, Reply<EnrolResponse, EnrolError>),
+    Sync(
+        Box<crate::sync::Sync>,
+        Reply<firmesh_protocol::api::SyncResponse, crate::sync::SyncError>,
+    ),
+}
+
+/// Commands waiting for the task. When it is full, callers wait: requests are bounded by their connections.
+const COMMANDS_MAX: usize = 256;
+
+/// A handle on the task.
+#[derive(Debug, Clone)]
+pub(crate) struct Coordinator {
+    commands: mpsc::Sender<Command>,
+}
+
+impl Coordinator {
+    pub(crate) async fn ask<T, E: From<ActionError>>(
+        &self,
+        command: impl FnOnce(Reply<T, E>) -> Command,
+    ) -> Result<T, E> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(command(reply)).await;
+        sent.map_err(|_| ActionError::Stopping)?;
+        answer.await.map_err(|_| ActionError::Stopping)?
+    }
+
+    /// Looks at the world. `look` must be quick: everything waits for it.
+    pub(crate) async fn read<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&World) -> T + Send + 'static,
+    ) -> Result<T, ActionError> {
+        self.ask(|reply: Reply<T, ActionError>| {
+            Command::Read(Box::new(move |world| {
+                // The asker may have gone away.
+                let _ = reply.send(Ok(look(world)));
+            }))
+        })
+        .await
+    }
+
+    /// Gives the engine an order.
+    pub(crate) async fn act(&self, input: Input) -> Result<(), ActionError> {
+        self.ask(|reply| Command::Act(input, reply)).await
+    }
+}
+
+pub(crate) struct Runtime {
+    pub(crate) world: World,
+    pub(crate) store: Store,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) clock: Clock,
+    pub(crate) node_url: String,
+    commands: mpsc::Receiver<Command>,
+    renew_at: Timestamp,
+    fatal: Option<RestoreError>,
+}
+
+impl Runtime {
+    pub(crate) async fn new(
+        store: Store,
+        authority: Arc<Authority>,
+        events: Arc<Events>,
+        metrics: Arc<Metrics>,
+        settings: Arc<Settings>,
+        clock: Clock,
+        node_url: String,
+    ) -> Result<(Coordinator, Self), RestoreError> {
+        let world = World::restore(&store, settings.permit_ttl, clock.now(), clock.wall()).await?;
+        let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let renew_at = clock.now();
+        let runtime = Self {
+            world,
+            store,
+            authority,
+            events,
+            metrics,
+            settings,
+            clock,
+            node_url,
+            commands,
+            renew_at,
+            fatal: None,
+        };
+        Ok((Coordinator { commands: sender }, runtime))
+    }
+
+    /// Runs until cancelled, or until the database is beyond use. What was acknowledged is durable at any time.
+    pub(crate) async fn run(mut self, cancel: CancellationToken) -> Result<(), RestoreError> {
+        // What the engine wanted when it was loaded, and metadata that expired while nobody was here.
+        self.tick().await;
+        self.renew().await;
+        while self.fatal.is_none() {
+            let wake = self
+                .world
+                .engine
+                .deadline()
+                .map_or(self.renew_at, |at| at.min(self.renew_at));
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => break,
+                () = tokio::time::sleep_until(self.clock.instant(wake)) => {
+                    self.tick().await;
+                    if self.clock.now() >= self.renew_at {
+                        self.renew().await;
+                    }
+                }
+                command = self.commands.recv() => match command {
+                    Some(command) => self.obey(command).await,
+                    None => break,
+                },
+            }
+        }
+        self.store.close().await;
+        self.fatal.map_or(Ok(()), Err)
+    }
+
+    async fn tick(&mut self) {
+        if let Err(failure) = self.apply(Input::Tick, Vec::new()).await {
+            error!(error = %chain(&failure), "a decision could not be stored, it is taken again later");
+        }
+    }
+
+    // Askers may have gone away: then nobody wants the reply.
+    async fn obey(&mut self, command: Command) {
+        match command {
+            Command::Read(look) => look(&self.world),
+            Command::Act(input, reply) => drop(reply.send(self.act(input).await)),
+            Command::Publish(publication, reply) => drop(reply.send(self.publish(&publication).await)),
+            Command::NewNode(node, reply) => drop(reply.send(self.new_node(node).await)),
+            Command::Enrol(request, reply) => drop(reply.send(self.enrol(request).await)),
+            Command::Sync(sync, reply) => drop(reply.send(self.sync(*sync).await)),
+        }
+    }
+
+    async fn act(&mut self, input: Input) -> Result<(), ActionError> {
+        info!(order = ?input, "an operator's order");
+        self.apply(input, Vec::new()).await
+    }
+
+    /// Gives the engine an input, makes `writes` and all that follows durable together, and tells who watches.
+    pub(crate) async fn apply(&mut self, input: Input, mut writes: Vec<Write>) -> Result<(), ActionError> {
+        self.world.engine.handle(self.clock.now(), input)?;
+        let (mut kinds, mut permits) = (Vec::new(), Vec::new());
+        while let Some(output) = self.world.engine.poll() {
+            match output {
+                Output::Persist(Record::Campaign(record)) => {
+                    info!(campaign = %record.id, state = ?record.state, reason = record.reason, "campaign");
+                    kinds.extend(self.world.campaign_event(&record.id).map(EventKind::Campaign));
+                    writes.push(Write::Campaign(record));
+                }
+                Output::Persist(Record::Attempt(id, record)) => {
+                    kinds.extend(self.world.engine.attempt(&id, &record.device).map(EventKind::Attempt));
+                    writes.push(Write::Attempt(id, record));
+                }
+                Output::IssuePermit(order) => permits.extend(self.sign(order)),
+            }
+        }
+        writes.extend(permits.iter().cloned().map(Write::Permit));
+        self.commit(writes).await?;
+        let wall = self.clock.wall();
+        for permit in permits {
+            self.metrics.permits.inc();
+            let issued = self.world.permits.entry(permit.campaign.clone()).or_default();
+            issued.retain(|permit| permit.expires > wall);
+            issued.push(permit);
+        }
+        kinds.into_iter().for_each(|kind| self.events.send(wall, kind));
+        Ok(())
+    }
+
+    /// Makes writes durable, or brings the world back to what is.
+    pub(crate) async fn commit(&mut self, writes: Vec<Write>) -> Result<(), StoreError> {
+        let Err(failure) = self.store.commit(writes).await else {
+            return Ok(());
+        };
+        error!(error = %chain(&failure), "the database refused a change");
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let published = std::mem::take(&mut self.world.published);
+        match World::restore(&self.store, self.settings.permit_ttl, now, wall).await {
+            Ok(world) => {
+                let fleet = published.fleet.filter(|_| published.trusted == world.published.trusted);
+                self.world = World {
+                    published: Published {
+                        fleet,
+                        ..world.published
+                    },
+                    ..world
+                };
+            }
+            Err(beyond) => self.fatal = Some(beyond),
+        }
+        Err(failure)
+    }
+
+    fn sign(&self, order: PermitOrder) -> Option<StoredPermit> {
+        let PermitOrder {
+            campaign,
+            kind,
+            wave,
+            sequence,
+            devices,
+        } = order;
+        let manifest = self.world.published.manifests.get(&campaign)?;
+        let nodes = devices
+            .iter()
+            .filter_map(|id| Some(self.world.engine.node_of(&campaign, id)?.clone()));
+        let nodes: std::collections::BTreeSet<_> = nodes.collect();
+        let issued = self.clock.wall();
+        let expires = issued + self.settings.permit_ttl;
+        info!(%campaign, ?kind, wave, sequence, devices = devices.len(), "permit");
+        let permit = Permit {
+            manifest_sha256: Sha256::of(manifest),
+            campaign: campaign.clone(),
+            kind,
+            wave,
+            sequence,
+            issued,
+            expires,
+            devices,
+        };
+        let envelope = self.authority.sign_permit(&permit);
+        Some(StoredPermit {
+            campaign,
+            sequence,
+            nodes: nodes.into_iter().collect(),
+            expires,
+            envelope,
+        })
+    }
+
+    /// Signs snapshot and timestamp anew before they expire.
+    async fn renew(&mut self) {
+        let half = (self.settings.metadata_validity / 2).max(Duration::from_millis(500));
+        self.renew_at = self.clock.now() + half;
+        match self.publish(&Publication::default()).await {
+            Ok(_) => {}
+            Err(PublishActionError::Refused(PublicationError::Nothing)) => {}
+            Err(failure) => {
+                error!(error = %chain(&failure), "metadata could not be renewed: sign what has expired, and publish it");
+            }
+        }
+    }
+
+    async fn publish(&mut self, publication: &Publication) -> Result<Versions, PublishActionError> {
+        let wall = self.clock.wall();
+        let artifacts = self.store.artifacts().await.map_err(ActionError::from)?;
+        let artifacts: BTreeMap<_, _> = artifacts.into_iter().map(|artifact| (artifact.id, artifact)).collect();
+        let (before, validity) = (&self.world.published, self.settings.metadata_validity);
+        let next = before.with(publication, self.authority.online_key(), &artifacts, wall, validity)?;
+        let loaded = self.check_new_campaigns(&next).await?;
+        let withdrawn: Vec<CampaignId> = self.withdrawn(&next);
+
+        let before = std::mem::replace(&mut self.world.published, next);
+        let mut writes = changes(&before, &self.world.published);
+        for Loaded { manifest, .. } in &loaded {
+            self.world.permits.remove(&manifest.id);
+            writes.push(Write::Restart(manifest.id.clone()));
+        }
+        if let Err(failure) = self.apply(Input::Load(loaded), writes).await {
+            // After a failed write the world has been read back from the database already.
+            if matches!(failure, ActionError::Refused(_)) {
+                self.world.published = before;
+            }
+            return Err(failure.into());
+        }
+        for id in withdrawn {
+            warn!(campaign = %id, "its approvers have withdrawn it");
+            if let Err(failure) = self.apply(Input::Cancel(id), Vec::new()).await {
+                error!(error = %chain(&failure), "a withdrawn campaign could not be cancelled");
+            }
+        }
+        self.renew_at = self.clock.now() + (validity / 2).max(Duration::from_millis(500));
+        let versions = self.world.published.versions();
+        info!(?versions, "published");
+        Ok(Versions { versions })
+    }
+
+    async fn check_new_campaigns(&self, next: &Published) -> Result<Vec<Loaded>, PublishActionError> {
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        let Some(fleet) = &next.fleet else {
+            return Ok(Vec::new());
+        };
+        let mut loaded = Vec::new();
+        for (id, bytes) in next.new_campaigns(&self.world.published) {
+            let started = |view: &firmesh_protocol::api::CampaignView| {
+                view.state != firmesh_protocol::api::CampaignState::Scheduled
+            };
+            if self.world.engine.campaign(id).as_ref().is_some_and(started) {
+                return Err(PublicationError::Started(id.clone()).into());
+            }
+            // The digest is only a key here; the bytes behind it are checked against the verified manifest.
+            let digest = CampaignManifest::from_bytes(bytes)
+                .ok()
+                .map(|manifest| manifest.plan_sha256);
+            let plan = match digest {
+                Some(digest) => self.store.plan(digest).await.map_err(ActionError::from)?,
+                None => None,
+            };
+            let (manifest, plan) = check_campaign(fleet, id, bytes, plan.as_deref(), self.authority.permit_key())?;
+            let expires_at = on_our_clock(manifest.expires, now, wall);
+            loaded.push(Loaded {
+                manifest,
+                plan,
+                expires_at,
+                record: None,
+                attempts: Vec::new(),
+            });
+        }
+        Ok(loaded)
+    }
+
+    /// Running campaigns that approvers no longer sign for.
+    fn withdrawn(&self, next: &Published) -> Vec<CampaignId> {
+        let gone = |view: &firmesh_protocol::api::CampaignView| {
+            !view.state.is_terminal() && !next.manifests.contains_key(&view.id)
+        };
+        self.world.engine.campaigns().filter(gone).map(|view| view.id).collect()
+    }
+
+    async fn new_node(&mut self, new: NewNode) -> Result<EnrolmentTicket, EnrolError> {
+        let token = new_token().map_err(EnrolError::NoRandomness)?;
+        let expires = self.clock.wall() + self.settings.enrolment_token_ttl;
+        let ticket = Ticket {
+            path: new.path.clone(),
+            token_sha256: Sha256::of(token.as_bytes()),
+            expires,
+        };
+        let known = self.world.nodes.get(&new.node).map(|node| node.stored.clone());
+        let mut stored = known.unwrap_or_else(|| crate::store::StoredNode {
+            node: new.node.clone(),
+            path: new.path.clone(),
+            ticket: None,
+            certificate: None,
+            record: None,
+            acked: 0,
+            last_seen: None,
+        });
+        stored.ticket = Some(ticket);
+        self.commit(vec![Write::Node(Box::new(stored.clone()))])
+            .await
+            .map_err(ActionError::from)?;
+        let fresh = NodeState::new(stored.clone());
+        self.world.nodes.entry(new.node.clone()).or_insert(fresh).stored = stored;
+        Ok(EnrolmentTicket {
+            node: new.node,
+            path: new.path,
+            token,
+            fleet_ca_pem: self.authority.ca_pem().to_owned(),
+            node_url: self.node_url.clone(),
+            expires,
+        })
+    }
+
+    async fn enrol(&mut self, request: EnrolRequest) -> Result<EnrolResponse, EnrolError> {
+        let wall = self.clock.wall();
+        let bad_token = || EnrolError::BadToken(request.node.clone());
+        let node = self.world.nodes.get(&request.node).ok_or_else(bad_token)?;
+        let good = |ticket: &&Ticket| {
+            ticket.token_sha256 == Sha256::of(request.token.trim().as_bytes()) && wall <= ticket.expires
+        };
+        let ticket = node.stored.ticket.as_ref().filter(good).ok_or_else(bad_token)?;
+        let certificate = self
+            .authority
+            .issue_node(&request.node, &ticket.path, &request.csr_pem, wall)?;
+        let mut stored = node.stored.clone();
+        stored.path = ticket.path.clone();
+        stored.ticket = None;
+        // Another key means another node process: its record and its reports start again.
+        stored.record = None;
+        stored.acked = 0;
+        stored.certificate = Some(certificate.der().to_vec());
+        self.commit(vec![Write::Node(Box::new(stored.clone()))])
+            .await
+            .map_err(ActionError::from)?;
+        info!(node = %request.node, path = %stored.path, "node enrolled");
+        if let Some(node) = self.world.nodes.get_mut(&request.node) {
+            node.stored = stored;
+        }
+        Ok(EnrolResponse {
+            certificate_pem: certificate.pem(),
+            fleet_ca_pem: self.authority.ca_pem().to_owned(),
+        })
+    }
+
+    /// Whether a device looked after by a node that is still heard of is claimed by another.
+    pub(crate) fn is_taken(&self, device: &DeviceId, by: &NodeId) -> bool {
+        let Some(known) = self.world.devices.get(device).filter(|known| known.node != *by) else {
+            return false;
+        };
+        let owner = self.world.nodes.get(&known.node).and_then(|node| node.stored.last_seen);
+        owner.is_some_and(|seen| seen + self.settings.silent_after >= self.clock.wall())
+    }
+}
+
+/// What changes in the database from one publication to the next.
+fn changes(before: &Published, after: &Published) -> Vec<Write> {
+    let mut writes = Vec::new();
+    for (name, bytes) in after
+        .files
+        .iter()
+        .filter(|(name, bytes)| before.files.get(*name) != Some(*bytes))
+    {
+        writes.push(Write::Metadata(name.clone(), bytes.to_vec()));
+    }
+    writes.extend(
+        before
+            .files
+            .keys()
+            .filter(|name| !after.files.contains_key(*name))
+            .cloned()
+            .map(Write::DropMetadata),
+    );
+    for (name, bytes) in after
+        .trusted
+        .iter()
+        .filter(|(name, bytes)| before.trusted.get(*name) != Some(*bytes))
+    {
+        writes.push(Write::Trusted(name.clone(), bytes.clone()));
+    }
+    for (id, bytes) in after.new_campaigns(before) {
+        writes.push(Write::Manifest(id.clone(), bytes.to_vec()));
+    }
+    writes
+}

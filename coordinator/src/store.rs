@@ -1,0 +1,485 @@
+//! The database: one SQLite file, written in transactions that are on disk when they return.
+//!
+//! Invariant: what one [`Store::commit`] is given becomes durable together or not at all.
+
+use std::path::{Path, PathBuf};
+
+use firmesh_coordinator_core::{AttemptRecord, CampaignRecord};
+use firmesh_protocol::{
+    ids::{ArtifactId, CampaignId, NodeId, Sha256, TopologyPath},
+    manifest::Artifact,
+    report::{DeviceFacts, NodeRecord},
+    time::WallTime,
+    trust::Envelope,
+};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use sqlx::{
+    Row as _, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+/// Why the database did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// It cannot be opened.
+    #[error("the database {} cannot be opened: check that this user may write there and that the disk is not full", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: sqlx::Error,
+    },
+    /// It belongs to another version.
+    #[error("the database {} cannot be brought to this version", path.display())]
+    Migrate {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: sqlx::migrate::MigrateError,
+    },
+    /// It cannot be read or written.
+    #[error("the database cannot be {operation}: check that the disk is neither full nor read-only")]
+    Access {
+        /// `read` or `written`.
+        operation: &'static str,
+        /// Why not.
+        source: sqlx::Error,
+    },
+    /// It holds something that this version cannot read.
+    #[error(
+        "the database holds a row of {table} that cannot be read: restore a backup, or use the version that wrote it"
+    )]
+    Row {
+        /// The table.
+        table: &'static str,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A one-time permission to enrol, without its token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Ticket {
+    /// Where the node will stand.
+    pub path: TopologyPath,
+    /// Digest of the token.
+    pub token_sha256: Sha256,
+    /// The token is void after this moment.
+    pub expires: WallTime,
+}
+
+/// A node as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredNode {
+    /// The node.
+    pub node: NodeId,
+    /// Where it stands.
+    pub path: TopologyPath,
+    /// Its open ticket.
+    pub ticket: Option<Ticket>,
+    /// Its certificate, DER.
+    pub certificate: Option<Vec<u8>>,
+    /// Its signed record.
+    pub record: Option<(NodeRecord, Envelope)>,
+    /// Reports up to this one are stored.
+    pub acked: u64,
+    /// When it was last heard of, as far as it was written down.
+    pub last_seen: Option<WallTime>,
+}
+
+/// A device as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredDevice {
+    /// What was last read from it.
+    pub facts: DeviceFacts,
+    /// The node that looks after it.
+    pub node: NodeId,
+    /// When the node last told, as far as it was written down.
+    pub last_seen: WallTime,
+}
+
+/// A permit as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoredPermit {
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// Its sequence.
+    pub sequence: u64,
+    /// The nodes of its devices.
+    pub nodes: Vec<NodeId>,
+    /// No start after this moment.
+    pub expires: WallTime,
+    /// The signed permit.
+    pub envelope: Envelope,
+}
+
+/// One change. Rows replace what was stored under the same key.
+#[derive(Debug)]
+pub(crate) enum Write {
+    /// A file that nodes fetch.
+    Metadata(String, Vec<u8>),
+    /// A file that is fetched no more.
+    DropMetadata(String),
+    /// A file as a client trusts it.
+    Trusted(String, Vec<u8>),
+    /// A campaign's manifest.
+    Manifest(CampaignId, Vec<u8>),
+    /// A node.
+    Node(Box<StoredNode>),
+    /// A device.
+    Device(StoredDevice),
+    /// A campaign's record.
+    Campaign(CampaignRecord),
+    /// An attempt.
+    Attempt(CampaignId, AttemptRecord),
+    /// A campaign's attempts and permits are forgotten: another edition takes its place before it has started.
+    Restart(CampaignId),
+    /// A permit.
+    Permit(StoredPermit),
+    /// A report.
+    Report(NodeId, u64, Envelope),
+    /// The roster's version.
+    RosterVersion(u64),
+}
+
+/// Everything stored, for a start.
+#[derive(Debug, Default)]
+pub(crate) struct Stored {
+    pub metadata: Vec<(String, Vec<u8>)>,
+    pub trusted: Vec<(String, Vec<u8>)>,
+    pub manifests: Vec<(CampaignId, Vec<u8>)>,
+    pub nodes: Vec<StoredNode>,
+    pub devices: Vec<StoredDevice>,
+    pub campaigns: Vec<CampaignRecord>,
+    pub attempts: Vec<(CampaignId, AttemptRecord)>,
+    pub permits: Vec<StoredPermit>,
+    pub roster_version: u64,
+}
+
+/// The database.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    pool: SqlitePool,
+}
+
+impl Store {
+    /// Opens the database, making or upgrading it.
+    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            // Acknowledged is durable: WAL alone may lose the last commits in a power cut.
+            .synchronous(SqliteSynchronous::Full);
+        let open = SqlitePoolOptions::new().max_connections(4).connect_with(options).await;
+        let pool = open.map_err(|source| StoreError::Open {
+            path: path.to_owned(),
+            source,
+        })?;
+        let migrated = sqlx::migrate!("./migrations").run(&pool).await;
+        migrated.map_err(|source| StoreError::Migrate {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(Self { pool })
+    }
+
+    /// Makes all changes durable together.
+    pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let failed = |source| StoreError::Access {
+            operation: "written",
+            source,
+        };
+        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        for write in writes {
+            for query in queries(write) {
+                query.execute(&mut *transaction).await.map_err(failed)?;
+            }
+        }
+        transaction.commit().await.map_err(failed)
+    }
+
+    /// Reads everything but plans, artifacts and reports.
+    pub(crate) async fn load(&self) -> Result<Stored, StoreError> {
+        let bytes = "SELECT file, bytes FROM metadata";
+        let named = |(name, bytes): (String, Vec<u8>)| Ok((name, bytes));
+        Ok(Stored {
+            metadata: self.rows("metadata", bytes, named).await?,
+            trusted: self.rows("trusted", "SELECT file, bytes FROM trusted", named).await?,
+            manifests: self
+                .rows(
+                    "manifests",
+                    "SELECT campaign, bytes FROM manifests",
+                    |(id, bytes): (String, Vec<u8>)| Ok((CampaignId::new(id)?, bytes)),
+                )
+                .await?,
+            nodes: self.rows("nodes", "SELECT record FROM nodes", json).await?,
+            devices: self.rows("devices", "SELECT record FROM devices", json).await?,
+            campaigns: self.rows("campaigns", "SELECT record FROM campaigns", json).await?,
+            attempts: self
+                .rows(
+                    "attempts",
+                    "SELECT campaign, record FROM attempts",
+                    |(id, text): (String, String)| Ok((CampaignId::new(id)?, json((text,))?)),
+                )
+                .await?,
+            permits: self
+                .rows(
+                    "permits",
+                    "SELECT record FROM permits ORDER BY campaign, sequence",
+                    json,
+                )
+                .await?,
+            roster_version: self
+                .rows(
+                    "meta",
+                    "SELECT value FROM meta WHERE key = 'roster_version'",
+                    |(text,): (String,)| Ok(text.parse()?),
+                )
+                .await?
+                .pop()
+                .unwrap_or_default(),
+        })
+    }
+
+    /// Stores a plan under its digest.
+    pub(crate) async fn put_plan(&self, sha256: Sha256, bytes: &[u8]) -> Result<(), StoreError> {
+        let query = sqlx::query("INSERT OR IGNORE INTO plans VALUES (?, ?)")
+            .bind(sha256.to_string())
+            .bind(bytes);
+        let written = query.execute(&self.pool).await;
+        written.map(drop).map_err(|source| StoreError::Access {
+            operation: "written",
+            source,
+        })
+    }
+
+    /// The plan of this digest.
+    pub(crate) async fn plan(&self, sha256: Sha256) -> Result<Option<Vec<u8>>, StoreError> {
+        let query = sqlx::query("SELECT bytes FROM plans WHERE sha256 = ?").bind(sha256.to_string());
+        let row = query.fetch_optional(&self.pool).await;
+        let row = row.map_err(|source| StoreError::Access {
+            operation: "read",
+            source,
+        })?;
+        Ok(row.map(|row| row.get(0)))
+    }
+
+    /// Stores that an artifact is here. Its files are durable before.
+    pub(crate) async fn put_artifact(&self, artifact: &Artifact) -> Result<(), StoreError> {
+        let query = sqlx::query("INSERT OR REPLACE INTO artifacts VALUES (?, ?, ?)")
+            .bind(artifact.id.to_string())
+            .bind(artifact.sha256.to_string())
+            .bind(artifact.length.cast_signed());
+        let written = query.execute(&self.pool).await;
+        written.map(drop).map_err(|source| StoreError::Access {
+            operation: "written",
+            source,
+        })
+    }
+
+    /// One artifact.
+    pub(crate) async fn artifact(&self, id: ArtifactId) -> Result<Option<Artifact>, StoreError> {
+        let query = sqlx::query("SELECT sha256, length FROM artifacts WHERE id = ?").bind(id.to_string());
+        let row = query.fetch_optional(&self.pool).await;
+        let Some(row) = row.map_err(|source| StoreError::Access {
+            operation: "read",
+            source,
+        })?
+        else {
+            return Ok(None);
+        };
+        let sha256 = row
+            .get::<String, _>(0)
+            .parse()
+            .map_err(|error: firmesh_protocol::ids::DigestError| StoreError::Row {
+                table: "artifacts",
+                source: error.into(),
+            })?;
+        Ok(Some(Artifact {
+            id,
+            sha256,
+            length: row.get::<i64, _>(1).cast_unsigned(),
+        }))
+    }
+
+    /// All artifacts.
+    pub(crate) async fn artifacts(&self) -> Result<Vec<Artifact>, StoreError> {
+        let read = |(id, sha256, length): (String, String, i64)| {
+            Ok(Artifact {
+                id: id.parse::<ArtifactId>()?,
+                sha256: sha256.parse()?,
+                length: length.cast_unsigned(),
+            })
+        };
+        self.rows(
+            "artifacts",
+            "SELECT id, sha256, length FROM artifacts ORDER BY id",
+            read,
+        )
+        .await
+    }
+
+    /// Closes the database, folding its log into it.
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
+    }
+
+    async fn rows<R, T>(
+        &self,
+        table: &'static str,
+        query: &'static str,
+        read: impl Fn(R) -> Result<T, RowError>,
+    ) -> Result<Vec<T>, StoreError>
+    where
+        R: for<'r> sqlx::FromRow<'r, sqlx::sqlite::SqliteRow> + Send + Unpin,
+    {
+        let rows: Vec<R> = sqlx::query_as(query)
+            .fetch_all(&self.pool)
+            .await
+            .map_err(|source| StoreError::Access {
+                operation: "read",
+                source,
+            })?;
+        rows.into_iter()
+            .map(|row| read(row).map_err(|source| StoreError::Row { table, source }))
+            .collect()
+    }
+}
+
+type RowError = Box<dyn std::error::Error + Send + Sync>;
+
+fn json<T: DeserializeOwned>((text,): (String,)) -> Result<T, RowError> {
+    Ok(serde_json::from_str(&text)?)
+}
+
+fn text(record: &impl Serialize) -> String {
+    serde_json::to_string(record).expect("stored records have only names, numbers, text and lists")
+}
+
+type Query = sqlx::query::Query<'static, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+
+fn queries(write: Write) -> Vec<Query> {
+    use sqlx::query;
+    let one = |query| vec![query];
+    match write {
+        Write::Metadata(file, bytes) => one(query("INSERT OR REPLACE INTO metadata VALUES (?, ?)")
+            .bind(file)
+            .bind(bytes)),
+        Write::DropMetadata(file) => one(query("DELETE FROM metadata WHERE file = ?").bind(file)),
+        Write::Trusted(file, bytes) => one(query("INSERT OR REPLACE INTO trusted VALUES (?, ?)")
+            .bind(file)
+            .bind(bytes)),
+        Write::Manifest(id, bytes) => one(query("INSERT OR REPLACE INTO manifests VALUES (?, ?)")
+            .bind(id.to_string())
+            .bind(bytes)),
+        Write::Node(node) => one(query("INSERT OR REPLACE INTO nodes VALUES (?, ?)")
+            .bind(node.node.to_string())
+            .bind(text(&node))),
+        Write::Device(device) => one(query("INSERT OR REPLACE INTO devices VALUES (?, ?)")
+            .bind(device.facts.device.to_string())
+            .bind(text(&device))),
+        Write::Campaign(record) => one(query("INSERT OR REPLACE INTO campaigns VALUES (?, ?)")
+            .bind(record.id.to_string())
+            .bind(text(&record))),
+        Write::Attempt(id, record) => one(query("INSERT OR REPLACE INTO attempts VALUES (?, ?, ?)")
+            .bind(id.to_string())
+            .bind(record.device.to_string())
+            .bind(text(&record))),
+        Write::Restart(id) => vec![
+            query("DELETE FROM attempts WHERE campaign = ?").bind(id.to_string()),
+            query("DELETE FROM permits WHERE campaign = ?").bind(id.to_string()),
+        ],
+        Write::Permit(permit) => one(query("INSERT INTO permits VALUES (?, ?, ?)")
+            .bind(permit.campaign.to_string())
+            .bind(permit.sequence.cast_signed())
+            .bind(text(&permit))),
+        Write::Report(node, sequence, envelope) => one(query("INSERT OR IGNORE INTO reports VALUES (?, ?, ?)")
+            .bind(node.to_string())
+            .bind(sequence.cast_signed())
+            .bind(text(&envelope))),
+        Write::RosterVersion(version) => {
+            one(query("INSERT OR REPLACE INTO meta VALUES ('roster_version', ?)").bind(version.to_string()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str) -> StoredNode {
+        StoredNode {
+            node: NodeId::new(name).unwrap(),
+            path: format!("eu/s1/r1/{name}").parse().unwrap(),
+            ticket: None,
+            certificate: Some(vec![1, 2, 3]),
+            record: None,
+            acked: 7,
+            last_seen: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_committed_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db.sqlite");
+        let store = Store::open(&path).await.unwrap();
+        let writes = vec![
+            Write::Node(Box::new(node("n1"))),
+            Write::Metadata("timestamp.json".to_owned(), b"{}".to_vec()),
+            Write::RosterVersion(3),
+        ];
+        store.commit(writes).await.unwrap();
+        store.put_plan(Sha256::of(b"plan"), b"plan").await.unwrap();
+        store.close().await;
+        let store = Store::open(&path).await.unwrap();
+        let stored = store.load().await.unwrap();
+        assert_eq!(stored.nodes, [node("n1")]);
+        assert_eq!(stored.roster_version, 3);
+        assert_eq!(store.plan(Sha256::of(b"plan")).await.unwrap().unwrap(), b"plan");
+        assert_eq!(store.plan(Sha256::of(b"other")).await.unwrap(), None);
+    }
+
+    /// A permit's sequence is never written twice: the second transaction fails as a whole.
+    #[tokio::test]
+    async fn a_commit_that_fails_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open(&folder.path().join("db.sqlite")).await.unwrap();
+        let permit = || {
+            Write::Permit(StoredPermit {
+                campaign: CampaignId::new("spring").unwrap(),
+                sequence: 1,
+                nodes: Vec::new(),
+                expires: WallTime::from_unix_seconds(0),
+                envelope: Envelope::sign("x", Vec::new(), []),
+            })
+        };
+        store.commit(vec![permit()]).await.unwrap();
+        let refused = store.commit(vec![Write::Node(Box::new(node("n1"))), permit()]).await;
+        assert!(matches!(
+            refused,
+            Err(StoreError::Access {
+                operation: "written",
+                ..
+            })
+        ));
+        assert!(store.load().await.unwrap().nodes.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_database_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db.sqlite");
+        std::fs::write(
+            &path,
+            "this is not a database, and long enough to have been one".repeat(40),
+        )
+        .unwrap();
+        let error = Store::open(&path).await.unwrap_err();
+        assert!(error.to_string().contains("db.sqlite"), "{error}");
+    }
+}

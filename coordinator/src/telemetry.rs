@@ -1,0 +1,108 @@
+//! Logs and metrics.
+
+use std::sync::Arc;
+
+use firmesh_protocol::ids::NodeId;
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    registry::Registry,
+};
+use tracing_subscriber::{EnvFilter, filter::ParseError};
+
+/// Starts logging to standard error. A second call in one process changes nothing.
+pub fn start_logging(filter: &str, json: bool) -> Result<(), ParseError> {
+    let filter = EnvFilter::try_new(filter)?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    // An error says that somebody else has started logging, the lab for instance: then that counts.
+    let _ = if json {
+        builder.json().try_init()
+    } else {
+        builder.try_init()
+    };
+    Ok(())
+}
+
+/// An error with all its causes, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.ends_with(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabel {
+    node: String,
+}
+
+/// What is counted as it happens, and gauges set when they are asked for.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    registry: Registry,
+    origin_bytes: Family<NodeLabel, Counter>,
+    pub(crate) syncs: Counter,
+    pub(crate) reports: Counter,
+    pub(crate) permits: Counter,
+    pub(crate) refusals: Counter,
+    pub(crate) nodes: Gauge,
+    pub(crate) devices: Gauge,
+    pub(crate) in_flight: Gauge,
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Arc<Self> {
+        let mut registry = Registry::with_prefix("firmesh_coordinator");
+        let origin_bytes = Family::default();
+        let [syncs, reports, permits, refusals] = [(); 4].map(|()| Counter::default());
+        let [nodes, devices, in_flight] = [(); 3].map(|()| Gauge::default());
+        registry.register(
+            "origin_bytes",
+            "Encoded artifact bytes served, by node",
+            origin_bytes.clone(),
+        );
+        registry.register("syncs", "Heartbeats taken in", syncs.clone());
+        registry.register("reports", "Attempt reports stored", reports.clone());
+        registry.register("permits", "Permits issued", permits.clone());
+        registry.register(
+            "refusals",
+            "Requests refused by a signature or a rule",
+            refusals.clone(),
+        );
+        registry.register("nodes", "Nodes known", nodes.clone());
+        registry.register("devices", "Devices known", devices.clone());
+        registry.register("in_flight", "Devices that the caps count", in_flight.clone());
+        Arc::new(Self {
+            registry,
+            origin_bytes,
+            syncs,
+            reports,
+            permits,
+            refusals,
+            nodes,
+            devices,
+            in_flight,
+        })
+    }
+
+    pub(crate) fn served(&self, node: &NodeId, bytes: usize) {
+        self.origin_bytes
+            .get_or_create(&NodeLabel { node: node.to_string() })
+            .inc_by(bytes as u64);
+    }
+
+    pub(crate) fn encode(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string does not fail.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}

@@ -1,0 +1,275 @@
+//! What the coordinator knows: the engine, the fleet, what is published. Owned by the runtime's one task; everybody else
+//! looks at it through [`crate::runtime::Coordinator::read`].
+
+use std::{collections::BTreeMap, time::Duration};
+
+use bytes::Bytes;
+use firmesh_coordinator_core::{Engine, EngineSettings, Inventory, KnownDevice, Loaded};
+use firmesh_protocol::{
+    api::{CampaignState, CampaignView, DeviceView, Holding, NodeView, Traffic},
+    ids::{CampaignId, DeviceId, NodeId},
+    manifest::{CampaignManifest, ManifestError, Plan, Release},
+    time::{Timestamp, WallTime},
+    trust::Envelope,
+};
+
+use crate::{
+    publish::Published,
+    store::{Store, StoreError, Stored, StoredDevice, StoredNode, StoredPermit},
+};
+
+/// Why the stored state cannot be taken up again.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// The database.
+    #[error("the stored state cannot be read")]
+    Store(#[from] StoreError),
+    /// A campaign's documents.
+    #[error("the stored documents of campaign {id} cannot be read: restore a backup")]
+    Campaign {
+        /// The campaign.
+        id: CampaignId,
+        /// Why not.
+        source: ManifestError,
+    },
+    /// A campaign's documents are not there.
+    #[error("campaign {0} is stored without its manifest or plan: restore a backup")]
+    Incomplete(CampaignId),
+    /// The engine refused them.
+    #[error("the stored campaigns cannot be taken up")]
+    Engine(#[from] firmesh_coordinator_core::InputError),
+}
+
+/// A node, as stored and as last heard.
+#[derive(Debug, Clone)]
+pub(crate) struct NodeState {
+    pub(crate) stored: StoredNode,
+    pub(crate) holdings: Vec<Holding>,
+    pub(crate) traffic: Traffic,
+    pub(crate) banned: BTreeMap<NodeId, String>,
+    pub(crate) told_at: Option<Timestamp>,
+}
+
+impl NodeState {
+    pub(crate) fn new(stored: StoredNode) -> Self {
+        Self {
+            stored,
+            holdings: Vec::new(),
+            traffic: Traffic::default(),
+            banned: BTreeMap::new(),
+            told_at: None,
+        }
+    }
+
+    pub(crate) fn view(&self) -> NodeView {
+        NodeView {
+            node: self.stored.node.clone(),
+            path: self.stored.path.clone(),
+            enrolled: self.stored.certificate.is_some(),
+            last_seen: self.stored.last_seen,
+            holdings: self.holdings.clone(),
+            traffic: self.traffic,
+            banned: self.banned.clone(),
+        }
+    }
+}
+
+/// Everything known.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub(crate) engine: Engine,
+    pub(crate) nodes: BTreeMap<NodeId, NodeState>,
+    pub(crate) devices: BTreeMap<DeviceId, StoredDevice>,
+    pub(crate) permits: BTreeMap<CampaignId, Vec<StoredPermit>>,
+    pub(crate) published: Published,
+    pub(crate) roster_version: u64,
+}
+
+impl World {
+    /// Reads everything back.
+    pub(crate) async fn restore(
+        store: &Store,
+        permit_ttl: Duration,
+        now: Timestamp,
+        wall: WallTime,
+    ) -> Result<Self, RestoreError> {
+        let stored = store.load().await?;
+        let mut engine = Engine::new(EngineSettings { permit_ttl });
+        engine.handle(
+            now,
+            firmesh_coordinator_core::Input::Load(campaigns(store, &stored, now, wall).await?),
+        )?;
+        // What loading made the engine want is written with the first change: nothing is told before it is stored.
+        let mut permits: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for permit in stored.permits {
+            permits.entry(permit.campaign.clone()).or_default().push(permit);
+        }
+        let bytes = |files: Vec<(String, Vec<u8>)>| files.into_iter().map(|(name, b)| (name, Bytes::from(b))).collect();
+        Ok(Self {
+            engine,
+            nodes: stored
+                .nodes
+                .into_iter()
+                .map(|node| (node.node.clone(), NodeState::new(node)))
+                .collect(),
+            devices: stored
+                .devices
+                .into_iter()
+                .map(|device| (device.facts.device.clone(), device))
+                .collect(),
+            permits,
+            published: Published {
+                files: bytes(stored.metadata),
+                trusted: stored.trusted.into_iter().collect(),
+                manifests: stored
+                    .manifests
+                    .into_iter()
+                    .map(|(id, b)| (id, Bytes::from(b)))
+                    .collect(),
+                fleet: None,
+            },
+            roster_version: stored.roster_version,
+        })
+    }
+
+    pub(crate) fn node_view(&self, id: &NodeId) -> Option<NodeView> {
+        self.nodes.get(id).map(NodeState::view)
+    }
+
+    pub(crate) fn device_views(&self, pick: impl Fn(&DeviceId) -> bool) -> Vec<DeviceView> {
+        let mut attempts = self.engine.latest_attempts();
+        let view = |(id, device): (&DeviceId, &StoredDevice)| {
+            Some(DeviceView {
+                facts: device.facts.clone(),
+                node: device.node.clone(),
+                path: self.nodes.get(&device.node)?.stored.path.clone(),
+                last_seen: device.last_seen,
+                attempt: attempts.remove(id),
+            })
+        };
+        self.devices
+            .iter()
+            .filter(|(id, _)| pick(id))
+            .filter_map(view)
+            .collect()
+    }
+
+    /// All published releases, verified.
+    pub(crate) fn releases(&self) -> Vec<Release> {
+        let Some(fleet) = &self.published.fleet else {
+            return Vec::new();
+        };
+        fleet
+            .releases()
+            .filter_map(|target| Some(fleet.release(target).ok()?.into_inner()))
+            .collect()
+    }
+
+    /// The snapshot that campaigns are planned against.
+    pub(crate) fn inventory(&self, silent_after: Duration, wall: WallTime) -> Inventory {
+        let known = |(id, device): (&DeviceId, &StoredDevice)| {
+            let node = &self.nodes.get(&device.node)?.stored;
+            let known = KnownDevice {
+                facts: device.facts.clone(),
+                node: device.node.clone(),
+                path: node.path.clone(),
+                node_reachable: node.last_seen.is_some_and(|seen| seen + silent_after >= wall),
+                quarantined: self.engine.is_quarantined(id),
+            };
+            Some((id.clone(), known))
+        };
+        Inventory {
+            devices: self.devices.iter().filter_map(known).collect(),
+        }
+    }
+
+    /// A campaign as watchers are told: without the devices held back, which do not change.
+    pub(crate) fn campaign_event(&self, id: &CampaignId) -> Option<CampaignView> {
+        let view = self.engine.campaign(id)?;
+        Some(CampaignView {
+            held: Vec::new(),
+            ..view
+        })
+    }
+
+    /// The campaigns that nodes should take part in. A scheduled one is approved: its images may be fetched ahead.
+    pub(crate) fn running_campaigns(&self) -> Vec<CampaignId> {
+        let runs = |view: &CampaignView| {
+            use CampaignState::{Active, Paused, RollingBack, Scheduled};
+            matches!(view.state, Scheduled | Active | Paused | RollingBack)
+        };
+        self.engine.campaigns().filter(runs).map(|view| view.id).collect()
+    }
+
+    /// The permits for a node beyond those it has seen.
+    pub(crate) fn permits_for(
+        &self,
+        node: &NodeId,
+        seen: &BTreeMap<CampaignId, u64>,
+        running: &[CampaignId],
+        wall: WallTime,
+    ) -> Vec<Envelope> {
+        let of_campaign = |id: &CampaignId| {
+            let last = seen.get(id).copied().unwrap_or_default();
+            let wanted = move |permit: &&StoredPermit| {
+                permit.sequence > last && permit.expires > wall && permit.nodes.contains(node)
+            };
+            self.permits
+                .get(id)
+                .into_iter()
+                .flatten()
+                .filter(wanted)
+                .map(|permit| permit.envelope.clone())
+        };
+        running.iter().flat_map(of_campaign).collect()
+    }
+
+    pub(crate) fn roster(&self) -> Vec<Envelope> {
+        self.nodes
+            .values()
+            .filter_map(|node| Some(node.stored.record.as_ref()?.1.clone()))
+            .collect()
+    }
+}
+
+/// The stored campaigns as the engine takes them.
+async fn campaigns(
+    store: &Store,
+    stored: &Stored,
+    now: Timestamp,
+    wall: WallTime,
+) -> Result<Vec<Loaded>, RestoreError> {
+    let mut loaded = Vec::new();
+    for record in &stored.campaigns {
+        let id = &record.id;
+        let unreadable = |source| RestoreError::Campaign { id: id.clone(), source };
+        let incomplete = || RestoreError::Incomplete(id.clone());
+        let (_, manifest) = stored
+            .manifests
+            .iter()
+            .find(|(name, _)| name == id)
+            .ok_or_else(incomplete)?;
+        let manifest = CampaignManifest::from_bytes(manifest).map_err(unreadable)?;
+        let plan = store.plan(manifest.plan_sha256).await?.ok_or_else(incomplete)?;
+        let plan = Plan::from_bytes(&plan).map_err(unreadable)?;
+        let attempts = stored
+            .attempts
+            .iter()
+            .filter(|(name, _)| name == id)
+            .map(|(_, attempt)| attempt.clone());
+        loaded.push(Loaded {
+            expires_at: on_our_clock(manifest.expires, now, wall),
+            manifest,
+            plan,
+            record: Some(record.clone()),
+            attempts: attempts.collect(),
+        });
+    }
+    Ok(loaded)
+}
+
+/// A moment of the calendar on the process's clock; now, if it is past.
+pub(crate) fn on_our_clock(moment: WallTime, now: Timestamp, wall: WallTime) -> Timestamp {
+    let left = moment.unix_seconds().saturating_sub(wall.unix_seconds()).max(0);
+    now + Duration::from_secs(left.cast_unsigned())
+}

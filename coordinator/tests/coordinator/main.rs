@@ -1,0 +1,277 @@
+//! A coordinator on loopback, its operator, its signers and a node, all in one process: what is served, what is refused,
+//! what survives a restart.
+
+mod fleet;
+
+use firmesh_protocol::{
+    api::{
+        AttemptView, CampaignState, CampaignView, DeviceView, EnrolRequest, EnrolResponse, EnrolmentTicket,
+        Explanation, NodeView, Page, Publication, Published, ReleaseView, SyncResponse,
+    },
+    chunk::decode,
+    report::AttemptState,
+};
+use fleet::{Fleet, IMAGE, NodeProcess};
+use reqwest::StatusCode;
+
+#[tokio::test]
+async fn a_campaign_runs_from_the_image_to_completion_over_a_restart() {
+    let mut fleet = Fleet::start().await;
+    let artifact = fleet.found().await;
+    let releases: Page<ReleaseView> = fleet.get("/api/v1/releases").await;
+    assert!(releases.items.iter().all(|release| release.stored));
+    assert_eq!(releases.items.len(), 2);
+
+    let node = fleet.enrol("n1", "eu/s1/r1/n1").await;
+    let first: SyncResponse = fleet.sync(&node, &[]).await;
+    assert_eq!(first.campaigns, []);
+    assert_eq!(first.roster.unwrap().len(), 1);
+    let encoded = fleet
+        .node_get(
+            &node,
+            &format!("/node/v1/artifacts/{}/slice?offset=0&length=16384", artifact.id),
+        )
+        .await;
+    assert!(decode(&encoded, artifact.id, artifact.length, &(0..16_384)).unwrap() == IMAGE[..16_384]);
+
+    fleet.campaign("spring").await;
+    let scheduled: CampaignView = fleet.get("/api/v1/campaigns/spring").await;
+    assert_eq!(scheduled.state, CampaignState::Scheduled);
+    fleet.post::<CampaignView>("/api/v1/campaigns/spring/start", &()).await;
+    let started = fleet.sync(&node, &[]).await;
+    assert_eq!((started.campaigns.len(), started.permits.len()), (1, 1));
+    let permit = fleet.open_permit(&started.permits[0]);
+    assert_eq!(permit.devices.len(), 1, "10 % of two devices, rounded up");
+    for path in [
+        "/node/v1/targets/campaigns/spring.json",
+        "/node/v1/metadata/timestamp.json",
+    ] {
+        assert!(!fleet.node_get(&node, path).await.is_empty());
+    }
+
+    fleet.restart().await;
+    let again = fleet.sync(&node, &[]).await;
+    assert_eq!(again.permits, started.permits, "the same permit, not another one");
+    assert!(again.timestamp_version > started.timestamp_version);
+
+    let acked = fleet.sync(&node, &[(&permit.devices[0], AttemptState::Success)]).await;
+    assert_eq!(acked.reports_acked, 1);
+    let next = fleet.open_permit(acked.permits.last().unwrap());
+    assert_eq!((next.wave, next.sequence), (1, 2));
+    fleet.sync(&node, &[(&next.devices[0], AttemptState::Success)]).await;
+    let done: CampaignView = fleet.get("/api/v1/campaigns/spring").await;
+    assert_eq!(done.state, CampaignState::Completed);
+
+    fleet.restart().await;
+    let done: CampaignView = fleet.get("/api/v1/campaigns/spring").await;
+    assert_eq!(done.state, CampaignState::Completed);
+    let attempts: Page<AttemptView> = fleet.get("/api/v1/campaigns/spring/attempts").await;
+    assert!(
+        attempts
+            .items
+            .iter()
+            .all(|attempt| attempt.state == AttemptState::Success)
+    );
+    let why: Page<Explanation> = fleet.get("/api/v1/campaigns/spring/explain").await;
+    assert!(why.items.iter().any(|found| found.finding == "the gate passed"));
+    let devices: Page<DeviceView> = fleet.get("/api/v1/devices").await;
+    assert_eq!(devices.items.len(), 2);
+    let nodes: Page<NodeView> = fleet.get("/api/v1/nodes").await;
+    assert!(nodes.items[0].enrolled);
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn operators_are_refused_with_a_reason_and_a_remedy() {
+    let fleet = Fleet::start().await;
+    let no_token = fleet
+        .refused_by_operators("POST", "/api/v1/campaigns/x/start", None, "")
+        .await;
+    assert_eq!((no_token.status, no_token.refused), (401, true));
+    assert!(no_token.detail.contains("operator.token"));
+    let wrong = fleet
+        .refused_by_operators("POST", "/api/v1/plans", Some("guess"), "")
+        .await;
+    assert_eq!(wrong.status, 401);
+    let token = fleet.token();
+    for (method, path, body, status, kind) in [
+        ("POST", "/api/v1/campaigns/spring/start", "", 404, "not_found"),
+        ("POST", "/api/v1/campaigns/spring/hurry", "", 404, "not_found"),
+        ("GET", "/api/v1/campaigns/..%2Fetc", "", 400, "bad_request"),
+        ("GET", "/api/v1/nowhere", "", 404, "not_found"),
+        ("POST", "/api/v1/nodes", "{\"node\":\"n1\"}", 400, "bad_body"),
+        (
+            "POST",
+            "/api/v1/nodes",
+            "{\"node\":\"n1\",\"path\":\"a/b\",\"extra\":1}",
+            400,
+            "bad_body",
+        ),
+        ("POST", "/api/v1/artifacts", "", 400, "bad_upload"),
+        (
+            "POST",
+            &format!("/api/v1/artifacts?sha256={}", "0".repeat(64)),
+            "x",
+            422,
+            "hash_mismatch",
+        ),
+        ("POST", "/api/v1/artifacts?sha=1", "x", 400, "bad_request"),
+        ("POST", "/api/v1/metadata", "{\"metadata\":{}}", 400, "bad_publication"),
+        (
+            "POST",
+            "/api/v1/metadata",
+            "{\"metadata\":{\"mirrors\":\"{}\"}}",
+            400,
+            "bad_publication",
+        ),
+        (
+            "POST",
+            "/api/v1/metadata",
+            "{\"metadata\":{\"targets\":\"{}\"}}",
+            422,
+            "incomplete_repository",
+        ),
+        ("GET", "/api/v1/metadata/..%2Foperator.token", "", 404, "not_found"),
+        ("POST", "/api/v1/devices/d1/clear", "", 409, "wrong_state"),
+    ] {
+        let problem = fleet.refused_by_operators(method, path, Some(&token), body).await;
+        assert_eq!(
+            (problem.status, problem.kind.as_str()),
+            (status, &*format!("urn:firmesh:problem:{kind}")),
+            "{path}: {}",
+            problem.detail
+        );
+    }
+    let metrics = fleet.text("/metrics").await;
+    assert!(metrics.contains("firmesh_coordinator_refusals_total 5"), "{metrics}");
+    assert_eq!(fleet.text("/health").await, "ok\n");
+    assert!(fleet.text("/").await.contains("dashboard.js"));
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_published_that_a_node_would_refuse() {
+    let fleet = Fleet::start().await;
+    let first = fleet.draft_publication();
+    let refused = |publication: Publication| {
+        let body = serde_json::to_string(&publication).unwrap();
+        let fleet = &fleet;
+        async move {
+            fleet
+                .refused_by_operators("POST", "/api/v1/metadata", Some(&fleet.token()), &body)
+                .await
+        }
+    };
+    let problem = refused(first.clone()).await;
+    assert!(problem.kind.ends_with("artifact_missing"), "{problem:?}");
+    assert!(problem.detail.contains("artifact add"));
+    fleet.upload(IMAGE).await;
+    fleet.upload(b"the old image").await;
+
+    let mut flipped = first.clone();
+    let text = flipped.metadata.get_mut("releases").unwrap();
+    *text = text.replacen("Acme", "Acne", 1);
+    let problem = refused(flipped).await;
+    assert!(
+        problem.refused && problem.kind.ends_with("signature_threshold"),
+        "{problem:?}"
+    );
+    assert_eq!(
+        fleet.status("/api/v1/metadata/1.root.json").await,
+        StatusCode::NOT_FOUND,
+        "nothing was published in part"
+    );
+
+    let published: Published = fleet.post("/api/v1/metadata", &first).await;
+    assert_eq!(published.versions["root"], 1);
+    let mut other = first.clone();
+    let other_root = fleet.other_root();
+    other.metadata.insert("1.root.json".to_owned(), other_root);
+    let problem = refused(other).await;
+    assert!(problem.kind.ends_with("changed_version"), "{problem:?}");
+    fleet.post::<Published>("/api/v1/metadata", &first).await;
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn a_node_needs_its_token_once_and_its_certificate_ever_after() {
+    let fleet = Fleet::start().await;
+    let ticket: EnrolmentTicket = fleet.post("/api/v1/nodes", &fleet::new_node("n1", "eu/s1/r1/n1")).await;
+    let node = NodeProcess::new("n1", &ticket);
+    let request = |token: &str| EnrolRequest {
+        node: ticket.node.clone(),
+        token: token.to_owned(),
+        csr_pem: node.csr(),
+    };
+    let anonymous = fleet.anonymous_client();
+    let enrol = |token: &str| {
+        let request = anonymous
+            .post(format!("{}/node/v1/enrol", ticket.node_url))
+            .json(&request(token));
+        async move { request.send().await.unwrap() }
+    };
+    assert_eq!(enrol("guess").await.status(), StatusCode::FORBIDDEN);
+    let answer: EnrolResponse = enrol(&ticket.token).await.json().await.unwrap();
+    assert_eq!(
+        enrol(&ticket.token).await.status(),
+        StatusCode::FORBIDDEN,
+        "a token is good once"
+    );
+
+    for path in ["/node/v1/metadata/timestamp.json", "/node/v1/plans/00"] {
+        let refused = anonymous
+            .get(format!("{}{path}", ticket.node_url))
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(refused.status(), StatusCode::UNAUTHORIZED, "{path}");
+    }
+    let node = node.enrolled(&answer);
+    let stranger = fleet.enrol("n2", "eu/s1/r1/n2").await;
+    let forged = stranger.sync_request(&[]);
+    let refused = fleet.node_post(&node, "/node/v1/sync", &forged).await;
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN, "another node's record");
+    fleet.sync(&node, &[]).await;
+    let renewed = fleet.enrol("n1", "eu/s1/r1/n1").await;
+    let refused = fleet.node_post(&node, "/node/v1/sync", &node.sync_request(&[])).await;
+    assert_eq!(refused.status(), StatusCode::FORBIDDEN, "the old certificate is void");
+    fleet.sync(&renewed, &[]).await;
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn a_second_coordinator_and_a_taken_port_are_refused_with_the_place() {
+    let fleet = Fleet::start().await;
+    let same_state = firmesh_coordinator::run(fleet.settings(), tokio_util::sync::CancellationToken::new()).await;
+    let error = same_state.unwrap_err().to_string();
+    assert!(
+        error.contains("another coordinator") && error.contains(&fleet.state_dir().display().to_string()),
+        "{error}"
+    );
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut settings = fleet.settings();
+    settings.state_dir = elsewhere.path().to_owned();
+    settings.operators = fleet.operator_address();
+    let taken = firmesh_coordinator::run(settings, tokio_util::sync::CancellationToken::new()).await;
+    let error = taken.unwrap_err().to_string();
+    assert!(
+        error.contains("port is in use") && error.contains("operators.listen"),
+        "{error}"
+    );
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn watchers_are_told_and_can_come_back() {
+    let fleet = Fleet::start().await;
+    let mut events = fleet.events(None).await;
+    fleet.upload(IMAGE).await;
+    let first = events.next().await;
+    assert_eq!(first.1["kind"], "artifact");
+    fleet.upload(b"another").await;
+    let second = events.next().await;
+    drop(events);
+    let mut again = fleet.events(Some(&first.0)).await;
+    assert_eq!(again.next().await, second);
+    fleet.stop().await;
+}

@@ -160,10 +160,10 @@ pub(super) fn error_text(body: &[u8]) -> String {
         message: error.message,
         message_id: None,
     };
-    error
-        .extended
-        .iter()
+    let spoken = error.extended.iter().filter(|message| message.message.is_some());
+    spoken
         .chain([&general])
+        .chain(&error.extended)
         .find_map(Message::text)
         .unwrap_or_default()
 }

@@ -94,11 +94,14 @@ impl Attempt {
         match self.record.phase.clone() {
             Phase::Looking => {
                 let limit = self.record.goal.deadlines.back_s;
-                let reason = format!(
-                    "the device did not answer for {limit} s, nothing was written: {}",
-                    self.silence
-                );
-                self.end(now, AttemptState::TimedOut, reason);
+                let silence = self.silence();
+                let reason = format!("the device did not answer for {limit} s, nothing was written: {silence}");
+                // A device that is to go back is already out of its old state: nobody knows what it runs.
+                let state = match self.record.goal.kind {
+                    PermitKind::Update => AttemptState::TimedOut,
+                    PermitKind::Rollback => AttemptState::Quarantined,
+                };
+                self.end(now, state, reason);
             }
             Phase::Resetting { rung, why } => self.climb(now, rung, why),
             Phase::Confirming { .. } => {
@@ -307,12 +310,8 @@ impl Attempt {
         }
         let limit = self.record.goal.deadlines.back_s;
         let Some(seen) = self.seen.clone().filter(|seen| seen.ready) else {
-            let starting = if self.seen.is_some() {
-                "it has not finished starting"
-            } else {
-                self.silence.as_str()
-            };
-            let reason = format!("the device did not come back within {limit} s of its last reset: {starting}");
+            let silence = self.silence();
+            let reason = format!("the device did not come back within {limit} s of its last reset: {silence}");
             return self.end(now, AttemptState::Quarantined, reason);
         };
         match why {
@@ -488,6 +487,14 @@ impl Attempt {
 
     fn first_rung(&self) -> Rung {
         self.record.resets.first().copied().unwrap_or(Rung::Warm)
+    }
+
+    fn silence(&self) -> &str {
+        if self.seen.is_some() {
+            "it answers, but has not finished starting"
+        } else {
+            &self.silence
+        }
     }
 
     fn runs_goal(&self, seen: &Seen) -> bool {

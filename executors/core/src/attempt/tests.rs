@@ -178,6 +178,18 @@ fn a_silent_device_is_not_touched() {
 }
 
 #[test]
+fn a_silent_device_that_was_to_go_back_is_quarantined() {
+    let mut device = Device::bmc(Habit::Good);
+    device.up_at = None;
+    let run = Run {
+        goal: goal(PermitKind::Rollback, OLD),
+        ..Run::of(device)
+    }
+    .end();
+    assert_eq!((run.outcome.state, run.acts), (AttemptState::Quarantined, 0));
+}
+
+#[test]
 fn a_crash_after_the_answer_was_lost_does_not_flash_twice() {
     let faults = vec![Fault::None, Fault::CrashAfter];
     let run = Run {

@@ -447,9 +447,19 @@ impl Lab {
                 info,
             },
             security_epoch_min: 0,
-            deadlines: Deadlines {
-                attempt_s: 10,
-                back_s: 2,
+            deadlines: match device.misbehaviour {
+                Some(Misbehaviour::Stall) => Deadlines {
+                    attempt_s: 16,
+                    back_s: 4,
+                },
+                Some(Misbehaviour::NeverBack) => Deadlines {
+                    attempt_s: 60,
+                    back_s: 3,
+                },
+                _ => Deadlines {
+                    attempt_s: 60,
+                    back_s: 20,
+                },
             },
             answers_min: 3,
             pace_ms: 30,
@@ -481,7 +491,7 @@ async fn eventually(condition: impl AsyncFn() -> bool) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), patience)
+    tokio::time::timeout(Duration::from_secs(60), patience)
         .await
         .expect("it never came true");
 }

@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{chunk::PIECE_BYTES, limits::ARTIFACT_BYTES_MAX};
+
+/// Pieces of the largest artifact.
+pub const PIECES_MAX: u32 = (ARTIFACT_BYTES_MAX / PIECE_BYTES) as u32;
+
 /// A set of piece numbers below a fixed total.
 ///
 /// Invariant: no member is at or above the total, so counts and iteration need no checks.
@@ -22,7 +27,9 @@ struct PieceSetWire {
 
 /// A piece set that contradicts itself.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("a piece set of {total} pieces came with {words} words of bits, or with bits beyond its end")]
+#[error(
+    "a piece set of {total} pieces came with {words} words of bits, or with bits beyond its end, or has none or too many pieces"
+)]
 pub struct PieceSetError {
     total: u32,
     words: usize,
@@ -37,7 +44,7 @@ impl TryFrom<PieceSetWire> for PieceSet {
         };
         let tail = wire.total % 64;
         let beyond = tail != 0 && wire.words.last().is_some_and(|last| last >> tail != 0);
-        if wire.words.len() != words_for(wire.total) || beyond {
+        if !(1..=PIECES_MAX).contains(&wire.total) || wire.words.len() != words_for(wire.total) || beyond {
             return Err(error);
         }
         let count = wire.words.iter().map(|word| word.count_ones()).sum();

@@ -10,6 +10,12 @@ use firmesh_protocol::{
 
 use super::Source;
 
+/// Artifacts that one peer may announce: more than a fleet has in campaigns at once.
+const ARTIFACTS_MAX: usize = 256;
+
+/// After so many requests in a row that brought nothing, a member is not counted on as importer any more.
+const FAILURES_MAX: u32 = 2;
+
 /// What a peer holds of one artifact, and when that last grew.
 #[derive(Debug)]
 struct Held {
@@ -29,8 +35,12 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn holds(&self, artifact: &ArtifactId, piece: u32) -> bool {
-        self.held.get(artifact).is_some_and(|held| held.pieces.contains(piece))
+    pub(super) fn is_failing(&self) -> bool {
+        self.service.failures >= FAILURES_MAX
+    }
+
+    pub(super) fn pieces(&self, artifact: &ArtifactId) -> Option<&PieceSet> {
+        self.held.get(artifact).map(|held| &held.pieces)
     }
 }
 
@@ -40,12 +50,26 @@ struct Service {
     /// A moving average of the time from request to durable piece.
     mean: Option<Duration>,
     rests_until: Option<Timestamp>,
+    /// Requests in a row that brought nothing.
+    failures: u32,
 }
 
 impl Service {
     fn succeeded(&mut self, took: Duration) {
         self.mean = Some(self.mean.map_or(took, |mean| (mean * 7 + took) / 8));
         self.rests_until = None;
+        self.failures = 0;
+    }
+
+    fn failed(&mut self, rests_until: Timestamp) {
+        self.rests_until = Some(rests_until);
+        self.failures += 1;
+    }
+
+    /// A request was given up after `waited`: the next one gets more time, or a slow link would never deliver anything.
+    fn overdue(&mut self, waited: Duration, rests_until: Timestamp) {
+        self.mean = Some(self.mean.unwrap_or_default().max(waited / 4));
+        self.failed(rests_until);
     }
 
     fn rests(&self, now: Timestamp) -> bool {
@@ -95,21 +119,51 @@ impl Members {
         });
     }
 
-    pub(super) fn holds(&mut self, now: Timestamp, peer: &NodeId, artifact: ArtifactId, pieces: PieceSet) {
+    /// Takes over all that a peer says it holds; false if it names more artifacts than there can be.
+    pub(super) fn holds_all(&mut self, now: Timestamp, peer: &NodeId, artifact: ArtifactId, pieces: PieceSet) -> bool {
+        let mut within_bounds = true;
         self.change(peer, |member| {
-            member.held.insert(artifact, Held { pieces, grew_at: now });
+            within_bounds = member.held.contains_key(&artifact) || member.held.len() < ARTIFACTS_MAX;
+            if within_bounds {
+                let known = member.held.get(&artifact);
+                let grew_at = known
+                    .filter(|held| held.pieces.count() >= pieces.count())
+                    .map_or(now, |held| held.grew_at);
+                member.held.insert(artifact, Held { pieces, grew_at });
+            }
         });
+        within_bounds
     }
 
-    pub(super) fn got(&mut self, now: Timestamp, peer: &NodeId, artifact: ArtifactId, pieces: &[u32]) {
+    /// Adds pieces that a peer verified; true if any of them is news.
+    pub(super) fn got(&mut self, now: Timestamp, peer: &NodeId, artifact: ArtifactId, pieces: &[u32]) -> bool {
+        let mut grew = false;
         self.change(peer, |member| {
             if let Some(held) = member.held.get_mut(&artifact) {
                 for &piece in pieces {
-                    held.pieces.insert(piece);
+                    grew |= held.pieces.insert(piece);
                 }
-                held.grew_at = now;
+                if grew {
+                    held.grew_at = now;
+                }
             }
         });
+        grew
+    }
+
+    /// Members that announced another number of pieces than `total`.
+    pub(super) fn contradicting(&self, artifact: &ArtifactId, total: u32) -> Vec<NodeId> {
+        let contradicts = |member: &Member| {
+            member
+                .held
+                .get(artifact)
+                .is_some_and(|held| held.pieces.total() != total)
+        };
+        self.nodes
+            .iter()
+            .filter(|(_, member)| contradicts(member))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     pub(super) fn dropped(&mut self, peer: &NodeId, artifact: ArtifactId) {
@@ -165,18 +219,24 @@ impl Members {
         self.origin_available && !self.origin.rests(now) && !self.all_rest(now)
     }
 
+    /// A request brought its piece; a peer that serves is forgiven one false announcement.
     pub(super) fn succeeded(&mut self, source: &Source, took: Duration) {
-        match source {
-            Source::Origin => self.origin.succeeded(took),
-            Source::Peer(peer) => self.change(peer, |member| member.service.succeeded(took)),
+        if let Source::Peer(peer) = source {
+            self.change(peer, |member| {
+                member.false_announcements = member.false_announcements.saturating_sub(1)
+            });
         }
+        self.change_service(source, |service| service.succeeded(took));
     }
 
-    pub(super) fn rest_until(&mut self, source: &Source, until: Timestamp) {
-        match source {
-            Source::Origin => self.origin.rests_until = Some(until),
-            Source::Peer(peer) => self.change(peer, |member| member.service.rests_until = Some(until)),
-        }
+    /// A request brought nothing: the source is left alone for a while.
+    pub(super) fn failed(&mut self, source: &Source, rests_until: Timestamp) {
+        self.change_service(source, |service| service.failed(rests_until));
+    }
+
+    /// A request was given up after `waited`.
+    pub(super) fn overdue(&mut self, source: &Source, waited: Duration, rests_until: Timestamp) {
+        self.change_service(source, |service| service.overdue(waited, rests_until));
     }
 
     pub(super) fn rest_everything_until(&mut self, until: Timestamp) {
@@ -202,20 +262,31 @@ impl Members {
         })
     }
 
-    /// Members that may be counted on to bring pieces of `artifact` into their groups: those not banned that are still
-    /// awaited (`grace`), or are connected, take part, and are complete or have grown since `stalled_before`.
+    /// Members that may be counted on to bring pieces of `artifact` into their groups: those not banned that answer, and
+    /// that are still awaited, or take part and are complete or have grown since `stalled_before`. A member that has
+    /// not said anything yet is awaited for a short while, and longer if it is connected.
     pub(super) fn importers<'a>(
         &'a self,
         artifact: &'a ArtifactId,
-        grace: bool,
+        awaited: bool,
+        awaited_if_connected: bool,
         stalled_before: Timestamp,
     ) -> impl Iterator<Item = (&'a NodeId, &'a TopologyPath)> {
         self.nodes.iter().filter_map(move |(id, member)| {
-            let held = member.held.get(artifact);
-            let moving = held.is_some_and(|held| held.pieces.is_full() || held.grew_at >= stalled_before);
-            let awaited = grace && held.is_none();
-            (member.banned.is_none() && (awaited || (member.connected && moving))).then_some((id, &member.path))
+            let answers = member.banned.is_none() && !member.is_failing();
+            let counts = match member.held.get(artifact) {
+                Some(held) => member.connected && (held.pieces.is_full() || held.grew_at >= stalled_before),
+                None => awaited || (awaited_if_connected && member.connected),
+            };
+            (answers && counts).then_some((id, &member.path))
         })
+    }
+
+    fn change_service(&mut self, source: &Source, change: impl FnOnce(&mut Service)) {
+        match source {
+            Source::Origin => change(&mut self.origin),
+            Source::Peer(peer) => self.change(peer, |member| change(&mut member.service)),
+        }
     }
 
     fn change(&mut self, peer: &NodeId, change: impl FnOnce(&mut Member)) {

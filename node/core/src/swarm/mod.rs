@@ -129,6 +129,13 @@ pub enum Input {
         /// The request.
         id: FetchId,
     },
+    /// A piece is durable whose request was given up meanwhile.
+    Stored {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The piece.
+        piece: u32,
+    },
     /// A request brought nothing.
     Failed {
         /// The request.
@@ -193,8 +200,12 @@ pub struct Tuning {
     pub join_grace: Duration,
     /// A member without new pieces for this long, and not complete, is passed over as importer.
     pub stall_after: Duration,
+    /// How long a connected member that has not said anything of the artifact is waited for.
+    pub join_grace_connected: Duration,
     /// The shortest time a request is given.
     pub request_min: Duration,
+    /// The time a request is given while nothing is known of its source.
+    pub request_first: Duration,
     /// The longest time a request is given.
     pub request_max: Duration,
     /// How long a source that failed to answer is left alone.
@@ -211,13 +222,21 @@ impl Default for Tuning {
             per_origin_max: 4,
             join_grace: Duration::from_secs(3),
             stall_after: Duration::from_secs(5),
+            join_grace_connected: Duration::from_secs(10),
             request_min: Duration::from_secs(3),
-            request_max: Duration::from_secs(30),
+            request_first: Duration::from_secs(10),
+            request_max: Duration::from_secs(60),
             backoff: Duration::from_secs(2),
             false_announcements_max: 3,
         }
     }
 }
+
+/// Why a peer is banned whose bitfield does not fit the signed length.
+const OTHER_LENGTH: &str = "announced another number of pieces than the signed length gives";
+
+/// How long news from peers is gathered before it is acted upon.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// One artifact that this node collects and shares.
 #[derive(Debug)]
@@ -225,6 +244,8 @@ struct Transfer {
     have: PieceSet,
     priority: u8,
     wanted_since: Timestamp,
+    /// When somebody, this node or a peer, last verified a piece that it did not hold before.
+    moved_at: Timestamp,
     complete_told: bool,
 }
 
@@ -263,6 +284,10 @@ impl Swarm {
 
     /// Takes in one fact.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
+        // What peers say comes in floods: it is looked at together, a little later. Everything else at once.
+        let from_flood = matches!(input, Input::PeerGot { .. } | Input::PeerHolds { .. });
+        let fill_at = if from_flood { now + GATHER } else { now };
+        self.wake_at = Some(self.wake_at.map_or(fill_at, |at| at.min(fill_at)));
         match input {
             Input::Want {
                 artifact,
@@ -274,16 +299,17 @@ impl Swarm {
             Input::PeerUp { peer } => self.members.up(&peer),
             Input::PeerDown { peer } => self.peer_down(&peer),
             Input::PeerHolds { peer, artifact, pieces } => self.peer_holds(now, &peer, artifact, pieces),
-            Input::PeerGot { peer, artifact, pieces } => self.members.got(now, &peer, artifact, &pieces),
+            Input::PeerGot { peer, artifact, pieces } => self.peer_got(now, &peer, artifact, &pieces),
             Input::PeerDropped { peer, artifact } => self.members.dropped(&peer, artifact),
             Input::PeerMisbehaved { peer, reason } => self.ban(&peer, reason),
             Input::Origin { available } => self.members.set_origin(available),
             Input::Fetched { id } => self.fetched(now, id),
+            Input::Stored { artifact, piece } => self.stored(now, artifact, piece),
             Input::Failed { id, why } => self.failed(now, id, why),
             Input::Tick => {}
         }
         self.expire(now);
-        self.fill(now);
+        self.fill_if_due(now);
     }
 
     /// The next instruction, if there is one.
@@ -322,6 +348,9 @@ impl Swarm {
     }
 
     fn want(&mut self, now: Timestamp, artifact: ArtifactId, have: PieceSet, priority: u8) {
+        for peer in self.members.contradicting(&artifact, have.total()) {
+            self.ban(&peer, OTHER_LENGTH);
+        }
         self.transfers
             .entry(artifact)
             .and_modify(|transfer| transfer.priority = priority)
@@ -329,6 +358,7 @@ impl Swarm {
                 have,
                 priority,
                 wanted_since: now,
+                moved_at: now,
                 complete_told: false,
             });
         self.tell_if_complete(artifact);
@@ -350,32 +380,39 @@ impl Swarm {
     }
 
     fn peer_holds(&mut self, now: Timestamp, peer: &NodeId, artifact: ArtifactId, pieces: PieceSet) {
-        let contradicts = self
-            .transfers
-            .get(&artifact)
-            .is_some_and(|transfer| transfer.have.total() != pieces.total());
-        if contradicts {
-            self.ban(peer, "announced another number of pieces than the signed length gives");
-        } else {
-            self.members.holds(now, peer, artifact, pieces);
+        let transfer = self.transfers.get(&artifact);
+        if transfer.is_some_and(|transfer| transfer.have.total() != pieces.total()) {
+            self.ban(peer, OTHER_LENGTH);
+        } else if !self.members.holds_all(now, peer, artifact, pieces) {
+            self.ban(peer, "announced more artifacts than a fleet has");
+        }
+    }
+
+    fn peer_got(&mut self, now: Timestamp, peer: &NodeId, artifact: ArtifactId, pieces: &[u32]) {
+        if self.members.got(now, peer, artifact, pieces)
+            && let Some(transfer) = self.transfers.get_mut(&artifact)
+        {
+            transfer.moved_at = now;
         }
     }
 
     fn fetched(&mut self, now: Timestamp, id: FetchId) {
         let Some(claim) = self.claims.finish(id) else { return };
         self.members.succeeded(&claim.source, now.since(claim.since));
-        for rival in self.claims.of_piece(&claim.artifact, claim.piece) {
+        self.stored(now, claim.artifact, claim.piece);
+    }
+
+    fn stored(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32) {
+        for rival in self.claims.of_piece(&artifact, piece) {
             self.cancel(rival);
         }
-        let Some(transfer) = self.transfers.get_mut(&claim.artifact) else {
+        let Some(transfer) = self.transfers.get_mut(&artifact) else {
             return;
         };
-        if transfer.have.insert(claim.piece) {
-            self.outputs.push_back(Output::Announce {
-                artifact: claim.artifact,
-                piece: claim.piece,
-            });
-            self.tell_if_complete(claim.artifact);
+        if transfer.have.insert(piece) {
+            transfer.moved_at = now;
+            self.outputs.push_back(Output::Announce { artifact, piece });
+            self.tell_if_complete(artifact);
         }
     }
 
@@ -395,7 +432,7 @@ impl Swarm {
                 }
             }
             (_, FetchFailure::LocalStore) => self.members.rest_everything_until(retry_at),
-            (source, _) => self.members.rest_until(source, retry_at),
+            (source, _) => self.members.failed(source, retry_at),
         }
     }
 
@@ -403,7 +440,8 @@ impl Swarm {
     fn expire(&mut self, now: Timestamp) {
         for id in self.claims.overdue(now) {
             if let Some(claim) = self.cancel(id) {
-                self.members.rest_until(&claim.source, now + self.tuning.backoff);
+                let waited = now.since(claim.since);
+                self.members.overdue(&claim.source, waited, now + self.tuning.backoff);
             }
         }
     }

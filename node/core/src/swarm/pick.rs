@@ -7,14 +7,18 @@ use std::{
 
 use firmesh_protocol::{
     ids::{ArtifactId, NodeId},
+    pieces::PieceSet,
     time::Timestamp,
 };
 use rand_chacha::{ChaCha8Rng, rand_core::Rng as _};
 
-use super::{Output, Source, Swarm, claims::Claim, members::Member};
+use super::{Output, Source, Swarm, claims::Claim};
 
 /// A request later than its source's mean by this factor is late.
 const HEDGE_FACTOR: u32 = 3;
+
+/// Faster sources than this are not worth hedging against: a busy machine delays any answer by so much.
+const HEDGE_MIN: Duration = Duration::from_millis(100);
 
 /// The rendezvous weights of one artifact's pieces, by node.
 pub(super) type Weights = BTreeMap<NodeId, Vec<u64>>;
@@ -36,18 +40,53 @@ fn weights(artifact: &ArtifactId, node: &NodeId, pieces: u32) -> Vec<u64> {
 
 /// What a round of picking looks at: computed once, asked for every missing piece.
 struct View<'a> {
-    artifact: &'a ArtifactId,
     me: &'a NodeId,
     mine: &'a [u64],
     depth: usize,
     /// Members that count as importers: name, weights, levels shared with this node.
     importers: Vec<(&'a NodeId, &'a [u64], usize)>,
-    /// Peers that may be asked: name, what is known of them, levels shared with this node.
-    peers: Vec<(&'a NodeId, &'a Member, usize)>,
-    origin: bool,
-    per_peer_max: usize,
-    per_origin_max: usize,
-    load: BTreeMap<Source, usize>,
+    /// Peers that may be asked and hold something of the artifact.
+    peers: Vec<Holder<'a>>,
+    /// Nothing has moved anywhere for long: whoever was counted on is no use, and anybody may fetch anything.
+    anarchy: bool,
+    /// Requests that still fit the origin, if it can be asked at all.
+    origin_room: Option<usize>,
+}
+
+/// A peer that may be asked.
+struct Holder<'a> {
+    id: &'a NodeId,
+    pieces: &'a PieceSet,
+    shared: usize,
+    /// Requests in flight to it.
+    load: usize,
+    /// Requests it may have in flight.
+    load_max: usize,
+    /// Whether its last requests brought nothing.
+    failing: bool,
+}
+
+impl Holder<'_> {
+    fn has_room(&self) -> bool {
+        self.load < self.load_max
+    }
+}
+
+/// What a look among some peers found.
+#[derive(Default)]
+struct Nearest {
+    holders: usize,
+    /// Levels shared with the nearest holders.
+    shared: Option<usize>,
+    /// The least loaded of them that has room: its load and place.
+    best: Option<(usize, usize)>,
+}
+
+/// A source as a place in a [`View`].
+#[derive(Clone, Copy)]
+enum Place {
+    Peer(usize),
+    Origin,
 }
 
 impl View<'_> {
@@ -67,47 +106,69 @@ impl View<'_> {
             .min(self.depth - 1)
     }
 
-    fn holders(&self, piece: u32) -> impl Iterator<Item = &(&NodeId, &Member, usize)> {
-        self.peers
-            .iter()
-            .filter(move |(_, member, _)| member.holds(self.artifact, piece))
-    }
-
-    /// The least loaded of the nearest holders this node may take the piece from; the origin only if no peer will do.
-    /// A busy neighbour is waited for: crossing a boundary because of it would pay that wire twice.
-    fn source(&self, piece: u32) -> Option<Source> {
+    /// How many peers hold the piece, and the source to ask: the least loaded of the nearest holders in reach; the
+    /// origin only if no peer in reach holds it; holders that fail only in anarchy. A busy neighbour is
+    /// waited for: crossing a boundary because of it would pay that wire twice.
+    fn look(&self, piece: u32) -> (usize, Option<Place>) {
+        let (answering, failing) = (self.nearest(piece, false), self.nearest(piece, true));
         let reach = self.reach(piece);
-        let Some(nearest) = self
-            .holders(piece)
-            .map(|(_, _, shared)| *shared)
-            .filter(|shared| *shared >= reach)
-            .max()
-        else {
-            return (reach == 0 && self.origin && self.has_room(&Source::Origin)).then_some(Source::Origin);
+        let in_reach = |found: &Nearest| found.shared.is_some_and(|shared| shared >= reach);
+        let place = if in_reach(&answering) {
+            answering.best.map(|(_, at)| Place::Peer(at))
+        } else if reach == 0 && self.origin_room.is_some() {
+            (self.origin_room > Some(0)).then_some(Place::Origin)
+        } else if self.anarchy && in_reach(&failing) {
+            failing.best.map(|(_, at)| Place::Peer(at))
+        } else {
+            None
         };
-        self.holders(piece)
-            .filter(|(_, _, shared)| *shared == nearest)
-            .map(|(id, _, _)| Source::Peer((*id).clone()))
-            .filter(|source| self.has_room(source))
-            .min_by_key(|source| self.load_of(source))
+        (answering.holders + failing.holders, place)
     }
 
-    fn load_of(&self, source: &Source) -> usize {
-        self.load.get(source).copied().unwrap_or(0)
+    fn nearest(&self, piece: u32, failing: bool) -> Nearest {
+        let mut found = Nearest::default();
+        for (at, peer) in self.peers.iter().enumerate() {
+            if peer.failing != failing || !peer.pieces.contains(piece) {
+                continue;
+            }
+            found.holders += 1;
+            if found.shared.is_none_or(|nearest| peer.shared > nearest) {
+                found.shared = Some(peer.shared);
+                found.best = None;
+            }
+            let nearest = found.shared == Some(peer.shared);
+            if nearest && peer.has_room() && found.best.is_none_or(|(load, _)| peer.load < load) {
+                found.best = Some((peer.load, at));
+            }
+        }
+        found
     }
 
-    fn has_room(&self, source: &Source) -> bool {
-        let bound = match source {
-            Source::Origin => self.per_origin_max,
-            Source::Peer(_) => self.per_peer_max,
-        };
-        self.load_of(source) < bound
+    /// Books one request with a source and names it.
+    fn book(&mut self, place: Place) -> Source {
+        match place {
+            Place::Peer(at) => {
+                self.peers[at].load += 1;
+                Source::Peer(self.peers[at].id.clone())
+            }
+            Place::Origin => {
+                self.origin_room = self.origin_room.map(|room| room.saturating_sub(1));
+                Source::Origin
+            }
+        }
     }
 }
 
 impl Swarm {
+    /// Picks if news came or something may have changed without any word.
+    pub(super) fn fill_if_due(&mut self, now: Timestamp) {
+        if self.wake_at.is_some_and(|due| due <= now) {
+            self.fill(now);
+        }
+    }
+
     /// Asks for as many pieces as the bounds allow, most urgent artifact first.
-    pub(super) fn fill(&mut self, now: Timestamp) {
+    fn fill(&mut self, now: Timestamp) {
         let mut order: Vec<_> = self
             .transfers
             .iter()
@@ -151,8 +212,11 @@ impl Swarm {
         let mut candidates: Vec<(usize, u32, u32)> = self.transfers[artifact]
             .have
             .missing()
-            .filter(|piece| !claimed.contains(piece) && view.source(*piece).is_some())
-            .map(|piece| (view.holders(piece).count(), rng.next_u32(), piece))
+            .filter(|piece| !claimed.contains(piece))
+            .filter_map(|piece| match view.look(piece) {
+                (holders, Some(_)) => Some((holders, rng.next_u32(), piece)),
+                (_, None) => None,
+            })
             .collect();
         candidates.sort_unstable();
         let mut picks = Vec::new();
@@ -160,9 +224,9 @@ impl Swarm {
             if picks.len() == free {
                 break;
             }
-            if let Some(source) = view.source(piece) {
-                *view.load.entry(source.clone()).or_default() += 1;
-                picks.push((piece, source));
+            // The source may have filled up by the picks before.
+            if let (_, Some(place)) = view.look(piece) {
+                picks.push((piece, view.book(place)));
             }
         }
         picks
@@ -176,16 +240,15 @@ impl Swarm {
             .iter()
             .filter(|claim| claim.artifact == *artifact && self.claims.of_piece(artifact, claim.piece).len() == 1)
             .filter(|claim| {
-                let mean = self
-                    .members
-                    .mean_service(&claim.source)
-                    .unwrap_or(self.tuning.request_min);
-                now.since(claim.since) > mean * HEDGE_FACTOR
+                let mean = self.members.mean_service(&claim.source);
+                now.since(claim.since) > mean.unwrap_or(self.tuning.request_min).max(HEDGE_MIN) * HEDGE_FACTOR
             })
             .min_by_key(|claim| claim.since)?;
-        view.holders(late.piece)
-            .map(|(id, _, shared)| (view.depth - shared, Source::Peer((*id).clone())))
-            .filter(|(_, source)| *source != late.source && view.has_room(source))
+        view.peers
+            .iter()
+            .filter(|peer| !peer.failing && peer.pieces.contains(late.piece) && peer.has_room())
+            .map(|peer| (view.depth - peer.shared, Source::Peer(peer.id.clone())))
+            .filter(|(_, source)| *source != late.source)
             .min()
             .map(|(_, source)| (late.piece, source))
     }
@@ -193,31 +256,47 @@ impl Swarm {
     fn view<'a>(&'a self, now: Timestamp, artifact: &'a ArtifactId) -> Option<View<'a>> {
         let transfer = self.transfers.get(artifact)?;
         let weights = self.weights.get(artifact)?;
-        let grace = now.since(transfer.wanted_since) < self.tuning.join_grace;
-        let stalled_before = Timestamp::after_start(now.since_start().saturating_sub(self.tuning.stall_after));
-        let mut load = BTreeMap::new();
-        for claim in self.claims.iter() {
-            *load.entry(claim.source.clone()).or_default() += 1;
-        }
+        let age = now.since(transfer.wanted_since);
+        let before = |span: Duration| Timestamp::after_start(now.since_start().saturating_sub(span));
+        let anarchy = transfer.moved_at < before(self.tuning.stall_after * 2);
+        let importers = self
+            .members
+            .importers(
+                artifact,
+                age < self.tuning.join_grace,
+                age < self.tuning.join_grace_connected,
+                before(self.tuning.stall_after),
+            )
+            .filter(|_| !anarchy)
+            .filter_map(|(id, path)| Some((id, &weights.get(id)?[..], path.shared_levels(&self.path))))
+            .collect();
+        let load_of = |source: &Source| self.claims.iter().filter(|claim| claim.source == *source).count();
+        let peers = self
+            .members
+            .usable(now)
+            .filter_map(|(id, member)| {
+                Some(Holder {
+                    id,
+                    pieces: member.pieces(artifact)?,
+                    shared: member.path.shared_levels(&self.path),
+                    load: load_of(&Source::Peer(id.clone())),
+                    load_max: self.tuning.per_peer_max,
+                    failing: member.is_failing(),
+                })
+            })
+            .collect();
+        let origin_room = self
+            .members
+            .origin_is_usable(now)
+            .then(|| self.tuning.per_origin_max.saturating_sub(load_of(&Source::Origin)));
         Some(View {
-            artifact,
             me: &self.me,
             mine: weights.get(&self.me)?,
             depth: self.path.depth(),
-            importers: self
-                .members
-                .importers(artifact, grace, stalled_before)
-                .filter_map(|(id, path)| Some((id, &weights.get(id)?[..], path.shared_levels(&self.path))))
-                .collect(),
-            peers: self
-                .members
-                .usable(now)
-                .map(|(id, member)| (id, member, member.path.shared_levels(&self.path)))
-                .collect(),
-            origin: self.members.origin_is_usable(now),
-            per_peer_max: self.tuning.per_peer_max,
-            per_origin_max: self.tuning.per_origin_max,
-            load,
+            importers,
+            peers,
+            anarchy,
+            origin_room,
         })
     }
 
@@ -232,8 +311,10 @@ impl Swarm {
     }
 
     fn begin(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32, source: Source) {
-        let expected = self.members.mean_service(&source).unwrap_or(Duration::ZERO) * 8;
-        let allowed = expected.clamp(self.tuning.request_min, self.tuning.request_max);
+        let allowed = match self.members.mean_service(&source) {
+            Some(mean) => (mean * 8).clamp(self.tuning.request_min, self.tuning.request_max),
+            None => self.tuning.request_first,
+        };
         let claim = Claim {
             source: source.clone(),
             artifact,

@@ -26,6 +26,8 @@ enum Manner {
     Liar,
     /// Takes part, and never asks or answers.
     Silent,
+    /// Announces everything, keeps saying so, and never answers a request.
+    Tarpit,
     Dead,
 }
 
@@ -90,7 +92,7 @@ impl Site {
             if self.nodes[at].2 == Manner::Dead {
                 continue;
             }
-            let full = seeds.contains(&at) || self.nodes[at].2 == Manner::Liar;
+            let full = seeds.contains(&at) || matches!(self.nodes[at].2, Manner::Liar | Manner::Tarpit);
             let have = if full {
                 PieceSet::full(self.pieces)
             } else {
@@ -131,7 +133,7 @@ impl Site {
     }
 
     fn tell(&mut self, at: usize, input: Input) {
-        if matches!(self.nodes[at].2, Manner::Dead | Manner::Silent) {
+        if matches!(self.nodes[at].2, Manner::Dead | Manner::Silent | Manner::Tarpit) {
             return;
         }
         self.nodes[at].3.handle(self.now, input);
@@ -222,7 +224,7 @@ impl Site {
                     Manner::Honest => (!serves).then_some(FetchFailure::NotHeld),
                     Manner::Corrupt => Some(FetchFailure::Corrupt),
                     Manner::Liar => Some(FetchFailure::NotHeld),
-                    Manner::Silent => return,
+                    Manner::Silent | Manner::Tarpit => return,
                     Manner::Dead => Some(FetchFailure::Unreachable),
                 }
             }
@@ -275,6 +277,36 @@ fn silent_importer_loses_its_rank_and_the_site_completes() {
     site.nodes[1].2 = Manner::Silent;
     site.start(&[]);
     assert!(site.run(Duration::from_secs(60)));
+}
+
+/// A peer that announces everything and answers nothing must not keep any piece out of its rack or site.
+#[test]
+fn a_tarpit_does_not_keep_the_site_from_completing() {
+    let mut site = Site::new(2, 3, 32);
+    site.nodes[1].2 = Manner::Tarpit;
+    site.start(&[]);
+    assert!(site.run(Duration::from_secs(120)));
+}
+
+#[test]
+fn a_peer_that_announces_endless_artifacts_is_banned() {
+    let site = Site::new(1, 2, 8);
+    let (me, path) = (site.nodes[0].0.clone(), site.nodes[0].1.clone());
+    let peer = site.nodes[1].0.clone();
+    let mut swarm = Swarm::new(me, path, Tuning::default(), 1);
+    let members = site
+        .nodes
+        .iter()
+        .map(|(id, path, ..)| (id.clone(), path.clone()))
+        .collect();
+    swarm.handle(Timestamp::default(), Input::Roster { members });
+    swarm.handle(Timestamp::default(), Input::PeerUp { peer: peer.clone() });
+    for at in 0..1_000_u32 {
+        let (artifact, pieces) = (ArtifactId::of(&at.to_le_bytes()), PieceSet::empty(8));
+        let peer = peer.clone();
+        swarm.handle(Timestamp::default(), Input::PeerHolds { peer, artifact, pieces });
+    }
+    assert_eq!(swarm.banned().count(), 1);
 }
 
 #[test]
@@ -330,12 +362,12 @@ proptest! {
 
     /// Whatever a minority does, the honest nodes complete, nobody bans an honest one, and the same run repeats itself.
     #[test]
-    fn honest_nodes_complete_among_any_minority(manners in prop::collection::vec(0..5_u8, 9), pieces in 1_u32..40) {
+    fn honest_nodes_complete_among_any_minority(manners in prop::collection::vec(0..6_u8, 9), pieces in 1_u32..40) {
         let run = || {
             let mut site = Site::new(3, 3, pieces);
             for (at, manner) in manners.iter().enumerate().filter(|(at, _)| at % 3 == 1) {
                 site.nodes[at].2 =
-                    [Manner::Honest, Manner::Corrupt, Manner::Liar, Manner::Silent, Manner::Dead][*manner as usize];
+                    [Manner::Honest, Manner::Corrupt, Manner::Liar, Manner::Silent, Manner::Tarpit, Manner::Dead][*manner as usize];
             }
             site.start(&[]);
             let complete = site.run(Duration::from_secs(300));

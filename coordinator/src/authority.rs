@@ -62,7 +62,7 @@ pub enum AuthorityError {
 
 /// Why no certificate was issued.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum IssueError {
+pub enum IssueError {
     /// The request is not one, or is not signed by its own key.
     #[error("the request is not a PKCS#10 request in PEM, signed by its own key")]
     BadRequest(#[source] rcgen::Error),
@@ -78,7 +78,7 @@ pub(crate) enum IssueError {
 }
 
 /// The coordinator's keys.
-pub(crate) struct Authority {
+pub struct Authority {
     online: SecretKey,
     permit: SecretKey,
     issuer: Issuer<'static, KeyPair>,
@@ -99,7 +99,7 @@ impl std::fmt::Debug for Authority {
 
 impl Authority {
     /// Reads the keys in `state_dir`, making those that are not there yet. `names` are the coordinator's own.
-    pub(crate) fn load_or_create(state_dir: &Path, names: Vec<String>, now: WallTime) -> Result<Self, AuthorityError> {
+    pub fn load_or_create(state_dir: &Path, names: Vec<String>, now: WallTime) -> Result<Self, AuthorityError> {
         let keys = state_dir.join("keys");
         let online = load_or_create_key(&keys.join("online.pem"))?;
         let permit = load_or_create_key(&keys.join("permit.pem"))?;
@@ -132,44 +132,44 @@ impl Authority {
 
     /// The key for snapshot and timestamp.
     #[must_use]
-    pub(crate) fn online_key(&self) -> &SecretKey {
+    pub fn online_key(&self) -> &SecretKey {
         &self.online
     }
 
     /// The key for permits.
     #[must_use]
-    pub(crate) fn permit_key(&self) -> &SecretKey {
+    pub fn permit_key(&self) -> &SecretKey {
         &self.permit
     }
 
     /// The fleet CA's certificate, PEM.
     #[must_use]
-    pub(crate) fn ca_pem(&self) -> &str {
+    pub fn ca_pem(&self) -> &str {
         &self.ca_pem
     }
 
     /// The fleet CA's certificate, DER.
     #[must_use]
-    pub(crate) fn ca_der(&self) -> &CertificateDer<'static> {
+    pub fn ca_der(&self) -> &CertificateDer<'static> {
         &self.ca_der
     }
 
     /// Whether `token` is the operators'. Digests are compared, so the time it takes tells nothing about the token.
     #[must_use]
-    pub(crate) fn is_operator_token(&self, token: &str) -> bool {
+    pub fn is_operator_token(&self, token: &str) -> bool {
         Sha256::of(token.as_bytes()) == self.operator_token
     }
 
     /// Signs a permit.
     #[must_use]
-    pub(crate) fn sign_permit(&self, permit: &Permit) -> Envelope {
+    pub fn sign_permit(&self, permit: &Permit) -> Envelope {
         let payload = serde_json::to_vec(permit).expect("a permit has only names, numbers and lists");
         Envelope::sign(PERMIT_TYPE, payload, [&self.permit])
     }
 
     /// Issues a node's certificate. Names come from the enrolment, never from the request; addresses at which BMCs
     /// reach the node come from the request.
-    pub(crate) fn issue_node(
+    pub fn issue_node(
         &self,
         node: &NodeId,
         path: &TopologyPath,
@@ -208,7 +208,7 @@ impl Authority {
     }
 
     /// A fresh certificate and key for the coordinator's own listener.
-    pub(crate) fn own_certificate(
+    pub fn own_certificate(
         &self,
         now: WallTime,
     ) -> Result<(CertificateDer<'static>, PrivatePkcs8KeyDer<'static>), AuthorityError> {

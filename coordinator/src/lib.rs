@@ -3,7 +3,7 @@
 //! It decides nothing about what may run where: that is signed with keys it does not have. The decisions it does make (who
 //! may start now) are [`firmesh_coordinator_core`]'s; this crate owns the database, the sockets and the clock.
 
-mod authority;
+pub mod authority;
 pub mod ceremony;
 mod config;
 mod events;
@@ -24,7 +24,7 @@ pub use config::{
 pub use http::TlsError;
 pub use server::{Addresses, RunError, run};
 pub use store::StoreError;
-pub use telemetry::start_logging;
+pub use telemetry::{chain, start_logging};
 pub use world::RestoreError;
 
 /// Version and commit.

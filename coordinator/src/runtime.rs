@@ -296,6 +296,8 @@ impl Runtime {
         let published = std::mem::take(&mut self.world.published);
         match World::restore(&self.store, self.settings.permit_ttl, now, wall).await {
             Ok(world) => {
+                // The verified view of what is published comes back with the next signature.
+                self.renew_at = now;
                 let fleet = published.fleet.filter(|_| published.trusted == world.published.trusted);
                 self.world = World {
                     published: Published {

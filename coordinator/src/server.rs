@@ -4,6 +4,7 @@ use std::{
     fs::{self, File},
     io,
     net::{SocketAddr, TcpListener},
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -212,7 +213,13 @@ fn prepare(state_dir: &Path) -> Result<File, RunError> {
         path: state_dir.to_owned(),
         source,
     };
-    fs::create_dir_all(state_dir.join("artifacts")).map_err(unusable)?;
+    // Nobody else's business: permits, reports and the names of the fleet lie here.
+    let mut folder = fs::DirBuilder::new();
+    folder
+        .recursive(true)
+        .mode(0o700)
+        .create(state_dir.join("artifacts"))
+        .map_err(unusable)?;
     let lock = File::options()
         .create(true)
         .truncate(false)

@@ -30,7 +30,7 @@ pub enum StoreError {
         source: sqlx::Error,
     },
     /// It belongs to another version.
-    #[error("the database {} cannot be brought to this version", path.display())]
+    #[error("the database {} cannot be brought to this version: check that the disk is neither full nor read-only", path.display())]
     Migrate {
         /// The file.
         path: PathBuf,

@@ -1,6 +1,6 @@
 //! Logs and metrics.
 
-use std::sync::Arc;
+use std::{io::IsTerminal as _, sync::Arc};
 
 use firmesh_protocol::ids::NodeId;
 use prometheus_client::{
@@ -15,7 +15,8 @@ pub fn start_logging(filter: &str, json: bool) -> Result<(), ParseError> {
     let filter = EnvFilter::try_new(filter)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     // An error says that somebody else has started logging, the lab for instance: then that counts.
     let _ = if json {
         builder.json().try_init()
@@ -26,12 +27,13 @@ pub fn start_logging(filter: &str, json: bool) -> Result<(), ParseError> {
 }
 
 /// An error with all its causes, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
+        if !text.contains(&cause_text) {
             text = format!("{text}: {cause_text}");
         }
         source = cause.source();

@@ -1,10 +1,10 @@
 //! `firmesh-coordinator`: a thin shell around [`firmesh_coordinator::run`].
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
 use clap::Parser;
-use firmesh_coordinator::{Config, Overrides, run, start_logging, version};
+use firmesh_coordinator::{Config, Overrides, chain, run, start_logging, version};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +36,7 @@ fn main() -> ExitCode {
     match start(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("firmesh-coordinator: {error:#}");
+            eprintln!("firmesh-coordinator: {}", chain(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -55,7 +55,8 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
     };
     let settings = config.check(overrides)?;
     if arguments.check_config {
-        println!("{}", settings.describe());
+        // Whoever reads it may stop early.
+        let _ = writeln!(std::io::stdout(), "{}", settings.describe());
         return Ok(());
     }
     start_logging(&settings.log_filter, settings.log_json).context("log.filter is not a log filter")?;

@@ -339,7 +339,7 @@ async fn explain(
     State(app): Shared,
     Path(id): Path<String>,
     query: Result<Query<ExplainQuery>, axum::extract::rejection::QueryRejection>,
-) -> Answer<Page<Explanation>> {
+) -> Answer<Vec<Explanation>> {
     let Query(query) = query.map_err(|error| Failure::bad_request(error.body_text()))?;
     let id: CampaignId = named(&id)?;
     let subject = match (query.device, query.wave) {
@@ -352,12 +352,11 @@ async fn explain(
         .coordinator
         .read(move |world| world.engine.explain(&wanted, &about))
         .await?;
-    let items = found.ok_or_else(|| match subject {
+    found.map(Json).ok_or_else(|| match subject {
         Subject::Campaign => no_campaign(&id),
         Subject::Wave(wave) => Failure::not_found(format!("wave {wave} of a campaign {id}")),
         Subject::Device(device) => Failure::not_found(format!("device {device} in the plan of a campaign {id}")),
-    })?;
-    Ok(Json(Page { items }))
+    })
 }
 
 async fn attempts(State(app): Shared, Path(id): Path<String>) -> Answer<Page<AttemptView>> {

@@ -46,7 +46,9 @@ struct Fleet {
 /// Fails at the first thing that is wrong before it serves anything; once `endpoints.json` is written, everything listens.
 pub(crate) async fn run(config: DevicesConfig, base: &Path, cancel: CancellationToken) -> Result<()> {
     // What is written to `endpoints.json` is read by processes that stand elsewhere.
-    let base = &std::env::current_dir().context("finding the current folder")?.join(base);
+    let base = &std::env::current_dir()
+        .context("finding the current folder")?
+        .join(base);
     let state = base.join(&config.state);
     std::fs::create_dir_all(&state).with_context(|| format!("creating the state folder {}", state.display()))?;
     let mut endpoints = Endpoints::load(&state)?;

@@ -542,3 +542,51 @@ fn changes(before: &Published, after: &Published) -> Vec<Write> {
     }
     writes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, Overrides};
+
+    /// Memory must not run ahead of the disk: what could not be stored has not happened.
+    #[tokio::test]
+    async fn a_change_that_the_database_refuses_is_taken_back_and_can_be_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("db.sqlite");
+        let (store, clock) = (Store::open(&path).await.unwrap(), Clock::start());
+        let authority = Arc::new(Authority::load_or_create(folder.path(), Vec::new(), clock.wall()).unwrap());
+        let settings = Arc::new(Config::default().check(Overrides::default()).unwrap());
+        let events = Arc::new(Events::new(clock.wall()));
+        let url = "https://127.0.0.1:1".to_owned();
+        let parts = Runtime::new(store, authority, events, Metrics::new(), settings, clock, url).await;
+        let (coordinator, runtime) = parts.unwrap();
+        let cancel = CancellationToken::new();
+        let running = tokio::spawn(runtime.run(cancel.clone()));
+
+        let outside = sqlx::SqlitePool::connect(&format!("sqlite://{}", path.display()))
+            .await
+            .unwrap();
+        let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON nodes BEGIN SELECT RAISE(FAIL, 'the disk is full'); END";
+        sqlx::query(refuse).execute(&outside).await.unwrap();
+        let new_node = || NewNode {
+            node: "n1".parse().unwrap(),
+            path: "eu/s1/r1/n1".parse().unwrap(),
+        };
+        let refused = coordinator.ask(|reply| Command::NewNode(new_node(), reply)).await;
+        assert!(
+            matches!(refused, Err(EnrolError::Action(ActionError::Store(_)))),
+            "{refused:?}"
+        );
+        assert_eq!(coordinator.read(|world| world.nodes.len()).await.unwrap(), 0);
+
+        sqlx::query("DROP TRIGGER refuse").execute(&outside).await.unwrap();
+        outside.close().await;
+        coordinator
+            .ask(|reply| Command::NewNode(new_node(), reply))
+            .await
+            .unwrap();
+        assert_eq!(coordinator.read(|world| world.nodes.len()).await.unwrap(), 1);
+        cancel.cancel();
+        running.await.unwrap().unwrap();
+    }
+}

@@ -41,6 +41,11 @@ pub(crate) enum CampaignError {
 }
 
 impl CampaignError {
+    /// Whether only another publication can mend it.
+    pub(crate) fn is_lasting(&self) -> bool {
+        matches!(self, Self::Policy(_) | Self::Assemble(_))
+    }
+
     /// A stable name for machines.
     #[must_use]
     pub(crate) fn code(&self) -> &'static str {
@@ -63,11 +68,21 @@ pub(crate) async fn fetch(
     folder: &Path,
     id: &CampaignId,
 ) -> Result<ApprovedCampaign, CampaignError> {
-    // What nobody signed for is not even fetched.
-    fleet.campaign_file(id)?;
-    let manifest = uplink.manifest(id).await?;
+    // What nobody signed for is not even fetched, and what is here already is not fetched again.
+    let (_, digest) = fleet.campaign_file(id)?;
+    let kept = |suffix: &str, digest: Sha256| {
+        let bytes = fs::read(folder.join(format!("{id}.{suffix}"))).ok()?;
+        (Sha256::of(&bytes) == digest).then(|| Bytes::from(bytes))
+    };
+    let manifest = match kept("json", digest) {
+        Some(manifest) => manifest,
+        None => uplink.manifest(id).await?,
+    };
     let plan_sha256 = fleet.campaign(id, &manifest)?.plan_sha256;
-    let plan = uplink.plan(&plan_sha256).await?;
+    let plan = match kept("plan", plan_sha256) {
+        Some(plan) => plan,
+        None => uplink.plan(&plan_sha256).await?,
+    };
     let campaign = assemble(fleet, id, &manifest, &plan)?;
     for (suffix, bytes) in [("plan", &plan), ("json", &manifest)] {
         let path = folder.join(format!("{id}.{suffix}"));

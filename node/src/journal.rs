@@ -68,7 +68,7 @@ impl NodeJournal {
 
     /// Keeps a verified permit. Returns whether it is new.
     pub fn keep_permit(&self, campaign: &CampaignId, sequence: u64, permit: &Envelope) -> Result<bool, JournalError> {
-        let key = [campaign.as_str().as_bytes(), &[0], &sequence.to_be_bytes()].concat();
+        let key = permit_key(campaign, sequence);
         let before = self
             .permits
             .insert(key, permit.to_bytes())
@@ -82,11 +82,14 @@ impl NodeJournal {
         self.permits
             .iter()
             .values()
-            .map(|bytes| {
-                let bytes = bytes.map_err(failed("read permits"))?;
-                Envelope::from_bytes(&bytes).map_err(failed("read permits"))
-            })
+            .filter_map(|bytes| readable(bytes, "read permits"))
             .collect()
+    }
+
+    /// Forgets a permit: it has lapsed.
+    pub fn forget_permit(&self, campaign: &CampaignId, sequence: u64) -> Result<(), JournalError> {
+        let removed = self.permits.remove(permit_key(campaign, sequence));
+        removed.map(drop).map_err(failed("forget a permit"))
     }
 
     /// Keeps a signed report until it is acknowledged.
@@ -102,11 +105,8 @@ impl NodeJournal {
         self.reports
             .iter()
             .values()
+            .filter_map(|bytes| readable(bytes, "read reports"))
             .take(count)
-            .map(|bytes| {
-                let bytes = bytes.map_err(failed("read reports"))?;
-                Envelope::from_bytes(&bytes).map_err(failed("read reports"))
-            })
             .collect()
     }
 
@@ -121,11 +121,16 @@ impl NodeJournal {
 
     /// The next number of a counter; never the same twice, over restarts too.
     pub fn next(&self, counter: &str) -> Result<u64, JournalError> {
+        self.next_at_least(counter, 0)
+    }
+
+    /// The next number of a counter, and no less than `floor`.
+    pub fn next_at_least(&self, counter: &str, floor: u64) -> Result<u64, JournalError> {
         let add_one = |value: Option<&[u8]>| {
             let value = value
                 .and_then(|bytes| bytes.try_into().ok())
                 .map_or(0, u64::from_be_bytes);
-            Some((value + 1).to_be_bytes().to_vec())
+            Some(value.saturating_add(1).max(floor).to_be_bytes().to_vec())
         };
         let key = format!("counter/{counter}");
         let next = self.facts.update_and_fetch(key, add_one).map_err(failed("count"))?;
@@ -258,6 +263,22 @@ fn standing_key(campaign: &CampaignId, device: &DeviceId, kind: PermitKind) -> S
         PermitKind::Rollback => "rollback",
     };
     format!("standing/{campaign}/{device}/{kind}")
+}
+
+fn permit_key(campaign: &CampaignId, sequence: u64) -> Vec<u8> {
+    [campaign.as_str().as_bytes(), &[0], &sequence.to_be_bytes()].concat()
+}
+
+/// A stored envelope; one that cannot be read any more is said so and left out, rather than keep the node from starting.
+fn readable(stored: sled::Result<sled::IVec>, operation: &'static str) -> Option<Result<Envelope, JournalError>> {
+    match stored.map(|bytes| Envelope::from_bytes(&bytes)) {
+        Ok(Ok(envelope)) => Some(Ok(envelope)),
+        Ok(Err(error)) => {
+            tracing::error!(operation, %error, "a stored envelope cannot be read");
+            None
+        }
+        Err(error) => Some(Err(failed(operation)(error))),
+    }
 }
 
 fn standing_of(key: &[u8]) -> Option<(CampaignId, DeviceId, PermitKind)> {

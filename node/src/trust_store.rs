@@ -113,6 +113,12 @@ impl TrustStore {
         system_time().max(self.latest_known)
     }
 
+    /// The latest time this node has proof of.
+    #[must_use]
+    pub fn known_time(&self) -> WallTime {
+        self.latest_known
+    }
+
     /// Brings the metadata up to date. `fetch` gets a file's name and the most bytes worth reading.
     pub async fn refresh<F>(&mut self, fetch: impl Fn(String, u64) -> F) -> Result<TrustedFleet, TrustError>
     where

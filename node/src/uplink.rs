@@ -17,7 +17,7 @@ use crate::{
     identity::{IdentityFileError, NodeKey, enrolment_client_config},
 };
 
-/// The coordinator answers at once or is in trouble; a slice of 1 MiB takes 10 s at 1 Mbit/s.
+/// A coordinator that sends nothing for so long is in trouble; how long a whole answer takes depends on the link.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A coordinator that does not answer a handshake is down.
@@ -157,7 +157,7 @@ impl Uplink {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(TIMEOUT)
+            .read_timeout(TIMEOUT)
             .build()?;
         Ok(Self { client, url })
     }

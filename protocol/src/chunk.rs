@@ -68,6 +68,16 @@ impl PieceLayout {
         start..(start + self.piece_bytes).min(self.length)
     }
 
+    /// The pieces that lie whole inside a byte range.
+    pub fn whole_pieces(&self, bytes: Range<u64>) -> impl Iterator<Item = u32> + use<> {
+        let first = bytes.start.div_ceil(self.piece_bytes);
+        let end = match bytes.end >= self.length {
+            true => u64::from(self.pieces()),
+            false => bytes.end / self.piece_bytes,
+        };
+        (first..end).map(|piece| u32::try_from(piece).expect("bounded by the number of pieces"))
+    }
+
     /// The chunks of a piece, as the tree counts them.
     #[must_use]
     pub fn chunks(&self, piece: u32) -> ChunkRanges {
@@ -165,7 +175,13 @@ pub enum DecodeError {
         /// What was signed.
         expected: u64,
     },
-    /// The bytes do not hash to the root, or end early.
+    /// The bytes end early, which may be nobody's fault.
+    #[error("the slice of artifact {root} ends early")]
+    Truncated {
+        /// The artifact.
+        root: ArtifactId,
+    },
+    /// The bytes do not hash to the root.
     #[error("the slice does not belong to artifact {root}")]
     Corrupt {
         /// The artifact.
@@ -183,8 +199,9 @@ pub fn verified_items(
     length: u64,
     range: &Range<u64>,
 ) -> Result<Vec<BaoContentItem>, DecodeError> {
-    let found = encoded.first_chunk::<8>().map_or(0, |bytes| u64::from_le_bytes(*bytes));
-    if found != length || encoded.len() < 8 {
+    let head = encoded.first_chunk::<8>().ok_or(DecodeError::Truncated { root })?;
+    let found = u64::from_le_bytes(*head);
+    if found != length {
         return Err(DecodeError::WrongLength {
             found,
             expected: length,
@@ -194,7 +211,12 @@ pub fn verified_items(
     let hash = blake3::Hash::from_bytes(*root.as_bytes());
     DecodeResponseIter::new(hash, tree, &encoded[8..], &chunks_of(range))
         .collect::<Result<_, _>>()
-        .map_err(|source| DecodeError::Corrupt { root, source })
+        .map_err(|source| match source {
+            bao_tree::io::DecodeError::ParentNotFound(_) | bao_tree::io::DecodeError::LeafNotFound(_) => {
+                DecodeError::Truncated { root }
+            }
+            source => DecodeError::Corrupt { root, source },
+        })
 }
 
 /// The bytes of a slice that [`encode`] made, every chunk group checked against the root.
@@ -245,6 +267,30 @@ mod tests {
             encode(&data[..], &tree, &(0..100_000)),
             Err(EncodeError::Unreadable { .. })
         ));
+    }
+
+    #[test]
+    fn a_half_answer_is_told_from_a_lie() {
+        let data = image(100_000);
+        let tree = HashTree::build(&data[..], data.len() as u64).unwrap();
+        let encoded = encode(&data[..], &tree, &(0..100_000)).unwrap();
+        for length in [0, 7, 8, 100, encoded.len() - 1] {
+            let decoded = decode(&encoded[..length], tree.root, tree.length, &(0..100_000));
+            assert!(
+                matches!(decoded, Err(DecodeError::Truncated { .. })),
+                "{length}: {decoded:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn pieces_that_lie_whole_in_a_range_are_counted_to_the_short_last_one() {
+        let layout = PieceLayout::new(2 * PIECE_BYTES + 10);
+        let whole = |range| layout.whole_pieces(range).collect::<Vec<_>>();
+        assert_eq!(whole(0..layout.length()), [0, 1, 2]);
+        assert_eq!(whole(1..layout.length()), [1, 2]);
+        assert_eq!(whole(0..2 * PIECE_BYTES), [0, 1]);
+        assert_eq!(whole(0..PIECE_BYTES - 1), [0_u32; 0]);
     }
 
     proptest! {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
-    ids::{ArtifactId, DeviceId, NodeId, Sha256, TopologyPath},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{CampaignManifest, Plan, PlannedDevice, Release, ReleaseRef, Reversibility},
     report::{DeviceFacts, Permit, PermitKind},
     time::WallTime,
@@ -172,6 +172,8 @@ pub struct Facts<'a> {
     pub attempts: &'a BTreeMap<(DeviceId, PermitKind), AttemptStanding>,
     /// Attempts of other campaigns in flight on this node.
     pub other_in_flight: usize,
+    /// The other campaign in which this device is in flight or quarantined, if there is one.
+    pub engaged_elsewhere: Option<CampaignId>,
     /// The highest security epoch that ever ran on the device, if known.
     pub security_epoch: u32,
 }
@@ -250,6 +252,9 @@ pub enum Hold {
     /// An image is not all here.
     #[error("the image {0} is not complete here yet")]
     NotPossessed(ArtifactId),
+    /// Another campaign has the device.
+    #[error("the device is in flight or quarantined in campaign {0}")]
+    Engaged(CampaignId),
     /// The cap is full.
     #[error("{in_flight} devices are in flight at this node, the cap is {cap}")]
     CapFull {
@@ -264,7 +269,7 @@ impl Hold {
     /// Whether waiting can help.
     #[must_use]
     pub fn passes_with_time(&self) -> bool {
-        matches!(self, Self::NotPossessed(_) | Self::CapFull { .. })
+        matches!(self, Self::NotPossessed(_) | Self::CapFull { .. } | Self::Engaged(_))
     }
 }
 
@@ -295,6 +300,9 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
         return Err(Hold::AlreadyStarted);
     }
     let release = &campaign.releases[&planned.release];
+    if let Some(other) = &facts.engaged_elsewhere {
+        return Err(Hold::Engaged(other.clone()));
+    }
     let previous = planned.previous.as_ref().map(|target| &campaign.releases[target]);
     let target = match permit.kind {
         PermitKind::Update => release,
@@ -329,7 +337,11 @@ fn rollback_target<'a>(
     release: &Release,
     previous: Option<&'a Release>,
 ) -> Result<&'a Release, Hold> {
-    if !facts.attempts.contains_key(&(device.clone(), PermitKind::Update)) {
+    let was_updated = facts.attempts.contains_key(&(device.clone(), PermitKind::Update));
+    let version = facts.device.version.as_deref();
+    // A device that somebody moved on since is not this campaign's to pull back.
+    let runs = |other: &Release| version.is_none_or(|version| version == other.info.version);
+    if !was_updated || !(runs(release) || previous.is_some_and(runs)) {
         return Err(Hold::NothingToRollBack);
     }
     if release.info.reversibility == Reversibility::OneWay {
@@ -382,7 +394,7 @@ fn check_caps(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -
 mod tests {
     use super::*;
     use firmesh_protocol::{
-        ids::{CampaignId, Component},
+        ids::Component,
         manifest::{
             Artifact, Caps, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, RELEASE_SCHEMA, ReleaseInfo, Selector,
             Strategy,
@@ -516,6 +528,7 @@ mod tests {
                 complete: &complete,
                 attempts: &attempts,
                 other_in_flight: 0,
+                engaged_elsewhere: None,
                 security_epoch: 1,
             },
         )
@@ -592,6 +605,13 @@ mod tests {
             *now = 3_000;
         });
         assert_eq!(back.unwrap().release, release("1"));
+        let d1 = DeviceId::new("d1").unwrap();
+        let moved_on = decide(|p, d, a, _| {
+            p.kind = PermitKind::Rollback;
+            d.version = Some("3".to_owned());
+            a.insert((d1, PermitKind::Update), AttemptStanding::Ended);
+        });
+        assert_eq!(moved_on, Err(Hold::NothingToRollBack));
     }
 
     #[test]

@@ -40,6 +40,10 @@ struct Device {
     backend: Arc<Backend>,
     facts: Option<DeviceFacts>,
     running: Option<Goal>,
+    /// Interrupted, to be resumed once its image is complete here again.
+    parked: Option<AttemptRecord>,
+    /// Whether a look at the device is under way or planned.
+    looking: bool,
 }
 
 impl Devices {
@@ -52,6 +56,8 @@ impl Devices {
                     backend: Arc::new(backend),
                     facts: None,
                     running: None,
+                    parked: None,
+                    looking: false,
                 },
             )
         };
@@ -73,6 +79,13 @@ impl Devices {
         self.told.values().cloned().collect()
     }
 
+    fn engaged_elsewhere(&self, device: &DeviceId, campaign: &CampaignId) -> Option<CampaignId> {
+        let engaged = |(key, standing): &(&(CampaignId, DeviceId, PermitKind), &AttemptStanding)| {
+            key.1 == *device && key.0 != *campaign && **standing == AttemptStanding::InFlight
+        };
+        self.standings.iter().find(engaged).map(|(key, _)| key.0.clone())
+    }
+
     fn in_flight_elsewhere(&self, campaign: &CampaignId) -> usize {
         let in_flight = |(key, standing): &(&(CampaignId, DeviceId, PermitKind), &AttemptStanding)| {
             key.0 != *campaign && **standing == AttemptStanding::InFlight
@@ -84,12 +97,14 @@ impl Devices {
 impl Runtime {
     /// Takes up what a crash or a restart interrupted, and begins to look at the devices.
     pub(super) fn begin_devices(&mut self) -> Result<(), JournalError> {
-        let mut resumed = BTreeSet::new();
+        let mut taken_up = BTreeSet::new();
         for (device, record) in self.journal.attempts()? {
             let record = match AttemptRecord::from_bytes(&record) {
                 Ok(record) => record,
                 Err(error) => {
+                    // Nobody knows what was done to the device: its standing stays, so that nothing starts on it.
                     self.local_error(&error);
+                    taken_up.extend(self.devices.standings.keys().filter(|key| key.1 == device).cloned());
                     continue;
                 }
             };
@@ -97,28 +112,66 @@ impl Runtime {
             let in_flight = self.devices.standings.get(&key) == Some(&AttemptStanding::InFlight);
             if in_flight && self.devices.devices.contains_key(&device) {
                 info!(%device, campaign = %key.0, "resuming an attempt");
-                resumed.insert(key);
-                self.start_attempt(&device, record.goal.clone(), Start::Resumed(record));
+                taken_up.insert((key.0.clone(), device.clone(), PermitKind::Update));
+                taken_up.insert(key);
+                self.resume_attempt(&device, record);
             }
         }
-        // Started, but killed before the first record: not started after all.
+        // Started, but killed before the first record: not started after all. Other campaigns' devices stay as they are.
+        let latest: BTreeMap<_, _> = self.journal.attempts()?;
         self.devices.standings.retain(|key, standing| {
-            *standing == AttemptStanding::Ended
-                || resumed.contains(key)
-                || key.2 == PermitKind::Update
-                    && resumed.contains(&(key.0.clone(), key.1.clone(), PermitKind::Rollback))
+            let recorded_elsewhere = latest
+                .get(&key.1)
+                .and_then(|bytes| AttemptRecord::from_bytes(bytes).ok());
+            let overwritten = recorded_elsewhere.is_some_and(|record| record.goal.campaign != key.0);
+            *standing == AttemptStanding::Ended || overwritten || taken_up.contains(key)
         });
-        let idle: Vec<_> = self.devices.devices.keys().cloned().collect();
-        for device in idle {
+        let all: Vec<_> = self.devices.devices.keys().cloned().collect();
+        for device in all {
             self.look(&device, Duration::ZERO);
         }
         Ok(())
     }
 
+    /// Goes on with an interrupted attempt: at once if it has only its outcome to tell, otherwise when its image is
+    /// complete here again, because it may have to be written or served.
+    fn resume_attempt(&mut self, device: &DeviceId, record: AttemptRecord) {
+        let goal = record.goal.clone();
+        if record.outcome().is_some() {
+            return self.start_attempt(device, goal, Start::Resumed(record));
+        }
+        let artifact = &goal.image.artifact;
+        self.track(artifact.id, artifact.length, artifact.sha256);
+        if let Some(known) = self.devices.devices.get_mut(device) {
+            known.running = Some(goal);
+            known.parked = Some(record);
+        }
+    }
+
+    /// Goes on with the attempts that waited for an image.
+    pub(super) fn release_parked(&mut self, artifact: ArtifactId) {
+        let waiting: Vec<_> = self
+            .devices
+            .devices
+            .iter_mut()
+            .filter(|(_, device)| {
+                device
+                    .parked
+                    .as_ref()
+                    .is_some_and(|record| record.goal.image.artifact.id == artifact)
+            })
+            .filter_map(|(id, device)| Some((id.clone(), device.parked.take()?)))
+            .collect();
+        for (device, record) in waiting {
+            self.start_attempt(&device, record.goal.clone(), Start::Resumed(record));
+        }
+    }
+
     fn look(&mut self, device: &DeviceId, after: Duration) {
-        let Some(known) = self.devices.devices.get(device) else {
+        let Some(known) = self.devices.devices.get_mut(device).filter(|known| !known.looking) else {
             return;
         };
+        known.looking = true;
         let (backend, device) = (Arc::clone(&known.backend), device.clone());
         self.spawn(async move {
             tokio::time::sleep(after).await;
@@ -137,6 +190,7 @@ impl Runtime {
         let Some(known) = self.devices.devices.get_mut(device) else {
             return Ok(());
         };
+        known.looking = false;
         let answered = facts.is_some();
         let changed = match (facts, &mut known.facts) {
             (Some(new), old) => {
@@ -208,6 +262,7 @@ impl Runtime {
             complete: &complete,
             attempts: &attempts,
             other_in_flight: self.devices.in_flight_elsewhere(&permit.campaign),
+            engaged_elsewhere: self.devices.engaged_elsewhere(device, &permit.campaign),
             security_epoch: self.journal.security_floor(device).ok()?,
         };
         Some(admit(campaign, permit, &facts))
@@ -327,7 +382,7 @@ impl Runtime {
     fn report_hold(&mut self, device: &DeviceId, permit: &Permit, hold: &Hold) -> Result<(), JournalError> {
         let state = match hold {
             Hold::NotPossessed(_) => AttemptState::Downloading,
-            Hold::CapFull { .. } => AttemptState::Blocked,
+            Hold::CapFull { .. } | Hold::Engaged(_) => AttemptState::Blocked,
             Hold::WrongModel { .. }
             | Hold::WrongComponent { .. }
             | Hold::BelowSecurityFloor { .. }
@@ -344,9 +399,7 @@ impl Runtime {
                 return Ok(());
             }
         };
-        if state.is_terminal() {
-            self.stand(device, &permit.campaign, permit.kind, AttemptStanding::Ended)?;
-        }
+        // No standing is kept: the device was not started, and the same refusal is told once per start of the node.
         let version = self
             .devices
             .devices

@@ -13,12 +13,12 @@ use firmesh_executors::JournalError;
 use firmesh_node_core::{install::ApprovedCampaign, swarm};
 use firmesh_protocol::{
     api::{SyncRequest, SyncResponse},
-    identity::verify_node_record,
+    identity::{NodeIdentity, verify_node_record},
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     limits::PEERS_MAX,
     report::{NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit},
     time::WallTime,
-    trust::{Envelope, KeySet, PublicKey},
+    trust::{Envelope, KeySet, PublicKey, TrustedFleet},
 };
 use sha2::Digest as _;
 use tokio::io::AsyncReadExt as _;
@@ -30,6 +30,7 @@ use crate::{
     files::write_durably,
     mesh::{Gossip, MeshCommand, Topic, peer_id},
     store,
+    transport::Member,
     trust_store::system_time,
     uplink::UplinkError,
 };
@@ -39,6 +40,9 @@ const REPORTS_MAX: usize = 200;
 
 /// The shortest time between two syncs, however much there is to tell.
 const SYNC_GAP: Duration = Duration::from_millis(200);
+
+/// How long before metadata that was refused is asked for again.
+const REFUSED_AGAIN: Duration = Duration::from_secs(30);
 
 /// The roster as last heard, so that a restart without a coordinator finds its peers.
 const ROSTER_FILE: &str = "roster.json";
@@ -62,7 +66,8 @@ pub(super) struct Fleet {
     last_sync: Instant,
     syncing: bool,
     refreshing: bool,
-    refused_version: Option<u64>,
+    /// The metadata version that was refused last, and when: it is not asked for again at once.
+    refused: Option<(u64, Instant)>,
 }
 
 impl Fleet {
@@ -84,7 +89,7 @@ impl Fleet {
             last_sync: now.checked_sub(SYNC_GAP).unwrap_or(now),
             syncing: false,
             refreshing: false,
-            refused_version: None,
+            refused: None,
         }
     }
 
@@ -98,12 +103,14 @@ impl Fleet {
         self.sync_at = self.sync_at.min(self.last_sync + SYNC_GAP);
     }
 
-    /// Permits that name a device, of campaigns that are on, oldest first.
+    /// Permits that name a device and have not lapsed, of campaigns that are on, oldest first.
     pub(super) fn permits_for(&self, device: &DeviceId) -> Vec<Permit> {
-        let current = self.trusted_until.is_some_and(|until| self.now() < until);
+        let now = self.now();
+        let current = self.trusted_until.is_some_and(|until| now < until);
         self.permits
             .values()
-            .filter(|permit| current && permit.devices.contains(device) && !self.halted.contains(&permit.campaign))
+            .filter(|permit| current && now < permit.expires && permit.devices.contains(device))
+            .filter(|permit| !self.halted.contains(&permit.campaign))
             .cloned()
             .collect()
     }
@@ -142,6 +149,7 @@ impl Runtime {
                 fleet,
                 campaigns,
                 offered_version: 0,
+                known_time: trust.known_time(),
             }
         };
         if refreshed.fleet.is_ok() {
@@ -152,10 +160,16 @@ impl Runtime {
             self.refuse(error.code(), format!("stored metadata: {}", Chain(error)));
         }
         for envelope in self.journal.permits()? {
-            if let Some(permit) = self.fleet.open_permit(&envelope) {
-                self.fleet
-                    .permits
-                    .insert((permit.campaign.clone(), permit.sequence), permit);
+            match self.fleet.open_permit(&envelope) {
+                Some(permit) if permit.expires <= self.fleet.now() => {
+                    self.journal.forget_permit(&permit.campaign, permit.sequence)?;
+                }
+                Some(permit) => {
+                    self.fleet
+                        .permits
+                        .insert((permit.campaign.clone(), permit.sequence), permit);
+                }
+                None => {}
             }
         }
         Ok(())
@@ -209,8 +223,8 @@ impl Runtime {
             self.fleet.sync_soon();
         }
         if let Some(roster) = response.roster {
-            self.learn_records(roster.clone())?;
             self.forget_leavers(&roster)?;
+            self.learn_records(roster)?;
             self.fleet.roster_version = response.roster_version;
         }
         self.heed_halts(&response.campaigns)?;
@@ -249,8 +263,11 @@ impl Runtime {
             .cloned()
             .collect();
         let stale = offered_version != self.fleet.timestamp_version || !missing.is_empty();
-        // What was refused is refused again until something else is offered.
-        if self.fleet.refreshing || !stale || self.fleet.refused_version == Some(offered_version) {
+        // What was refused is not asked for again at once, unless something else is offered.
+        let refused = self.fleet.refused;
+        let refused_lately =
+            refused.is_some_and(|(version, at)| version == offered_version && at.elapsed() < REFUSED_AGAIN);
+        if self.fleet.refreshing || !stale || refused_lately {
             return;
         }
         self.fleet.refreshing = true;
@@ -258,9 +275,8 @@ impl Runtime {
         let folder = self.settings.state_dir.join("campaigns");
         let listed = listed.to_vec();
         self.spawn(async move {
+            let mut trust = trust.lock().await;
             let fleet = trust
-                .lock()
-                .await
                 .refresh(|name, bytes_max| fetch_metadata(uplink.clone(), name, bytes_max))
                 .await;
             let mut found = BTreeMap::new();
@@ -274,6 +290,7 @@ impl Runtime {
                 fleet,
                 campaigns: found,
                 offered_version,
+                known_time: trust.known_time(),
             }))
         });
     }
@@ -286,7 +303,7 @@ impl Runtime {
                 if error.is_absence() {
                     debug!(error = %Chain(&error), "metadata could not be fetched");
                 } else {
-                    self.fleet.refused_version = Some(refreshed.offered_version);
+                    self.fleet.refused = Some((refreshed.offered_version, Instant::now()));
                     self.refuse(error.code(), format!("metadata: {}", Chain(&error)));
                 }
                 return Ok(());
@@ -296,19 +313,52 @@ impl Runtime {
         info!(timestamp = header.version, "metadata verified");
         self.fleet.timestamp_version = header.version;
         self.fleet.trusted_until = Some(header.expires);
-        self.fleet.refused_version = None;
+        self.fleet.refused = None;
+        self.fleet.clock_floor = refreshed.known_time.max(self.fleet.clock_floor);
+        self.drop_withdrawn(&fleet)?;
         for (id, campaign) in refreshed.campaigns {
             match campaign {
                 Ok(campaign) => self.take_up(id, campaign)?,
                 Err(error) => {
-                    if !matches!(error, campaigns::CampaignError::Uplink(_)) {
-                        self.fleet.refused_version = Some(refreshed.offered_version);
+                    if error.is_lasting() {
+                        self.fleet.refused = Some((refreshed.offered_version, Instant::now()));
                     }
                     self.refuse(error.code(), format!("campaign {id}: {}", Chain(&error)));
                 }
             }
         }
         self.consider()
+    }
+
+    /// Forgets campaigns that today's metadata does not carry as they were taken up: withdrawn, changed, or with a
+    /// release that was recalled.
+    fn drop_withdrawn(&mut self, fleet: &TrustedFleet) -> Result<(), JournalError> {
+        let carried = |id: &CampaignId, campaign: &ApprovedCampaign| {
+            let manifest = &campaign.manifest;
+            fleet
+                .campaign_file(id)
+                .is_ok_and(|(_, digest)| digest == campaign.manifest_sha256)
+                && manifest
+                    .releases
+                    .iter()
+                    .chain(&manifest.previous)
+                    .all(|pinned| fleet.pinned_release(pinned).is_ok())
+        };
+        let withdrawn: Vec<_> = self
+            .fleet
+            .campaigns
+            .iter()
+            .filter(|(id, c)| !carried(id, c))
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in withdrawn {
+            self.refuse(
+                "withdrawn",
+                format!("campaign {id} is not approved any more as this node took it up"),
+            );
+            self.fleet.campaigns.remove(&id);
+        }
+        Ok(())
     }
 
     fn take_up(&mut self, id: CampaignId, campaign: ApprovedCampaign) -> Result<(), JournalError> {
@@ -333,13 +383,15 @@ impl Runtime {
             debug!("a permit waits for its campaign, or is signed by nobody the approvers named");
             return Ok(None);
         };
+        let key = (permit.campaign.clone(), permit.sequence);
+        if self.fleet.permits.contains_key(&key) {
+            return Ok(Some(permit));
+        }
         if self.journal.keep_permit(&permit.campaign, permit.sequence, envelope)? {
             let (campaign, sequence) = (&permit.campaign, permit.sequence);
             info!(%campaign, wave = permit.wave, sequence, devices = permit.devices.len(), kind = ?permit.kind, "a permit");
         }
-        self.fleet
-            .permits
-            .insert((permit.campaign.clone(), permit.sequence), permit.clone());
+        self.fleet.permits.insert(key, permit.clone());
         Ok(Some(permit))
     }
 
@@ -368,7 +420,7 @@ impl Runtime {
     fn learn_records(&mut self, envelopes: Vec<Envelope>) -> Result<bool, JournalError> {
         let (mut all_good, mut changed) = (true, false);
         for envelope in envelopes {
-            match verify_node_record(&envelope, &self.identity.fleet_ca, system_time()) {
+            match verify_node_record(&envelope, &self.identity.fleet_ca, self.fleet.now()) {
                 Ok((record, _)) => {
                     let known = self.fleet.roster.get(&record.node).map(|(known, _)| known.sequence);
                     let room = known.is_some() || self.fleet.roster.len() < PEERS_MAX;
@@ -393,9 +445,13 @@ impl Runtime {
     fn forget_leavers(&mut self, roster: &[Envelope]) -> Result<(), JournalError> {
         let listed: BTreeSet<NodeId> = roster
             .iter()
-            .filter_map(|envelope| verify_node_record(envelope, &self.identity.fleet_ca, system_time()).ok())
+            .filter_map(|envelope| verify_node_record(envelope, &self.identity.fleet_ca, self.fleet.now()).ok())
             .map(|(record, _)| record.node)
             .collect();
+        // If nothing verifies, something is wrong here (the clock?): that is no reason to forget everybody.
+        if listed.is_empty() {
+            return Ok(());
+        }
         let before = self.fleet.roster.len();
         self.fleet
             .roster
@@ -408,21 +464,27 @@ impl Runtime {
 
     fn roster_changed(&mut self) -> Result<(), JournalError> {
         let records = || self.fleet.roster.values().map(|(record, _)| record);
-        let addresses = records()
-            .filter_map(|record| {
-                Some((
-                    record.node.clone(),
-                    (record.path.clone(), record.data_addr.parse().ok()?),
-                ))
-            })
-            .collect();
-        let members = records()
+        let known: Vec<_> = records()
             .filter_map(|record| {
                 let certificate = hex::decode(&record.certificate).ok()?;
-                let identity =
-                    firmesh_protocol::identity::NodeIdentity::from_verified_certificate(&certificate).ok()?;
-                Some((peer_id(&identity.key)?, record.mesh_addr.parse().ok()))
+                Some((record, NodeIdentity::from_verified_certificate(&certificate).ok()?.key))
             })
+            .collect();
+        let peers = known
+            .iter()
+            .filter_map(|(record, key)| {
+                let addr = record.data_addr.parse().ok()?;
+                let member = Member {
+                    path: record.path.clone(),
+                    addr,
+                    key: *key,
+                };
+                Some((record.node.clone(), member))
+            })
+            .collect();
+        let members = known
+            .iter()
+            .filter_map(|(record, key)| Some((peer_id(key)?, record.mesh_addr.parse().ok())))
             .collect();
         let paths = records()
             .map(|record| (record.node.clone(), record.path.clone()))
@@ -434,7 +496,7 @@ impl Runtime {
         if let Err(error) = stored {
             self.local_error(&error);
         }
-        self.transport.set_roster(addresses);
+        self.transport.set_roster(peers);
         self.tell_mesh(MeshCommand::Members(members));
         self.tell_swarm(swarm::Input::Roster { members: paths })?;
         self.transport.dial_missing();

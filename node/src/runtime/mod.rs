@@ -26,11 +26,11 @@ use firmesh_node_core::{
 };
 use firmesh_protocol::{
     api::{Holding, SyncResponse, Traffic},
-    chunk::PieceLayout,
+    chunk::{DecodeError, PieceLayout},
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
     pieces::PieceSet,
     report::DeviceFacts,
-    time::Timestamp,
+    time::{Timestamp, WallTime},
     trust::TrustedFleet,
     wire::{GOT_PIECES_MAX, PeerMessage},
 };
@@ -63,7 +63,8 @@ enum Event {
     Fetched {
         id: FetchId,
         source: Source,
-        piece_bytes: u64,
+        artifact: ArtifactId,
+        piece: u32,
         result: Result<(), PieceError>,
     },
     Held {
@@ -94,6 +95,8 @@ struct Refreshed {
     fleet: Result<TrustedFleet, TrustError>,
     campaigns: BTreeMap<CampaignId, Result<ApprovedCampaign, CampaignError>>,
     offered_version: u64,
+    /// The latest time this node has proof of.
+    known_time: WallTime,
 }
 
 /// Why one piece did not come in.
@@ -110,7 +113,9 @@ enum PieceError {
 impl PieceError {
     fn failure(&self) -> FetchFailure {
         match self {
-            Self::Peer(FetchError::Unreachable(_)) | Self::Origin(_) => FetchFailure::Unreachable,
+            Self::Peer(FetchError::Unreachable(_))
+            | Self::Origin(_)
+            | Self::Put(PutError::Corrupt(DecodeError::Truncated { .. })) => FetchFailure::Unreachable,
             Self::Peer(FetchError::NotServed) => FetchFailure::NotHeld,
             Self::Peer(FetchError::TooLong) | Self::Put(PutError::Corrupt(_)) => FetchFailure::Corrupt,
             Self::Put(PutError::Store(_)) => FetchFailure::LocalStore,
@@ -129,6 +134,9 @@ struct Tracked {
 
 /// The last refusals shown in the status.
 const REFUSALS_MAX: usize = 16;
+
+/// How long before a disk that failed is asked again.
+const DISK_AGAIN: Duration = Duration::from_secs(10);
 
 /// How often the roster is looked at for peers to dial.
 const DIAL_INTERVAL: Duration = Duration::from_millis(500);
@@ -169,8 +177,9 @@ impl Runtime {
                 () = tokio::time::sleep_until(deadline.into()) => {}
                 _ = dial.tick() => self.transport.dial_missing(),
                 Some(joined) = self.tasks.join_next() => {
+                    // Whatever the task was to report never comes: better to start again than to wait for it.
                     if let Err(error) = joined && error.is_panic() {
-                        error!(%error, "a task died");
+                        return Err(RunError::TaskDied(error));
                     }
                 }
             }
@@ -193,9 +202,10 @@ impl Runtime {
             Event::Fetched {
                 id,
                 source,
-                piece_bytes,
+                artifact,
+                piece,
                 result,
-            } => self.on_fetched(id, &source, piece_bytes, result),
+            } => self.on_fetched(id, &source, artifact, piece, result),
             Event::Held { artifact, pieces } => self.on_held(artifact, pieces),
             Event::Hashed { artifact, sha256 } => self.on_hashed(artifact, sha256),
             Event::Synced(result) => self.on_synced(*result),
@@ -271,7 +281,7 @@ impl Runtime {
                     self.transport.ban(&peer, reason);
                     self.fleet.sync_soon();
                 }
-                Output::Complete { artifact } => self.hash_whole(artifact),
+                Output::Complete { artifact } => self.hash_whole(artifact, Duration::ZERO),
             }
         }
         Ok(())
@@ -290,8 +300,13 @@ impl Runtime {
             complete: false,
         };
         self.tracked.insert(artifact, tracked);
+        self.look_up(artifact, layout, Duration::ZERO);
+    }
+
+    fn look_up(&mut self, artifact: ArtifactId, layout: PieceLayout, after: Duration) {
         let store = Arc::clone(&self.store);
         self.spawn(async move {
+            tokio::time::sleep(after).await;
             let pieces = store.pieces(artifact, layout).await;
             Event::Held { artifact, pieces }
         });
@@ -316,7 +331,9 @@ impl Runtime {
             }
             Err(error) => {
                 self.local_error(&error);
-                self.tracked.remove(&artifact); // asked for again with the next refresh
+                if let Some(layout) = self.tracked.get(&artifact).map(|tracked| tracked.layout) {
+                    self.look_up(artifact, layout, DISK_AGAIN);
+                }
                 Ok(())
             }
         }
@@ -326,7 +343,6 @@ impl Runtime {
         let Some(layout) = self.tracked.get(&artifact).map(|tracked| tracked.layout) else {
             return;
         };
-        let range = layout.bytes(piece);
         let (store, transport, uplink) = (Arc::clone(&self.store), self.transport.clone(), self.uplink.clone());
         let task = self.spawn(async move {
             let result = async {
@@ -340,7 +356,8 @@ impl Runtime {
             Event::Fetched {
                 id,
                 source,
-                piece_bytes: range.end - range.start,
+                artifact,
+                piece,
                 result,
             }
         });
@@ -351,14 +368,20 @@ impl Runtime {
         &mut self,
         id: FetchId,
         source: &Source,
-        piece_bytes: u64,
+        artifact: ArtifactId,
+        piece: u32,
         result: Result<(), PieceError>,
     ) -> Result<(), JournalError> {
-        let known = self.fetches.remove(&id).is_some();
+        self.fetches.remove(&id);
+        let held_before = self.swarm.have(&artifact).is_some_and(|have| have.contains(piece));
+        let range = self
+            .tracked
+            .get(&artifact)
+            .map_or(0..0, |tracked| tracked.layout.bytes(piece));
         let error = match result {
             Ok(()) => {
                 let counter = match source {
-                    _ if !known => &mut self.traffic.fetched_again,
+                    _ if held_before => &mut self.traffic.fetched_again,
                     Source::Origin => &mut self.traffic.from_origin,
                     Source::Peer(peer) => {
                         let theirs = self.swarm.path_of(peer).and_then(|path| path.parent());
@@ -368,8 +391,10 @@ impl Runtime {
                         }
                     }
                 };
-                *counter += piece_bytes;
-                return self.tell_swarm(swarm::Input::Fetched { id });
+                *counter += range.end - range.start;
+                self.tell_swarm(swarm::Input::Fetched { id })?;
+                // The request may have been given up while its piece was being stored: it is here all the same.
+                return self.tell_swarm(swarm::Input::Stored { artifact, piece });
             }
             Err(error) => error,
         };
@@ -385,9 +410,10 @@ impl Runtime {
 
     /// Checks the whole against the SHA-256 that the approvers pinned: the pieces were checked against the BLAKE3 root
     /// that the release keys signed, and the two must be about the same bytes.
-    fn hash_whole(&mut self, artifact: ArtifactId) {
+    fn hash_whole(&mut self, artifact: ArtifactId, after: Duration) {
         let store = Arc::clone(&self.store);
         self.spawn(async move {
+            tokio::time::sleep(after).await;
             let sha256 = coordinator::sha256_of(store.reader(artifact)).await;
             Event::Hashed { artifact, sha256 }
         });
@@ -404,6 +430,7 @@ impl Runtime {
                 self.images.add(artifact, length);
                 info!(%artifact, "an artifact is complete and verified");
                 self.fleet.sync_soon();
+                self.release_parked(artifact);
                 self.consider()
             }
             Ok(found) => {
@@ -417,7 +444,7 @@ impl Runtime {
             }
             Err(error) => {
                 self.local_error(&error);
-                self.hash_whole(artifact);
+                self.hash_whole(artifact, DISK_AGAIN);
                 Ok(())
             }
         }

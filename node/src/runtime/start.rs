@@ -84,6 +84,9 @@ pub enum RunError {
     /// The HTTPS client cannot be made.
     #[error("the HTTPS client cannot be made")]
     Client(#[source] reqwest::Error),
+    /// A task of the node died.
+    #[error("a part of the node died; it stops, to be started again")]
+    TaskDied(#[source] tokio::task::JoinError),
     /// A device's backend cannot be made.
     #[error(transparent)]
     Device(#[from] BuildError),
@@ -157,7 +160,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         certificate: hex::encode(&identity.certificate),
         data_addr: settings.data.advertise.unwrap_or(data).to_string(),
         mesh_addr: mesh.address.to_string(),
-        sequence: journal.next("record")?,
+        // Over a lost state folder too, the newest record wins.
+        sequence: journal.next_at_least("record", u64::try_from(system_time().unix_seconds()).unwrap_or(0))?,
     };
     let own_record = sign_record(&record, &identity.key);
     let image_source: Arc<dyn ImageSource> = Arc::new(images.clone());

@@ -11,7 +11,6 @@ use std::{
     pin::Pin,
 };
 
-use bao_tree::ChunkRanges;
 use bytes::Bytes;
 use firmesh_protocol::{
     chunk::{PieceLayout, chunks_of, verified_items},
@@ -22,6 +21,9 @@ use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::Bo
 use iroh_blobs::{Hash, api::Store, store::fs::FsStore};
 
 use super::{ChunkStore, PutError, Read, StoreError};
+
+/// A chunk of BLAKE3.
+const CHUNK_BYTES: u64 = 1024;
 
 /// Content items in flight between verification and the engine: one piece has 64 groups and as many tree nodes.
 const ITEMS_IN_FLIGHT: usize = 32;
@@ -67,13 +69,23 @@ impl IrohStore {
             .await
             .map_err(|error| self.failed("look up an artifact", &error))?;
         let mut pieces = PieceSet::empty(layout.pieces());
-        for piece in 0..layout.pieces() {
-            let missing: ChunkRanges = layout.chunks(piece) - held.ranges.clone();
-            if missing.is_empty() {
+        // Boundaries come in pairs; a range without an end reaches to the end of the artifact.
+        for range in held.ranges.boundaries().chunks(2) {
+            let first = range[0].0 * CHUNK_BYTES;
+            let end = range
+                .get(1)
+                .map_or(layout.length(), |end| (end.0 * CHUNK_BYTES).min(layout.length()));
+            for piece in layout.whole_pieces(first..end) {
                 pieces.insert(piece);
             }
         }
         Ok(pieces)
+    }
+
+    async fn holds_range(&self, artifact: ArtifactId, range: Range<u64>) -> Result<bool, StoreError> {
+        let held = self.store.blobs().observe(hash(artifact)).await;
+        let held = held.map_err(|error| self.failed("look up an artifact", &error))?;
+        Ok((chunks_of(&range) - held.ranges).is_empty())
     }
 
     async fn put_piece(
@@ -120,6 +132,10 @@ impl ChunkStore for IrohStore {
         encoded: Bytes,
     ) -> BoxFuture<'_, Result<(), PutError>> {
         self.put_piece(artifact, layout, piece, encoded).boxed()
+    }
+
+    fn holds(&self, artifact: ArtifactId, range: Range<u64>) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.holds_range(artifact, range).boxed()
     }
 
     fn slice(&self, artifact: ArtifactId, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {

@@ -30,6 +30,9 @@ pub trait ChunkStore: fmt::Debug + Send + Sync {
         encoded: Bytes,
     ) -> BoxFuture<'_, Result<(), PutError>>;
 
+    /// Whether a byte range is held whole.
+    fn holds(&self, artifact: ArtifactId, range: Range<u64>) -> BoxFuture<'_, Result<bool, StoreError>>;
+
     /// A byte range, encoded with its proof, as a stream; an error item if a part of it is not held.
     fn slice(&self, artifact: ArtifactId, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
 

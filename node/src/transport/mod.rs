@@ -23,6 +23,7 @@ use firmesh_protocol::{
     chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
     identity::NodeIdentity,
     ids::{ArtifactId, NodeId, TopologyPath},
+    trust::PublicKey,
     wire::{CONTROL_ALPN, PeerMessage, WIRE_VERSION},
 };
 use futures_util::StreamExt as _;
@@ -57,6 +58,15 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const DATAGRAM_BYTES_MAX: u16 = 6_500;
 const _: () = assert!(DATAGRAM_BYTES_MAX as u32 * 10 < 65_507);
 
+/// The peer does not hold what was asked for.
+const RESET_NOT_HELD: quinn::VarInt = quinn::VarInt::from_u32(2);
+
+/// The peer could not serve, for reasons of its own.
+const RESET_TROUBLE: quinn::VarInt = quinn::VarInt::from_u32(3);
+
+/// Connections one peer may have open for slices: one, and some while it loses and replaces it.
+const SLICE_CONNECTIONS_MAX: usize = 4;
+
 /// What the transport reports.
 #[derive(Debug)]
 pub enum TransportEvent {
@@ -69,6 +79,20 @@ pub enum TransportEvent {
     /// A peer broke the protocol.
     Misbehaved(NodeId, &'static str),
 }
+
+/// A node that may be a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Where it stands.
+    pub path: TopologyPath,
+    /// Where its data plane listens.
+    pub addr: SocketAddr,
+    /// The key it has now: a certificate for an earlier one opens nothing.
+    pub key: PublicKey,
+}
+
+/// Who may be a peer.
+pub type Roster = BTreeMap<NodeId, Member>;
 
 /// Why the data plane could not be opened.
 #[derive(Debug, thiserror::Error)]
@@ -133,11 +157,13 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Peers {
-    roster: BTreeMap<NodeId, (TopologyPath, SocketAddr)>,
+    roster: Roster,
     banned: BTreeSet<NodeId>,
     control: HashMap<NodeId, Control>,
     dialling: BTreeSet<NodeId>,
     blobs: HashMap<NodeId, quinn::Connection>,
+    /// Connections on which slices are served, by peer.
+    serving: HashMap<NodeId, usize>,
 }
 
 #[derive(Debug)]
@@ -199,7 +225,7 @@ impl Transport {
     }
 
     /// Takes over the roster: connections to nodes that left are closed.
-    pub fn set_roster(&self, roster: BTreeMap<NodeId, (TopologyPath, SocketAddr)>) {
+    pub fn set_roster(&self, roster: Roster) {
         let mut peers = self.peers();
         let gone: Vec<_> = peers
             .control
@@ -222,7 +248,7 @@ impl Transport {
             .iter()
             .filter(|(id, _)| self.0.me < **id && !peers.banned.contains(*id))
             .filter(|(id, _)| !peers.control.contains_key(*id) && !peers.dialling.contains(*id))
-            .map(|(id, (_, addr))| (id.clone(), *addr))
+            .map(|(id, member)| (id.clone(), member.addr))
             .collect();
         for (peer, addr) in missing {
             peers.dialling.insert(peer.clone());
@@ -284,7 +310,7 @@ impl Transport {
         match recv.read_to_end(ENCODED_PIECE_BYTES_MAX).await {
             Ok(answer) => Ok(answer.into()),
             Err(quinn::ReadToEndError::TooLong) => Err(FetchError::TooLong),
-            Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(_))) => Err(FetchError::NotServed),
+            Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(RESET_NOT_HELD))) => Err(FetchError::NotServed),
             Err(error) => Err(unreachable(error.into())),
         }
     }
@@ -343,11 +369,23 @@ impl Transport {
             .and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok())
             .and_then(|data| data.protocol);
         if protocol.as_deref() == Some(BLOBS_ALPN) {
-            self.serve(peer, connection).await;
+            let open = {
+                let mut peers = self.peers();
+                let open = peers.serving.entry(peer.clone()).or_default();
+                *open += 1;
+                *open
+            };
+            if open <= SLICE_CONNECTIONS_MAX {
+                self.serve(&peer, &connection).await;
+            }
+            connection.close(1_u32.into(), b"done");
+            if let Some(open) = self.peers().serving.get_mut(&peer) {
+                *open -= 1;
+            }
         } else {
-            match connection.accept_bi().await {
-                Ok((send, recv)) => self.talk(peer, connection, send, recv).await,
-                Err(error) => debug!(%peer, %error, "no control stream was opened"),
+            match tokio::time::timeout(CONNECT_TIMEOUT, connection.accept_bi()).await {
+                Ok(Ok((send, recv))) => self.talk(peer, connection, send, recv).await,
+                _ => debug!(%peer, "no control stream was opened"),
             }
         }
     }
@@ -368,7 +406,7 @@ impl Transport {
         let listed = peers
             .roster
             .get(&identity.node)
-            .is_some_and(|(path, _)| *path == identity.path);
+            .is_some_and(|member| member.path == identity.path && member.key == identity.key);
         match (listed, peers.banned.contains(&identity.node)) {
             (_, true) => Err("banned"),
             (false, _) => Err("not in the roster"),
@@ -488,15 +526,19 @@ impl Transport {
     }
 
     /// Answers slice requests until the peer goes.
-    async fn serve(self, peer: NodeId, connection: quinn::Connection) {
+    async fn serve(&self, peer: &NodeId, connection: &quinn::Connection) {
         while let Ok((send, recv)) = connection.accept_bi().await {
-            if self.peers().banned.contains(&peer) {
+            if self.peers().banned.contains(peer) {
                 connection.close(1_u32.into(), b"banned");
                 return;
             }
             let (transport, peer) = (self.clone(), peer.clone());
-            self.spawn(async move {
-                if let Err(error) = transport.serve_slice(&peer, send, recv).await {
+            // Not ended by `cancel`: a half answer that ends in order would look like a lie. Closing the endpoint ends it.
+            self.0.tasks.spawn(async move {
+                let mut send = send;
+                if let Err(error) = transport.serve_slice(&peer, &mut send, recv).await {
+                    // A stream that is dropped ends in order, and a half answer that does looks like a lie.
+                    send.reset(RESET_TROUBLE).ok(); // it may have been reset for a better reason already
                     debug!(%peer, %error, "a slice was not served");
                 }
             });
@@ -506,7 +548,7 @@ impl Transport {
     async fn serve_slice(
         &self,
         peer: &NodeId,
-        mut send: quinn::SendStream,
+        send: &mut quinn::SendStream,
         mut recv: quinn::RecvStream,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         let request = recv.read_to_end(REQUEST_BYTES_MAX).await?;
@@ -518,19 +560,15 @@ impl Transport {
             send.reset(1_u32.into())?;
             return Err("only one bounded range of one artifact is served".into());
         };
-        let same_rack = self
-            .peers()
-            .roster
-            .get(peer)
-            .and_then(|(path, _)| path.parent())
-            .as_ref()
-            == Some(&self.0.rack);
+        let their_rack = self.peers().roster.get(peer).and_then(|member| member.path.parent());
+        let same_rack = their_rack.as_ref() == Some(&self.0.rack);
         let counter = if same_rack {
             &self.0.served.to_rack
         } else {
             &self.0.served.to_other_racks
         };
-        let mut slice = self.0.store.slice(ArtifactId::from(*request.hash.as_bytes()), range);
+        let artifact = ArtifactId::from(*request.hash.as_bytes());
+        let mut slice = self.0.store.slice(artifact, range.clone());
         while let Some(part) = slice.next().await {
             match part {
                 Ok(part) => {
@@ -538,7 +576,9 @@ impl Transport {
                     send.write_chunk(part).await?;
                 }
                 Err(error) => {
-                    send.reset(2_u32.into())?;
+                    // "Not held" is a lie if it was announced; "in trouble" is not.
+                    let held = self.0.store.holds(artifact, range).await.unwrap_or(true);
+                    send.reset(if held { RESET_TROUBLE } else { RESET_NOT_HELD })?;
                     return Err(error.into());
                 }
             }
@@ -563,7 +603,7 @@ impl Transport {
             peers
                 .roster
                 .get(peer)
-                .map(|(_, addr)| *addr)
+                .map(|member| member.addr)
                 .ok_or("not in the roster")?
         };
         let connection = self.connect(peer, addr, self.0.blobs_client.clone()).await?;

@@ -45,6 +45,7 @@ struct Peer {
     id: NodeId,
     path: TopologyPath,
     transport: Transport,
+    key: PublicKey,
     store: Arc<dyn ChunkStore>,
     events: mpsc::Receiver<TransportEvent>,
     _folder: tempfile::TempDir,
@@ -55,6 +56,7 @@ impl Peer {
         let folder = tempfile::tempdir().unwrap();
         let path = format!("eu/s1/r1/{name}");
         let key = NodeKey::load_or_create(&folder.path().join("node.key")).unwrap();
+        let public = key.public();
         let identity = Identity {
             certificate: issuer.issue(name, &path, &key),
             key,
@@ -70,6 +72,7 @@ impl Peer {
             id,
             path,
             transport,
+            key: public,
             store,
             events,
             _folder: folder,
@@ -84,11 +87,16 @@ impl Peer {
     }
 }
 
-fn roster(peers: &[&Peer]) -> BTreeMap<NodeId, (TopologyPath, SocketAddr)> {
+fn roster(peers: &[&Peer]) -> Roster {
     let entry = |peer: &&Peer| {
+        let (path, addr) = (peer.path.clone(), peer.transport.local_addr().unwrap());
         (
             peer.id.clone(),
-            (peer.path.clone(), peer.transport.local_addr().unwrap()),
+            Member {
+                path,
+                addr,
+                key: peer.key,
+            },
         )
     };
     peers.iter().map(entry).collect()

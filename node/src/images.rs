@@ -35,6 +35,9 @@ pub struct Images {
     base_url: String,
 }
 
+/// Read at once from the store while an image is served.
+const READ_BYTES: usize = 256 << 10;
+
 /// The image server cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[error("the image server cannot listen on {listen}; is another node running there?")]
@@ -153,7 +156,7 @@ async fn image(State(images): State<Images>, Path(artifact): Path<String>, heade
         tracing::warn!(artifact = %id, %error, "an image could not be read");
         return StatusCode::INTERNAL_SERVER_ERROR.into_response();
     }
-    let body = Body::from_stream(ReaderStream::with_capacity(reader.take(end - start), 64 << 10));
+    let body = Body::from_stream(ReaderStream::with_capacity(reader.take(end - start), READ_BYTES));
     let mut response = Response::new(body);
     let fields = response.headers_mut();
     fields.insert(

@@ -36,7 +36,7 @@ pub trait ChunkStore: fmt::Debug + Send + Sync {
     /// A byte range, encoded with its proof, as a stream; an error item if a part of it is not held.
     fn slice(&self, artifact: ArtifactId, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
 
-    /// A reader over an artifact; reading what is not held fails.
+    /// A reader over an artifact whose every piece is held: no one else's bytes are worth reading.
     fn reader(&self, artifact: ArtifactId) -> Pin<Box<dyn Read>>;
 
     /// Makes everything durable and stops.

@@ -14,17 +14,17 @@ use crate::{
     engine::PermitOrder,
 };
 
-pub(crate) fn may_be_permitted(campaign: &Campaign, kind: PermitKind) -> bool {
+pub(crate) fn may_be_permitted(campaign: &Campaign, kind: PermitKind, now: Timestamp) -> bool {
     match kind {
-        PermitKind::Update => campaign.record.state == CampaignState::Active,
+        PermitKind::Update => campaign.record.state == CampaignState::Active && now < campaign.expires_at,
         PermitKind::Rollback => campaign.record.state == CampaignState::RollingBack,
     }
 }
 
-pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt) -> bool {
+pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt, now: Timestamp) -> bool {
     let kind = attempt.record.kind;
-    let may_resume = campaign.record.state == CampaignState::Paused && kind == PermitKind::Update;
-    may_resume || may_be_permitted(campaign, kind)
+    let is_paused = campaign.record.state == CampaignState::Paused && now < campaign.expires_at;
+    (is_paused && kind == PermitKind::Update) || may_be_permitted(campaign, kind, now)
 }
 
 /// The devices that may start now, by wave, and those whose permit lapsed unused.

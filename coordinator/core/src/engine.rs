@@ -49,6 +49,9 @@ pub enum Input {
     Resume(CampaignId),
     /// An operator ends a campaign. Devices in flight end by themselves.
     Cancel(CampaignId),
+    /// Its approvers do not stand behind a campaign any more, or a release of it was recalled: it ends like a cancelled
+    /// one.
+    Withdraw(CampaignId),
     /// A node was heard of, with verified reports, oldest first (often none).
     Heard {
         /// The node, by its certificate.
@@ -56,6 +59,8 @@ pub enum Input {
         /// What it reports.
         reports: Vec<AttemptReport>,
     },
+    /// A node has enrolled, perhaps with a new journal: it counts its reports from the start.
+    Enrolled(NodeId),
     /// A person has looked at a quarantined device and put it back in service.
     Clear(DeviceId),
     /// Time has passed.
@@ -207,6 +212,17 @@ impl Engine {
         self.campaigns.get(id).map(Campaign::view)
     }
 
+    /// The state of a campaign, without the cost of a view.
+    #[must_use]
+    pub fn state(&self, id: &CampaignId) -> Option<CampaignState> {
+        self.campaigns.get(id).map(|campaign| campaign.record.state)
+    }
+
+    /// The state of every campaign, without the cost of a view.
+    pub fn states(&self) -> impl Iterator<Item = (&CampaignId, CampaignState)> {
+        self.campaigns.iter().map(|(id, campaign)| (id, campaign.record.state))
+    }
+
     /// Where all campaigns stand.
     pub fn campaigns(&self) -> impl Iterator<Item = CampaignView> {
         self.campaigns.values().map(Campaign::view)
@@ -279,7 +295,7 @@ impl Engine {
     }
 
     fn accept(&mut self, input: Input) -> Result<(), InputError> {
-        use CampaignState::{Active, Cancelled, Paused, RollingBack, Scheduled};
+        use CampaignState::{Active, Paused, Scheduled};
         let now = self.now;
         match input {
             Input::Load(loaded) => self.load(loaded),
@@ -301,15 +317,8 @@ impl Engine {
                     .enter(Active, "resumed by an operator");
                 Ok(())
             }
-            Input::Cancel(id) => {
-                let campaign = self.in_state(&id, &[Scheduled, Active, Paused, RollingBack], "be cancelled")?;
-                campaign.cancel_untouched("the campaign was cancelled by an operator");
-                campaign.enter(
-                    Cancelled,
-                    "cancelled by an operator; devices in flight end by themselves",
-                );
-                Ok(())
-            }
+            Input::Cancel(id) => self.cancel(&id, "cancelled by an operator"),
+            Input::Withdraw(id) => self.cancel(&id, "withdrawn by those who signed for it"),
             Input::Heard { node, reports } => {
                 for report in &reports {
                     let campaign = self.campaigns.get_mut(&report.campaign);
@@ -324,6 +333,15 @@ impl Engine {
                     }
                 }
                 self.heard.insert(node, now);
+                Ok(())
+            }
+            Input::Enrolled(node) => {
+                for campaign in self.campaigns.values_mut() {
+                    for device in campaign.select(|attempt| attempt.node == node && attempt.record.report_sequence > 0)
+                    {
+                        campaign.edit(&device, |attempt| attempt.record.report_sequence = 0);
+                    }
+                }
                 Ok(())
             }
             Input::Clear(device) => self.clear(device),
@@ -393,6 +411,14 @@ impl Engine {
         }
     }
 
+    fn cancel(&mut self, id: &CampaignId, by: &str) -> Result<(), InputError> {
+        use CampaignState::{Active, Cancelled, Paused, RollingBack, Scheduled};
+        let campaign = self.in_state(id, &[Scheduled, Active, Paused, RollingBack], "be cancelled")?;
+        campaign.cancel_untouched(&format!("the campaign was {by}"));
+        campaign.enter(Cancelled, format!("{by}; devices in flight end by themselves"));
+        Ok(())
+    }
+
     fn clear(&mut self, device: DeviceId) -> Result<(), InputError> {
         if !self.is_quarantined(&device) {
             return Err(InputError::NotQuarantined(device));
@@ -436,7 +462,10 @@ impl Engine {
                 let spoke_since = self.heard.get(&attempt.node).is_some_and(|heard| *heard > lapses);
                 if silent_at.is_some_and(|at| at <= self.now) {
                     silent.push((id.clone(), device));
-                } else if attempt.started_at.is_none() && spoke_since && !may_be_permitted_again(campaign, attempt) {
+                } else if attempt.started_at.is_none()
+                    && spoke_since
+                    && !may_be_permitted_again(campaign, attempt, self.now)
+                {
                     lapsed.push((id.clone(), device));
                 }
             }
@@ -477,7 +506,7 @@ impl Engine {
             for campaign in self
                 .campaigns
                 .values_mut()
-                .filter(|campaign| may_be_permitted(campaign, kind))
+                .filter(|campaign| may_be_permitted(campaign, kind, self.now))
             {
                 let chosen = choose(campaign, kind, &mut load, self.now, self.settings.permit_ttl);
                 for (wave, devices) in chosen {

@@ -148,6 +148,48 @@ fn the_approval_s_end_is_the_end_of_starts() {
     );
 }
 
+/// A permitted device that its node never speaks of must not keep an expired campaign, and its permits, alive.
+#[test]
+fn an_expired_campaign_issues_no_permit_again_and_ends() {
+    let rules = Rules {
+        racks: 1,
+        per_rack: 1,
+        shares: vec![10_000],
+        expires_s: 1_000,
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    world.run_clock(Duration::from_secs(1_000));
+    let issued = world.permits.len();
+    for _ in 0..40 {
+        world.hear("r0n1");
+        world.run_clock(Duration::from_secs(60));
+    }
+    assert_eq!(world.permits.len(), issued);
+    assert!(world.state("spring").is_terminal());
+}
+
+/// A node that lost its journal counts from one again: what it says then still counts.
+#[test]
+fn a_node_enrolled_again_is_listened_to() {
+    let rules = Rules {
+        racks: 1,
+        per_rack: 1,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    let device = world.devices()[0].clone();
+    for _ in 0..5 {
+        world.report(&device, AttemptState::Installing);
+    }
+    world.enrol_again("r0n1");
+    world.report(&device, AttemptState::Success);
+    assert_eq!(world.state("spring"), CampaignState::Completed);
+}
+
 #[test]
 fn two_campaigns_share_the_caps_of_a_rack() {
     let rules = Rules {

@@ -219,6 +219,16 @@ impl World {
         self.input(Input::Tick).unwrap();
     }
 
+    pub(crate) fn hear(&mut self, node: &str) {
+        let (node, reports) = (node.parse().unwrap(), Vec::new());
+        self.input(Input::Heard { node, reports }).unwrap();
+    }
+
+    pub(crate) fn enrol_again(&mut self, node: &str) {
+        self.input(Input::Enrolled(node.parse().unwrap())).unwrap();
+        self.report_sequence = 0;
+    }
+
     pub(crate) fn report(&mut self, device: &DeviceId, state: AttemptState) {
         self.report_sequence += 1;
         self.send(device, state, self.report_sequence, "so it was told");

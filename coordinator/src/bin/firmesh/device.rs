@@ -5,6 +5,7 @@ use firmesh_protocol::{
     api::{DeviceView, Page},
     ids::DeviceId,
 };
+use serde_json::{Value, json};
 
 use crate::{Global, output::Output};
 
@@ -14,6 +15,11 @@ pub(crate) enum Command {
     List,
     /// Shows one device.
     Show {
+        /// The device.
+        device: DeviceId,
+    },
+    /// Says that a person has looked at a quarantined device: it leaves its place under the caps.
+    Clear {
         /// The device.
         device: DeviceId,
     },
@@ -31,6 +37,16 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         Command::Show { device } => {
             let view: DeviceView = global.client()?.get(&format!("/api/v1/devices/{device}")).await?;
             output.show(&view, || lines(&view))
+        }
+        Command::Clear { device } => {
+            let client = global.client()?;
+            let path = format!("/api/v1/devices/{device}");
+            let _: Value = client.post(&format!("{path}/clear"), &json!({})).await?;
+            let view: DeviceView = client.get(&path).await?;
+            output.show(&view, || {
+                let head = format!("{device} is back in service and counts against no cap");
+                std::iter::once(head).chain(lines(&view)).collect()
+            })
         }
     }
 }

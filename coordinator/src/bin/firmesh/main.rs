@@ -197,6 +197,7 @@ mod tests {
             "release create --file i --vendor v --model m --component bmc --release-version 1.1",
             "campaign create --file campaign.toml --permit-key coordinator.pub",
             "campaign watch spring --json",
+            "device clear d1",
             "node enrol n1 --path eu/s1/r1/n1 --out ticket.json",
             "completions bash",
             "doctor",

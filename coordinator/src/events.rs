@@ -21,6 +21,18 @@ pub(crate) struct Events {
     live: broadcast::Sender<Arc<Event>>,
 }
 
+/// What a watcher gets.
+#[derive(Debug)]
+pub(crate) struct Subscription {
+    /// Whether events since the last one it saw are kept no more, or were another process's: it has to read everything
+    /// again.
+    pub(crate) lost: bool,
+    /// The kept events that it missed.
+    pub(crate) missed: Vec<Arc<Event>>,
+    /// Those to come.
+    pub(crate) live: broadcast::Receiver<Arc<Event>>,
+}
+
 impl Events {
     /// No events yet. Ids go on from the time, so that they grow over a restart as well.
     #[must_use]
@@ -45,17 +57,23 @@ impl Events {
         let _ = self.live.send(event);
     }
 
-    /// The kept events after `last`, and those to come.
+    /// The events after `last`, and those to come.
     #[must_use]
-    pub(crate) fn subscribe(&self, last: Option<u64>) -> (Vec<Arc<Event>>, broadcast::Receiver<Arc<Event>>) {
+    pub(crate) fn subscribe(&self, last: Option<u64>) -> Subscription {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept_after = ring.1.front().map_or(ring.0, |event| event.id - 1);
+        let after = last.filter(|last| (kept_after..=ring.0).contains(last));
         let missed = ring
             .1
             .iter()
-            .filter(|event| last.is_some_and(|last| event.id > last))
+            .filter(|event| after.is_some_and(|last| event.id > last))
             .cloned()
             .collect();
-        (missed, self.live.subscribe())
+        Subscription {
+            lost: last.is_some() && after.is_none(),
+            missed,
+            live: self.live.subscribe(),
+        }
     }
 }
 
@@ -77,16 +95,28 @@ mod tests {
             sha256: Sha256::of(b""),
             length: 1,
         });
-        let (missed, mut live) = events.subscribe(None);
-        assert!(missed.is_empty());
+        let Subscription { lost, missed, mut live } = events.subscribe(None);
+        assert!(missed.is_empty() && !lost);
         for _ in 0..3 {
             events.send(now, what.clone());
         }
         let first = live.try_recv().unwrap().id;
-        let (missed, _) = events.subscribe(Some(first));
+        let Subscription { lost, missed, .. } = events.subscribe(Some(first));
         assert_eq!(
             missed.iter().map(|event| event.id).collect::<Vec<_>>(),
             [first + 1, first + 2]
         );
+        assert!(!lost);
+        for gone in [first - 2, first + 9] {
+            let Subscription { lost, missed, .. } = events.subscribe(Some(gone));
+            assert!(
+                lost && missed.is_empty(),
+                "a process before this one, or one whose clock was ahead"
+            );
+        }
+        for _ in 0..RING_MAX {
+            events.send(now, what.clone());
+        }
+        assert!(events.subscribe(Some(first)).lost, "fallen out of the ring");
     }
 }

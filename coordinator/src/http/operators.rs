@@ -1,11 +1,11 @@
 //! The operators' face, `/api/v1`: reading is open on loopback, every change needs the token.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, Query, Request, State},
-    http::{Method, StatusCode, header},
+    http::{Method, StatusCode, header, uri::Authority},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -71,7 +71,8 @@ pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
     api.route("/health", get(health))
 }
 
-/// Changes need the token; reads too, where the settings say so.
+/// Changes need the token; reads too, where the settings say so, or when the request was made to another name than this
+/// machine's own: a page of a stranger may have its name point at loopback and read along.
 async fn authorise(State(app): Shared, request: Request, next: Next) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let bearer = request
@@ -79,7 +80,8 @@ async fn authorise(State(app): Shared, request: Request, next: Next) -> Response
         .get(header::AUTHORIZATION)
         .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
     let is_operator = bearer.is_some_and(|token| app.authority.is_operator_token(token.trim()));
-    if is_operator || (reads && !app.settings.token_for_reads && bearer.is_none()) {
+    let is_open = reads && !app.settings.token_for_reads && is_made_to_loopback(&request);
+    if is_operator || (is_open && bearer.is_none()) {
         return next.run(request).await;
     }
     let path = app.settings.state_dir.join("operator.token");
@@ -89,13 +91,25 @@ async fn authorise(State(app): Shared, request: Request, next: Next) -> Response
             path.display()
         ),
         None => format!(
-            "send `Authorization: Bearer <token>`: the token stands in {} on the coordinator's machine",
+            "send `Authorization: Bearer <token>`: the token stands in {} on the coordinator's machine (reading may be \
+             open without it, but only by the names localhost and 127.0.0.1)",
             path.display()
         ),
     };
     app.metrics.refusals.inc();
     let failure = Failure::new(StatusCode::UNAUTHORIZED, "unauthorised", detail).refused();
     ([(header::WWW_AUTHENTICATE, "Bearer")], failure).into_response()
+}
+
+fn is_made_to_loopback(request: &Request) -> bool {
+    let host = request.headers().get(header::HOST);
+    let host = host.map(|host| host.to_str().ok()?.parse::<Authority>().ok());
+    let Some(host) = host.unwrap_or_else(|| request.uri().authority().cloned()) else {
+        return false;
+    };
+    let name = host.host();
+    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 async fn health(State(app): Shared) -> Result<&'static str, Failure> {

@@ -9,11 +9,11 @@ use std::{
 };
 
 use firmesh_protocol::{
-    identity::PATH_URI_PREFIX,
+    identity::{IdentityError, NodeIdentity, PATH_URI_PREFIX},
     ids::{NodeId, Sha256, TopologyPath},
     report::{PERMIT_TYPE, Permit},
     time::WallTime,
-    trust::{Envelope, SecretKey},
+    trust::{Envelope, PublicKey, SecretKey},
 };
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
@@ -49,6 +49,18 @@ pub enum AuthorityError {
         /// The file.
         path: PathBuf,
     },
+    /// A key is gone that nodes or campaigns rely on.
+    #[error("{} is missing, and a new key would be a stranger to this fleet: restore it from a backup", path.display())]
+    KeyGone {
+        /// The key's file.
+        path: PathBuf,
+    },
+    /// The fleet CA's key and certificate are of two minds.
+    #[error("{} is not the certificate of the key beside it: restore both from one backup", path.display())]
+    OtherCertificate {
+        /// The certificate's file.
+        path: PathBuf,
+    },
     /// X.509 refused.
     #[error("a certificate cannot be made")]
     X509(#[from] rcgen::Error),
@@ -75,6 +87,20 @@ pub enum IssueError {
     /// X.509 refused.
     #[error("the certificate cannot be made")]
     X509(#[source] rcgen::Error),
+    /// Nodes would not believe the certificate: the key is weak.
+    #[error("the request's key cannot be used: make another")]
+    Unusable(#[source] IdentityError),
+}
+
+/// A node's certificate, fresh.
+#[derive(Debug)]
+pub struct Issued {
+    /// The certificate, PEM.
+    pub pem: String,
+    /// The certificate, DER.
+    pub der: Vec<u8>,
+    /// The key it is for.
+    pub key: PublicKey,
 }
 
 /// The coordinator's keys.
@@ -101,11 +127,12 @@ impl Authority {
     /// Reads the keys in `state_dir`, making those that are not there yet. `names` are the coordinator's own.
     pub fn load_or_create(state_dir: &Path, names: Vec<String>, now: WallTime) -> Result<Self, AuthorityError> {
         let keys = state_dir.join("keys");
-        let online = load_or_create_key(&keys.join("online.pem"))?;
-        let permit = load_or_create_key(&keys.join("permit.pem"))?;
-        let ca_path = keys.join("fleet-ca.pem");
-        let ca_key = key_pair(&load_or_create_key(&ca_path)?)?;
         let certificate_path = keys.join("fleet-ca.crt");
+        // Written last: once it is there, so were all keys.
+        let is_first_start = !certificate_path.exists();
+        let load = |name: &str| load_or_create_key(&keys.join(name), is_first_start);
+        let (online, permit) = (load("online.pem")?, load("permit.pem")?);
+        let ca_key = key_pair(&load("fleet-ca.pem")?)?;
         let ca_pem = match read_bounded(&certificate_path, 64 << 10) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.is_not_found() => {
@@ -115,8 +142,13 @@ impl Authority {
             }
             Err(error) => return Err(error.into()),
         };
-        let ca_der = CertificateDer::from_pem_slice(ca_pem.as_bytes())
-            .map_err(|_| AuthorityError::NotACertificate { path: certificate_path })?;
+        let ca_der =
+            CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|_| AuthorityError::NotACertificate {
+                path: certificate_path.clone(),
+            })?;
+        if !certifies(&ca_der, &ca_key) {
+            return Err(AuthorityError::OtherCertificate { path: certificate_path });
+        }
         let issuer = Issuer::from_ca_cert_der(&ca_der, ca_key)?;
         let operator_token = load_or_create_token(&state_dir.join("operator.token"))?;
         Ok(Self {
@@ -175,7 +207,7 @@ impl Authority {
         path: &TopologyPath,
         csr_pem: &str,
         now: WallTime,
-    ) -> Result<rcgen::Certificate, IssueError> {
+    ) -> Result<Issued, IssueError> {
         let mut request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(IssueError::BadRequest)?;
         if *rcgen::PublicKeyData::algorithm(&request.public_key) != rcgen::PKCS_ED25519 {
             return Err(IssueError::NotEd25519);
@@ -204,7 +236,13 @@ impl Authority {
             .subject_alt_names
             .extend(addresses.into_iter().map(SanType::IpAddress));
         request.params = params;
-        request.signed_by(&self.issuer).map_err(IssueError::X509)
+        let certificate = request.signed_by(&self.issuer).map_err(IssueError::X509)?;
+        let identity = NodeIdentity::from_verified_certificate(certificate.der()).map_err(IssueError::Unusable)?;
+        Ok(Issued {
+            pem: certificate.pem(),
+            der: certificate.der().to_vec(),
+            key: identity.key,
+        })
     }
 
     /// A fresh certificate and key for the coordinator's own listener.
@@ -234,8 +272,11 @@ pub(crate) fn new_token() -> Result<String, getrandom::Error> {
     Ok(hex::encode(bytes))
 }
 
-fn load_or_create_key(path: &Path) -> Result<SecretKey, AuthorityError> {
+fn load_or_create_key(path: &Path, is_first_start: bool) -> Result<SecretKey, AuthorityError> {
     match load_secret_key(path) {
+        Err(KeyFileError::Read(error)) if error.is_not_found() && !is_first_start => {
+            Err(AuthorityError::KeyGone { path: path.to_owned() })
+        }
         Err(KeyFileError::Read(error)) if error.is_not_found() => {
             let key = generate_key()?;
             write_secret(path, key.to_pem().as_bytes(), false)?;
@@ -262,6 +303,11 @@ fn load_or_create_token(path: &Path) -> Result<Sha256, AuthorityError> {
 
 fn key_pair(key: &SecretKey) -> Result<KeyPair, rcgen::Error> {
     KeyPair::from_pkcs8_pem_and_sign_algo(&key.to_pem(), &rcgen::PKCS_ED25519)
+}
+
+fn certifies(certificate: &[u8], key: &KeyPair) -> bool {
+    x509_parser::parse_x509_certificate(certificate)
+        .is_ok_and(|(_, parsed)| *parsed.public_key().subject_public_key.data == *key.public_key_raw())
 }
 
 fn address_of(name: &SanType) -> Option<IpAddr> {
@@ -315,8 +361,6 @@ fn leaf_params(name: &str, now: WallTime) -> CertificateParams {
 #[cfg(test)]
 pub(crate) mod tests {
     use std::os::unix::fs::PermissionsExt as _;
-
-    use firmesh_protocol::identity::NodeIdentity;
 
     use super::*;
 
@@ -375,6 +419,31 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_key_that_is_gone_is_missed_and_never_replaced() {
+        for gone in ["online.pem", "permit.pem", "fleet-ca.pem"] {
+            let folder = tempfile::tempdir().unwrap();
+            authority(folder.path()).unwrap();
+            let path = folder.path().join("keys").join(gone);
+            std::fs::remove_file(&path).unwrap();
+            let refused = authority(folder.path());
+            assert!(matches!(refused, Err(AuthorityError::KeyGone { .. })), "{gone}");
+            assert!(!path.exists());
+        }
+        let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        authority(folder.path()).unwrap();
+        authority(other.path()).unwrap();
+        std::fs::copy(
+            other.path().join("keys/fleet-ca.pem"),
+            folder.path().join("keys/fleet-ca.pem"),
+        )
+        .unwrap();
+        assert!(matches!(
+            authority(folder.path()),
+            Err(AuthorityError::OtherCertificate { .. })
+        ));
+    }
+
+    #[test]
     fn a_certificate_says_what_the_enrolment_says_not_what_the_request_says() {
         let folder = tempfile::tempdir().unwrap();
         let authority = authority(folder.path()).unwrap();
@@ -384,7 +453,7 @@ pub(crate) mod tests {
         );
         let (key, csr) = request(&["firmesh-coordinator", "other-node", "192.0.2.7"]);
         let now = WallTime::from_unix_seconds(NOW);
-        let certificate = authority.issue_node(&node, &path, &csr, now).unwrap().der().clone();
+        let certificate = authority.issue_node(&node, &path, &csr, now).unwrap().der;
         let identity = NodeIdentity::verify(&certificate, authority.ca_der(), now).unwrap();
         assert_eq!((identity.node, identity.path), (node.clone(), path.clone()));
         assert_eq!(identity.key.as_bytes()[..], *key.public_key_raw());

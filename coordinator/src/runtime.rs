@@ -27,7 +27,7 @@ use crate::{
     config::Settings,
     events::Events,
     publish::{PublicationError, Published, check_campaign},
-    store::{Store, StoreError, StoredPermit, Ticket, Write},
+    store::{Store, StoreError, StoredNode, StoredPermit, Ticket, Write},
     telemetry::{Metrics, chain},
     world::{NodeState, RestoreError, World, on_our_clock},
 };
@@ -91,7 +91,7 @@ pub(crate) enum PublishActionError {
 /// Why a node was not enrolled.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EnrolError {
-    /// No ticket, a used one, an expired one or another token: which of them is nobody's business.
+    /// No ticket, one used by another key, an expired one or another token: which of them is nobody's business.
     #[error("no open enrolment for node {0} has this token: make a new one with `firmesh node enrol`")]
     BadToken(NodeId),
     /// The request for the certificate.
@@ -118,6 +118,10 @@ pub(crate) enum Command {
         Reply<firmesh_protocol::api::SyncResponse, crate::sync::SyncError>,
     ),
 }
+
+/// How long before metadata that could not be signed or stored is tried again: a full disk must not be asked all the
+/// time, nor the renewal be missed.
+const RENEW_AGAIN: Duration = Duration::from_secs(30);
 
 /// Commands waiting for the task. When it is full, callers wait: requests are bounded by their connections.
 const COMMANDS_MAX: usize = 256;
@@ -204,9 +208,9 @@ impl Runtime {
 
     /// Runs until cancelled, or until the database is beyond use. What was acknowledged is durable at any time.
     pub(crate) async fn run(mut self, cancel: CancellationToken) -> Result<(), RestoreError> {
-        // What the engine wanted when it was loaded, and metadata that expired while nobody was here.
-        self.tick().await;
+        // Metadata that expired while nobody was here, and what the engine wanted when it was loaded.
         self.renew().await;
+        self.tick().await;
         while self.fatal.is_none() {
             let wake = self
                 .world
@@ -297,7 +301,7 @@ impl Runtime {
         match World::restore(&self.store, self.settings.permit_ttl, now, wall).await {
             Ok(world) => {
                 // The verified view of what is published comes back with the next signature.
-                self.renew_at = now;
+                self.renew_at = self.renew_at.min(now + RENEW_AGAIN);
                 let fleet = published.fleet.filter(|_| published.trusted == world.published.trusted);
                 self.world = World {
                     published: Published {
@@ -341,6 +345,7 @@ impl Runtime {
         let envelope = self.authority.sign_permit(&permit);
         Some(StoredPermit {
             campaign,
+            kind,
             sequence,
             nodes: nodes.into_iter().collect(),
             expires,
@@ -351,10 +356,10 @@ impl Runtime {
     /// Signs snapshot and timestamp anew before they expire.
     async fn renew(&mut self) {
         let half = (self.settings.metadata_validity / 2).max(Duration::from_millis(500));
-        self.renew_at = self.clock.now() + half;
+        self.renew_at = self.clock.now() + half.min(RENEW_AGAIN);
         match self.publish(&Publication::default()).await {
             Ok(_) => {}
-            Err(PublishActionError::Refused(PublicationError::Nothing)) => {}
+            Err(PublishActionError::Refused(PublicationError::Nothing)) => self.renew_at = self.clock.now() + half,
             Err(failure) => {
                 error!(error = %chain(&failure), "metadata could not be renewed: sign what has expired, and publish it");
             }
@@ -368,7 +373,11 @@ impl Runtime {
         let (before, validity) = (&self.world.published, self.settings.metadata_validity);
         let next = before.with(publication, self.authority.online_key(), &artifacts, wall, validity)?;
         let loaded = self.check_new_campaigns(&next).await?;
-        let withdrawn: Vec<CampaignId> = self.withdrawn(&next);
+        // First, so that nothing starts on an approval that is gone, whatever happens in between.
+        for id in self.withdrawn(&next) {
+            warn!(campaign = %id, "those who signed for it have withdrawn it, or a release of it");
+            self.apply(Input::Withdraw(id), Vec::new()).await?;
+        }
 
         let before = std::mem::replace(&mut self.world.published, next);
         let mut writes = changes(&before, &self.world.published);
@@ -377,17 +386,13 @@ impl Runtime {
             writes.push(Write::Restart(manifest.id.clone()));
         }
         if let Err(failure) = self.apply(Input::Load(loaded), writes).await {
-            // After a failed write the world has been read back from the database already.
+            // After a failed write the world has been read back from the database already, but for what is verified.
             if matches!(failure, ActionError::Refused(_)) {
                 self.world.published = before;
+            } else if self.world.published.trusted == before.trusted {
+                self.world.published.fleet = before.fleet;
             }
             return Err(failure.into());
-        }
-        for id in withdrawn {
-            warn!(campaign = %id, "its approvers have withdrawn it");
-            if let Err(failure) = self.apply(Input::Cancel(id), Vec::new()).await {
-                error!(error = %chain(&failure), "a withdrawn campaign could not be cancelled");
-            }
         }
         self.renew_at = self.clock.now() + (validity / 2).max(Duration::from_millis(500));
         let versions = self.world.published.versions();
@@ -429,12 +434,24 @@ impl Runtime {
         Ok(loaded)
     }
 
-    /// Running campaigns that approvers no longer sign for.
+    /// Campaigns not ended that approvers no longer sign for, or that need a release nobody signs for any more: nodes
+    /// drop these as well.
     fn withdrawn(&self, next: &Published) -> Vec<CampaignId> {
-        let gone = |view: &firmesh_protocol::api::CampaignView| {
-            !view.state.is_terminal() && !next.manifests.contains_key(&view.id)
+        let Some(fleet) = &next.fleet else {
+            return Vec::new();
         };
-        self.world.engine.campaigns().filter(gone).map(|view| view.id).collect()
+        let is_carried = |id: &CampaignId| {
+            let manifest = next.manifests.get(id).map(|bytes| CampaignManifest::from_bytes(bytes));
+            manifest.and_then(Result::ok).is_some_and(|manifest| {
+                let mut pinned = manifest.releases.iter().chain(&manifest.previous);
+                pinned.all(|pinned| fleet.pinned_release(pinned).is_ok())
+            })
+        };
+        let states = self.world.engine.states();
+        states
+            .filter(|(id, state)| !state.is_terminal() && !is_carried(id))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     async fn new_node(&mut self, new: NewNode) -> Result<EnrolmentTicket, EnrolError> {
@@ -444,9 +461,10 @@ impl Runtime {
             path: new.path.clone(),
             token_sha256: Sha256::of(token.as_bytes()),
             expires,
+            key: None,
         };
         let known = self.world.nodes.get(&new.node).map(|node| node.stored.clone());
-        let mut stored = known.unwrap_or_else(|| crate::store::StoredNode {
+        let mut stored = known.unwrap_or_else(|| StoredNode {
             node: new.node.clone(),
             path: new.path.clone(),
             ticket: None,
@@ -479,25 +497,36 @@ impl Runtime {
             ticket.token_sha256 == Sha256::of(request.token.trim().as_bytes()) && wall <= ticket.expires
         };
         let ticket = node.stored.ticket.as_ref().filter(good).ok_or_else(bad_token)?;
-        let certificate = self
+        let issued = self
             .authority
             .issue_node(&request.node, &ticket.path, &request.csr_pem, wall)?;
-        let mut stored = node.stored.clone();
-        stored.path = ticket.path.clone();
-        stored.ticket = None;
-        // Another key means another node process: its record and its reports start again.
-        stored.record = None;
-        stored.acked = 0;
-        stored.certificate = Some(certificate.der().to_vec());
-        self.commit(vec![Write::Node(Box::new(stored.clone()))])
-            .await
-            .map_err(ActionError::from)?;
-        info!(node = %request.node, path = %stored.path, "node enrolled");
+        if ticket.key.is_some_and(|enrolled| enrolled != issued.key) {
+            return Err(bad_token());
+        }
+        let ticket = Ticket {
+            key: Some(issued.key),
+            ..ticket.clone()
+        };
+        let stored = StoredNode {
+            path: ticket.path.clone(),
+            ticket: Some(ticket),
+            certificate: Some(issued.der),
+            // Perhaps another node process, with a new journal: its record and its reports start again.
+            record: None,
+            acked: 0,
+            ..node.stored.clone()
+        };
+        self.apply(
+            Input::Enrolled(request.node.clone()),
+            vec![Write::Node(Box::new(stored.clone()))],
+        )
+        .await?;
+        info!(node = %request.node, path = %stored.path, key = %issued.key, "node enrolled");
         if let Some(node) = self.world.nodes.get_mut(&request.node) {
             node.stored = stored;
         }
         Ok(EnrolResponse {
-            certificate_pem: certificate.pem(),
+            certificate_pem: issued.pem,
             fleet_ca_pem: self.authority.ca_pem().to_owned(),
         })
     }

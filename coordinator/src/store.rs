@@ -8,9 +8,9 @@ use firmesh_coordinator_core::{AttemptRecord, CampaignRecord};
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, NodeId, Sha256, TopologyPath},
     manifest::Artifact,
-    report::{DeviceFacts, NodeRecord},
+    report::{DeviceFacts, NodeRecord, PermitKind},
     time::WallTime,
-    trust::Envelope,
+    trust::{Envelope, PublicKey},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sqlx::{
@@ -57,7 +57,7 @@ pub enum StoreError {
     },
 }
 
-/// A one-time permission to enrol, without its token.
+/// A permission to enrol one key, without its token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ticket {
     /// Where the node will stand.
@@ -66,6 +66,10 @@ pub(crate) struct Ticket {
     pub token_sha256: Sha256,
     /// The token is void after this moment.
     pub expires: WallTime,
+    /// The key that was enrolled with it: from then on it is good for this key only, whose owner may have died before
+    /// he could keep the answer.
+    #[serde(default)]
+    pub key: Option<PublicKey>,
 }
 
 /// A node as it is stored.
@@ -103,6 +107,8 @@ pub(crate) struct StoredDevice {
 pub(crate) struct StoredPermit {
     /// The campaign.
     pub campaign: CampaignId,
+    /// Update or rollback.
+    pub kind: PermitKind,
     /// Its sequence.
     pub sequence: u64,
     /// The nodes of its devices.
@@ -452,6 +458,7 @@ mod tests {
         let permit = || {
             Write::Permit(StoredPermit {
                 campaign: CampaignId::new("spring").unwrap(),
+                kind: PermitKind::Update,
                 sequence: 1,
                 nodes: Vec::new(),
                 expires: WallTime::from_unix_seconds(0),

@@ -9,7 +9,7 @@ use firmesh_protocol::{
     identity::NodeIdentity,
     ids::NodeId,
     limits::NODE_DEVICES_MAX,
-    report::{AttemptReport, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
+    report::{AttemptReport, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
     trust::{EnvelopeError, KeySet, KeySetError},
 };
 use tracing::warn;
@@ -26,8 +26,17 @@ const NODE_EVENT_EVERY: Duration = Duration::from_secs(1);
 /// `last_seen` is written down at most so often: it is a courtesy over restarts, not a promise.
 const LAST_SEEN_EVERY_S: i64 = 60;
 
-/// Devices that a heartbeat names at most, and texts they have at most.
+/// Texts of a device, and reasons for a ban, are this long at most.
 const TEXT_BYTES_MAX: usize = 256;
+
+/// Reports that a heartbeat brings at most: nodes send 200.
+const REPORTS_MAX: usize = 1_000;
+
+/// Artifacts that a node tells of, and peers it has banned, at most.
+const HOLDINGS_MAX: usize = 1_000;
+
+/// A record is a certificate and two addresses; everybody gets it.
+const RECORD_BYTES_MAX: usize = 16 << 10;
 
 /// Why a heartbeat was refused.
 #[derive(Debug, thiserror::Error)]
@@ -57,12 +66,16 @@ pub(crate) enum SyncError {
         what: &'static str,
     },
     /// More than a node may have.
-    #[error("node {node} names {what}, more than is allowed")]
+    #[error("node {node} sends {count} {what}, at most {most} are taken")]
     TooMuch {
         /// The node.
         node: NodeId,
-        /// What.
+        /// Of what.
         what: &'static str,
+        /// How many.
+        count: usize,
+        /// How many it may.
+        most: usize,
     },
     /// It could not be made durable.
     #[error(transparent)]
@@ -89,6 +102,7 @@ impl Runtime {
         if state.stored.certificate.as_ref() != Some(&certificate) {
             return Err(not_current());
         }
+        check_bounds(&id, &request)?;
         let keys = KeySet::of("node", 1, [key])?;
         let not_signed = |what| move |source| (what, source);
         let envelope = |(what, source)| SyncError::Envelope {
@@ -124,7 +138,6 @@ impl Runtime {
                 reports.push(report);
             }
         }
-        check_bounds(&id, &request.devices, request.holdings.len(), request.banned.len())?;
 
         let wall = self.clock.wall();
         let mut stored = state.stored.clone();
@@ -143,6 +156,11 @@ impl Runtime {
         }
         let mut devices = Vec::new();
         for facts in request.devices {
+            // One device that answers nonsense must not silence its node.
+            if !is_bounded(&facts) {
+                warn!(device = %facts.device, node = %id, "device tells a text of more than {TEXT_BYTES_MAX} bytes: left out");
+                continue;
+            }
             if self.is_taken(&facts.device, &id) {
                 warn!(device = %facts.device, node = %id, "device is claimed by two nodes: the first keeps it while it is heard of");
                 continue;
@@ -183,6 +201,7 @@ impl Runtime {
             .or_insert_with(|| NodeState::new(stored.clone()));
         state.stored = stored;
         (state.holdings, state.traffic, state.banned) = (request.holdings, request.traffic, request.banned);
+        state.banned.values_mut().for_each(shorten);
         if state.told_at.is_none_or(|told| now.since(told) >= NODE_EVENT_EVERY) {
             state.told_at = Some(now);
             let view = state.view();
@@ -201,34 +220,33 @@ impl Runtime {
     }
 }
 
-fn check_bounds(
-    node: &NodeId,
-    devices: &[firmesh_protocol::report::DeviceFacts],
-    holdings: usize,
-    banned: usize,
-) -> Result<(), SyncError> {
-    let too_much = |what| {
-        Err(SyncError::TooMuch {
+/// Before anything is verified, so that it costs little.
+fn check_bounds(node: &NodeId, request: &SyncRequest) -> Result<(), SyncError> {
+    let bounds = [
+        ("devices", request.devices.len(), NODE_DEVICES_MAX),
+        ("reports", request.reports.len(), REPORTS_MAX),
+        ("holdings", request.holdings.len(), HOLDINGS_MAX),
+        ("banned peers", request.banned.len(), HOLDINGS_MAX),
+        ("bytes of its record", request.record.to_bytes().len(), RECORD_BYTES_MAX),
+    ];
+    match bounds.into_iter().find(|(_, count, most)| count > most) {
+        None => Ok(()),
+        Some((what, count, most)) => Err(SyncError::TooMuch {
             node: node.clone(),
             what,
-        })
-    };
-    if devices.len() > NODE_DEVICES_MAX {
-        return too_much("devices");
+            count,
+            most,
+        }),
     }
-    if holdings > 10_000 || banned > 10_000 {
-        return too_much("holdings or banned peers");
-    }
-    let texts = devices.iter().flat_map(|facts| {
-        [
-            Some(&facts.vendor),
-            Some(&facts.model),
-            facts.version.as_ref(),
-            Some(&facts.executor),
-        ]
-    });
-    if texts.flatten().any(|text| text.len() > TEXT_BYTES_MAX) {
-        return too_much("a vendor, model, version or executor longer than 256 bytes");
-    }
-    Ok(())
+}
+
+fn is_bounded(facts: &DeviceFacts) -> bool {
+    let version = facts.version.as_deref().unwrap_or_default();
+    let texts = [facts.vendor.as_str(), &facts.model, version, &facts.executor];
+    texts.iter().all(|text| text.len() <= TEXT_BYTES_MAX)
+}
+
+fn shorten(text: &mut String) {
+    let ends = (0..=text.len().min(TEXT_BYTES_MAX)).rev();
+    text.truncate(ends.into_iter().find(|&at| text.is_char_boundary(at)).unwrap_or(0));
 }

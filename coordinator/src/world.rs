@@ -9,6 +9,7 @@ use firmesh_protocol::{
     api::{CampaignState, CampaignView, DeviceView, Holding, NodeView, Traffic},
     ids::{CampaignId, DeviceId, NodeId},
     manifest::{CampaignManifest, ManifestError, Plan, Release},
+    report::PermitKind,
     time::{Timestamp, WallTime},
     trust::Envelope,
 };
@@ -101,7 +102,7 @@ impl World {
         )?;
         // What loading made the engine want is written with the first change: nothing is told before it is stored.
         let mut permits: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for permit in stored.permits {
+        for permit in stored.permits.into_iter().filter(|permit| permit.expires > wall) {
             permits.entry(permit.campaign.clone()).or_default().push(permit);
         }
         let bytes = |files: Vec<(String, Vec<u8>)>| files.into_iter().map(|(name, b)| (name, Bytes::from(b))).collect();
@@ -192,16 +193,19 @@ impl World {
         })
     }
 
-    /// The campaigns that nodes should take part in. A scheduled one is approved: its images may be fetched ahead.
+    /// The campaigns that nodes should take part in. A scheduled one is approved: its images may be fetched ahead. Of a
+    /// paused one nodes start nothing, also not on permits that they have already.
     pub(crate) fn running_campaigns(&self) -> Vec<CampaignId> {
-        let runs = |view: &CampaignView| {
-            use CampaignState::{Active, Paused, RollingBack, Scheduled};
-            matches!(view.state, Scheduled | Active | Paused | RollingBack)
-        };
-        self.engine.campaigns().filter(runs).map(|view| view.id).collect()
+        use CampaignState::{Active, RollingBack, Scheduled};
+        let states = self.engine.states();
+        states
+            .filter(|(_, state)| matches!(state, Scheduled | Active | RollingBack))
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
-    /// The permits for a node beyond those it has seen.
+    /// The permits for a node beyond those it has seen. One that was not handed out before its campaign began to go
+    /// back is kept here.
     pub(crate) fn permits_for(
         &self,
         node: &NodeId,
@@ -211,8 +215,10 @@ impl World {
     ) -> Vec<Envelope> {
         let of_campaign = |id: &CampaignId| {
             let last = seen.get(id).copied().unwrap_or_default();
+            let goes_back = self.engine.state(id) == Some(CampaignState::RollingBack);
             let wanted = move |permit: &&StoredPermit| {
-                permit.sequence > last && permit.expires > wall && permit.nodes.contains(node)
+                let is_in_force = permit.expires > wall && (!goes_back || permit.kind == PermitKind::Rollback);
+                permit.sequence > last && is_in_force && permit.nodes.contains(node)
             };
             self.permits
                 .get(id)

@@ -184,7 +184,7 @@ pub struct SyncResponse {
     pub permits: Vec<Envelope>,
     /// The version of the timestamp metadata in force; a node with another one refreshes.
     pub timestamp_version: u64,
-    /// The campaigns a node should take part in (fetch, then wait for permits), by id; a cancelled one is absent.
+    /// The campaigns a node should take part in (fetch, then wait for permits), by id; a paused or cancelled one is absent.
     pub campaigns: Vec<CampaignId>,
     /// Signed node records of the fleet, if the node's roster is older than `roster_version`.
     pub roster: Option<Vec<Envelope>>,

@@ -176,6 +176,12 @@ impl Fleet {
         self.send("GET", path, None, "").await.status()
     }
 
+    /// As a page would read that had its own name point at loopback.
+    pub(crate) async fn status_by_name(&self, path: &str, host: &str) -> StatusCode {
+        let request = self.client.get(format!("{}{path}", self.addresses.operator_url));
+        request.header("host", host).send().await.unwrap().status()
+    }
+
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> T {
         good(
             self.send("POST", path, Some(&self.token()), serde_json::to_vec(body).unwrap())

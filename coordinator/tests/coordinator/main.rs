@@ -142,8 +142,16 @@ async fn operators_are_refused_with_a_reason_and_a_remedy() {
             problem.detail
         );
     }
+    for (host, status) in [
+        ("rebound.example", StatusCode::UNAUTHORIZED),
+        ("rebound.example:8640", StatusCode::UNAUTHORIZED),
+        ("localhost:1", StatusCode::OK),
+        ("[::1]", StatusCode::OK),
+    ] {
+        assert_eq!(fleet.status_by_name("/api/v1/nodes", host).await, status, "{host}");
+    }
     let metrics = fleet.text("/metrics").await;
-    assert!(metrics.contains("firmesh_coordinator_refusals_total 5"), "{metrics}");
+    assert!(metrics.contains("firmesh_coordinator_refusals_total 7"), "{metrics}");
     assert_eq!(fleet.text("/health").await, "ok\n");
     assert!(fleet.text("/").await.contains("dashboard.js"));
     fleet.stop().await;
@@ -194,28 +202,46 @@ async fn nothing_is_published_that_a_node_would_refuse() {
 }
 
 #[tokio::test]
-async fn a_node_needs_its_token_once_and_its_certificate_ever_after() {
+async fn a_token_enrols_one_key_and_the_certificate_counts_ever_after() {
     let fleet = Fleet::start().await;
     let ticket: EnrolmentTicket = fleet.post("/api/v1/nodes", &fleet::new_node("n1", "eu/s1/r1/n1")).await;
     let node = NodeProcess::new("n1", &ticket);
-    let request = |token: &str| EnrolRequest {
+    let request = |token: &str, csr_pem: String| EnrolRequest {
         node: ticket.node.clone(),
         token: token.to_owned(),
-        csr_pem: node.csr(),
+        csr_pem,
     };
     let anonymous = fleet.anonymous_client();
-    let enrol = |token: &str| {
+    let enrol = |token: &str, csr_pem: String| {
         let request = anonymous
             .post(format!("{}/node/v1/enrol", ticket.node_url))
-            .json(&request(token));
+            .json(&request(token, csr_pem));
         async move { request.send().await.unwrap() }
     };
-    assert_eq!(enrol("guess").await.status(), StatusCode::FORBIDDEN);
-    let answer: EnrolResponse = enrol(&ticket.token).await.json().await.unwrap();
+    assert_eq!(enrol("guess", node.csr()).await.status(), StatusCode::FORBIDDEN);
+    let lost: EnrolResponse = enrol(&ticket.token, node.csr()).await.json().await.unwrap();
+    let answer: EnrolResponse = enrol(&ticket.token, node.csr()).await.json().await.unwrap();
+    assert_ne!(
+        lost, answer,
+        "a node killed before it kept the answer gets a fresh certificate"
+    );
+    let thief = EnrolmentTicket {
+        token: "another seed, and so another key".to_owned(),
+        ..ticket.clone()
+    };
     assert_eq!(
-        enrol(&ticket.token).await.status(),
+        enrol(&ticket.token, NodeProcess::new("n1", &thief).csr())
+            .await
+            .status(),
         StatusCode::FORBIDDEN,
-        "a token is good once"
+        "a used token is good for no other key"
+    );
+    let void = NodeProcess::new("n1", &ticket).enrolled(&lost);
+    let refused = fleet.node_post(&void, "/node/v1/sync", &void.sync_request(&[])).await;
+    assert_eq!(
+        refused.status(),
+        StatusCode::FORBIDDEN,
+        "only the last certificate counts"
     );
 
     for path in ["/node/v1/metadata/timestamp.json", "/node/v1/plans/00"] {

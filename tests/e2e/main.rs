@@ -1,4 +1,9 @@
 //! The product's promises, each shown with the real programs running as processes of their own.
 
+mod demo;
+mod gates;
 mod layering;
+mod misfortune;
+mod power_loss;
 mod refusals;
+mod transfer;

@@ -59,7 +59,7 @@ const FORGERIES: &[Forgery] = &[
                 .position(|text| text == b"\"total\": ")
                 .context("the manifest has caps")?
                 + 9;
-            manifest[at] ^= 1;
+            manifest[at] ^= 2; // 10 devices become 30
             Ok(())
         },
         "hash_mismatch",

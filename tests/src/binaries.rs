@@ -81,15 +81,12 @@ fn build() -> Result<PathBuf> {
     {
         cargo.env_remove(name);
     }
-    let output = cargo
+    // What cargo says goes to the terminal: a first build takes minutes.
+    let status = cargo
         .current_dir(workspace())
         .stdin(Stdio::null())
-        .output()
+        .status()
         .with_context(|| format!("{} cannot be started: run `{BUILD_COMMAND}` first", env!("CARGO")))?;
-    ensure!(
-        output.status.success(),
-        "`{BUILD_COMMAND}` failed:\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    ensure!(status.success(), "`{BUILD_COMMAND}` failed: see what it said above");
     Ok(folder.to_owned())
 }

@@ -90,8 +90,24 @@ pub struct Node {
 }
 
 impl Cluster {
+    /// Tells a story about a fleet. If it ends badly, the fleet's folder is left, and everybody's last words are printed.
+    pub async fn with(shape: Shape, story: impl AsyncFnOnce(&mut Self) -> Result<()>) -> Result<()> {
+        let mut fleet = Self::start(shape).await?;
+        let told = story(&mut fleet).await;
+        if told.is_err() {
+            fleet.folder.disable_cleanup(true);
+            eprintln!("-- the fleet's folder is left for you: {}", fleet.folder().display());
+            let nodes = fleet.nodes.values().map(|node| &node.process);
+            [&fleet.coordinator, &fleet.devices]
+                .into_iter()
+                .chain(nodes)
+                .for_each(Process::print_last_words);
+        }
+        told
+    }
+
     /// Starts a fleet: ceremony held, releases `1.0.0` and `1.1.0` signed and published, every device known.
-    pub async fn start(shape: Shape) -> Result<Self> {
+    async fn start(shape: Shape) -> Result<Self> {
         let turn = Turn::take().await?;
         let folder = tempfile::Builder::new().prefix("firmesh-e2e-").tempdir()?;
         let root = folder.path();
@@ -157,6 +173,18 @@ impl Cluster {
     #[must_use]
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// The coordinator's operator face.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A client for plain HTTP.
+    #[must_use]
+    pub fn http(&self) -> &reqwest::Client {
+        &self.http
     }
 
     /// Devices in the fleet.
@@ -358,15 +386,6 @@ impl Cluster {
     }
 }
 
-impl Drop for Cluster {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.folder.disable_cleanup(true);
-            eprintln!("-- the fleet's folder is left for you: {}", self.folder().display());
-        }
-    }
-}
-
 impl Node {
     /// Starts a node whose `node.toml` lies in `folder`.
     pub fn start(folder: &Path, http: &reqwest::Client) -> Result<Self> {
@@ -386,6 +405,12 @@ impl Node {
     pub async fn restart(&mut self) -> Result<()> {
         fs::remove_file(self.folder.join("state/addresses.json")).ok();
         self.process = start_node(&self.folder, &self.log)?;
+        self.listening().await
+    }
+
+    /// Takes over a process that somebody else has started for it.
+    pub async fn replace(&mut self, process: Process) -> Result<()> {
+        self.process = process;
         self.listening().await
     }
 

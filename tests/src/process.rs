@@ -59,6 +59,16 @@ impl Process {
         std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// Prints the end of its log.
+    pub fn print_last_words(&self) {
+        let log = self.log();
+        let lines: Vec<&str> = log.lines().collect();
+        eprintln!("-- the end of {}:", self.log.display());
+        lines[lines.len().saturating_sub(25)..]
+            .iter()
+            .for_each(|line| eprintln!("{line}"));
+    }
+
     /// Its process id.
     #[must_use]
     pub fn id(&self) -> u32 {
@@ -87,9 +97,14 @@ impl Process {
         Ok(())
     }
 
+    /// Sends it any signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(i32::try_from(self.child.id())?), signal)?)
+    }
+
     /// SIGTERM, and the wait for its end.
     pub async fn stop(&mut self, within: Duration) -> Result<ExitStatus> {
-        kill(Pid::from_raw(i32::try_from(self.child.id())?), Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         self.wait(within).await
     }
 }
@@ -98,11 +113,5 @@ impl Drop for Process {
     fn drop(&mut self) {
         let _ended_already = self.child.kill();
         let _no_zombie = self.child.wait();
-        if std::thread::panicking() {
-            let log = self.log();
-            let tail: Vec<&str> = log.lines().rev().take(30).collect();
-            eprintln!("-- the end of {}:", self.log.display());
-            tail.iter().rev().for_each(|line| eprintln!("{line}"));
-        }
     }
 }

@@ -10,15 +10,32 @@ use anyhow::{Context as _, Result, bail};
 /// Between two looks at a condition.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
+/// Between two looks at something that does not last.
+const LOOK_CLOSELY_EVERY: Duration = Duration::from_millis(2);
+
 /// Fleets that run at the same time, over all test processes.
 const FLEETS_MAX: usize = 2;
 
-/// Looks until `condition` answers with something; says what was `awaited` and what was `seen` last if it never does.
+/// Looks until `condition` answers with something; says what was `awaited` and what was seen last if it never does.
 ///
 /// An error of the condition is something seen, not the end: a process may not be listening yet.
-pub async fn until<T>(
+pub async fn until<T>(awaited: &str, within: Duration, condition: impl AsyncFnMut() -> Result<Seen<T>>) -> Result<T> {
+    look(awaited, within, LOOK_EVERY, condition).await
+}
+
+/// The same for a moment that is over soon.
+pub async fn at_the_moment<T>(
     awaited: &str,
     within: Duration,
+    condition: impl AsyncFnMut() -> Result<Seen<T>>,
+) -> Result<T> {
+    look(awaited, within, LOOK_CLOSELY_EVERY, condition).await
+}
+
+async fn look<T>(
+    awaited: &str,
+    within: Duration,
+    every: Duration,
     mut condition: impl AsyncFnMut() -> Result<Seen<T>>,
 ) -> Result<T> {
     let deadline = Instant::now() + within;
@@ -31,7 +48,7 @@ pub async fn until<T>(
         if Instant::now() >= deadline {
             bail!("waited {within:?} for {awaited}; last seen: {last}");
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(every).await;
     }
 }
 

@@ -74,6 +74,9 @@ struct Stolen {
 /// Everybody who has spoken to it, and where they can be asked. Honest, as far as it knows.
 type Acquaintances = Arc<Mutex<BTreeMap<NodeId, SocketAddr>>>;
 
+/// How a node says that it does not hold what it was asked for.
+const NOT_HELD: quinn::VarInt = quinn::VarInt::from_u32(2);
+
 /// An answer is a piece with its proof; anything longer was not asked for.
 const ANSWER_BYTES_MAX: usize = 4 << 20;
 
@@ -247,7 +250,7 @@ async fn meet(
         let (mut send, mut recv) = connection.accept_bi().await?;
         let request = recv.read_to_end(ANSWER_BYTES_MAX).await?;
         match manner {
-            Manner::Liar => send.reset(1_u32.into())?,
+            Manner::Liar => send.reset(NOT_HELD)?,
             Manner::Corrupt => {
                 let mut others = known.lock().unwrap_or_else(PoisonError::into_inner).clone();
                 others.remove(&victim);

@@ -247,6 +247,8 @@ fn is_bounded(facts: &DeviceFacts) -> bool {
 }
 
 fn shorten(text: &mut String) {
-    let ends = (0..=text.len().min(TEXT_BYTES_MAX)).rev();
-    text.truncate(ends.into_iter().find(|&at| text.is_char_boundary(at)).unwrap_or(0));
+    let end = (0..=text.len().min(TEXT_BYTES_MAX))
+        .rev()
+        .find(|&at| text.is_char_boundary(at));
+    text.truncate(end.unwrap_or(0));
 }

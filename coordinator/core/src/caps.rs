@@ -1,6 +1,9 @@
 //! Who may start now: what is in flight anywhere, counted against every cap that binds there.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use firmesh_protocol::{
     api::CampaignState,
@@ -45,7 +48,7 @@ pub(crate) fn choose(
             && attempt.permitted_at + ttl <= now
             && load.is_within(&attempt.rack, campaign);
         let is_new = match kind {
-            PermitKind::Update => attempt.is_untouched(),
+            PermitKind::Update => attempt.is_untouched() && !load.going_back.contains(&record.device),
             PermitKind::Rollback => campaign.must_go_back(attempt),
         };
         if is_lapsed || (is_new && load.admit(&record.device, &attempt.rack, campaign)) {
@@ -96,6 +99,8 @@ pub(crate) struct Load {
     racks: BTreeMap<TopologyPath, usize>,
     rack_caps: BTreeMap<TopologyPath, u32>,
     total_cap: u32,
+    /// Devices that wait for their way back in one campaign: no other one moves them on meanwhile.
+    going_back: BTreeSet<DeviceId>,
 }
 
 impl Load {
@@ -113,8 +118,17 @@ impl Load {
             racks: BTreeMap::new(),
             rack_caps: BTreeMap::new(),
             total_cap: u32::MAX,
+            going_back: BTreeSet::new(),
         };
         for campaign in campaigns {
+            if campaign.record.state == CampaignState::RollingBack {
+                let waiting = campaign
+                    .attempts
+                    .values()
+                    .filter(|attempt| campaign.must_go_back(attempt));
+                load.going_back
+                    .extend(waiting.map(|attempt| attempt.record.device.clone()));
+            }
             for attempt in campaign.attempts.values().filter(|attempt| counts(attempt)) {
                 load.add(&attempt.record.device, &attempt.rack);
                 // What an old campaign left quarantined takes a place, but its caps bind nobody any more.

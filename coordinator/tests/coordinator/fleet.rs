@@ -331,6 +331,16 @@ impl Fleet {
         self.repository = Some(repository);
     }
 
+    /// The release keys take a release back.
+    pub(crate) async fn recall(&mut self, release: &str) {
+        let mut repository = self.repository.take().unwrap();
+        repository.remove_release(release, wall() + days(30)).unwrap();
+        sign(&mut repository, [1, 2, 3]);
+        self.post::<Published>("/api/v1/metadata", &publication(&repository, BTreeMap::new()))
+            .await;
+        self.repository = Some(repository);
+    }
+
     pub(crate) fn open_permit(&self, permit: &Envelope) -> Permit {
         let key = self.about.permit_key.parse().unwrap();
         permit

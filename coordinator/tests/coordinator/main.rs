@@ -82,6 +82,33 @@ async fn a_campaign_runs_from_the_image_to_completion_over_a_restart() {
 }
 
 #[tokio::test]
+async fn a_pause_reaches_nodes_and_a_recalled_release_ends_its_campaign() {
+    let mut fleet = Fleet::start().await;
+    fleet.found().await;
+    let node = fleet.enrol("n1", "eu/s1/r1/n1").await;
+    fleet.sync(&node, &[]).await;
+    fleet.campaign("spring").await;
+    let order = |verb: &str| format!("/api/v1/campaigns/spring/{verb}");
+    fleet.post::<CampaignView>(&order("start"), &()).await;
+    fleet.post::<CampaignView>(&order("pause"), &()).await;
+    let paused = fleet.sync(&node, &[]).await;
+    assert!(paused.campaigns.is_empty() && paused.permits.is_empty());
+    fleet.post::<CampaignView>(&order("resume"), &()).await;
+    let resumed = fleet.sync(&node, &[]).await;
+    assert_eq!((resumed.campaigns.len(), resumed.permits.len()), (1, 1));
+
+    fleet.recall("firmware/new.bin").await;
+    let view: CampaignView = fleet.get("/api/v1/campaigns/spring").await;
+    assert_eq!(view.state, CampaignState::Cancelled);
+    assert!(view.reason.contains("withdrawn"), "{}", view.reason);
+    assert!(fleet.sync(&node, &[]).await.campaigns.is_empty());
+    fleet.restart().await;
+    let view: CampaignView = fleet.get("/api/v1/campaigns/spring").await;
+    assert_eq!(view.state, CampaignState::Cancelled);
+    fleet.stop().await;
+}
+
+#[tokio::test]
 async fn operators_are_refused_with_a_reason_and_a_remedy() {
     let fleet = Fleet::start().await;
     let no_token = fleet

@@ -3,6 +3,7 @@
 //! `cargo demo` runs it without arguments. The other commands are what the demo starts, each as a process of its own,
 //! through the same library entry points as the product's binaries.
 
+mod bench;
 mod demo;
 mod devices;
 mod evil_peer;
@@ -30,6 +31,9 @@ struct Lab {
 enum Command {
     /// Shows a whole campaign (what `cargo demo` does).
     Demo(demo::DemoOptions),
+    /// Measures, and prints ratios.
+    #[command(subcommand)]
+    Bench(bench::Bench),
     /// A coordinator, as `firmesh-coordinator` is.
     Coordinator(Configured),
     /// A node, as `firmesh-node` is.
@@ -82,6 +86,7 @@ async fn run(lab: Lab) -> Result<bool> {
     let cancel = cancelled_by_signals()?;
     match lab.command.unwrap_or(Command::Demo(lab.demo)) {
         Command::Demo(options) => return demo::run(options, cancel).await,
+        Command::Bench(bench) => bench::run(bench).await?,
         Command::Coordinator(Configured { config }) => {
             let settings = firmesh_coordinator::Config::load(&config)?.check(Overrides::default())?;
             firmesh_coordinator::run(settings, cancel).await?;

@@ -52,7 +52,7 @@ impl End {
         let certificate = authority.issue_node(&id, &path, &request, now)?;
         let identity = Identity {
             key,
-            certificate: CertificateDer::from_pem_slice(certificate.pem().as_bytes())?,
+            certificate: CertificateDer::from_pem_slice(certificate.pem.as_bytes())?,
             fleet_ca: authority.ca_der().clone(),
         };
         let store: Arc<dyn ChunkStore> = Arc::new(IrohStore::open(&folder.join("store")).await?);
@@ -61,8 +61,17 @@ impl End {
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let cancel = CancellationToken::new();
         let transport = Transport::open(&identity, id.clone(), &path, listen, Arc::clone(&store), events, cancel)?;
-        let member = Member { path, addr: transport.local_addr()?, key: identity.key.public() };
-        Ok(Self { id, member, transport, store })
+        let member = Member {
+            path,
+            addr: transport.local_addr()?,
+            key: identity.key.public(),
+        };
+        Ok(Self {
+            id,
+            member,
+            transport,
+            store,
+        })
     }
 
     async fn close(self) -> Result<()> {
@@ -95,7 +104,10 @@ pub(super) async fn run(args: &LinkArgs) -> Result<()> {
         link.push(wall);
         cpu.push(spent);
         let start = Instant::now();
-        ensure!(blake3::hash(&image).as_bytes() == tree.root.as_bytes(), "the image changed in memory");
+        ensure!(
+            blake3::hash(&image).as_bytes() == tree.root.as_bytes(),
+            "the image changed in memory"
+        );
         hash.push(start.elapsed());
         let start = Instant::now();
         let mut file = File::create(folder.path().join("plain"))?;
@@ -118,11 +130,20 @@ pub(super) async fn run(args: &LinkArgs) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string(&figures)?);
     } else {
-        println!("one link over loopback, {} MiB, median of {} interleaved runs", figures.mib, figures.runs);
+        println!(
+            "one link over loopback, {} MiB, median of {} interleaved runs",
+            figures.mib, figures.runs
+        );
         println!("  verified into the store  {:>7.0} MB/s", figures.link_mb_per_s);
         println!("  CPU, both ends           {:>7.2} s/GiB", figures.link_cpu_s_per_gib);
-        println!("  BLAKE3 alone             {:>7.0} MB/s  (link / hash {:.2})", figures.hash_mb_per_s, figures.link_over_hash);
-        println!("  file write and fsync     {:>7.0} MB/s  (link / disk {:.2})", figures.disk_mb_per_s, figures.link_over_disk);
+        println!(
+            "  BLAKE3 alone             {:>7.0} MB/s  (link / hash {:.2})",
+            figures.hash_mb_per_s, figures.link_over_hash
+        );
+        println!(
+            "  file write and fsync     {:>7.0} MB/s  (link / disk {:.2})",
+            figures.disk_mb_per_s, figures.link_over_disk
+        );
     }
     Ok(())
 }
@@ -157,7 +178,12 @@ async fn transfer(folder: &Path, image: &[u8], tree: &HashTree) -> Result<(Durat
         .await?;
     let (wall, cpu) = (start.elapsed(), cpu_time()? - cpu_before);
     let held = to.store.pieces(tree.root, layout).await?;
-    ensure!(held.is_full(), "only {} of {} pieces arrived", held.count(), held.total());
+    ensure!(
+        held.is_full(),
+        "only {} of {} pieces arrived",
+        held.count(),
+        held.total()
+    );
     to.close().await?;
     from.close().await?;
     Ok((wall, cpu))
@@ -174,6 +200,9 @@ fn cpu_time() -> Result<Duration> {
 /// Bytes that do not compress and are the same every time.
 fn image(length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
-    blake3::Hasher::new().update(b"firmesh bench image").finalize_xof().fill(&mut bytes);
+    blake3::Hasher::new()
+        .update(b"firmesh bench image")
+        .finalize_xof()
+        .fill(&mut bytes);
     bytes
 }

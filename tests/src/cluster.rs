@@ -157,7 +157,7 @@ impl Cluster {
             _turn: turn,
         };
         for (name, rack) in cluster.names() {
-            cluster.add_node(&name, rack, &endpoints).await?;
+            cluster.add_node(&name, rack, &endpoints)?;
         }
         if let Some(manner) = shape.evil_peer {
             cluster.add_evil_peer(manner)?;
@@ -308,7 +308,7 @@ impl Cluster {
             .collect()
     }
 
-    async fn add_node(&mut self, name: &str, rack: u32, endpoints: &Value) -> Result<()> {
+    fn add_node(&mut self, name: &str, rack: u32, endpoints: &Value) -> Result<()> {
         let root = self.folder.path();
         let folder = root.join("nodes").join(name);
         fs::create_dir_all(&folder)?;

@@ -146,9 +146,9 @@ pub(crate) async fn start_coordinator(root: &Path, at: Option<(&str, &str)>) -> 
 }
 
 pub(crate) async fn start_devices(root: &Path, shape: Shape) -> Result<(Process, Value)> {
-    let mut config = format!(
+    let mut config =
         "state = \"devices\"\npull_ca_file = \"fleet-ca.pem\"\nusername = \"admin\"\npassword = \"e2e-password\"\n"
-    );
+            .to_owned();
     for (file, version) in [("previous.bin", OLD), ("image.bin", NEW)] {
         let sha256 = Sha256::of(&fs::read(root.join(file))?);
         write!(

@@ -78,7 +78,8 @@ impl IrohStore {
             let first = range[0].0 * CHUNK_BYTES;
             let end = range
                 .get(1)
-                .map_or(layout.length(), |end| (end.0 * CHUNK_BYTES).min(layout.length()));
+                .map_or(u64::MAX, |end| end.0 * CHUNK_BYTES)
+                .min(layout.length());
             for piece in layout.whole_pieces(first..end) {
                 pieces.insert(piece);
             }

@@ -31,6 +31,9 @@ enum Manner {
     Dead,
 }
 
+/// When, a serial number that keeps the order, then node, request and piece.
+type Delivery = (Timestamp, u64, usize, u64, u32);
+
 struct Site {
     now: Timestamp,
     nodes: Vec<(NodeId, TopologyPath, Manner, Swarm)>,
@@ -39,8 +42,7 @@ struct Site {
     origin: bool,
     origin_pieces: u32,
     crossed_racks: u32,
-    /// (due, serial) -> (node, request, source, piece).
-    in_flight: BinaryHeap<Reverse<(Timestamp, u64, usize, u64, u32)>>,
+    in_flight: BinaryHeap<Reverse<Delivery>>,
     sources: BTreeMap<(usize, u64), Source>,
     cancelled: BTreeSet<(usize, u64)>,
     serial: u64,

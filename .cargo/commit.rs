@@ -12,7 +12,6 @@ fn main() {
         .map_or_else(|| "unknown".to_owned(), |text| text.trim().to_owned());
     println!("cargo::rustc-env=FIRMESH_COMMIT={commit}");
     // Runs again when HEAD moves: the log of HEAD grows with every commit, checkout and reset.
-    println!("cargo::rerun-if-changed=build.rs");
     if let Ok(output) = Command::new("git")
         .args(["rev-parse", "--git-path", "logs/HEAD"])
         .output()

@@ -68,7 +68,7 @@ impl NodeIdentity {
     pub fn verify(der: &[u8], fleet_ca: &[u8], now: WallTime) -> Result<Self, IdentityError> {
         let certificate = parse(der)?;
         let identity = read(&certificate)?;
-        let ca_key = key_of(&parse(fleet_ca)?)?;
+        let ca_key = certificate_key(fleet_ca)?;
         let signature: &[u8; 64] = certificate
             .signature_value
             .data
@@ -91,6 +91,11 @@ impl NodeIdentity {
         }
         Ok(identity)
     }
+}
+
+/// The ed25519 key of a certificate (DER), such as the fleet CA's own.
+pub fn certificate_key(der: &[u8]) -> Result<PublicKey, IdentityError> {
+    key_of(&parse(der)?)
 }
 
 /// Why a node record is not believed.

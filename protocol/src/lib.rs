@@ -4,14 +4,19 @@
 
 pub mod api;
 pub mod audit;
+pub mod brake;
 pub mod chunk;
+pub mod evidence;
+pub mod gate;
 pub mod identity;
 pub mod ids;
 pub mod limits;
 pub mod manifest;
 pub mod pieces;
 pub mod report;
+pub mod revocation;
 pub mod time;
 pub mod trust;
 pub mod units;
+pub mod window;
 pub mod wire;

@@ -3,13 +3,17 @@
 //! Invariants: no floats, every list bounded, unknown fields refused in what Firmesh alone defines; a value that was
 //! read from bytes has passed `check`.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
-    limits::{ARTIFACT_BYTES_MAX, PLAN_DEVICES_MAX, REASON_BYTES_MAX, WAVES_MAX},
+    limits::{ARTIFACT_BYTES_MAX, PLAN_DEVICES_MAX, REASON_BYTES_MAX, SIGNATURES_MAX, WAVES_MAX},
     time::WallTime,
+    trust::PublicKey,
     units::BasisPoints,
+    window::{Blackout, WINDOWS_MAX, Window},
 };
 
 /// The schema name of a campaign manifest.
@@ -245,8 +249,23 @@ pub struct CampaignManifest {
     pub caps: Caps,
     /// The test between waves.
     pub gate: GateRule,
+    /// When devices may start; any time if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<Window>,
+    /// When nothing starts, whatever the windows say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blackouts: Vec<Blackout>,
     /// Time limits.
     pub deadlines: Deadlines,
+    /// Whether releases that cannot be taken back may be installed: approvers say so, or such a release is refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_way_accepted: bool,
+    /// Executors that may act, by name; any that fits the device if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub executors: Vec<String>,
+    /// Approvers who must have signed the campaigns in force, beyond what their role's threshold asks; 0 asks no more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub approvals_min: u32,
     /// Whether a failed gate rolls the wave back by itself.
     pub automatic_rollback: bool,
     /// The coordinators' ed25519 public keys, in hexadecimal, whose permits count for this campaign.
@@ -323,6 +342,25 @@ impl CampaignManifest {
         if self.permit_keys.is_empty() || self.permit_keys.len() > 16 {
             return bounds("permit_keys", "must name 1 to 16 coordinator keys");
         }
+        if self.windows.len() > WINDOWS_MAX || self.blackouts.len() > WINDOWS_MAX {
+            return bounds("windows", "and blackouts must be at most 64 each");
+        }
+        if let Some(problem) = self.windows.iter().find_map(Window::problem) {
+            return bounds("windows", &problem);
+        }
+        if self.windows.iter().any(|window| window.duration_s < self.deadlines.attempt_s) {
+            return bounds("windows", "are shorter than deadlines.attempt_s, so that nothing could ever start");
+        }
+        if self.blackouts.iter().any(|blackout| blackout.from >= blackout.until) {
+            return bounds("blackouts", "must end after they begin");
+        }
+        let executors: BTreeSet<_> = self.executors.iter().collect();
+        if self.executors.len() > 64 || executors.len() != self.executors.len() || !self.executors.iter().all(|e| is_label(e)) {
+            return bounds("executors", "must name at most 64 executors, each once");
+        }
+        if self.approvals_min as usize > SIGNATURES_MAX {
+            return bounds("approvals_min", "asks for more signatures than a role can have");
+        }
         if self.selector.devices.len() > PLAN_DEVICES_MAX
             || self.selector.paths.len() > 10_000
             || self.selector.models.len() > 1_000
@@ -331,6 +369,11 @@ impl CampaignManifest {
         }
         Ok(())
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde hands to the test whether to leave a field out")]
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// The TUF target name of a campaign's manifest.
@@ -378,6 +421,8 @@ pub struct Plan {
     pub campaign: CampaignId,
     /// The waves, in order.
     pub waves: Vec<Vec<PlannedDevice>>,
+    /// The key of every node that looks after a planned device: approvers sign whose reports count as evidence.
+    pub nodes: BTreeMap<NodeId, PublicKey>,
     /// Who is left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<HeldDevice>,
@@ -434,6 +479,9 @@ impl Plan {
         }
         if self.held.iter().any(|held| held.reason.len() > REASON_BYTES_MAX) {
             return bounds("held", format!("has a reason of more than {REASON_BYTES_MAX} bytes"));
+        }
+        if let Some((_, planned)) = self.devices().find(|(_, planned)| !self.nodes.contains_key(&planned.node)) {
+            return bounds("nodes", format!("do not name the key of {}", planned.node));
         }
         devices.sort();
         if let Some(pair) = devices.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -41,12 +41,19 @@ pub struct Permit {
     pub wave: u32,
     /// Grows with every permit of the campaign: a node acts on each number once.
     pub sequence: u64,
+    /// Grows whenever another process, or another copy of the database, takes over as coordinator: a node that has seen
+    /// a higher one ignores those who were left behind.
+    pub epoch: u64,
     /// When it was issued.
     pub issued: WallTime,
     /// No start after this moment.
     pub expires: WallTime,
     /// The devices that may start; all of them stand in this wave of the plan.
     pub devices: Vec<DeviceId>,
+    /// SHA-256 of the envelopes with the evidence that the wave may start: the gate of the wave before passed, or for a
+    /// rollback, the gate of this wave failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evidence: Vec<Sha256>,
 }
 
 /// Where a device stands in its attempt.
@@ -145,6 +152,8 @@ impl std::fmt::Display for AttemptState {
 pub struct AttemptReport {
     /// The campaign.
     pub campaign: CampaignId,
+    /// SHA-256 of the manifest's bytes: a report on one edition is no evidence for another.
+    pub manifest_sha256: Sha256,
     /// The wave, counted from 0.
     pub wave: u32,
     /// Update or rollback.

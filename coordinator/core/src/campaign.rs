@@ -11,6 +11,7 @@ use std::{
 
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
+    gate::{GateCount, judge},
     ids::{CampaignId, DeviceId, NodeId, TopologyPath},
     limits::REASON_BYTES_MAX,
     manifest::{CampaignManifest, Plan},
@@ -19,7 +20,6 @@ use firmesh_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::gate::{GateCount, judge};
 
 /// A campaign as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

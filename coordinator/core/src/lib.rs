@@ -8,12 +8,10 @@ pub mod check;
 mod engine;
 mod explain;
 mod fleet;
-mod gate;
 mod planner;
 
 pub use campaign::{AttemptRecord, CampaignRecord};
 pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record};
 pub use explain::Subject;
 pub use fleet::{Inventory, KnownDevice, rack_of};
-pub use gate::{GateCount, judge};
 pub use planner::{PlanError, plan};

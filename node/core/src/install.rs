@@ -1,150 +1,28 @@
 //! When an image may go to a device: the node's own check of everything a coordinator could get wrong or lie about.
 //!
 //! Invariant: [`admit`] says yes only to a device that stands in this wave of the approved plan and in a live permit, of
-//! a model the release is signed for, with the whole image proven here, under the caps of the manifest. A coordinator
-//! that lies can only delay.
+//! a model the release is signed for, with the whole image proven here, inside a window, under the caps of the manifest,
+//! with no brake pulled, and only once the nodes' own signed reports show that the gate in front of it passed. A
+//! coordinator that lies can only delay.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use firmesh_protocol::{
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
-    manifest::{CampaignManifest, Plan, PlannedDevice, Release, ReleaseRef, Reversibility},
-    report::{DeviceFacts, Permit, PermitKind},
-    time::WallTime,
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
 };
 
-/// A verified campaign as a node acts on it: the manifest, the plan it names, and the releases it pins.
-#[derive(Debug, Clone)]
-pub struct ApprovedCampaign {
-    /// The manifest.
-    pub manifest: CampaignManifest,
-    /// SHA-256 of the manifest's bytes.
-    pub manifest_sha256: Sha256,
-    /// The plan.
-    pub plan: Plan,
-    /// The releases of `manifest.releases` and `manifest.previous`, by target name.
-    pub releases: BTreeMap<String, Release>,
-}
+use firmesh_protocol::{
+    api::GateVerdict,
+    brake::Braked,
+    evidence::WaveEvidence,
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
+    manifest::{Release, Reversibility},
+    report::{DeviceFacts, Permit, PermitKind},
+    time::WallTime,
+    trust::PublicKey,
+    window,
+};
 
-/// Why an approved campaign could not be put together from its parts.
-#[derive(Debug, thiserror::Error)]
-pub enum AssembleError {
-    /// The plan's bytes are not the approved ones.
-    #[error("the plan has the digest {found}, the approvers signed {approved}")]
-    WrongPlan {
-        /// The digest of the plan at hand.
-        found: Sha256,
-        /// The digest in the manifest.
-        approved: Sha256,
-    },
-    /// The plan was not readable.
-    #[error("the approved plan cannot be used")]
-    BadPlan(#[source] firmesh_protocol::manifest::ManifestError),
-    /// The plan belongs to another campaign.
-    #[error("the plan names the campaign {0}")]
-    OtherCampaign(String),
-    /// A release is not signed by the release keys.
-    #[error("release {0} is not signed by the release keys")]
-    UnsignedRelease(String),
-    /// A release has another image than the campaign pins.
-    #[error("release {target} has the image {found}, the approvers signed {approved}")]
-    OtherImage {
-        /// The release.
-        target: String,
-        /// The image's digest in the release.
-        found: Sha256,
-        /// The digest in the manifest.
-        approved: Sha256,
-    },
-    /// The plan gives a device a release that the manifest does not name.
-    #[error("the plan gives {device} the release {target}, which the manifest does not name")]
-    UnplannedRelease {
-        /// The device.
-        device: DeviceId,
-        /// The release.
-        target: String,
-    },
-}
-
-impl ApprovedCampaign {
-    /// Puts a campaign together. `signed_release` answers with releases that the release keys signed, and no others.
-    pub fn assemble(
-        manifest: CampaignManifest,
-        manifest_sha256: Sha256,
-        plan_bytes: &[u8],
-        signed_release: impl Fn(&str) -> Option<Release>,
-    ) -> Result<Self, AssembleError> {
-        let found = Sha256::of(plan_bytes);
-        if found != manifest.plan_sha256 {
-            return Err(AssembleError::WrongPlan {
-                found,
-                approved: manifest.plan_sha256,
-            });
-        }
-        let plan = Plan::from_bytes(plan_bytes).map_err(AssembleError::BadPlan)?;
-        if plan.campaign != manifest.id {
-            return Err(AssembleError::OtherCampaign(plan.campaign.to_string()));
-        }
-        let mut releases = BTreeMap::new();
-        for ReleaseRef { target, sha256 } in manifest.releases.iter().chain(&manifest.previous) {
-            let release = signed_release(target).ok_or_else(|| AssembleError::UnsignedRelease(target.clone()))?;
-            if release.artifact.sha256 != *sha256 {
-                let found = release.artifact.sha256;
-                return Err(AssembleError::OtherImage {
-                    target: target.clone(),
-                    found,
-                    approved: *sha256,
-                });
-            }
-            releases.insert(target.clone(), release);
-        }
-        let named = |refs: &[ReleaseRef], target: &String| refs.iter().any(|r| r.target == *target);
-        for (_, planned) in plan.devices() {
-            let previous_is_named = planned.previous.as_ref().is_none_or(|p| named(&manifest.previous, p));
-            if !named(&manifest.releases, &planned.release) || !previous_is_named {
-                let target = planned.release.clone();
-                return Err(AssembleError::UnplannedRelease {
-                    device: planned.device.clone(),
-                    target,
-                });
-            }
-        }
-        Ok(Self {
-            manifest,
-            manifest_sha256,
-            plan,
-            releases,
-        })
-    }
-
-    /// The artifacts a node needs for its own devices: every release and every previous release planned for them.
-    #[must_use]
-    pub fn artifacts_for(&self, node: &NodeId) -> BTreeSet<ArtifactId> {
-        self.plan
-            .devices()
-            .filter(|(_, planned)| planned.node == *node)
-            .flat_map(|(_, planned)| [Some(&planned.release), planned.previous.as_ref()])
-            .flatten()
-            .filter_map(|target| self.releases.get(target))
-            .map(|release| release.artifact.id)
-            .collect()
-    }
-
-    /// Every artifact of the campaign.
-    #[must_use]
-    pub fn artifacts(&self) -> BTreeSet<ArtifactId> {
-        self.releases.values().map(|release| release.artifact.id).collect()
-    }
-
-    /// A device's place in the plan, with its wave.
-    #[must_use]
-    pub fn planned(&self, device: &DeviceId) -> Option<(u32, &PlannedDevice)> {
-        self.plan
-            .devices()
-            .find(|(_, planned)| planned.device == *device)
-            .map(|(wave, planned)| (u32::try_from(wave).expect("waves are bounded"), planned))
-    }
-}
+use crate::approved::ApprovedCampaign;
 
 /// One attempt of this node: what was started, and whether it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +40,8 @@ pub struct Facts<'a> {
     pub now: WallTime,
     /// This node.
     pub node: &'a NodeId,
+    /// Its key.
+    pub key: PublicKey,
     /// Where it stands.
     pub path: &'a TopologyPath,
     /// The device as last read.
@@ -176,7 +56,18 @@ pub struct Facts<'a> {
     pub engaged_elsewhere: Option<CampaignId>,
     /// The highest security epoch that ever ran on the device, if known.
     pub security_epoch: u32,
+    /// Everything that was stopped for good.
+    pub brakes: &'a BTreeSet<Braked>,
+    /// What verified reports say about the waves of this campaign.
+    pub gates: &'a BTreeMap<u32, WaveEvidence>,
+    /// Whether all the evidence that the permit names is here.
+    pub evidence_is_here: bool,
+    /// When the first permit of the wave that this node knows was issued.
+    pub wave_opened: Option<WallTime>,
 }
+
+/// How far the clocks of two nodes may differ.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
 /// An attempt that may start.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,6 +89,58 @@ pub enum Hold {
     /// The permit does not name the device.
     #[error("the permit does not name the device")]
     NotPermitted,
+    /// The approvers signed for another key of this node.
+    #[error("the approved plan has the key {planned} for this node, its own is {own}: the campaign was planned for another node")]
+    OtherKey {
+        /// The key in the plan.
+        planned: PublicKey,
+        /// This node's.
+        own: PublicKey,
+    },
+    /// Stopped for good.
+    #[error("a brake was pulled: {0} is stopped for good")]
+    Braked(Braked),
+    /// Outside the windows.
+    #[error("outside the windows of the campaign{}", opens.map(|at| format!("; the next start fits at {at}")).unwrap_or_default())]
+    WindowClosed {
+        /// The next start that fits, if one is in sight.
+        opens: Option<WallTime>,
+    },
+    /// Another executor than the approvers named.
+    #[error("the device is updated by {found}, the approvers allow {allowed}")]
+    WrongExecutor {
+        /// The device's executor.
+        found: String,
+        /// Those the manifest names.
+        allowed: String,
+    },
+    /// Nobody said that there may be no way back.
+    #[error("release {0} is one-way, and the approvers did not accept that")]
+    OneWayNotAccepted(String),
+    /// Evidence that is still on its way.
+    #[error("the evidence that the permit names is not all here yet")]
+    EvidenceMissing,
+    /// Evidence that shows something else.
+    #[error("the signed reports do not show that the gate of wave {wave} {needed}: {found:?}")]
+    GateNotShown {
+        /// The wave whose gate it is about.
+        wave: u32,
+        /// What they would have to show.
+        needed: &'static str,
+        /// What they do show.
+        found: GateVerdict,
+    },
+    /// Soak time.
+    #[error("wave {wave} passed its gate and is watched until {until}")]
+    Soaking {
+        /// The wave.
+        wave: u32,
+        /// Until when.
+        until: WallTime,
+    },
+    /// The approvers want no automatic rollback.
+    #[error("the approvers allow no automatic rollback of this campaign")]
+    RollbackNotApproved,
     /// The plan does not have the device in the permit's wave at this node.
     #[error("the approved plan does not have the device at this node in wave {0}")]
     NotPlanned(u32),
@@ -269,7 +212,15 @@ impl Hold {
     /// Whether waiting can help.
     #[must_use]
     pub fn passes_with_time(&self) -> bool {
-        matches!(self, Self::NotPossessed(_) | Self::CapFull { .. } | Self::Engaged(_))
+        matches!(
+            self,
+            Self::NotPossessed(_)
+                | Self::CapFull { .. }
+                | Self::Engaged(_)
+                | Self::WindowClosed { .. }
+                | Self::EvidenceMissing
+                | Self::Soaking { .. }
+        )
     }
 }
 
@@ -289,6 +240,17 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
             *wave == permit.wave && planned.node == *facts.node && facts.path.parent().as_ref() == Some(&planned.rack)
         })
         .ok_or(Hold::NotPlanned(permit.wave))?;
+    if let Some(&key) = campaign.plan.nodes.get(facts.node).filter(|key| **key != facts.key) {
+        return Err(Hold::OtherKey {
+            planned: key,
+            own: facts.key,
+        });
+    }
+    let edition = Braked::Campaign {
+        id: manifest.id.clone(),
+        manifest_sha256: campaign.manifest_sha256,
+    };
+    check_brake(edition, facts)?;
     if facts.now >= permit.expires {
         return Err(Hold::PermitExpired(permit.expires));
     }
@@ -308,7 +270,14 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
         PermitKind::Update => release,
         PermitKind::Rollback => rollback_target(facts, device, release, previous)?,
     };
+    let image = Braked::Release {
+        target: target.target.clone(),
+        sha256: target.artifact.sha256,
+    };
+    check_brake(image, facts)?;
     check_fit(target, facts)?;
+    check_rules(campaign, permit, release, facts)?;
+    check_gate(campaign, permit, facts)?;
     if permit.kind == PermitKind::Update && target.info.security_epoch < facts.security_epoch {
         let (epoch, floor) = (target.info.security_epoch, facts.security_epoch);
         return Err(Hold::BelowSecurityFloor {
@@ -348,6 +317,81 @@ fn rollback_target<'a>(
         return Err(Hold::OneWay(release.target.clone()));
     }
     previous.ok_or(Hold::NoPrevious)
+}
+
+fn check_brake(subject: Braked, facts: &Facts<'_>) -> Result<(), Hold> {
+    match facts.brakes.contains(&subject) {
+        true => Err(Hold::Braked(subject)),
+        false => Ok(()),
+    }
+}
+
+/// What the approvers allow: executors, releases without a way back, windows.
+fn check_rules(
+    campaign: &ApprovedCampaign,
+    permit: &Permit,
+    release: &Release,
+    facts: &Facts<'_>,
+) -> Result<(), Hold> {
+    let (manifest, executor) = (&campaign.manifest, &facts.device.executor);
+    if !manifest.executors.is_empty() && !manifest.executors.contains(executor) {
+        return Err(Hold::WrongExecutor {
+            found: executor.clone(),
+            allowed: manifest.executors.join(", "),
+        });
+    }
+    // Windows and one-way doors are about going forward: a way back that waits leaves a failure running.
+    if permit.kind == PermitKind::Rollback {
+        return Ok(());
+    }
+    if release.info.reversibility == Reversibility::OneWay && !manifest.one_way_accepted {
+        return Err(Hold::OneWayNotAccepted(release.target.clone()));
+    }
+    let worst_case = Duration::from_secs(manifest.deadlines.attempt_s.into());
+    window::check(&manifest.windows, &manifest.blackouts, facts.now, worst_case)
+        .map_err(|closed| Hold::WindowClosed { opens: closed.opens })
+}
+
+/// Going forward needs the gate of the wave before to have passed and soaked, going back needs that of this wave to have
+/// failed; both by the nodes' signed reports.
+fn check_gate(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -> Result<(), Hold> {
+    let (manifest, plan) = (&campaign.manifest, &campaign.plan);
+    let (wave, needed) = match permit.kind {
+        PermitKind::Update => match permit.wave.checked_sub(1) {
+            Some(before) => (before, GateVerdict::Pass),
+            None => return Ok(()),
+        },
+        PermitKind::Rollback if manifest.automatic_rollback => (permit.wave, GateVerdict::Fail),
+        PermitKind::Rollback => return Err(Hold::RollbackNotApproved),
+    };
+    let unknown = WaveEvidence::new(wave);
+    let evidence = facts.gates.get(&wave).unwrap_or(&unknown);
+    let mut found = evidence.verdict(manifest, plan);
+    let deadline = Duration::from_secs(manifest.deadlines.attempt_s.into());
+    let is_overdue = facts.wave_opened.is_some_and(|opened| opened + deadline <= facts.now);
+    if found != needed && needed == GateVerdict::Fail && is_overdue {
+        found = evidence.verdict_after_deadline(manifest, plan);
+    }
+    if found != needed {
+        return Err(match (facts.evidence_is_here, needed) {
+            (false, _) => Hold::EvidenceMissing,
+            (true, GateVerdict::Pass) => Hold::GateNotShown {
+                wave,
+                needed: "passed",
+                found,
+            },
+            (true, _) => Hold::GateNotShown {
+                wave,
+                needed: "failed",
+                found,
+            },
+        });
+    }
+    let until = evidence.soaked_at(manifest);
+    if needed == GateVerdict::Pass && manifest.gate.soak_s > 0 && facts.now + CLOCK_SLACK < until {
+        return Err(Hold::Soaking { wave, until });
+    }
+    Ok(())
 }
 
 fn check_fit(release: &Release, facts: &Facts<'_>) -> Result<(), Hold> {
@@ -391,251 +435,4 @@ fn check_caps(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use firmesh_protocol::{
-        ids::Component,
-        manifest::{
-            Artifact, Caps, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, RELEASE_SCHEMA, ReleaseInfo, Selector,
-            Strategy,
-        },
-        units::BasisPoints,
-    };
-
-    fn release(version: &str) -> Release {
-        let bytes = version.as_bytes();
-        Release {
-            target: format!("firmware/r1-{version}.bin"),
-            artifact: Artifact {
-                id: ArtifactId::of(bytes),
-                sha256: Sha256::of(bytes),
-                length: bytes.len() as u64,
-            },
-            info: ReleaseInfo {
-                schema: RELEASE_SCHEMA.to_owned(),
-                blake3: ArtifactId::of(bytes),
-                vendor: "Acme".to_owned(),
-                models: vec!["R1".to_owned()],
-                component: Component::new("bmc").unwrap(),
-                version: version.to_owned(),
-                security_epoch: 1,
-                from_versions: Vec::new(),
-                reversibility: Reversibility::Reflash,
-            },
-        }
-    }
-
-    fn planned(device: &str, node: &str) -> PlannedDevice {
-        PlannedDevice {
-            device: DeviceId::new(device).unwrap(),
-            node: NodeId::new(node).unwrap(),
-            rack: "eu/s1/r1".parse().unwrap(),
-            release: release("2").target,
-            from_version: "1".to_owned(),
-            previous: Some(release("1").target),
-        }
-    }
-
-    fn plan() -> Plan {
-        Plan {
-            schema: PLAN_SCHEMA.to_owned(),
-            campaign: CampaignId::new("spring").unwrap(),
-            waves: vec![
-                vec![planned("d1", "n1"), planned("d2", "n1")],
-                vec![planned("d3", "n2")],
-            ],
-            held: Vec::new(),
-        }
-    }
-
-    fn manifest() -> CampaignManifest {
-        let reference = |r: Release| ReleaseRef {
-            target: r.target,
-            sha256: r.artifact.sha256,
-        };
-        CampaignManifest {
-            schema: MANIFEST_SCHEMA.to_owned(),
-            id: CampaignId::new("spring").unwrap(),
-            sequence: 1,
-            expires: WallTime::from_unix_seconds(2_000),
-            releases: vec![reference(release("2"))],
-            previous: vec![reference(release("1"))],
-            selector: Selector::default(),
-            strategy: Strategy::Canary {
-                shares: vec![BasisPoints::WHOLE],
-            },
-            caps: Caps { per_rack: 1, total: 5 },
-            gate: GateRule {
-                advance: BasisPoints::WHOLE,
-                rollback: BasisPoints::WHOLE,
-                sample_min: 1,
-                soak_s: 0,
-            },
-            deadlines: Deadlines {
-                attempt_s: 600,
-                back_s: 60,
-            },
-            automatic_rollback: true,
-            permit_keys: vec!["00".repeat(32)],
-            plan_sha256: Sha256::of(&plan().to_bytes()),
-        }
-    }
-
-    fn releases(target: &str) -> Option<Release> {
-        [release("1"), release("2")].into_iter().find(|r| r.target == target)
-    }
-
-    fn campaign() -> ApprovedCampaign {
-        ApprovedCampaign::assemble(manifest(), Sha256::of(b"manifest"), &plan().to_bytes(), releases).unwrap()
-    }
-
-    fn permit() -> Permit {
-        Permit {
-            campaign: CampaignId::new("spring").unwrap(),
-            manifest_sha256: Sha256::of(b"manifest"),
-            kind: PermitKind::Update,
-            wave: 0,
-            sequence: 1,
-            issued: WallTime::from_unix_seconds(0),
-            expires: WallTime::from_unix_seconds(1_000),
-            devices: vec![DeviceId::new("d1").unwrap(), DeviceId::new("d2").unwrap()],
-        }
-    }
-
-    /// Decides on one device after changing what is known.
-    fn decide(
-        change: impl FnOnce(&mut Permit, &mut DeviceFacts, &mut BTreeMap<(DeviceId, PermitKind), AttemptStanding>, &mut i64),
-    ) -> Result<Admission, Hold> {
-        let (mut permit, mut attempts, mut now) = (permit(), BTreeMap::new(), 500);
-        let mut device = DeviceFacts {
-            device: DeviceId::new("d1").unwrap(),
-            vendor: "Acme".to_owned(),
-            model: "R1".to_owned(),
-            component: Component::new("bmc").unwrap(),
-            version: Some("1".to_owned()),
-            executor: "redfish".to_owned(),
-        };
-        change(&mut permit, &mut device, &mut attempts, &mut now);
-        let complete = [release("1"), release("2")].map(|r| r.artifact.id).into();
-        admit(
-            &campaign(),
-            &permit,
-            &Facts {
-                now: WallTime::from_unix_seconds(now),
-                node: &NodeId::new("n1").unwrap(),
-                path: &"eu/s1/r1/n1".parse().unwrap(),
-                device: &device,
-                complete: &complete,
-                attempts: &attempts,
-                other_in_flight: 0,
-                engaged_elsewhere: None,
-                security_epoch: 1,
-            },
-        )
-    }
-
-    #[test]
-    fn a_planned_permitted_fitting_device_starts_with_its_way_back() {
-        let admission = decide(|_, _, _, _| {}).unwrap();
-        assert_eq!(admission.release, release("2"));
-        assert_eq!(admission.previous, Some(release("1")));
-    }
-
-    #[test]
-    fn a_lying_coordinator_starts_nothing() {
-        let d3 = DeviceId::new("d3").unwrap();
-        let other = Sha256::of(b"other");
-        assert_eq!(
-            decide(|p, _, _, _| p.manifest_sha256 = other),
-            Err(Hold::OtherManifest(other))
-        );
-        assert_eq!(decide(|p, _, _, _| p.devices.clear()), Err(Hold::NotPermitted));
-        assert_eq!(decide(|p, _, _, _| p.wave = 1), Err(Hold::NotPlanned(1)));
-        // d3 is planned, but at another node.
-        let foreign = decide(|p, d, _, _| {
-            p.wave = 1;
-            p.devices = vec![d3.clone()];
-            d.device = d3;
-        });
-        assert_eq!(foreign, Err(Hold::NotPlanned(1)));
-        assert!(matches!(
-            decide(|_, _, _, now| *now = 1_000),
-            Err(Hold::PermitExpired(_))
-        ));
-        let late = decide(|p, _, _, now| {
-            p.expires = WallTime::from_unix_seconds(9_000);
-            *now = 2_000;
-        });
-        assert!(matches!(late, Err(Hold::CampaignExpired(_))));
-    }
-
-    #[test]
-    fn an_image_for_another_model_or_component_is_held_for_good() {
-        let model = decide(|_, d, _, _| d.model = "R2".to_owned()).unwrap_err();
-        assert!(matches!(model, Hold::WrongModel { .. }) && !model.passes_with_time());
-        let component = decide(|_, d, _, _| d.component = Component::new("bios").unwrap()).unwrap_err();
-        assert!(matches!(component, Hold::WrongComponent { .. }));
-    }
-
-    #[test]
-    fn the_cap_counts_what_is_in_flight_and_a_device_starts_once() {
-        let d1 = DeviceId::new("d1").unwrap();
-        let d2 = DeviceId::new("d2").unwrap();
-        let full = decide(|_, _, a, _| {
-            a.insert((d2, PermitKind::Update), AttemptStanding::InFlight);
-        });
-        assert_eq!(full, Err(Hold::CapFull { in_flight: 1, cap: 1 }));
-        let again = decide(|_, _, a, _| {
-            a.insert((d1, PermitKind::Update), AttemptStanding::Ended);
-        });
-        assert_eq!(again, Err(Hold::AlreadyStarted));
-    }
-
-    #[test]
-    fn a_rollback_goes_to_the_previous_release_and_only_after_an_update() {
-        let d1 = DeviceId::new("d1").unwrap();
-        assert_eq!(
-            decide(|p, _, _, _| p.kind = PermitKind::Rollback),
-            Err(Hold::NothingToRollBack)
-        );
-        let back = decide(|p, _, a, now| {
-            p.kind = PermitKind::Rollback;
-            p.expires = WallTime::from_unix_seconds(9_000);
-            a.insert((d1, PermitKind::Update), AttemptStanding::InFlight);
-            *now = 3_000;
-        });
-        assert_eq!(back.unwrap().release, release("1"));
-        let d1 = DeviceId::new("d1").unwrap();
-        let moved_on = decide(|p, d, a, _| {
-            p.kind = PermitKind::Rollback;
-            d.version = Some("3".to_owned());
-            a.insert((d1, PermitKind::Update), AttemptStanding::Ended);
-        });
-        assert_eq!(moved_on, Err(Hold::NothingToRollBack));
-    }
-
-    #[test]
-    fn a_plan_or_release_that_was_not_approved_does_not_make_a_campaign() {
-        let sha = Sha256::of(b"manifest");
-        let mut other = plan();
-        other.waves.pop();
-        assert!(matches!(
-            ApprovedCampaign::assemble(manifest(), sha, &other.to_bytes(), releases),
-            Err(AssembleError::WrongPlan { .. })
-        ));
-        assert!(matches!(
-            ApprovedCampaign::assemble(manifest(), sha, &plan().to_bytes(), |_| None),
-            Err(AssembleError::UnsignedRelease(_))
-        ));
-        let swapped = |target: &str| {
-            releases(target).map(|r| Release {
-                artifact: release("3").artifact,
-                ..r
-            })
-        };
-        assert!(matches!(
-            ApprovedCampaign::assemble(manifest(), sha, &plan().to_bytes(), swapped),
-            Err(AssembleError::OtherImage { .. })
-        ));
-    }
-}
+mod tests;

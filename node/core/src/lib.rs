@@ -1,6 +1,8 @@
-//! A node's decisions: who fetches which piece from whom ([`swarm`]), and when an image may go to a device ([`install`]).
+//! A node's decisions: who fetches which piece from whom ([`swarm`]), and when an image of a
+//! campaign ([`approved`]) may go to a device ([`install`]).
 //!
 //! Pure: facts and the time go in, instructions come out. The node and the simulator run this same code.
 
+pub mod approved;
 pub mod install;
 pub mod swarm;

@@ -199,6 +199,16 @@ impl TrustedFleet {
         &self.metadata
     }
 
+    /// The keys that vouch for releases, with their threshold.
+    pub fn release_keys(&self) -> Result<KeySet, PolicyError> {
+        delegated(&self.metadata.targets, RELEASES, "firmware/*")
+    }
+
+    /// The keys that approve campaigns, with their threshold.
+    pub fn approver_keys(&self) -> Result<KeySet, PolicyError> {
+        delegated(&self.metadata.targets, CAMPAIGNS, "campaigns/*")
+    }
+
     /// The target names of all releases.
     pub fn releases(&self) -> impl Iterator<Item = &str> {
         self.releases

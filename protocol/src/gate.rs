@@ -1,6 +1,7 @@
-//! The test between two waves: counts in, verdict out.
+//! The test between two waves: counts in, verdict out. The coordinator judges by it, and every node judges again from
+//! the signed reports before it follows.
 
-use firmesh_protocol::{api::GateVerdict, manifest::GateRule};
+use crate::{api::GateVerdict, manifest::GateRule};
 
 /// What a gate looks at.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub fn judge(rule: &GateRule, count: GateCount) -> GateVerdict {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use firmesh_protocol::units::BasisPoints;
+    use crate::units::BasisPoints;
     use proptest::prelude::*;
 
     fn rule(advance: u32, rollback: u32, sample_min: u32) -> GateRule {

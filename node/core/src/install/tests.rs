@@ -1,0 +1,474 @@
+use super::*;
+use crate::approved::AssembleError;
+use firmesh_protocol::{
+    evidence::{EvidenceError, GateEvidence},
+    report::{AttemptReport, AttemptState, REPORT_TYPE},
+    trust::{Envelope, SecretKey},
+    ids::{Component, Sha256},
+    manifest::{
+        Artifact, CampaignManifest, Caps, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice,
+        RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Selector, Strategy,
+    },
+    units::BasisPoints,
+};
+
+fn release(version: &str) -> Release {
+    let bytes = version.as_bytes();
+    Release {
+        target: format!("firmware/r1-{version}.bin"),
+        artifact: Artifact {
+            id: ArtifactId::of(bytes),
+            sha256: Sha256::of(bytes),
+            length: bytes.len() as u64,
+        },
+        info: ReleaseInfo {
+            schema: RELEASE_SCHEMA.to_owned(),
+            blake3: ArtifactId::of(bytes),
+            vendor: "Acme".to_owned(),
+            models: vec!["R1".to_owned()],
+            component: Component::new("bmc").unwrap(),
+            version: version.to_owned(),
+            security_epoch: 1,
+            from_versions: Vec::new(),
+            reversibility: Reversibility::Reflash,
+        },
+    }
+}
+
+fn planned(device: &str, node: &str) -> PlannedDevice {
+    PlannedDevice {
+        device: DeviceId::new(device).unwrap(),
+        node: NodeId::new(node).unwrap(),
+        rack: "eu/s1/r1".parse().unwrap(),
+        release: release("2").target,
+        from_version: "1".to_owned(),
+        previous: Some(release("1").target),
+    }
+}
+
+fn plan() -> Plan {
+    Plan {
+        schema: PLAN_SCHEMA.to_owned(),
+        campaign: CampaignId::new("spring").unwrap(),
+        waves: vec![
+            vec![planned("d1", "n1"), planned("d2", "n1")],
+            vec![planned("d3", "n2")],
+        ],
+        nodes: ["n1", "n2"].map(|node| (NodeId::new(node).unwrap(), key(node).public())).into(),
+        held: Vec::new(),
+    }
+}
+
+/// The key of a node.
+fn key(node: &str) -> SecretKey {
+    SecretKey::from_seed(Sha256::of(node.as_bytes()).as_bytes())
+}
+
+fn manifest() -> CampaignManifest {
+    let reference = |r: Release| ReleaseRef {
+        target: r.target,
+        sha256: r.artifact.sha256,
+    };
+    CampaignManifest {
+        schema: MANIFEST_SCHEMA.to_owned(),
+        id: CampaignId::new("spring").unwrap(),
+        sequence: 1,
+        expires: WallTime::from_unix_seconds(2_000),
+        releases: vec![reference(release("2"))],
+        previous: vec![reference(release("1"))],
+        selector: Selector::default(),
+        strategy: Strategy::Canary {
+            shares: vec![BasisPoints::WHOLE],
+        },
+        caps: Caps { per_rack: 1, total: 5 },
+        gate: GateRule {
+            advance: BasisPoints::WHOLE,
+            rollback: BasisPoints::WHOLE,
+            sample_min: 1,
+            soak_s: 0,
+        },
+        deadlines: Deadlines {
+            attempt_s: 600,
+            back_s: 60,
+        },
+        windows: Vec::new(),
+        blackouts: Vec::new(),
+        one_way_accepted: false,
+        executors: Vec::new(),
+        approvals_min: 0,
+        automatic_rollback: true,
+        permit_keys: vec!["00".repeat(32)],
+        plan_sha256: Sha256::of(&plan().to_bytes()),
+    }
+}
+
+fn releases(target: &str) -> Option<Release> {
+    [release("1"), release("2")].into_iter().find(|r| r.target == target)
+}
+
+fn campaign() -> ApprovedCampaign {
+    ApprovedCampaign::assemble(manifest(), Sha256::of(b"manifest"), &plan().to_bytes(), releases).unwrap()
+}
+
+fn permit() -> Permit {
+    Permit {
+        campaign: CampaignId::new("spring").unwrap(),
+        manifest_sha256: Sha256::of(b"manifest"),
+        kind: PermitKind::Update,
+        wave: 0,
+        sequence: 1,
+        epoch: 1,
+        evidence: Vec::new(),
+        issued: WallTime::from_unix_seconds(0),
+        expires: WallTime::from_unix_seconds(1_000),
+        devices: vec![DeviceId::new("d1").unwrap(), DeviceId::new("d2").unwrap()],
+    }
+}
+
+/// Everything that a decision looks at, for device d1 of node n1.
+struct Case {
+    campaign: ApprovedCampaign,
+    permit: Permit,
+    device: DeviceFacts,
+    attempts: BTreeMap<(DeviceId, PermitKind), AttemptStanding>,
+    now: i64,
+    brakes: BTreeSet<Braked>,
+    gates: BTreeMap<u32, WaveEvidence>,
+    evidence_is_here: bool,
+}
+
+impl Case {
+    fn new() -> Self {
+        Self {
+            campaign: campaign(),
+            permit: permit(),
+            device: DeviceFacts {
+                device: DeviceId::new("d1").unwrap(),
+                vendor: "Acme".to_owned(),
+                model: "R1".to_owned(),
+                component: Component::new("bmc").unwrap(),
+                version: Some("1".to_owned()),
+                executor: "redfish".to_owned(),
+            },
+            attempts: BTreeMap::new(),
+            now: 500,
+            brakes: BTreeSet::new(),
+            gates: BTreeMap::new(),
+            evidence_is_here: true,
+        }
+    }
+
+    /// The second wave's device, at node n2.
+    fn of_wave_1() -> Self {
+        let d3 = DeviceId::new("d3").unwrap();
+        let mut case = Self::new();
+        case.permit.wave = 1;
+        case.permit.devices = vec![d3.clone()];
+        case.device.device = d3;
+        case
+    }
+
+    fn decide(&self) -> Result<Admission, Hold> {
+        let complete = [release("1"), release("2")].map(|r| r.artifact.id).into();
+        let node = if self.permit.wave == 0 { "n1" } else { "n2" };
+        admit(
+            &self.campaign,
+            &self.permit,
+            &Facts {
+                now: WallTime::from_unix_seconds(self.now),
+                node: &NodeId::new(node).unwrap(),
+                key: key(node).public(),
+                path: &format!("eu/s1/r1/{node}").parse().unwrap(),
+                device: &self.device,
+                complete: &complete,
+                attempts: &self.attempts,
+                other_in_flight: 0,
+                engaged_elsewhere: None,
+                security_epoch: 1,
+                brakes: &self.brakes,
+                gates: &self.gates,
+                evidence_is_here: self.evidence_is_here,
+                wave_opened: Some(self.permit.issued),
+            },
+        )
+    }
+}
+
+/// Decides on one device after changing what is known.
+fn decide(
+    change: impl FnOnce(&mut Permit, &mut DeviceFacts, &mut BTreeMap<(DeviceId, PermitKind), AttemptStanding>, &mut i64),
+) -> Result<Admission, Hold> {
+    let mut case = Case::new();
+    change(&mut case.permit, &mut case.device, &mut case.attempts, &mut case.now);
+    case.decide()
+}
+
+/// A signed report on an ended update of wave 0.
+fn report(device: &str, state: AttemptState, signed_by: &SecretKey) -> Envelope {
+    let report = AttemptReport {
+        campaign: CampaignId::new("spring").unwrap(),
+        manifest_sha256: Sha256::of(b"manifest"),
+        wave: 0,
+        kind: PermitKind::Update,
+        permit_sequence: 1,
+        device: DeviceId::new(device).unwrap(),
+        node: NodeId::new("n1").unwrap(),
+        sequence: 1,
+        state,
+        reason: String::new(),
+        version: None,
+        at: WallTime::from_unix_seconds(400),
+    };
+    Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report).unwrap(), [signed_by])
+}
+
+fn evidence(reports: Vec<Envelope>) -> Result<BTreeMap<u32, WaveEvidence>, EvidenceError> {
+    let campaign = campaign();
+    let document = GateEvidence {
+        campaign: campaign.manifest.id.clone(),
+        manifest_sha256: campaign.manifest_sha256,
+        wave: 0,
+        reports,
+    };
+    let mut wave = WaveEvidence::new(0);
+    wave.add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, &document)?;
+    Ok([(0, wave)].into())
+}
+
+#[test]
+fn a_planned_permitted_fitting_device_starts_with_its_way_back() {
+    let admission = decide(|_, _, _, _| {}).unwrap();
+    assert_eq!(admission.release, release("2"));
+    assert_eq!(admission.previous, Some(release("1")));
+}
+
+#[test]
+fn a_lying_coordinator_starts_nothing() {
+    let d3 = DeviceId::new("d3").unwrap();
+    let other = Sha256::of(b"other");
+    assert_eq!(
+        decide(|p, _, _, _| p.manifest_sha256 = other),
+        Err(Hold::OtherManifest(other))
+    );
+    assert_eq!(decide(|p, _, _, _| p.devices.clear()), Err(Hold::NotPermitted));
+    assert_eq!(decide(|p, _, _, _| p.wave = 1), Err(Hold::NotPlanned(1)));
+    // d3 is planned, but for the other wave.
+    let foreign = decide(|p, d, _, _| {
+        p.devices = vec![d3.clone()];
+        d.device = d3;
+    });
+    assert_eq!(foreign, Err(Hold::NotPlanned(0)));
+    assert!(matches!(
+        decide(|_, _, _, now| *now = 1_000),
+        Err(Hold::PermitExpired(_))
+    ));
+    let late = decide(|p, _, _, now| {
+        p.expires = WallTime::from_unix_seconds(9_000);
+        *now = 2_000;
+    });
+    assert!(matches!(late, Err(Hold::CampaignExpired(_))));
+}
+
+#[test]
+fn an_image_for_another_model_or_component_is_held_for_good() {
+    let model = decide(|_, d, _, _| d.model = "R2".to_owned()).unwrap_err();
+    assert!(matches!(model, Hold::WrongModel { .. }) && !model.passes_with_time());
+    let component = decide(|_, d, _, _| d.component = Component::new("bios").unwrap()).unwrap_err();
+    assert!(matches!(component, Hold::WrongComponent { .. }));
+}
+
+#[test]
+fn the_cap_counts_what_is_in_flight_and_a_device_starts_once() {
+    let d1 = DeviceId::new("d1").unwrap();
+    let d2 = DeviceId::new("d2").unwrap();
+    let full = decide(|_, _, a, _| {
+        a.insert((d2, PermitKind::Update), AttemptStanding::InFlight);
+    });
+    assert_eq!(full, Err(Hold::CapFull { in_flight: 1, cap: 1 }));
+    let again = decide(|_, _, a, _| {
+        a.insert((d1, PermitKind::Update), AttemptStanding::Ended);
+    });
+    assert_eq!(again, Err(Hold::AlreadyStarted));
+}
+
+#[test]
+fn a_rollback_goes_to_the_previous_release_and_only_after_an_update() {
+    let d1 = DeviceId::new("d1").unwrap();
+    assert_eq!(
+        decide(|p, _, _, _| p.kind = PermitKind::Rollback),
+        Err(Hold::NothingToRollBack)
+    );
+    let mut back = Case::new();
+    back.permit.kind = PermitKind::Rollback;
+    back.permit.expires = WallTime::from_unix_seconds(9_000);
+    back.attempts.insert((d1, PermitKind::Update), AttemptStanding::InFlight);
+    back.gates = evidence(vec![report("d1", AttemptState::Failed, &key("n1"))]).unwrap();
+    back.now = 3_000;
+    assert_eq!(back.decide().unwrap().release, release("1"));
+    let d1 = DeviceId::new("d1").unwrap();
+    let moved_on = decide(|p, d, a, _| {
+        p.kind = PermitKind::Rollback;
+        d.version = Some("3".to_owned());
+        a.insert((d1, PermitKind::Update), AttemptStanding::Ended);
+    });
+    assert_eq!(moved_on, Err(Hold::NothingToRollBack));
+}
+
+#[test]
+fn a_plan_or_release_that_was_not_approved_does_not_make_a_campaign() {
+    let sha = Sha256::of(b"manifest");
+    let mut other = plan();
+    other.waves.pop();
+    assert!(matches!(
+        ApprovedCampaign::assemble(manifest(), sha, &other.to_bytes(), releases),
+        Err(AssembleError::WrongPlan { .. })
+    ));
+    assert!(matches!(
+        ApprovedCampaign::assemble(manifest(), sha, &plan().to_bytes(), |_| None),
+        Err(AssembleError::UnsignedRelease(_))
+    ));
+    let swapped = |target: &str| {
+        releases(target).map(|r| Release {
+            artifact: release("3").artifact,
+            ..r
+        })
+    };
+    assert!(matches!(
+        ApprovedCampaign::assemble(manifest(), sha, &plan().to_bytes(), swapped),
+        Err(AssembleError::OtherImage { .. })
+    ));
+}
+
+#[test]
+fn a_wave_starts_only_on_the_nodes_own_signed_reports_that_its_gate_passed() {
+    use AttemptState::{Quarantined, Success};
+    let n1 = key("n1");
+    let good = |device| report(device, Success, &n1);
+    let with = |gates| {
+        let mut case = Case::of_wave_1();
+        case.gates = gates;
+        case.decide()
+    };
+    let not_shown = |found| {
+        Err(Hold::GateNotShown {
+            wave: 0,
+            needed: "passed",
+            found,
+        })
+    };
+    assert_eq!(with(BTreeMap::new()), not_shown(GateVerdict::Unknown));
+    assert_eq!(with(evidence(vec![good("d1")]).unwrap()), not_shown(GateVerdict::Unknown));
+    let failed = vec![good("d1"), report("d2", Quarantined, &n1)];
+    assert_eq!(with(evidence(failed).unwrap()), not_shown(GateVerdict::Fail));
+    assert!(with(evidence(vec![good("d1"), good("d2")]).unwrap()).is_ok());
+
+    let mut on_its_way = Case::of_wave_1();
+    on_its_way.evidence_is_here = false;
+    assert_eq!(on_its_way.decide(), Err(Hold::EvidenceMissing));
+}
+
+#[test]
+fn forged_foreign_and_repeated_reports_are_no_evidence() {
+    use AttemptState::{Installing, Success};
+    let n1 = key("n1");
+    let good = |device| report(device, Success, &n1);
+    let code = |reports| evidence(reports).unwrap_err().code();
+    assert_eq!(code(vec![report("d1", Success, &key("n2"))]), "forged_report");
+    assert_eq!(code(vec![report("d1", Success, &key("coordinator"))]), "forged_report");
+    assert_eq!(code(vec![report("d3", Success, &key("n2"))]), "foreign_evidence");
+    assert_eq!(code(vec![good("d1"), good("d1")]), "bad_evidence");
+    assert_eq!(code(vec![report("d1", Installing, &n1)]), "bad_evidence");
+    // Of another edition of the campaign.
+    let mut other = campaign();
+    other.manifest_sha256 = Sha256::of(b"other");
+    let document = GateEvidence {
+        campaign: other.manifest.id.clone(),
+        manifest_sha256: other.manifest_sha256,
+        wave: 0,
+        reports: vec![good("d1")],
+    };
+    let refused = WaveEvidence::new(0).add(other.manifest_sha256, &other.manifest, &other.plan, &document);
+    assert_eq!(refused.unwrap_err().code(), "foreign_evidence");
+}
+
+#[test]
+fn soak_time_is_kept_against_a_coordinator_in_a_hurry() {
+    let n1 = key("n1");
+    let good = ["d1", "d2"].map(|device| report(device, AttemptState::Success, &n1));
+    let mut case = Case::of_wave_1();
+    case.campaign.manifest.gate.soak_s = 300;
+    case.gates = evidence(good.to_vec()).unwrap();
+    let until = WallTime::from_unix_seconds(700);
+    assert_eq!(case.decide(), Err(Hold::Soaking { wave: 0, until }));
+    case.now = 700;
+    assert!(case.decide().is_ok());
+}
+
+#[test]
+fn a_rollback_needs_a_gate_that_failed_or_a_wave_that_fell_silent() {
+    let n1 = key("n1");
+    let mut case = Case::new();
+    case.permit.kind = PermitKind::Rollback;
+    case.attempts
+        .insert((DeviceId::new("d1").unwrap(), PermitKind::Update), AttemptStanding::Ended);
+    assert!(matches!(case.decide(), Err(Hold::GateNotShown { needed: "failed", .. })));
+    case.gates = evidence(vec![report("d2", AttemptState::Failed, &n1)]).unwrap();
+    assert_eq!(case.decide().unwrap().release, release("1"));
+    // Nobody says how d2 ended, and its deadline is over.
+    case.gates = evidence(vec![report("d1", AttemptState::Success, &n1)]).unwrap();
+    assert!(case.decide().is_err());
+    case.now = 600;
+    assert!(case.decide().is_ok());
+    case.campaign.manifest.automatic_rollback = false;
+    assert_eq!(case.decide(), Err(Hold::RollbackNotApproved));
+}
+
+#[test]
+fn a_brake_stops_an_edition_of_a_campaign_and_an_image_for_good() {
+    let stopped = |braked: Braked| {
+        let mut case = Case::new();
+        case.brakes.insert(braked.clone());
+        (case.decide(), Err(Hold::Braked(braked)))
+    };
+    let edition = |manifest: &[u8]| Braked::Campaign {
+        id: CampaignId::new("spring").unwrap(),
+        manifest_sha256: Sha256::of(manifest),
+    };
+    let image = |version| Braked::Release {
+        target: release(version).target,
+        sha256: release(version).artifact.sha256,
+    };
+    let (decided, held) = stopped(edition(b"manifest"));
+    assert_eq!(decided, held);
+    let (decided, held) = stopped(image("2"));
+    assert_eq!(decided, held);
+    assert!(stopped(edition(b"another edition")).0.is_ok());
+    assert!(stopped(image("1")).0.is_ok());
+}
+
+#[test]
+fn what_the_approvers_did_not_allow_is_held() {
+    let mut case = Case::new();
+    case.campaign.manifest.executors = vec!["fwupd".to_owned()];
+    assert!(matches!(case.decide(), Err(Hold::WrongExecutor { .. })));
+
+    let mut case = Case::new();
+    let target = release("2").target;
+    let image = case.campaign.releases.get_mut(&target).unwrap();
+    image.info.reversibility = Reversibility::OneWay;
+    assert_eq!(case.decide(), Err(Hold::OneWayNotAccepted(target)));
+    case.campaign.manifest.one_way_accepted = true;
+    assert!(case.decide().is_ok());
+
+    let mut case = Case::new();
+    let until = WallTime::from_unix_seconds(1_100);
+    case.campaign.manifest.blackouts = vec![window::Blackout {
+        from: WallTime::from_unix_seconds(900),
+        until,
+    }];
+    assert_eq!(case.decide(), Err(Hold::WindowClosed { opens: Some(until) }));
+
+    let mut case = Case::new();
+    case.campaign.plan.nodes.insert(NodeId::new("n1").unwrap(), key("n9").public());
+    assert!(matches!(case.decide(), Err(Hold::OtherKey { .. })));
+}

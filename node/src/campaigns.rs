@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use firmesh_node_core::install::{ApprovedCampaign, AssembleError};
+use firmesh_node_core::approved::{ApprovedCampaign, AssembleError};
 use firmesh_protocol::{
     ids::{CampaignId, Sha256},
     trust::{PolicyError, TrustedFleet},

@@ -224,6 +224,27 @@ pub struct Deadlines {
     pub back_s: u32,
 }
 
+/// What else must hold before a device starts; all of it is checked by the node.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Constraints {
+    /// When devices may start; any time if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<Window>,
+    /// When nothing starts, whatever the windows say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blackouts: Vec<Blackout>,
+    /// Executors that may act, by name; any that fits the device if empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub executors: Vec<String>,
+    /// Whether releases that cannot be taken back may be installed: approvers say so, or such a release is refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub one_way_accepted: bool,
+    /// How many approvers must stand behind the campaign if that is more than their role's threshold.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub approvals_min: u32,
+}
+
 /// The rules of one campaign, signed by the approvers: the target `campaigns/<id>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -249,23 +270,11 @@ pub struct CampaignManifest {
     pub caps: Caps,
     /// The test between waves.
     pub gate: GateRule,
-    /// When devices may start; any time if empty.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub windows: Vec<Window>,
-    /// When nothing starts, whatever the windows say.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub blackouts: Vec<Blackout>,
+    /// When, by what, and at what price devices may be updated.
+    #[serde(default)]
+    pub constraints: Constraints,
     /// Time limits.
     pub deadlines: Deadlines,
-    /// Whether releases that cannot be taken back may be installed: approvers say so, or such a release is refused.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub one_way_accepted: bool,
-    /// Executors that may act, by name; any that fits the device if empty.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub executors: Vec<String>,
-    /// Approvers who must have signed the campaigns in force, beyond what their role's threshold asks; 0 asks no more.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub approvals_min: u32,
     /// Whether a failed gate rolls the wave back by itself.
     pub automatic_rollback: bool,
     /// The coordinators' ed25519 public keys, in hexadecimal, whose permits count for this campaign.
@@ -342,24 +351,8 @@ impl CampaignManifest {
         if self.permit_keys.is_empty() || self.permit_keys.len() > 16 {
             return bounds("permit_keys", "must name 1 to 16 coordinator keys");
         }
-        if self.windows.len() > WINDOWS_MAX || self.blackouts.len() > WINDOWS_MAX {
-            return bounds("windows", "and blackouts must be at most 64 each");
-        }
-        if let Some(problem) = self.windows.iter().find_map(Window::problem) {
-            return bounds("windows", &problem);
-        }
-        if self.windows.iter().any(|window| window.duration_s < self.deadlines.attempt_s) {
-            return bounds("windows", "are shorter than deadlines.attempt_s, so that nothing could ever start");
-        }
-        if self.blackouts.iter().any(|blackout| blackout.from >= blackout.until) {
-            return bounds("blackouts", "must end after they begin");
-        }
-        let executors: BTreeSet<_> = self.executors.iter().collect();
-        if self.executors.len() > 64 || executors.len() != self.executors.len() || !self.executors.iter().all(|e| is_label(e)) {
-            return bounds("executors", "must name at most 64 executors, each once");
-        }
-        if self.approvals_min as usize > SIGNATURES_MAX {
-            return bounds("approvals_min", "asks for more signatures than a role can have");
+        if let Some((field, problem)) = self.constraints.problem(&self.deadlines) {
+            return bounds(field, &problem);
         }
         if self.selector.devices.len() > PLAN_DEVICES_MAX
             || self.selector.paths.len() > 10_000
@@ -368,6 +361,31 @@ impl CampaignManifest {
             return bounds("selector", "names more devices, places or models than a campaign may");
         }
         Ok(())
+    }
+}
+
+impl Constraints {
+    /// The first field that is wrong, and how.
+    fn problem(&self, deadlines: &Deadlines) -> Option<(&'static str, String)> {
+        let executors: BTreeSet<_> = self.executors.iter().collect();
+        if self.windows.len() > WINDOWS_MAX || self.blackouts.len() > WINDOWS_MAX {
+            Some(("windows", format!("and blackouts must be at most {WINDOWS_MAX} each")))
+        } else if let Some(problem) = self.windows.iter().find_map(Window::problem) {
+            Some(("windows", problem))
+        } else if self.windows.iter().any(|window| window.duration_s < deadlines.attempt_s) {
+            let problem = "are shorter than deadlines.attempt_s, so that nothing could ever start in them";
+            Some(("windows", problem.to_owned()))
+        } else if self.blackouts.iter().any(|blackout| blackout.from >= blackout.until) {
+            Some(("blackouts", "must end after they begin".to_owned()))
+        } else if executors.len() > 64 || executors.len() != self.executors.len() {
+            Some(("executors", "must be at most 64, each named once".to_owned()))
+        } else if !self.executors.iter().all(|name| is_label(name)) {
+            Some(("executors", "must have names of 1 to 128 printable characters".to_owned()))
+        } else if self.approvals_min as usize > SIGNATURES_MAX {
+            Some(("approvals_min", format!("asks for more than the {SIGNATURES_MAX} signatures a role can have")))
+        } else {
+            None
+        }
     }
 }
 
@@ -524,6 +542,7 @@ pub fn is_release_target(name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::trust::SecretKey;
 
     fn manifest() -> CampaignManifest {
         CampaignManifest {
@@ -553,6 +572,7 @@ mod tests {
                 attempt_s: 600,
                 back_s: 60,
             },
+            constraints: Constraints::default(),
             automatic_rollback: true,
             permit_keys: vec!["00".repeat(32)],
             plan_sha256: Sha256::of(b"plan"),
@@ -591,6 +611,20 @@ mod tests {
         refused(|m| m.releases[0].target = "firmware/../../etc/passwd".to_owned());
         refused(|m| m.releases[0].target = "campaigns/a.json".to_owned());
         refused(|m| m.schema = "firmesh-campaign/2".to_owned());
+        refused(|m| m.constraints.executors = vec!["redfish".to_owned(), "redfish".to_owned()]);
+        refused(|m| m.constraints.approvals_min = 65);
+        refused(|m| {
+            let at = WallTime::from_unix_seconds(0);
+            m.constraints.blackouts = vec![Blackout { from: at, until: at }];
+        });
+        refused(|m| {
+            m.constraints.windows = vec![Window {
+                zone: "UTC".to_owned(),
+                days: vec![crate::window::Weekday::Mon],
+                from: "22:00".to_owned(),
+                duration_s: 599,
+            }];
+        });
     }
 
     #[test]
@@ -607,8 +641,17 @@ mod tests {
             schema: PLAN_SCHEMA.to_owned(),
             campaign: CampaignId::new("spring").unwrap(),
             waves: vec![vec![planned.clone()], vec![planned]],
+            nodes: [(NodeId::new("n1").unwrap(), SecretKey::from_seed(&[1; 32]).public())].into(),
             held: Vec::new(),
         };
-        assert!(Plan::from_bytes(&plan.to_bytes()).is_err());
+        let refused = Plan::from_bytes(&plan.to_bytes()).unwrap_err();
+        assert!(refused.to_string().contains("twice"), "{refused}");
+        let keyless = Plan {
+            nodes: BTreeMap::new(),
+            waves: plan.waves[..1].to_vec(),
+            ..plan
+        };
+        let refused = Plan::from_bytes(&keyless.to_bytes()).unwrap_err();
+        assert!(refused.to_string().contains("key of n1"), "{refused}");
     }
 }

@@ -55,6 +55,9 @@ pub struct AttemptRecord {
     pub permit: Option<u64>,
     /// The last report taken into account.
     pub report_sequence: u64,
+    /// The report that said how its update ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_report: Option<u64>,
     /// Whether the coordinator, not the node, said that it ended.
     pub presumed: bool,
     /// Whether a person has looked at it since it was quarantined.
@@ -126,6 +129,7 @@ impl Campaign {
                 version: Some(planned.from_version.clone()),
                 permit: None,
                 report_sequence: 0,
+                end_report: None,
                 presumed: false,
                 cleared: false,
             };
@@ -237,6 +241,9 @@ impl Campaign {
                 return;
             }
             known.state = report.state;
+            if report.kind == PermitKind::Update {
+                known.end_report = report.state.is_terminal().then_some(report.sequence);
+            }
             known.reason = bounded(&report.reason);
             known.version = report.version.as_deref().map(bounded).or_else(|| known.version.take());
             known.presumed = false;

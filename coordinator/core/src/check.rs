@@ -51,6 +51,10 @@ fn check_places(
         };
         must(known.node == planned.node, "is planned at another node than its own");
         must(
+            plan.nodes.get(&planned.node) == Some(&known.node_key),
+            "is planned with another key of its node than the inventory has",
+        );
+        must(
             known.path.is_within(&planned.rack),
             "is counted against a rack it does not stand in",
         );

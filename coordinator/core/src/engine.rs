@@ -106,6 +106,17 @@ pub struct PermitOrder {
     pub devices: Vec<DeviceId>,
 }
 
+impl PermitOrder {
+    /// The wave whose gate the permit rests on: its evidence goes with the permit.
+    #[must_use]
+    pub fn gate(&self) -> Option<u32> {
+        match self.kind {
+            PermitKind::Update => self.wave.checked_sub(1),
+            PermitKind::Rollback => Some(self.wave),
+        }
+    }
+}
+
 /// What the shell has to do, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
@@ -251,6 +262,18 @@ impl Engine {
     #[must_use]
     pub fn node_of(&self, id: &CampaignId, device: &DeviceId) -> Option<&NodeId> {
         Some(&self.campaigns.get(id)?.attempts.get(device)?.node)
+    }
+
+    /// The reports on a wave's updates that have ended, by node and sequence: what its gate was judged by.
+    #[must_use]
+    pub fn ended_reports(&self, id: &CampaignId, wave: u32) -> Vec<(NodeId, u64)> {
+        let Some(campaign) = self.campaigns.get(id) else {
+            return Vec::new();
+        };
+        let of_wave = campaign.attempts.values().filter(|attempt| attempt.wave == wave);
+        of_wave
+            .filter_map(|attempt| Some((attempt.node.clone(), attempt.record.end_report?)))
+            .collect()
     }
 
     /// Every device's running attempt, or its last one.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use firmesh_protocol::{
     ids::{DeviceId, NodeId, TopologyPath},
     report::DeviceFacts,
+    trust::PublicKey,
 };
 
 /// One device as the coordinator knows it.
@@ -14,6 +15,8 @@ pub struct KnownDevice {
     pub facts: DeviceFacts,
     /// The node that looks after it.
     pub node: NodeId,
+    /// The node's key: reports signed with it are evidence.
+    pub node_key: PublicKey,
     /// Where the node stands.
     pub path: TopologyPath,
     /// Whether its node was heard of lately.

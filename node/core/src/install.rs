@@ -333,22 +333,22 @@ fn check_rules(
     release: &Release,
     facts: &Facts<'_>,
 ) -> Result<(), Hold> {
-    let (manifest, executor) = (&campaign.manifest, &facts.device.executor);
-    if !manifest.executors.is_empty() && !manifest.executors.contains(executor) {
+    let (rules, executor) = (&campaign.manifest.constraints, &facts.device.executor);
+    if !rules.executors.is_empty() && !rules.executors.contains(executor) {
         return Err(Hold::WrongExecutor {
             found: executor.clone(),
-            allowed: manifest.executors.join(", "),
+            allowed: rules.executors.join(", "),
         });
     }
     // Windows and one-way doors are about going forward: a way back that waits leaves a failure running.
     if permit.kind == PermitKind::Rollback {
         return Ok(());
     }
-    if release.info.reversibility == Reversibility::OneWay && !manifest.one_way_accepted {
+    if release.info.reversibility == Reversibility::OneWay && !rules.one_way_accepted {
         return Err(Hold::OneWayNotAccepted(release.target.clone()));
     }
-    let worst_case = Duration::from_secs(manifest.deadlines.attempt_s.into());
-    window::check(&manifest.windows, &manifest.blackouts, facts.now, worst_case)
+    let worst_case = Duration::from_secs(campaign.manifest.deadlines.attempt_s.into());
+    window::check(&rules.windows, &rules.blackouts, facts.now, worst_case)
         .map_err(|closed| Hold::WindowClosed { opens: closed.opens })
 }
 

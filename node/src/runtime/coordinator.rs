@@ -10,7 +10,7 @@ use std::{
 };
 
 use firmesh_executors::JournalError;
-use firmesh_node_core::{install::ApprovedCampaign, swarm};
+use firmesh_node_core::{approved::ApprovedCampaign, swarm};
 use firmesh_protocol::{
     api::{SyncRequest, SyncResponse},
     identity::{NodeIdentity, verify_node_record},

@@ -23,7 +23,7 @@ use std::{
 
 use firmesh_executors::{JournalError, News};
 use firmesh_node_core::{
-    install::ApprovedCampaign,
+    approved::ApprovedCampaign,
     swarm::{self, FetchFailure, FetchId, Output, Source, Swarm},
 };
 use firmesh_protocol::{

@@ -82,6 +82,8 @@ pub fn plan(
         new: resolve(&draft.releases, releases)?,
         previous: resolve(&draft.previous, releases)?,
         all: releases,
+        executors: &draft.constraints.executors,
+        one_way_accepted: draft.constraints.one_way_accepted,
     };
     catalogue.refuse_overlap()?;
 
@@ -117,9 +119,14 @@ pub fn plan(
         }
     }
     let Strategy::Canary { shares } = &draft.strategy;
+    let keys = planned.iter().filter_map(|place: &PlannedDevice| {
+        let known = inventory.devices.get(&place.device)?;
+        Some((place.node.clone(), known.node_key))
+    });
     Ok(Plan {
         schema: PLAN_SCHEMA.to_owned(),
         campaign: draft.id.clone(),
+        nodes: keys.collect(),
         waves: waves::cut(waves::spread(planned), shares),
         held: held
             .into_iter()
@@ -157,6 +164,8 @@ struct Catalogue<'a> {
     new: Vec<&'a Release>,
     previous: Vec<&'a Release>,
     all: &'a [Release],
+    executors: &'a [String],
+    one_way_accepted: bool,
 }
 
 impl Catalogue<'_> {
@@ -203,6 +212,19 @@ impl Catalogue<'_> {
         };
         if *from == info.version {
             return Err(format!("current: it runs {from} already"));
+        }
+        if !self.executors.is_empty() && !self.executors.contains(&facts.executor) {
+            return Err(format!(
+                "its executor {} is not one of those the campaign allows: {}",
+                facts.executor,
+                brief_list(self.executors)
+            ));
+        }
+        if info.reversibility == Reversibility::OneWay && !self.one_way_accepted {
+            return Err(format!(
+                "{} is one-way: say `one_way_accepted` in the campaign if there may be no way back",
+                release.target
+            ));
         }
         if !info.from_versions.is_empty() && !info.from_versions.contains(from) {
             return Err(format!(

@@ -2,8 +2,9 @@
 
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, NodeId, Sha256},
-    manifest::{Artifact, Caps, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA, ReleaseInfo},
+    manifest::{Artifact, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA, ReleaseInfo},
     report::DeviceFacts,
+    trust::SecretKey,
     units::BasisPoints,
 };
 use proptest::prelude::{any, prop, prop_assert_eq, proptest};
@@ -63,14 +64,29 @@ fn waves_take_their_share_of_every_rack() {
 #[test]
 fn a_way_back_is_not_promised_where_hardware_or_epoch_refuse_it() {
     let planned = |edit: fn(&mut Vec<Release>)| {
-        let mut releases = releases();
+        let (mut draft, mut releases) = (draft(), releases());
+        draft.constraints.one_way_accepted = true;
         edit(&mut releases);
-        let plan = plan(&fleet(&[1], 1), &draft(), &releases, now()).unwrap();
+        let plan = plan(&fleet(&[1], 1), &draft, &releases, now()).unwrap();
         plan.waves[0][0].previous.clone()
     };
     assert!(planned(|_| ()).is_some());
     assert_eq!(planned(|r| r[0].info.reversibility = Reversibility::OneWay), None);
     assert_eq!(planned(|r| r[0].info.security_epoch = 2), None);
+}
+
+#[test]
+fn what_the_draft_does_not_allow_is_held() {
+    let reason = |edit: fn(&mut CampaignManifest, &mut Vec<Release>)| {
+        let (mut draft, mut releases) = (draft(), releases());
+        edit(&mut draft, &mut releases);
+        let plan = plan(&fleet(&[1], 1), &draft, &releases, now()).unwrap();
+        plan.held[0].reason.clone()
+    };
+    let one_way = reason(|_, releases| releases[0].info.reversibility = Reversibility::OneWay);
+    assert!(one_way.contains("is one-way"), "{one_way}");
+    let executor = reason(|draft, _| draft.constraints.executors = vec!["fwupd".to_owned()]);
+    assert!(executor.contains("is not one of those the campaign allows: fwupd"), "{executor}");
 }
 
 #[test]
@@ -197,6 +213,7 @@ fn draft() -> CampaignManifest {
             attempt_s: 600,
             back_s: 60,
         },
+        constraints: Constraints::default(),
         automatic_rollback: true,
         permit_keys: vec!["00".repeat(32)],
         plan_sha256: Sha256::of(b""),
@@ -212,6 +229,7 @@ fn fleet(nodes_of_racks: &[usize], devices_per_node: usize) -> Inventory {
             inventory.devices.insert(
                 id.clone(),
                 KnownDevice {
+                    node_key: SecretKey::from_seed(Sha256::of(format!("r{rack}n{node}").as_bytes()).as_bytes()).public(),
                     facts: DeviceFacts {
                         device: id,
                         vendor: "Acme".to_owned(),

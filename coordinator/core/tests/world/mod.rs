@@ -10,11 +10,12 @@ use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     ids::{CampaignId, DeviceId, Sha256},
     manifest::{
-        CampaignManifest, Caps, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice, ReleaseRef,
+        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice, ReleaseRef,
         Selector, Strategy,
     },
     report::{AttemptReport, AttemptState, Permit, PermitKind},
     time::{Timestamp, WallTime},
+    trust::SecretKey,
     units::BasisPoints,
 };
 use proptest::sample::Index;
@@ -185,6 +186,8 @@ impl World {
             kind: order.kind,
             wave: order.wave,
             sequence: order.sequence,
+            epoch: 1,
+            evidence: Vec::new(),
             issued,
             expires: issued + PERMIT_TTL,
             devices: order.devices.clone(),
@@ -256,6 +259,7 @@ impl World {
             .unwrap();
         let report = AttemptReport {
             campaign: stored.manifest.id.clone(),
+            manifest_sha256: Sha256::of(b""),
             wave: u32::try_from(wave).unwrap(),
             kind: stored
                 .attempts
@@ -433,6 +437,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
             attempt_s: 600,
             back_s: 60,
         },
+        constraints: Constraints::default(),
         automatic_rollback: true,
         permit_keys: vec!["00".repeat(32)],
         plan_sha256: Sha256::of(b""),
@@ -440,6 +445,11 @@ fn stored(name: &str, rules: &Rules) -> Stored {
     let plan = Plan {
         schema: PLAN_SCHEMA.to_owned(),
         campaign: id(name),
+        nodes: waves
+            .iter()
+            .flatten()
+            .map(|planned: &PlannedDevice| (planned.node.clone(), SecretKey::from_seed(&[1; 32]).public()))
+            .collect(),
         waves,
         held: Vec::new(),
     };

@@ -6,7 +6,7 @@ use firmesh_protocol::{
     trust::{Envelope, SecretKey},
     ids::{Component, Sha256},
     manifest::{
-        Artifact, CampaignManifest, Caps, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice,
+        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice,
         RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Selector, Strategy,
     },
     units::BasisPoints,
@@ -91,11 +91,7 @@ fn manifest() -> CampaignManifest {
             attempt_s: 600,
             back_s: 60,
         },
-        windows: Vec::new(),
-        blackouts: Vec::new(),
-        one_way_accepted: false,
-        executors: Vec::new(),
-        approvals_min: 0,
+        constraints: Constraints::default(),
         automatic_rollback: true,
         permit_keys: vec!["00".repeat(32)],
         plan_sha256: Sha256::of(&plan().to_bytes()),
@@ -449,7 +445,7 @@ fn a_brake_stops_an_edition_of_a_campaign_and_an_image_for_good() {
 #[test]
 fn what_the_approvers_did_not_allow_is_held() {
     let mut case = Case::new();
-    case.campaign.manifest.executors = vec!["fwupd".to_owned()];
+    case.campaign.manifest.constraints.executors = vec!["fwupd".to_owned()];
     assert!(matches!(case.decide(), Err(Hold::WrongExecutor { .. })));
 
     let mut case = Case::new();
@@ -457,12 +453,12 @@ fn what_the_approvers_did_not_allow_is_held() {
     let image = case.campaign.releases.get_mut(&target).unwrap();
     image.info.reversibility = Reversibility::OneWay;
     assert_eq!(case.decide(), Err(Hold::OneWayNotAccepted(target)));
-    case.campaign.manifest.one_way_accepted = true;
+    case.campaign.manifest.constraints.one_way_accepted = true;
     assert!(case.decide().is_ok());
 
     let mut case = Case::new();
     let until = WallTime::from_unix_seconds(1_100);
-    case.campaign.manifest.blackouts = vec![window::Blackout {
+    case.campaign.manifest.constraints.blackouts = vec![window::Blackout {
         from: WallTime::from_unix_seconds(900),
         until,
     }];

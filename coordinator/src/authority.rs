@@ -6,12 +6,15 @@
 use std::{
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use firmesh_protocol::{
+    evidence::{EVIDENCE_TYPE, GateEvidence},
     identity::{IdentityError, NodeIdentity, PATH_URI_PREFIX},
     ids::{NodeId, Sha256, TopologyPath},
     report::{PERMIT_TYPE, Permit},
+    revocation::{REVOCATIONS_TYPE, RevocationList},
     time::WallTime,
     trust::{Envelope, PublicKey, SecretKey},
 };
@@ -26,10 +29,11 @@ use crate::ceremony::{
     write_secret,
 };
 
-/// Certificates are dated by day; a day of slack forgives a node whose clock is behind.
-const CA_YEARS: i32 = 20;
-/// A node that is not renewed for so long has left the fleet.
-const CERTIFICATE_YEARS: i32 = 2;
+const CA_VALIDITY: Duration = Duration::from_secs(20 * 365 * 86_400);
+/// The coordinator's own certificate is made at every start.
+const OWN_CERTIFICATE: Duration = Duration::from_secs(2 * 365 * 86_400);
+/// A day of slack forgives a node whose clock is behind.
+const CLOCK_SLACK: Duration = Duration::from_secs(86_400);
 
 /// Why the coordinator has no usable keys.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +111,7 @@ pub struct Issued {
 pub struct Authority {
     online: SecretKey,
     permit: SecretKey,
+    ca: SecretKey,
     issuer: Issuer<'static, KeyPair>,
     ca_der: CertificateDer<'static>,
     ca_pem: String,
@@ -132,7 +137,8 @@ impl Authority {
         let is_first_start = !certificate_path.exists();
         let load = |name: &str| load_or_create_key(&keys.join(name), is_first_start);
         let (online, permit) = (load("online.pem")?, load("permit.pem")?);
-        let ca_key = key_pair(&load("fleet-ca.pem")?)?;
+        let ca = load("fleet-ca.pem")?;
+        let ca_key = key_pair(&ca)?;
         let ca_pem = match read_bounded(&certificate_path, 64 << 10) {
             Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
             Err(error) if error.is_not_found() => {
@@ -154,6 +160,7 @@ impl Authority {
         Ok(Self {
             online,
             permit,
+            ca,
             issuer,
             ca_der,
             ca_pem,
@@ -199,6 +206,20 @@ impl Authority {
         Envelope::sign(PERMIT_TYPE, payload, [&self.permit])
     }
 
+    /// Signs evidence for a gate.
+    #[must_use]
+    pub fn sign_evidence(&self, evidence: &GateEvidence) -> Envelope {
+        let payload = serde_json::to_vec(evidence).expect("evidence has only names, numbers and envelopes");
+        Envelope::sign(EVIDENCE_TYPE, payload, [&self.permit])
+    }
+
+    /// Signs the list of revoked nodes with the fleet CA's key.
+    #[must_use]
+    pub fn sign_revocations(&self, list: &RevocationList) -> Envelope {
+        let payload = serde_json::to_vec(list).expect("a list has only names, keys and times");
+        Envelope::sign(REVOCATIONS_TYPE, payload, [&self.ca])
+    }
+
     /// Issues a node's certificate. Names come from the enrolment, never from the request; addresses at which BMCs
     /// reach the node come from the request.
     pub fn issue_node(
@@ -207,6 +228,7 @@ impl Authority {
         path: &TopologyPath,
         csr_pem: &str,
         now: WallTime,
+        validity: Duration,
     ) -> Result<Issued, IssueError> {
         let mut request = CertificateSigningRequestParams::from_pem(csr_pem).map_err(IssueError::BadRequest)?;
         if *rcgen::PublicKeyData::algorithm(&request.public_key) != rcgen::PKCS_ED25519 {
@@ -223,7 +245,7 @@ impl Authority {
         if let Some(address) = addresses.iter().find(|address| own(address)) {
             return Err(IssueError::CoordinatorAddress(*address));
         }
-        let mut params = leaf_params(node.as_str(), now);
+        let mut params = leaf_params(node.as_str(), now, validity);
         params.subject_alt_names = vec![
             SanType::DnsName(node.as_str().try_into().map_err(IssueError::X509)?),
             SanType::URI(
@@ -251,7 +273,7 @@ impl Authority {
         now: WallTime,
     ) -> Result<(CertificateDer<'static>, PrivatePkcs8KeyDer<'static>), AuthorityError> {
         let key = KeyPair::generate_for(&rcgen::PKCS_ED25519)?;
-        let mut params = leaf_params("firmesh-coordinator", now);
+        let mut params = leaf_params("firmesh-coordinator", now, OWN_CERTIFICATE);
         let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
         names.extend(
             self.names
@@ -317,7 +339,7 @@ fn address_of(name: &SanType) -> Option<IpAddr> {
     }
 }
 
-fn named(name: &str, now: WallTime, years: i32) -> CertificateParams {
+fn named(name: &str, now: WallTime, validity: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
@@ -327,31 +349,22 @@ fn named(name: &str, now: WallTime, years: i32) -> CertificateParams {
         serial[0] &= 0x7f;
         SerialNumber::from_slice(&serial)
     });
-    // Dated by day, and no later than the 28th, which every month has.
-    let date = |text: String| {
-        let part = |range: std::ops::Range<usize>| text[range].parse::<i32>().unwrap_or(1);
-        (
-            part(0..4),
-            part(5..7).clamp(1, 12) as u8,
-            part(8..10).clamp(1, 28) as u8,
-        )
-    };
-    let yesterday = WallTime::from_unix_seconds(now.unix_seconds().saturating_sub(86_400));
-    let (year, month, day) = date(yesterday.to_string());
-    params.not_before = rcgen::date_time_ymd(year, month, day);
-    params.not_after = rcgen::date_time_ymd((year + years).min(9_998), month, day);
+    let epoch = rcgen::date_time_ymd(1970, 1, 1);
+    let now = Duration::from_secs(u64::try_from(now.unix_seconds()).unwrap_or(0));
+    params.not_before = epoch + now.saturating_sub(CLOCK_SLACK);
+    params.not_after = epoch + (now + validity);
     params
 }
 
 fn ca_params(now: WallTime) -> CertificateParams {
-    let mut params = named("Firmesh fleet CA", now, CA_YEARS);
+    let mut params = named("Firmesh fleet CA", now, CA_VALIDITY);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
 }
 
-fn leaf_params(name: &str, now: WallTime) -> CertificateParams {
-    let mut params = named(name, now, CERTIFICATE_YEARS);
+fn leaf_params(name: &str, now: WallTime, validity: Duration) -> CertificateParams {
+    let mut params = named(name, now, validity);
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
     params.use_authority_key_identifier_extension = true;
@@ -453,7 +466,7 @@ pub(crate) mod tests {
         );
         let (key, csr) = request(&["firmesh-coordinator", "other-node", "192.0.2.7"]);
         let now = WallTime::from_unix_seconds(NOW);
-        let certificate = authority.issue_node(&node, &path, &csr, now).unwrap().der;
+        let certificate = authority.issue_node(&node, &path, &csr, now, Duration::from_secs(86_400)).unwrap().der;
         let identity = NodeIdentity::verify(&certificate, authority.ca_der(), now).unwrap();
         assert_eq!((identity.node, identity.path), (node.clone(), path.clone()));
         assert_eq!(identity.key.as_bytes()[..], *key.public_key_raw());
@@ -466,7 +479,7 @@ pub(crate) mod tests {
         );
         assert!(!names.contains("other-node"));
 
-        let issue = |csr: &str| authority.issue_node(&node, &path, csr, now);
+        let issue = |csr: &str| authority.issue_node(&node, &path, csr, now, Duration::from_secs(86_400));
         assert!(matches!(issue("hello"), Err(IssueError::BadRequest(_))));
         assert!(matches!(
             issue(&request(&["10.0.0.1"]).1),

@@ -67,6 +67,9 @@ pub struct NodesConfig {
     pub silent_after: String,
     /// How long an enrolment token is good for. Default: a day, to carry it to a rack.
     pub enrolment_token_ttl: String,
+    /// How long a node's certificate is good for. Nodes renew it when two thirds are over. Default: 90 days, so that a
+    /// node switched off for a month comes back by itself.
+    pub certificate_validity: String,
 }
 
 impl Default for NodesConfig {
@@ -77,6 +80,7 @@ impl Default for NodesConfig {
             names: Vec::new(),
             silent_after: "1m".to_owned(),
             enrolment_token_ttl: "1d".to_owned(),
+            certificate_validity: "90d".to_owned(),
         }
     }
 }
@@ -162,6 +166,8 @@ pub struct Settings {
     pub silent_after: Duration,
     /// How long an enrolment token is good for.
     pub enrolment_token_ttl: Duration,
+    /// How long a node's certificate is good for.
+    pub certificate_validity: Duration,
     /// How long snapshot and timestamp are good for.
     pub metadata_validity: Duration,
     /// How long a permit is good for.
@@ -248,6 +254,7 @@ impl Config {
             names: self.nodes.names,
             silent_after: duration("nodes.silent_after", &self.nodes.silent_after)?,
             enrolment_token_ttl: duration("nodes.enrolment_token_ttl", &self.nodes.enrolment_token_ttl)?,
+            certificate_validity: duration("nodes.certificate_validity", &self.nodes.certificate_validity)?,
             metadata_validity: duration("metadata.validity", &self.metadata.validity)?,
             permit_ttl: duration("permits.ttl", &self.permits.ttl)?,
             log_filter: overrides.log_filter.unwrap_or(self.log.filter),

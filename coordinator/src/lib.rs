@@ -6,8 +6,11 @@
 mod audit;
 pub mod authority;
 pub mod ceremony;
+mod brakes;
 mod config;
+mod enrolment;
 mod events;
+mod evidence;
 mod http;
 mod origin;
 mod publish;

@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use firmesh_protocol::{
+    brake::Braked,
     api::Publication,
     ids::{ArtifactId, CampaignId, Sha256},
     limits::{MANIFEST_BYTES_MAX, TARGETS_BYTES_MAX},
@@ -106,6 +107,9 @@ pub(crate) enum PublicationError {
         /// The key.
         key: String,
     },
+    /// Something that was stopped for good.
+    #[error("a brake was pulled: {0} is stopped for good; go on with another edition or another image")]
+    Braked(Braked),
     /// A manifest that was replaced too late.
     #[error("campaign {0} has been started: a new edition needs a new name")]
     Started(CampaignId),

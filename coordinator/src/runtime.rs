@@ -12,24 +12,32 @@ use std::{
 
 use firmesh_coordinator_core::{Input, InputError, Loaded, Output, PermitOrder, Record};
 use firmesh_protocol::{
-    api::{EnrolRequest, EnrolResponse, EnrolmentTicket, EventKind, NewNode, Publication, Published as Versions},
+    api::{
+        EnrolRequest, EnrolResponse, EnrolmentTicket, EventKind, NewNode, Publication, Published as Versions,
+        RenewRequest, RevokeRequest,
+    },
+    brake::Brake,
+    identity::NodeIdentity,
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::CampaignManifest,
     report::Permit,
     time::{Timestamp, WallTime},
+    trust::Envelope,
 };
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
-    authority::{Authority, IssueError, new_token},
+    authority::Authority,
+    brakes::BrakeActionError,
     config::Settings,
+    enrolment::EnrolError,
     events::Events,
     publish::{PublicationError, Published, check_campaign},
-    store::{Store, StoreError, StoredNode, StoredPermit, Ticket, Write},
+    store::{Store, StoreError, StoredPermit, Write},
     telemetry::{Metrics, chain},
-    world::{NodeState, RestoreError, World, on_our_clock},
+    world::{RestoreError, World, on_our_clock},
 };
 
 /// The process's two clocks.
@@ -88,23 +96,6 @@ pub(crate) enum PublishActionError {
     Action(#[from] ActionError),
 }
 
-/// Why a node was not enrolled.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum EnrolError {
-    /// No ticket, one used by another key, an expired one or another token: which of them is nobody's business.
-    #[error("no open enrolment for node {0} has this token: make a new one with `firmesh node enrol`")]
-    BadToken(NodeId),
-    /// The request for the certificate.
-    #[error(transparent)]
-    Issue(#[from] IssueError),
-    /// Storing it failed.
-    #[error(transparent)]
-    Action(#[from] ActionError),
-    /// The system gave no randomness.
-    #[error("the system gave no randomness for a token")]
-    NoRandomness(#[source] getrandom::Error),
-}
-
 pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
 pub(crate) enum Command {
@@ -113,6 +104,9 @@ pub(crate) enum Command {
     Publish(Publication, Reply<Versions, PublishActionError>),
     NewNode(NewNode, Reply<EnrolmentTicket, EnrolError>),
     Enrol(EnrolRequest, Reply<EnrolResponse, EnrolError>),
+    Renew(Box<(NodeIdentity, Vec<u8>, RenewRequest)>, Reply<EnrolResponse, EnrolError>),
+    Revoke(NodeId, RevokeRequest, Reply<(), EnrolError>),
+    Brake(Box<Envelope>, Reply<Brake, BrakeActionError>),
     Sync(
         Box<crate::sync::Sync>,
         Reply<firmesh_protocol::api::SyncResponse, crate::sync::SyncError>,
@@ -208,6 +202,9 @@ impl Runtime {
 
     /// Runs until cancelled, or until the database is beyond use. What was acknowledged is durable at any time.
     pub(crate) async fn run(mut self, cancel: CancellationToken) -> Result<(), RestoreError> {
+        if let Err(failure) = self.begin_epoch().await {
+            error!(error = %chain(&failure), "permits of the last epoch could not be signed again: they lapse, and others follow");
+        }
         // Metadata that expired while nobody was here, and what the engine wanted when it was loaded.
         self.renew().await;
         self.tick().await;
@@ -250,6 +247,12 @@ impl Runtime {
             Command::Publish(publication, reply) => drop(reply.send(self.publish(&publication).await)),
             Command::NewNode(node, reply) => drop(reply.send(self.new_node(node).await)),
             Command::Enrol(request, reply) => drop(reply.send(self.enrol(request).await)),
+            Command::Renew(asked, reply) => {
+                let (identity, certificate, request) = *asked;
+                drop(reply.send(self.renew_certificate(&identity, &certificate, &request).await));
+            }
+            Command::Revoke(node, request, reply) => drop(reply.send(self.revoke(&node, request).await)),
+            Command::Brake(envelope, reply) => drop(reply.send(self.brake(&envelope).await)),
             Command::Sync(sync, reply) => drop(reply.send(self.sync(*sync).await)),
         }
     }
@@ -274,7 +277,10 @@ impl Runtime {
                     kinds.extend(self.world.engine.attempt(&id, &record.device).map(EventKind::Attempt));
                     writes.push(Write::Attempt(id, record));
                 }
-                Output::IssuePermit(order) => permits.extend(self.sign(order)),
+                Output::IssuePermit(order) => {
+                    let evidence = self.evidence_for(&order, &mut writes).await?;
+                    permits.extend(self.sign(order, evidence));
+                }
             }
         }
         writes.extend(permits.iter().cloned().map(Write::Permit));
@@ -303,7 +309,9 @@ impl Runtime {
                 // The verified view of what is published comes back with the next signature.
                 self.renew_at = self.renew_at.min(now + RENEW_AGAIN);
                 let fleet = published.fleet.filter(|_| published.trusted == world.published.trusted);
+                let epoch = self.world.epoch;
                 self.world = World {
+                    epoch,
                     published: Published {
                         fleet,
                         ..world.published
@@ -316,7 +324,7 @@ impl Runtime {
         Err(failure)
     }
 
-    fn sign(&self, order: PermitOrder) -> Option<StoredPermit> {
+    fn sign(&self, order: PermitOrder, evidence: Vec<Sha256>) -> Option<StoredPermit> {
         let PermitOrder {
             campaign,
             kind,
@@ -338,9 +346,11 @@ impl Runtime {
             kind,
             wave,
             sequence,
+            epoch: self.world.epoch,
             issued,
             expires,
             devices,
+            evidence,
         };
         let envelope = self.authority.sign_permit(&permit);
         Some(StoredPermit {
@@ -422,6 +432,9 @@ impl Runtime {
                 None => None,
             };
             let (manifest, plan) = check_campaign(fleet, id, bytes, plan.as_deref(), self.authority.permit_key())?;
+            if let Some(brake) = self.world.brakes.on(&manifest, Sha256::of(bytes)) {
+                return Err(PublicationError::Braked(brake.clone()).into());
+            }
             let expires_at = on_our_clock(manifest.expires, now, wall);
             loaded.push(Loaded {
                 manifest,
@@ -452,83 +465,6 @@ impl Runtime {
             .filter(|(id, state)| !state.is_terminal() && !is_carried(id))
             .map(|(id, _)| id.clone())
             .collect()
-    }
-
-    async fn new_node(&mut self, new: NewNode) -> Result<EnrolmentTicket, EnrolError> {
-        let token = new_token().map_err(EnrolError::NoRandomness)?;
-        let expires = self.clock.wall() + self.settings.enrolment_token_ttl;
-        let ticket = Ticket {
-            path: new.path.clone(),
-            token_sha256: Sha256::of(token.as_bytes()),
-            expires,
-            key: None,
-        };
-        let known = self.world.nodes.get(&new.node).map(|node| node.stored.clone());
-        let mut stored = known.unwrap_or_else(|| StoredNode {
-            node: new.node.clone(),
-            path: new.path.clone(),
-            ticket: None,
-            certificate: None,
-            record: None,
-            acked: 0,
-            last_seen: None,
-        });
-        stored.ticket = Some(ticket);
-        self.commit(vec![Write::Node(Box::new(stored.clone()))])
-            .await
-            .map_err(ActionError::from)?;
-        let fresh = NodeState::new(stored.clone());
-        self.world.nodes.entry(new.node.clone()).or_insert(fresh).stored = stored;
-        Ok(EnrolmentTicket {
-            node: new.node,
-            path: new.path,
-            token,
-            fleet_ca_pem: self.authority.ca_pem().to_owned(),
-            node_url: self.node_url.clone(),
-            expires,
-        })
-    }
-
-    async fn enrol(&mut self, request: EnrolRequest) -> Result<EnrolResponse, EnrolError> {
-        let wall = self.clock.wall();
-        let bad_token = || EnrolError::BadToken(request.node.clone());
-        let node = self.world.nodes.get(&request.node).ok_or_else(bad_token)?;
-        let good = |ticket: &&Ticket| {
-            ticket.token_sha256 == Sha256::of(request.token.trim().as_bytes()) && wall <= ticket.expires
-        };
-        let ticket = node.stored.ticket.as_ref().filter(good).ok_or_else(bad_token)?;
-        let issued = self
-            .authority
-            .issue_node(&request.node, &ticket.path, &request.csr_pem, wall)?;
-        if ticket.key.is_some_and(|enrolled| enrolled != issued.key) {
-            return Err(bad_token());
-        }
-        let ticket = Ticket {
-            key: Some(issued.key),
-            ..ticket.clone()
-        };
-        let stored = StoredNode {
-            path: ticket.path.clone(),
-            ticket: Some(ticket),
-            certificate: Some(issued.der),
-            // Perhaps another node process, with a new journal: its record and its reports start again.
-            record: None,
-            acked: 0,
-            ..node.stored.clone()
-        };
-        self.apply(
-            Input::Enrolled(request.node.clone()),
-            vec![Write::Node(Box::new(stored.clone()))],
-        )
-        .await?;
-        info!(node = %request.node, path = %stored.path, key = %issued.key, "node enrolled");
-        if let Some(node) = self.world.nodes.get_mut(&request.node) {
-            node.stored = stored;
-        }
-        Ok(EnrolResponse {
-            certificate_pem: issued.pem,
-            fleet_ca_pem: self.authority.ca_pem().to_owned(),
-        })
     }
 
     /// Whether a device looked after by a node that is still heard of is claimed by another.

@@ -97,6 +97,9 @@ pub(crate) struct StoredNode {
     pub ticket: Option<Ticket>,
     /// Its certificate, DER.
     pub certificate: Option<Vec<u8>>,
+    /// The certificate before that, for the same key: good until the node shows the new one.
+    #[serde(default)]
+    pub certificate_before: Option<Vec<u8>>,
     /// Its signed record.
     pub record: Option<(NodeRecord, Envelope)>,
     /// Reports up to this one are stored.
@@ -158,8 +161,16 @@ pub(crate) enum Write {
     Permit(StoredPermit),
     /// A report, verified.
     Report(Box<AttemptReport>, Envelope),
+    /// A permit that was given out, signed again for another epoch.
+    PermitAgain(StoredPermit),
     /// The roster's version.
     RosterVersion(u64),
+    /// A brake, by the digest of its bytes.
+    Brake(Sha256, Envelope),
+    /// Evidence for a gate, by the digest of its bytes.
+    Evidence(Sha256, Vec<u8>),
+    /// The revocation list.
+    Revocations(Envelope),
 }
 
 /// Everything stored, for a start.
@@ -174,6 +185,8 @@ pub(crate) struct Stored {
     pub attempts: Vec<(CampaignId, AttemptRecord)>,
     pub permits: Vec<StoredPermit>,
     pub roster_version: u64,
+    pub brakes: Vec<Envelope>,
+    pub revocations: Option<Envelope>,
 }
 
 /// The database.
@@ -316,7 +329,53 @@ impl Store {
                 .await?
                 .pop()
                 .unwrap_or_default(),
+            brakes: self
+                .rows("brakes", "SELECT envelope FROM brakes ORDER BY rowid", json)
+                .await?,
+            revocations: self
+                .rows("meta", "SELECT value FROM meta WHERE key = 'revocations'", json)
+                .await?
+                .pop(),
         })
+    }
+
+    /// Begins a new epoch: every start of a coordinator has a higher one than all before on this database.
+    pub(crate) async fn next_epoch(&self) -> Result<u64, StoreError> {
+        let query = "INSERT INTO meta VALUES ('epoch', '1') \
+                     ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING CAST(value AS INTEGER)";
+        let row = sqlx::query_as::<_, (i64,)>(query).fetch_one(&self.pool).await;
+        row.map(|(epoch,)| epoch.cast_unsigned()).map_err(|source| StoreError::Access {
+            operation: "written",
+            source,
+        })
+    }
+
+    /// All reports of a node with this sequence: usually one, more if the node lost its journal.
+    pub(crate) async fn reports(&self, node: &NodeId, sequence: u64) -> Result<Vec<Envelope>, StoreError> {
+        let query = "SELECT envelope FROM reports WHERE node = ? AND sequence = ?";
+        let query = sqlx::query_as::<_, (String,)>(query)
+            .bind(node.to_string())
+            .bind(sequence.cast_signed());
+        let rows = query.fetch_all(&self.pool).await.map_err(|source| StoreError::Access {
+            operation: "read",
+            source,
+        })?;
+        let row = |source| StoreError::Row {
+            table: "reports",
+            source,
+        };
+        rows.into_iter().map(|text| json(text).map_err(row)).collect()
+    }
+
+    /// Evidence by its digest.
+    pub(crate) async fn evidence(&self, sha256: Sha256) -> Result<Option<Vec<u8>>, StoreError> {
+        let query = sqlx::query("SELECT envelope FROM evidence WHERE sha256 = ?").bind(sha256.to_string());
+        let row = query.fetch_optional(&self.pool).await;
+        let row = row.map_err(|source| StoreError::Access {
+            operation: "read",
+            source,
+        })?;
+        Ok(row.map(|row| row.get(0)))
     }
 
     /// Stores a plan under its digest.
@@ -467,6 +526,10 @@ fn queries(write: Write) -> Vec<Query> {
             query("DELETE FROM attempts WHERE campaign = ?").bind(id.to_string()),
             query("DELETE FROM permits WHERE campaign = ?").bind(id.to_string()),
         ],
+        Write::PermitAgain(permit) => one(query("UPDATE permits SET record = ? WHERE campaign = ? AND sequence = ?")
+            .bind(text(&permit))
+            .bind(permit.campaign.to_string())
+            .bind(permit.sequence.cast_signed())),
         Write::Permit(permit) => one(query("INSERT INTO permits VALUES (?, ?, ?)")
             .bind(permit.campaign.to_string())
             .bind(permit.sequence.cast_signed())
@@ -475,6 +538,15 @@ fn queries(write: Write) -> Vec<Query> {
             .bind(report.node.to_string())
             .bind(report.sequence.cast_signed())
             .bind(text(&envelope))),
+        Write::Brake(digest, envelope) => one(query("INSERT OR IGNORE INTO brakes VALUES (?, ?)")
+            .bind(digest.to_string())
+            .bind(text(&envelope))),
+        Write::Evidence(digest, bytes) => one(query("INSERT OR IGNORE INTO evidence VALUES (?, ?)")
+            .bind(digest.to_string())
+            .bind(bytes)),
+        Write::Revocations(envelope) => {
+            one(query("INSERT OR REPLACE INTO meta VALUES ('revocations', ?)").bind(text(&envelope)))
+        }
         Write::RosterVersion(version) => {
             one(query("INSERT OR REPLACE INTO meta VALUES ('roster_version', ?)").bind(version.to_string()))
         }
@@ -491,6 +563,7 @@ mod tests {
             path: format!("eu/s1/r1/{name}").parse().unwrap(),
             ticket: None,
             certificate: Some(vec![1, 2, 3]),
+            certificate_before: None,
             record: None,
             acked: 7,
             last_seen: None,

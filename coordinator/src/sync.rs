@@ -6,6 +6,7 @@ use std::time::Duration;
 use firmesh_coordinator_core::Input;
 use firmesh_protocol::{
     api::{EventKind, SyncRequest, SyncResponse},
+    brake::BRAKES_MAX,
     identity::NodeIdentity,
     ids::NodeId,
     limits::{AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
@@ -17,6 +18,7 @@ use tracing::{error, warn};
 use crate::{
     runtime::{ActionError, Runtime},
     store::{StoredDevice, Write},
+    telemetry::chain,
     world::NodeState,
 };
 
@@ -44,6 +46,9 @@ pub(crate) enum SyncError {
     /// The certificate is not the one in force.
     #[error("the certificate of node {0} is not the one this coordinator issued last: enrol again")]
     NotCurrent(NodeId),
+    /// The key was revoked.
+    #[error("the key of node {0} was revoked")]
+    Revoked(NodeId),
     /// The key cannot be used.
     #[error("the certificate's key cannot be used")]
     Key(#[from] KeySetError),
@@ -99,7 +104,10 @@ impl Runtime {
         } = sync;
         let not_current = || SyncError::NotCurrent(id.clone());
         let state = self.world.nodes.get(&id).ok_or_else(not_current)?;
-        if state.stored.certificate.as_ref() != Some(&certificate) {
+        if self.world.revocations.list.contains(&key) {
+            return Err(SyncError::Revoked(id));
+        }
+        if !state.stored.has(&certificate) {
             return Err(not_current());
         }
         check_bounds(&id, &request)?;
@@ -150,8 +158,10 @@ impl Runtime {
         }
         let was_seen = stored.last_seen.map_or(i64::MIN, |seen| seen.unix_seconds());
         stored.last_seen = Some(wall);
+        // The new certificate has arrived: the one before it is good for nothing any more.
+        let is_renewed = stored.certificate.as_ref() == Some(&certificate) && stored.certificate_before.take().is_some();
         stored.acked = acked;
-        if !writes.is_empty() || was_seen.saturating_add(LAST_SEEN_EVERY_S) <= wall.unix_seconds() {
+        if is_renewed || !writes.is_empty() || was_seen.saturating_add(LAST_SEEN_EVERY_S) <= wall.unix_seconds() {
             writes.push(Write::Node(Box::new(stored.clone())));
         }
         let mut devices = Vec::new();
@@ -213,6 +223,11 @@ impl Runtime {
             let view = state.view();
             self.events.send(wall, EventKind::Node(view));
         }
+        for envelope in &request.brakes {
+            if let Err(error) = self.brake(envelope).await {
+                warn!(node = %id, error = %chain(&error), "a node passed on a brake that does not count here");
+            }
+        }
 
         let campaigns = self.world.running_campaigns();
         Ok(SyncResponse {
@@ -224,6 +239,12 @@ impl Runtime {
             roster_version,
             // The listener adds it, from what is durable by then.
             audit: None,
+            brakes: (request.brakes_version != self.world.brakes.version())
+                .then(|| self.world.brakes.all().map(|(_, envelope)| envelope.clone()).collect()),
+            brakes_version: self.world.brakes.version(),
+            revocations: (request.revocations_version < self.world.revocations.list.version)
+                .then(|| self.world.revocations.envelope.clone())
+                .flatten(),
         })
     }
 }
@@ -236,6 +257,7 @@ fn check_bounds(node: &NodeId, request: &SyncRequest) -> Result<(), SyncError> {
         ("holdings", request.holdings.len(), HOLDINGS_MAX),
         ("banned peers", request.banned.len(), HOLDINGS_MAX),
         ("checkpoints heard", request.audit.heard.len(), AUDIT_HEARD_MAX),
+        ("brakes", request.brakes.len(), BRAKES_MAX),
         ("bytes of its record", request.record.to_bytes().len(), RECORD_BYTES_MAX),
     ];
     match bounds.into_iter().find(|(_, count, most)| count > most) {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use firmesh_coordinator_core::{Engine, EngineSettings, Inventory, KnownDevice, Loaded};
 use firmesh_protocol::{
     api::{CampaignState, CampaignView, DeviceView, Holding, NodeView, Traffic},
-    ids::{CampaignId, DeviceId, NodeId},
+    ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::{CampaignManifest, ManifestError, Plan, Release},
     report::PermitKind,
     time::{Timestamp, WallTime},
@@ -15,6 +15,8 @@ use firmesh_protocol::{
 };
 
 use crate::{
+    brakes::Brakes,
+    enrolment::Revocations,
     publish::Published,
     store::{Store, StoreError, Stored, StoredDevice, StoredNode, StoredPermit},
 };
@@ -69,6 +71,7 @@ impl NodeState {
             node: self.stored.node.clone(),
             path: self.stored.path.clone(),
             enrolled: self.stored.certificate.is_some(),
+            revoked: false,
             last_seen: self.stored.last_seen,
             holdings: self.holdings.clone(),
             traffic: self.traffic,
@@ -87,6 +90,12 @@ pub(crate) struct World {
     pub(crate) permits: BTreeMap<CampaignId, Vec<StoredPermit>>,
     pub(crate) published: Published,
     pub(crate) roster_version: u64,
+    pub(crate) brakes: Brakes,
+    pub(crate) revocations: Revocations,
+    /// Evidence for gates that passed, by campaign and wave: the digests of its envelopes.
+    pub(crate) evidence: BTreeMap<(CampaignId, u32), Vec<Sha256>>,
+    /// Which start of a coordinator this is.
+    pub(crate) epoch: u64,
 }
 
 impl World {
@@ -133,11 +142,23 @@ impl World {
                 fleet: None,
             },
             roster_version: stored.roster_version,
+            brakes: Brakes::restore(stored.brakes),
+            revocations: stored.revocations.map_or_else(Revocations::default, Revocations::restore),
+            evidence: BTreeMap::new(),
+            epoch: 0,
         })
     }
 
     pub(crate) fn node_view(&self, id: &NodeId) -> Option<NodeView> {
-        self.nodes.get(id).map(NodeState::view)
+        self.nodes.get(id).map(|node| self.view_of(node))
+    }
+
+    /// A node as operators see it.
+    pub(crate) fn view_of(&self, node: &NodeState) -> NodeView {
+        NodeView {
+            revoked: node.stored.key().is_some_and(|key| self.revocations.list.contains(&key)),
+            ..node.view()
+        }
     }
 
     pub(crate) fn device_views(&self, pick: impl Fn(&DeviceId) -> bool) -> Vec<DeviceView> {
@@ -173,9 +194,11 @@ impl World {
     pub(crate) fn inventory(&self, silent_after: Duration, wall: WallTime) -> Inventory {
         let known = |(id, device): (&DeviceId, &StoredDevice)| {
             let node = &self.nodes.get(&device.node)?.stored;
+            let node_key = node.key().filter(|key| !self.revocations.list.contains(key))?;
             let known = KnownDevice {
                 facts: device.facts.clone(),
                 node: device.node.clone(),
+                node_key,
                 path: node.path.clone(),
                 node_reachable: node.last_seen.is_some_and(|seen| seen + silent_after >= wall),
                 quarantined: self.engine.is_quarantined(id),

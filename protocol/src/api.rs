@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     audit::LoggedEntry,
+    brake::Brake,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, CampaignManifest, HeldDevice, Release},
     report::{AttemptState, DeviceFacts},
@@ -174,6 +175,12 @@ pub struct SyncRequest {
     pub roster_version: u64,
     /// The highest permit sequence it has per campaign.
     pub permits_seen: BTreeMap<CampaignId, u64>,
+    /// Signed `Brake`s that it has and the coordinator has not told it: learned from its peers.
+    pub brakes: Vec<Envelope>,
+    /// The version of the brakes it has from the coordinator.
+    pub brakes_version: u64,
+    /// The version of the revocation list it has.
+    pub revocations_version: u64,
     /// What it knows of the audit log.
     #[serde(default)]
     pub audit: AuditSeen,
@@ -237,6 +244,37 @@ pub struct SyncResponse {
     /// The audit log as it is now.
     #[serde(default)]
     pub audit: Option<AuditNews>,
+    /// Every signed `Brake`, if the node's are older than `brakes_version`.
+    pub brakes: Option<Vec<Envelope>>,
+    /// The version of the brakes: how many there are.
+    pub brakes_version: u64,
+    /// The signed `RevocationList`, if the node's is older.
+    pub revocations: Option<Envelope>,
+}
+
+/// `POST /node/v1/renew`: another certificate for the same key, asked for with the one in force.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RenewRequest {
+    /// A PKCS#10 request for the node's own ed25519 key, PEM.
+    pub csr_pem: String,
+}
+
+/// `POST /api/v1/nodes/{id}/revoke`: this node's key is no member's any more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RevokeRequest {
+    /// Why, for a person.
+    pub reason: String,
+}
+
+/// `GET /api/v1/brakes`: one brake.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct BrakeView {
+    /// What it says.
+    pub brake: Brake,
+    /// What was signed.
+    pub envelope: Envelope,
 }
 
 /// `GET /api/v1/nodes`: one node.
@@ -248,6 +286,9 @@ pub struct NodeView {
     pub path: TopologyPath,
     /// Whether its certificate was issued.
     pub enrolled: bool,
+    /// Whether its key was revoked.
+    #[serde(default)]
+    pub revoked: bool,
     /// When it was last heard of.
     pub last_seen: Option<WallTime>,
     /// What it holds.

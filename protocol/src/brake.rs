@@ -60,6 +60,14 @@ pub struct Brake {
     pub issued: WallTime,
 }
 
+impl Brake {
+    /// Reads a brake back from this process's own store, where it was verified before it was put.
+    #[must_use]
+    pub fn from_own_store(envelope: &Envelope) -> Option<Self> {
+        serde_json::from_slice(envelope.unverified_payload()).ok()
+    }
+}
+
 /// Why a brake is not believed.
 #[derive(Debug, thiserror::Error)]
 pub enum BrakeError {
@@ -90,24 +98,39 @@ impl BrakeError {
     }
 }
 
-/// Opens a brake with the keys that `fleet` has in force. Expired metadata serves too: stopping is never too late.
-pub fn open_brake(envelope: &Envelope, fleet: &TrustedFleet) -> Result<Brake, BrakeError> {
-    let (releases, approvers) = (fleet.release_keys()?, fleet.approver_keys()?);
-    let one_of = |role, keys: &KeySet| KeySet::of(role, 1, keys.keys().copied());
-    let approver = envelope.open::<Brake>(&one_of("campaigns", &approvers)?, BRAKE_TYPE);
-    let brake = match approver {
-        Ok(brake) => brake.into_inner(),
-        Err(refused) => {
-            let brake = envelope.open::<Brake>(&one_of("releases", &releases)?, BRAKE_TYPE)?.into_inner();
-            match brake.braked {
-                Braked::Release { .. } => brake,
-                // A release key has no say about campaigns.
-                Braked::Campaign { .. } => return Err(refused.into()),
-            }
-        }
-    };
-    if brake.reason.is_empty() || brake.reason.len() > REASON_BYTES_MAX {
-        return Err(BrakeError::Reason);
+/// Whose word stops what: any one release key, any one approver.
+#[derive(Debug, Clone)]
+pub struct BrakeKeys {
+    releases: KeySet,
+    approvers: KeySet,
+}
+
+impl BrakeKeys {
+    /// The keys in force in `fleet`. They serve after its metadata has expired too: stopping is never too late.
+    pub fn of(fleet: &TrustedFleet) -> Result<Self, BrakeError> {
+        let one_of = |role, keys: KeySet| KeySet::of(role, 1, keys.keys().copied());
+        Ok(Self {
+            releases: one_of("releases", fleet.release_keys()?)?,
+            approvers: one_of("campaigns", fleet.approver_keys()?)?,
+        })
     }
-    Ok(brake)
+
+    /// Opens a brake. A release key has no say about campaigns.
+    pub fn open(&self, envelope: &Envelope) -> Result<Brake, BrakeError> {
+        let by_approver = envelope.open::<Brake>(&self.approvers, BRAKE_TYPE);
+        let brake = match by_approver {
+            Ok(brake) => brake.into_inner(),
+            Err(refused) => {
+                let brake = envelope.open::<Brake>(&self.releases, BRAKE_TYPE)?.into_inner();
+                match brake.braked {
+                    Braked::Release { .. } => brake,
+                    Braked::Campaign { .. } => return Err(refused.into()),
+                }
+            }
+        };
+        if brake.reason.is_empty() || brake.reason.len() > REASON_BYTES_MAX {
+            return Err(BrakeError::Reason);
+        }
+        Ok(brake)
+    }
 }

@@ -10,7 +10,7 @@ use axum::{
     routing::{get, post},
 };
 use firmesh_protocol::{
-    api::{EnrolRequest, EnrolResponse, SyncRequest, SyncResponse},
+    api::{EnrolRequest, EnrolResponse, RenewRequest, SyncRequest, SyncResponse},
     chunk::SLICE_BYTES_MAX,
     ids::{ArtifactId, CampaignId, Sha256},
     limits::ENVELOPE_BYTES_MAX,
@@ -37,6 +37,8 @@ pub(super) fn router() -> Router<Arc<App>> {
         .route("/node/v1/targets/campaigns/{file}", get(manifest))
         .route("/node/v1/plans/{sha256}", get(plan))
         .route("/node/v1/artifacts/{id}/slice", get(slice))
+        .route("/node/v1/evidence/{sha256}", get(evidence))
+        .route("/node/v1/renew", post(renew).layer(DefaultBodyLimit::max(64 << 10)))
         .route("/node/v1/sync", post(sync).layer(DefaultBodyLimit::max(SYNC_BYTES_MAX)))
 }
 
@@ -72,6 +74,26 @@ async fn manifest(State(app): Shared, _: Peer, Path(file): Path<String>) -> Resu
 
 async fn plan(State(app): Shared, _: Peer, Path(digest): Path<String>) -> Result<Response, Failure> {
     plan_bytes(&app, named(&digest)?).await
+}
+
+async fn evidence(State(app): Shared, _: Peer, Path(digest): Path<String>) -> Result<Response, Failure> {
+    let digest: Sha256 = named(&digest)?;
+    let bytes = app.store.evidence(digest).await?;
+    let bytes = bytes.ok_or_else(|| Failure::not_found(format!("evidence {digest}")))?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
+}
+
+async fn renew(
+    State(app): Shared,
+    peer: Peer,
+    Body(request): Body<RenewRequest>,
+) -> Result<Json<EnrolResponse>, Failure> {
+    let asked = Box::new((peer.identity, peer.certificate, request));
+    let renewed = app.coordinator.ask(|reply| Command::Renew(asked, reply)).await;
+    renewed.map(Json).map_err(|error| {
+        app.metrics.refusals.inc();
+        error.into()
+    })
 }
 
 #[derive(Deserialize)]

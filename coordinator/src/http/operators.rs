@@ -13,12 +13,14 @@ use axum::{
 use firmesh_coordinator_core::{Input, Subject, plan};
 use firmesh_protocol::{
     api::{
-        About, AttemptView, CampaignView, DeviceView, EnrolmentTicket, EventKind, Explanation, NewNode, NodeView, Page,
-        PlanRequest, PlanResponse, Publication, Published, ReleaseView,
+        About, AttemptView, BrakeView, CampaignView, DeviceView, EnrolmentTicket, EventKind, Explanation, NewNode, NodeView, Page,
+        PlanRequest, PlanResponse, Publication, Published, ReleaseView, RevokeRequest,
     },
+    brake::Brake,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{Artifact, MANIFEST_SCHEMA},
+    trust::Envelope,
 };
 use serde::Deserialize;
 use tracing::info;
@@ -52,6 +54,8 @@ pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
         .route("/api/v1/releases", get(releases))
         .route("/api/v1/nodes", get(nodes).post(new_node))
         .route("/api/v1/nodes/{id}", get(node))
+        .route("/api/v1/nodes/{id}/revoke", post(revoke))
+        .route("/api/v1/brakes", get(brakes).post(brake))
         .route("/api/v1/devices", get(devices))
         .route("/api/v1/devices/{id}", get(device))
         .route("/api/v1/devices/{id}/clear", post(clear))
@@ -239,6 +243,34 @@ async fn node(State(app): Shared, Path(id): Path<String>) -> Answer<NodeView> {
 
 async fn new_node(State(app): Shared, Body(new): Body<NewNode>) -> Answer<EnrolmentTicket> {
     Ok(Json(app.coordinator.ask(|reply| Command::NewNode(new, reply)).await?))
+}
+
+async fn revoke(
+    State(app): Shared,
+    Path(id): Path<String>,
+    Body(request): Body<RevokeRequest>,
+) -> Result<StatusCode, Failure> {
+    let id: NodeId = named(&id)?;
+    app.coordinator.ask(|reply| Command::Revoke(id, request, reply)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn brakes(State(app): Shared) -> Answer<Page<BrakeView>> {
+    let view = |(brake, envelope): &(Brake, Envelope)| BrakeView {
+        brake: brake.clone(),
+        envelope: envelope.clone(),
+    };
+    Ok(Json(Page {
+        items: app.coordinator.read(move |world| world.brakes.all().map(view).collect()).await?,
+    }))
+}
+
+async fn brake(State(app): Shared, Body(envelope): Body<Envelope>) -> Answer<Brake> {
+    let pulled = app.coordinator.ask(|reply| Command::Brake(Box::new(envelope), reply)).await;
+    pulled.map(Json).map_err(|error| {
+        app.metrics.refusals.inc();
+        error.into()
+    })
 }
 
 async fn devices(State(app): Shared) -> Answer<Page<DeviceView>> {

@@ -13,9 +13,11 @@ use serde::de::DeserializeOwned;
 use tracing::error;
 
 use crate::{
+    brakes::BrakeActionError,
+    enrolment::EnrolError,
     origin::{ImportError, SliceError},
     publish::PublicationError,
-    runtime::{ActionError, EnrolError, PublishActionError},
+    runtime::{ActionError, PublishActionError},
     store::StoreError,
     sync::SyncError,
     telemetry::chain,
@@ -141,6 +143,7 @@ fn publication_code(error: &PublicationError) -> &'static str {
         PublicationError::NoPlan { .. } => "plan_missing",
         PublicationError::NotPermitted { .. } => "permit_key_missing",
         PublicationError::Started(_) => "campaign_started",
+        PublicationError::Braked(_) => "braked",
         PublicationError::Unsigned { .. } => "unsigned_manifest",
         PublicationError::Repository(_) => "incomplete_repository",
         _ => "bad_publication",
@@ -154,7 +157,25 @@ impl From<EnrolError> for Failure {
             EnrolError::BadToken(_) => Self::new(StatusCode::FORBIDDEN, "bad_token", detail).refused(),
             EnrolError::Issue(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_csr", detail).refused(),
             EnrolError::Action(error) => error.into(),
+            EnrolError::Revoked(_) => Self::new(StatusCode::FORBIDDEN, "revoked", detail).refused(),
+            EnrolError::NotCurrent(_) => Self::new(StatusCode::FORBIDDEN, "certificate_not_current", detail).refused(),
+            EnrolError::Unknown(_) => Self::new(StatusCode::NOT_FOUND, "not_found", detail),
+            EnrolError::BadRevocation(_) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, "bad_revocation", detail),
             EnrolError::NoRandomness(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "no_randomness", detail),
+        }
+    }
+}
+
+impl From<BrakeActionError> for Failure {
+    fn from(error: BrakeActionError) -> Self {
+        let detail = chain(&error);
+        match error {
+            BrakeActionError::Refused(error) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, error.code(), detail).refused()
+            }
+            BrakeActionError::NothingPublished => Self::new(StatusCode::CONFLICT, "nothing_published", detail),
+            BrakeActionError::Full => Self::new(StatusCode::INSUFFICIENT_STORAGE, "brakes_full", detail),
+            BrakeActionError::Action(error) => error.into(),
         }
     }
 }
@@ -164,6 +185,7 @@ impl From<SyncError> for Failure {
         let detail = chain(&error);
         match error {
             SyncError::Action(error) => error.into(),
+            SyncError::Revoked(_) => Self::new(StatusCode::FORBIDDEN, "revoked", detail).refused(),
             SyncError::NotCurrent(_) => Self::new(StatusCode::FORBIDDEN, "certificate_not_current", detail).refused(),
             SyncError::Envelope { .. } | SyncError::NotItself { .. } | SyncError::Key(_) => {
                 Self::new(StatusCode::FORBIDDEN, "bad_signature", detail).refused()

@@ -19,7 +19,7 @@ use rustls::{
 use tokio::io::{AsyncRead, AsyncWrite};
 use tower_layer::Layer as _;
 
-use super::problem::Failure;
+use super::{App, problem::Failure};
 use crate::authority::{Authority, AuthorityError};
 
 /// Why the nodes' listener has no TLS.
@@ -89,10 +89,10 @@ pub(crate) struct Peer {
     pub(crate) certificate: Vec<u8>,
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Peer {
+impl FromRequestParts<Arc<App>> for Peer {
     type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
         let refused = |code, detail: String| Failure::new(StatusCode::UNAUTHORIZED, code, detail).refused();
         let certificate = parts
             .extensions
@@ -106,6 +106,11 @@ impl<S: Send + Sync> FromRequestParts<S> for Peer {
         })?;
         let identity = NodeIdentity::from_verified_certificate(&certificate)
             .map_err(|error| refused("bad_certificate", format!("the certificate is not a node's: {error}")))?;
+        let key = identity.key;
+        if app.coordinator.read(move |world| world.revocations.list.contains(&key)).await? {
+            app.metrics.refusals.inc();
+            return Err(refused("revoked", format!("the key of node {} was revoked", identity.node)));
+        }
         Ok(Self {
             identity,
             certificate: certificate.to_vec(),

@@ -9,8 +9,7 @@ use firmesh_protocol::{
     api::{EnrolRequest, EnrolResponse, EnrolmentTicket, NewNode, RenewRequest, RevokeRequest},
     identity::NodeIdentity,
     ids::{NodeId, Sha256},
-    limits::REASON_BYTES_MAX,
-    revocation::{REVOCATIONS_MAX, RevocationList, Revoked},
+    revocation::{REVOCATION_REASON_BYTES_MAX, REVOCATIONS_MAX, RevocationList, Revoked},
     trust::{Envelope, PublicKey},
 };
 use tracing::{info, warn};
@@ -215,8 +214,8 @@ impl Runtime {
         let node = self.world.nodes.get(id).ok_or_else(unknown)?;
         let key = node.stored.key().ok_or_else(unknown)?;
         let reason = request.reason;
-        if reason.trim().is_empty() || reason.len() > REASON_BYTES_MAX {
-            let problem = format!("say why, in 1 to {REASON_BYTES_MAX} bytes");
+        if reason.trim().is_empty() || reason.len() > REVOCATION_REASON_BYTES_MAX {
+            let problem = format!("say why, in 1 to {REVOCATION_REASON_BYTES_MAX} bytes");
             return Err(EnrolError::BadRevocation(problem));
         }
         let mut list = self.world.revocations.list.clone();
@@ -229,8 +228,12 @@ impl Runtime {
         }
         list.version += 1;
         let at = self.clock.wall();
-        let node_id = id.clone();
-        list.revoked.insert(key, Revoked { node: node_id, at, reason });
+        let entry = Revoked {
+            node: id.clone(),
+            at,
+            reason: reason.clone(),
+        };
+        list.revoked.insert(key, entry);
         let envelope = self.authority.sign_revocations(&list);
         let stored = StoredNode {
             ticket: None,
@@ -239,7 +242,11 @@ impl Runtime {
         };
         let roster_version = self.world.roster_version + 1;
         let writes = vec![
-            Write::Revocations(envelope.clone()),
+            Write::Revocations {
+                node: id.clone(),
+                reason,
+                envelope: envelope.clone(),
+            },
             Write::Node(Box::new(stored.clone())),
             Write::RosterVersion(roster_version),
         ];

@@ -23,7 +23,7 @@ impl Runtime {
         order: &PermitOrder,
         writes: &mut Vec<Write>,
     ) -> Result<Vec<Sha256>, ActionError> {
-        let Some(wave) = order.gate() else {
+        let Some(wave) = order.kind.gate(order.wave) else {
             return Ok(Vec::new());
         };
         // A gate that passed is passed for good; after one that failed more reports come in, and say more.

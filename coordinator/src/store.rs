@@ -169,8 +169,15 @@ pub(crate) enum Write {
     Brake(Sha256, Envelope),
     /// Evidence for a gate, by the digest of its bytes.
     Evidence(Sha256, Vec<u8>),
-    /// The revocation list.
-    Revocations(Envelope),
+    /// The revocation list, one node longer.
+    Revocations {
+        /// Whose key was added.
+        node: NodeId,
+        /// Why.
+        reason: String,
+        /// The list.
+        envelope: Envelope,
+    },
 }
 
 /// Everything stored, for a start.
@@ -544,7 +551,7 @@ fn queries(write: Write) -> Vec<Query> {
         Write::Evidence(digest, bytes) => one(query("INSERT OR IGNORE INTO evidence VALUES (?, ?)")
             .bind(digest.to_string())
             .bind(bytes)),
-        Write::Revocations(envelope) => {
+        Write::Revocations { envelope, .. } => {
             one(query("INSERT OR REPLACE INTO meta VALUES ('revocations', ?)").bind(text(&envelope)))
         }
         Write::RosterVersion(version) => {

@@ -10,7 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use firmesh_executors_core::{ActError, Attempt, AttemptRecord, Goal, Input, Outcome, Output, Report, Step};
 use firmesh_protocol::{
-    ids::{CampaignId, DeviceId},
+    ids::{CampaignId, DeviceId, Sha256},
     report::{AttemptState, PermitKind},
     time::Timestamp,
 };
@@ -38,6 +38,8 @@ pub struct News {
     pub device: DeviceId,
     /// The campaign.
     pub campaign: CampaignId,
+    /// SHA-256 of the manifest's bytes: which edition of the campaign.
+    pub manifest_sha256: Sha256,
     /// The wave, counted from 0.
     pub wave: u32,
     /// Update or rollback.
@@ -209,6 +211,7 @@ impl<B: DeviceBackend> Run<'_, B> {
         let news = News {
             device: goal.device.clone(),
             campaign: goal.campaign.clone(),
+            manifest_sha256: goal.manifest_sha256,
             wave: goal.wave,
             kind: goal.kind,
             permit_sequence: goal.permit_sequence,

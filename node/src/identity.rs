@@ -8,21 +8,23 @@ use std::{
     net::IpAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding};
 use firmesh_protocol::{
-    identity::{IdentityError, NodeIdentity},
+    identity::{IdentityError, NodeIdentity, certificate_validity},
     ids::{NodeId, TopologyPath},
     time::WallTime,
     trust::{PublicKey, SecretKey},
 };
 use rustls::{
     ClientConfig, RootCertStore, ServerConfig,
+    client::ResolvesClientCert,
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _},
-    server::WebPkiClientVerifier,
+    pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _},
+    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
 };
 
 /// Why a node has no usable identity.
@@ -183,15 +185,40 @@ impl NodeKey {
     }
 }
 
-/// An enrolled node.
+/// An enrolled node. Clones share the certificate: a renewed one is shown in every handshake from then on.
 #[derive(Debug, Clone)]
 pub struct Identity {
     /// The key.
     pub key: NodeKey,
-    /// The certificate, DER.
-    pub certificate: CertificateDer<'static>,
     /// The fleet CA's certificate, DER.
     pub fleet_ca: CertificateDer<'static>,
+    shown: Arc<Shown>,
+}
+
+/// The certificate shown in handshakes.
+#[derive(Debug)]
+struct Shown(RwLock<Arc<CertifiedKey>>);
+
+impl Shown {
+    fn current(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[rustls::SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.current())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
 }
 
 impl Identity {
@@ -205,28 +232,46 @@ impl Identity {
         now: WallTime,
     ) -> Result<Self, IdentityFileError> {
         let pem = file_error(certificate_path, "read", fs::read(certificate_path))?;
-        let not_a_certificate = || IdentityFileError::NotACertificate {
-            path: certificate_path.to_owned(),
-        };
-        let certificate = CertificateDer::from_pem_slice(&pem).map_err(|_| not_a_certificate())?;
         let fleet_ca = fleet_ca(fleet_ca_pem)?;
-        let found =
-            NodeIdentity::verify(&certificate, &fleet_ca, now).map_err(|source| IdentityFileError::Unusable {
-                path: certificate_path.to_owned(),
-                source,
-            })?;
-        if found.node != *node || found.path != *path || found.key != key.public() {
-            return Err(IdentityFileError::OtherNode {
-                path: certificate_path.to_owned(),
-                found: format!("{} at {}", found.node, found.path),
-                expected: format!("{node} at {path}, with the key beside it"),
-            });
-        }
+        let certificate = own_certificate(&pem, certificate_path, &fleet_ca, &key, node, path, now)?;
         Ok(Self {
+            shown: Arc::new(Shown(RwLock::new(certified(certificate, &key)?))),
             key,
-            certificate,
             fleet_ca,
         })
+    }
+
+    /// The certificate in force, DER.
+    #[must_use]
+    pub fn certificate(&self) -> CertificateDer<'static> {
+        self.shown.current().cert[0].clone()
+    }
+
+    /// When the certificate in force should be renewed: when two thirds of its time are over.
+    pub fn renewal_due(&self) -> Result<WallTime, IdentityError> {
+        let (from, to) = certificate_validity(&self.certificate())?;
+        // The issuer dates certificates back by a day for clocks that are behind: what counts is what is left.
+        let whole = to.unix_seconds().saturating_sub(from.unix_seconds()).saturating_sub(86_400).max(0);
+        Ok(WallTime::from_unix_seconds(to.unix_seconds().saturating_sub(whole / 3)))
+    }
+
+    /// Checks a renewed certificate (PEM), keeps it in `certificate_path`, and shows it from now on. Connections that
+    /// stand are not touched.
+    pub fn renew(
+        &self,
+        pem: &str,
+        certificate_path: &Path,
+        node: &NodeId,
+        path: &TopologyPath,
+        now: WallTime,
+    ) -> Result<(), IdentityFileError> {
+        let pem = pem.as_bytes();
+        let certificate = own_certificate(pem, certificate_path, &self.fleet_ca, &self.key, node, path, now)?;
+        let certified = certified(certificate, &self.key)?;
+        let written = crate::files::write_durably(certificate_path, pem, 0o644);
+        file_error(certificate_path, "written", written)?;
+        *self.shown.0.write().unwrap_or_else(PoisonError::into_inner) = certified;
+        Ok(())
     }
 
     /// TLS towards peers and the coordinator: our certificate, and theirs from the fleet CA.
@@ -234,7 +279,7 @@ impl Identity {
         Ok(ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_root_certificates(roots(&self.fleet_ca)?)
-            .with_client_auth_cert(vec![self.certificate.clone()], self.private_key())?)
+            .with_client_cert_resolver(self.shown.clone()))
     }
 
     /// TLS for peers that connect: both certificates from the fleet CA.
@@ -244,7 +289,7 @@ impl Identity {
         Ok(ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![self.certificate.clone()], self.private_key())?)
+            .with_cert_resolver(self.shown.clone()))
     }
 
     /// TLS for BMCs that pull images: they check us, we do not know them. Old BMCs speak TLS 1.2 only, and an image is
@@ -253,12 +298,39 @@ impl Identity {
         Ok(ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
             .with_no_client_auth()
-            .with_single_cert(vec![self.certificate.clone()], self.private_key())?)
+            .with_cert_resolver(self.shown.clone()))
     }
+}
 
-    fn private_key(&self) -> PrivateKeyDer<'static> {
-        self.key.der().into()
+/// Reads a certificate that must be this node's, for this key, from the fleet CA and valid.
+fn own_certificate(
+    pem: &[u8],
+    certificate_path: &Path,
+    fleet_ca: &CertificateDer<'static>,
+    key: &NodeKey,
+    node: &NodeId,
+    path: &TopologyPath,
+    now: WallTime,
+) -> Result<CertificateDer<'static>, IdentityFileError> {
+    let certificate = CertificateDer::from_pem_slice(pem).map_err(|_| IdentityFileError::NotACertificate {
+        path: certificate_path.to_owned(),
+    })?;
+    let found = NodeIdentity::verify(&certificate, fleet_ca, now).map_err(|source| IdentityFileError::Unusable {
+        path: certificate_path.to_owned(),
+        source,
+    })?;
+    if found.node != *node || found.path != *path || found.key != key.public() {
+        return Err(IdentityFileError::OtherNode {
+            path: certificate_path.to_owned(),
+            found: format!("{} at {}", found.node, found.path),
+            expected: format!("{node} at {path}, with the key beside it"),
+        });
     }
+    Ok(certificate)
+}
+
+fn certified(certificate: CertificateDer<'static>, key: &NodeKey) -> Result<Arc<CertifiedKey>, rustls::Error> {
+    CertifiedKey::from_der(vec![certificate], key.der().into(), &provider()).map(Arc::new)
 }
 
 /// TLS towards the coordinator before enrolment: it must be the fleet CA's, we have no certificate yet.

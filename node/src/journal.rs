@@ -199,6 +199,23 @@ impl NodeJournal {
             .collect()
     }
 
+    /// Notes the epoch of the coordinator that is followed.
+    pub fn keep_epoch(&self, epoch: u64) -> Result<(), JournalError> {
+        self.facts
+            .insert("epoch", &epoch.to_be_bytes())
+            .map_err(failed("keep the epoch"))?;
+        self.make_durable("keep the epoch")
+    }
+
+    /// The epoch of the coordinator that is followed; 0 before the first.
+    pub fn epoch(&self) -> Result<u64, JournalError> {
+        let stored = self.facts.get("epoch").map_err(failed("read the epoch"))?;
+        Ok(stored
+            .as_deref()
+            .and_then(|bytes| bytes.try_into().ok())
+            .map_or(0, u64::from_be_bytes))
+    }
+
     /// Notes that a campaign was stopped, or goes on again.
     pub fn keep_halted(&self, campaign: &CampaignId, halted: bool) -> Result<(), JournalError> {
         let key = format!("halted/{campaign}");

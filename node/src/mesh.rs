@@ -31,16 +31,32 @@ pub enum Topic {
     Permits,
     /// Signed checkpoints of the audit log.
     Checkpoints,
+    /// Signed evidence for gates.
+    Evidence,
+    /// Signed brakes.
+    Brakes,
+    /// The signed list of revoked keys.
+    Revocations,
 }
 
 impl Topic {
-    const ALL: [Self; 3] = [Self::Records, Self::Permits, Self::Checkpoints];
+    const ALL: [Self; 6] = [
+        Self::Records,
+        Self::Permits,
+        Self::Checkpoints,
+        Self::Evidence,
+        Self::Brakes,
+        Self::Revocations,
+    ];
 
     fn ident(self) -> IdentTopic {
         IdentTopic::new(match self {
             Self::Records => "firmesh/records/1",
             Self::Permits => "firmesh/permits/1",
             Self::Checkpoints => "firmesh/checkpoints/1",
+            Self::Evidence => "firmesh/evidence/1",
+            Self::Brakes => "firmesh/brakes/1",
+            Self::Revocations => "firmesh/revocations/1",
         })
     }
 }
@@ -114,8 +130,8 @@ struct Behaviour {
     gossip: gossipsub::Behaviour,
 }
 
-/// A permit or record is small; a permit may name many devices.
-const GOSSIP_BYTES_MAX: usize = 256 << 10;
+/// The longest message: a permit may name many devices, evidence holds a hundred reports.
+pub(crate) const GOSSIP_BYTES_MAX: usize = 256 << 10;
 const _: () = assert!(GOSSIP_BYTES_MAX <= ENVELOPE_BYTES_MAX);
 
 /// How often members that are not connected are dialled again.

@@ -1,18 +1,24 @@
-//! The node's local status API: `/health`, `/status`, `/metrics`. Loopback only, nothing can be changed through it.
+//! The node's local status API: `/health`, `/status`, `/metrics`, loopback only. Nothing can be changed through it, but for
+//! one thing that needs no leave because its signature is checked: `POST /brakes` pulls a brake here and, from peer to
+//! peer, everywhere, with the coordinator dead or lying.
 
 use std::{collections::BTreeMap, io, net::SocketAddr};
 
 use axum::{
     Json, Router,
-    extract::State,
+    body::Bytes,
+    extract::{DefaultBodyLimit, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
 };
 use firmesh_protocol::{
-    api::{Holding, Traffic},
+    api::{Holding, Problem, Traffic},
+    brake::Braked,
     ids::{CampaignId, DeviceId, NodeId, TopologyPath},
     report::{AttemptState, DeviceFacts, PermitKind},
+    time::WallTime,
+    trust::Envelope,
 };
 use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry::Registry};
 use serde::{Deserialize, Serialize};
@@ -23,6 +29,27 @@ pub use crate::audit::AuditStatus;
 
 /// Asks the runtime for the status.
 pub type StatusRequest = oneshot::Sender<Status>;
+
+/// Brings the runtime a brake.
+#[derive(Debug)]
+pub struct BrakeRequest {
+    /// What was signed.
+    pub envelope: Envelope,
+    /// Whether it counts.
+    pub answer: oneshot::Sender<Result<(), Refusal>>,
+}
+
+/// The longest brake that is read.
+const BRAKE_BYTES_MAX: usize = 64 << 10;
+
+/// The runtime, as the handlers reach it.
+#[derive(Debug, Clone)]
+pub struct Runtime {
+    /// Asks for the status.
+    pub status: mpsc::Sender<StatusRequest>,
+    /// Brings brakes.
+    pub brakes: mpsc::Sender<BrakeRequest>,
+}
 
 /// What the node knows of itself.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -57,6 +84,12 @@ pub struct Status {
     pub attempts: Vec<AttemptStatus>,
     /// Metadata, campaigns and permits it refused last, newest last.
     pub refusals: Vec<Refusal>,
+    /// What was stopped for good.
+    pub brakes: Vec<Braked>,
+    /// Version of the revocation list in force.
+    pub revocations_version: u64,
+    /// When its certificate expires.
+    pub certificate_until: Option<WallTime>,
     /// What it knows of the audit log.
     pub audit: AuditStatus,
     /// The last problem with its own disk or devices, if there is one.
@@ -92,14 +125,15 @@ pub struct Refusal {
 /// Serves until `cancel`.
 pub async fn serve(
     listener: tokio::net::TcpListener,
-    requests: mpsc::Sender<StatusRequest>,
+    runtime: Runtime,
     cancel: CancellationToken,
 ) -> io::Result<()> {
     let router = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
-        .with_state(requests);
+        .route("/brakes", post(brake).layer(DefaultBodyLimit::max(BRAKE_BYTES_MAX)))
+        .with_state(runtime);
     axum::serve(listener, router)
         .with_graceful_shutdown(cancel.cancelled_owned())
         .await
@@ -116,15 +150,39 @@ async fn ask(requests: &mpsc::Sender<StatusRequest>) -> Option<Status> {
     status.await.ok()
 }
 
-async fn status(State(requests): State<mpsc::Sender<StatusRequest>>) -> Response {
-    match ask(&requests).await {
+async fn brake(State(runtime): State<Runtime>, body: Bytes) -> Response {
+    let refused = |status: StatusCode, code: &str, detail: String| {
+        let problem = Problem {
+            kind: format!("urn:firmesh:problem:{code}"),
+            title: code.replace('_', " "),
+            status: status.as_u16(),
+            detail,
+            refused: true,
+        };
+        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
+    };
+    let envelope = match Envelope::from_bytes(&body) {
+        Ok(envelope) => envelope,
+        Err(error) => return refused(StatusCode::BAD_REQUEST, error.code(), error.to_string()),
+    };
+    let (answer, verdict) = oneshot::channel();
+    let brought = runtime.brakes.send(BrakeRequest { envelope, answer }).await;
+    match (brought, verdict.await) {
+        (Ok(()), Ok(Ok(()))) => StatusCode::NO_CONTENT.into_response(),
+        (Ok(()), Ok(Err(refusal))) => refused(StatusCode::UNPROCESSABLE_ENTITY, &refusal.code, refusal.detail),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response(),
+    }
+}
+
+async fn status(State(runtime): State<Runtime>) -> Response {
+    match ask(&runtime.status).await {
         Some(status) => Json(status).into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response(),
     }
 }
 
-async fn metrics(State(requests): State<mpsc::Sender<StatusRequest>>) -> Response {
-    let Some(status) = ask(&requests).await else {
+async fn metrics(State(runtime): State<Runtime>) -> Response {
+    let Some(status) = ask(&runtime.status).await else {
         return (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response();
     };
     let mut text = String::new();

@@ -4,10 +4,10 @@ use std::{fs, io, path::Path, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use firmesh_protocol::{
-    api::{EnrolRequest, EnrolResponse, Problem, SyncRequest, SyncResponse},
+    api::{EnrolRequest, EnrolResponse, Problem, RenewRequest, SyncRequest, SyncResponse},
     chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout},
     ids::{ArtifactId, CampaignId, NodeId, Sha256},
-    limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
+    limits::{EVIDENCE_BYTES_MAX, MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     trust::Input,
 };
 use reqwest::{Client, Response, StatusCode};
@@ -193,6 +193,18 @@ impl Uplink {
         let (offset, length) = (range.start, range.end - range.start);
         let path = format!("/node/v1/artifacts/{artifact}/slice?offset={offset}&length={length}");
         self.get(&path, ENCODED_PIECE_BYTES_MAX as u64).await
+    }
+
+    /// Evidence for a gate, by its digest. Not verified.
+    pub async fn evidence(&self, digest: &Sha256) -> Result<Bytes, UplinkError> {
+        self.get(&format!("/node/v1/evidence/{digest}"), EVIDENCE_BYTES_MAX).await
+    }
+
+    /// Another certificate for this node's key, PEM. Not verified.
+    pub async fn renew(&self, csr_pem: String) -> Result<String, UplinkError> {
+        let request = RenewRequest { csr_pem };
+        let response: EnrolResponse = self.post("/node/v1/renew", &request, ENROL_BYTES_MAX).await?;
+        Ok(response.certificate_pem)
     }
 
     async fn get(&self, path: &str, bytes_max: u64) -> Result<Bytes, UplinkError> {

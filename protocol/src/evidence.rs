@@ -139,6 +139,12 @@ impl WaveEvidence {
         Ok(())
     }
 
+    /// Devices that are reported on.
+    #[must_use]
+    pub fn reports(&self) -> usize {
+        self.ended.len()
+    }
+
     /// The gate's verdict, where devices without a report count as not ended.
     #[must_use]
     pub fn verdict(&self, manifest: &CampaignManifest, plan: &Plan) -> GateVerdict {

@@ -78,9 +78,7 @@ impl NodeIdentity {
         if !ca_key.verifies(certificate.tbs_certificate.as_ref(), signature) {
             return Err(IdentityError::NotIssued(identity.node));
         }
-        let validity = certificate.validity();
-        let [from, to] =
-            [validity.not_before, validity.not_after].map(|at| WallTime::from_unix_seconds(at.timestamp()));
+        let (from, to) = certificate_validity(der)?;
         if now < from || now > to {
             return Err(IdentityError::OutsideValidity {
                 node: identity.node,
@@ -96,6 +94,14 @@ impl NodeIdentity {
 /// The ed25519 key of a certificate (DER), such as the fleet CA's own.
 pub fn certificate_key(der: &[u8]) -> Result<PublicKey, IdentityError> {
     key_of(&parse(der)?)
+}
+
+/// The first and the last moment of a certificate (DER).
+pub fn certificate_validity(der: &[u8]) -> Result<(WallTime, WallTime), IdentityError> {
+    let certificate = parse(der)?;
+    let validity = certificate.validity();
+    let moment = |at: x509_parser::time::ASN1Time| WallTime::from_unix_seconds(at.timestamp());
+    Ok((moment(validity.not_before), moment(validity.not_after)))
 }
 
 /// Why a node record is not believed.

@@ -42,6 +42,9 @@ pub const WAVES_MAX: usize = 1_000;
 /// A DSSE envelope (permit, report, node record), base64 included: 100,000 device names at most.
 pub const ENVELOPE_BYTES_MAX: usize = 16 << 20;
 
+/// Evidence for a gate in one envelope: a hundred reports with the longest of reasons.
+pub const EVIDENCE_BYTES_MAX: u64 = 1 << 20;
+
 /// Members of one site's mesh: a hall has at most 96 racks, one node each; doubled so that growth never trips it.
 pub const PEERS_MAX: usize = 192;
 

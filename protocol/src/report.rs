@@ -27,6 +27,18 @@ pub enum PermitKind {
     Rollback,
 }
 
+impl PermitKind {
+    /// The wave whose gate a permit of this kind for `wave` rests on: that of the wave before passed, or for going back,
+    /// that of the wave itself failed.
+    #[must_use]
+    pub fn gate(self, wave: u32) -> Option<u32> {
+        match self {
+            Self::Update => wave.checked_sub(1),
+            Self::Rollback => Some(wave),
+        }
+    }
+}
+
 /// The coordinator's signed, expiring word that named devices may start.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,6 +66,14 @@ pub struct Permit {
     /// rollback, the gate of this wave failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evidence: Vec<Sha256>,
+}
+
+impl Permit {
+    /// The wave whose gate the permit rests on: its evidence goes with the permit.
+    #[must_use]
+    pub fn gate(&self) -> Option<u32> {
+        self.kind.gate(self.wave)
+    }
 }
 
 /// Where a device stands in its attempt.

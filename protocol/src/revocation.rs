@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use crate::{
     identity::{IdentityError, certificate_key},
     ids::NodeId,
-    limits::REASON_BYTES_MAX,
     time::WallTime,
     trust::{Envelope, EnvelopeError, KeySet, KeySetError, PublicKey},
 };
@@ -18,8 +17,11 @@ use crate::{
 /// DSSE payload type of a [`RevocationList`].
 pub const REVOCATIONS_TYPE: &str = "application/vnd.firmesh.revocations.v1+json";
 
-/// Keys on one list: at about 200 bytes each a list still fits one message of the mesh.
-pub const REVOCATIONS_MAX: usize = 500;
+/// Keys on one list: with the longest names and reasons it still fits one frame between peers.
+pub const REVOCATIONS_MAX: usize = 256;
+
+/// A reason for a revocation: a sentence.
+pub const REVOCATION_REASON_BYTES_MAX: usize = 200;
 
 /// One revoked key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,7 +59,7 @@ pub enum RevocationError {
     #[error("the revocation list is not signed by the fleet CA")]
     Envelope(#[from] EnvelopeError),
     /// Larger than a list may be.
-    #[error("the revocation list names {0} keys or a reason of more than {REASON_BYTES_MAX} bytes; at most {REVOCATIONS_MAX} keys are read")]
+    #[error("the revocation list names {0} keys or a reason of more than {REVOCATION_REASON_BYTES_MAX} bytes; at most {REVOCATIONS_MAX} keys are read")]
     TooLong(usize),
 }
 
@@ -66,7 +68,7 @@ impl RevocationList {
     pub fn open(envelope: &Envelope, fleet_ca: &[u8]) -> Result<Self, RevocationError> {
         let keys = KeySet::of("fleet CA", 1, [certificate_key(fleet_ca)?])?;
         let list = envelope.open::<Self>(&keys, REVOCATIONS_TYPE)?.into_inner();
-        let bounded = list.revoked.values().all(|revoked| revoked.reason.len() <= REASON_BYTES_MAX);
+        let bounded = list.revoked.values().all(|revoked| revoked.reason.len() <= REVOCATION_REASON_BYTES_MAX);
         if list.revoked.len() > REVOCATIONS_MAX || !bounded {
             return Err(RevocationError::TooLong(list.revoked.len()));
         }

@@ -13,8 +13,8 @@ pub const WIRE_VERSION: u16 = 1;
 /// ALPN of the control stream.
 pub const CONTROL_ALPN: &[u8] = b"firmesh/control/1";
 
-/// The longest frame: the bitfield of a 32 GiB artifact is 4 KiB; a thousand announcements fit in 64 KiB.
-pub const FRAME_BYTES_MAX: usize = 64 << 10;
+/// The longest frame: the bitfield of a 32 GiB artifact is 4 KiB, a full revocation list 200 KiB.
+pub const FRAME_BYTES_MAX: usize = 256 << 10;
 
 /// The most pieces one `Got` names.
 pub const GOT_PIECES_MAX: usize = 4_096;
@@ -45,6 +45,16 @@ pub enum PeerMessage {
     Dropped {
         /// The artifact.
         artifact: ArtifactId,
+    },
+    /// A signed `Brake`, as its envelope: what a peer may have missed.
+    Brake {
+        /// The envelope.
+        envelope: Vec<u8>,
+    },
+    /// The signed `RevocationList`, as its envelope.
+    Revocations {
+        /// The envelope.
+        envelope: Vec<u8>,
     },
 }
 

@@ -106,16 +106,6 @@ pub struct PermitOrder {
     pub devices: Vec<DeviceId>,
 }
 
-impl PermitOrder {
-    /// The wave whose gate the permit rests on: its evidence goes with the permit.
-    #[must_use]
-    pub fn gate(&self) -> Option<u32> {
-        match self.kind {
-            PermitKind::Update => self.wave.checked_sub(1),
-            PermitKind::Rollback => Some(self.wave),
-        }
-    }
-}
 
 /// What the shell has to do, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use firmesh_coordinator_core::CampaignRecord;
 use firmesh_protocol::{
+    brake::Brake,
     api::{CampaignState, GateVerdict},
     audit::Event,
     identity::NodeIdentity,
@@ -98,7 +99,23 @@ impl Drafts {
             }
             Write::Node(node) => self.node(node),
             Write::Campaign(record) => self.campaign(record),
-            Write::Permit(permit) => one(
+            Write::Brake(_, envelope) => {
+                let scope = Brake::from_own_store(envelope).map(|brake| brake.braked.to_string());
+                one(
+                    Event::Brake {
+                        scope: scope.unwrap_or_default(),
+                    },
+                    &envelope.to_bytes(),
+                )
+            }
+            Write::Revocations { node, reason, envelope } => one(
+                Event::Revocation {
+                    node: node.clone(),
+                    reason: reason.clone(),
+                },
+                &envelope.to_bytes(),
+            ),
+            Write::Permit(permit) | Write::PermitAgain(permit) => one(
                 Event::Permit {
                     campaign: permit.campaign.clone(),
                     what: permit.kind,
@@ -126,6 +143,7 @@ impl Drafts {
             | Write::Trusted(..)
             | Write::Device(_)
             | Write::Attempt(..)
+            | Write::Evidence(..)
             | Write::RosterVersion(_) => Vec::new(),
         }
     }

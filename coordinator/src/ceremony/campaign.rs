@@ -6,7 +6,7 @@ use firmesh_protocol::{
     ids::{CampaignId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{
-        CampaignManifest, Caps, Deadlines, GateRule, MANIFEST_SCHEMA, ManifestError, Plan, ReleaseRef, Selector,
+        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, ManifestError, Plan, ReleaseRef, Selector,
         Strategy,
     },
     time::WallTime,
@@ -78,6 +78,9 @@ pub struct CampaignFile {
     pub gate: GateRule,
     /// Time limits.
     pub deadlines: Deadlines,
+    /// What else must hold: windows, blackouts, executors, one-way releases, approvals.
+    #[serde(default)]
+    pub constraints: Constraints,
     /// Whether a failed gate rolls the wave back by itself: yes, unless somebody wants to look first.
     #[serde(default = "yes")]
     pub automatic_rollback: bool,
@@ -127,6 +130,7 @@ pub fn draft_campaign(
         caps: file.caps,
         gate: file.gate,
         deadlines: file.deadlines,
+        constraints: file.constraints,
         automatic_rollback: file.automatic_rollback,
         permit_keys,
         plan_sha256: Sha256::from([0; 32]),

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use firmesh_protocol::{
-    ids::{CampaignId, DeviceId},
+    ids::{CampaignId, DeviceId, Sha256},
     manifest::{Deadlines, Release},
     report::PermitKind,
 };
@@ -20,6 +20,8 @@ pub struct Goal {
     pub device: DeviceId,
     /// The campaign.
     pub campaign: CampaignId,
+    /// SHA-256 of the manifest's bytes: which edition of the campaign.
+    pub manifest_sha256: Sha256,
     /// The wave, counted from 0.
     pub wave: u32,
     /// Update, or back to the previous release.

@@ -162,6 +162,7 @@ fn goal() -> Goal {
     Goal {
         device: DeviceId::new("d1").unwrap(),
         campaign: CampaignId::new("spring").unwrap(),
+        manifest_sha256: Sha256::of(b"manifest"),
         wave: 0,
         kind: PermitKind::Update,
         permit_sequence: 1,

@@ -58,8 +58,8 @@ pub struct Facts<'a> {
     pub security_epoch: u32,
     /// Everything that was stopped for good.
     pub brakes: &'a BTreeSet<Braked>,
-    /// What verified reports say about the waves of this campaign.
-    pub gates: &'a BTreeMap<u32, WaveEvidence>,
+    /// What the permit's verified evidence says.
+    pub gate: Option<&'a WaveEvidence>,
     /// Whether all the evidence that the permit names is here.
     pub evidence_is_here: bool,
     /// When the first permit of the wave that this node knows was issued.
@@ -365,7 +365,7 @@ fn check_gate(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -
         PermitKind::Rollback => return Err(Hold::RollbackNotApproved),
     };
     let unknown = WaveEvidence::new(wave);
-    let evidence = facts.gates.get(&wave).unwrap_or(&unknown);
+    let evidence = facts.gate.filter(|gate| gate.wave() == wave).unwrap_or(&unknown);
     let mut found = evidence.verdict(manifest, plan);
     let deadline = Duration::from_secs(manifest.deadlines.attempt_s.into());
     let is_overdue = facts.wave_opened.is_some_and(|opened| opened + deadline <= facts.now);

@@ -19,7 +19,7 @@ use firmesh_protocol::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Event, Runtime};
+use super::{Event, Runtime, evidence::Shown};
 use crate::{journal::Standings, status::AttemptStatus};
 
 /// How often an idle device is looked at.
@@ -225,7 +225,8 @@ impl Runtime {
                 if self.devices.standings.contains_key(&key) {
                     continue;
                 }
-                match self.decide(&device, &permit) {
+                let shown = self.shown_by(&permit);
+                match self.decide(&device, &permit, &shown) {
                     Some(Ok(admission)) => {
                         self.start_fresh(&device, &permit, admission)?;
                         break;
@@ -238,7 +239,7 @@ impl Runtime {
         Ok(())
     }
 
-    fn decide(&self, device: &DeviceId, permit: &Permit) -> Option<Result<Admission, Hold>> {
+    fn decide(&self, device: &DeviceId, permit: &Permit, shown: &Shown) -> Option<Result<Admission, Hold>> {
         let campaign = self.fleet.campaigns.get(&permit.campaign)?;
         let facts = self.devices.devices.get(device)?.facts.as_ref()?;
         let complete: BTreeSet<ArtifactId> = self
@@ -254,6 +255,7 @@ impl Runtime {
             .filter(|(key, _)| key.0 == permit.campaign)
             .map(|((_, device, kind), standing)| ((device.clone(), *kind), *standing))
             .collect();
+        let brakes: BTreeSet<_> = self.brakes.all().cloned().collect();
         let facts = Facts {
             now: self.fleet.now(),
             node: &self.settings.node,
@@ -264,6 +266,14 @@ impl Runtime {
             other_in_flight: self.devices.in_flight_elsewhere(&permit.campaign),
             engaged_elsewhere: self.devices.engaged_elsewhere(device, &permit.campaign),
             security_epoch: self.journal.security_floor(device).ok()?,
+            key: self.identity.key.public(),
+            brakes: &brakes,
+            gate: match shown {
+                Shown::Wave(wave) => Some(wave),
+                Shown::Missing | Shown::Nothing => None,
+            },
+            evidence_is_here: !matches!(shown, Shown::Missing),
+            wave_opened: self.fleet.wave_opened(&permit.campaign, permit.wave),
         };
         Some(admit(campaign, permit, &facts))
     }
@@ -273,6 +283,7 @@ impl Runtime {
         let goal = Goal {
             device: device.clone(),
             campaign: permit.campaign.clone(),
+            manifest_sha256: permit.manifest_sha256,
             wave: admission.wave,
             kind: permit.kind,
             permit_sequence: permit.sequence,
@@ -382,11 +393,17 @@ impl Runtime {
     fn report_hold(&mut self, device: &DeviceId, permit: &Permit, hold: &Hold) -> Result<(), JournalError> {
         let state = match hold {
             Hold::NotPossessed(_) => AttemptState::Downloading,
-            Hold::CapFull { .. } | Hold::Engaged(_) => AttemptState::Blocked,
+            Hold::CapFull { .. } | Hold::Engaged(_) | Hold::EvidenceMissing | Hold::Soaking { .. } => {
+                AttemptState::Blocked
+            }
+            Hold::WindowClosed { .. } => AttemptState::WaitingWindow,
+            Hold::Braked(_) => AttemptState::Cancelled,
             Hold::WrongModel { .. }
             | Hold::WrongComponent { .. }
             | Hold::BelowSecurityFloor { .. }
             | Hold::OneWay(_)
+            | Hold::OneWayNotAccepted(_)
+            | Hold::WrongExecutor { .. }
             | Hold::NoPrevious => AttemptState::Failed,
             Hold::NothingToRollBack | Hold::CampaignExpired(_) => AttemptState::Cancelled,
             // A permit that is void says nothing about the device: the coordinator has to issue a better one.
@@ -394,8 +411,17 @@ impl Runtime {
             | Hold::NotPermitted
             | Hold::NotPlanned(_)
             | Hold::PermitExpired(_)
+            | Hold::OtherKey { .. }
+            | Hold::GateNotShown { .. }
+            | Hold::RollbackNotApproved
             | Hold::AlreadyStarted => {
-                self.refuse("void_permit", format!("{device}: {hold}"));
+                let code = match hold {
+                    Hold::GateNotShown { .. } => "gate_not_shown",
+                    Hold::RollbackNotApproved => "rollback_not_approved",
+                    Hold::OtherKey { .. } => "other_node_key",
+                    _ => "void_permit",
+                };
+                self.refuse(code, format!("{device}: {hold}"));
                 return Ok(());
             }
         };
@@ -409,6 +435,7 @@ impl Runtime {
         self.report(News {
             device: device.clone(),
             campaign: permit.campaign.clone(),
+            manifest_sha256: permit.manifest_sha256,
             wave: permit.wave,
             kind: permit.kind,
             permit_sequence: permit.sequence,
@@ -448,6 +475,7 @@ impl Runtime {
         let sequence = self.journal.next("reports")?;
         let report = AttemptReport {
             campaign: news.campaign,
+            manifest_sha256: news.manifest_sha256,
             wave: news.wave,
             kind: news.kind,
             permit_sequence: news.permit_sequence,

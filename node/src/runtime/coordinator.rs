@@ -16,7 +16,7 @@ use firmesh_protocol::{
     identity::{NodeIdentity, verify_node_record},
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     limits::PEERS_MAX,
-    report::{NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit},
+    report::{NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit, PermitKind},
     time::WallTime,
     trust::{Envelope, KeySet, PublicKey, TrustedFleet},
 };
@@ -64,6 +64,8 @@ pub(super) struct Fleet {
     pub(super) roster: BTreeMap<NodeId, (NodeRecord, Envelope)>,
     roster_version: u64,
     own_record: Envelope,
+    /// The highest epoch of a coordinator that was seen.
+    epoch: u64,
     sync_at: Instant,
     last_sync: Instant,
     syncing: bool,
@@ -88,6 +90,7 @@ impl Fleet {
             roster: BTreeMap::new(),
             roster_version: 0,
             own_record,
+            epoch: 0,
             sync_at: now,
             last_sync: now.checked_sub(SYNC_GAP).unwrap_or(now),
             syncing: false,
@@ -99,6 +102,19 @@ impl Fleet {
     /// The time: the system's, but never earlier than the latest this node has proof of.
     pub(super) fn now(&self) -> WallTime {
         system_time().max(self.clock_floor)
+    }
+
+    /// This node's record was signed anew.
+    pub(super) fn set_own_record(&mut self, record: Envelope) {
+        self.own_record = record;
+    }
+
+    /// When the first permit for a wave's updates, as far as this node knows them, was issued.
+    pub(super) fn wave_opened(&self, campaign: &CampaignId, wave: u32) -> Option<WallTime> {
+        let of_wave = |permit: &&Permit| {
+            permit.campaign == *campaign && permit.wave == wave && permit.kind == PermitKind::Update
+        };
+        self.permits.values().filter(of_wave).map(|permit| permit.issued).min()
     }
 
     /// Lets the next sync begin as soon as the last one is over.
@@ -121,21 +137,28 @@ impl Fleet {
     /// Opens a permit with the keys that an approved campaign names for it.
     fn open_permit(&self, envelope: &Envelope) -> Option<Permit> {
         self.campaigns.values().find_map(|campaign| {
-            let keys = campaign
-                .manifest
-                .permit_keys
-                .iter()
-                .filter_map(|key| key.parse::<PublicKey>().ok());
-            let keys = KeySet::of("permits", 1, keys).ok()?;
-            let permit = envelope.open::<Permit>(&keys, PERMIT_TYPE).ok()?.into_inner();
+            let permit = envelope.open::<Permit>(&permit_keys(campaign), PERMIT_TYPE).ok()?.into_inner();
             (permit.campaign == campaign.manifest.id).then_some(permit)
         })
     }
 }
 
+/// The coordinators' keys that an approved campaign names.
+pub(super) fn permit_keys(campaign: &ApprovedCampaign) -> KeySet {
+    let keys: BTreeSet<_> = campaign
+        .manifest
+        .permit_keys
+        .iter()
+        .filter_map(|key| key.parse::<PublicKey>().ok())
+        .collect();
+    KeySet::of("permits", 1, keys).expect("a checked manifest names at most 16 keys, and a set has each once")
+}
+
 impl Runtime {
     /// Takes up what is on disk: roster, metadata, campaigns, permits. A node needs no coordinator for what was approved.
     pub(super) async fn begin_fleet(&mut self) -> Result<(), JournalError> {
+        self.begin_safety();
+        self.fleet.epoch = self.journal.epoch()?;
         let path = self.settings.state_dir.join(ROSTER_FILE);
         let stored = std::fs::read(&path)
             .ok()
@@ -164,9 +187,6 @@ impl Runtime {
         }
         for envelope in self.journal.permits()? {
             match self.fleet.open_permit(&envelope) {
-                Some(permit) if permit.expires <= self.fleet.now() => {
-                    self.journal.forget_permit(&permit.campaign, permit.sequence)?;
-                }
                 Some(permit) => {
                     self.fleet
                         .permits
@@ -175,6 +195,9 @@ impl Runtime {
                 None => {}
             }
         }
+        let permits: Vec<_> = self.fleet.permits.values().cloned().collect();
+        self.prune_evidence(permits.iter());
+        permits.iter().for_each(|permit| self.want_evidence(permit));
         Ok(())
     }
 
@@ -195,6 +218,9 @@ impl Runtime {
             banned: self.banned(),
             roster_version: self.fleet.roster_version,
             permits_seen: self.fleet.permits_synced.clone(),
+            brakes: self.brakes.untold(),
+            brakes_version: self.brakes.version,
+            revocations_version: self.revocations.list.version,
             audit: self.audit.ask(),
         };
         self.fleet.syncing = true;
@@ -226,6 +252,10 @@ impl Runtime {
         if !self.journal.reports(1)?.is_empty() {
             self.fleet.sync_soon();
         }
+        if let Some(revocations) = &response.revocations {
+            self.learn_revocations(revocations)?;
+        }
+        self.heed_brakes(response.brakes, response.brakes_version);
         if let Some(roster) = response.roster {
             self.forget_leavers(&roster)?;
             self.learn_records(roster)?;
@@ -321,6 +351,7 @@ impl Runtime {
         self.fleet.refused = None;
         self.fleet.clock_floor = refreshed.known_time.max(self.fleet.clock_floor);
         self.trust_log_keys(&fleet);
+        self.trust_brake_keys(&fleet)?;
         self.drop_withdrawn(&fleet)?;
         for (id, campaign) in refreshed.campaigns {
             match campaign {
@@ -393,10 +424,23 @@ impl Runtime {
         if self.fleet.permits.contains_key(&key) {
             return Ok(Some(permit));
         }
+        if permit.epoch < self.fleet.epoch {
+            let detail = format!(
+                "permit {} of campaign {} is of epoch {}, a coordinator of epoch {} has taken over",
+                permit.sequence, permit.campaign, permit.epoch, self.fleet.epoch
+            );
+            self.refuse("stale_epoch", detail);
+            return Ok(None);
+        }
+        if permit.epoch > self.fleet.epoch {
+            self.journal.keep_epoch(permit.epoch)?;
+            self.fleet.epoch = permit.epoch;
+        }
         if self.journal.keep_permit(&permit.campaign, permit.sequence, envelope)? {
             let (campaign, sequence) = (&permit.campaign, permit.sequence);
             info!(%campaign, wave = permit.wave, sequence, devices = permit.devices.len(), kind = ?permit.kind, "a permit");
         }
+        self.want_evidence(&permit);
         self.fleet.permits.insert(key, permit.clone());
         Ok(Some(permit))
     }
@@ -420,6 +464,15 @@ impl Runtime {
             Ok(envelope) => match topic {
                 Topic::Permits => self.learn_permit(&envelope)?.is_some(),
                 Topic::Records => self.learn_records(vec![envelope])?,
+                Topic::Evidence => self.hear_evidence(&payload),
+                Topic::Brakes => match self.learn_brake(&envelope) {
+                    Ok(()) => true,
+                    Err(refusal) => {
+                        debug!(code = refusal.code, detail = refusal.detail, "a brake from the mesh does not count here");
+                        false
+                    }
+                },
+                Topic::Revocations => self.learn_revocations(&envelope)?,
                 Topic::Checkpoints => false,
             },
         };
@@ -432,6 +485,10 @@ impl Runtime {
         let (mut all_good, mut changed) = (true, false);
         for envelope in envelopes {
             match verify_node_record(&envelope, &self.identity.fleet_ca, self.fleet.now()) {
+                Ok((record, identity)) if self.revocations.list.contains(&identity.key) => {
+                    all_good = false;
+                    self.refuse("revoked", format!("the key of node {} was revoked", record.node));
+                }
                 Ok((record, _)) => {
                     let known = self.fleet.roster.get(&record.node).map(|(known, _)| known.sequence);
                     let room = known.is_some() || self.fleet.roster.len() < PEERS_MAX;
@@ -471,6 +528,31 @@ impl Runtime {
             self.roster_changed()?;
         }
         Ok(())
+    }
+
+    /// Drops members whose key was revoked, or whose certificate has expired since they were taken in.
+    pub(super) fn drop_invalid_members(&mut self) -> Result<(), JournalError> {
+        let now = self.fleet.now();
+        let is_valid = |node: &NodeId, envelope: &Envelope| {
+            let verified = verify_node_record(envelope, &self.identity.fleet_ca, now);
+            *node == self.settings.node
+                || verified.is_ok_and(|(_, identity)| !self.revocations.list.contains(&identity.key))
+        };
+        let invalid: Vec<_> = self
+            .fleet
+            .roster
+            .iter()
+            .filter(|(node, (_, envelope))| !is_valid(node, envelope))
+            .map(|(node, _)| node.clone())
+            .collect();
+        if invalid.is_empty() {
+            return Ok(());
+        }
+        for node in invalid {
+            warn!(%node, "no member any more: its key was revoked, or its certificate has expired");
+            self.fleet.roster.remove(&node);
+        }
+        self.roster_changed()
     }
 
     fn roster_changed(&mut self) -> Result<(), JournalError> {

@@ -6,6 +6,9 @@
 //! - `coordinator`: metadata, campaigns, roster, permits and reports
 //! - `attempts`: devices, admission and running attempts
 //! - `audit`: checkpoints of the audit log
+//! - `evidence`: the signed reports that permits rest on
+//! - `safety`: brakes and revocations
+//! - `renewal`: the node's own certificate
 //!
 //! Invariants: nothing blocks the loop longer than a journal write; a promise to a peer or the coordinator follows the
 //! durable fact it rests on; every task spawned here is awaited at shutdown.
@@ -13,6 +16,9 @@
 mod attempts;
 mod audit;
 mod coordinator;
+mod evidence;
+mod renewal;
+mod safety;
 mod start;
 
 use std::{
@@ -21,6 +27,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use firmesh_executors::{JournalError, News};
 use firmesh_node_core::{
     approved::ApprovedCampaign,
@@ -29,9 +36,10 @@ use firmesh_node_core::{
 use firmesh_protocol::{
     api::{Holding, SyncResponse, Traffic},
     chunk::{DecodeError, PieceLayout},
+    identity::certificate_validity,
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
     pieces::PieceSet,
-    report::DeviceFacts,
+    report::{DeviceFacts, NodeRecord},
     time::{Timestamp, WallTime},
     trust::TrustedFleet,
     wire::{GOT_PIECES_MAX, PeerMessage},
@@ -50,7 +58,7 @@ use crate::{
     images::Images,
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
-    status::{Refusal, Status, StatusRequest},
+    status::{BrakeRequest, Refusal, Status, StatusRequest},
     store::{ChunkStore, PutError, StoreError},
     transport::{FetchError, Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
@@ -58,6 +66,8 @@ use crate::{
 };
 use attempts::Devices;
 use coordinator::Fleet;
+use evidence::Evidence;
+use safety::{Brakes, Revocations};
 pub use start::{RunError, run};
 
 /// What happened outside the loop.
@@ -81,6 +91,13 @@ enum Event {
     Synced(Box<Result<SyncResponse, UplinkError>>),
     Refreshed(Box<Refreshed>),
     Gossip(Gossip),
+    Evidence {
+        campaign: CampaignId,
+        digest: Sha256,
+        found: Result<Bytes, UplinkError>,
+    },
+    Renewed(Result<String, UplinkError>),
+    Brake(BrakeRequest),
     Facts {
         device: DeviceId,
         facts: Option<DeviceFacts>,
@@ -161,6 +178,12 @@ struct Runtime {
     fetches: BTreeMap<FetchId, AbortHandle>,
     traffic: Traffic,
     fleet: Fleet,
+    evidence: Evidence,
+    brakes: Brakes,
+    revocations: Revocations,
+    /// This node's record, as it was signed last.
+    record: NodeRecord,
+    renew_at: Option<Instant>,
     devices: Devices,
     refusals: VecDeque<Refusal>,
     last_error: Option<String>,
@@ -191,6 +214,7 @@ impl Runtime {
                 self.tell_swarm(swarm::Input::Tick)?;
             }
             self.sync_if_due()?;
+            self.renew_if_due();
         }
         info!("shutting down");
         drop(events);
@@ -215,6 +239,16 @@ impl Runtime {
             Event::Synced(result) => self.on_synced(*result),
             Event::Refreshed(refreshed) => self.on_refreshed(*refreshed),
             Event::Gossip(gossip) => self.on_gossip(gossip),
+            Event::Evidence {
+                campaign,
+                digest,
+                found,
+            } => self.on_evidence(&campaign, digest, found),
+            Event::Renewed(answer) => self.on_renewed(answer),
+            Event::Brake(BrakeRequest { envelope, answer }) => {
+                answer.send(self.learn_brake(&envelope)).ok(); // whoever brought it may have gone
+                self.consider()
+            }
             Event::Facts { device, facts } => self.on_facts(&device, facts),
             Event::News(news) => self.on_news(news),
             Event::AttemptEnded { device, result } => self.on_attempt_ended(&device, result),
@@ -465,6 +499,7 @@ impl Runtime {
                 for (artifact, pieces) in holdings {
                     self.transport.send(&peer, PeerMessage::Holds { artifact, pieces });
                 }
+                self.tell_newcomer(&peer);
                 swarm::Input::PeerUp { peer }
             }
             TransportEvent::Down(peer) => swarm::Input::PeerDown { peer },
@@ -480,6 +515,7 @@ impl Runtime {
                 swarm::Input::PeerDropped { peer, artifact }
             }
             TransportEvent::Said(_, PeerMessage::Hello { .. }) => return Ok(()),
+            TransportEvent::Said(peer, message) => return self.on_peer_word(&peer, &message),
         };
         self.tell_swarm(input)
     }
@@ -540,6 +576,9 @@ impl Runtime {
             devices: self.devices.facts(),
             attempts: self.devices.attempts(),
             refusals: self.refusals.iter().cloned().collect(),
+            brakes: self.brakes.all().cloned().collect(),
+            revocations_version: self.revocations.list.version,
+            certificate_until: certificate_validity(&self.identity.certificate()).map(|(_, until)| until).ok(),
             audit: self.audit.status(),
             last_error: self.last_error.clone(),
         }

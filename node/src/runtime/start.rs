@@ -2,7 +2,7 @@
 
 use std::{
     fs, io,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -163,7 +163,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let record = NodeRecord {
         node: settings.node.clone(),
         path: settings.path.clone(),
-        certificate: hex::encode(&identity.certificate),
+        certificate: hex::encode(identity.certificate()),
         data_addr: settings.data.advertise.unwrap_or(data).to_string(),
         mesh_addr: mesh.address.to_string(),
         // Over a lost state folder too, the newest record wins.
@@ -188,6 +188,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let image_tls = identity.image_server_config()?;
     let uplink = Uplink::new(settings.coordinator_url.clone(), identity.client_config()?).map_err(RunError::Client)?;
     let (status_tx, status_rx) = mpsc::channel(16);
+    let (brakes_tx, brakes_rx) = mpsc::channel(16);
     let mut runtime = Runtime {
         swarm: Swarm::new(
             settings.node.clone(),
@@ -197,6 +198,11 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         ),
         devices: Devices::new(backends, journal.standings()?),
         fleet: Fleet::new(own_record.clone()),
+        evidence: super::evidence::Evidence::default(),
+        brakes: super::safety::Brakes::default(),
+        revocations: super::safety::Revocations::default(),
+        record,
+        renew_at: None,
         identity,
         started: Instant::now(),
         journal,
@@ -232,12 +238,17 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     services.spawn(images.serve(images_listener, image_tls, cancel.child_token()));
     let status_cancel = cancel.child_token();
     services.spawn(async move {
-        if let Err(error) = status::serve(status_listener, status_tx, status_cancel).await {
+        let runtime = status::Runtime {
+            status: status_tx,
+            brakes: brakes_tx,
+        };
+        if let Err(error) = status::serve(status_listener, runtime, status_cancel).await {
             warn!(%error, "the status API stopped");
         }
     });
     services.spawn(pump(transport_rx, events.clone(), Event::Transport));
     services.spawn(pump(mesh.gossip, events.clone(), Event::Gossip));
+    services.spawn(pump(brakes_rx, events.clone(), Event::Brake));
     services.spawn(pump(status_rx, events, Event::Status));
     let result = runtime.main_loop(event_rx).await;
     cancel.cancel();
@@ -287,23 +298,13 @@ async fn identity(settings: &Settings, key: NodeKey, cancel: &CancellationToken)
 }
 
 async fn ask_for_certificate(settings: &Settings, key: &NodeKey, certificate: &Path) -> Result<(), EnrolError> {
-    let advertised = settings
-        .images
-        .advertise_host
-        .as_ref()
-        .and_then(|host| host.parse::<IpAddr>().ok());
-    let addresses: Vec<_> = [Some(settings.images.listen.ip()), advertised]
-        .into_iter()
-        .flatten()
-        .filter(|ip| !ip.is_unspecified())
-        .collect();
     enrol(
         &settings.coordinator_url,
         &settings.fleet_ca_pem,
         settings.token_file.as_deref(),
         &settings.node,
         key,
-        &addresses,
+        &super::renewal::addresses(settings),
         certificate,
     )
     .await

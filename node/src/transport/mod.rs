@@ -230,7 +230,7 @@ impl Transport {
         let gone: Vec<_> = peers
             .control
             .keys()
-            .filter(|id| !roster.contains_key(*id))
+            .filter(|id| roster.get(*id).map(|now| &now.key) != peers.roster.get(*id).map(|before| &before.key))
             .cloned()
             .collect();
         for peer in gone {
@@ -513,13 +513,13 @@ impl Transport {
             };
             match (greeted, &message) {
                 (false, PeerMessage::Hello { .. }) => greeted = true,
-                (true, PeerMessage::Holds { .. } | PeerMessage::Got { .. } | PeerMessage::Dropped { .. }) => {
-                    self.report(TransportEvent::Said(peer.clone(), message)).await;
-                }
-                _ => {
+                (true, PeerMessage::Hello { .. }) | (false, _) => {
                     let reason = "sent a message out of turn";
                     self.report(TransportEvent::Misbehaved(peer.clone(), reason)).await;
                     return;
+                }
+                (true, _) => {
+                    self.report(TransportEvent::Said(peer.clone(), message)).await;
                 }
             }
         }
@@ -528,8 +528,9 @@ impl Transport {
     /// Answers slice requests until the peer goes.
     async fn serve(&self, peer: &NodeId, connection: &quinn::Connection) {
         while let Ok((send, recv)) = connection.accept_bi().await {
-            if self.peers().banned.contains(peer) {
-                connection.close(1_u32.into(), b"banned");
+            // Whoever was revoked or banned since the handshake is served no more.
+            if let Err(reason) = self.member(connection) {
+                connection.close(1_u32.into(), reason.as_bytes());
                 return;
             }
             let (transport, peer) = (self.clone(), peer.clone());

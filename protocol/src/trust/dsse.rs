@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     Verified,
-    keys::{KeyId, KeySet, SecretKey, SignatureError},
+    keys::{KeyId, KeySet, PublicKey, SecretKey, SignatureError},
 };
 use crate::limits::ENVELOPE_BYTES_MAX;
 
@@ -79,15 +79,32 @@ impl Envelope {
     #[must_use]
     pub fn sign<'k>(payload_type: &str, payload: Vec<u8>, keys: impl IntoIterator<Item = &'k SecretKey>) -> Self {
         let pae = pre_authentication_encoding(payload_type, &payload);
-        let by = |key: &SecretKey| EnvelopeSignature {
-            keyid: key.public().id(),
-            sig: key.sign(&pae).to_vec(),
+        let by = |key: &SecretKey| (key.public(), key.sign(&pae));
+        let signatures: Vec<_> = keys.into_iter().map(by).collect();
+        Self::with_signatures(payload_type, payload, signatures)
+    }
+
+    /// What has to be signed for `payload` to count as a `payload_type`: for keys that are not in memory.
+    #[must_use]
+    pub fn to_be_signed(payload_type: &str, payload: &[u8]) -> Vec<u8> {
+        pre_authentication_encoding(payload_type, payload)
+    }
+
+    /// Puts an envelope together from signatures over [`Self::to_be_signed`].
+    #[must_use]
+    pub fn with_signatures(
+        payload_type: &str,
+        payload: Vec<u8>,
+        signatures: impl IntoIterator<Item = (PublicKey, [u8; 64])>,
+    ) -> Self {
+        let signed = |(key, sig): (PublicKey, [u8; 64])| EnvelopeSignature {
+            keyid: key.id(),
+            sig: sig.to_vec(),
         };
-        let signatures = keys.into_iter().map(by).collect();
         Self {
             payload,
             payload_type: payload_type.to_owned(),
-            signatures,
+            signatures: signatures.into_iter().map(signed).collect(),
         }
     }
 

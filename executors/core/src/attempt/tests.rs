@@ -557,6 +557,7 @@ fn goal(kind: PermitKind, version: &str) -> Goal {
     Goal {
         device: DeviceId::new("d1").unwrap(),
         campaign: CampaignId::new("spring").unwrap(),
+        manifest_sha256: Sha256::of(b"manifest"),
         wave: 0,
         kind,
         permit_sequence: 1,

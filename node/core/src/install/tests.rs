@@ -129,7 +129,7 @@ struct Case {
     attempts: BTreeMap<(DeviceId, PermitKind), AttemptStanding>,
     now: i64,
     brakes: BTreeSet<Braked>,
-    gates: BTreeMap<u32, WaveEvidence>,
+    gate: Option<WaveEvidence>,
     evidence_is_here: bool,
 }
 
@@ -149,7 +149,7 @@ impl Case {
             attempts: BTreeMap::new(),
             now: 500,
             brakes: BTreeSet::new(),
-            gates: BTreeMap::new(),
+            gate: None,
             evidence_is_here: true,
         }
     }
@@ -182,7 +182,7 @@ impl Case {
                 engaged_elsewhere: None,
                 security_epoch: 1,
                 brakes: &self.brakes,
-                gates: &self.gates,
+                gate: self.gate.as_ref(),
                 evidence_is_here: self.evidence_is_here,
                 wave_opened: Some(self.permit.issued),
             },
@@ -218,7 +218,7 @@ fn report(device: &str, state: AttemptState, signed_by: &SecretKey) -> Envelope 
     Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report).unwrap(), [signed_by])
 }
 
-fn evidence(reports: Vec<Envelope>) -> Result<BTreeMap<u32, WaveEvidence>, EvidenceError> {
+fn evidence(reports: Vec<Envelope>) -> Result<Option<WaveEvidence>, EvidenceError> {
     let campaign = campaign();
     let document = GateEvidence {
         campaign: campaign.manifest.id.clone(),
@@ -228,7 +228,7 @@ fn evidence(reports: Vec<Envelope>) -> Result<BTreeMap<u32, WaveEvidence>, Evide
     };
     let mut wave = WaveEvidence::new(0);
     wave.add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, &document)?;
-    Ok([(0, wave)].into())
+    Ok(Some(wave))
 }
 
 #[test]
@@ -298,7 +298,7 @@ fn a_rollback_goes_to_the_previous_release_and_only_after_an_update() {
     back.permit.kind = PermitKind::Rollback;
     back.permit.expires = WallTime::from_unix_seconds(9_000);
     back.attempts.insert((d1, PermitKind::Update), AttemptStanding::InFlight);
-    back.gates = evidence(vec![report("d1", AttemptState::Failed, &key("n1"))]).unwrap();
+    back.gate = evidence(vec![report("d1", AttemptState::Failed, &key("n1"))]).unwrap();
     back.now = 3_000;
     assert_eq!(back.decide().unwrap().release, release("1"));
     let d1 = DeviceId::new("d1").unwrap();
@@ -340,9 +340,9 @@ fn a_wave_starts_only_on_the_nodes_own_signed_reports_that_its_gate_passed() {
     use AttemptState::{Quarantined, Success};
     let n1 = key("n1");
     let good = |device| report(device, Success, &n1);
-    let with = |gates| {
+    let with = |gate| {
         let mut case = Case::of_wave_1();
-        case.gates = gates;
+        case.gate = gate;
         case.decide()
     };
     let not_shown = |found| {
@@ -352,7 +352,7 @@ fn a_wave_starts_only_on_the_nodes_own_signed_reports_that_its_gate_passed() {
             found,
         })
     };
-    assert_eq!(with(BTreeMap::new()), not_shown(GateVerdict::Unknown));
+    assert_eq!(with(None), not_shown(GateVerdict::Unknown));
     assert_eq!(with(evidence(vec![good("d1")]).unwrap()), not_shown(GateVerdict::Unknown));
     let failed = vec![good("d1"), report("d2", Quarantined, &n1)];
     assert_eq!(with(evidence(failed).unwrap()), not_shown(GateVerdict::Fail));
@@ -393,7 +393,7 @@ fn soak_time_is_kept_against_a_coordinator_in_a_hurry() {
     let good = ["d1", "d2"].map(|device| report(device, AttemptState::Success, &n1));
     let mut case = Case::of_wave_1();
     case.campaign.manifest.gate.soak_s = 300;
-    case.gates = evidence(good.to_vec()).unwrap();
+    case.gate = evidence(good.to_vec()).unwrap();
     let until = WallTime::from_unix_seconds(700);
     assert_eq!(case.decide(), Err(Hold::Soaking { wave: 0, until }));
     case.now = 700;
@@ -408,10 +408,10 @@ fn a_rollback_needs_a_gate_that_failed_or_a_wave_that_fell_silent() {
     case.attempts
         .insert((DeviceId::new("d1").unwrap(), PermitKind::Update), AttemptStanding::Ended);
     assert!(matches!(case.decide(), Err(Hold::GateNotShown { needed: "failed", .. })));
-    case.gates = evidence(vec![report("d2", AttemptState::Failed, &n1)]).unwrap();
+    case.gate = evidence(vec![report("d2", AttemptState::Failed, &n1)]).unwrap();
     assert_eq!(case.decide().unwrap().release, release("1"));
     // Nobody says how d2 ended, and its deadline is over.
-    case.gates = evidence(vec![report("d1", AttemptState::Success, &n1)]).unwrap();
+    case.gate = evidence(vec![report("d1", AttemptState::Success, &n1)]).unwrap();
     assert!(case.decide().is_err());
     case.now = 600;
     assert!(case.decide().is_ok());

@@ -438,6 +438,7 @@ impl Lab {
         Goal {
             device: device.id.clone(),
             campaign: CampaignId::new("spring").unwrap(),
+            manifest_sha256: Sha256::of(b"manifest"),
             wave: 0,
             kind,
             permit_sequence: 1,

@@ -1,0 +1,210 @@
+//! Evidence for gates: fetched by the digests that permits name, from the coordinator or from the mesh, verified, and
+//! kept as long as a permit rests on it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::PathBuf,
+};
+
+use bytes::Bytes;
+use firmesh_node_core::approved::ApprovedCampaign;
+use firmesh_protocol::{
+    evidence::{EVIDENCE_TYPE, EvidenceError, GateEvidence, WaveEvidence},
+    ids::{CampaignId, Sha256},
+    limits::EVIDENCE_BYTES_MAX,
+    report::Permit,
+    trust::{Envelope, EnvelopeError},
+};
+use tracing::{debug, info, warn};
+
+use super::{Chain, Event, Runtime, coordinator::permit_keys};
+use crate::{
+    files::write_durably,
+    mesh::{GOSSIP_BYTES_MAX, MeshCommand, Topic},
+    uplink::UplinkError,
+};
+
+/// Documents kept in memory: the gates of many waves. More are fetched again when they are wanted.
+const DOCUMENTS_MAX: usize = 4_096;
+
+/// What a permit's evidence says, once it is all here.
+#[derive(Debug)]
+pub(super) enum Shown {
+    /// Parts are on their way.
+    Missing,
+    /// It is what the reports say.
+    Wave(WaveEvidence),
+    /// It was refused, or there is none.
+    Nothing,
+}
+
+/// The evidence at hand.
+#[derive(Debug, Default)]
+pub(super) struct Evidence {
+    documents: BTreeMap<Sha256, GateEvidence>,
+    fetching: BTreeSet<Sha256>,
+    /// What was found for permits: checked once, because it costs a signature a report.
+    shown: BTreeMap<(CampaignId, u64), Option<WaveEvidence>>,
+}
+
+/// Why a document is not evidence.
+#[derive(Debug, thiserror::Error)]
+enum DocumentError {
+    #[error(transparent)]
+    Envelope(#[from] EnvelopeError),
+    #[error("the evidence has the digest {found}, the permit names {wanted}")]
+    OtherDigest { found: Sha256, wanted: Sha256 },
+}
+
+impl Runtime {
+    fn evidence_file(&self, digest: &Sha256) -> PathBuf {
+        self.settings.state_dir.join("evidence").join(format!("{digest}.json"))
+    }
+
+    /// Begins to fetch the evidence that a permit names and that is not here.
+    pub(super) fn want_evidence(&mut self, permit: &Permit) {
+        for digest in &permit.evidence {
+            let evidence = &mut self.evidence;
+            if evidence.documents.contains_key(digest) || !evidence.fetching.insert(*digest) {
+                continue;
+            }
+            let (digest, campaign) = (*digest, permit.campaign.clone());
+            let (uplink, file) = (self.uplink.clone(), self.evidence_file(&digest));
+            self.spawn(async move {
+                let stored = tokio::fs::read(&file).await;
+                let found = match stored {
+                    Ok(bytes) if bytes.len() as u64 <= EVIDENCE_BYTES_MAX && Sha256::of(&bytes) == digest => {
+                        Ok(Bytes::from(bytes))
+                    }
+                    _ => uplink.evidence(&digest).await,
+                };
+                Event::Evidence {
+                    campaign,
+                    digest,
+                    found,
+                }
+            });
+        }
+    }
+
+    pub(super) fn on_evidence(
+        &mut self,
+        campaign: &CampaignId,
+        digest: Sha256,
+        found: Result<Bytes, UplinkError>,
+    ) -> Result<(), firmesh_executors::JournalError> {
+        self.evidence.fetching.remove(&digest);
+        let bytes = match found {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                // The mesh may bring it; the permit's next consideration asks again.
+                debug!(%campaign, %digest, error = %Chain(&error), "evidence was not to be had");
+                return Ok(());
+            }
+        };
+        if let Err(error) = self.keep_evidence(campaign, digest, &bytes) {
+            self.refuse("bad_evidence", format!("campaign {campaign}: {}", Chain(&error)));
+            return Ok(());
+        }
+        if bytes.len() <= GOSSIP_BYTES_MAX {
+            self.tell_mesh(MeshCommand::Publish(Topic::Evidence, bytes.to_vec()));
+        }
+        self.consider()
+    }
+
+    /// Takes evidence from the mesh; answers whether to pass it on: whatever a coordinator signed that some approved
+    /// campaign names.
+    pub(super) fn hear_evidence(&mut self, bytes: &[u8]) -> bool {
+        let digest = Sha256::of(bytes);
+        let known: Vec<_> = self.fleet.campaigns.keys().cloned().collect();
+        known.iter().any(|campaign| self.keep_evidence(campaign, digest, bytes).is_ok())
+    }
+
+    fn keep_evidence(&mut self, campaign: &CampaignId, wanted: Sha256, bytes: &[u8]) -> Result<(), DocumentError> {
+        let found = Sha256::of(bytes);
+        if found != wanted {
+            return Err(DocumentError::OtherDigest { found, wanted });
+        }
+        let Some(approved) = self.fleet.campaigns.get(campaign) else {
+            return Ok(());
+        };
+        let envelope = Envelope::from_bytes(bytes)?;
+        let document = envelope.open::<GateEvidence>(&permit_keys(approved), EVIDENCE_TYPE)?.into_inner();
+        if self.evidence.documents.len() >= DOCUMENTS_MAX {
+            self.evidence.documents.clear();
+        }
+        let is_new = self.evidence.documents.insert(found, document).is_none();
+        let file = self.evidence_file(&found);
+        if is_new && !file.exists() {
+            let folder = file.parent().map_or(Ok(()), fs::create_dir_all);
+            if let Err(error) = folder.and_then(|()| write_durably(&file, bytes, 0o600)) {
+                self.local_error(&error);
+            }
+        }
+        Ok(())
+    }
+
+    /// What a permit's evidence shows. Asks again for what is missing.
+    pub(super) fn shown_by(&mut self, permit: &Permit) -> Shown {
+        let key = (permit.campaign.clone(), permit.sequence);
+        if let Some(shown) = self.evidence.shown.get(&key) {
+            return shown.clone().map_or(Shown::Nothing, Shown::Wave);
+        }
+        let (Some(wave), false) = (permit.gate(), permit.evidence.is_empty()) else {
+            return Shown::Nothing;
+        };
+        let documents = permit.evidence.iter().map(|digest| self.evidence.documents.get(digest));
+        let Some(documents) = documents.collect::<Option<Vec<_>>>() else {
+            self.want_evidence(permit);
+            return Shown::Missing;
+        };
+        let Some(campaign) = self.fleet.campaigns.get(&permit.campaign) else {
+            return Shown::Missing;
+        };
+        let shown = match wave_evidence(campaign, wave, &documents) {
+            Ok(shown) => {
+                info!(campaign = %key.0, wave, reports = shown.reports(), "evidence verified");
+                Some(shown)
+            }
+            Err(error) => {
+                let detail = format!("permit {} of campaign {}: {}", key.1, key.0, Chain(&error));
+                self.refuse(error.code(), detail);
+                None
+            }
+        };
+        self.evidence.shown.insert(key, shown.clone());
+        shown.map_or(Shown::Nothing, Shown::Wave)
+    }
+
+    /// Forgets what no permit rests on any more, in memory and on disk.
+    pub(super) fn prune_evidence<'a>(&mut self, permits: impl Iterator<Item = &'a Permit>) {
+        let wanted: BTreeSet<_> = permits.flat_map(|permit| &permit.evidence).collect();
+        self.evidence.documents.retain(|digest, _| wanted.contains(digest));
+        let files = match fs::read_dir(self.settings.state_dir.join("evidence")) {
+            Ok(files) => files,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => return self.local_error(&error),
+        };
+        for file in files.flatten().map(|entry| entry.path()) {
+            let digest = file.file_stem().and_then(|stem| stem.to_str()?.parse::<Sha256>().ok());
+            if !digest.is_some_and(|digest| wanted.contains(&digest))
+                && let Err(error) = fs::remove_file(&file)
+            {
+                warn!(file = %file.display(), %error, "an old file stays");
+            }
+        }
+    }
+}
+
+fn wave_evidence(
+    campaign: &ApprovedCampaign,
+    wave: u32,
+    documents: &[&GateEvidence],
+) -> Result<WaveEvidence, EvidenceError> {
+    let mut shown = WaveEvidence::new(wave);
+    for document in documents {
+        shown.add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, document)?;
+    }
+    Ok(shown)
+}

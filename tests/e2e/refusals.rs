@@ -3,7 +3,7 @@
 //! The attacker here owns everything but people's keys: the coordinator, its disk, the online keys, the permit key, the
 //! fleet CA and the network. Every forgery comes with a fresh snapshot and timestamp, properly signed, and with a permit.
 
-use std::{collections::BTreeMap, fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use firmesh_protocol::{
@@ -35,6 +35,8 @@ const ROOT: u8 = 10;
 const RELEASES: u8 = 20;
 const APPROVERS: u8 = 30;
 const ONLINE: u8 = 40;
+/// The node has a key of its own.
+const NODE: u8 = 50;
 
 /// A forgery: what it is, how it is made, and the name it has to be refused by.
 type Forgery = (&'static str, fn(&mut Forger) -> Result<()>, &'static str);
@@ -257,6 +259,7 @@ impl Forger {
                 from_version: "1.0.0".to_owned(),
                 previous: None,
             }]],
+            nodes: [("n1".parse()?, key(NODE).public())].into(),
             held: Vec::new(),
         };
         let plan = plan.to_bytes();
@@ -284,6 +287,8 @@ impl Forger {
             kind: PermitKind::Update,
             wave: 0,
             sequence: 1,
+            epoch: 1,
+            evidence: Vec::new(),
             issued: now(),
             expires: now() + DAY,
             devices: vec!["d1".parse()?],
@@ -437,6 +442,7 @@ impl Victim {
         fs::write(root.join("trust/1.root.json"), &forger.files["1.root.json"].1)?;
         fs::write(root.join("fleet-ca.pem"), &rogue.ca_pem)?;
         fs::write(root.join("token"), "any")?;
+        write_node_key(root)?;
         write_host(&host)?;
         let config = format!(
             "{}[[device]]\nid = \"d1\"\ncomponent = \"host\"\nexecutor = {{ {} }}\n",
@@ -486,6 +492,15 @@ impl Victim {
         ensure!(contents(&self.host)? == self.before, "the device was touched");
         Ok(())
     }
+}
+
+/// The key that the plan names for the node.
+fn write_node_key(root: &Path) -> Result<()> {
+    let state = root.join("state");
+    fs::create_dir_all(&state)?;
+    let file = state.join("node.key");
+    fs::write(&file, key(NODE).to_pem().as_bytes())?;
+    Ok(fs::set_permissions(&file, fs::Permissions::from_mode(0o600))?)
 }
 
 /// An A/B host that runs 1.0.0 from slot A, as files.

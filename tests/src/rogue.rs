@@ -50,6 +50,12 @@ pub struct Wares {
     pub campaigns: Vec<CampaignId>,
     /// Permits it hands out.
     pub permits: Vec<Envelope>,
+    /// Brakes it hands out.
+    pub brakes: Vec<Envelope>,
+    /// The revocation list it hands out.
+    pub revocations: Option<Envelope>,
+    /// Evidence by digest.
+    pub evidence: BTreeMap<String, Vec<u8>>,
     /// How often somebody asked for a slice of an image.
     pub slices_asked: usize,
     /// The devices that the node reported last.
@@ -109,6 +115,7 @@ impl Rogue {
             .route("/node/v1/metadata/{name}", get(metadata))
             .route("/node/v1/targets/campaigns/{name}", get(manifest))
             .route("/node/v1/plans/{digest}", get(plan))
+            .route("/node/v1/evidence/{digest}", get(evidence))
             .route("/node/v1/artifacts/{id}/slice", get(slice))
             .with_state(desk);
         let handle = Handle::new();
@@ -165,6 +172,9 @@ async fn sync(State(desk): State<Desk>, Json(request): Json<SyncRequest>) -> Jso
         campaigns: wares.campaigns.clone(),
         roster: Some(vec![request.record]),
         roster_version: 1,
+        brakes: Some(wares.brakes.clone()),
+        brakes_version: wares.brakes.len() as u64,
+        revocations: wares.revocations.clone(),
         audit: None,
     })
 }
@@ -179,6 +189,10 @@ async fn manifest(State(desk): State<Desk>, Path(name): Path<String>) -> Respons
 
 async fn plan(State(desk): State<Desk>, Path(digest): Path<String>) -> Response {
     found(lock(&desk.wares).plans.get(&digest).cloned())
+}
+
+async fn evidence(State(desk): State<Desk>, Path(digest): Path<String>) -> Response {
+    found(lock(&desk.wares).evidence.get(&digest).cloned())
 }
 
 #[derive(Debug, Deserialize)]

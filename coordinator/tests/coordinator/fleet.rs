@@ -15,7 +15,7 @@ use firmesh_protocol::{
     },
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256},
     manifest::{
-        Artifact, CampaignManifest, Caps, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA, ReleaseInfo,
+        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA, ReleaseInfo,
         ReleaseRef, Reversibility, Selector, Strategy,
     },
     report::{
@@ -305,6 +305,7 @@ impl Fleet {
                 attempt_s: 600,
                 back_s: 60,
             },
+            constraints: Constraints::default(),
             automatic_rollback: true,
             permit_keys: vec![self.about.permit_key.clone()],
             plan_sha256: Sha256::of(b""),
@@ -516,6 +517,7 @@ impl NodeProcess {
     fn report(&self, device: &DeviceId, state: AttemptState, sequence: u64) -> Envelope {
         let report = AttemptReport {
             campaign: CampaignId::new("spring").unwrap(),
+            manifest_sha256: Sha256::of(b"manifest"),
             wave: 0,
             kind: PermitKind::Update,
             permit_sequence: 1,
@@ -556,6 +558,9 @@ impl NodeProcess {
             banned: BTreeMap::new(),
             roster_version: 0,
             permits_seen: BTreeMap::new(),
+            brakes: Vec::new(),
+            brakes_version: 0,
+            revocations_version: 0,
             audit: AuditSeen::default(),
         }
     }

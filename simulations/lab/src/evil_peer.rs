@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{Args, ValueEnum};
 use firmesh_node::BLOBS_ALPN;
 use firmesh_protocol::{
-    api::{EnrolRequest, EnrolResponse, SyncRequest, SyncResponse, Traffic},
+    api::{AuditSeen, EnrolRequest, EnrolResponse, SyncRequest, SyncResponse, Traffic},
     identity::NodeIdentity,
     ids::{NodeId, TopologyPath},
     pieces::PieceSet,
@@ -193,6 +193,9 @@ impl Stolen {
             banned: [].into(),
             roster_version: 0,
             permits_seen: [].into(),
+            brakes: Vec::new(),
+            brakes_version: 0,
+            revocations_version: 0,
             audit: AuditSeen::default(),
         };
         let mut every = tokio::time::interval(Duration::from_secs(1));

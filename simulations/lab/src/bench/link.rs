@@ -42,6 +42,9 @@ struct End {
     store: Arc<dyn ChunkStore>,
 }
 
+/// The certificates outlive any measurement.
+const VALIDITY: Duration = Duration::from_secs(86_400);
+
 impl End {
     async fn open(authority: &Authority, folder: &Path, name: &str, now: WallTime) -> Result<Self> {
         let folder = folder.join(name);
@@ -49,12 +52,9 @@ impl End {
         let key = NodeKey::load_or_create(&folder.join("node.key"))?;
         let (id, path): (NodeId, TopologyPath) = (name.parse()?, format!("bench/rack/{name}").parse()?);
         let request = key.certificate_request(&id, &[])?;
-        let certificate = authority.issue_node(&id, &path, &request, now)?;
-        let identity = Identity {
-            key,
-            certificate: CertificateDer::from_pem_slice(certificate.pem.as_bytes())?,
-            fleet_ca: authority.ca_der().clone(),
-        };
+        let certificate = authority.issue_node(&id, &path, &request, now, VALIDITY)?;
+        let certificate = CertificateDer::from_pem_slice(certificate.pem.as_bytes())?;
+        let identity = Identity::new(key, certificate, authority.ca_der().clone())?;
         let store: Arc<dyn ChunkStore> = Arc::new(IrohStore::open(&folder.join("store")).await?);
         let (events, mut ignored) = mpsc::channel(64);
         tokio::spawn(async move { while ignored.recv().await.is_some() {} });

@@ -11,7 +11,7 @@ use firmesh_coordinator::ceremony::{
 use firmesh_protocol::{
     api::{About, PlanRequest, PlanResponse, Published},
     ids::{CampaignId, Component},
-    manifest::{Artifact, Caps, Deadlines, GateRule, Release, Reversibility, Selector, Strategy},
+    manifest::{Artifact, Caps, Constraints, Deadlines, GateRule, Release, Reversibility, Selector, Strategy},
     time::WallTime,
     trust::{Ceremony, SecretKey, Signers},
     units::BasisPoints,
@@ -153,6 +153,7 @@ impl People {
                 attempt_s: 120,
                 back_s: 20,
             },
+            constraints: Constraints::default(),
             automatic_rollback: true,
             permit_keys: Vec::new(),
         };

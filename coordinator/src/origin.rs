@@ -158,15 +158,15 @@ impl Origin {
         })
     }
 
+    /// The whole artifact, to be read from its beginning. Whoever reads it checks it.
+    pub(crate) async fn file(&self, artifact: &Artifact) -> Result<tokio::fs::File, SliceError> {
+        let opened = tokio::fs::File::open(self.data_path(artifact.id)).await;
+        opened.map_err(|source| unreadable(artifact.id, source))
+    }
+
     /// Reads one slice, encoded with its proof. Blocks.
     pub(crate) fn slice(&self, artifact: &Artifact, range: &Range<u64>) -> Result<Vec<u8>, SliceError> {
-        let disk = |source: io::Error| match source.kind() {
-            io::ErrorKind::NotFound => SliceError::Unknown(artifact.id),
-            _ => SliceError::Disk {
-                id: artifact.id,
-                source,
-            },
-        };
+        let disk = |source| unreadable(artifact.id, source);
         let data = File::open(self.data_path(artifact.id)).map_err(disk)?;
         let tree = self.tree(artifact).map_err(disk)?;
         Ok(encode(data, &tree, range)?)
@@ -201,6 +201,13 @@ impl Origin {
 
     fn tree_path(&self, id: ArtifactId) -> PathBuf {
         self.folder.join(format!("{id}.tree"))
+    }
+}
+
+fn unreadable(id: ArtifactId, source: io::Error) -> SliceError {
+    match source.kind() {
+        io::ErrorKind::NotFound => SliceError::Unknown(id),
+        _ => SliceError::Disk { id, source },
     }
 }
 

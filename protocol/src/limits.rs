@@ -57,3 +57,12 @@ pub const NODE_DEVICES_MAX: usize = 1_000;
 
 /// A reason shown to people: a sentence or two, never a transcript.
 pub const REASON_BYTES_MAX: usize = 2_000;
+
+/// Delegated roles asked for one target: python-tuf stops at the same number.
+pub const ROLES_VISITED_MAX: usize = 32;
+
+/// Bits that choose a hash bin; the specification's extension (TAP 15) has no more.
+pub const SUCCINCT_BITS_MAX: u32 = 32;
+
+/// A file name that a version in front, `.json` behind and a temporary suffix still fit on every file system (255).
+pub const FILE_NAME_BYTES_MAX: usize = 200;

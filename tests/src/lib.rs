@@ -5,6 +5,7 @@
 pub mod binaries;
 pub mod cluster;
 pub mod operator;
+pub mod packages;
 pub mod process;
 pub mod rogue;
 pub mod setup;

@@ -6,6 +6,7 @@ mod nodes;
 mod operators;
 mod problem;
 mod stream;
+mod targets;
 mod tls;
 
 use std::sync::Arc;

@@ -28,7 +28,7 @@ use tracing::info;
 use super::{
     App, audit,
     problem::{Body, Failure},
-    stream,
+    stream, targets,
 };
 use crate::{
     publish::PUBLICATION_BYTES_MAX,
@@ -51,6 +51,7 @@ pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
             post(publish).layer(DefaultBodyLimit::max(PUBLICATION_BYTES_MAX)),
         )
         .route("/api/v1/metadata/{file}", get(metadata))
+        .route("/api/v1/targets/{*path}", get(targets::target))
         .route("/api/v1/releases", get(releases))
         .route("/api/v1/nodes", get(nodes).post(new_node))
         .route("/api/v1/nodes/{id}", get(node))

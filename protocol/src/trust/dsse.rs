@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
     Verified,
-    keys::{KeyId, KeySet, PublicKey, SecretKey, SignatureError},
+    key_set::{KeySet, SignatureError},
+    keys::{KeyId, PublicKey, SecretKey},
 };
 use crate::limits::ENVELOPE_BYTES_MAX;
 
@@ -144,7 +145,7 @@ impl Envelope {
         let signatures = self
             .signatures
             .iter()
-            .map(|signed| (&signed.keyid, signed.sig.as_slice().try_into().ok()));
+            .map(|signed| (&signed.keyid, Some(signed.sig.as_slice())));
         keys.enough(keys.good(&pae, signatures)?.len())?;
         Ok(&self.payload)
     }

@@ -5,7 +5,8 @@
 
 use super::{
     Verified,
-    keys::{KeySet, KeySetError, PublicKey},
+    key_set::{KeySet, KeySetError},
+    keys::PublicKey,
     metadata::{Kind, Target, Targets},
     verify::{CAMPAIGNS, RELEASES, TrustedMetadata},
 };

@@ -35,24 +35,30 @@ fn write_canonical(value: &Value, out: &mut Vec<u8>) {
         Value::String(text) => write_text(text, out),
         Value::Array(items) => write_list(out, b'[', b']', items, write_canonical),
         Value::Object(fields) => {
-            let sorted: BTreeMap<_, _> = fields.iter().collect();
-            write_list(out, b'{', b'}', sorted, |(name, value), out| {
+            let write = |(name, value): (&String, &Value), out: &mut Vec<u8>| {
                 write_text(name, out);
                 out.push(b':');
                 write_canonical(value, out);
-            });
+            };
+            // They are, unless a build keeps fields in the order of their text.
+            if fields.keys().is_sorted() {
+                write_list(out, b'{', b'}', fields, write);
+            } else {
+                write_list(out, b'{', b'}', fields.iter().collect::<BTreeMap<_, _>>(), write);
+            }
         }
     }
 }
 
 fn write_text(text: &str, out: &mut Vec<u8>) {
     out.push(b'"');
-    for byte in text.bytes() {
-        if matches!(byte, b'"' | b'\\') {
-            out.push(b'\\');
-        }
-        out.push(byte);
+    let mut rest = text.as_bytes();
+    while let Some(at) = rest.iter().position(|b| matches!(b, b'"' | b'\\')) {
+        out.extend_from_slice(&rest[..at]);
+        out.extend_from_slice(&[b'\\', rest[at]]);
+        rest = &rest[at + 1..];
     }
+    out.extend_from_slice(rest);
     out.push(b'"');
 }
 

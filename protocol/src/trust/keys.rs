@@ -1,24 +1,22 @@
-//! Keys: ed25519 and nothing else, checked when they are loaded.
+//! Keys: what Firmesh signs with is ed25519, checked when it is loaded; key objects of metadata may be of other kinds.
 //!
 //! Invariants: a [`PublicKey`] is a point of large order, so a signature under it names one message; verification is
 //! always strict; a [`SecretKey`] never prints itself and is wiped when dropped.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    ops::Deref,
-    str::FromStr,
-};
+use std::{collections::BTreeMap, fmt, ops::Deref, str::FromStr};
 
 use ed25519_dalek::{
-    Signature as RawSignature, Signer as _, SigningKey, VerifyingKey,
+    Signature as RawSignature, Signer as _, SigningKey, VerifyingKey as RawKey,
     pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, KeypairBytes, spki::der::pem::LineEnding},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::json::canonical;
-use crate::{ids::Sha256, limits::SIGNATURES_MAX};
+use super::{
+    json::canonical,
+    verifying::{KeyPolicy, VerifyingKey},
+};
+use crate::ids::Sha256;
 
 /// Why a key was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -46,6 +44,9 @@ pub enum KeyError {
     /// The text is not an ed25519 key in PKCS#8 PEM.
     #[error("not an ed25519 secret key in PKCS#8 PEM (-----BEGIN PRIVATE KEY-----)")]
     NotPkcs8,
+    /// The text is not a usable P-256 or RSA public key.
+    #[error("not a P-256 key, nor an RSA key of 2048 to 8192 bits, in PEM (-----BEGIN PUBLIC KEY-----)")]
+    NotSpki,
     /// A key id outside its bounds.
     #[error("a key id has 1 to 128 letters, digits, '-' or '_', {0:?} does not")]
     BadKeyId(String),
@@ -59,7 +60,7 @@ pub struct PublicKey([u8; 32]);
 impl PublicKey {
     /// Checks that the bytes are a point and that its order is large.
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
-        let key = VerifyingKey::from_bytes(bytes).map_err(|_| KeyError::NotAPoint {
+        let key = RawKey::from_bytes(bytes).map_err(|_| KeyError::NotAPoint {
             hex: hex::encode(bytes),
         })?;
         if key.is_weak() {
@@ -87,7 +88,7 @@ impl PublicKey {
     #[must_use]
     pub fn verifies(&self, bytes: &[u8], signature: &[u8; 64]) -> bool {
         let signature = RawSignature::from_bytes(signature);
-        VerifyingKey::from_bytes(&self.0).is_ok_and(|key| key.verify_strict(bytes, &signature).is_ok())
+        RawKey::from_bytes(&self.0).is_ok_and(|key| key.verify_strict(bytes, &signature).is_ok())
     }
 }
 
@@ -106,8 +107,9 @@ impl fmt::Debug for PublicKey {
 impl FromStr for PublicKey {
     type Err = KeyError;
     fn from_str(text: &str) -> Result<Self, KeyError> {
-        let bytes = lower_hex(text).ok_or(KeyError::NotHex { length: text.len() })?;
-        Self::from_bytes(&bytes)
+        let bytes = Some(text).filter(|text| text.len() == 64).and_then(lower_hex);
+        let bytes = bytes.and_then(|bytes| bytes.try_into().ok());
+        Self::from_bytes(&bytes.ok_or(KeyError::NotHex { length: text.len() })?)
     }
 }
 
@@ -207,14 +209,14 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// A key object of TUF metadata. Kinds that Firmesh does not verify with are carried along and never count.
+/// A key object of TUF metadata. Kinds that a [`KeyPolicy`] does not accept are carried along and never count.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key {
-    /// `ed25519`, for a key that can count.
+    /// The kind of key, such as `ed25519`.
     pub keytype: String,
-    /// `ed25519`, for a key that can count.
+    /// How it signs, such as `ed25519`.
     pub scheme: String,
-    /// `{"public": <hex>}`, for a key that can count.
+    /// `{"public": <text>}`: hexadecimal for ed25519, PEM for other kinds.
     pub keyval: Value,
     /// Fields this version does not know.
     #[serde(flatten)]
@@ -229,13 +231,19 @@ impl Key {
         KeyId(Sha256::of(&canonical(&object)).to_string())
     }
 
-    /// The ed25519 key; `None` for other kinds of key.
-    pub fn ed25519(&self) -> Result<Option<PublicKey>, KeyError> {
-        if (self.keytype.as_str(), self.scheme.as_str()) != ("ed25519", "ed25519") {
-            return Ok(None);
-        }
+    /// The key to verify with; `None` for a kind that the policy does not accept.
+    pub fn verifying(&self, policy: KeyPolicy) -> Result<Option<VerifyingKey>, KeyError> {
         let public = self.keyval.get("public").and_then(Value::as_str).unwrap_or_default();
-        public.parse().map(Some)
+        let standard = policy == KeyPolicy::Standard;
+        match (self.keytype.as_str(), self.scheme.as_str()) {
+            ("ed25519", "ed25519") => public.parse().map(VerifyingKey::Ed25519).map(Some),
+            // Some repositories name the scheme in both fields.
+            ("ecdsa" | "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp256") if standard => {
+                VerifyingKey::ecdsa_p256(public).map(Some)
+            }
+            ("rsa", "rsassa-pss-sha256") if standard => VerifyingKey::rsa_pss_sha256(public).map(Some),
+            _ => Ok(None),
+        }
     }
 }
 
@@ -250,211 +258,10 @@ impl From<PublicKey> for Key {
     }
 }
 
-/// One signature of a metadata file or envelope.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Signature {
-    /// Whose.
-    pub keyid: KeyId,
-    /// 64 bytes in lower-case hexadecimal. Anything else (some tools write `""` for "still missing") never counts.
-    pub sig: String,
-}
-
-/// Why signatures were not enough.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SignatureError {
-    /// Too few of the role's keys signed.
-    #[error("{role}: {have} of the {need} signatures needed are good")]
-    Threshold {
-        /// The role.
-        role: String,
-        /// Keys of the role with a good signature.
-        have: usize,
-        /// The role's threshold.
-        need: usize,
-    },
-    /// Two signatures bear one key id.
-    #[error("{role}: the key {keyid} stands under two signatures, and a key counts once")]
-    DuplicateSignature {
-        /// The role.
-        role: String,
-        /// The key.
-        keyid: KeyId,
-    },
-    /// More signatures than any threshold needs.
-    #[error("{role}: {count} signatures, at most {SIGNATURES_MAX} are read")]
-    TooManySignatures {
-        /// The role.
-        role: String,
-        /// How many there are.
-        count: usize,
-    },
-}
-
-/// Why a role's keys were refused.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum KeySetError {
-    /// A key of the role is unusable.
-    #[error("{role}: the key {keyid} is unusable")]
-    BadKey {
-        /// The role.
-        role: String,
-        /// The key.
-        keyid: KeyId,
-        /// Why.
-        source: KeyError,
-    },
-    /// One key stands twice in a role, perhaps under two ids.
-    #[error("{role}: the key {key} is listed twice, and a key counts once")]
-    DuplicateKey {
-        /// The role.
-        role: String,
-        /// The key.
-        key: PublicKey,
-    },
-    /// A threshold of zero, or above the number of keys that can be listed.
-    #[error("{role}: a threshold of {threshold} is not between 1 and {SIGNATURES_MAX}")]
-    BadThreshold {
-        /// The role.
-        role: String,
-        /// The threshold.
-        threshold: u64,
-    },
-    /// More keys than a role may have.
-    #[error("{role}: more than the {SIGNATURES_MAX} keys that are allowed")]
-    TooManyKeys {
-        /// The role.
-        role: String,
-    },
-}
-
-/// The keys of one role and how many of them must sign.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KeySet {
-    role: String,
-    threshold: usize,
-    keys: BTreeMap<KeyId, PublicKey>,
-}
-
-impl KeySet {
-    /// Gathers a role's keys; each may stand in it once, under one id.
-    pub fn new(
-        role: &str,
-        threshold: u64,
-        keys: impl IntoIterator<Item = (KeyId, PublicKey)>,
-    ) -> Result<Self, KeySetError> {
-        let role = role.to_owned();
-        let mut by_id = BTreeMap::new();
-        for (id, key) in keys {
-            if by_id.values().any(|known| *known == key) || by_id.contains_key(&id) {
-                return Err(KeySetError::DuplicateKey { role, key });
-            }
-            if by_id.len() == SIGNATURES_MAX {
-                return Err(KeySetError::TooManyKeys { role });
-            }
-            by_id.insert(id, key);
-        }
-        match usize::try_from(threshold) {
-            Ok(threshold @ 1..=SIGNATURES_MAX) => Ok(Self {
-                role,
-                threshold,
-                keys: by_id,
-            }),
-            _ => Err(KeySetError::BadThreshold { role, threshold }),
-        }
-    }
-
-    /// A set of keys under their own ids.
-    pub fn of(role: &str, threshold: u64, keys: impl IntoIterator<Item = PublicKey>) -> Result<Self, KeySetError> {
-        Self::new(role, threshold, keys.into_iter().map(|key| (key.id(), key)))
-    }
-
-    /// How many of the keys must sign.
-    #[must_use]
-    pub fn threshold(&self) -> usize {
-        self.threshold
-    }
-
-    /// The role the keys speak for.
-    #[must_use]
-    pub fn role(&self) -> &str {
-        &self.role
-    }
-
-    /// The keys, by their bytes.
-    pub fn keys(&self) -> impl Iterator<Item = &PublicKey> {
-        self.keys.values()
-    }
-
-    /// The id under which the set lists `key`.
-    #[must_use]
-    pub fn id_of(&self, key: &PublicKey) -> Option<&KeyId> {
-        self.keys.iter().find(|(_, known)| *known == key).map(|(id, _)| id)
-    }
-
-    /// The keys of the set with a good signature over `bytes`. Signatures under other keys are ignored.
-    pub fn signers(&self, bytes: &[u8], signatures: &[Signature]) -> Result<Vec<&KeyId>, SignatureError> {
-        self.good(
-            bytes,
-            signatures
-                .iter()
-                .map(|signature| (&signature.keyid, lower_hex(&signature.sig))),
-        )
-    }
-
-    /// Whether enough of the keys signed exactly these bytes.
-    pub fn verify(&self, bytes: &[u8], signatures: &[Signature]) -> Result<(), SignatureError> {
-        self.enough(self.signers(bytes, signatures)?.len())
-    }
-
-    /// The keys among `signatures` that are good; a malformed signature is `None` and never counts.
-    pub(super) fn good<'a>(
-        &self,
-        bytes: &[u8],
-        signatures: impl ExactSizeIterator<Item = (&'a KeyId, Option<[u8; 64]>)>,
-    ) -> Result<Vec<&KeyId>, SignatureError> {
-        if signatures.len() > SIGNATURES_MAX {
-            return Err(SignatureError::TooManySignatures {
-                role: self.role.clone(),
-                count: signatures.len(),
-            });
-        }
-        let (mut seen, mut good) = (BTreeSet::new(), Vec::new());
-        for (keyid, signature) in signatures {
-            if !seen.insert(keyid) {
-                return Err(SignatureError::DuplicateSignature {
-                    role: self.role.clone(),
-                    keyid: keyid.clone(),
-                });
-            }
-            let Some((id, key)) = self.keys.get_key_value(keyid) else {
-                continue;
-            };
-            if signature.is_some_and(|signature| key.verifies(bytes, &signature)) {
-                good.push(id);
-            }
-        }
-        Ok(good)
-    }
-
-    /// Whether `have` good signatures reach the threshold.
-    pub(super) fn enough(&self, have: usize) -> Result<(), SignatureError> {
-        if have >= self.threshold {
-            Ok(())
-        } else {
-            Err(SignatureError::Threshold {
-                role: self.role.clone(),
-                have,
-                need: self.threshold,
-            })
-        }
-    }
-}
-
-/// Decodes exactly `N` bytes of lower-case hexadecimal: one text per value, so no byte of a signed file is free to change.
-fn lower_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
+/// Decodes lower-case hexadecimal: one text per value, so no byte of a signed file is free to change.
+pub(super) fn lower_hex(text: &str) -> Option<Vec<u8>> {
     let lower = !text.bytes().any(|b| b.is_ascii_uppercase());
-    (lower && hex::decode_to_slice(text, &mut bytes).is_ok()).then_some(bytes)
+    lower.then(|| hex::decode(text).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -463,13 +270,6 @@ mod tests {
 
     fn key(number: u8) -> SecretKey {
         SecretKey::from_seed(&[number; 32])
-    }
-
-    fn signature(by: &SecretKey, bytes: &[u8]) -> Signature {
-        Signature {
-            keyid: by.public().id(),
-            sig: hex::encode(by.sign(bytes)),
-        }
     }
 
     #[test]
@@ -503,30 +303,5 @@ mod tests {
             SecretKey::from_pem("-----BEGIN PRIVATE KEY-----\n").unwrap_err(),
             KeyError::NotPkcs8
         );
-    }
-
-    #[test]
-    fn a_key_counts_once_however_often_it_signs_or_is_listed() {
-        let (a, b) = (key(1), key(2));
-        let set = KeySet::of("releases", 2, [a.public(), b.public()]).unwrap();
-        let (by_a, by_b) = (signature(&a, b"x"), signature(&b, b"x"));
-        assert!(set.verify(b"x", &[by_a.clone(), by_b]).is_ok());
-        let twice = set.verify(b"x", &[by_a.clone(), by_a.clone()]);
-        assert!(matches!(twice, Err(SignatureError::DuplicateSignature { .. })));
-        let alias = KeyId::try_from("alias".to_owned()).unwrap();
-        let listed = KeySet::new("releases", 2, [(a.public().id(), a.public()), (alias, a.public())]);
-        assert!(matches!(listed, Err(KeySetError::DuplicateKey { .. })));
-        assert!(matches!(
-            set.verify(b"x", &[by_a, signature(&key(3), b"x")]),
-            Err(SignatureError::Threshold { have: 1, need: 2, .. })
-        ));
-    }
-
-    #[test]
-    fn a_threshold_of_nothing_is_refused() {
-        assert!(matches!(
-            KeySet::of("root", 0, [key(1).public()]),
-            Err(KeySetError::BadThreshold { .. })
-        ));
     }
 }

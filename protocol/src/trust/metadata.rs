@@ -5,12 +5,18 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde::{
+    Deserialize, Serialize,
+    de::{DeserializeOwned, Error as _},
+};
 use serde_json::{Value, json};
 
 use super::{
+    delegation::{BadDelegation, DelegatedRole, Delegations},
     json::{canonical, parse_strict},
-    keys::{Key, KeyId, KeySet, KeySetError, PublicKey, SecretKey, Signature, SignatureError},
+    key_set::{KeySet, KeySetError, Signature, SignatureError},
+    keys::{Key, KeyId, SecretKey},
+    verifying::KeyPolicy,
 };
 use crate::{
     ids::Sha256,
@@ -55,6 +61,14 @@ pub enum MetadataError {
     VersionZero {
         /// Which file.
         file: String,
+    },
+    /// Delegations that cannot be followed.
+    #[error("{file} has delegations that cannot be followed")]
+    Delegation {
+        /// Which file.
+        file: String,
+        /// Which, and why.
+        source: BadDelegation,
     },
 }
 
@@ -151,10 +165,14 @@ pub trait Role: Serialize + DeserializeOwned {
     fn header(&self) -> &Header;
     /// The same, to edit.
     fn header_mut(&mut self) -> &mut Header;
+    /// Who else may speak, where the kind of file can say so.
+    fn delegations(&self) -> Option<&Delegations> {
+        None
+    }
 }
 
 macro_rules! role {
-    ($type:ident, $kind:ident) => {
+    ($type:ident, $kind:ident $(, $delegations:ident)?) => {
         impl Role for $type {
             const KIND: Kind = Kind::$kind;
             fn header(&self) -> &Header {
@@ -163,6 +181,9 @@ macro_rules! role {
             fn header_mut(&mut self) -> &mut Header {
                 &mut self.header
             }
+            $(fn $delegations(&self) -> Option<&Delegations> {
+                self.$delegations.as_ref()
+            })?
         }
     };
 }
@@ -186,6 +207,7 @@ pub struct Root {
     #[serde(flatten)]
     pub header: Header,
     /// Whether files are also named by version.
+    #[serde(default)]
     pub consistent_snapshot: bool,
     /// Every key of the top-level roles.
     pub keys: BTreeMap<KeyId, Key>,
@@ -198,10 +220,15 @@ pub struct Root {
 role!(Root, Root);
 
 impl Root {
-    /// The keys of a top-level role. A role that is not listed has no keys, so its threshold can never be met.
+    /// The ed25519 keys of a top-level role. A role that is not listed has no keys, so its threshold can never be met.
     pub fn key_set(&self, kind: Kind) -> Result<KeySet, KeySetError> {
+        self.key_set_under(kind, KeyPolicy::default())
+    }
+
+    /// The same, with every key that the policy accepts.
+    pub fn key_set_under(&self, kind: Kind, policy: KeyPolicy) -> Result<KeySet, KeySetError> {
         match self.roles.get(kind.name()) {
-            Some(role) => key_set(kind.name(), &role.keyids, role.threshold, &self.keys),
+            Some(role) => key_set(kind.name(), &role.keyids, role.threshold, &self.keys, policy),
             None => KeySet::of(kind.name(), 1, []),
         }
     }
@@ -323,7 +350,7 @@ pub struct Targets {
     #[serde(flatten)]
     pub extra: Extra,
 }
-role!(Targets, Targets);
+role!(Targets, Targets, delegations);
 
 impl Targets {
     /// A first, empty version.
@@ -348,58 +375,33 @@ impl Targets {
             .find(|delegated| delegated.name == role)
     }
 
-    /// The keys of a delegated role; `None` if nothing is delegated to it.
+    /// The ed25519 keys of a delegated role; `None` if nothing is delegated to it.
     pub fn delegated_keys(&self, role: &str) -> Result<Option<KeySet>, KeySetError> {
         let Some((delegations, role)) = self.delegations.as_ref().zip(self.delegation(role)) else {
             return Ok(None);
         };
-        key_set(&role.name, &role.keyids, role.threshold, &delegations.keys).map(Some)
+        let (keys, policy) = (&delegations.keys, KeyPolicy::default());
+        key_set(&role.name, &role.keyids, role.threshold, keys, policy).map(Some)
     }
 }
 
-/// Who else may speak.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Delegations {
-    /// Every key of the delegated roles.
-    pub keys: BTreeMap<KeyId, Key>,
-    /// The roles, in order of precedence.
-    #[serde(default)]
-    pub roles: Vec<DelegatedRole>,
-    /// Fields this version does not know.
-    #[serde(flatten)]
-    pub extra: Extra,
-}
-
-/// A role that may speak about some targets.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DelegatedRole {
-    /// Its name, and the stem of its file.
-    pub name: String,
-    /// Whose signatures count.
-    pub keyids: Vec<KeyId>,
-    /// How many are needed.
-    pub threshold: u64,
-    /// Whether a search for a matching target ends here.
-    pub terminating: bool,
-    /// The target names it may speak about, as shell patterns.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub paths: Option<Vec<String>>,
-    /// Fields this version does not know.
-    #[serde(flatten)]
-    pub extra: Extra,
-}
-
-fn key_set(role: &str, keyids: &[KeyId], threshold: u64, keys: &BTreeMap<KeyId, Key>) -> Result<KeySet, KeySetError> {
-    let mut known: Vec<(KeyId, PublicKey)> = Vec::new();
+/// The keys of one role among those that its delegator lists.
+pub(super) fn key_set(
+    role: &str,
+    keyids: &[KeyId],
+    threshold: u64,
+    keys: &BTreeMap<KeyId, Key>,
+    policy: KeyPolicy,
+) -> Result<KeySet, KeySetError> {
+    let mut known = Vec::new();
     for id in keyids {
         let bad = |source| KeySetError::BadKey {
             role: role.to_owned(),
             keyid: id.clone(),
             source,
         };
-        if let Some(key) = keys.get(id).map(Key::ed25519).transpose().map_err(bad)?.flatten() {
-            known.push((id.clone(), key));
-        }
+        let key = keys.get(id).map(|key| key.verifying(policy)).transpose().map_err(bad)?;
+        known.extend(key.flatten().map(|key| (id.clone(), key)));
     }
     KeySet::new(role, threshold, known)
 }
@@ -415,22 +417,21 @@ pub struct SignedFile {
 impl SignedFile {
     /// Reads a file. Says nothing yet about its signatures; `file` is its name for messages.
     pub fn from_bytes(file: &str, bytes: &[u8]) -> Result<Self, MetadataError> {
-        #[derive(Deserialize)]
-        struct Form {
-            signed: Value,
-            signatures: Vec<Signature>,
-        }
-        let form: Form =
-            parse_strict(bytes)
-                .and_then(serde_json::from_value)
-                .map_err(|source| MetadataError::Malformed {
-                    file: file.to_owned(),
-                    source,
-                })?;
+        let malformed = |source| MetadataError::Malformed {
+            file: file.to_owned(),
+            source,
+        };
+        let missing = |field| malformed(serde_json::Error::missing_field(field));
+        let mut form: serde_json::Map<String, Value> = match parse_strict(bytes).map_err(malformed)? {
+            Value::Object(form) => form,
+            _ => return Err(malformed(serde_json::Error::custom("expected an object"))),
+        };
+        let signatures = form.remove("signatures").ok_or_else(|| missing("signatures"))?;
+        let signed = form.remove("signed").ok_or_else(|| missing("signed"))?;
         Ok(Self {
-            signed_bytes: canonical(&form.signed),
-            signed: form.signed,
-            signatures: form.signatures,
+            signed_bytes: canonical(&signed),
+            signed,
+            signatures: serde_json::from_value(signatures).map_err(malformed)?,
         })
     }
 
@@ -501,6 +502,12 @@ impl SignedFile {
         if header.version == 0 {
             return Err(MetadataError::VersionZero { file: file() });
         }
-        T::deserialize(&self.signed).map_err(malformed)
+        let content = T::deserialize(&self.signed).map_err(malformed)?;
+        if let Some(delegations) = content.delegations() {
+            delegations
+                .check()
+                .map_err(|source| MetadataError::Delegation { file: file(), source })?;
+        }
+        Ok(content)
     }
 }

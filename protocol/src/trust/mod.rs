@@ -1,33 +1,53 @@
 //! Who may say what runs where, and the proof that they said it.
 //!
-//! TUF metadata (specification 1.0.x, ed25519) delegates `firmware/*` to release keys and `campaigns/*` to approver
-//! keys; DSSE envelopes carry everything else that is signed. Nothing here reads a clock, a file or a socket, and the
+//! A fleet's TUF metadata (specification 1.0.x, ed25519 only) delegates `firmware/*` to release keys and `campaigns/*` to approver
+//! keys; DSSE envelopes carry everything else that is signed. The same verifier reads any other TUF repository, with the
+//! keys that a [`KeyPolicy`] names. Nothing here reads a clock, a file or a socket, and the
 //! randomness of a new key is the caller's.
 //!
 //! Invariants: a [`Verified`] value was covered by enough good signatures before it was parsed, and only this module
 //! can make one; what was accepted once is never replaced by something older.
 
+mod checks;
+mod delegation;
 mod dsse;
+mod errors;
 mod fleet;
 mod json;
+mod key_set;
 mod keys;
 mod metadata;
+mod names;
 mod repository;
+mod search;
+#[cfg(test)]
+mod simulator;
+mod target_file;
 mod verify;
+mod verifying;
+#[cfg(test)]
+mod workflow_tests;
 
 use std::ops::Deref;
 
+pub use delegation::{BadDelegation, DelegatedRole, Delegations, SuccinctRoles};
 pub use dsse::{Envelope, EnvelopeError};
+pub use errors::RefreshError;
 pub use fleet::{PolicyError, TrustedFleet};
-pub use keys::{Key, KeyError, KeyId, KeySet, KeySetError, PublicKey, SecretKey, Signature, SignatureError};
+pub use key_set::{KeySet, KeySetError, Signature, SignatureError};
+pub use keys::{Key, KeyError, KeyId, PublicKey, SecretKey};
 pub use metadata::{
-    DelegatedRole, Delegations, Extra, Header, Kind, MetaFile, MetadataError, ReadError, Role, RoleKeys, Root,
-    SPEC_VERSION, SignedFile, Snapshot, Target, Targets, Timestamp, TimestampMeta,
+    Extra, Header, Kind, MetaFile, MetadataError, ReadError, Role, RoleKeys, Root, SPEC_VERSION, SignedFile, Snapshot,
+    Target, Targets, Timestamp, TimestampMeta,
 };
+pub use names::quoted;
 pub use repository::{
     Ceremony, FileStatus, PublishError, PublishedMetadata, Repository, RepositoryError, RoleStatus, Signers,
 };
-pub use verify::{CAMPAIGNS, Input, Output, RELEASES, Refresh, RefreshError, StoredMetadata, TrustedMetadata};
+pub use search::{Found, Search};
+pub use target_file::{TargetCheck, TargetError};
+pub use verify::{CAMPAIGNS, Input, Output, RELEASES, Refresh, StoredMetadata, TrustedMetadata};
+pub use verifying::{KeyPolicy, VerifyingKey};
 
 /// A value whose signatures were found good before it was parsed. Only the verifiers of this module make one.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,13 +6,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
+    delegation::{DelegatedRole, Delegations},
+    errors::RefreshError,
     fleet::{PolicyError, TrustedFleet},
-    keys::{Key, KeyId, KeySet, KeySetError, PublicKey, SecretKey, SignatureError},
+    key_set::{KeySet, KeySetError, SignatureError},
+    keys::{Key, KeyId, PublicKey, SecretKey},
     metadata::{
-        DelegatedRole, Delegations, Extra, Header, Kind, MetaFile, MetadataError, Role, RoleKeys, Root, SignedFile,
-        Snapshot, Target, Targets, Timestamp, TimestampMeta,
+        Extra, Header, Kind, MetaFile, MetadataError, Role, RoleKeys, Root, SignedFile, Snapshot, Target, Targets,
+        Timestamp, TimestampMeta,
     },
-    verify::{CAMPAIGNS, Input, RELEASES, Refresh, RefreshError, StoredMetadata},
+    verify::{CAMPAIGNS, Input, RELEASES, Refresh, StoredMetadata},
 };
 use crate::{ids::Sha256, time::WallTime};
 
@@ -724,6 +727,7 @@ fn set_delegate(delegations: &mut Delegations, role: &str, path: &str, signers: 
         threshold: signers.threshold,
         terminating: true,
         paths: Some(vec![path.to_owned()]),
+        path_hash_prefixes: None,
         extra: Extra::new(),
     };
     match delegations.roles.iter_mut().find(|known| known.name == role) {

@@ -1,16 +1,19 @@
-//! The client workflow of the TUF specification (section 5) as a core: bytes and a time go in, instructions come out.
+//! The client workflow of the TUF specification (section 5) up to the targets roles, as a core: bytes and a time go in,
+//! instructions come out. The search for one target among delegated roles is [`Search`](super::Search).
 //!
 //! Invariants: a file is asked to be persisted only after every check on it passed; instructions are in an order that a
 //! crash after any of them leaves a store the next refresh can start from; expiry never stops root catch-up; the time
 //! is fixed when the refresh begins. After a refusal the instructions of what was accepted before it still come out.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
-
-use sha2::Digest as _;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{
-    keys::{KeySet, KeySetError, SignatureError},
-    metadata::{Kind, MetaFile, MetadataError, ReadError, Role, Root, SignedFile, Snapshot, Targets, Timestamp},
+    checks::{check_bytes, check_expiry, check_rollback, check_targets, check_version, snapshot_meta},
+    errors::RefreshError,
+    key_set::{KeySet, KeySetError},
+    metadata::{Kind, Role, Root, SignedFile, Snapshot, Targets, Timestamp},
+    names::{repository_name, stored_name},
+    verifying::KeyPolicy,
 };
 use crate::{limits::ROOT_ROTATIONS_MAX, time::WallTime};
 
@@ -58,190 +61,11 @@ pub enum Input {
     Failed(String),
 }
 
-/// Why a refresh was refused. Nothing that failed a check has been asked to be persisted.
-#[derive(Debug, thiserror::Error)]
-pub enum RefreshError {
-    /// There is no root to start from.
-    #[error("no trusted root.json: pin one first")]
-    NoRoot,
-    /// A file could not be read.
-    #[error(transparent)]
-    Metadata(#[from] MetadataError),
-    /// A file is not signed by enough of its role's keys.
-    #[error(transparent)]
-    Signature(#[from] SignatureError),
-    /// A role's keys are unusable.
-    #[error(transparent)]
-    Keys(#[from] KeySetError),
-    /// A file is longer than anything signed allows.
-    #[error("{file} has {length} bytes, at most {bytes_max} are read")]
-    TooLarge {
-        /// Which file.
-        file: String,
-        /// Its length.
-        length: u64,
-        /// The bound.
-        bytes_max: u64,
-    },
-    /// A file's length is not the signed one.
-    #[error("{file} has {found} bytes, its signed length is {expected}")]
-    LengthMismatch {
-        /// Which file.
-        file: String,
-        /// The signed length.
-        expected: u64,
-        /// Its length.
-        found: u64,
-    },
-    /// A file's digest is not the signed one.
-    #[error("{file} does not have its signed {algorithm} digest")]
-    HashMismatch {
-        /// Which file.
-        file: String,
-        /// The digest that differs.
-        algorithm: String,
-    },
-    /// A file's digests are all of kinds this version cannot compute.
-    #[error("{file} is signed with no digest this version can check (sha256, sha512)")]
-    NoKnownHash {
-        /// Which file.
-        file: String,
-    },
-    /// A file is not believed any longer.
-    #[error("{role} version {version} expired at {expires}, it is {now}")]
-    Expired {
-        /// Which role.
-        role: String,
-        /// The file's version.
-        version: u64,
-        /// When it expired.
-        expires: WallTime,
-        /// When the refresh began.
-        now: WallTime,
-    },
-    /// A file is older than one already trusted.
-    #[error("{role} went back from version {trusted} to {offered}")]
-    Rollback {
-        /// Which role (or file, as named by a snapshot).
-        role: String,
-        /// The version already trusted.
-        trusted: u64,
-        /// The version offered.
-        offered: u64,
-    },
-    /// A file that the trusted snapshot names is gone from the new one.
-    #[error("{file} has disappeared from the snapshot")]
-    Disappeared {
-        /// Which file.
-        file: String,
-    },
-    /// A file is not of the version that the file naming it says.
-    #[error("{role} has version {found}, expected {expected}")]
-    WrongVersion {
-        /// Which role.
-        role: String,
-        /// The version expected.
-        expected: u64,
-        /// The version found.
-        found: u64,
-    },
-    /// The snapshot does not name a role's file.
-    #[error("the snapshot does not name {file}")]
-    NotInSnapshot {
-        /// Which file.
-        file: String,
-    },
-    /// More new roots than a fleet sees in its life.
-    #[error("more than {ROOT_ROTATIONS_MAX} new roots in one refresh")]
-    TooManyRoots,
-    /// The repository lacks a file it must have.
-    #[error("the repository has no {file}")]
-    NotFound {
-        /// Which file.
-        file: String,
-    },
-    /// A file could not be fetched; the one refusal where trying again may help.
-    #[error("fetching {file} failed: {reason}")]
-    Fetch {
-        /// Which file.
-        file: String,
-        /// Why.
-        reason: String,
-    },
-    /// The caller asked for the outcome before the refresh was over.
-    #[error("the refresh is not finished")]
-    Unfinished,
-}
-
-impl From<ReadError> for RefreshError {
-    fn from(error: ReadError) -> Self {
-        match error {
-            ReadError::Metadata(error) => Self::Metadata(error),
-            ReadError::Signature(error) => Self::Signature(error),
-        }
-    }
-}
-
-impl SignatureError {
-    /// A stable name for machines.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::Threshold { .. } => "signature_threshold",
-            Self::DuplicateSignature { .. } => "duplicate_key",
-            Self::TooManySignatures { .. } => "too_many_signatures",
-        }
-    }
-}
-
-impl KeySetError {
-    /// A stable name for machines.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::DuplicateKey { .. } => "duplicate_key",
-            Self::BadKey { .. } => "bad_key",
-            Self::BadThreshold { .. } => "bad_threshold",
-            Self::TooManyKeys { .. } => "too_many_keys",
-        }
-    }
-}
-
-impl RefreshError {
-    /// A stable name for machines.
-    #[must_use]
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::NoRoot => "no_root",
-            Self::Metadata(_) => "malformed",
-            Self::Signature(error) => error.code(),
-            Self::Keys(error) => error.code(),
-            Self::TooLarge { .. } => "too_large",
-            Self::LengthMismatch { .. } => "length_mismatch",
-            Self::HashMismatch { .. } => "hash_mismatch",
-            Self::NoKnownHash { .. } => "no_known_hash",
-            Self::Expired { .. } => "expired",
-            Self::Rollback { .. } => "rollback",
-            Self::Disappeared { .. } => "disappeared",
-            Self::WrongVersion { .. } => "wrong_version",
-            Self::NotInSnapshot { .. } => "not_in_snapshot",
-            Self::TooManyRoots => "too_many_roots",
-            Self::NotFound { .. } => "not_found",
-            Self::Fetch { .. } => "fetch_failed",
-            Self::Unfinished => "unfinished",
-        }
-    }
-
-    /// Whether the same refresh may succeed later without anybody signing anything.
-    #[must_use]
-    pub fn retry(&self) -> bool {
-        matches!(self, Self::Fetch { .. } | Self::NotFound { .. } | Self::Unfinished)
-    }
-}
-
 /// What a finished refresh found, every check passed.
 #[derive(Debug, Clone)]
 pub struct TrustedMetadata {
+    pub(super) policy: KeyPolicy,
+    pub(super) now: WallTime,
     pub(super) root: Root,
     pub(super) timestamp: Timestamp,
     pub(super) snapshot: Snapshot,
@@ -287,6 +111,7 @@ impl TrustedMetadata {
 /// then take [`Refresh::finish`].
 #[derive(Debug)]
 pub struct Refresh {
+    policy: KeyPolicy,
     now: WallTime,
     stored: StoredMetadata,
     outputs: VecDeque<Output>,
@@ -313,13 +138,30 @@ enum Stage {
 }
 
 impl Refresh {
-    /// Starts from what is stored; at least `root.json` must be there. `now` is the time for every expiry check.
+    /// A fleet's refresh, with the roles for releases and campaigns, ed25519 only. Starts from what is stored; at least
+    /// `root.json` must be there. `now` is the time for every expiry check.
     pub fn new(stored: StoredMetadata, now: WallTime) -> Result<Self, RefreshError> {
+        Self::begin(stored, now, KeyPolicy::default(), &[RELEASES, CAMPAIGNS])
+    }
+
+    /// The refresh of any TUF repository, up to the top-level targets. Delegated roles are left to a
+    /// [`Search`](super::Search).
+    pub fn top_level(stored: StoredMetadata, now: WallTime, policy: KeyPolicy) -> Result<Self, RefreshError> {
+        Self::begin(stored, now, policy, &[])
+    }
+
+    fn begin(
+        stored: StoredMetadata,
+        now: WallTime,
+        policy: KeyPolicy,
+        delegated: &[&'static str],
+    ) -> Result<Self, RefreshError> {
         let pinned = SignedFile::from_bytes("root.json", stored.get("root.json").ok_or(RefreshError::NoRoot)?)?;
         let root: Root = pinned.unverified("root.json")?;
-        check_keys(&root)?;
-        pinned.verified::<Root>("root.json", &root.key_set(Kind::Root)?)?;
+        check_keys(&root, policy)?;
+        pinned.verified::<Root>("root.json", &root.key_set_under(Kind::Root, policy)?)?;
         let mut refresh = Self {
+            policy,
             now,
             stored,
             outputs: VecDeque::new(),
@@ -331,7 +173,7 @@ impl Refresh {
             snapshot: None,
             targets: None,
             delegated: BTreeMap::new(),
-            roles_left: VecDeque::from([RELEASES, CAMPAIGNS]),
+            roles_left: delegated.iter().copied().collect(),
         };
         refresh.fetch_next_root();
         Ok(refresh)
@@ -373,6 +215,8 @@ impl Refresh {
         match (self.stage, self.timestamp, self.snapshot, self.targets) {
             (Stage::Refused(error), ..) => Err(error),
             (Stage::Done, Some(timestamp), Some(snapshot), Some(targets)) => Ok(TrustedMetadata {
+                policy: self.policy,
+                now: self.now,
                 root: self.root,
                 timestamp,
                 snapshot,
@@ -407,13 +251,13 @@ impl Refresh {
                 self.start_targets(snapshot)
             }
             Stage::Targets => {
-                let targets = self.check_targets("targets", &self.root.key_set(Kind::Targets)?, &bytes)?;
+                let targets = self.check_targets("targets", &self.keys(Kind::Targets)?, &bytes)?;
                 self.persist("targets.json", bytes);
                 self.start_delegated(targets)
             }
             Stage::Delegated { role, keys } => {
                 let targets = self.check_targets(role, &keys, &bytes)?;
-                self.persist(&format!("{role}.json"), bytes);
+                self.persist(&stored_name(role), bytes);
                 self.delegated.insert(role.to_owned(), targets);
                 self.next_delegated()
             }
@@ -433,11 +277,15 @@ impl Refresh {
             return Err(RefreshError::TooManyRoots);
         }
         let signed = SignedFile::from_bytes(file, &bytes)?;
-        let root: Root = signed.verified(file, &self.root.key_set(Kind::Root)?)?;
-        check_keys(&root)?;
-        signed.verified::<Root>(file, &root.key_set(Kind::Root)?)?;
+        let root: Root = signed.verified(file, &self.keys(Kind::Root)?)?;
+        check_keys(&root, self.policy)?;
+        signed.verified::<Root>(file, &root.key_set_under(Kind::Root, self.policy)?)?;
         check_version("root", self.root.header.version.saturating_add(1), root.header.version)?;
-        if keys_differ(&self.root, &root, Kind::Timestamp)? || keys_differ(&self.root, &root, Kind::Snapshot)? {
+        let rotated = |kind| {
+            let new = root.key_set_under(kind, self.policy)?;
+            Ok::<_, KeySetError>(!new.same_keys(&self.keys(kind)?))
+        };
+        if rotated(Kind::Timestamp)? || rotated(Kind::Snapshot)? {
             // Fast-forward recovery: whoever held the old keys may have signed absurdly high versions.
             self.remove("timestamp.json");
             self.remove("snapshot.json");
@@ -450,8 +298,8 @@ impl Refresh {
     }
 
     fn roots_end(&mut self) -> Result<(), RefreshError> {
-        self.check_expiry("root", &self.root)?;
-        let keys = self.root.key_set(Kind::Timestamp)?;
+        check_expiry("root", &self.root, self.now)?;
+        let keys = self.keys(Kind::Timestamp)?;
         self.timestamp = self.stored_file("timestamp.json", &keys);
         self.fetch(
             Stage::Timestamp,
@@ -464,7 +312,7 @@ impl Refresh {
     // Sections 5.4 and 5.5: timestamp, then snapshot.
 
     fn accept_timestamp(&mut self, bytes: Vec<u8>) -> Result<(), RefreshError> {
-        let keys = self.root.key_set(Kind::Timestamp)?;
+        let keys = self.keys(Kind::Timestamp)?;
         let new: Timestamp = SignedFile::from_bytes("timestamp.json", &bytes)?.verified("timestamp.json", &keys)?;
         let current = match self.timestamp.take() {
             Some(old) if new.header.version == old.header.version => old,
@@ -473,19 +321,19 @@ impl Refresh {
                     check_rollback("timestamp", old.header.version, new.header.version)?;
                     check_rollback("snapshot.json", old.meta.snapshot.version, new.meta.snapshot.version)?;
                 }
-                self.check_expiry("timestamp", &new)?;
+                check_expiry("timestamp", &new, self.now)?;
                 self.persist("timestamp.json", bytes);
                 new
             }
         };
-        self.check_expiry("timestamp", &current)?;
+        check_expiry("timestamp", &current, self.now)?;
         self.start_snapshot(current)
     }
 
     fn start_snapshot(&mut self, timestamp: Timestamp) -> Result<(), RefreshError> {
         let meta = timestamp.meta.snapshot.clone();
         self.timestamp = Some(timestamp);
-        self.snapshot = self.stored_file("snapshot.json", &self.root.key_set(Kind::Snapshot)?);
+        self.snapshot = self.stored_file("snapshot.json", &self.keys(Kind::Snapshot)?);
         let usable = self
             .stored
             .get("snapshot.json")
@@ -508,7 +356,7 @@ impl Refresh {
         let file = "snapshot.json";
         let meta = &self.timestamp.as_ref().ok_or(RefreshError::Unfinished)?.meta.snapshot;
         check_bytes(file, meta, bytes)?;
-        let keys = self.root.key_set(Kind::Snapshot)?;
+        let keys = self.keys(Kind::Snapshot)?;
         let new: Snapshot = SignedFile::from_bytes(file, bytes)?.verified(file, &keys)?;
         check_version("snapshot", meta.version, new.header.version)?;
         for (file, old) in self.snapshot.iter().flat_map(|trusted| &trusted.meta) {
@@ -518,7 +366,7 @@ impl Refresh {
                 .ok_or_else(|| RefreshError::Disappeared { file: file.clone() })?;
             check_rollback(file, old.version, offered.version)?;
         }
-        self.check_expiry("snapshot", &new)?;
+        check_expiry("snapshot", &new, self.now)?;
         Ok(new)
     }
 
@@ -526,7 +374,7 @@ impl Refresh {
 
     fn start_targets(&mut self, snapshot: Snapshot) -> Result<(), RefreshError> {
         self.snapshot = Some(snapshot);
-        let keys = self.root.key_set(Kind::Targets)?;
+        let keys = self.keys(Kind::Targets)?;
         match self.stored_targets("targets", &keys) {
             Some(targets) => self.start_delegated(targets),
             None => self.fetch_targets("targets", Stage::Targets),
@@ -557,7 +405,7 @@ impl Refresh {
     }
 
     fn fetch_targets(&mut self, role: &str, stage: Stage) -> Result<(), RefreshError> {
-        let meta = self.snapshot_meta(role)?;
+        let meta = snapshot_meta(self.current_snapshot()?, role)?;
         let (name, bytes_max) = (
             self.versioned(role, meta.version),
             meta.length.unwrap_or_else(|| Kind::Targets.bytes_max()),
@@ -567,12 +415,7 @@ impl Refresh {
     }
 
     fn check_targets(&self, role: &str, keys: &KeySet, bytes: &[u8]) -> Result<Targets, RefreshError> {
-        let (file, meta) = (format!("{role}.json"), self.snapshot_meta(role)?);
-        check_bytes(&file, meta, bytes)?;
-        let targets: Targets = SignedFile::from_bytes(&file, bytes)?.verified(&file, keys)?;
-        check_version(role, meta.version, targets.header.version)?;
-        self.check_expiry(role, &targets)?;
-        Ok(targets)
+        check_targets(self.current_snapshot()?, role, keys, bytes, self.now)
     }
 
     // What the stages lean on.
@@ -606,115 +449,28 @@ impl Refresh {
 
     /// A stored targets file that is exactly what the snapshot names: no need to fetch it again.
     fn stored_targets(&self, role: &str, keys: &KeySet) -> Option<Targets> {
-        self.check_targets(role, keys, self.stored.get(&format!("{role}.json"))?)
+        self.check_targets(role, keys, self.stored.get(&stored_name(role))?)
             .ok()
     }
 
-    fn snapshot_meta(&self, role: &str) -> Result<&MetaFile, RefreshError> {
-        let file = format!("{role}.json");
-        let meta = self.snapshot.as_ref().and_then(|snapshot| snapshot.meta.get(&file));
-        meta.ok_or(RefreshError::NotInSnapshot { file })
+    fn current_snapshot(&self) -> Result<&Snapshot, RefreshError> {
+        self.snapshot.as_ref().ok_or(RefreshError::Unfinished)
+    }
+
+    fn keys(&self, kind: Kind) -> Result<KeySet, KeySetError> {
+        self.root.key_set_under(kind, self.policy)
     }
 
     fn versioned(&self, role: &str, version: u64) -> String {
-        if self.root.consistent_snapshot {
-            format!("{version}.{role}.json")
-        } else {
-            format!("{role}.json")
-        }
+        repository_name(role, version, self.root.consistent_snapshot)
     }
-
-    fn check_expiry(&self, role: &str, content: &impl Role) -> Result<(), RefreshError> {
-        let header = content.header();
-        if header.expires > self.now {
-            return Ok(());
-        }
-        let (version, expires) = (header.version, header.expires);
-        Err(RefreshError::Expired {
-            role: role.to_owned(),
-            version,
-            expires,
-            now: self.now,
-        })
-    }
-}
-
-fn keys_differ(a: &Root, b: &Root, kind: Kind) -> Result<bool, KeySetError> {
-    let keys = |root: &Root| {
-        root.key_set(kind)
-            .map(|set| set.keys().copied().collect::<BTreeSet<_>>())
-    };
-    Ok(keys(a)? != keys(b)?)
 }
 
 /// Every top-level role of a root must have usable keys, or a later step would fail half-way.
-fn check_keys(root: &Root) -> Result<(), KeySetError> {
+fn check_keys(root: &Root, policy: KeyPolicy) -> Result<(), KeySetError> {
     [Kind::Root, Kind::Timestamp, Kind::Snapshot, Kind::Targets]
         .iter()
-        .try_for_each(|&kind| root.key_set(kind).map(drop))
-}
-
-fn check_version(role: &str, expected: u64, found: u64) -> Result<(), RefreshError> {
-    if expected == found {
-        Ok(())
-    } else {
-        Err(RefreshError::WrongVersion {
-            role: role.to_owned(),
-            expected,
-            found,
-        })
-    }
-}
-
-fn check_rollback(role: &str, trusted: u64, offered: u64) -> Result<(), RefreshError> {
-    if offered >= trusted {
-        Ok(())
-    } else {
-        Err(RefreshError::Rollback {
-            role: role.to_owned(),
-            trusted,
-            offered,
-        })
-    }
-}
-
-/// Length and digests, as far as they are given.
-fn check_bytes(file: &str, meta: &MetaFile, bytes: &[u8]) -> Result<(), RefreshError> {
-    let found = bytes.len() as u64;
-    if let Some(expected) = meta.length.filter(|&length| length != found) {
-        return Err(RefreshError::LengthMismatch {
-            file: file.to_owned(),
-            expected,
-            found,
-        });
-    }
-    meta.hashes
-        .as_ref()
-        .map_or(Ok(()), |hashes| check_hashes(file, hashes, bytes))
-}
-
-/// Every digest that can be computed here must match, and there must be one.
-fn check_hashes(file: &str, hashes: &BTreeMap<String, String>, bytes: &[u8]) -> Result<(), RefreshError> {
-    let mut known = 0;
-    for (algorithm, expected) in hashes {
-        let found = match algorithm.as_str() {
-            "sha256" => hex::encode(sha2::Sha256::digest(bytes)),
-            "sha512" => hex::encode(sha2::Sha512::digest(bytes)),
-            _ => continue,
-        };
-        known += 1;
-        if found != *expected {
-            return Err(RefreshError::HashMismatch {
-                file: file.to_owned(),
-                algorithm: algorithm.clone(),
-            });
-        }
-    }
-    if known == 0 {
-        Err(RefreshError::NoKnownHash { file: file.to_owned() })
-    } else {
-        Ok(())
-    }
+        .try_for_each(|&kind| root.key_set_under(kind, policy).map(drop))
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use std::{sync::LazyLock, time::Duration};
 use proptest::prelude::*;
 
 use super::super::{
-    Ceremony, Key, KeyId, PublishError, PublishedMetadata, Repository, SecretKey, Signers, Target, TrustedFleet,
+    Ceremony, Key, KeyId, MetaFile, PublishError, PublishedMetadata, Repository, SecretKey, SignatureError, Signers,
+    Target, TrustedFleet,
 };
 use super::*;
 use crate::ids::{ArtifactId, CampaignId, Sha256};

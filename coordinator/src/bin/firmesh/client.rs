@@ -45,20 +45,29 @@ pub(crate) struct Client {
     token: Option<String>,
 }
 
+fn builder(ca_file: Option<&Path>, is_tls: bool) -> anyhow::Result<reqwest::ClientBuilder> {
+    // Fails only if somebody installed one before, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10));
+    let Some(path) = ca_file else {
+        // Without TLS there is nothing to verify: do not depend on the system's certificates.
+        return Ok(if is_tls { builder } else { builder.tls_certs_only([]) });
+    };
+    let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let certificate = reqwest::Certificate::from_pem(&pem)
+        .with_context(|| format!("{} is not a certificate in PEM", path.display()))?;
+    Ok(builder.tls_certs_only([certificate]))
+}
+
+/// A client for any server; gives up when nothing arrives for `timeout`.
+pub(crate) fn http_client(ca_file: Option<&Path>, is_tls: bool, timeout: Duration) -> anyhow::Result<reqwest::Client> {
+    let client = builder(ca_file, is_tls)?.read_timeout(timeout).build();
+    client.context("cannot start the HTTP client")
+}
+
 impl Client {
     pub(crate) fn new(base: &str, ca_file: Option<&Path>, token: Option<String>) -> anyhow::Result<Self> {
-        // Fails only if somebody installed one before, which serves as well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut builder = reqwest::Client::builder().connect_timeout(Duration::from_secs(10));
-        if let Some(path) = ca_file {
-            let pem = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let certificate = reqwest::Certificate::from_pem(&pem)
-                .with_context(|| format!("{} is not a certificate in PEM", path.display()))?;
-            builder = builder.tls_certs_only([certificate]);
-        } else if base.starts_with("http://") {
-            // Nothing to verify: do not depend on the system's certificates.
-            builder = builder.tls_certs_only([]);
-        }
+        let builder = builder(ca_file, base.starts_with("https://"))?;
         let http = builder.build().context("cannot start the HTTP client")?;
         Ok(Self {
             base: base.trim_end_matches('/').to_owned(),

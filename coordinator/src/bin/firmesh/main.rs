@@ -13,6 +13,7 @@ mod node;
 mod output;
 mod release;
 mod trust;
+mod tuf;
 mod watch;
 
 use std::{path::PathBuf, process::ExitCode, sync::LazyLock};
@@ -134,6 +135,8 @@ enum Command {
     /// The Firmesh processes beside the devices.
     #[command(subcommand)]
     Node(node::Command),
+    /// A plain TUF client: verifies and downloads from this or any other TUF repository.
+    Tuf(tuf::Tuf),
     /// Looks for what would stand in the way.
     Doctor(doctor::Doctor),
     /// Prints the completion script of a shell.
@@ -166,6 +169,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Campaign(command) => campaign::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
+        Command::Tuf(tuf) => tuf::run(global, tuf, output).await,
         Command::Doctor(doctor) => doctor::run(global, &doctor, output).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -199,6 +203,9 @@ mod tests {
             "campaign watch spring --json",
             "device clear d1",
             "node enrol n1 --path eu/s1/r1/n1 --out ticket.json",
+            "tuf --metadata-dir m init root.json",
+            "tuf --metadata-url u --metadata-dir m --target-name a --target-name b --target-dir t --target-base-url v download",
+            "tuf refresh --metadata-dir m --metadata-url u --ed25519-only",
             "completions bash",
             "doctor",
         ] {

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::client::RequestError;
+use crate::{client::RequestError, tuf::refusal_code};
 
 /// An end that is neither success nor a fault.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +91,8 @@ impl Output {
         let mut causes: Vec<String> = error.chain().map(ToString::to_string).collect();
         causes.dedup();
         let text = if self.json {
-            json!({ "error": causes[0], "causes": causes[1..], "exit_status": status }).to_string()
+            let code = refusal_code(error);
+            json!({ "error": causes[0], "causes": causes[1..], "code": code, "exit_status": status }).to_string()
         } else {
             format!("firmesh: {}", causes.join(": "))
         };

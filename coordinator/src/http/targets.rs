@@ -1,0 +1,60 @@
+//! Targets under the names that TUF's consistent snapshots give them, so that any TUF client can download what is
+//! published here: `firmware/<sha256>.<name>` and `campaigns/<sha256>.<id>.json`.
+//!
+//! Invariants: only what verified metadata names is served, and only under the digest it is signed with; clients check
+//! the bytes themselves.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::{Path, State},
+    http::header,
+    response::{IntoResponse, Response},
+};
+use firmesh_protocol::ids::{CampaignId, Sha256};
+use tokio_util::io::ReaderStream;
+
+use super::{App, problem::Failure};
+
+/// Read at once while an image is served.
+const CHUNK_BYTES: usize = 256 << 10;
+
+pub(super) async fn target(State(app): State<Arc<App>>, Path(path): Path<String>) -> Result<Response, Failure> {
+    let no_such = || Failure::not_found(format!("target {}", path.escape_debug()));
+    let (folder, file) = path.split_once('/').ok_or_else(no_such)?;
+    let (digest, name) = file.split_once('.').ok_or_else(no_such)?;
+    let digest: Sha256 = digest.parse().map_err(|_| no_such())?;
+    match folder {
+        "campaigns" => {
+            let id = name.strip_suffix(".json").ok_or_else(no_such)?;
+            let id = CampaignId::new(id).map_err(|_| no_such())?;
+            let manifest = (app.coordinator)
+                .read(move |world| world.published.manifests.get(&id).cloned())
+                .await?;
+            let manifest = manifest
+                .filter(|bytes| Sha256::of(bytes) == digest)
+                .ok_or_else(no_such)?;
+            Ok(([(header::CONTENT_TYPE, "application/json")], manifest).into_response())
+        }
+        "firmware" => {
+            let name = format!("{folder}/{name}");
+            let release = app.coordinator.read(move |world| {
+                let fleet = world.published.fleet.as_ref()?;
+                Some(fleet.release(&name).ok()?.into_inner().artifact)
+            });
+            let artifact = release
+                .await?
+                .filter(|artifact| artifact.sha256 == digest)
+                .ok_or_else(no_such)?;
+            let file = app.origin.file(&artifact).await?;
+            let headers = [
+                (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+                (header::CONTENT_LENGTH, artifact.length.to_string()),
+            ];
+            let body = Body::from_stream(ReaderStream::with_capacity(file, CHUNK_BYTES));
+            Ok((headers, body).into_response())
+        }
+        _ => Err(no_such()),
+    }
+}

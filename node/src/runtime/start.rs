@@ -22,6 +22,7 @@ use super::{
     coordinator::{Fleet, sign_record},
 };
 use crate::{
+    audit::AuditWatch,
     config::Settings,
     files::write_durably,
     identity::{Identity, IdentityFileError, NodeKey},
@@ -61,6 +62,9 @@ pub enum RunError {
     /// The metadata folder cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// What is known of the audit log cannot be used.
+    #[error(transparent)]
+    Audit(Box<dyn std::error::Error + Send + Sync>),
     /// The piece store cannot be used.
     #[error(transparent)]
     Store(StoreError),
@@ -118,6 +122,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         return Ok(());
     };
     let trust = TrustStore::open(&folder("metadata"), &settings.root_json)?;
+    let audit =
+        AuditWatch::open(&folder("audit"), &identity.fleet_ca).map_err(|error| RunError::Audit(Box::new(error)))?;
     let store: Arc<dyn ChunkStore> = Arc::new(IrohStore::open(&folder("store")).await.map_err(RunError::Store)?);
     let (images, images_listener) = Images::listen(
         Arc::clone(&store),
@@ -200,6 +206,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         mesh: mesh.commands,
         uplink,
         trust: Arc::new(tokio::sync::Mutex::new(trust)),
+        audit,
         tracked: std::collections::BTreeMap::new(),
         fetches: std::collections::BTreeMap::new(),
         traffic: firmesh_protocol::api::Traffic::default(),

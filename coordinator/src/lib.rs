@@ -13,19 +13,21 @@ mod events;
 mod evidence;
 mod http;
 mod origin;
+pub mod provenance;
 mod publish;
 mod runtime;
 mod server;
 mod store;
 mod sync;
 mod telemetry;
+mod vetting;
 mod world;
 
 pub use audit::LogProblem;
 pub use authority::AuthorityError;
 pub use config::{
     Config, ConfigError, LogConfig, MetadataConfig, MetadataValidity, NodesConfig, OperatorsConfig, Overrides,
-    PermitsConfig, Settings,
+    PermitsConfig, ProvenanceConfig, Settings,
 };
 pub use http::TlsError;
 pub use server::{Addresses, RunError, run};

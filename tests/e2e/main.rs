@@ -8,5 +8,6 @@ mod gates;
 mod layering;
 mod misfortune;
 mod power_loss;
+mod provenance;
 mod refusals;
 mod transfer;

@@ -31,6 +31,7 @@ fn release(version: &str) -> Release {
             security_epoch: 1,
             from_versions: Vec::new(),
             reversibility: Reversibility::Reflash,
+            provenance: None,
         },
     }
 }

@@ -16,6 +16,7 @@ use serde_json::{Value, json};
 use crate::{
     Expiry, Folder, Global, Unlock,
     output::{Output, Verdict},
+    provenance::{self, BeforeSigning},
 };
 
 #[derive(Debug, Subcommand)]
@@ -83,6 +84,8 @@ pub(crate) struct Sign {
     yes: bool,
     #[command(flatten)]
     unlock: Unlock,
+    #[command(flatten)]
+    provenance: BeforeSigning,
 }
 
 pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
@@ -175,6 +178,9 @@ pub(crate) fn sign(sign: &Sign, only: &[&str], output: &Output) -> anyhow::Resul
     let key = sign.key.open(&sign.unlock.secrets()?)?;
     let mut waiting = folder.signable(&key.public_key(), only)?;
     retain_agreed(&mut waiting, &sign.digest)?;
+    if waiting.iter().any(|status| status.file == "releases.json") {
+        provenance::before_signing(&sign.provenance, &folder, output)?;
+    }
     let shown = waiting.into_iter().map(|status| Shown::of(&folder, status));
     let shown = shown.collect::<anyhow::Result<Vec<_>>>()?;
     if !output.is_json() {
@@ -241,8 +247,12 @@ fn retain_agreed(waiting: &mut Vec<FileStatus>, agreed: &[String]) -> anyhow::Re
 
 /// Uploads the files among `only` (all if empty), and with `campaigns.json` the manifests it names.
 pub(crate) async fn publish(global: &Global, folder: &Folder, only: &[&str], output: &Output) -> anyhow::Result<()> {
-    let publication = folder.open()?.publication(only)?;
-    let published: Published = global.client()?.post("/api/v1/metadata", &publication).await?;
+    let (folder, client) = (folder.open()?, global.client()?);
+    let publication = folder.publication(only)?;
+    if publication.metadata.contains_key("releases.json") {
+        provenance::upload(&folder, &client).await?;
+    }
+    let published: Published = client.post("/api/v1/metadata", &publication).await?;
     output.show(&published, || {
         published
             .versions

@@ -29,7 +29,7 @@ use crate::{
     journal::{self, NodeJournal},
     mesh::{self, MeshCommand, Topic},
     status,
-    store::{ChunkStore, IrohStore, StoreError},
+    store::{self, ChunkStore, PieceStore, StoreError},
     transport::{self, Transport},
     trust_store::{TrustError, TrustStore, system_time},
     uplink::{EnrolError, Uplink, enrol},
@@ -61,6 +61,9 @@ pub enum RunError {
     /// The metadata folder cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The piece store cannot be opened.
+    #[error(transparent)]
+    OpenStore(#[from] store::OpenError),
     /// The piece store cannot be used.
     #[error(transparent)]
     Store(StoreError),
@@ -118,7 +121,9 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         return Ok(());
     };
     let trust = TrustStore::open(&folder("metadata"), &settings.root_json)?;
-    let store: Arc<dyn ChunkStore> = Arc::new(IrohStore::open(&folder("store")).await.map_err(RunError::Store)?);
+    let (lost, lost_rx) = mpsc::channel(EVENTS_MAX);
+    let store = PieceStore::open(&folder("store"), settings.store_key.clone(), lost).await?;
+    let store: Arc<dyn ChunkStore> = Arc::new(store);
     let (images, images_listener) = Images::listen(
         Arc::clone(&store),
         settings.images.listen,
@@ -231,6 +236,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     });
     services.spawn(pump(transport_rx, events.clone(), Event::Transport));
     services.spawn(pump(mesh.gossip, events.clone(), Event::Gossip));
+    services.spawn(pump(lost_rx, events.clone(), Event::Lost));
     services.spawn(pump(status_rx, events, Event::Status));
     let result = runtime.main_loop(event_rx).await;
     cancel.cancel();

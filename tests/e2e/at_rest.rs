@@ -77,24 +77,23 @@ async fn an_encrypted_node_takes_part_and_its_disk_shows_nothing_of_the_image() 
         let content = largest(&state.join("store"))?;
         flip(&content, 3 << 20)?;
         fleet.node(ENCRYPTED)?.restart().await?;
-        let status = until("the damaged piece to be fetched again", WITHIN, async || {
+        let fetched = |status: &Value| -> u64 {
+            let from = |source: &str| status["traffic"][source].as_u64();
+            ["from_origin", "from_rack", "from_other_racks"]
+                .into_iter()
+                .filter_map(from)
+                .sum()
+        };
+        until("the damaged piece to be fetched again", WITHIN, async || {
             let status = fleet.node(ENCRYPTED)?.status().await?;
-            let (held, total) = fleet.node(ENCRYPTED)?.pieces().await?;
             let named = status["last_error"]
                 .as_str()
                 .is_some_and(|error| error.contains("changed on disk"));
-            let again = named && total > 0 && held == total;
-            Ok(if again {
-                Seen::Yes(status)
-            } else {
-                Seen::NotYet(status.to_string())
-            })
+            Ok(Seen::when(named && fetched(&status) > 0, || status.to_string()))
         })
         .await?;
-        let fetched: u64 = ["from_origin", "from_rack", "from_other_racks"]
-            .iter()
-            .filter_map(|from| status["traffic"][from].as_u64())
-            .sum();
+        let status = holds_everything(fleet, ENCRYPTED).await?;
+        let fetched = fetched(&status);
         ensure!(fetched == 1 << 20, "{fetched} bytes for one piece: {status}");
         ensure!(
             status["banned"].as_object().is_some_and(serde_json::Map::is_empty),

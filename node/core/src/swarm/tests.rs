@@ -168,7 +168,7 @@ impl Site {
                     );
                 }
             }
-            Output::Ban { .. } | Output::Complete { .. } => {}
+            Output::Ban { .. } | Output::Withdraw { .. } | Output::Complete { .. } => {}
         }
     }
 

@@ -168,7 +168,7 @@ impl Artifact {
         drop(state);
         if damaged {
             self.tell_lost(piece);
-            return Err(damage(piece, "is waiting to be fetched again"));
+            return Err(self.changed(piece));
         }
         if !held {
             return Err(io::Error::new(
@@ -186,7 +186,7 @@ impl Artifact {
         if is_damage {
             warn!(artifact = %self.root, piece, %error, "a stored piece is damaged; it will be fetched again");
             self.drop_piece(piece)?;
-            return Err(damage(piece, "was dropped"));
+            return Err(self.changed(piece));
         }
         Err(error)
     }
@@ -300,6 +300,14 @@ impl Artifact {
         if self.lost.try_send(Lost { artifact, piece }).is_err() {
             warn!(%artifact, piece, "nobody hears that a piece was lost");
         }
+    }
+
+    fn changed(&self, piece: u32) -> io::Error {
+        let problem = format!(
+            "piece {piece} of artifact {} changed on disk; it is fetched again",
+            self.root
+        );
+        io::Error::new(io::ErrorKind::InvalidData, problem)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -15,6 +15,8 @@ use firmesh_protocol::{
 };
 use serde::Deserialize;
 
+use crate::store::{KeyError, StoreKey};
+
 /// The configuration as written in `node.toml`. Relative paths start at the file's folder.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,6 +43,9 @@ pub struct Config {
     /// Images for BMCs that pull them.
     #[serde(default)]
     pub images: ImagesConfig,
+    /// The piece store.
+    #[serde(default)]
+    pub store: StoreConfig,
     /// The devices this node looks after.
     #[serde(default, rename = "device")]
     pub devices: Vec<DeviceConfig>,
@@ -135,6 +140,15 @@ impl Default for ImagesConfig {
     }
 }
 
+/// The piece store.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct StoreConfig {
+    /// A file (mode 0600) with the key that the store is encrypted under: 64 hexadecimal digits. `FIRMESH_STORE_KEY` in the
+    /// environment goes before it. Default: none, and the store is not encrypted.
+    pub key_file: Option<PathBuf>,
+}
+
 /// The configuration as checked.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -162,6 +176,8 @@ pub struct Settings {
     pub status_listen: SocketAddr,
     /// Images for BMCs.
     pub images: ImagesConfig,
+    /// What the piece store is encrypted under.
+    pub store_key: Option<StoreKey>,
     /// The devices this node looks after.
     pub devices: Vec<DeviceSettings>,
     /// Bounds and time spans of the swarm.
@@ -197,10 +213,16 @@ pub enum ConfigError {
         /// What is wrong and what would be right.
         problem: String,
     },
+    /// The piece store's key.
+    #[error(transparent)]
+    StoreKey(#[from] KeyError),
     /// A device's configuration.
     #[error(transparent)]
     Device(#[from] DeviceConfigError),
 }
+
+/// The piece store's key in the environment, for those who keep secrets out of files.
+const STORE_KEY_VARIABLE: &str = "FIRMESH_STORE_KEY";
 
 /// Configurations and the files they name are small.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -217,7 +239,11 @@ impl Settings {
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty())
             .unwrap_or_else(|| Path::new("."));
-        config.check(base)
+        let mut settings = config.check(base)?;
+        if let Some(text) = std::env::var_os(STORE_KEY_VARIABLE) {
+            settings.store_key = Some(StoreKey::parse(&text.to_string_lossy(), STORE_KEY_VARIABLE)?);
+        }
+        Ok(settings)
     }
 }
 
@@ -280,6 +306,10 @@ impl Config {
             mesh: self.mesh,
             status_listen: self.status.listen,
             images: self.images,
+            store_key: match self.store.key_file {
+                Some(file) => Some(StoreKey::load(&base.join(file))?),
+                None => None,
+            },
             devices,
             tuning: Tuning::default(),
         })
@@ -364,5 +394,15 @@ mod tests {
         refused("500ms", "soon", "poll_interval");
         refused("\"root.json\"", "\"absent.json\"", "root_file");
         refused("state_dir", "stat_dir", "stat_dir");
+        refused(
+            "[coordinator]",
+            "[store]\nkey_file = \"absent\"\n[coordinator]",
+            "absent",
+        );
+        refused(
+            "[coordinator]",
+            "[store]\nkey_file = \"ca.pem\"\n[coordinator]",
+            "chmod 600",
+        );
     }
 }

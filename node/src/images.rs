@@ -103,6 +103,12 @@ impl Images {
         complete.insert((artifact, length));
     }
 
+    /// Notes that an artifact is not whole any more.
+    pub fn remove(&self, artifact: ArtifactId) {
+        let mut complete = self.complete.write().unwrap_or_else(PoisonError::into_inner);
+        complete.retain(|(id, _)| *id != artifact);
+    }
+
     fn length_of(&self, artifact: ArtifactId) -> Option<u64> {
         let complete = self.complete.read().unwrap_or_else(PoisonError::into_inner);
         complete

@@ -2,6 +2,7 @@
 
 mod ceremony;
 mod audit;
+mod at_rest;
 mod cli;
 mod demo;
 mod gates;

@@ -59,7 +59,7 @@ use crate::{
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
     status::{BrakeRequest, Refusal, Status, StatusRequest},
-    store::{ChunkStore, PutError, StoreError},
+    store::{ChunkStore, Lost, PutError, StoreError},
     transport::{FetchError, Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
     uplink::{Uplink, UplinkError},
@@ -107,6 +107,7 @@ enum Event {
         device: DeviceId,
         result: Result<firmesh_executors::Ended, firmesh_executors::RunError>,
     },
+    Lost(Lost),
     Status(StatusRequest),
 }
 
@@ -252,6 +253,7 @@ impl Runtime {
             Event::Facts { device, facts } => self.on_facts(&device, facts),
             Event::News(news) => self.on_news(news),
             Event::AttemptEnded { device, result } => self.on_attempt_ended(&device, result),
+            Event::Lost(lost) => self.on_lost(lost),
             Event::Status(answer) => {
                 answer.send(self.status()).ok(); // whoever asked may have gone
                 Ok(())
@@ -313,6 +315,11 @@ impl Runtime {
                         artifact,
                         pieces: vec![piece],
                     });
+                }
+                Output::Withdraw { artifact } => {
+                    if let Some(pieces) = self.swarm.have(&artifact).cloned() {
+                        self.transport.broadcast(&PeerMessage::Holds { artifact, pieces });
+                    }
                 }
                 Output::Ban { peer, reason } => {
                     warn!(%peer, reason, "banned a peer");
@@ -482,10 +489,25 @@ impl Runtime {
             }
             Err(error) => {
                 self.local_error(&error);
-                self.hash_whole(artifact, DISK_AGAIN);
+                // Where a piece was lost, it comes again first, and then the whole is looked at again.
+                if self.swarm.have(&artifact).is_some_and(PieceSet::is_full) {
+                    self.hash_whole(artifact, DISK_AGAIN);
+                }
                 Ok(())
             }
         }
+    }
+
+    fn on_lost(&mut self, lost: Lost) -> Result<(), JournalError> {
+        let Lost { artifact, piece } = lost;
+        if let Some(tracked) = self.tracked.get_mut(&artifact) {
+            tracked.complete = false;
+        }
+        self.images.remove(artifact);
+        self.last_error = Some(format!(
+            "piece {piece} of artifact {artifact} changed on disk; it is fetched again"
+        ));
+        self.tell_swarm(swarm::Input::Lost { artifact, piece })
     }
 
     fn on_transport(&mut self, event: TransportEvent) -> Result<(), JournalError> {

@@ -30,7 +30,7 @@ use crate::{
     journal::{self, NodeJournal},
     mesh::{self, MeshCommand, Topic},
     status,
-    store::{ChunkStore, IrohStore, StoreError},
+    store::{self, ChunkStore, PieceStore, StoreError},
     transport::{self, Transport},
     trust_store::{TrustError, TrustStore, system_time},
     uplink::{EnrolError, Uplink, enrol},
@@ -65,6 +65,9 @@ pub enum RunError {
     /// What is known of the audit log cannot be used.
     #[error(transparent)]
     Audit(Box<dyn std::error::Error + Send + Sync>),
+    /// The piece store cannot be opened.
+    #[error(transparent)]
+    OpenStore(#[from] store::OpenError),
     /// The piece store cannot be used.
     #[error(transparent)]
     Store(StoreError),
@@ -124,7 +127,9 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let trust = TrustStore::open(&folder("metadata"), &settings.root_json)?;
     let audit =
         AuditWatch::open(&folder("audit"), &identity.fleet_ca).map_err(|error| RunError::Audit(Box::new(error)))?;
-    let store: Arc<dyn ChunkStore> = Arc::new(IrohStore::open(&folder("store")).await.map_err(RunError::Store)?);
+    let (lost, lost_rx) = mpsc::channel(EVENTS_MAX);
+    let store = PieceStore::open(&folder("store"), settings.store_key.clone(), lost).await?;
+    let store: Arc<dyn ChunkStore> = Arc::new(store);
     let (images, images_listener) = Images::listen(
         Arc::clone(&store),
         settings.images.listen,
@@ -249,6 +254,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     services.spawn(pump(transport_rx, events.clone(), Event::Transport));
     services.spawn(pump(mesh.gossip, events.clone(), Event::Gossip));
     services.spawn(pump(brakes_rx, events.clone(), Event::Brake));
+    services.spawn(pump(lost_rx, events.clone(), Event::Lost));
     services.spawn(pump(status_rx, events, Event::Status));
     let result = runtime.main_loop(event_rx).await;
     cancel.cancel();

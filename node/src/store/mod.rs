@@ -1,6 +1,6 @@
 //! The piece store: verified bytes only, in and out.
 
-mod iroh;
+mod engine;
 
 use std::{fmt, io, ops::Range, pin::Pin};
 
@@ -9,7 +9,16 @@ use firmesh_protocol::{chunk::PieceLayout, ids::ArtifactId, pieces::PieceSet};
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use tokio::io::{AsyncRead, AsyncSeek};
 
-pub use iroh::IrohStore;
+pub use engine::{KeyError, OpenError, PieceStore, StoreKey};
+
+/// A piece that was held and is not any more: its bytes on disk changed. It is to be fetched again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lost {
+    /// The artifact.
+    pub artifact: ArtifactId,
+    /// The piece.
+    pub piece: u32,
+}
 
 /// A reader over a complete artifact.
 pub trait Read: AsyncRead + AsyncSeek + Send {}
@@ -30,10 +39,8 @@ pub trait ChunkStore: fmt::Debug + Send + Sync {
         encoded: Bytes,
     ) -> BoxFuture<'_, Result<(), PutError>>;
 
-    /// Whether a byte range is held whole.
-    fn holds(&self, artifact: ArtifactId, range: Range<u64>) -> BoxFuture<'_, Result<bool, StoreError>>;
-
-    /// A byte range, encoded with its proof, as a stream; an error item if a part of it is not held.
+    /// A byte range, encoded with its proof, as a stream. The stream ends with an error item if a part of the range is not
+    /// held (`NotFound`), or cannot be given for another reason (any other kind).
     fn slice(&self, artifact: ArtifactId, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
 
     /// A reader over an artifact whose every piece is held: no one else's bytes are worth reading.

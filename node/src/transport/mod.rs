@@ -569,7 +569,7 @@ impl Transport {
             &self.0.served.to_other_racks
         };
         let artifact = ArtifactId::from(*request.hash.as_bytes());
-        let mut slice = self.0.store.slice(artifact, range.clone());
+        let mut slice = self.0.store.slice(artifact, range);
         while let Some(part) = slice.next().await {
             match part {
                 Ok(part) => {
@@ -578,8 +578,8 @@ impl Transport {
                 }
                 Err(error) => {
                     // "Not held" is a lie if it was announced; "in trouble" is not.
-                    let held = self.0.store.holds(artifact, range).await.unwrap_or(true);
-                    send.reset(if held { RESET_TROUBLE } else { RESET_NOT_HELD })?;
+                    let unknown = error.kind() == io::ErrorKind::NotFound;
+                    send.reset(if unknown { RESET_NOT_HELD } else { RESET_TROUBLE })?;
                     return Err(error.into());
                 }
             }

@@ -8,7 +8,7 @@ use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, 
 use rustls::pki_types::CertificateDer;
 
 use super::*;
-use crate::{identity::NodeKey, store::IrohStore};
+use crate::{identity::NodeKey, store::PieceStore};
 
 /// A certificate authority of a fleet.
 struct Ca {
@@ -62,7 +62,11 @@ impl Peer {
             key,
             fleet_ca: trusted.certificate.clone(),
         };
-        let store: Arc<dyn ChunkStore> = Arc::new(IrohStore::open(&folder.path().join("store")).await.unwrap());
+        let (lost, _) = mpsc::channel(1);
+        let store = PieceStore::open(&folder.path().join("store"), None, lost)
+            .await
+            .unwrap();
+        let store: Arc<dyn ChunkStore> = Arc::new(store);
         let (tx, events) = mpsc::channel(64);
         let (id, path) = (NodeId::new(name).unwrap(), path.parse().unwrap());
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));

@@ -173,6 +173,9 @@ enum Command {
     /// Who gets which release under which rules, signed by approvers.
     #[command(subcommand)]
     Campaign(campaign::Command),
+    /// Stops a campaign or an image everywhere, for good.
+    #[command(subcommand)]
+    Brake(brake::Command),
     /// What is updated.
     #[command(subcommand)]
     Device(device::Command),
@@ -214,6 +217,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Artifact(command) => artifact::run(global, command, output).await,
         Command::Release(command) => release::run(global, command, output).await,
         Command::Campaign(command) => campaign::run(global, command, output).await,
+        Command::Brake(command) => brake::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
         Command::Tuf(tuf) => tuf::run(global, tuf, output).await,
@@ -263,6 +267,11 @@ mod tests {
             "campaign watch spring --json",
             "device clear d1",
             "node enrol n1 --path eu/s1/r1/n1 --out ticket.json",
+            "node revoke n1 --reason stolen",
+            "brake campaign spring --key approver-1 --reason wrong",
+            "brake release firmware/a.bin --key release-1 --reason bad --out a.brake --offline",
+            "brake send a.brake --node http://127.0.0.1:8650",
+            "brake list",
             "tuf --metadata-dir m init root.json",
             "tuf --metadata-url u --metadata-dir m --target-name a --target-name b --target-dir t --target-base-url v download",
             "tuf refresh --metadata-dir m --metadata-url u --ed25519-only",

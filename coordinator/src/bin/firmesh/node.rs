@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::Subcommand;
 use firmesh_coordinator::ceremony::write_secret;
 use firmesh_protocol::{
-    api::{EnrolmentTicket, Holding, NewNode, NodeView, Page},
+    api::{EnrolmentTicket, Holding, NewNode, NodeView, Page, RevokeRequest},
     ids::{NodeId, TopologyPath},
 };
 use serde_json::json;
@@ -31,6 +31,14 @@ pub(crate) enum Command {
         #[arg(long)]
         force: bool,
     },
+    /// Shuts a node out of the fleet: its key is no member's any more, here and in the whole mesh. For good.
+    Revoke {
+        /// The node.
+        node: NodeId,
+        /// Why, for those who will ask.
+        #[arg(long)]
+        reason: String,
+    },
 }
 
 pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
@@ -40,6 +48,13 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
             let rows: Vec<_> = page.items.iter().map(row).collect();
             output.show(&page, || {
                 Output::table(["NODE", "PLACE", "LAST HEARD", "PIECES", "BANNED"], &rows)
+            })
+        }
+        Command::Revoke { node, reason } => {
+            let path = format!("/api/v1/nodes/{node}/revoke");
+            let () = global.client()?.post(&path, &RevokeRequest { reason }).await?;
+            output.show(&json!({ "revoked": node }), || {
+                vec![format!("{node} is revoked: to bring it back, enrol it with a new key and a new ticket")]
             })
         }
         Command::Enrol { node, path, out, force } => enrol(global, NewNode { node, path }, &out, force, output).await,
@@ -67,10 +82,11 @@ async fn enrol(global: &Global, new: NewNode, out: &Path, force: bool, output: &
 }
 
 fn row(view: &NodeView) -> [String; 5] {
-    let last = match (view.enrolled, view.last_seen) {
-        (false, _) => "not enrolled".to_owned(),
-        (true, None) => "never".to_owned(),
-        (true, Some(at)) => at.to_string(),
+    let last = match (view.revoked, view.enrolled, view.last_seen) {
+        (true, _, _) => "revoked".to_owned(),
+        (_, false, _) => "not enrolled".to_owned(),
+        (_, true, None) => "never".to_owned(),
+        (_, true, Some(at)) => at.to_string(),
     };
     let pieces = |count: fn(&Holding) -> u32| view.holdings.iter().map(count).map(u64::from).sum::<u64>();
     let held = format!("{}/{}", pieces(|held| held.pieces), pieces(|held| held.pieces_total));

@@ -136,6 +136,13 @@ pub enum Input {
         /// The piece.
         piece: u32,
     },
+    /// A piece that was held is not any more: its bytes on disk changed.
+    Lost {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The piece.
+        piece: u32,
+    },
     /// A request brought nothing.
     Failed {
         /// The request.
@@ -172,6 +179,11 @@ pub enum Output {
         artifact: ArtifactId,
         /// The piece.
         piece: u32,
+    },
+    /// Tell every peer anew what this node holds of an artifact: it became less.
+    Withdraw {
+        /// The artifact.
+        artifact: ArtifactId,
     },
     /// Close a peer's connections, refuse new ones, and report it.
     Ban {
@@ -305,6 +317,7 @@ impl Swarm {
             Input::Origin { available } => self.members.set_origin(available),
             Input::Fetched { id } => self.fetched(now, id),
             Input::Stored { artifact, piece } => self.stored(now, artifact, piece),
+            Input::Lost { artifact, piece } => self.lost(artifact, piece),
             Input::Failed { id, why } => self.failed(now, id, why),
             Input::Tick => {}
         }
@@ -413,6 +426,16 @@ impl Swarm {
             transfer.moved_at = now;
             self.outputs.push_back(Output::Announce { artifact, piece });
             self.tell_if_complete(artifact);
+        }
+    }
+
+    fn lost(&mut self, artifact: ArtifactId, piece: u32) {
+        let Some(transfer) = self.transfers.get_mut(&artifact) else {
+            return;
+        };
+        if transfer.have.remove(piece) {
+            transfer.complete_told = false;
+            self.outputs.push_back(Output::Withdraw { artifact });
         }
     }
 

@@ -168,7 +168,7 @@ impl Site {
                     );
                 }
             }
-            Output::Ban { .. } | Output::Complete { .. } => {}
+            Output::Ban { .. } | Output::Withdraw { .. } | Output::Complete { .. } => {}
         }
     }
 
@@ -357,6 +357,44 @@ fn what_is_held_already_is_never_asked_for() {
     );
     let asked: Vec<_> = std::iter::from_fn(|| swarm.poll()).collect();
     assert!(matches!(asked[..], [Output::Fetch { piece: 7, .. }]), "{asked:?}");
+}
+
+/// A piece whose bytes changed on disk: the peers are told, it is asked for again, and the image is complete once more.
+#[test]
+fn a_lost_piece_is_withdrawn_and_comes_again() {
+    let site = Site::new(1, 1, 8);
+    let mut swarm = Swarm::new(site.nodes[0].0.clone(), site.nodes[0].1.clone(), Tuning::default(), 1);
+    let mut tell = |input| {
+        swarm.handle(Timestamp::default(), input);
+        std::iter::from_fn(|| swarm.poll()).collect::<Vec<_>>()
+    };
+    let (artifact, have) = (site.artifact, PieceSet::full(8));
+    tell(Input::Origin { available: true });
+    let priority = 1;
+    assert_eq!(
+        tell(Input::Want {
+            artifact,
+            have,
+            priority
+        }),
+        [Output::Complete { artifact }]
+    );
+    let outputs = tell(Input::Lost { artifact, piece: 3 });
+    let [
+        Output::Withdraw { .. },
+        Output::Fetch {
+            id,
+            source: Source::Origin,
+            piece: 3,
+            ..
+        },
+    ] = outputs[..]
+    else {
+        panic!("{outputs:?}")
+    };
+    assert_eq!(tell(Input::Lost { artifact, piece: 3 }), []);
+    let announced = Output::Announce { artifact, piece: 3 };
+    assert_eq!(tell(Input::Fetched { id }), [announced, Output::Complete { artifact }]);
 }
 
 proptest! {

@@ -1,21 +1,14 @@
-//! One link: a whole image from one node's store over QUIC into another's, every piece verified on the way in. Beside it,
-//! in the same run: BLAKE3 over the same bytes, and the same bytes written to a file and made durable.
+//! One link: a whole image from one node's store over QUIC into another's, every piece verified on the way in, with each of
+//! the stores at both ends. Beside it, in the same run: BLAKE3 over the same bytes, and the same bytes written to a file and
+//! made durable.
 
-use std::{
-    collections::BTreeMap,
-    fs::File,
-    io::Write as _,
-    net::SocketAddr,
-    path::Path,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, io::Write as _, net::SocketAddr, path::Path, sync::Arc};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use firmesh_coordinator::authority::Authority;
 use firmesh_node::{
     identity::{Identity, NodeKey},
-    store::{ChunkStore, IrohStore},
+    store::ChunkStore,
     transport::{Member, Transport},
 };
 use firmesh_protocol::{
@@ -24,13 +17,12 @@ use firmesh_protocol::{
     time::WallTime,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use nix::sys::resource::{UsageWho, getrusage};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::{LinkArgs, median};
+use super::{Engine, MeasureArgs, Rate, Spent, image};
 
 /// Pieces asked for at once, as a node would.
 const IN_FLIGHT: usize = 4;
@@ -46,7 +38,7 @@ struct End {
 const VALIDITY: Duration = Duration::from_secs(86_400);
 
 impl End {
-    async fn open(authority: &Authority, folder: &Path, name: &str, now: WallTime) -> Result<Self> {
+    async fn open(authority: &Authority, engine: Engine, folder: &Path, name: &str, now: WallTime) -> Result<Self> {
         let folder = folder.join(name);
         std::fs::create_dir_all(&folder)?;
         let key = NodeKey::load_or_create(&folder.join("node.key"))?;
@@ -55,7 +47,7 @@ impl End {
         let certificate = authority.issue_node(&id, &path, &request, now, VALIDITY)?;
         let certificate = CertificateDer::from_pem_slice(certificate.pem.as_bytes())?;
         let identity = Identity::new(key, certificate, authority.ca_der().clone())?;
-        let store: Arc<dyn ChunkStore> = Arc::new(IrohStore::open(&folder.join("store")).await?);
+        let store = engine.open(&folder.join("store")).await?;
         let (events, mut ignored) = mpsc::channel(64);
         tokio::spawn(async move { while ignored.recv().await.is_some() {} });
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -85,75 +77,83 @@ impl End {
 struct Figures {
     mib: u64,
     runs: u32,
-    link_mb_per_s: f64,
-    link_cpu_s_per_gib: f64,
-    hash_mb_per_s: f64,
-    disk_mb_per_s: f64,
-    link_over_hash: f64,
-    link_over_disk: f64,
+    link: BTreeMap<Engine, Rate>,
+    hash: Rate,
+    disk: Rate,
 }
 
-pub(super) async fn run(args: &LinkArgs) -> Result<()> {
+pub(super) async fn run(args: &MeasureArgs) -> Result<()> {
     let length = args.size << 20;
     let image = image(usize::try_from(length)?);
     let tree = HashTree::build(&image[..], length)?;
-    let (mut link, mut cpu, mut hash, mut disk) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut link, mut hash, mut disk) = (BTreeMap::<_, Vec<_>>::new(), Vec::new(), Vec::new());
     for run in 0..args.runs {
-        let folder = tempfile::tempdir()?;
-        let (wall, spent) = transfer(folder.path(), &image, &tree).await?;
-        link.push(wall);
-        cpu.push(spent);
-        let start = Instant::now();
+        for engine in Engine::ALL {
+            let folder = tempfile::tempdir()?;
+            let spent = transfer(engine, folder.path(), &image, &tree).await?;
+            link.entry(engine).or_default().push(spent);
+            eprintln!(
+                "run {} of {}: {} {:.2} s",
+                run + 1,
+                args.runs,
+                engine.name(),
+                spent.wall.as_secs_f64()
+            );
+        }
+        let hashed = Spent::on(async { Ok(blake3::hash(&image)) }).await?;
         ensure!(
-            blake3::hash(&image).as_bytes() == tree.root.as_bytes(),
+            hashed.1.as_bytes() == tree.root.as_bytes(),
             "the image changed in memory"
         );
-        hash.push(start.elapsed());
-        let start = Instant::now();
-        let mut file = File::create(folder.path().join("plain"))?;
-        file.write_all(&image)?;
-        file.sync_all()?;
-        disk.push(start.elapsed());
-        eprintln!("run {} of {}: link {:.2} s", run + 1, args.runs, wall.as_secs_f64());
+        hash.push(hashed.0);
+        let mut file = tempfile::tempfile()?;
+        let written = Spent::on(async {
+            file.write_all(&image)?;
+            Ok(file.sync_all()?)
+        });
+        disk.push(written.await?.0);
     }
-    let rate = |durations: &[Duration]| length as f64 / 1e6 / median(durations.to_vec()).as_secs_f64();
     let figures = Figures {
         mib: args.size,
         runs: args.runs,
-        link_mb_per_s: rate(&link),
-        link_cpu_s_per_gib: median(cpu).as_secs_f64() * f64::from(1 << 30) / length as f64,
-        hash_mb_per_s: rate(&hash),
-        disk_mb_per_s: rate(&disk),
-        link_over_hash: rate(&link) / rate(&hash),
-        link_over_disk: rate(&link) / rate(&disk),
+        link: link
+            .iter()
+            .map(|(engine, runs)| (*engine, Rate::of(runs, length)))
+            .collect(),
+        hash: Rate::of(&hash, length),
+        disk: Rate::of(&disk, length),
     };
     if args.json {
         println!("{}", serde_json::to_string(&figures)?);
-    } else {
-        println!(
-            "one link over loopback, {} MiB, median of {} interleaved runs",
-            figures.mib, figures.runs
-        );
-        println!("  verified into the store  {:>7.0} MB/s", figures.link_mb_per_s);
-        println!("  CPU, both ends           {:>7.2} s/GiB", figures.link_cpu_s_per_gib);
-        println!(
-            "  BLAKE3 alone             {:>7.0} MB/s  (link / hash {:.2})",
-            figures.hash_mb_per_s, figures.link_over_hash
-        );
-        println!(
-            "  file write and fsync     {:>7.0} MB/s  (link / disk {:.2})",
-            figures.disk_mb_per_s, figures.link_over_disk
-        );
+        return Ok(());
     }
+    println!(
+        "one link over loopback, {} MiB, median of {} interleaved runs",
+        figures.mib, figures.runs
+    );
+    let row = |name: &str, rate: &Rate| {
+        println!(
+            "  {name:<24} {:>7.0} MB/s {:>7.2} CPU s/GiB   link / hash {:.2}, link / disk {:.2}",
+            rate.mb_per_s,
+            rate.cpu_s_per_gib,
+            rate.mb_per_s / figures.hash.mb_per_s,
+            rate.mb_per_s / figures.disk.mb_per_s
+        );
+    };
+    for (engine, rate) in &figures.link {
+        row(&format!("store: {}", engine.name()), rate);
+    }
+    row("BLAKE3 alone", &figures.hash);
+    row("file write and fsync", &figures.disk);
     Ok(())
 }
 
-/// Moves the image over one link; wall time and CPU time of both ends.
-async fn transfer(folder: &Path, image: &[u8], tree: &HashTree) -> Result<(Duration, Duration)> {
+/// Moves the image over one link; what both ends spent.
+async fn transfer(engine: Engine, folder: &Path, image: &[u8], tree: &HashTree) -> Result<Spent> {
     let now = firmesh_node::trust_store::system_time();
     let authority = Authority::load_or_create(&folder.join("authority"), Vec::new(), now)?;
-    let from = End::open(&authority, folder, "from", now).await?;
-    let to = End::open(&authority, folder, "to", now).await?;
+    let from = End::open(&authority, engine, folder, "from", now).await?;
+    let to = End::open(&authority, engine, folder, "to", now).await?;
     let mut roster = BTreeMap::new();
     for end in [&from, &to] {
         roster.insert(end.id.clone(), end.member.clone());
@@ -165,18 +165,16 @@ async fn transfer(folder: &Path, image: &[u8], tree: &HashTree) -> Result<(Durat
         let encoded = encode(image, tree, &layout.bytes(piece))?;
         from.store.put(tree.root, layout, piece, encoded.into()).await?;
     }
-    let (start, cpu_before) = (Instant::now(), cpu_time()?);
     let (receiver, source) = (&to, &from.id);
-    futures_util::stream::iter(0..layout.pieces())
+    let moved = futures_util::stream::iter(0..layout.pieces())
         .map(|piece| async move {
             let encoded = receiver.transport.fetch(source, tree.root, layout, piece).await?;
             receiver.store.put(tree.root, layout, piece, encoded).await?;
             anyhow::Ok(())
         })
         .buffer_unordered(IN_FLIGHT)
-        .try_collect::<()>()
-        .await?;
-    let (wall, cpu) = (start.elapsed(), cpu_time()? - cpu_before);
+        .try_collect::<()>();
+    let (spent, ()) = Spent::on(moved).await?;
     let held = to.store.pieces(tree.root, layout).await?;
     ensure!(
         held.is_full(),
@@ -186,23 +184,5 @@ async fn transfer(folder: &Path, image: &[u8], tree: &HashTree) -> Result<(Durat
     );
     to.close().await?;
     from.close().await?;
-    Ok((wall, cpu))
-}
-
-fn cpu_time() -> Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).context("the process's CPU time")?;
-    let micros = |time: nix::sys::time::TimeVal| -> Result<Duration> {
-        Ok(Duration::from_secs(time.tv_sec().try_into()?) + Duration::from_micros(time.tv_usec().try_into()?))
-    };
-    Ok(micros(usage.user_time())? + micros(usage.system_time())?)
-}
-
-/// Bytes that do not compress and are the same every time.
-fn image(length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    blake3::Hasher::new()
-        .update(b"firmesh bench image")
-        .finalize_xof()
-        .fill(&mut bytes);
-    bytes
+    Ok(spent)
 }

@@ -1,21 +1,32 @@
 //! Measurements that anybody can repeat. Every claim is a ratio between things run side by side in one run.
 
+mod fs_store;
 mod link;
+mod store;
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand};
+use firmesh_node::store::{ChunkStore, PieceStore, StoreKey};
+use nix::sys::resource::{UsageWho, getrusage};
+use serde::Serialize;
+use tokio::sync::mpsc;
+
+use fs_store::IrohStore;
 
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
     /// One link: two nodes' data planes and stores over loopback, against hashing and against the disk.
-    Link(LinkArgs),
+    Link(MeasureArgs),
+    /// One piece store: pieces verified and made durable, served, read; plain, encrypted, and iroh-blobs' `FsStore`.
+    Store(MeasureArgs),
 }
 
-/// How to measure one link.
+/// How to measure.
 #[derive(Debug, Args)]
-pub(crate) struct LinkArgs {
+pub(crate) struct MeasureArgs {
     /// Image size in MiB.
     #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(1..=4096))]
     size: u64,
@@ -31,7 +42,91 @@ pub(crate) struct LinkArgs {
 pub(crate) async fn run(bench: Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Link(args) => link::run(&args).await,
+        Bench::Store(args) => store::run(&args).await,
     }
+}
+
+/// A piece store to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Engine {
+    Plain,
+    Encrypted,
+    FsStore,
+}
+
+impl Engine {
+    const ALL: [Self; 3] = [Self::Plain, Self::Encrypted, Self::FsStore];
+
+    async fn open(self, folder: &Path) -> anyhow::Result<Arc<dyn ChunkStore>> {
+        let (lost, _) = mpsc::channel(1);
+        Ok(match self {
+            Self::Plain => Arc::new(PieceStore::open(folder, None, lost).await?),
+            Self::Encrypted => Arc::new(PieceStore::open(folder, Some(StoreKey::from([1; 32])), lost).await?),
+            Self::FsStore => Arc::new(IrohStore::open(folder).await?),
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Plain => "plain",
+            Self::Encrypted => "AES-256-GCM",
+            Self::FsStore => "FsStore",
+        }
+    }
+}
+
+/// What one piece of work took.
+#[derive(Debug, Clone, Copy)]
+struct Spent {
+    wall: Duration,
+    /// User and system time of the whole process.
+    cpu: Duration,
+}
+
+impl Spent {
+    async fn on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<(Self, T)> {
+        let (start, before) = (std::time::Instant::now(), cpu_time()?);
+        let done = work.await?;
+        let (wall, cpu) = (start.elapsed(), cpu_time()? - before);
+        Ok((Self { wall, cpu }, done))
+    }
+}
+
+/// The medians of some runs over `length` bytes.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Rate {
+    mb_per_s: f64,
+    cpu_s_per_gib: f64,
+}
+
+impl Rate {
+    fn of(runs: &[Spent], length: u64) -> Self {
+        let wall = median(runs.iter().map(|spent| spent.wall).collect()).as_secs_f64();
+        let cpu = median(runs.iter().map(|spent| spent.cpu).collect()).as_secs_f64();
+        Self {
+            mb_per_s: length as f64 / 1e6 / wall,
+            cpu_s_per_gib: cpu * f64::from(1 << 30) / length as f64,
+        }
+    }
+}
+
+fn cpu_time() -> anyhow::Result<Duration> {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).context("the process's CPU time")?;
+    let micros = |time: nix::sys::time::TimeVal| -> anyhow::Result<Duration> {
+        Ok(Duration::from_secs(time.tv_sec().try_into()?) + Duration::from_micros(time.tv_usec().try_into()?))
+    };
+    Ok(micros(usage.user_time())? + micros(usage.system_time())?)
+}
+
+/// Bytes that do not compress and are the same every time.
+fn image(length: usize) -> Vec<u8> {
+    let mut bytes = vec![0; length];
+    blake3::Hasher::new()
+        .update(b"firmesh bench image")
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
 }
 
 /// The middle one of some durations; the mean of the two middle ones where their number is even.

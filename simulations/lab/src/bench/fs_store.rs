@@ -1,8 +1,7 @@
-//! The first engine of the piece store: iroh-blobs' `FsStore`.
+//! What our piece store is compared with: iroh-blobs' `FsStore`, behind the same trait.
 //!
-//! It verifies on the way in (we do, before it sees the bytes) and on the way out, re-hashes a partial artifact on first
-//! touch after a crash, and knows nothing of peers. What it lacks (quota, eviction, a barrier before "complete") is why it
-//! stands behind [`ChunkStore`].
+//! It verifies on the way in (we do, before it sees the bytes) and on the way out, and re-hashes a partial artifact on first
+//! touch after a crash. It has no barrier before a piece counts as held, and no encryption.
 
 use std::{
     io,
@@ -12,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use firmesh_node::store::{ChunkStore, PutError, Read, StoreError};
 use firmesh_protocol::{
     chunk::{PieceLayout, chunks_of, verified_items},
     ids::ArtifactId,
@@ -24,8 +24,6 @@ use iroh_blobs::{
     store::fs::{FsStore, options::PathOptions},
 };
 
-use super::{ChunkStore, PutError, Read, StoreError};
-
 /// A chunk of BLAKE3.
 const CHUNK_BYTES: u64 = 1024;
 
@@ -34,14 +32,14 @@ const ITEMS_IN_FLIGHT: usize = 32;
 
 /// The piece store over iroh-blobs.
 #[derive(Debug, Clone)]
-pub struct IrohStore {
+pub(super) struct IrohStore {
     folder: PathBuf,
     store: Store,
 }
 
 impl IrohStore {
     /// Opens or creates the store in `folder`.
-    pub async fn open(folder: &Path) -> Result<Self, StoreError> {
+    pub(super) async fn open(folder: &Path) -> Result<Self, StoreError> {
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| StoreError {
             operation: "open",
             folder: folder.to_owned(),
@@ -85,12 +83,6 @@ impl IrohStore {
             }
         }
         Ok(pieces)
-    }
-
-    async fn holds_range(&self, artifact: ArtifactId, range: Range<u64>) -> Result<bool, StoreError> {
-        let held = self.store.blobs().observe(hash(artifact)).await;
-        let held = held.map_err(|error| self.failed("look up an artifact", &error))?;
-        Ok((chunks_of(&range) - held.ranges).is_empty())
     }
 
     async fn put_piece(
@@ -139,10 +131,6 @@ impl ChunkStore for IrohStore {
         self.put_piece(artifact, layout, piece, encoded).boxed()
     }
 
-    fn holds(&self, artifact: ArtifactId, range: Range<u64>) -> BoxFuture<'_, Result<bool, StoreError>> {
-        self.holds_range(artifact, range).boxed()
-    }
-
     fn slice(&self, artifact: ArtifactId, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>> {
         let export = self.store.blobs().export_bao(hash(artifact), chunks_of(&range));
         export
@@ -174,87 +162,4 @@ impl ChunkStore for IrohStore {
 
 fn hash(artifact: ArtifactId) -> Hash {
     Hash::from_bytes(*artifact.as_bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use firmesh_protocol::chunk::{HashTree, PIECE_BYTES, encode};
-    use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
-
-    fn image() -> (Vec<u8>, HashTree, PieceLayout) {
-        let bytes: Vec<u8> = (0..2 * PIECE_BYTES + 70_000)
-            .map(|at| (at * 7 + at / 999) as u8)
-            .collect();
-        let tree = HashTree::build(&bytes[..], bytes.len() as u64).unwrap();
-        let layout = PieceLayout::new(tree.length);
-        (bytes, tree, layout)
-    }
-
-    async fn collect(store: &IrohStore, artifact: ArtifactId, range: Range<u64>) -> io::Result<Vec<u8>> {
-        let mut slice = store.slice(artifact, range);
-        let mut bytes = Vec::new();
-        while let Some(part) = slice.next().await {
-            bytes.extend_from_slice(&part?);
-        }
-        Ok(bytes)
-    }
-
-    #[tokio::test]
-    async fn pieces_go_in_verified_survive_and_come_out_encoded_alike() {
-        let folder = tempfile::tempdir().unwrap();
-        let (bytes, tree, layout) = image();
-        let store = IrohStore::open(folder.path()).await.unwrap();
-        for piece in [2, 0] {
-            let encoded = encode(&bytes[..], &tree, &layout.bytes(piece)).unwrap();
-            store.put(tree.root, layout, piece, encoded.into()).await.unwrap();
-        }
-        let held = store.pieces(tree.root, layout).await.unwrap();
-        assert_eq!(held.iter().collect::<Vec<_>>(), [0, 2]);
-        let sent = collect(&store, tree.root, layout.bytes(2)).await.unwrap();
-        assert_eq!(sent, encode(&bytes[..], &tree, &layout.bytes(2)).unwrap());
-        assert!(collect(&store, tree.root, layout.bytes(1)).await.is_err());
-        store.shutdown().await.unwrap();
-
-        let store = IrohStore::open(folder.path()).await.unwrap();
-        assert_eq!(store.pieces(tree.root, layout).await.unwrap(), held);
-        let encoded = encode(&bytes[..], &tree, &layout.bytes(1)).unwrap();
-        store.put(tree.root, layout, 1, encoded.into()).await.unwrap();
-        assert!(store.pieces(tree.root, layout).await.unwrap().is_full());
-        let mut reader = store.reader(tree.root);
-        let mut read = Vec::new();
-        reader.seek(io::SeekFrom::Start(PIECE_BYTES - 5)).await.unwrap();
-        reader.read_to_end(&mut read).await.unwrap();
-        assert_eq!(read, bytes[PIECE_BYTES as usize - 5..]);
-        store.shutdown().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn an_artifact_too_small_for_a_file_is_read_all_the_same() {
-        let folder = tempfile::tempdir().unwrap();
-        let bytes = b"a few bytes of firmware".to_vec();
-        let tree = HashTree::build(&bytes[..], bytes.len() as u64).unwrap();
-        let layout = PieceLayout::new(tree.length);
-        let store = IrohStore::open(folder.path()).await.unwrap();
-        let encoded = encode(&bytes[..], &tree, &layout.bytes(0)).unwrap();
-        store.put(tree.root, layout, 0, encoded.into()).await.unwrap();
-        let mut read = Vec::new();
-        store.reader(tree.root).read_to_end(&mut read).await.unwrap();
-        assert_eq!(read, bytes);
-        store.shutdown().await.unwrap();
-    }
-
-    #[tokio::test]
-    async fn a_corrupt_piece_is_refused_and_nothing_is_stored() {
-        let folder = tempfile::tempdir().unwrap();
-        let (bytes, tree, layout) = image();
-        let store = IrohStore::open(folder.path()).await.unwrap();
-        let mut encoded = encode(&bytes[..], &tree, &layout.bytes(0)).unwrap();
-        let last = encoded.len() - 1;
-        encoded[last] ^= 1;
-        let refused = store.put(tree.root, layout, 0, encoded.into()).await;
-        assert!(matches!(refused, Err(PutError::Corrupt(_))), "{refused:?}");
-        assert_eq!(store.pieces(tree.root, layout).await.unwrap().count(), 0);
-        store.shutdown().await.unwrap();
-    }
 }

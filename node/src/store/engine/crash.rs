@@ -1,0 +1,312 @@
+//! Power loss at any point of a recorded sequence of writes: what was acknowledged is there, and nothing else is believed.
+
+use std::{
+    io::{self, IoSlice, IoSliceMut},
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use firmesh_protocol::chunk::{HashTree, PIECE_BYTES, PieceLayout, encode};
+use nix::errno::Errno;
+use proptest::prelude::*;
+use tokio::sync::mpsc;
+
+use super::{
+    artifact::{Artifact, PutFailure},
+    medium::Medium,
+    seal::{Seal, StoreKey},
+};
+
+const PIECES: u32 = 5;
+const LENGTH: u64 = 4 * PIECE_BYTES + 70_000;
+
+/// What happened to two files, in order.
+#[derive(Debug, Clone)]
+enum Event {
+    Written { file: usize, offset: u64, bytes: Vec<u8> },
+    Synced { file: usize },
+    Acknowledged { piece: u32 },
+}
+
+/// What becomes of a write that no barrier followed.
+#[derive(Debug, Clone, Copy)]
+enum Fate {
+    Kept,
+    Forgotten,
+    /// Only the beginning, up to a share of 256.
+    Cut(u8),
+    /// The file grew, its new bytes are zero.
+    Zeroed,
+    /// Of every two sectors one, beginning with this one.
+    Sectors(u8),
+}
+
+/// Two files in memory.
+#[derive(Debug, Default)]
+struct Disk {
+    files: [Vec<u8>; 2],
+    events: Vec<Event>,
+    /// Bytes that may still be written, if there is a bound.
+    room: Option<usize>,
+}
+
+#[derive(Debug, Clone)]
+struct OnDisk {
+    disk: Arc<Mutex<Disk>>,
+    file: usize,
+}
+
+impl Disk {
+    fn write(&mut self, file: usize, offset: u64, bytes: &[u8]) {
+        let (file, start) = (&mut self.files[file], offset as usize);
+        file.resize(file.len().max(start + bytes.len()), 0);
+        file[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+
+    /// The disk as the first `count` events and a power cut leave it.
+    fn after(events: &[Event], fates: &[Fate]) -> Self {
+        let mut disk = Self::default();
+        let barrier = |file| {
+            let is_barrier = |event: &Event| matches!(event, Event::Synced { file: synced } if *synced == file);
+            events.iter().rposition(is_barrier).unwrap_or_default()
+        };
+        let (barriers, mut fates) = ([barrier(0), barrier(1)], fates.iter().cycle());
+        for (at, event) in events.iter().enumerate() {
+            let Event::Written { file, offset, bytes } = event else {
+                continue;
+            };
+            let fate = if at < barriers[*file] {
+                &Fate::Kept
+            } else {
+                fates.next().unwrap()
+            };
+            match *fate {
+                Fate::Kept => disk.write(*file, *offset, bytes),
+                Fate::Forgotten => {}
+                Fate::Cut(share) => disk.write(*file, *offset, &bytes[..bytes.len() * usize::from(share) / 256]),
+                Fate::Zeroed => disk.write(*file, *offset, &vec![0; bytes.len()]),
+                Fate::Sectors(first) => {
+                    for (number, sector) in bytes.chunks(512).enumerate() {
+                        if (number + usize::from(first)) % 2 == 0 {
+                            disk.write(*file, offset + number as u64 * 512, sector);
+                        }
+                    }
+                }
+            }
+        }
+        disk
+    }
+}
+
+impl Medium for OnDisk {
+    fn read(&self, buffers: &mut [IoSliceMut<'_>], offset: u64) -> io::Result<()> {
+        let disk = self.disk.lock().unwrap();
+        let mut at = offset as usize;
+        for buffer in buffers {
+            let part = disk.files[self.file].get(at..at + buffer.len());
+            buffer.copy_from_slice(part.ok_or(io::ErrorKind::UnexpectedEof)?);
+            at += buffer.len();
+        }
+        Ok(())
+    }
+
+    fn write(&self, buffers: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let mut disk = self.disk.lock().unwrap();
+        let bytes: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.to_vec()).collect();
+        let fits = disk.room.map_or(bytes.len(), |room| room.min(bytes.len()));
+        disk.room = disk.room.map(|room| room - fits);
+        disk.write(self.file, offset, &bytes[..fits]);
+        if fits < bytes.len() {
+            return Err(Errno::ENOSPC.into());
+        }
+        let file = self.file;
+        disk.events.push(Event::Written { file, offset, bytes });
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let file = self.file;
+        self.disk.lock().unwrap().events.push(Event::Synced { file });
+        Ok(())
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        Ok(self.disk.lock().unwrap().files[self.file].len() as u64)
+    }
+}
+
+struct Image {
+    tree: HashTree,
+    layout: PieceLayout,
+    encoded: Vec<Bytes>,
+}
+
+impl Image {
+    fn new() -> Self {
+        let bytes: Vec<u8> = (0..LENGTH).map(|at| (at * 7 + at / 999) as u8 | 1).collect();
+        let tree = HashTree::build(&bytes[..], LENGTH).unwrap();
+        let layout = PieceLayout::new(LENGTH);
+        let encoded = (0..PIECES).map(|piece| encode(&bytes[..], &tree, &layout.bytes(piece)).unwrap().into());
+        Self {
+            encoded: encoded.collect(),
+            tree,
+            layout,
+        }
+    }
+
+    fn open(&self, disk: &Arc<Mutex<Disk>>, key: Option<&StoreKey>) -> Artifact {
+        let file = |file| {
+            Box::new(OnDisk {
+                disk: Arc::clone(disk),
+                file,
+            })
+        };
+        let (root, layout) = (self.tree.root, self.layout);
+        let (lost, _) = mpsc::channel(1);
+        Artifact::open(root, layout, Seal::of(key, root, LENGTH), file(0), file(1), lost).unwrap()
+    }
+
+    /// Every piece that counts as held is the right one.
+    fn holds_only_the_truth(&self, artifact: &Artifact) {
+        let held = artifact.held();
+        for piece in held.iter() {
+            assert_eq!(
+                artifact.encoded(piece).unwrap().1,
+                self.encoded[piece as usize],
+                "piece {piece}"
+            );
+        }
+        for piece in held.missing() {
+            assert_eq!(artifact.encoded(piece).unwrap_err().kind(), io::ErrorKind::NotFound);
+        }
+    }
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        Just(Fate::Kept),
+        Just(Fate::Forgotten),
+        any::<u8>().prop_map(Fate::Cut),
+        Just(Fate::Zeroed),
+        (0_u8..2).prop_map(Fate::Sectors),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(8))]
+    #[test]
+    fn a_power_cut_at_any_write_loses_nothing_acknowledged_and_shows_nothing_else(
+        order in Just((0..PIECES).collect::<Vec<_>>()).prop_shuffle(),
+        hands in 1_usize..3,
+        encrypted in any::<bool>(),
+        fates in prop::collection::vec(fate(), 12),
+    ) {
+        let (image, key) = (Image::new(), encrypted.then(|| StoreKey::from([3; 32])));
+        let disk = Arc::<Mutex<Disk>>::default();
+        let artifact = image.open(&disk, key.as_ref());
+        let put = |pieces: &[u32]| for &piece in pieces {
+            artifact.put(piece, image.encoded[piece as usize].clone()).unwrap();
+            disk.lock().unwrap().events.push(Event::Acknowledged { piece });
+        };
+        std::thread::scope(|scope| {
+            for pieces in order.chunks(order.len().div_ceil(hands)) {
+                scope.spawn(|| put(pieces));
+            }
+        });
+        let events = disk.lock().unwrap().events.clone();
+        for count in 0..=events.len() {
+            let left = Disk::after(&events[..count], &fates);
+            let disk = Arc::new(Mutex::new(left));
+            let artifact = image.open(&disk, key.as_ref());
+            for event in &events[..count] {
+                if let Event::Acknowledged { piece } = event {
+                    prop_assert!(artifact.held().contains(*piece), "piece {piece} was acknowledged before event {count}");
+                }
+            }
+            image.holds_only_the_truth(&artifact);
+        }
+        // From the last of them the rest comes in as if nothing had been.
+        let left = Arc::new(Mutex::new(Disk::after(&events[..events.len() / 2], &fates)));
+        let artifact = image.open(&left, key.as_ref());
+        for piece in 0..PIECES {
+            artifact.put(piece, image.encoded[piece as usize].clone()).unwrap();
+        }
+        prop_assert!(artifact.held().is_full());
+        image.holds_only_the_truth(&artifact);
+    }
+
+    #[test]
+    fn files_cut_or_zeroed_anywhere_show_nothing_but_the_truth(
+        file in 0_usize..2,
+        from in any::<prop::sample::Index>(),
+        zeroed in any::<bool>(),
+        encrypted in any::<bool>(),
+    ) {
+        let (image, key) = (Image::new(), encrypted.then(|| StoreKey::from([3; 32])));
+        let disk = Arc::<Mutex<Disk>>::default();
+        let artifact = image.open(&disk, key.as_ref());
+        for piece in 0..PIECES {
+            artifact.put(piece, image.encoded[piece as usize].clone()).unwrap();
+        }
+        {
+            let bytes = &mut disk.lock().unwrap().files[file];
+            let from = from.index(bytes.len());
+            if zeroed { bytes[from..].fill(0) } else { bytes.truncate(from) }
+        }
+        let artifact = image.open(&disk, key.as_ref());
+        for piece in artifact.held().iter() {
+            match artifact.encoded(piece) {
+                Ok((_, encoded)) => prop_assert_eq!(&encoded, &image.encoded[piece as usize]),
+                Err(error) => {
+                    prop_assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+                    prop_assert!(!artifact.held().contains(piece));
+                }
+            }
+        }
+        // What was found damaged is not believed after a restart either, and can be stored again.
+        let believed = artifact.held();
+        let artifact = image.open(&disk, key.as_ref());
+        prop_assert_eq!(artifact.held(), believed);
+        for piece in 0..PIECES {
+            artifact.put(piece, image.encoded[piece as usize].clone()).unwrap();
+        }
+        prop_assert!(artifact.held().is_full());
+        image.holds_only_the_truth(&artifact);
+    }
+}
+
+#[test]
+fn a_full_disk_is_said_and_what_fits_later_comes_in() {
+    let image = Image::new();
+    for room in [
+        0,
+        1,
+        500_000,
+        PIECE_BYTES as usize,
+        PIECE_BYTES as usize + 100,
+        2 * PIECE_BYTES as usize,
+    ] {
+        let disk = Arc::<Mutex<Disk>>::default();
+        let artifact = image.open(&disk, None);
+        disk.lock().unwrap().room = Some(room);
+        let mut stored = 0;
+        let error = loop {
+            match artifact.put(stored, image.encoded[stored as usize].clone()) {
+                Ok(()) => stored += 1,
+                Err(error) => break error,
+            }
+        };
+        let PutFailure::Disk(error) = error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(error.raw_os_error(), Some(Errno::ENOSPC as i32));
+        assert_eq!(artifact.held().count(), stored);
+        image.holds_only_the_truth(&artifact);
+        disk.lock().unwrap().room = None;
+        image.holds_only_the_truth(&image.open(&disk, None));
+        for piece in 0..PIECES {
+            artifact.put(piece, image.encoded[piece as usize].clone()).unwrap();
+        }
+        assert!(image.open(&disk, None).held().is_full());
+    }
+}

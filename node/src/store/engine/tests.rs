@@ -1,0 +1,310 @@
+use std::os::unix::fs::FileExt;
+
+use super::*;
+use firmesh_protocol::chunk::{DecodeError, HashTree, encode};
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+
+struct Image {
+    bytes: Vec<u8>,
+    tree: HashTree,
+    layout: PieceLayout,
+}
+
+impl Image {
+    fn new(length: u64) -> Self {
+        let mut bytes = vec![0; usize::try_from(length).unwrap()];
+        blake3::Hasher::new()
+            .update(b"an image")
+            .finalize_xof()
+            .fill(&mut bytes);
+        let tree = HashTree::build(&bytes[..], length).unwrap();
+        let layout = PieceLayout::new(length);
+        Self { bytes, tree, layout }
+    }
+
+    fn encoded(&self, range: &Range<u64>) -> Bytes {
+        encode(&self.bytes[..], &self.tree, range).unwrap().into()
+    }
+
+    async fn put(&self, store: &PieceStore, pieces: impl IntoIterator<Item = u32>) {
+        for piece in pieces {
+            let encoded = self.encoded(&self.layout.bytes(piece));
+            store.put(self.tree.root, self.layout, piece, encoded).await.unwrap();
+        }
+    }
+
+    async fn held(&self, store: &PieceStore) -> Vec<u32> {
+        store
+            .pieces(self.tree.root, self.layout)
+            .await
+            .unwrap()
+            .iter()
+            .collect()
+    }
+
+    async fn slice(&self, store: &PieceStore, range: Range<u64>) -> io::Result<Vec<u8>> {
+        let mut slice = store.slice(self.tree.root, range);
+        let mut bytes = Vec::new();
+        while let Some(part) = slice.next().await {
+            bytes.extend_from_slice(&part?);
+        }
+        Ok(bytes)
+    }
+
+    async fn read(&self, store: &PieceStore, from: u64) -> io::Result<Vec<u8>> {
+        let mut reader = store.reader(self.tree.root);
+        let mut bytes = Vec::new();
+        reader.seek(io::SeekFrom::Start(from)).await?;
+        reader.read_to_end(&mut bytes).await?;
+        Ok(bytes)
+    }
+}
+
+async fn open(folder: &Path, key: Option<&StoreKey>) -> (PieceStore, mpsc::Receiver<Lost>) {
+    let (lost, lost_rx) = mpsc::channel(64);
+    (PieceStore::open(folder, key.cloned(), lost).await.unwrap(), lost_rx)
+}
+
+async fn refused(folder: &Path, key: Option<&StoreKey>) -> &'static str {
+    let (lost, _) = mpsc::channel(1);
+    PieceStore::open(folder, key.cloned(), lost).await.unwrap_err().code()
+}
+
+fn keys() -> [Option<StoreKey>; 2] {
+    [None, Some(StoreKey::from([5; 32]))]
+}
+
+#[tokio::test]
+async fn pieces_go_in_verified_survive_and_come_out_as_they_came() {
+    for key in keys() {
+        let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(2 * PIECE_BYTES + 70_000));
+        let (store, _lost) = open(folder.path(), key.as_ref()).await;
+        assert_eq!(image.held(&store).await, [0_u32; 0]);
+        image.put(&store, [2, 0]).await;
+        assert_eq!(image.held(&store).await, [0, 2]);
+        let sent = image.slice(&store, image.layout.bytes(2)).await.unwrap();
+        assert_eq!(sent, image.encoded(&image.layout.bytes(2)));
+        let missing = image.slice(&store, image.layout.bytes(1)).await.unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        assert!(image.read(&store, PIECE_BYTES).await.is_err());
+        drop(store);
+
+        let (store, _lost) = open(folder.path(), key.as_ref()).await;
+        assert_eq!(image.held(&store).await, [0, 2]);
+        image.put(&store, [1, 1]).await;
+        assert_eq!(image.held(&store).await, [0, 1, 2]);
+        for from in [0, PIECE_BYTES - 5, PIECE_BYTES + 20_000, image.layout.length()] {
+            assert_eq!(image.read(&store, from).await.unwrap(), image.bytes[from as usize..]);
+        }
+    }
+}
+
+#[tokio::test]
+async fn pieces_that_come_all_at_once_are_all_there() {
+    for key in keys() {
+        let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(12 * PIECE_BYTES + 1));
+        let (store, _lost) = open(folder.path(), key.as_ref()).await;
+        let puts = (0..image.layout.pieces()).chain(0..image.layout.pieces()).map(|piece| {
+            let encoded = image.encoded(&image.layout.bytes(piece));
+            store.put(image.tree.root, image.layout, piece, encoded)
+        });
+        futures_util::future::join_all(puts)
+            .await
+            .into_iter()
+            .for_each(Result::unwrap);
+        drop(store);
+        let (store, _lost) = open(folder.path(), key.as_ref()).await;
+        assert_eq!(image.read(&store, 0).await.unwrap(), image.bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_corrupt_piece_is_refused_and_nothing_is_stored() {
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(PIECE_BYTES + 70_000));
+    let (store, _lost) = open(folder.path(), None).await;
+    let whole = image.encoded(&image.layout.bytes(0));
+    let put = async |encoded: Vec<u8>| {
+        store
+            .put(image.tree.root, image.layout, 0, encoded.into())
+            .await
+            .unwrap_err()
+    };
+    for at in [8, 100, whole.len() / 2, whole.len() - 1] {
+        let mut bad = whole.to_vec();
+        bad[at] ^= 1;
+        let error = put(bad).await;
+        assert!(
+            matches!(error, PutError::Corrupt(DecodeError::Corrupt { .. })),
+            "{error:?}"
+        );
+        let error = put(whole[..at].to_vec()).await;
+        assert!(
+            matches!(error, PutError::Corrupt(DecodeError::Truncated { .. })),
+            "{error:?}"
+        );
+    }
+    let mut longer = whole.to_vec();
+    longer[0] ^= 1;
+    let error = put(longer).await;
+    assert!(
+        matches!(error, PutError::Corrupt(DecodeError::WrongLength { .. })),
+        "{error:?}"
+    );
+    // Another piece's bytes, a piece that does not exist, another length.
+    let error = put(image.encoded(&image.layout.bytes(1)).to_vec()).await;
+    assert!(matches!(error, PutError::Corrupt(_)), "{error:?}");
+    let root = image.tree.root;
+    assert!(matches!(
+        store.put(root, image.layout, 2, whole.clone()).await,
+        Err(PutError::Store(_))
+    ));
+    assert!(matches!(
+        store.put(root, PieceLayout::new(7), 0, whole).await,
+        Err(PutError::Store(_))
+    ));
+    assert_eq!(image.held(&store).await, [0_u32; 0]);
+    let stored = fs::metadata(folder.path().join(file_name(root, image.layout.length(), CONTENT)));
+    assert_eq!(stored.unwrap().len(), 0);
+}
+
+#[tokio::test]
+async fn an_encrypted_store_has_no_window_of_the_image_on_disk() {
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(PIECE_BYTES + 70_000));
+    let seen = async |key: Option<&StoreKey>, folder: &Path| {
+        let (store, _lost) = open(folder, key).await;
+        image.put(&store, [0, 1]).await;
+        let windows: std::collections::HashSet<&[u8]> = image.bytes.chunks_exact(64).collect();
+        let files = fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| fs::read(entry.unwrap().path()).unwrap());
+        files
+            .map(|file| file.windows(64).filter(|window| windows.contains(window)).count())
+            .sum::<usize>()
+    };
+    assert_eq!(seen(keys()[1].as_ref(), &folder.path().join("encrypted")).await, 0);
+    assert_eq!(seen(None, &folder.path().join("plain")).await, image.bytes.len() / 64);
+}
+
+#[tokio::test]
+async fn a_store_opens_only_with_its_own_key_and_says_what_to_do() {
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(5_000));
+    let [_, key] = keys();
+    let other = StoreKey::from([6; 32]);
+    let at = |name: &str| folder.path().join(name);
+    for (name, made_with) in [("plain", None), ("encrypted", key.as_ref())] {
+        let (store, _lost) = open(&at(name), made_with).await;
+        assert_eq!(refused(&at(name), made_with).await, "store_in_use");
+        image.put(&store, [0]).await;
+    }
+    assert_eq!(refused(&at("plain"), key.as_ref()).await, "store_not_encrypted");
+    assert_eq!(refused(&at("encrypted"), None).await, "store_key_missing");
+    assert_eq!(refused(&at("encrypted"), Some(&other)).await, "store_wrong_key");
+    // Nothing was harmed by the attempts; and what holds nothing belongs to whoever comes.
+    for (name, key) in [("plain", None), ("encrypted", key.as_ref())] {
+        assert_eq!(image.read(&open(&at(name), key).await.0, 0).await.unwrap(), image.bytes);
+    }
+    for key in [None, key.as_ref(), Some(&other), None] {
+        open(&at("empty"), key).await;
+    }
+    fs::write(at("plain/format.json"), "{\"version\":\"2\"}").unwrap();
+    assert_eq!(refused(&at("plain"), None).await, "store_header");
+    fs::write(at("file"), "").unwrap();
+    assert_eq!(refused(&at("file"), None).await, "store_folder");
+}
+
+#[tokio::test]
+async fn what_the_earlier_engine_left_is_removed_and_foreign_files_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir_all(folder.path().join("data")).unwrap();
+    for file in ["blobs.db", "data/x.data", "notes.txt", "zz.12.content"] {
+        fs::write(folder.path().join(file), "plaintext").unwrap();
+    }
+    open(folder.path(), keys()[1].as_ref()).await;
+    let mut left: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["format.json", "lock", "notes.txt", "zz.12.content"]);
+}
+
+/// Runs a case of a property test.
+fn run<T>(case: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(case)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn any_range_comes_out_as_the_reference_encodes_it(
+        length in 1_u64..3_500_000,
+        at in any::<prop::sample::Index>(),
+        bytes in prop_oneof![1_u64..40_000, 1_u64..3_500_000],
+        encrypted in any::<bool>(),
+    ) {
+        let image = Image::new(length);
+        let start = at.index(usize::try_from(length).unwrap()) as u64 / 1024 * 1024;
+        let range = start..(start + bytes).min(length);
+        run(async {
+            let folder = tempfile::tempdir().unwrap();
+            let (store, _lost) = open(folder.path(), keys()[usize::from(encrypted)].as_ref()).await;
+            image.put(&store, 0..image.layout.pieces()).await;
+            assert_eq!(image.slice(&store, range.clone()).await.unwrap(), image.encoded(&range));
+            assert_eq!(image.read(&store, start).await.unwrap(), image.bytes[start as usize..]);
+        });
+    }
+
+    #[test]
+    fn a_flipped_bit_anywhere_is_never_served_and_its_piece_comes_again(
+        records in any::<bool>(),
+        at in any::<prop::sample::Index>(),
+        bit in 0_u8..8,
+        encrypted in any::<bool>(),
+        while_open in any::<bool>(),
+    ) {
+        let image = Image::new(2 * PIECE_BYTES + 40_000);
+        run(async {
+            let folder = tempfile::tempdir().unwrap();
+            let key = keys()[usize::from(encrypted)].clone();
+            let (mut store, mut lost) = open(folder.path(), key.as_ref()).await;
+            image.put(&store, 0..3).await;
+            let kind = if records { RECORDS } else { CONTENT };
+            let path = folder.path().join(file_name(image.tree.root, image.layout.length(), kind));
+            let at = at.index(usize::try_from(fs::metadata(&path).unwrap().len()).unwrap()) as u64;
+            let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            let mut byte = [0];
+            FileExt::read_exact_at(&file, &mut byte, at).unwrap();
+            FileExt::write_all_at(&file, &[byte[0] ^ 1 << bit], at).unwrap();
+            if !while_open {
+                drop(store);
+                (store, lost) = open(folder.path(), key.as_ref()).await;
+            }
+            let believed = image.held(&store).await;
+            assert!(while_open || records || believed.len() == 3);
+            let mut served = Vec::new();
+            for &piece in &believed {
+                match image.slice(&store, image.layout.bytes(piece)).await {
+                    Ok(encoded) => {
+                        assert_eq!(encoded, image.encoded(&image.layout.bytes(piece)));
+                        served.push(piece);
+                    }
+                    Err(error) => {
+                        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+                        assert_eq!(lost.recv().await, Some(Lost { artifact: image.tree.root, piece }));
+                    }
+                }
+            }
+            assert_eq!(served.len(), 2);
+            assert_eq!(image.held(&store).await, served);
+            assert!(image.read(&store, 0).await.is_err());
+            image.put(&store, 0..3).await;
+            assert_eq!(image.read(&store, 0).await.unwrap(), image.bytes);
+            assert_eq!(image.held(&store).await, [0, 1, 2]);
+        });
+    }
+}

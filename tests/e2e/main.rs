@@ -8,4 +8,5 @@ mod layering;
 mod misfortune;
 mod power_loss;
 mod refusals;
+mod second_opinion;
 mod transfer;

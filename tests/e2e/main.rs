@@ -11,4 +11,5 @@ mod misfortune;
 mod power_loss;
 mod provenance;
 mod refusals;
+mod second_opinion;
 mod transfer;

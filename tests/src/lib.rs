@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod operator;
 pub mod packages;
 pub mod process;
+pub mod python;
 pub mod rogue;
 pub mod setup;
 pub mod wait;

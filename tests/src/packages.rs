@@ -18,7 +18,7 @@ const SYSTEM_FOLDERS: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// # Errors
 /// Names the package if it is missing and cannot be installed: not root, no network, no such package.
 pub fn ensure_command(command: &str, package: &str) -> Result<PathBuf> {
-    provide(package, || find_command(command)).with_context(|| format!("the command {command} is needed"))
+    ensure_that(package, || find_command(command)).with_context(|| format!("the command {command} is needed"))
 }
 
 /// Makes sure that one of these files is there, from the Debian package `package`: for what brings a library.
@@ -27,7 +27,7 @@ pub fn ensure_command(command: &str, package: &str) -> Result<PathBuf> {
 /// As for [`ensure_command`].
 pub fn ensure_file(files: &[&str], package: &str) -> Result<PathBuf> {
     let find = || files.iter().map(PathBuf::from).find(|path| path.is_file());
-    provide(package, find).with_context(|| format!("one of the files {} is needed", files.join(", ")))
+    ensure_that(package, find).with_context(|| format!("one of the files {} is needed", files.join(", ")))
 }
 
 /// Where a command is on the path or among the system's programs.
@@ -42,7 +42,11 @@ fn is_program(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-fn provide(package: &str, find: impl Fn() -> Option<PathBuf>) -> Result<PathBuf> {
+/// Makes sure that `find` finds something, which the Debian package `package` brings.
+///
+/// # Errors
+/// As for [`ensure_command`].
+pub fn ensure_that(package: &str, find: impl Fn() -> Option<PathBuf>) -> Result<PathBuf> {
     /// Within one process one installation at a time; over processes apt itself waits (see below).
     static TURN: Mutex<()> = Mutex::new(());
     if let Some(found) = find() {

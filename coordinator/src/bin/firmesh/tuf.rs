@@ -450,3 +450,6 @@ pub(crate) fn refusal_code(error: &anyhow::Error) -> Option<&'static str> {
         refresh.or_else(|| cause.downcast_ref().map(firmesh_protocol::trust::TargetError::code))
     })
 }
+
+#[cfg(test)]
+mod tests;

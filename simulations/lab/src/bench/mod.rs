@@ -3,8 +3,13 @@
 mod fs_store;
 mod link;
 mod store;
+mod trust;
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -22,6 +27,8 @@ pub(crate) enum Bench {
     Link(MeasureArgs),
     /// One piece store: pieces verified and made durable, served, read; plain, encrypted, and iroh-blobs' `FsStore`.
     Store(MeasureArgs),
+    /// Verifying metadata: our verifier, python-tuf and the crate tough, each in a release build of its own.
+    Trust(TrustArgs),
 }
 
 /// How to measure.
@@ -38,11 +45,29 @@ pub(crate) struct MeasureArgs {
     json: bool,
 }
 
+/// How to measure verification.
+#[derive(Debug, Args)]
+pub(crate) struct TrustArgs {
+    /// Targets in the large file.
+    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    targets: u32,
+    /// Interleaved runs; the median counts.
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: u32,
+    /// Where what is compared with is built, and kept for the next time; in the system's temporary folder if absent.
+    #[arg(long, value_name = "FOLDER")]
+    work: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
 /// Runs a measurement.
 pub(crate) async fn run(bench: Bench) -> anyhow::Result<()> {
     match bench {
         Bench::Link(args) => link::run(&args).await,
         Bench::Store(args) => store::run(&args).await,
+        Bench::Trust(args) => trust::run(&args),
     }
 }
 

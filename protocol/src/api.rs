@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    audit::LoggedEntry,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, CampaignManifest, HeldDevice, Release},
     report::{AttemptState, DeviceFacts},
@@ -173,6 +174,49 @@ pub struct SyncRequest {
     pub roster_version: u64,
     /// The highest permit sequence it has per campaign.
     pub permits_seen: BTreeMap<CampaignId, u64>,
+    /// What it knows of the audit log.
+    #[serde(default)]
+    pub audit: AuditSeen,
+}
+
+/// What a node knows of the audit log, and wants to have proven.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditSeen {
+    /// The size of the last checkpoint it verified; 0 before the first.
+    pub size: u64,
+    /// Sizes of checkpoints it heard in the mesh, which may be of another log.
+    pub heard: Vec<u64>,
+    /// Why it does not believe the log any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<String>,
+}
+
+/// A checkpoint of the audit log, with the proofs that it continues what the node knows.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditNews {
+    /// The newest checkpoint, a signed note.
+    pub checkpoint: String,
+    /// The consistency proof from [`AuditSeen::size`] to it.
+    pub consistency: Vec<Sha256>,
+    /// The consistency proofs from each of [`AuditSeen::heard`] to it.
+    pub heard: Vec<Vec<Sha256>>,
+}
+
+/// `GET /api/v1/audit/entries`: a part of the audit log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditEntries {
+    /// The entries, in order.
+    pub items: Vec<LoggedEntry>,
+    /// Entries in the log.
+    pub size: u64,
+}
+
+/// `GET /api/v1/audit/proof/inclusion` and `.../consistency`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditPath {
+    /// The hashes, from the leaf towards the root.
+    pub path: Vec<Sha256>,
 }
 
 /// The answer to a [`SyncRequest`].
@@ -190,6 +234,9 @@ pub struct SyncResponse {
     pub roster: Option<Vec<Envelope>>,
     /// The roster's version.
     pub roster_version: u64,
+    /// The audit log as it is now.
+    #[serde(default)]
+    pub audit: Option<AuditNews>,
 }
 
 /// `GET /api/v1/nodes`: one node.
@@ -209,6 +256,9 @@ pub struct NodeView {
     pub traffic: Traffic,
     /// Peers it has banned, with the reason.
     pub banned: BTreeMap<NodeId, String>,
+    /// Why it does not believe the audit log any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit_fork: Option<String>,
 }
 
 /// `GET /api/v1/devices`: one device.

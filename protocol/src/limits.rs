@@ -45,6 +45,10 @@ pub const ENVELOPE_BYTES_MAX: usize = 16 << 20;
 /// Members of one site's mesh: a hall has at most 96 racks, one node each; doubled so that growth never trips it.
 pub const PEERS_MAX: usize = 192;
 
+/// Checkpoints of the audit log that a node has heard of and not seen proven: one per view of a forked log, and some to
+/// spare.
+pub const AUDIT_HEARD_MAX: usize = 16;
+
 /// Devices behind one node.
 pub const NODE_DEVICES_MAX: usize = 1_000;
 

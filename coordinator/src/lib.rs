@@ -3,6 +3,7 @@
 //! It decides nothing about what may run where: that is signed with keys it does not have. The decisions it does make (who
 //! may start now) are [`firmesh_coordinator_core`]'s; this crate owns the database, the sockets and the clock.
 
+mod audit;
 pub mod authority;
 pub mod ceremony;
 mod config;
@@ -17,6 +18,7 @@ mod sync;
 mod telemetry;
 mod world;
 
+pub use audit::LogProblem;
 pub use authority::AuthorityError;
 pub use config::{
     Config, ConfigError, LogConfig, MetadataConfig, NodesConfig, OperatorsConfig, Overrides, PermitsConfig, Settings,

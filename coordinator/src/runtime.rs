@@ -292,7 +292,7 @@ impl Runtime {
 
     /// Makes writes durable, or brings the world back to what is.
     pub(crate) async fn commit(&mut self, writes: Vec<Write>) -> Result<(), StoreError> {
-        let Err(failure) = self.store.commit(writes).await else {
+        let Err(failure) = self.store.commit(writes, self.clock.wall()).await else {
             return Ok(());
         };
         error!(error = %chain(&failure), "the database refused a change");
@@ -582,8 +582,9 @@ mod tests {
     async fn a_change_that_the_database_refuses_is_taken_back_and_can_be_made_again() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("db.sqlite");
-        let (store, clock) = (Store::open(&path).await.unwrap(), Clock::start());
+        let clock = Clock::start();
         let authority = Arc::new(Authority::load_or_create(folder.path(), Vec::new(), clock.wall()).unwrap());
+        let store = Store::open(&path, authority.clone(), clock.wall()).await.unwrap();
         let settings = Arc::new(Config::default().check(Overrides::default()).unwrap());
         let events = Arc::new(Events::new(clock.wall()));
         let url = "https://127.0.0.1:1".to_owned();

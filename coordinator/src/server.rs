@@ -111,7 +111,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         source,
     };
     let origin = Origin::open(state_dir.join("artifacts")).map_err(unusable)?;
-    let store = Store::open(&state_dir.join("coordinator.sqlite")).await?;
+    let store = Store::open(&state_dir.join("coordinator.sqlite"), authority.clone(), clock.wall()).await?;
 
     let node_address = nodes.local_addr().map_err(RunError::Serve)?;
     let node_url = settings

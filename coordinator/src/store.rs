@@ -1,14 +1,19 @@
 //! The database: one SQLite file, written in transactions that are on disk when they return.
 //!
-//! Invariant: what one [`Store::commit`] is given becomes durable together or not at all.
+//! Invariant: what one [`Store::commit`] is given becomes durable together or not at all, and so do the entries of the
+//! audit log that follow from it.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use firmesh_coordinator_core::{AttemptRecord, CampaignRecord};
 use firmesh_protocol::{
+    audit::Event,
     ids::{ArtifactId, CampaignId, NodeId, Sha256, TopologyPath},
     manifest::Artifact,
-    report::{DeviceFacts, NodeRecord, PermitKind},
+    report::{AttemptReport, DeviceFacts, NodeRecord, PermitKind},
     time::WallTime,
     trust::{Envelope, PublicKey},
 };
@@ -16,6 +21,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use sqlx::{
     Row as _, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
+
+use crate::{
+    audit::{Document, Draft, Drafts, Log, LogKey, LogProblem},
+    authority::Authority,
 };
 
 /// Why the database did not do what it was asked.
@@ -55,6 +66,9 @@ pub enum StoreError {
         /// Why not.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The audit log.
+    #[error(transparent)]
+    Audit(#[from] LogProblem),
 }
 
 /// A permission to enrol one key, without its token.
@@ -142,8 +156,8 @@ pub(crate) enum Write {
     Restart(CampaignId),
     /// A permit.
     Permit(StoredPermit),
-    /// A report.
-    Report(NodeId, u64, Envelope),
+    /// A report, verified.
+    Report(Box<AttemptReport>, Envelope),
     /// The roster's version.
     RosterVersion(u64),
 }
@@ -165,12 +179,15 @@ pub(crate) struct Stored {
 /// The database.
 #[derive(Debug, Clone)]
 pub(crate) struct Store {
-    pool: SqlitePool,
+    pub(crate) pool: SqlitePool,
+    key: LogKey,
+    /// `None` after a commit of which nobody knows whether it came about: then it is read again.
+    log: Arc<Mutex<Option<Log>>>,
 }
 
 impl Store {
     /// Opens the database, making or upgrading it.
-    pub(crate) async fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) async fn open(path: &Path, authority: Arc<Authority>, now: WallTime) -> Result<Self, StoreError> {
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -187,25 +204,76 @@ impl Store {
             path: path.to_owned(),
             source,
         })?;
-        Ok(Self { pool })
+        let store = Self {
+            pool,
+            key: LogKey::new(authority),
+            log: Arc::default(),
+        };
+        store.begin_log(now).await?;
+        Ok(store)
     }
 
-    /// Makes all changes durable together.
-    pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<(), StoreError> {
+    /// The first entries: whose log it is, and what was stored before there was one.
+    async fn begin_log(&self, now: WallTime) -> Result<(), StoreError> {
+        if !self.log().await?.is_empty() {
+            return Ok(());
+        }
+        let mut drafted = vec![Draft {
+            event: Event::Log {
+                origin: self.key.origin().to_owned(),
+            },
+            document: Document::Bytes(self.key.fleet_ca().to_vec()),
+        }];
+        drafted.extend(Drafts::of_the_past(&self.load().await?));
+        self.write(Vec::new(), now, drafted).await
+    }
+
+    /// The log, read first if need be.
+    pub(crate) async fn log(&self) -> Result<MappedMutexGuard<'_, Log>, StoreError> {
+        let mut log = self.log.lock().await;
+        if log.is_none() {
+            let drafts = Drafts::of(&self.load().await?);
+            *log = Some(Log::load(&self.pool, &self.key, drafts).await?);
+        }
+        Ok(MutexGuard::map(log, |log| log.as_mut().expect("it was just read")))
+    }
+
+    /// Makes all changes durable together, and what they add to the audit log at `now`.
+    pub(crate) async fn commit(&self, writes: Vec<Write>, now: WallTime) -> Result<(), StoreError> {
         if writes.is_empty() {
             return Ok(());
         }
+        self.write(writes, now, Vec::new()).await
+    }
+
+    async fn write(&self, writes: Vec<Write>, now: WallTime, first: Vec<Draft>) -> Result<(), StoreError> {
         let failed = |source| StoreError::Access {
             operation: "written",
             source,
         };
+        // Held throughout, so that entries are appended in the order in which they become durable.
+        let mut log = self.log().await?;
+        let mut drafts = log.drafts.clone();
+        let mut drafted = first;
+        drafted.extend(drafts.from_writes(&writes));
         let mut transaction = self.pool.begin().await.map_err(failed)?;
         for write in writes {
             for query in queries(write) {
                 query.execute(&mut *transaction).await.map_err(failed)?;
             }
         }
-        transaction.commit().await.map_err(failed)
+        let appended = match drafted.is_empty() {
+            true => None,
+            false => Some(log.append(&mut transaction, &self.key, drafted, now).await?),
+        };
+        if let Err(source) = transaction.commit().await {
+            // It may have come about all the same: what is durable is read again before anything is appended.
+            drop(log);
+            *self.log.lock().await = None;
+            return Err(failed(source));
+        }
+        log.committed(appended, drafts);
+        Ok(())
     }
 
     /// Reads everything but plans, artifacts and reports.
@@ -334,7 +402,7 @@ impl Store {
         self.pool.close().await;
     }
 
-    async fn rows<R, T>(
+    pub(crate) async fn rows<R, T>(
         &self,
         table: &'static str,
         query: &'static str,
@@ -356,7 +424,7 @@ impl Store {
     }
 }
 
-type RowError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type RowError = Box<dyn std::error::Error + Send + Sync>;
 
 fn json<T: DeserializeOwned>((text,): (String,)) -> Result<T, RowError> {
     Ok(serde_json::from_str(&text)?)
@@ -403,9 +471,9 @@ fn queries(write: Write) -> Vec<Query> {
             .bind(permit.campaign.to_string())
             .bind(permit.sequence.cast_signed())
             .bind(text(&permit))),
-        Write::Report(node, sequence, envelope) => one(query("INSERT OR IGNORE INTO reports VALUES (?, ?, ?)")
-            .bind(node.to_string())
-            .bind(sequence.cast_signed())
+        Write::Report(report, envelope) => one(query("INSERT OR IGNORE INTO reports VALUES (?, ?, ?)")
+            .bind(report.node.to_string())
+            .bind(report.sequence.cast_signed())
             .bind(text(&envelope))),
         Write::RosterVersion(version) => {
             one(query("INSERT OR REPLACE INTO meta VALUES ('roster_version', ?)").bind(version.to_string()))

@@ -8,11 +8,11 @@ use firmesh_protocol::{
     api::{EventKind, SyncRequest, SyncResponse},
     identity::NodeIdentity,
     ids::NodeId,
-    limits::NODE_DEVICES_MAX,
+    limits::{AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
     report::{AttemptReport, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
     trust::{EnvelopeError, KeySet, KeySetError},
 };
-use tracing::warn;
+use tracing::{error, warn};
 
 use crate::{
     runtime::{ActionError, Runtime},
@@ -134,7 +134,7 @@ impl Runtime {
             }
             if report.sequence > state.stored.acked {
                 acked = acked.max(report.sequence);
-                writes.push(Write::Report(id.clone(), report.sequence, signed));
+                writes.push(Write::Report(Box::new(report.clone()), signed));
                 reports.push(report);
             }
         }
@@ -202,6 +202,12 @@ impl Runtime {
         state.stored = stored;
         (state.holdings, state.traffic, state.banned) = (request.holdings, request.traffic, request.banned);
         state.banned.values_mut().for_each(shorten);
+        let mut accusation = request.audit.fork;
+        accusation.iter_mut().for_each(shorten);
+        if let Some(reason) = accusation.as_ref().filter(|_| state.audit_fork != accusation) {
+            error!(node = %id, reason, "a node does not believe the audit log any more, and starts nothing");
+        }
+        state.audit_fork = accusation;
         if state.told_at.is_none_or(|told| now.since(told) >= NODE_EVENT_EVERY) {
             state.told_at = Some(now);
             let view = state.view();
@@ -216,6 +222,8 @@ impl Runtime {
             campaigns,
             roster: (request.roster_version != roster_version).then(|| self.world.roster()),
             roster_version,
+            // The listener adds it, from what is durable by then.
+            audit: None,
         })
     }
 }
@@ -227,6 +235,7 @@ fn check_bounds(node: &NodeId, request: &SyncRequest) -> Result<(), SyncError> {
         ("reports", request.reports.len(), REPORTS_MAX),
         ("holdings", request.holdings.len(), HOLDINGS_MAX),
         ("banned peers", request.banned.len(), HOLDINGS_MAX),
+        ("checkpoints heard", request.audit.heard.len(), AUDIT_HEARD_MAX),
         ("bytes of its record", request.record.to_bytes().len(), RECORD_BYTES_MAX),
     ];
     match bounds.into_iter().find(|(_, count, most)| count > most) {

@@ -48,6 +48,7 @@ pub(crate) struct NodeState {
     pub(crate) holdings: Vec<Holding>,
     pub(crate) traffic: Traffic,
     pub(crate) banned: BTreeMap<NodeId, String>,
+    pub(crate) audit_fork: Option<String>,
     pub(crate) told_at: Option<Timestamp>,
 }
 
@@ -58,6 +59,7 @@ impl NodeState {
             holdings: Vec::new(),
             traffic: Traffic::default(),
             banned: BTreeMap::new(),
+            audit_fork: None,
             told_at: None,
         }
     }
@@ -71,6 +73,7 @@ impl NodeState {
             holdings: self.holdings.clone(),
             traffic: self.traffic,
             banned: self.banned.clone(),
+            audit_fork: self.audit_fork.clone(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Everything here is shell: sockets, disks, clocks and BMCs. What to do is decided by `firmesh-node-core`,
 //! `firmesh-executors-core` and the trust verifier of `firmesh-protocol`.
 
+mod audit;
 mod campaigns;
 pub mod config;
 mod files;

@@ -29,15 +29,18 @@ pub enum Topic {
     Records,
     /// Signed permits.
     Permits,
+    /// Signed checkpoints of the audit log.
+    Checkpoints,
 }
 
 impl Topic {
-    const ALL: [Self; 2] = [Self::Records, Self::Permits];
+    const ALL: [Self; 3] = [Self::Records, Self::Permits, Self::Checkpoints];
 
     fn ident(self) -> IdentTopic {
         IdentTopic::new(match self {
             Self::Records => "firmesh/records/1",
             Self::Permits => "firmesh/permits/1",
+            Self::Checkpoints => "firmesh/checkpoints/1",
         })
     }
 }
@@ -47,7 +50,7 @@ impl Topic {
 pub struct Gossip {
     /// Its topic.
     pub topic: Topic,
-    /// Its bytes: an envelope, not verified yet.
+    /// Its bytes: an envelope or a note, not verified yet.
     pub payload: Vec<u8>,
     /// Whether to pass it on.
     pub verdict: oneshot::Sender<bool>,

@@ -19,6 +19,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+pub use crate::audit::AuditStatus;
+
 /// Asks the runtime for the status.
 pub type StatusRequest = oneshot::Sender<Status>;
 
@@ -55,6 +57,8 @@ pub struct Status {
     pub attempts: Vec<AttemptStatus>,
     /// Metadata, campaigns and permits it refused last, newest last.
     pub refusals: Vec<Refusal>,
+    /// What it knows of the audit log.
+    pub audit: AuditStatus,
     /// The last problem with its own disk or devices, if there is one.
     pub last_error: Option<String>,
 }
@@ -184,6 +188,16 @@ fn registry(status: &Status) -> Registry {
         "coordinator_reachable",
         "1 if the coordinator answered last",
         status.coordinator_reachable.into(),
+    );
+    gauge(
+        "audit_log_entries",
+        "Entries of the audit log that were verified last",
+        status.audit.size,
+    );
+    gauge(
+        "audit_log_forked",
+        "1 if the audit log was forked and nothing starts here",
+        status.audit.fork.is_some().into(),
     );
     let running = status
         .attempts

@@ -165,6 +165,7 @@ async fn sync(State(desk): State<Desk>, Json(request): Json<SyncRequest>) -> Jso
         campaigns: wares.campaigns.clone(),
         roster: Some(vec![request.record]),
         roster_version: 1,
+        audit: None,
     })
 }
 

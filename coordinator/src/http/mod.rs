@@ -1,5 +1,6 @@
 //! The two faces: operators over plain HTTP on loopback, nodes over mutual TLS.
 
+mod audit;
 mod dashboard;
 mod nodes;
 mod operators;

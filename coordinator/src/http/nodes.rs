@@ -107,14 +107,18 @@ async fn slice(
 
 async fn sync(State(app): Shared, peer: Peer, Body(request): Body<SyncRequest>) -> Result<Json<SyncResponse>, Failure> {
     let Peer { identity, certificate } = peer;
+    let seen = request.audit.clone();
     let sync = Box::new(Sync {
         identity,
         certificate,
         request,
     });
     let synced = app.coordinator.ask(|reply| Command::Sync(sync, reply)).await;
-    synced.map(Json).map_err(|error| {
+    let mut response = synced.map_err(|error| {
         app.metrics.refusals.inc();
-        error.into()
-    })
+        Failure::from(error)
+    })?;
+    // Taken after what the answer speaks of became durable: its permits are in this log.
+    response.audit = Some(app.store.audit_news(&seen).await?);
+    Ok(Json(response))
 }

@@ -24,7 +24,7 @@ use serde::Deserialize;
 use tracing::info;
 
 use super::{
-    App,
+    App, audit,
     problem::{Body, Failure},
     stream, targets,
 };
@@ -68,6 +68,7 @@ pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
         .route("/api/v1/campaigns/{id}/{verb}", post(order))
         .route("/api/v1/events", get(stream::events))
         .route("/metrics", get(metrics))
+        .merge(audit::router())
         .route_layer(from_fn_with_state(app, authorise));
     api.route("/health", get(health))
 }

@@ -10,8 +10,8 @@ use std::{
 use firmesh_coordinator::{Addresses, Config, Overrides, RunError, Settings, run};
 use firmesh_protocol::{
     api::{
-        About, EnrolRequest, EnrolResponse, EnrolmentTicket, NewNode, PlanRequest, PlanResponse, Problem, Publication,
-        Published, SyncRequest, SyncResponse, Traffic,
+        About, AuditSeen, EnrolRequest, EnrolResponse, EnrolmentTicket, NewNode, PlanRequest, PlanResponse, Problem,
+        Publication, Published, SyncRequest, SyncResponse, Traffic,
     },
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256},
     manifest::{
@@ -556,6 +556,7 @@ impl NodeProcess {
             banned: BTreeMap::new(),
             roster_version: 0,
             permits_seen: BTreeMap::new(),
+            audit: AuditSeen::default(),
         }
     }
 }

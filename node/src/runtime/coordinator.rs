@@ -51,6 +51,8 @@ const ROSTER_FILE: &str = "roster.json";
 pub(super) struct Fleet {
     pub(super) coordinator_reachable: bool,
     pub(super) timestamp_version: u64,
+    /// Whether the audit log was forked: then nothing starts on this coordinator's permits.
+    pub(super) log_is_forked: bool,
     /// Nothing new starts after this moment: the signed word that the metadata is current ends then.
     trusted_until: Option<WallTime>,
     /// The latest time this node has proof of.
@@ -76,6 +78,7 @@ impl Fleet {
         Self {
             coordinator_reachable: false,
             timestamp_version: 0,
+            log_is_forked: false,
             trusted_until: None,
             clock_floor: WallTime::from_unix_seconds(0),
             campaigns: BTreeMap::new(),
@@ -106,7 +109,7 @@ impl Fleet {
     /// Permits that name a device and have not lapsed, of campaigns that are on, oldest first.
     pub(super) fn permits_for(&self, device: &DeviceId) -> Vec<Permit> {
         let now = self.now();
-        let current = self.trusted_until.is_some_and(|until| now < until);
+        let current = self.trusted_until.is_some_and(|until| now < until) && !self.log_is_forked;
         self.permits
             .values()
             .filter(|permit| current && now < permit.expires && permit.devices.contains(device))
@@ -192,6 +195,7 @@ impl Runtime {
             banned: self.banned(),
             roster_version: self.fleet.roster_version,
             permits_seen: self.fleet.permits_synced.clone(),
+            audit: self.audit.ask(),
         };
         self.fleet.syncing = true;
         self.fleet.last_sync = Instant::now();
@@ -229,7 +233,8 @@ impl Runtime {
         }
         self.heed_halts(&response.campaigns)?;
         self.refresh_if_stale(response.timestamp_version, &response.campaigns);
-        for envelope in response.permits {
+        let is_logged = self.heed_audit(response.audit.as_ref());
+        for envelope in response.permits.into_iter().filter(|_| is_logged) {
             if let Some(permit) = self.learn_permit(&envelope)? {
                 let seen = self.fleet.permits_synced.entry(permit.campaign).or_default();
                 *seen = permit.sequence.max(*seen);
@@ -315,6 +320,7 @@ impl Runtime {
         self.fleet.trusted_until = Some(header.expires);
         self.fleet.refused = None;
         self.fleet.clock_floor = refreshed.known_time.max(self.fleet.clock_floor);
+        self.trust_log_keys(&fleet);
         self.drop_withdrawn(&fleet)?;
         for (id, campaign) in refreshed.campaigns {
             match campaign {
@@ -402,6 +408,10 @@ impl Runtime {
             payload,
             verdict,
         } = gossip;
+        if topic == Topic::Checkpoints {
+            verdict.send(self.hear_checkpoint(&payload)).ok(); // the mesh may be shutting down
+            return Ok(());
+        }
         let good = match Envelope::from_bytes(&payload) {
             Err(error) => {
                 debug!(%error, "gossip is not an envelope");
@@ -410,6 +420,7 @@ impl Runtime {
             Ok(envelope) => match topic {
                 Topic::Permits => self.learn_permit(&envelope)?.is_some(),
                 Topic::Records => self.learn_records(vec![envelope])?,
+                Topic::Checkpoints => false,
             },
         };
         verdict.send(good).ok(); // the mesh may be shutting down

@@ -5,11 +5,13 @@
 //! - `start`: everything that must stand before the loop begins
 //! - `coordinator`: metadata, campaigns, roster, permits and reports
 //! - `attempts`: devices, admission and running attempts
+//! - `audit`: checkpoints of the audit log
 //!
 //! Invariants: nothing blocks the loop longer than a journal write; a promise to a peer or the coordinator follows the
 //! durable fact it rests on; every task spawned here is awaited at shutdown.
 
 mod attempts;
+mod audit;
 mod coordinator;
 mod start;
 
@@ -42,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use crate::{
+    audit::AuditWatch,
     campaigns::CampaignError,
     identity::Identity,
     images::Images,
@@ -153,6 +156,7 @@ struct Runtime {
     mesh: mpsc::Sender<MeshCommand>,
     uplink: Uplink,
     trust: Arc<tokio::sync::Mutex<TrustStore>>,
+    audit: AuditWatch,
     swarm: Swarm,
     tracked: BTreeMap<ArtifactId, Tracked>,
     fetches: BTreeMap<FetchId, AbortHandle>,
@@ -558,6 +562,7 @@ impl Runtime {
             devices: self.devices.facts(),
             attempts: self.devices.attempts(),
             refusals: self.refusals.iter().cloned().collect(),
+            audit: self.audit.status(),
             last_error: self.last_error.clone(),
         }
     }

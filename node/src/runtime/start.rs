@@ -22,6 +22,7 @@ use super::{
     coordinator::{Fleet, sign_record},
 };
 use crate::{
+    audit::AuditWatch,
     config::Settings,
     files::write_durably,
     identity::{Identity, IdentityFileError, NodeKey},
@@ -64,6 +65,9 @@ pub enum RunError {
     /// The piece store cannot be opened.
     #[error(transparent)]
     OpenStore(#[from] store::OpenError),
+    /// What is known of the audit log cannot be used.
+    #[error(transparent)]
+    Audit(Box<dyn std::error::Error + Send + Sync>),
     /// The piece store cannot be used.
     #[error(transparent)]
     Store(StoreError),
@@ -124,6 +128,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let (lost, lost_rx) = mpsc::channel(EVENTS_MAX);
     let store = PieceStore::open(&folder("store"), settings.store_key.clone(), lost).await?;
     let store: Arc<dyn ChunkStore> = Arc::new(store);
+    let audit =
+        AuditWatch::open(&folder("audit"), &identity.fleet_ca).map_err(|error| RunError::Audit(Box::new(error)))?;
     let (images, images_listener) = Images::listen(
         Arc::clone(&store),
         settings.images.listen,
@@ -205,6 +211,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         mesh: mesh.commands,
         uplink,
         trust: Arc::new(tokio::sync::Mutex::new(trust)),
+        audit,
         tracked: std::collections::BTreeMap::new(),
         fetches: std::collections::BTreeMap::new(),
         traffic: firmesh_protocol::api::Traffic::default(),

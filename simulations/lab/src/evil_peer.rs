@@ -193,6 +193,7 @@ impl Stolen {
             banned: [].into(),
             roster_version: 0,
             permits_seen: [].into(),
+            audit: AuditSeen::default(),
         };
         let mut every = tokio::time::interval(Duration::from_secs(1));
         loop {

@@ -1,0 +1,212 @@
+//! Which entries follow from which writes.
+//!
+//! The match over [`Write`] names every kind: who adds one decides here whether it is logged.
+
+use std::collections::BTreeMap;
+
+use firmesh_coordinator_core::CampaignRecord;
+use firmesh_protocol::{
+    api::{CampaignState, GateVerdict},
+    audit::Event,
+    identity::NodeIdentity,
+    ids::{CampaignId, NodeId, Sha256},
+    limits::REASON_BYTES_MAX,
+    manifest::CampaignManifest,
+    trust::Envelope,
+};
+
+use crate::store::{Stored, StoredNode, Write};
+
+/// An entry to be: its place, time and document's digest are filled in when it is appended.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) event: Event,
+    pub(crate) document: Document,
+}
+
+/// The document of an entry.
+#[derive(Debug)]
+pub(crate) enum Document {
+    None,
+    Bytes(Vec<u8>),
+    /// The stored plan of this digest.
+    Plan(Sha256),
+}
+
+/// What was logged last of what is stored again and again: only a change is an entry.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Drafts {
+    campaigns: BTreeMap<CampaignId, (CampaignState, Vec<GateVerdict>)>,
+    nodes: BTreeMap<NodeId, (Option<Sha256>, Option<Sha256>)>,
+}
+
+impl Drafts {
+    /// What is stored has been logged.
+    pub(crate) fn of(stored: &Stored) -> Self {
+        let mut drafts = Self::default();
+        for record in &stored.campaigns {
+            drafts.campaign(record);
+        }
+        for node in &stored.nodes {
+            drafts.node(node);
+        }
+        drafts
+    }
+
+    /// The entries for what was stored before there was a log.
+    pub(crate) fn of_the_past(stored: &Stored) -> Vec<Draft> {
+        let mut writes: Vec<_> = stored
+            .metadata
+            .iter()
+            .map(|(file, bytes)| Write::Metadata(file.clone(), bytes.clone()))
+            .collect();
+        writes.extend(
+            stored
+                .manifests
+                .iter()
+                .map(|(id, bytes)| Write::Manifest(id.clone(), bytes.clone())),
+        );
+        writes.extend(stored.nodes.iter().map(|node| Write::Node(Box::new(node.clone()))));
+        writes.extend(stored.permits.iter().map(|permit| Write::Permit(permit.clone())));
+        writes.extend(stored.campaigns.iter().map(|record| Write::Campaign(record.clone())));
+        Self::default().from_writes(&writes)
+    }
+
+    /// The entries for these writes, which are stored together.
+    pub(crate) fn from_writes(&mut self, writes: &[Write]) -> Vec<Draft> {
+        let is_news = |write: &Write| matches!(write, Write::Metadata(file, _) if is_authored(file));
+        let publishes = writes.iter().any(is_news);
+        writes.iter().flat_map(|write| self.drafts(write, publishes)).collect()
+    }
+
+    fn drafts(&mut self, write: &Write, publishes: bool) -> Vec<Draft> {
+        let one = |event, document: &[u8]| {
+            let document = Document::Bytes(document.to_vec());
+            vec![Draft { event, document }]
+        };
+        match write {
+            // Snapshot and timestamp are signed anew all the time: logged are those that bring something new into force.
+            Write::Metadata(file, bytes) if publishes => one(Event::Metadata { file: file.clone() }, bytes),
+            Write::Manifest(id, bytes) => {
+                let campaign = id.clone();
+                let mut drafts = one(Event::Manifest { campaign }, bytes);
+                drafts.extend(CampaignManifest::from_bytes(bytes).ok().map(|manifest| Draft {
+                    event: Event::Plan { campaign: id.clone() },
+                    document: Document::Plan(manifest.plan_sha256),
+                }));
+                drafts
+            }
+            Write::Node(node) => self.node(node),
+            Write::Campaign(record) => self.campaign(record),
+            Write::Permit(permit) => one(
+                Event::Permit {
+                    campaign: permit.campaign.clone(),
+                    what: permit.kind,
+                    sequence: permit.sequence,
+                },
+                &permit.envelope.to_bytes(),
+            ),
+            Write::Report(report, envelope) if report.state.is_terminal() => one(
+                Event::Result {
+                    campaign: report.campaign.clone(),
+                    what: report.kind,
+                    device: report.device.clone(),
+                    node: report.node.clone(),
+                    state: report.state,
+                },
+                &Envelope::to_bytes(envelope),
+            ),
+            Write::Restart(id) => {
+                self.campaigns.remove(id);
+                Vec::new()
+            }
+            Write::Metadata(..)
+            | Write::Report(..)
+            | Write::DropMetadata(_)
+            | Write::Trusted(..)
+            | Write::Device(_)
+            | Write::Attempt(..)
+            | Write::RosterVersion(_) => Vec::new(),
+        }
+    }
+
+    fn node(&mut self, node: &StoredNode) -> Vec<Draft> {
+        let known = self.nodes.entry(node.node.clone()).or_default();
+        let ticket = node.ticket.as_ref().map(|ticket| ticket.token_sha256);
+        let certificate = node.certificate.as_deref();
+        let digest = certificate.map(Sha256::of);
+        let mut drafts = Vec::new();
+        if let Some(invited) = node.ticket.as_ref().filter(|_| known.0 != ticket) {
+            drafts.push(Draft {
+                event: Event::Invitation {
+                    node: node.node.clone(),
+                    path: invited.path.clone(),
+                },
+                document: Document::None,
+            });
+        }
+        let issued = certificate.filter(|_| known.1 != digest);
+        drafts.extend(issued.and_then(|der| {
+            let identity = NodeIdentity::from_verified_certificate(der).ok()?;
+            Some(Draft {
+                event: Event::Enrolment {
+                    node: identity.node,
+                    path: identity.path,
+                    key: identity.key,
+                },
+                document: Document::Bytes(der.to_vec()),
+            })
+        }));
+        *known = (ticket, digest);
+        drafts
+    }
+
+    fn campaign(&mut self, record: &CampaignRecord) -> Vec<Draft> {
+        let before = self
+            .campaigns
+            .insert(record.id.clone(), (record.state, record.gates.clone()));
+        let (state, gates) = before.map_or((None, Vec::new()), |(state, gates)| (Some(state), gates));
+        let changed = (0..)
+            .zip(&record.gates)
+            .filter(|(wave, verdict)| gates.get(*wave as usize) != Some(*verdict));
+        let gate = |(wave, verdict): (u32, &GateVerdict)| {
+            let subject = format!("wave {wave}");
+            let decision = record.decisions.iter().rfind(|decision| decision.subject == subject);
+            let reason = decision.map_or_else(String::new, |decision| {
+                let mut lines = vec![decision.finding.as_str()];
+                lines.extend(decision.evidence.iter().map(String::as_str));
+                bounded(&lines.join("; "))
+            });
+            Event::Gate {
+                campaign: record.id.clone(),
+                wave,
+                verdict: *verdict,
+                reason,
+            }
+        };
+        let mut events: Vec<_> = changed.map(gate).collect();
+        events.extend((state != Some(record.state)).then(|| Event::Campaign {
+            campaign: record.id.clone(),
+            state: record.state,
+            reason: bounded(&record.reason),
+        }));
+        let drafted = events.into_iter().map(|event| Draft {
+            event,
+            document: Document::None,
+        });
+        drafted.collect()
+    }
+}
+
+/// Whether people signed it, rather than this coordinator.
+fn is_authored(file: &str) -> bool {
+    let is_online = |role: &str| file == role || file.ends_with(&format!(".{role}"));
+    !is_online("snapshot.json") && !is_online("timestamp.json")
+}
+
+fn bounded(text: &str) -> String {
+    let end = (0..=text.len().min(REASON_BYTES_MAX))
+        .rev()
+        .find(|&at| text.is_char_boundary(at));
+    text[..end.unwrap_or(0)].to_owned()
+}

@@ -485,6 +485,15 @@ fn queries(write: Write) -> Vec<Query> {
 mod tests {
     use super::*;
 
+    async fn open(folder: &Path) -> Result<Store, StoreError> {
+        let authority = Authority::load_or_create(folder, Vec::new(), at(0)).unwrap();
+        Store::open(&folder.join("db.sqlite"), Arc::new(authority), at(0)).await
+    }
+
+    fn at(seconds: i64) -> WallTime {
+        WallTime::from_unix_seconds(seconds)
+    }
+
     fn node(name: &str) -> StoredNode {
         StoredNode {
             node: NodeId::new(name).unwrap(),
@@ -500,17 +509,16 @@ mod tests {
     #[tokio::test]
     async fn what_was_committed_is_there_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("db.sqlite");
-        let store = Store::open(&path).await.unwrap();
+        let store = open(folder.path()).await.unwrap();
         let writes = vec![
             Write::Node(Box::new(node("n1"))),
             Write::Metadata("timestamp.json".to_owned(), b"{}".to_vec()),
             Write::RosterVersion(3),
         ];
-        store.commit(writes).await.unwrap();
+        store.commit(writes, at(0)).await.unwrap();
         store.put_plan(Sha256::of(b"plan"), b"plan").await.unwrap();
         store.close().await;
-        let store = Store::open(&path).await.unwrap();
+        let store = open(folder.path()).await.unwrap();
         let stored = store.load().await.unwrap();
         assert_eq!(stored.nodes, [node("n1")]);
         assert_eq!(stored.roster_version, 3);
@@ -522,7 +530,7 @@ mod tests {
     #[tokio::test]
     async fn a_commit_that_fails_leaves_nothing_behind() {
         let folder = tempfile::tempdir().unwrap();
-        let store = Store::open(&folder.path().join("db.sqlite")).await.unwrap();
+        let store = open(folder.path()).await.unwrap();
         let permit = || {
             Write::Permit(StoredPermit {
                 campaign: CampaignId::new("spring").unwrap(),
@@ -533,8 +541,10 @@ mod tests {
                 envelope: Envelope::sign("x", Vec::new(), []),
             })
         };
-        store.commit(vec![permit()]).await.unwrap();
-        let refused = store.commit(vec![Write::Node(Box::new(node("n1"))), permit()]).await;
+        store.commit(vec![permit()], at(0)).await.unwrap();
+        let refused = store
+            .commit(vec![Write::Node(Box::new(node("n1"))), permit()], at(0))
+            .await;
         assert!(matches!(
             refused,
             Err(StoreError::Access {
@@ -554,7 +564,7 @@ mod tests {
             "this is not a database, and long enough to have been one".repeat(40),
         )
         .unwrap();
-        let error = Store::open(&path).await.unwrap_err();
+        let error = open(folder.path()).await.unwrap_err();
         assert!(error.to_string().contains("db.sqlite"), "{error}");
     }
 }

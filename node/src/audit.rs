@@ -158,11 +158,15 @@ impl AuditWatch {
                 let checkpoint = Checkpoint::read_stored(&note).ok()?;
                 Some(Signed { checkpoint, note })
             }),
+            // Told again, for those who were away when it was found.
+            urgent: evidence
+                .iter()
+                .flat_map(|evidence: &Evidence| evidence.notes.clone())
+                .collect(),
             evidence,
             heard: BTreeMap::new(),
             known: BTreeMap::new(),
             asked: Vec::new(),
-            urgent: Vec::new(),
             told: None,
         })
     }
@@ -391,3 +395,6 @@ fn file<T>(path: &Path, operation: &'static str, result: io::Result<T>) -> Resul
 }
 
 const _: () = assert!(NOTE_BYTES_MAX < 256 << 10);
+
+#[cfg(test)]
+mod tests;

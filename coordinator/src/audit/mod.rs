@@ -64,3 +64,6 @@ impl LogKey {
         .is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

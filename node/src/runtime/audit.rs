@@ -64,7 +64,8 @@ impl Runtime {
         }
     }
 
-    fn tell_checkpoints(&mut self) {
+    /// With or without a coordinator: what it told this node, others may have heard differently.
+    pub(super) fn tell_checkpoints(&mut self) {
         for note in self.audit.announcements(Instant::now()) {
             self.tell_mesh(MeshCommand::Publish(Topic::Checkpoints, note.into_bytes()));
         }

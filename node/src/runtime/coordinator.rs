@@ -214,6 +214,7 @@ impl Runtime {
                     warn!(error = %Chain(&error), "no sync with the coordinator");
                 }
                 self.fleet.coordinator_reachable = false;
+                self.tell_checkpoints();
                 return self.tell_swarm(swarm::Input::Origin { available: false });
             }
         };

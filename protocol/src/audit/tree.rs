@@ -1,6 +1,6 @@
 //! The tree: appended to, asked for roots and proofs.
 //!
-//! It keeps the hashes of whole tiles (256 leaves) and everything above them: half a byte per entry. What lies inside
+//! It keeps the hashes of whole tiles (256 leaves) and everything above them: a quarter of a byte per entry. What lies inside
 //! a whole tile is asked for when a proof needs it ([`RangeError::Tile`]), so a proof reads at most a few tiles however
 //! long the log is.
 

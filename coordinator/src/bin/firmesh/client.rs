@@ -80,6 +80,13 @@ impl Client {
         self.read(self.send(Method::GET, path, |request| request).await?).await
     }
 
+    /// A text, as it is.
+    pub(crate) async fn get_text(&self, path: &str) -> Result<String, RequestError> {
+        let response = self.send(Method::GET, path, |request| request).await?;
+        let body = self.body(response).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
+    }
+
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, RequestError> {
         self.read(self.send(Method::POST, path, |request| request.json(body)).await?)
             .await

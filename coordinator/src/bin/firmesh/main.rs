@@ -4,6 +4,7 @@
 //! without reaching its goal.
 
 mod artifact;
+mod audit;
 mod campaign;
 mod client;
 mod device;
@@ -137,6 +138,9 @@ enum Command {
     Node(node::Command),
     /// A plain TUF client: verifies and downloads from this or any other TUF repository.
     Tuf(tuf::Tuf),
+    /// What was allowed, decided and done: a log that anybody can check.
+    #[command(subcommand)]
+    Audit(audit::Command),
     /// Looks for what would stand in the way.
     Doctor(doctor::Doctor),
     /// Prints the completion script of a shell.
@@ -170,6 +174,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Device(command) => device::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
         Command::Tuf(tuf) => tuf::run(global, tuf, output).await,
+        Command::Audit(command) => audit::run(global, command, output).await,
         Command::Doctor(doctor) => doctor::run(global, &doctor, output).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -206,6 +211,11 @@ mod tests {
             "tuf --metadata-dir m init root.json",
             "tuf --metadata-url u --metadata-dir m --target-name a --target-name b --target-dir t --target-base-url v download",
             "tuf refresh --metadata-dir m --metadata-url u --ed25519-only",
+            "audit verify --root 1.root.json --checkpoint old.checkpoint",
+            "audit verify --proof d1.proof --checkpoint d1.proof.checkpoint --key online.pub",
+            "audit prove --device d1 --campaign spring --out d1.proof",
+            "audit export --out log.jsonl",
+            "audit checkpoint --out now.checkpoint",
             "completions bash",
             "doctor",
         ] {

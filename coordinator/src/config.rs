@@ -27,6 +27,8 @@ pub struct Config {
     pub metadata: MetadataConfig,
     /// Permits.
     pub permits: PermitsConfig,
+    /// Where images come from.
+    pub provenance: ProvenanceConfig,
     /// Logs.
     pub log: LogConfig,
 }
@@ -111,6 +113,15 @@ impl Default for PermitsConfig {
     }
 }
 
+/// Where images come from.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProvenanceConfig {
+    /// The policy that new releases must meet before they are published. It is read anew for every publication, with
+    /// the keys and advisories it names. Default: none, and the release keys' word is enough.
+    pub policy: Option<PathBuf>,
+}
+
 /// Logs, on standard error.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -170,6 +181,8 @@ pub struct Settings {
     pub log_filter: String,
     /// Whether logs are JSON.
     pub log_json: bool,
+    /// The policy that new releases must meet.
+    pub provenance_policy: Option<PathBuf>,
 }
 
 /// Why a configuration was refused.
@@ -209,6 +222,9 @@ impl Config {
         let mut config: Self = toml::from_slice(&bytes).map_err(malformed)?;
         if let (Some(folder), Some(dir)) = (path.parent(), &mut config.state_dir) {
             *dir = folder.join(&*dir);
+        }
+        if let (Some(folder), Some(policy)) = (path.parent(), &mut config.provenance.policy) {
+            *policy = folder.join(&*policy);
         }
         Ok(config)
     }
@@ -250,6 +266,7 @@ impl Config {
             enrolment_token_ttl: duration("nodes.enrolment_token_ttl", &self.nodes.enrolment_token_ttl)?,
             metadata_validity: duration("metadata.validity", &self.metadata.validity)?,
             permit_ttl: duration("permits.ttl", &self.permits.ttl)?,
+            provenance_policy: self.provenance.policy,
             log_filter: overrides.log_filter.unwrap_or(self.log.filter),
             log_json: self.log.json,
         })

@@ -9,17 +9,20 @@ mod config;
 mod events;
 mod http;
 mod origin;
+pub mod provenance;
 mod publish;
 mod runtime;
 mod server;
 mod store;
 mod sync;
 mod telemetry;
+mod vetting;
 mod world;
 
 pub use authority::AuthorityError;
 pub use config::{
-    Config, ConfigError, LogConfig, MetadataConfig, NodesConfig, OperatorsConfig, Overrides, PermitsConfig, Settings,
+    Config, ConfigError, LogConfig, MetadataConfig, NodesConfig, OperatorsConfig, Overrides, PermitsConfig,
+    ProvenanceConfig, Settings,
 };
 pub use http::TlsError;
 pub use server::{Addresses, RunError, run};

@@ -195,7 +195,7 @@ impl Origin {
         Ok(tree)
     }
 
-    fn data_path(&self, id: ArtifactId) -> PathBuf {
+    pub(crate) fn data_path(&self, id: ArtifactId) -> PathBuf {
         self.folder.join(format!("{id}.bin"))
     }
 

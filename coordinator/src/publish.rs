@@ -106,6 +106,12 @@ pub(crate) enum PublicationError {
         /// The key.
         key: String,
     },
+    /// A release that the provenance policy has not accepted.
+    #[error("{target} is signed, but the provenance policy of this coordinator has not accepted it")]
+    Unvetted {
+        /// The target.
+        target: String,
+    },
     /// A manifest that was replaced too late.
     #[error("campaign {0} has been started: a new edition needs a new name")]
     Started(CampaignId),

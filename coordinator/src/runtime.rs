@@ -29,6 +29,7 @@ use crate::{
     publish::{PublicationError, Published, check_campaign},
     store::{Store, StoreError, StoredNode, StoredPermit, Ticket, Write},
     telemetry::{Metrics, chain},
+    vetting::Vetted,
     world::{NodeState, RestoreError, World, on_our_clock},
 };
 
@@ -110,7 +111,7 @@ pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 pub(crate) enum Command {
     Read(Box<dyn FnOnce(&World) + Send>),
     Act(Input, Reply<(), ActionError>),
-    Publish(Publication, Reply<Versions, PublishActionError>),
+    Publish(Publication, Vetted, Reply<Versions, PublishActionError>),
     NewNode(NewNode, Reply<EnrolmentTicket, EnrolError>),
     Enrol(EnrolRequest, Reply<EnrolResponse, EnrolError>),
     Sync(
@@ -247,7 +248,9 @@ impl Runtime {
         match command {
             Command::Read(look) => look(&self.world),
             Command::Act(input, reply) => drop(reply.send(self.act(input).await)),
-            Command::Publish(publication, reply) => drop(reply.send(self.publish(&publication).await)),
+            Command::Publish(publication, vetted, reply) => {
+                drop(reply.send(self.publish(&publication, &vetted).await));
+            }
             Command::NewNode(node, reply) => drop(reply.send(self.new_node(node).await)),
             Command::Enrol(request, reply) => drop(reply.send(self.enrol(request).await)),
             Command::Sync(sync, reply) => drop(reply.send(self.sync(*sync).await)),
@@ -357,7 +360,8 @@ impl Runtime {
     async fn renew(&mut self) {
         let half = (self.settings.metadata_validity / 2).max(Duration::from_millis(500));
         self.renew_at = self.clock.now() + half.min(RENEW_AGAIN);
-        match self.publish(&Publication::default()).await {
+        let nothing = Vetted::nothing(self.settings.provenance_policy.as_ref());
+        match self.publish(&Publication::default(), &nothing).await {
             Ok(_) => {}
             Err(PublishActionError::Refused(PublicationError::Nothing)) => self.renew_at = self.clock.now() + half,
             Err(failure) => {
@@ -366,12 +370,13 @@ impl Runtime {
         }
     }
 
-    async fn publish(&mut self, publication: &Publication) -> Result<Versions, PublishActionError> {
+    async fn publish(&mut self, publication: &Publication, vetted: &Vetted) -> Result<Versions, PublishActionError> {
         let wall = self.clock.wall();
         let artifacts = self.store.artifacts().await.map_err(ActionError::from)?;
         let artifacts: BTreeMap<_, _> = artifacts.into_iter().map(|artifact| (artifact.id, artifact)).collect();
         let (before, validity) = (&self.world.published, self.settings.metadata_validity);
         let next = before.with(publication, self.authority.online_key(), &artifacts, wall, validity)?;
+        vetted.check(before, &next)?;
         let loaded = self.check_new_campaigns(&next).await?;
         // First, so that nothing starts on an approval that is gone, whatever happens in between.
         for id in self.withdrawn(&next) {

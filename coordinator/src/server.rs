@@ -26,9 +26,11 @@ use crate::{
     events::Events,
     http::{self, App, PeerAcceptor},
     origin::Origin,
+    provenance::PolicyLoadError,
     runtime::{Clock, Runtime},
     store::{Store, StoreError},
     telemetry::Metrics,
+    vetting::Vetting,
     world::RestoreError,
 };
 
@@ -71,6 +73,9 @@ pub enum RunError {
     /// What is stored.
     #[error("the coordinator's state cannot be used")]
     Restore(#[from] RestoreError),
+    /// The provenance policy.
+    #[error("the setting provenance.policy")]
+    Policy(#[from] PolicyLoadError),
     /// TLS.
     #[error("the node listener has no TLS")]
     Tls(#[from] crate::http::TlsError),
@@ -111,6 +116,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         source,
     };
     let origin = Origin::open(state_dir.join("artifacts")).map_err(unusable)?;
+    let vetting = Vetting::new(settings.provenance_policy.clone(), &state_dir, origin.clone());
+    vetting.check_policy()?;
     let store = Store::open(&state_dir.join("coordinator.sqlite")).await?;
 
     let node_address = nodes.local_addr().map_err(RunError::Serve)?;
@@ -139,6 +146,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         events,
         metrics,
         settings,
+        vetting,
         clock,
         node_url: node_url.clone(),
         cancel: cancel.clone(),

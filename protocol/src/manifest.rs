@@ -99,6 +99,30 @@ pub struct ReleaseInfo {
     pub from_versions: Vec<String>,
     /// What it takes to go back.
     pub reversibility: Reversibility,
+    /// What shows where the image comes from, as the one who staged the release has judged it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
+}
+
+/// The evidence that was presented for a release, by digest. Nodes do not need it; auditors do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Provenance {
+    /// The verdict, which names the vendor's signatures by their digests.
+    pub verdict: FileRef,
+    /// The software bill of materials.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sbom: Option<FileRef>,
+}
+
+/// A file by its content.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileRef {
+    /// SHA-256 of its bytes.
+    pub sha256: Sha256,
+    /// Length in bytes.
+    pub length: u64,
 }
 
 /// A release: a signed target under `firmware/`, complete.
@@ -543,6 +567,39 @@ mod tests {
         refused(|m| m.releases[0].target = "firmware/../../etc/passwd".to_owned());
         refused(|m| m.releases[0].target = "campaigns/a.json".to_owned());
         refused(|m| m.schema = "firmesh-campaign/2".to_owned());
+    }
+
+    /// Releases that were signed before there was provenance keep their bytes; with it, the bytes are these.
+    #[test]
+    fn a_release_has_the_bytes_that_were_signed() {
+        let digest = |text: &str| Sha256::of(text.as_bytes());
+        let mut info = ReleaseInfo {
+            schema: RELEASE_SCHEMA.to_owned(),
+            blake3: ArtifactId::from([7; 32]),
+            vendor: "Acme".to_owned(),
+            models: vec!["R1".to_owned()],
+            component: Component::new("bmc").unwrap(),
+            version: "1.1.0".to_owned(),
+            security_epoch: 1,
+            from_versions: Vec::new(),
+            reversibility: Reversibility::Reflash,
+            provenance: None,
+        };
+        let golden = include_str!("../tests/golden/release.json").trim_end();
+        assert_eq!(serde_json::to_string(&info).unwrap(), golden);
+        info.provenance = Some(Provenance {
+            verdict: FileRef {
+                sha256: digest("verdict"),
+                length: 7,
+            },
+            sbom: Some(FileRef {
+                sha256: digest("sbom"),
+                length: 4,
+            }),
+        });
+        let golden = include_str!("../tests/golden/release_provenance.json").trim_end();
+        assert_eq!(serde_json::to_string(&info).unwrap(), golden);
+        assert_eq!(serde_json::from_str::<ReleaseInfo>(golden).unwrap(), info);
     }
 
     #[test]

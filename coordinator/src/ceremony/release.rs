@@ -5,7 +5,9 @@ use std::{fs::File, io::Read as _, path::Path};
 use firmesh_protocol::{
     ids::{ArtifactId, Component, Sha256},
     limits::ARTIFACT_BYTES_MAX,
-    manifest::{Artifact, ManifestError, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility, is_release_target},
+    manifest::{
+        Artifact, ManifestError, Provenance, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility, is_release_target,
+    },
     time::WallTime,
     trust::Target,
 };
@@ -69,6 +71,8 @@ pub struct NewRelease {
     pub reversibility: Reversibility,
     /// The target name; made of vendor, model, component and version if absent.
     pub name: Option<String>,
+    /// What was presented to show where it comes from.
+    pub provenance: Option<Provenance>,
 }
 
 /// Reads an image once and names it by all its digests. `progress` hears of every stretch of bytes read.
@@ -130,6 +134,7 @@ pub fn stage_release(
         security_epoch: new.security_epoch,
         from_versions: new.from_versions,
         reversibility: new.reversibility,
+        provenance: new.provenance,
     };
     info.check()?;
     let known = folder

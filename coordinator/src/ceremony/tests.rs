@@ -52,6 +52,7 @@ fn new_release() -> NewRelease {
         from_versions: Vec::new(),
         reversibility: Reversibility::Reflash,
         name: None,
+        provenance: None,
     }
 }
 

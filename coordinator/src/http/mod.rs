@@ -30,6 +30,7 @@ pub(crate) struct App {
     pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) settings: Arc<Settings>,
+    pub(crate) vetting: crate::vetting::Vetting,
     pub(crate) clock: crate::runtime::Clock,
     pub(crate) node_url: String,
     pub(crate) cancel: CancellationToken,

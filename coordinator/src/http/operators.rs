@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::Bytes;
 use firmesh_coordinator_core::{Input, Subject, plan};
 use firmesh_protocol::{
     api::{
@@ -18,7 +19,7 @@ use firmesh_protocol::{
     },
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
-    manifest::{Artifact, MANIFEST_SCHEMA},
+    manifest::{Artifact, FileRef, MANIFEST_SCHEMA},
 };
 use serde::Deserialize;
 use tracing::info;
@@ -29,8 +30,12 @@ use super::{
     stream, targets,
 };
 use crate::{
+    ceremony::ReadFileError,
+    provenance::SBOM_BYTES_MAX,
     publish::PUBLICATION_BYTES_MAX,
     runtime::{ActionError, Command},
+    telemetry::chain,
+    vetting::in_force,
 };
 
 type Shared = State<Arc<App>>;
@@ -50,6 +55,12 @@ pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
         )
         .route("/api/v1/metadata/{file}", get(metadata))
         .route("/api/v1/targets/{*path}", get(targets::target))
+        .route(
+            "/api/v1/evidence",
+            post(put_evidence).layer(DefaultBodyLimit::max(SBOM_BYTES_MAX as usize)),
+        )
+        .route("/api/v1/evidence/{sha256}", get(evidence))
+        .route("/api/v1/verdicts/{image}", get(verdict))
         .route("/api/v1/releases", get(releases))
         .route("/api/v1/nodes", get(nodes).post(new_node))
         .route("/api/v1/nodes/{id}", get(node))
@@ -188,11 +199,50 @@ async fn artifact(State(app): Shared, Path(id): Path<String>) -> Answer<Artifact
 }
 
 async fn publish(State(app): Shared, Body(publication): Body<Publication>) -> Answer<Published> {
-    let published = app.coordinator.ask(|reply| Command::Publish(publication, reply)).await;
-    published.map(Json).map_err(|error| {
+    let refused = |failure: Failure| {
         app.metrics.refusals.inc();
-        error.into()
-    })
+        failure
+    };
+    let known = app.coordinator.read(|world| in_force(&world.published)).await?;
+    let artifacts = app.store.artifacts().await?;
+    let vetted = app.vetting.vet(&publication, known, artifacts, app.clock.wall()).await;
+    let vetted = vetted.map_err(|error| refused(error.into()))?;
+    let published = app
+        .coordinator
+        .ask(|reply| Command::Publish(publication, vetted, reply))
+        .await;
+    published.map(Json).map_err(|error| refused(error.into()))
+}
+
+async fn put_evidence(State(app): Shared, bytes: Bytes) -> Answer<FileRef> {
+    Ok(Json(app.vetting.put(bytes).await?))
+}
+
+async fn evidence(State(app): Shared, Path(sha256): Path<String>) -> Result<Response, Failure> {
+    let sha256: Sha256 = named(&sha256)?;
+    let vetting = app.vetting.clone();
+    stored(format!("evidence {sha256}"), move || vetting.get(sha256)).await
+}
+
+async fn verdict(State(app): Shared, Path(image): Path<String>) -> Result<Response, Failure> {
+    let image: Sha256 = named(&image)?;
+    let vetting = app.vetting.clone();
+    stored(format!("verdict on the image {image}"), move || vetting.verdict(image)).await
+}
+
+async fn stored(
+    what: String,
+    read: impl FnOnce() -> Result<Vec<u8>, ReadFileError> + Send + 'static,
+) -> Result<Response, Failure> {
+    let failed = |detail| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail);
+    match tokio::task::spawn_blocking(read)
+        .await
+        .map_err(|error| failed(error.to_string()))?
+    {
+        Ok(bytes) => Ok(([(header::CONTENT_TYPE, "application/octet-stream")], bytes).into_response()),
+        Err(error) if error.is_not_found() => Err(Failure::not_found(what)),
+        Err(error) => Err(failed(chain(&error))),
+    }
 }
 
 async fn metadata(State(app): Shared, Path(file): Path<String>) -> Result<Response, Failure> {

@@ -19,6 +19,7 @@ use crate::{
     store::StoreError,
     sync::SyncError,
     telemetry::chain,
+    vetting::VettingError,
 };
 
 /// A problem on its way out.
@@ -142,8 +143,28 @@ fn publication_code(error: &PublicationError) -> &'static str {
         PublicationError::NotPermitted { .. } => "permit_key_missing",
         PublicationError::Started(_) => "campaign_started",
         PublicationError::Unsigned { .. } => "unsigned_manifest",
+        PublicationError::Unvetted { .. } => "provenance_unvetted",
         PublicationError::Repository(_) => "incomplete_repository",
         _ => "bad_publication",
+    }
+}
+
+impl From<VettingError> for Failure {
+    fn from(error: VettingError) -> Self {
+        let detail = chain(&error);
+        match error {
+            VettingError::Refused { .. } => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, "provenance_refused", detail).refused()
+            }
+            VettingError::Evidence { source, .. } => {
+                let code = format!("provenance_{}", source.code());
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, &code, detail).refused()
+            }
+            VettingError::Policy(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "provenance_policy", detail),
+            VettingError::Image { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "artifact_damaged", detail),
+            VettingError::Write { .. } => Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk", detail),
+            VettingError::Stopped(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "provenance", detail),
+        }
     }
 }
 

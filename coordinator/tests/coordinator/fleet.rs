@@ -240,6 +240,7 @@ impl Fleet {
                 security_epoch: 1,
                 from_versions: Vec::new(),
                 reversibility: Reversibility::Reflash,
+                provenance: None,
             };
             let target = Target::new(
                 image.len() as u64,

@@ -299,6 +299,7 @@ fn image() -> Image {
         security_epoch: 1,
         from_versions: Vec::new(),
         reversibility: Reversibility::Reversible,
+        provenance: None,
     };
     Release {
         target: "firmware/h1.bin".to_owned(),

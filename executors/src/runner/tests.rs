@@ -177,6 +177,7 @@ fn goal() -> Goal {
                 security_epoch: 1,
                 from_versions: Vec::new(),
                 reversibility: Reversibility::Reversible,
+                provenance: None,
             },
             artifact,
         },

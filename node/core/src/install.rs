@@ -421,6 +421,7 @@ mod tests {
                 security_epoch: 1,
                 from_versions: Vec::new(),
                 reversibility: Reversibility::Reflash,
+                provenance: None,
             },
         }
     }

@@ -160,6 +160,7 @@ fn release(name: &str, version: &str) -> Release {
             security_epoch: 1,
             from_versions: Vec::new(),
             reversibility: Reversibility::Reflash,
+            provenance: None,
         },
     }
 }

@@ -11,6 +11,7 @@ mod doctor;
 mod key;
 mod node;
 mod output;
+mod provenance;
 mod release;
 mod trust;
 mod tuf;
@@ -199,6 +200,8 @@ mod tests {
             "artifact add image.bin",
             "artifact verify image.bin --release firmware/a.bin",
             "release create --file i --vendor v --model m --component bmc --release-version 1.1",
+            "release check --file i --vendor v --policy p --signature rsa:s --sbom b",
+            "release show firmware/a.bin",
             "campaign create --file campaign.toml --permit-key coordinator.pub",
             "campaign watch spring --json",
             "device clear d1",

@@ -10,7 +10,13 @@ use firmesh_protocol::{
     manifest::Reversibility,
 };
 
-use crate::{Expiry, Folder, Global, artifact::measured, output::Output, trust};
+use crate::{
+    Expiry, Folder, Global,
+    artifact::measured,
+    output::Output,
+    provenance::{self, Presented},
+    trust,
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -22,6 +28,25 @@ pub(crate) enum Command {
     Publish(Folder),
     /// Lists the releases in force.
     List,
+    /// Judges where an image comes from by a policy; stages nothing. Offline.
+    Check {
+        /// The image.
+        #[arg(long, value_name = "IMAGE")]
+        file: PathBuf,
+        /// Who makes the devices, as they report it.
+        #[arg(long)]
+        vendor: String,
+        #[command(flatten)]
+        presented: Presented,
+    },
+    /// Shows a release of the trust folder, and what is recorded of where it comes from. Offline.
+    Show {
+        /// The release.
+        #[arg(value_name = "firmware/NAME")]
+        release: String,
+        #[command(flatten)]
+        folder: Folder,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -56,6 +81,8 @@ pub(crate) struct Create {
     #[arg(long, value_name = "firmware/NAME")]
     name: Option<String>,
     #[command(flatten)]
+    presented: Presented,
+    #[command(flatten)]
     expiry: Expiry,
 }
 
@@ -75,6 +102,12 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         Command::Create(create) => self::create(*create, output),
         Command::Sign(sign) => trust::sign(&sign, &["releases.json"], output),
         Command::Publish(folder) => trust::publish(global, &folder, &["releases.json"], output).await,
+        Command::Check {
+            file,
+            vendor,
+            presented,
+        } => provenance::check(&file, &vendor, &presented, output),
+        Command::Show { release, folder } => provenance::show(&folder.open()?, &release, output),
         Command::List => {
             let page: Page<ReleaseView> = global.client()?.get("/api/v1/releases").await?;
             let row = |ReleaseView { release, stored }: &ReleaseView| {
@@ -96,7 +129,13 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
 
 fn create(create: Create, output: &Output) -> anyhow::Result<()> {
     let mut folder = create.folder.open()?;
+    let judged = create.presented.judge(&create.file, &create.vendor, output)?;
     let artifact = measured(&create.file, output)?;
+    let changed = judged
+        .as_ref()
+        .is_some_and(|(verdict, _)| verdict.image_sha256 != artifact.sha256);
+    anyhow::ensure!(!changed, "{} changed while it was read", create.file.display());
+    let provenance = judged.map(|(verdict, evidence)| provenance::keep(&folder, &verdict, &evidence));
     let new = NewRelease {
         vendor: create.vendor,
         models: create.model,
@@ -110,6 +149,7 @@ fn create(create: Create, output: &Output) -> anyhow::Result<()> {
             WayBack::OneWay => Reversibility::OneWay,
         },
         name: create.name,
+        provenance: provenance.transpose()?,
     };
     let release = stage_release(&mut folder, &artifact, new, create.expiry.after_now())?;
     output.show(&release, || {

@@ -10,7 +10,11 @@ use firmesh_protocol::{
 };
 use serde_json::{Value, json};
 
-use crate::{Expiry, Folder, Global, output::Output};
+use crate::{
+    Expiry, Folder, Global,
+    output::Output,
+    provenance::{self, BeforeSigning},
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -57,6 +61,8 @@ pub(crate) struct Sign {
     /// Only show what would be signed.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    provenance: BeforeSigning,
 }
 
 pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
@@ -107,6 +113,9 @@ fn show(folder: &TrustFolder, output: &Output) -> anyhow::Result<()> {
 pub(crate) fn sign(sign: &Sign, only: &[&str], output: &Output) -> anyhow::Result<()> {
     let (mut folder, key) = (sign.folder.open()?, load_secret_key(&sign.key)?);
     let waiting = folder.signable(&key.public(), only)?;
+    if waiting.iter().any(|status| status.file == "releases.json") {
+        provenance::before_signing(&sign.provenance, &folder, output)?;
+    }
     if !output.is_json() {
         for status in &waiting {
             file_lines(status, &folder.describe(&status.file)?)
@@ -145,8 +154,12 @@ pub(crate) fn sign(sign: &Sign, only: &[&str], output: &Output) -> anyhow::Resul
 
 /// Uploads the files among `only` (all if empty), and with `campaigns.json` the manifests it names.
 pub(crate) async fn publish(global: &Global, folder: &Folder, only: &[&str], output: &Output) -> anyhow::Result<()> {
-    let publication = folder.open()?.publication(only)?;
-    let published: Published = global.client()?.post("/api/v1/metadata", &publication).await?;
+    let (folder, client) = (folder.open()?, global.client()?);
+    let publication = folder.publication(only)?;
+    if publication.metadata.contains_key("releases.json") {
+        provenance::upload(&folder, &client).await?;
+    }
+    let published: Published = client.post("/api/v1/metadata", &publication).await?;
     output.show(&published, || {
         published
             .versions

@@ -577,6 +577,7 @@ fn goal(kind: PermitKind, version: &str) -> Goal {
                 security_epoch: 1,
                 from_versions: Vec::new(),
                 reversibility: Reversibility::Reversible,
+                provenance: None,
             },
         },
         security_epoch_min: 1,

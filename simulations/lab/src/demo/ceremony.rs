@@ -97,6 +97,7 @@ impl People {
             from_versions: Vec::new(),
             reversibility: Reversibility::Reflash,
             name: None,
+            provenance: None,
         };
         Ok(stage_release(&mut self.folder, artifact, new, now()? + MONTH)?)
     }

@@ -434,6 +434,7 @@ impl Lab {
             security_epoch: 1,
             from_versions: Vec::new(),
             reversibility: Reversibility::Reversible,
+            provenance: None,
         };
         Goal {
             device: device.id.clone(),

@@ -1,0 +1,262 @@
+//! The provenance policy at the coordinator: a release that does not meet it is not published, whoever signed for it.
+//!
+//! New releases are judged once, before the runtime hears of them: images are read, which takes time. What is in force
+//! stays in force when a certificate expires or an advisory appears; recalling it is people's decision.
+
+use std::{collections::BTreeMap, io, path::PathBuf};
+
+use bytes::Bytes;
+use firmesh_protocol::{
+    api::Publication,
+    ids::Sha256,
+    manifest::{Artifact, FileRef, Release, ReleaseInfo},
+    time::WallTime,
+    trust::{SignedFile, Target, Targets},
+};
+use tracing::info;
+
+use crate::{
+    ceremony::{ReadFileError, WriteFileError, read_bounded, write_file},
+    origin::Origin,
+    provenance::{
+        EvidenceFolder, Image, Policy, PolicyLoadError, RecordError, SBOM_BYTES_MAX, VERDICT_BYTES_MAX, Verdict,
+    },
+    publish::{PublicationError, Published},
+};
+
+/// Why a release was not vetted. Nothing is published then.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VettingError {
+    /// The operator's policy cannot be used; without it nothing new is published.
+    #[error("the provenance policy cannot be used")]
+    Policy(#[from] PolicyLoadError),
+    /// The policy refuses.
+    #[error("{target} does not meet the provenance policy: {reasons}")]
+    Refused {
+        /// The release.
+        target: String,
+        /// Every blocking finding.
+        reasons: String,
+    },
+    /// The evidence is not what the release names, or was not sent.
+    #[error("{target} cannot be judged by the provenance policy")]
+    Evidence {
+        /// The release.
+        target: String,
+        /// Why not.
+        source: RecordError,
+    },
+    /// The stored image cannot be read, or is not what was stored.
+    #[error("the image of {target} cannot be read again: check the disk, or import it again")]
+    Image {
+        /// The release.
+        target: String,
+        /// Why not.
+        source: ReadFileError,
+    },
+    /// The verdict could not be stored.
+    #[error("the verdict on {target} cannot be stored")]
+    Write {
+        /// The release.
+        target: String,
+        /// Why not.
+        source: WriteFileError,
+    },
+    /// The judging thread died.
+    #[error("a release could not be judged")]
+    Stopped(#[source] io::Error),
+}
+
+/// Releases that the policy has accepted, or the absence of a policy.
+#[derive(Debug, Default)]
+pub(crate) struct Vetted {
+    accepted: Option<BTreeMap<String, Target>>,
+}
+
+impl Vetted {
+    /// What a renewal needs: nothing new comes in.
+    pub(crate) fn nothing(policy: Option<&PathBuf>) -> Self {
+        Self {
+            accepted: policy.map(|_| BTreeMap::new()),
+        }
+    }
+
+    /// Refuses a publication that puts a release in force which was neither in force before nor accepted.
+    pub(crate) fn check(&self, before: &Published, next: &Published) -> Result<(), PublicationError> {
+        let Some(accepted) = &self.accepted else {
+            return Ok(());
+        };
+        let (known, wanted) = (in_force(before), in_force(next));
+        let stranger = wanted
+            .iter()
+            .find(|(name, target)| known.get(*name) != Some(*target) && accepted.get(*name) != Some(*target));
+        match stranger {
+            None => Ok(()),
+            Some((target, _)) => Err(PublicationError::Unvetted { target: target.clone() }),
+        }
+    }
+}
+
+/// What judging needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Vetting {
+    policy: Option<PathBuf>,
+    evidence: EvidenceFolder,
+    verdicts: PathBuf,
+    origin: Origin,
+}
+
+impl Vetting {
+    pub(crate) fn new(policy: Option<PathBuf>, state_dir: &std::path::Path, origin: Origin) -> Self {
+        Self {
+            policy,
+            evidence: EvidenceFolder::at(state_dir.join("evidence")),
+            verdicts: state_dir.join("verdicts"),
+            origin,
+        }
+    }
+
+    /// Whether the policy can be read, for the start.
+    pub(crate) fn check_policy(&self) -> Result<(), PolicyLoadError> {
+        self.policy.as_deref().map(Policy::load).transpose().map(drop)
+    }
+
+    /// Judges what a publication would put in force anew. `known` are the targets in force.
+    pub(crate) async fn vet(
+        &self,
+        publication: &Publication,
+        known: BTreeMap<String, Target>,
+        artifacts: Vec<Artifact>,
+        now: WallTime,
+    ) -> Result<Vetted, VettingError> {
+        let Some(policy) = self.policy.clone() else {
+            return Ok(Vetted::default());
+        };
+        let sent = publication.metadata.iter().filter(|(name, _)| is_releases(name));
+        let mut wanted = BTreeMap::new();
+        for (_, text) in sent {
+            wanted.extend(targets(text.as_bytes()));
+        }
+        wanted.retain(|name, target| known.get(name) != Some(target));
+        let vetting = self.clone();
+        let judged = tokio::task::spawn_blocking(move || vetting.judge(&policy, wanted, &artifacts, now));
+        let accepted = judged
+            .await
+            .map_err(|error| VettingError::Stopped(io::Error::other(error)))??;
+        Ok(Vetted {
+            accepted: Some(accepted),
+        })
+    }
+
+    /// Stores a file of evidence.
+    pub(crate) async fn put(&self, bytes: Bytes) -> Result<FileRef, VettingError> {
+        let evidence = self.evidence.clone();
+        let stored = tokio::task::spawn_blocking(move || evidence.put(&bytes)).await;
+        let stored = stored.map_err(|error| VettingError::Stopped(io::Error::other(error)))?;
+        stored.map_err(|source| VettingError::Write {
+            target: "a file of evidence".to_owned(),
+            source,
+        })
+    }
+
+    /// A file of evidence, if it is here. Blocks.
+    pub(crate) fn get(&self, sha256: Sha256) -> Result<Vec<u8>, ReadFileError> {
+        self.evidence.read(sha256, SBOM_BYTES_MAX)
+    }
+
+    /// This coordinator's own verdict on an image, if it has judged it. Blocks.
+    pub(crate) fn verdict(&self, image: Sha256) -> Result<Vec<u8>, ReadFileError> {
+        read_bounded(&self.verdict_path(image), VERDICT_BYTES_MAX)
+    }
+
+    fn verdict_path(&self, image: Sha256) -> PathBuf {
+        self.verdicts.join(format!("{image}.json"))
+    }
+
+    fn judge(
+        &self,
+        policy: &std::path::Path,
+        wanted: BTreeMap<String, Target>,
+        artifacts: &[Artifact],
+        now: WallTime,
+    ) -> Result<BTreeMap<String, Target>, VettingError> {
+        let policy = Policy::load(policy)?;
+        let mut accepted = BTreeMap::new();
+        for (name, target) in wanted {
+            // What is no release, or has no image here, is refused under its own name when it is published.
+            let Some(release) = release(&name, &target) else {
+                continue;
+            };
+            if !artifacts.contains(&release.artifact) {
+                continue;
+            }
+            let verdict = self.judge_one(&policy, &release, now)?;
+            if !verdict.accepted {
+                return Err(VettingError::Refused {
+                    target: name,
+                    reasons: verdict.refusal(),
+                });
+            }
+            accepted.insert(name, target);
+        }
+        Ok(accepted)
+    }
+
+    fn judge_one(&self, policy: &Policy, release: &Release, now: WallTime) -> Result<Verdict, VettingError> {
+        let target = release.target.clone();
+        let path = self.origin.data_path(release.artifact.id);
+        let image = Image::read(&path).map_err(|source| VettingError::Image {
+            target: target.clone(),
+            source,
+        })?;
+        if image.sha256() != release.artifact.sha256 {
+            let source = io::Error::new(io::ErrorKind::InvalidData, "its SHA-256 has changed on the disk");
+            let source = ReadFileError::Io { path, source };
+            return Err(VettingError::Image { target, source });
+        }
+        let judged = self.evidence.judge(policy, release, &image, now, false);
+        let verdict = judged.map_err(|source| VettingError::Evidence {
+            target: target.clone(),
+            source,
+        })?;
+        write_file(&self.verdict_path(image.sha256()), &verdict.to_bytes()).map_err(|source| VettingError::Write {
+            target: target.clone(),
+            source,
+        })?;
+        info!(release = target, image = %image.sha256(), accepted = verdict.accepted, "provenance judged");
+        Ok(verdict)
+    }
+}
+
+/// The release targets in force.
+pub(crate) fn in_force(published: &Published) -> BTreeMap<String, Target> {
+    published
+        .trusted
+        .get("releases.json")
+        .map_or_else(BTreeMap::new, |bytes| targets(bytes))
+}
+
+/// The targets of a file whose signatures are checked elsewhere; none if it cannot be read, which is told elsewhere too.
+fn targets(bytes: &[u8]) -> BTreeMap<String, Target> {
+    let file = SignedFile::from_bytes("releases", bytes);
+    let targets = file.and_then(|file| file.unverified::<Targets>("releases"));
+    targets.map_or_else(|_| BTreeMap::new(), |targets| targets.targets)
+}
+
+fn is_releases(name: &str) -> bool {
+    let stem = name.strip_suffix(".json").unwrap_or(name);
+    stem == "releases" || stem.ends_with(".releases")
+}
+
+fn release(name: &str, target: &Target) -> Option<Release> {
+    let info: ReleaseInfo = serde_json::from_value(target.custom.clone()?).ok()?;
+    Some(Release {
+        target: name.to_owned(),
+        artifact: Artifact {
+            id: info.blake3,
+            sha256: target.sha256()?,
+            length: target.length,
+        },
+        info,
+    })
+}

@@ -6,5 +6,6 @@ mod gates;
 mod layering;
 mod misfortune;
 mod power_loss;
+mod provenance;
 mod refusals;
 mod transfer;

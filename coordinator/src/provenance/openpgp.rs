@@ -259,7 +259,7 @@ fn verify_image(
 ) -> Result<String, SignatureError> {
     let mut bytes = image.again()?;
     let verified = signature.verify(key, &mut bytes);
-    if !bytes.is_same() {
+    if !bytes.was_same() {
         // Bytes that were not read to their end look changed, too; either way nothing is known about the image.
         let cause = verified
             .err()

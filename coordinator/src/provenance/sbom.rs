@@ -169,7 +169,7 @@ struct CycloneDxComponent {
     #[serde(default)]
     hashes: Vec<CycloneDxHash>,
     #[serde(default)]
-    components: Vec<CycloneDxComponent>,
+    components: Vec<Self>,
 }
 
 #[derive(Deserialize)]

@@ -184,7 +184,7 @@ impl Image {
         self.long.as_ref().ok_or_else(image_needed)
     }
 
-    /// The bytes once more, checked at the end by [`Again::is_same`].
+    /// The bytes once more, checked at the end by [`Again::was_same`].
     pub(super) fn again(&self) -> Result<Again, SignatureError> {
         let path = self.path.as_ref().ok_or_else(image_needed)?;
         let file = File::open(path).map_err(|error| {
@@ -214,7 +214,7 @@ pub(super) struct Again {
 
 impl Again {
     /// Whether these were the bytes that were measured.
-    pub(super) fn is_same(self) -> bool {
+    pub(super) fn was_same(self) -> bool {
         Sha256::from(<[u8; 32]>::from(self.digest.finalize())) == self.expected
     }
 }

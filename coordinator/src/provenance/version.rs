@@ -28,16 +28,14 @@ fn semantic(text: &str) -> Option<semver::Version> {
 
 fn debian(a: &str, b: &str) -> Ordering {
     let ((epoch_a, a), (epoch_b, b)) = (epoch(a), epoch(b));
-    let revision = |text: &str| {
-        text.rsplit_once('-')
-            .map_or((text.to_owned(), "0".to_owned()), |(up, rev)| {
-                (up.to_owned(), rev.to_owned())
-            })
-    };
     let ((up_a, rev_a), (up_b, rev_b)) = (revision(a), revision(b));
     digits(epoch_a, epoch_b)
-        .then_with(|| parts(&up_a, &up_b))
-        .then_with(|| parts(&rev_a, &rev_b))
+        .then_with(|| parts(up_a, up_b))
+        .then_with(|| parts(rev_a, rev_b))
+}
+
+fn revision(text: &str) -> (&str, &str) {
+    text.rsplit_once('-').unwrap_or((text, "0"))
 }
 
 fn epoch(text: &str) -> (&str, &str) {

@@ -11,7 +11,8 @@ use clap::Args;
 use firmesh_coordinator::{
     ceremony::{TrustFolder, read_bounded},
     provenance::{
-        Evidence, EvidenceFolder, Image, Kind, Policy, SBOM_BYTES_MAX, SIGNATURE_BYTES_MAX, SignatureFile, Verdict,
+        Evidence, EvidenceFolder, Image, Kind, Match, Policy, SBOM_BYTES_MAX, SIGNATURE_BYTES_MAX, SbomFormat,
+        SignatureFile, Verdict,
     },
 };
 use firmesh_protocol::{
@@ -25,6 +26,9 @@ use crate::{
     now,
     output::{self, Output},
 };
+
+/// More advisories than a person reads at once; `--json` has them all.
+const ADVISORIES_SHOWN: usize = 50;
 
 /// The policy that images have to meet.
 #[derive(Debug, Args)]
@@ -284,8 +288,8 @@ fn lines(verdict: &Verdict) -> Vec<String> {
     }
     if let Some(sbom) = &verdict.sbom {
         let format = match sbom.format {
-            Some(firmesh_coordinator::provenance::SbomFormat::CycloneDx) => "CycloneDX",
-            Some(firmesh_coordinator::provenance::SbomFormat::Spdx) => "SPDX",
+            Some(SbomFormat::CycloneDx) => "CycloneDX",
+            Some(SbomFormat::Spdx) => "SPDX",
             None => "unreadable",
         };
         let version = sbom.spec_version.as_deref().unwrap_or_default();
@@ -294,6 +298,17 @@ fn lines(verdict: &Verdict) -> Vec<String> {
             sbom.components, sbom.sha256
         ));
         lines.push(format!("advisories: {} match", verdict.advisories.len()));
+        let told = |found: &Match| {
+            let version = found.version.as_deref().unwrap_or("of unknown version");
+            let severity = format!("{:?}", found.severity).to_lowercase();
+            let aliases = found
+                .aliases
+                .iter()
+                .map(|alias| format!(" {alias}"))
+                .collect::<String>();
+            format!("  {}{aliases} ({severity}): {} {version}", found.id, found.component)
+        };
+        lines.extend(verdict.advisories.iter().take(ADVISORIES_SHOWN).map(told));
     }
     let mark = |blocks| if blocks { "REFUSED" } else { "noted" };
     lines.extend(

@@ -466,7 +466,10 @@ pub(crate) mod tests {
         );
         let (key, csr) = request(&["firmesh-coordinator", "other-node", "192.0.2.7"]);
         let now = WallTime::from_unix_seconds(NOW);
-        let certificate = authority.issue_node(&node, &path, &csr, now, Duration::from_secs(86_400)).unwrap().der;
+        let certificate = authority
+            .issue_node(&node, &path, &csr, now, Duration::from_secs(86_400))
+            .unwrap()
+            .der;
         let identity = NodeIdentity::verify(&certificate, authority.ca_der(), now).unwrap();
         assert_eq!((identity.node, identity.path), (node.clone(), path.clone()));
         assert_eq!(identity.key.as_bytes()[..], *key.public_key_raw());

@@ -24,7 +24,9 @@ pub(crate) enum BrakeActionError {
     #[error(transparent)]
     Refused(#[from] BrakeError),
     /// No keys to check it with.
-    #[error("nothing is published here whose keys could verify a brake; nodes verify it themselves: `firmesh brake send --node`")]
+    #[error(
+        "nothing is published here whose keys could verify a brake; nodes verify it themselves: `firmesh brake send --node`"
+    )]
     NothingPublished,
     /// The list is full.
     #[error("{BRAKES_MAX} brakes are kept already")]

@@ -34,7 +34,9 @@ pub(crate) enum EnrolError {
     #[error(transparent)]
     Action(#[from] ActionError),
     /// A key that was revoked.
-    #[error("the key of node {0} was revoked: it stays so; remove its state folder, and enrol it with a new key and a new token")]
+    #[error(
+        "the key of node {0} was revoked: it stays so; remove its state folder, and enrol it with a new key and a new token"
+    )]
     Revoked(NodeId),
     /// A renewal for another key, or not with the certificate in force.
     #[error("node {0} may renew the certificate in force, for the key in it, and nothing else")]
@@ -128,9 +130,13 @@ impl Runtime {
             ticket.token_sha256 == Sha256::of(request.token.trim().as_bytes()) && wall <= ticket.expires
         };
         let ticket = node.stored.ticket.as_ref().filter(good).ok_or_else(bad_token)?;
-        let issued = self
-            .authority
-            .issue_node(&request.node, &ticket.path, &request.csr_pem, wall, self.settings.certificate_validity)?;
+        let issued = self.authority.issue_node(
+            &request.node,
+            &ticket.path,
+            &request.csr_pem,
+            wall,
+            self.settings.certificate_validity,
+        )?;
         if ticket.key.is_some_and(|enrolled| enrolled != issued.key) {
             return Err(bad_token());
         }
@@ -165,7 +171,6 @@ impl Runtime {
             fleet_ca_pem: self.authority.ca_pem().to_owned(),
         })
     }
-
 
     /// Another certificate for the same key. The one it replaces stays good until the new one is shown, so that an
     /// answer which never arrives locks nobody out.

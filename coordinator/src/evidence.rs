@@ -37,7 +37,9 @@ impl Runtime {
             return Ok(Vec::new());
         };
         let mut digests = Vec::new();
-        let reports = self.reports_on(&order.campaign, wave, &manifest, manifest_sha256, &plan, writes).await?;
+        let reports = self
+            .reports_on(&order.campaign, wave, &manifest, manifest_sha256, &plan, writes)
+            .await?;
         for reports in reports.chunks(EVIDENCE_REPORTS_MAX) {
             let evidence = GateEvidence {
                 campaign: order.campaign.clone(),
@@ -89,7 +91,9 @@ impl Runtime {
                     wave,
                     reports: vec![report.clone()],
                 };
-                WaveEvidence::new(wave).add(manifest_sha256, manifest, plan, &evidence).is_ok()
+                WaveEvidence::new(wave)
+                    .add(manifest_sha256, manifest, plan, &evidence)
+                    .is_ok()
             };
             match found.into_iter().find(counts) {
                 Some(report) => good.push(report),
@@ -122,7 +126,11 @@ impl Runtime {
         self.store.commit(writes, self.clock.wall()).await?;
         self.world.permits.clear();
         for permit in permits {
-            self.world.permits.entry(permit.campaign.clone()).or_default().push(permit);
+            self.world
+                .permits
+                .entry(permit.campaign.clone())
+                .or_default()
+                .push(permit);
         }
         Ok(())
     }
@@ -131,7 +139,9 @@ impl Runtime {
 /// A report that is stored with the same commit.
 fn being_written(writes: &[Write], wanted: &NodeId, number: u64) -> Vec<Envelope> {
     let is_it = |write: &Write| match write {
-        Write::Report(report, envelope) if report.node == *wanted && report.sequence == number => Some(envelope.clone()),
+        Write::Report(report, envelope) if report.node == *wanted && report.sequence == number => {
+            Some(envelope.clone())
+        }
         _ => None,
     };
     writes.iter().filter_map(is_it).collect()

@@ -5,8 +5,8 @@
 
 mod audit;
 pub mod authority;
-pub mod ceremony;
 mod brakes;
+pub mod ceremony;
 mod config;
 mod enrolment;
 mod events;

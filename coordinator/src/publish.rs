@@ -6,8 +6,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use firmesh_protocol::{
-    brake::Braked,
     api::Publication,
+    brake::Braked,
     ids::{ArtifactId, CampaignId, Sha256},
     limits::{MANIFEST_BYTES_MAX, TARGETS_BYTES_MAX},
     manifest::{Artifact, CampaignManifest, campaign_target},

@@ -105,7 +105,10 @@ pub(crate) enum Command {
     Publish(Publication, Vetted, Reply<Versions, PublishActionError>),
     NewNode(NewNode, Reply<EnrolmentTicket, EnrolError>),
     Enrol(EnrolRequest, Reply<EnrolResponse, EnrolError>),
-    Renew(Box<(NodeIdentity, Vec<u8>, RenewRequest)>, Reply<EnrolResponse, EnrolError>),
+    Renew(
+        Box<(NodeIdentity, Vec<u8>, RenewRequest)>,
+        Reply<EnrolResponse, EnrolError>,
+    ),
     Revoke(NodeId, RevokeRequest, Reply<(), EnrolError>),
     Brake(Box<Envelope>, Reply<Brake, BrakeActionError>),
     Sync(

@@ -351,10 +351,11 @@ impl Store {
         let query = "INSERT INTO meta VALUES ('epoch', '1') \
                      ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING CAST(value AS INTEGER)";
         let row = sqlx::query_as::<_, (i64,)>(query).fetch_one(&self.pool).await;
-        row.map(|(epoch,)| epoch.cast_unsigned()).map_err(|source| StoreError::Access {
-            operation: "written",
-            source,
-        })
+        row.map(|(epoch,)| epoch.cast_unsigned())
+            .map_err(|source| StoreError::Access {
+                operation: "written",
+                source,
+            })
     }
 
     /// All reports of a node with this sequence: usually one, more if the node lost its journal.
@@ -533,10 +534,12 @@ fn queries(write: Write) -> Vec<Query> {
             query("DELETE FROM attempts WHERE campaign = ?").bind(id.to_string()),
             query("DELETE FROM permits WHERE campaign = ?").bind(id.to_string()),
         ],
-        Write::PermitAgain(permit) => one(query("UPDATE permits SET record = ? WHERE campaign = ? AND sequence = ?")
-            .bind(text(&permit))
-            .bind(permit.campaign.to_string())
-            .bind(permit.sequence.cast_signed())),
+        Write::PermitAgain(permit) => one(
+            query("UPDATE permits SET record = ? WHERE campaign = ? AND sequence = ?")
+                .bind(text(&permit))
+                .bind(permit.campaign.to_string())
+                .bind(permit.sequence.cast_signed()),
+        ),
         Write::Permit(permit) => one(query("INSERT INTO permits VALUES (?, ?, ?)")
             .bind(permit.campaign.to_string())
             .bind(permit.sequence.cast_signed())

@@ -162,7 +162,8 @@ impl Runtime {
         let was_seen = stored.last_seen.map_or(i64::MIN, |seen| seen.unix_seconds());
         stored.last_seen = Some(wall);
         // The new certificate has arrived: the one before it is good for nothing any more.
-        let is_renewed = stored.certificate.as_ref() == Some(&certificate) && stored.certificate_before.take().is_some();
+        let is_renewed =
+            stored.certificate.as_ref() == Some(&certificate) && stored.certificate_before.take().is_some();
         stored.acked = acked;
         if is_renewed || !writes.is_empty() || was_seen.saturating_add(LAST_SEEN_EVERY_S) <= wall.unix_seconds() {
             writes.push(Write::Node(Box::new(stored.clone())));

@@ -143,7 +143,9 @@ impl World {
             },
             roster_version: stored.roster_version,
             brakes: Brakes::restore(stored.brakes),
-            revocations: stored.revocations.map_or_else(Revocations::default, Revocations::restore),
+            revocations: stored
+                .revocations
+                .map_or_else(Revocations::default, Revocations::restore),
             evidence: BTreeMap::new(),
             epoch: 0,
         })
@@ -156,7 +158,10 @@ impl World {
     /// A node as operators see it.
     pub(crate) fn view_of(&self, node: &NodeState) -> NodeView {
         NodeView {
-            revoked: node.stored.key().is_some_and(|key| self.revocations.list.contains(&key)),
+            revoked: node
+                .stored
+                .key()
+                .is_some_and(|key| self.revocations.list.contains(&key)),
             ..node.view()
         }
     }

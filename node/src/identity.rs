@@ -260,7 +260,11 @@ impl Identity {
     pub fn renewal_due(&self) -> Result<WallTime, IdentityError> {
         let (from, to) = certificate_validity(&self.certificate())?;
         // The issuer dates certificates back by a day for clocks that are behind: what counts is what is left.
-        let whole = to.unix_seconds().saturating_sub(from.unix_seconds()).saturating_sub(86_400).max(0);
+        let whole = to
+            .unix_seconds()
+            .saturating_sub(from.unix_seconds())
+            .saturating_sub(86_400)
+            .max(0);
         Ok(WallTime::from_unix_seconds(to.unix_seconds().saturating_sub(whole / 3)))
     }
 

@@ -123,11 +123,7 @@ pub struct Refusal {
 }
 
 /// Serves until `cancel`.
-pub async fn serve(
-    listener: tokio::net::TcpListener,
-    runtime: Runtime,
-    cancel: CancellationToken,
-) -> io::Result<()> {
+pub async fn serve(listener: tokio::net::TcpListener, runtime: Runtime, cancel: CancellationToken) -> io::Result<()> {
     let router = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/status", get(status))
@@ -159,7 +155,12 @@ async fn brake(State(runtime): State<Runtime>, body: Bytes) -> Response {
             detail,
             refused: true,
         };
-        (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(problem)).into_response()
+        (
+            status,
+            [(header::CONTENT_TYPE, "application/problem+json")],
+            Json(problem),
+        )
+            .into_response()
     };
     let envelope = match Envelope::from_bytes(&body) {
         Ok(envelope) => envelope,

@@ -197,7 +197,8 @@ impl Uplink {
 
     /// Evidence for a gate, by its digest. Not verified.
     pub async fn evidence(&self, digest: &Sha256) -> Result<Bytes, UplinkError> {
-        self.get(&format!("/node/v1/evidence/{digest}"), EVIDENCE_BYTES_MAX).await
+        self.get(&format!("/node/v1/evidence/{digest}"), EVIDENCE_BYTES_MAX)
+            .await
     }
 
     /// Another certificate for this node's key, PEM. Not verified.

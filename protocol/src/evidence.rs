@@ -130,7 +130,11 @@ impl WaveEvidence {
         let mut next = self.clone();
         for envelope in &evidence.reports {
             let report = open_report(envelope, manifest_sha256, manifest, plan, &planned, self.wave)?;
-            if next.ended.insert(report.device.clone(), report.state.is_success()).is_some() {
+            if next
+                .ended
+                .insert(report.device.clone(), report.state.is_success())
+                .is_some()
+            {
                 return Err(EvidenceError::Twice(report.device));
             }
             next.latest = next.latest.max(report.at);
@@ -197,7 +201,10 @@ fn open_report(
         source,
     };
     let keys = KeySet::of("node", 1, [*key]).map_err(|_| EvidenceError::Unplanned { wave })?;
-    let report = envelope.open::<AttemptReport>(&keys, REPORT_TYPE).map_err(forged)?.into_inner();
+    let report = envelope
+        .open::<AttemptReport>(&keys, REPORT_TYPE)
+        .map_err(forged)?
+        .into_inner();
     let is_ours = report.campaign == manifest.id
         && report.manifest_sha256 == manifest_sha256
         && report.wave == wave

@@ -396,7 +396,11 @@ impl Constraints {
             Some(("windows", format!("and blackouts must be at most {WINDOWS_MAX} each")))
         } else if let Some(problem) = self.windows.iter().find_map(Window::problem) {
             Some(("windows", problem))
-        } else if self.windows.iter().any(|window| window.duration_s < deadlines.attempt_s) {
+        } else if self
+            .windows
+            .iter()
+            .any(|window| window.duration_s < deadlines.attempt_s)
+        {
             let problem = "are shorter than deadlines.attempt_s, so that nothing could ever start in them";
             Some(("windows", problem.to_owned()))
         } else if self.blackouts.iter().any(|blackout| blackout.from >= blackout.until) {
@@ -404,16 +408,25 @@ impl Constraints {
         } else if executors.len() > 64 || executors.len() != self.executors.len() {
             Some(("executors", "must be at most 64, each named once".to_owned()))
         } else if !self.executors.iter().all(|name| is_label(name)) {
-            Some(("executors", "must have names of 1 to 128 printable characters".to_owned()))
+            Some((
+                "executors",
+                "must have names of 1 to 128 printable characters".to_owned(),
+            ))
         } else if self.approvals_min as usize > SIGNATURES_MAX {
-            Some(("approvals_min", format!("asks for more than the {SIGNATURES_MAX} signatures a role can have")))
+            Some((
+                "approvals_min",
+                format!("asks for more than the {SIGNATURES_MAX} signatures a role can have"),
+            ))
         } else {
             None
         }
     }
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde hands to the test whether to leave a field out")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "what serde hands to the test whether to leave a field out"
+)]
 fn is_zero(number: &u32) -> bool {
     *number == 0
 }
@@ -522,7 +535,10 @@ impl Plan {
         if self.held.iter().any(|held| held.reason.len() > REASON_BYTES_MAX) {
             return bounds("held", format!("has a reason of more than {REASON_BYTES_MAX} bytes"));
         }
-        if let Some((_, planned)) = self.devices().find(|(_, planned)| !self.nodes.contains_key(&planned.node)) {
+        if let Some((_, planned)) = self
+            .devices()
+            .find(|(_, planned)| !self.nodes.contains_key(&planned.node))
+        {
             return bounds("nodes", format!("do not name the key of {}", planned.node));
         }
         devices.sort();

@@ -59,7 +59,9 @@ pub enum RevocationError {
     #[error("the revocation list is not signed by the fleet CA")]
     Envelope(#[from] EnvelopeError),
     /// Larger than a list may be.
-    #[error("the revocation list names {0} keys or a reason of more than {REVOCATION_REASON_BYTES_MAX} bytes; at most {REVOCATIONS_MAX} keys are read")]
+    #[error(
+        "the revocation list names {0} keys or a reason of more than {REVOCATION_REASON_BYTES_MAX} bytes; at most {REVOCATIONS_MAX} keys are read"
+    )]
     TooLong(usize),
 }
 
@@ -68,7 +70,10 @@ impl RevocationList {
     pub fn open(envelope: &Envelope, fleet_ca: &[u8]) -> Result<Self, RevocationError> {
         let keys = KeySet::of("fleet CA", 1, [certificate_key(fleet_ca)?])?;
         let list = envelope.open::<Self>(&keys, REVOCATIONS_TYPE)?.into_inner();
-        let bounded = list.revoked.values().all(|revoked| revoked.reason.len() <= REVOCATION_REASON_BYTES_MAX);
+        let bounded = list
+            .revoked
+            .values()
+            .all(|revoked| revoked.reason.len() <= REVOCATION_REASON_BYTES_MAX);
         if list.revoked.len() > REVOCATIONS_MAX || !bounded {
             return Err(RevocationError::TooLong(list.revoked.len()));
         }

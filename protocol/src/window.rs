@@ -79,7 +79,9 @@ impl Window {
         if self.opens_at().is_none() {
             return Some("must open at a local time of the form HH:MM".to_owned());
         }
-        self.zone().is_none().then(|| "names no IANA time zone such as Europe/Berlin".to_owned())
+        self.zone()
+            .is_none()
+            .then(|| "names no IANA time zone such as Europe/Berlin".to_owned())
     }
 
     fn zone(&self) -> Option<TimeZone> {
@@ -130,7 +132,9 @@ pub struct Closed {
 pub fn check(windows: &[Window], blackouts: &[Blackout], now: WallTime, span: Duration) -> Result<(), Closed> {
     let fits_at = |at: WallTime| {
         let end = at + span;
-        let is_clear = blackouts.iter().all(|blackout| end <= blackout.from || at >= blackout.until);
+        let is_clear = blackouts
+            .iter()
+            .all(|blackout| end <= blackout.from || at >= blackout.until);
         let within = |(from, until): (WallTime, WallTime)| from <= at && end <= until;
         is_clear && (windows.is_empty() || windows.iter().any(|window| window.spans(at).into_iter().any(within)))
     };
@@ -138,7 +142,10 @@ pub fn check(windows: &[Window], blackouts: &[Blackout], now: WallTime, span: Du
         return Ok(());
     }
     // A start can only begin to fit where a window opens or a blackout ends.
-    let openings = windows.iter().flat_map(|window| window.spans(now)).map(|(from, _)| from);
+    let openings = windows
+        .iter()
+        .flat_map(|window| window.spans(now))
+        .map(|(from, _)| from);
     let opens = openings
         .chain(blackouts.iter().map(|blackout| blackout.until))
         .filter(|at| *at > now && fits_at(*at))
@@ -187,7 +194,10 @@ mod tests {
             until: at("2026-12-27T00:00:00Z"),
         };
         let opens = Some(blackout.until);
-        assert_eq!(check(&[], &[blackout], at("2026-12-23T23:30:00Z"), HOUR), Err(Closed { opens }));
+        assert_eq!(
+            check(&[], &[blackout], at("2026-12-23T23:30:00Z"), HOUR),
+            Err(Closed { opens })
+        );
         assert_eq!(check(&[], &[blackout], at("2026-12-23T23:00:00Z"), HOUR), Ok(()));
         assert_eq!(check(&[], &[blackout], at("2026-12-27T00:00:00Z"), HOUR), Ok(()));
     }
@@ -214,13 +224,34 @@ mod tests {
         let good = night("Asia/Kolkata", &[Weekday::Mon, Weekday::Sun]);
         assert_eq!(good.problem(), None);
         for bad in [
-            Window { zone: "Mars/Olympus".to_owned(), ..good.clone() },
-            Window { days: Vec::new(), ..good.clone() },
-            Window { days: vec![Weekday::Mon, Weekday::Mon], ..good.clone() },
-            Window { from: "24:00".to_owned(), ..good.clone() },
-            Window { from: "9:00".to_owned(), ..good.clone() },
-            Window { duration_s: 0, ..good.clone() },
-            Window { duration_s: WINDOW_SECONDS_MAX + 1, ..good.clone() },
+            Window {
+                zone: "Mars/Olympus".to_owned(),
+                ..good.clone()
+            },
+            Window {
+                days: Vec::new(),
+                ..good.clone()
+            },
+            Window {
+                days: vec![Weekday::Mon, Weekday::Mon],
+                ..good.clone()
+            },
+            Window {
+                from: "24:00".to_owned(),
+                ..good.clone()
+            },
+            Window {
+                from: "9:00".to_owned(),
+                ..good.clone()
+            },
+            Window {
+                duration_s: 0,
+                ..good.clone()
+            },
+            Window {
+                duration_s: WINDOW_SECONDS_MAX + 1,
+                ..good.clone()
+            },
         ] {
             assert!(bad.problem().is_some(), "{bad:?}");
         }

@@ -1,8 +1,8 @@
 //! The product's promises, each shown with the real programs running as processes of their own.
 
-mod ceremony;
-mod audit;
 mod at_rest;
+mod audit;
+mod ceremony;
 mod cli;
 mod demo;
 mod gates;

@@ -20,7 +20,6 @@ use firmesh_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-
 /// A campaign as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CampaignRecord {

@@ -106,7 +106,6 @@ pub struct PermitOrder {
     pub devices: Vec<DeviceId>,
 }
 
-
 /// What the shell has to do, in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {

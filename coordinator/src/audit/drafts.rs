@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use firmesh_coordinator_core::CampaignRecord;
 use firmesh_protocol::{
-    brake::Brake,
     api::{CampaignState, GateVerdict},
     audit::Event,
+    brake::Brake,
     identity::NodeIdentity,
     ids::{CampaignId, NodeId, Sha256},
     limits::REASON_BYTES_MAX,

@@ -6,8 +6,8 @@ use firmesh_protocol::{
     ids::{CampaignId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{
-        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, ManifestError, Plan, ReleaseRef, Selector,
-        Strategy,
+        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, ManifestError, Plan, ReleaseRef,
+        Selector, Strategy,
     },
     time::WallTime,
     trust::{PublicKey, Target},

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use firmesh_coordinator_core::{Input, Subject, plan};
 use firmesh_protocol::{
     api::{
-        About, AttemptView, BrakeView, CampaignView, DeviceView, EnrolmentTicket, EventKind, Explanation, NewNode, NodeView, Page,
-        PlanRequest, PlanResponse, Publication, Published, ReleaseView, RevokeRequest,
+        About, AttemptView, BrakeView, CampaignView, DeviceView, EnrolmentTicket, EventKind, Explanation, NewNode,
+        NodeView, Page, PlanRequest, PlanResponse, Publication, Published, ReleaseView, RevokeRequest,
     },
     brake::Brake,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
@@ -312,12 +312,18 @@ async fn brakes(State(app): Shared) -> Answer<Page<BrakeView>> {
         envelope: envelope.clone(),
     };
     Ok(Json(Page {
-        items: app.coordinator.read(move |world| world.brakes.all().map(view).collect()).await?,
+        items: app
+            .coordinator
+            .read(move |world| world.brakes.all().map(view).collect())
+            .await?,
     }))
 }
 
 async fn brake(State(app): Shared, Body(envelope): Body<Envelope>) -> Answer<Brake> {
-    let pulled = app.coordinator.ask(|reply| Command::Brake(Box::new(envelope), reply)).await;
+    let pulled = app
+        .coordinator
+        .ask(|reply| Command::Brake(Box::new(envelope), reply))
+        .await;
     pulled.map(Json).map_err(|error| {
         app.metrics.refusals.inc();
         error.into()

@@ -107,9 +107,16 @@ impl FromRequestParts<Arc<App>> for Peer {
         let identity = NodeIdentity::from_verified_certificate(&certificate)
             .map_err(|error| refused("bad_certificate", format!("the certificate is not a node's: {error}")))?;
         let key = identity.key;
-        if app.coordinator.read(move |world| world.revocations.list.contains(&key)).await? {
+        if app
+            .coordinator
+            .read(move |world| world.revocations.list.contains(&key))
+            .await?
+        {
             app.metrics.refusals.inc();
-            return Err(refused("revoked", format!("the key of node {} was revoked", identity.node)));
+            return Err(refused(
+                "revoked",
+                format!("the key of node {} was revoked", identity.node),
+            ));
         }
         Ok(Self {
             identity,

@@ -15,8 +15,8 @@ use firmesh_protocol::{
     },
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256},
     manifest::{
-        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA, ReleaseInfo,
-        ReleaseRef, Reversibility, Selector, Strategy,
+        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA,
+        ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
     },
     report::{
         AttemptReport, AttemptState, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit, PermitKind,

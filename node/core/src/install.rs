@@ -90,7 +90,9 @@ pub enum Hold {
     #[error("the permit does not name the device")]
     NotPermitted,
     /// The approvers signed for another key of this node.
-    #[error("the approved plan has the key {planned} for this node, its own is {own}: the campaign was planned for another node")]
+    #[error(
+        "the approved plan has the key {planned} for this node, its own is {own}: the campaign was planned for another node"
+    )]
     OtherKey {
         /// The key in the plan.
         planned: PublicKey,
@@ -327,12 +329,7 @@ fn check_brake(subject: Braked, facts: &Facts<'_>) -> Result<(), Hold> {
 }
 
 /// What the approvers allow: executors, releases without a way back, windows.
-fn check_rules(
-    campaign: &ApprovedCampaign,
-    permit: &Permit,
-    release: &Release,
-    facts: &Facts<'_>,
-) -> Result<(), Hold> {
+fn check_rules(campaign: &ApprovedCampaign, permit: &Permit, release: &Release, facts: &Facts<'_>) -> Result<(), Hold> {
     let (rules, executor) = (&campaign.manifest.constraints, &facts.device.executor);
     if !rules.executors.is_empty() && !rules.executors.contains(executor) {
         return Err(Hold::WrongExecutor {

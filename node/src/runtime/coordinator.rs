@@ -111,9 +111,8 @@ impl Fleet {
 
     /// When the first permit for a wave's updates, as far as this node knows them, was issued.
     pub(super) fn wave_opened(&self, campaign: &CampaignId, wave: u32) -> Option<WallTime> {
-        let of_wave = |permit: &&Permit| {
-            permit.campaign == *campaign && permit.wave == wave && permit.kind == PermitKind::Update
-        };
+        let of_wave =
+            |permit: &&Permit| permit.campaign == *campaign && permit.wave == wave && permit.kind == PermitKind::Update;
         self.permits.values().filter(of_wave).map(|permit| permit.issued).min()
     }
 
@@ -137,7 +136,10 @@ impl Fleet {
     /// Opens a permit with the keys that an approved campaign names for it.
     fn open_permit(&self, envelope: &Envelope) -> Option<Permit> {
         self.campaigns.values().find_map(|campaign| {
-            let permit = envelope.open::<Permit>(&permit_keys(campaign), PERMIT_TYPE).ok()?.into_inner();
+            let permit = envelope
+                .open::<Permit>(&permit_keys(campaign), PERMIT_TYPE)
+                .ok()?
+                .into_inner();
             (permit.campaign == campaign.manifest.id).then_some(permit)
         })
     }
@@ -469,7 +471,11 @@ impl Runtime {
                 Topic::Brakes => match self.learn_brake(&envelope) {
                     Ok(()) => true,
                     Err(refusal) => {
-                        debug!(code = refusal.code, detail = refusal.detail, "a brake from the mesh does not count here");
+                        debug!(
+                            code = refusal.code,
+                            detail = refusal.detail,
+                            "a brake from the mesh does not count here"
+                        );
                         false
                     }
                 },

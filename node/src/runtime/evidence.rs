@@ -118,7 +118,9 @@ impl Runtime {
     pub(super) fn hear_evidence(&mut self, bytes: &[u8]) -> bool {
         let digest = Sha256::of(bytes);
         let known: Vec<_> = self.fleet.campaigns.keys().cloned().collect();
-        known.iter().any(|campaign| self.keep_evidence(campaign, digest, bytes).is_ok())
+        known
+            .iter()
+            .any(|campaign| self.keep_evidence(campaign, digest, bytes).is_ok())
     }
 
     fn keep_evidence(&mut self, campaign: &CampaignId, wanted: Sha256, bytes: &[u8]) -> Result<(), DocumentError> {
@@ -130,7 +132,9 @@ impl Runtime {
             return Ok(());
         };
         let envelope = Envelope::from_bytes(bytes)?;
-        let document = envelope.open::<GateEvidence>(&permit_keys(approved), EVIDENCE_TYPE)?.into_inner();
+        let document = envelope
+            .open::<GateEvidence>(&permit_keys(approved), EVIDENCE_TYPE)?
+            .into_inner();
         if self.evidence.documents.len() >= DOCUMENTS_MAX {
             self.evidence.documents.clear();
         }

@@ -600,7 +600,9 @@ impl Runtime {
             refusals: self.refusals.iter().cloned().collect(),
             brakes: self.brakes.all().cloned().collect(),
             revocations_version: self.revocations.list.version,
-            certificate_until: certificate_validity(&self.identity.certificate()).map(|(_, until)| until).ok(),
+            certificate_until: certificate_validity(&self.identity.certificate())
+                .map(|(_, until)| until)
+                .ok(),
             audit: self.audit.status(),
             last_error: self.last_error.clone(),
         }

@@ -25,7 +25,10 @@ impl Runtime {
             return;
         }
         self.renew_at = Some(Instant::now() + AGAIN);
-        let csr = self.identity.key.certificate_request(&self.settings.node, &addresses(&self.settings));
+        let csr = self
+            .identity
+            .key
+            .certificate_request(&self.settings.node, &addresses(&self.settings));
         let csr = match csr {
             Ok(csr) => csr,
             Err(error) => return self.local_error(&error),
@@ -72,7 +75,11 @@ impl Runtime {
 
 /// The addresses at which BMCs reach this node, for its certificate.
 pub(super) fn addresses(settings: &Settings) -> Vec<std::net::IpAddr> {
-    let advertised = settings.images.advertise_host.as_ref().and_then(|host| host.parse().ok());
+    let advertised = settings
+        .images
+        .advertise_host
+        .as_ref()
+        .and_then(|host| host.parse().ok());
     [Some(settings.images.listen.ip()), advertised]
         .into_iter()
         .flatten()

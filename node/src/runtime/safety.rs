@@ -132,7 +132,10 @@ impl Runtime {
             return Ok(());
         }
         if self.brakes.pulled.len() >= BRAKES_MAX {
-            return Err(refusal("brakes_full", format!("{BRAKES_MAX} brakes are kept here already")));
+            return Err(refusal(
+                "brakes_full",
+                format!("{BRAKES_MAX} brakes are kept here already"),
+            ));
         }
         warn!(braked = %brake.braked, reason = brake.reason, "a brake was pulled: nothing of it starts any more");
         self.brakes.pulled.insert(brake.braked.clone(), envelope.clone());
@@ -142,7 +145,9 @@ impl Runtime {
             self.local_error(&error);
         }
         let bytes = envelope.to_bytes();
-        self.transport.broadcast(&PeerMessage::Brake { envelope: bytes.clone() });
+        self.transport.broadcast(&PeerMessage::Brake {
+            envelope: bytes.clone(),
+        });
         self.tell_mesh(MeshCommand::Publish(Topic::Brakes, bytes));
         self.fleet.sync_soon();
         Ok(())
@@ -174,7 +179,10 @@ impl Runtime {
             return Ok(true);
         }
         if !list.supersedes(&self.revocations.list) {
-            let detail = format!("revocation list {} leaves out keys that were revoked before", list.version);
+            let detail = format!(
+                "revocation list {} leaves out keys that were revoked before",
+                list.version
+            );
             self.refuse("revocation_taken_back", detail);
             return Ok(false);
         }
@@ -192,7 +200,9 @@ impl Runtime {
         };
         self.drop_invalid_members()?;
         let bytes = envelope.to_bytes();
-        self.transport.broadcast(&PeerMessage::Revocations { envelope: bytes.clone() });
+        self.transport.broadcast(&PeerMessage::Revocations {
+            envelope: bytes.clone(),
+        });
         self.tell_mesh(MeshCommand::Publish(Topic::Revocations, bytes));
         Ok(true)
     }

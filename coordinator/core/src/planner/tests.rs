@@ -86,7 +86,10 @@ fn what_the_draft_does_not_allow_is_held() {
     let one_way = reason(|_, releases| releases[0].info.reversibility = Reversibility::OneWay);
     assert!(one_way.contains("is one-way"), "{one_way}");
     let executor = reason(|draft, _| draft.constraints.executors = vec!["fwupd".to_owned()]);
-    assert!(executor.contains("is not one of those the campaign allows: fwupd"), "{executor}");
+    assert!(
+        executor.contains("is not one of those the campaign allows: fwupd"),
+        "{executor}"
+    );
 }
 
 #[test]
@@ -230,7 +233,8 @@ fn fleet(nodes_of_racks: &[usize], devices_per_node: usize) -> Inventory {
             inventory.devices.insert(
                 id.clone(),
                 KnownDevice {
-                    node_key: SecretKey::from_seed(Sha256::of(format!("r{rack}n{node}").as_bytes()).as_bytes()).public(),
+                    node_key: SecretKey::from_seed(Sha256::of(format!("r{rack}n{node}").as_bytes()).as_bytes())
+                        .public(),
                     facts: DeviceFacts {
                         device: id,
                         vendor: "Acme".to_owned(),

@@ -10,8 +10,8 @@ use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     ids::{CampaignId, DeviceId, Sha256},
     manifest::{
-        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice, ReleaseRef,
-        Selector, Strategy,
+        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice,
+        ReleaseRef, Selector, Strategy,
     },
     report::{AttemptReport, AttemptState, Permit, PermitKind},
     time::{Timestamp, WallTime},

@@ -137,9 +137,15 @@ async fn pull(global: &Global, braked: Braked, pull: &Pull, output: &Output) -> 
     let answer = json!({ "brake": brake, "sent": to, "file": pull.out });
     output.show(&answer, || {
         let mut lines = vec![format!("{} is stopped for good: {}", brake.braked, brake.reason)];
-        lines.extend(to.iter().map(|to| format!("pulled at {to}; it goes from node to node from there")));
+        lines.extend(
+            to.iter()
+                .map(|to| format!("pulled at {to}; it goes from node to node from there")),
+        );
         lines.extend(pull.out.iter().map(|path| {
-            format!("kept in {}; `firmesh brake send` brings it anywhere else", path.display())
+            format!(
+                "kept in {}; `firmesh brake send` brings it anywhere else",
+                path.display()
+            )
         }));
         lines
     })

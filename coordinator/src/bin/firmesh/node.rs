@@ -54,7 +54,9 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
             let path = format!("/api/v1/nodes/{node}/revoke");
             let () = global.client()?.post(&path, &RevokeRequest { reason }).await?;
             output.show(&json!({ "revoked": node }), || {
-                vec![format!("{node} is revoked: to bring it back, enrol it with a new key and a new ticket")]
+                vec![format!(
+                    "{node} is revoked: to bring it back, enrol it with a new key and a new ticket"
+                )]
             })
         }
         Command::Enrol { node, path, out, force } => enrol(global, NewNode { node, path }, &out, force, output).await,

@@ -2,13 +2,13 @@ use super::*;
 use crate::approved::AssembleError;
 use firmesh_protocol::{
     evidence::{EvidenceError, GateEvidence},
-    report::{AttemptReport, AttemptState, REPORT_TYPE},
-    trust::{Envelope, SecretKey},
     ids::{Component, Sha256},
     manifest::{
-        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice,
-        RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Selector, Strategy,
+        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
+        PlannedDevice, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Selector, Strategy,
     },
+    report::{AttemptReport, AttemptState, REPORT_TYPE},
+    trust::{Envelope, SecretKey},
     units::BasisPoints,
 };
 
@@ -55,7 +55,9 @@ fn plan() -> Plan {
             vec![planned("d1", "n1"), planned("d2", "n1")],
             vec![planned("d3", "n2")],
         ],
-        nodes: ["n1", "n2"].map(|node| (NodeId::new(node).unwrap(), key(node).public())).into(),
+        nodes: ["n1", "n2"]
+            .map(|node| (NodeId::new(node).unwrap(), key(node).public()))
+            .into(),
         held: Vec::new(),
     }
 }
@@ -298,7 +300,8 @@ fn a_rollback_goes_to_the_previous_release_and_only_after_an_update() {
     let mut back = Case::new();
     back.permit.kind = PermitKind::Rollback;
     back.permit.expires = WallTime::from_unix_seconds(9_000);
-    back.attempts.insert((d1, PermitKind::Update), AttemptStanding::InFlight);
+    back.attempts
+        .insert((d1, PermitKind::Update), AttemptStanding::InFlight);
     back.gate = evidence(vec![report("d1", AttemptState::Failed, &key("n1"))]).unwrap();
     back.now = 3_000;
     assert_eq!(back.decide().unwrap().release, release("1"));
@@ -354,7 +357,10 @@ fn a_wave_starts_only_on_the_nodes_own_signed_reports_that_its_gate_passed() {
         })
     };
     assert_eq!(with(None), not_shown(GateVerdict::Unknown));
-    assert_eq!(with(evidence(vec![good("d1")]).unwrap()), not_shown(GateVerdict::Unknown));
+    assert_eq!(
+        with(evidence(vec![good("d1")]).unwrap()),
+        not_shown(GateVerdict::Unknown)
+    );
     let failed = vec![good("d1"), report("d2", Quarantined, &n1)];
     assert_eq!(with(evidence(failed).unwrap()), not_shown(GateVerdict::Fail));
     assert!(with(evidence(vec![good("d1"), good("d2")]).unwrap()).is_ok());
@@ -406,9 +412,14 @@ fn a_rollback_needs_a_gate_that_failed_or_a_wave_that_fell_silent() {
     let n1 = key("n1");
     let mut case = Case::new();
     case.permit.kind = PermitKind::Rollback;
-    case.attempts
-        .insert((DeviceId::new("d1").unwrap(), PermitKind::Update), AttemptStanding::Ended);
-    assert!(matches!(case.decide(), Err(Hold::GateNotShown { needed: "failed", .. })));
+    case.attempts.insert(
+        (DeviceId::new("d1").unwrap(), PermitKind::Update),
+        AttemptStanding::Ended,
+    );
+    assert!(matches!(
+        case.decide(),
+        Err(Hold::GateNotShown { needed: "failed", .. })
+    ));
     case.gate = evidence(vec![report("d2", AttemptState::Failed, &n1)]).unwrap();
     assert_eq!(case.decide().unwrap().release, release("1"));
     // Nobody says how d2 ended, and its deadline is over.
@@ -466,6 +477,9 @@ fn what_the_approvers_did_not_allow_is_held() {
     assert_eq!(case.decide(), Err(Hold::WindowClosed { opens: Some(until) }));
 
     let mut case = Case::new();
-    case.campaign.plan.nodes.insert(NodeId::new("n1").unwrap(), key("n9").public());
+    case.campaign
+        .plan
+        .nodes
+        .insert(NodeId::new("n1").unwrap(), key("n9").public());
     assert!(matches!(case.decide(), Err(Hold::OtherKey { .. })));
 }

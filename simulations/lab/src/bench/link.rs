@@ -35,7 +35,7 @@ struct End {
 }
 
 /// The certificates outlive any measurement.
-const VALIDITY: Duration = Duration::from_secs(86_400);
+const VALIDITY: std::time::Duration = std::time::Duration::from_secs(86_400);
 
 impl End {
     async fn open(authority: &Authority, engine: Engine, folder: &Path, name: &str, now: WallTime) -> Result<Self> {

@@ -37,6 +37,7 @@ async fn tamper(folder: &Path, statements: &[&'static str]) {
 fn report(sequence: u64, state: AttemptState) -> Write {
     let report = AttemptReport {
         campaign: CampaignId::new("spring").unwrap(),
+        manifest_sha256: Sha256::of(b"manifest"),
         wave: 0,
         kind: PermitKind::Update,
         permit_sequence: 1,

@@ -79,6 +79,7 @@ fn plan_bytes() -> Vec<u8> {
     Plan {
         schema: PLAN_SCHEMA.to_owned(),
         campaign,
+        nodes: [(device.node.clone(), key(40).public())].into(),
         waves: vec![vec![device]],
         held: Vec::new(),
     }

@@ -57,11 +57,8 @@ impl Peer {
         let path = format!("eu/s1/r1/{name}");
         let key = NodeKey::load_or_create(&folder.path().join("node.key")).unwrap();
         let public = key.public();
-        let identity = Identity {
-            certificate: issuer.issue(name, &path, &key),
-            key,
-            fleet_ca: trusted.certificate.clone(),
-        };
+        let certificate = issuer.issue(name, &path, &key);
+        let identity = Identity::new(key, certificate, trusted.certificate.clone()).unwrap();
         let (lost, _) = mpsc::channel(1);
         let store = PieceStore::open(&folder.path().join("store"), None, lost)
             .await

@@ -56,8 +56,13 @@ fn a_release_is_made_and_signed_with_no_coordinator_at_all() -> Result<()> {
     fs::set_permissions(&exposed, fs::Permissions::from_mode(0o644))?;
     let said = operator.refused(1, &["trust", "sign", "--key", &key_file("root", 1)])?;
     ensure!(said.contains("chmod 600"), "{said}");
-    let said = operator.refused(1, &["key", "generate", &key_file("root", 2)])?;
+    let said = operator.refused(1, &["key", "generate", "--unencrypted", &key_file("root", 2)])?;
     ensure!(said.contains("exists already"), "{said}");
+    let said = operator.refused(1, &["key", "generate", "keys/another"])?;
+    ensure!(
+        said.contains("--unencrypted") && said.contains("FIRMESH_PASSPHRASE"),
+        "{said}"
+    );
     fs::write(folder.path().join("trust/releases.json"), b"{\"signed\": tru")?;
     let said = operator.refused(1, &["trust", "show"])?;
     ensure!(said.contains("releases.json"), "{said}");

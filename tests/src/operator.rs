@@ -121,7 +121,7 @@ impl Operator {
         for group in ["root", "release", "approver"] {
             for number in 1..=KEYS {
                 let file = key_file(group, number);
-                self.ok(&["key", "generate", &file])?;
+                self.ok(&["key", "generate", "--unencrypted", &file])?;
                 init.extend([format!("--{group}-key"), format!("{file}.pub")]);
             }
         }

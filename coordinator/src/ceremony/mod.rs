@@ -13,8 +13,14 @@ mod release;
 
 pub use campaign::{CampaignError, CampaignFile, adopt_plan, draft_campaign, load_draft, save_draft};
 pub use files::{ReadFileError, WriteFileError, read_bounded, write_file, write_secret};
-pub use folder::{FolderError, SignedNow, TrustFolder};
-pub use keys::{KeyFileError, generate_key, load_public_key, load_secret, load_secret_key, write_key};
+pub use folder::{
+    BundleError, Change, ChangeKind, FolderError, Imported, LockError, Outcome, SignedNow, TrustBundle, TrustFolder,
+};
+pub use keys::{
+    EncryptionError, KeyFileError, KeyRef, KeyRefError, Prompt, SecretError, Secrets, Signer, SigningKey, TokenError,
+    TokenKey, TokenUri, UriError, generate_key, is_encrypted_file, load_public_key, load_secret, load_secret_key,
+    unlock_secret_key, write_encrypted_key, write_key, write_public_key,
+};
 pub use release::{NewRelease, ReleaseError, measure, stage_release};
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, Sha256},
     manifest::{PLAN_SCHEMA, Plan, PlannedDevice, Reversibility},
     time::WallTime,
-    trust::{Ceremony, Repository, SecretKey, Signers, StoredMetadata},
+    trust::{Ceremony, FileStatus, Repository, SecretKey, SignerRole, Signers, StoredMetadata},
 };
 
 use super::*;
@@ -229,4 +229,162 @@ fn a_second_ceremony_in_the_same_folder_and_a_reused_release_name_are_refused() 
         TrustFolder::create(folder.path(), &again),
         Err(FolderError::Exists { .. })
     ));
+}
+
+/// Everybody of the first ceremony signs.
+fn complete(folder: &mut TrustFolder) {
+    for number in [1, 2, 11, 12, 21, 22] {
+        folder.sign(&key(number), &[]).unwrap();
+    }
+    assert!(folder.status().unwrap().iter().all(FileStatus::is_complete));
+}
+
+fn told(folder: &TrustFolder, file: &str) -> String {
+    let changes = folder.changes(file).unwrap();
+    changes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_signer_sees_what_a_new_version_changes() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut folder = drawn_up(scratch.path());
+    assert!(told(&folder, "1.root.json").contains("everything is new"));
+    complete(&mut folder);
+    let expires = noon() + 60 * DAY;
+    let weaker = Signers {
+        keys: vec![key(11).public(), key(14).public()],
+        threshold: 1,
+    };
+    folder
+        .edit(|repository| {
+            repository.set_signers(SignerRole::Root, &signers([1, 2, 4]), expires)?;
+            repository.set_signers(SignerRole::Releases, &weaker, expires)?;
+            repository.remove_release("firmware/acme-corp-r1-bmc-1.1.0", expires)
+        })
+        .unwrap();
+    let root = told(&folder, "2.root.json");
+    assert!(root.contains("against version 1"), "{root}");
+    assert!(root.contains(&format!("+ root: key {}", key(4).public())), "{root}");
+    assert!(root.contains(&format!("- root: key {}", key(3).public())), "{root}");
+    assert!(!root.contains("targets: key") && root.contains("~ expires"), "{root}");
+    let delegations = told(&folder, "targets.json");
+    assert!(delegations.contains("! releases: threshold 2 -> 1"), "{delegations}");
+    assert!(
+        delegations.contains(&format!("+ releases: key {}", key(14).public())),
+        "{delegations}"
+    );
+    let releases = told(&folder, "releases.json");
+    assert!(
+        releases.contains("- firmware/acme-corp-r1-bmc-1.1.0 sha256"),
+        "{releases}"
+    );
+    assert!(releases.contains("against version 1"), "{releases}");
+}
+
+#[test]
+fn a_record_that_nobody_signed_is_not_taken_for_what_was_signed_before() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut folder = drawn_up(scratch.path());
+    complete(&mut folder);
+    let expires = noon() + 60 * DAY;
+    folder
+        .edit(|repository| repository.renew("releases.json", expires))
+        .unwrap();
+    assert!(told(&folder, "releases.json").contains("against version 1"));
+    let record = folder.path().join("signed/1.releases.json");
+    let forged = fs::read_to_string(&record).unwrap().replace("1.1.0", "1.1.1");
+    fs::write(&record, forged).unwrap();
+    assert!(told(&folder, "releases.json").contains("everything is new"));
+}
+
+#[test]
+fn a_round_goes_from_person_to_person_and_comes_back_signed() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut drafter = drawn_up(scratch.path());
+    let at = |name: &str| scratch.path().join(name);
+    let bundle = drafter.bundle().unwrap();
+    bundle.save(&at("round.json")).unwrap();
+    let read = TrustBundle::load(&at("round.json")).unwrap();
+    assert_eq!(read, bundle);
+    for (name, numbers) in [("anna", [1, 11, 21]), ("ben", [2, 12, 22])] {
+        let (mut theirs, _) = TrustFolder::found_from(&at(name), &read).unwrap();
+        for number in numbers {
+            theirs.sign(&key(number), &[]).unwrap();
+        }
+        let imported = drafter.import(&theirs.bundle().unwrap()).unwrap();
+        assert!(
+            imported.iter().all(|file| file.outcome == Outcome::Signatures(1)),
+            "{imported:?}"
+        );
+    }
+    assert!(drafter.status().unwrap().iter().all(FileStatus::is_complete));
+    assert!(at("anna/campaigns/spring.json").exists() && at("anna/campaigns/spring.plan.json").exists());
+    // The same again, and something older: nothing happens.
+    let imported = drafter.import(&read).unwrap();
+    assert!(imported.iter().all(|file| file.outcome == Outcome::Same));
+    let expires = noon() + 90 * DAY;
+    drafter
+        .edit(|repository| repository.renew("releases.json", expires))
+        .unwrap();
+    let imported = drafter.import(&read).unwrap();
+    assert!(
+        imported
+            .iter()
+            .any(|file| file.status.file == "releases.json" && file.outcome == Outcome::Older)
+    );
+}
+
+#[test]
+fn a_round_cannot_replace_what_is_fully_signed_nor_bring_other_documents() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut folder = drawn_up(scratch.path());
+    let unsigned = folder.bundle().unwrap();
+    complete(&mut folder);
+    let text = serde_json::to_string(&unsigned).unwrap();
+    let changed = |from: &str, to: &str| {
+        let path = scratch.path().join("changed.json");
+        fs::write(&path, text.replace(from, to)).unwrap();
+        TrustBundle::load(&path)
+    };
+    let before = folder.repository().files();
+    let other = changed("1.1.0", "6.6.6").unwrap();
+    let error = folder.import(&other).unwrap_err();
+    assert!(
+        error.is_refusal() && matches!(error, BundleError::Conflict { .. }),
+        "{error}"
+    );
+    let other = changed("\\\"total\\\": 10", "\\\"total\\\": 99").unwrap();
+    assert!(matches!(folder.import(&other), Err(BundleError::OtherDocument { .. })));
+    assert!(matches!(
+        changed("trust-bundle/1", "trust-bundle/9"),
+        Err(BundleError::Schema { .. })
+    ));
+    assert!(matches!(
+        changed("{\"schema", "{\"hurry\":1,\"schema"),
+        Err(BundleError::Malformed { .. })
+    ));
+    assert_eq!(TrustFolder::open(folder.path()).unwrap().repository().files(), before);
+    assert!(matches!(
+        TrustFolder::found_from(folder.path(), &unsigned),
+        Err(BundleError::Folder(FolderError::Exists { .. }))
+    ));
+}
+
+#[test]
+fn two_who_change_a_folder_exclude_each_other() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut first = drawn_up(scratch.path());
+    let path = scratch.path().join("trust");
+    let held = TrustFolder::open_locked(&path).unwrap();
+    let error = first.sign(&key(1), &[]).unwrap_err();
+    assert!(matches!(error, FolderError::Lock(LockError::Busy { .. })), "{error}");
+    assert!(matches!(TrustFolder::open_locked(&path), Err(FolderError::Lock(_))));
+    TrustFolder::open(&path).unwrap();
+    drop(held);
+    // Without the lock the other changes it in between: what was read before is not written over it.
+    TrustFolder::open(&path).unwrap().sign(&key(2), &[]).unwrap();
+    assert!(matches!(first.sign(&key(1), &[]), Err(FolderError::Changed { .. })));
+    let mut again = TrustFolder::open(&path).unwrap();
+    again.sign(&key(1), &[]).unwrap();
+    assert!(again.status().unwrap()[0].is_complete());
 }

@@ -467,11 +467,27 @@ impl SignedFile {
 
     /// Signs, under the id that a role gives the key. A signature that was there under this id is replaced.
     pub fn sign(&mut self, keyid: &KeyId, key: &SecretKey) {
-        self.signatures.retain(|signature| signature.keyid != *keyid);
+        let signature = key.sign(&self.signed_bytes);
+        self.attach(keyid, &signature);
+    }
+
+    /// Puts a signature that was made elsewhere under a key id, in the place of one that was there.
+    pub(super) fn attach(&mut self, keyid: &KeyId, signature: &[u8; 64]) {
+        self.signatures.retain(|known| known.keyid != *keyid);
         self.signatures.push(Signature {
             keyid: keyid.clone(),
-            sig: hex::encode(key.sign(&self.signed_bytes)),
+            sig: hex::encode(signature),
         });
+    }
+
+    /// Takes another file's signatures under these key ids, in the place of those that were there.
+    pub(super) fn adopt(&mut self, other: &Self, keyids: &[KeyId]) {
+        self.signatures.retain(|known| !keyids.contains(&known.keyid));
+        let taken = other
+            .signatures
+            .iter()
+            .filter(|signature| keyids.contains(&signature.keyid));
+        self.signatures.extend(taken.cloned());
     }
 
     /// The content, once enough of `keys` are found to have signed it.

@@ -3,14 +3,18 @@
 //! Invariants: changing a file takes its signatures away, and starts the next version if it was complete; a signature is
 //! only taken from a key that the file's role lists; what [`Repository::publish`] gives out, a client accepts.
 
+mod rotation;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+pub use rotation::{SignerRole, UnknownRole};
 
 use super::{
     delegation::{DelegatedRole, Delegations},
     errors::RefreshError,
     fleet::{PolicyError, TrustedFleet},
     key_set::{KeySet, KeySetError, SignatureError},
-    keys::{Key, KeyId, PublicKey, SecretKey},
+    keys::{Key, PublicKey, SecretKey},
     metadata::{
         Extra, Header, Kind, MetaFile, MetadataError, Role, RoleKeys, Root, SignedFile, Snapshot, Target, Targets,
         Timestamp, TimestampMeta,
@@ -66,6 +70,14 @@ pub enum RepositoryError {
         file: String,
         /// The role whose keys can.
         allowed: String,
+    },
+    /// A signature that is not the key's over this file.
+    #[error("the signature of {key} under {file} is not good: it was made over another version, or damaged")]
+    BadSignature {
+        /// The key.
+        key: PublicKey,
+        /// Which file.
+        file: String,
     },
     /// Two versions of a file say to be the same one, or a version is missing in the chain.
     #[error("{file} has version {found}, expected {expected}")]
@@ -439,31 +451,8 @@ impl Repository {
 
     /// Signs a file, if its role lists the key.
     pub fn sign(&mut self, file: &str, key: &SecretKey) -> Result<(), RepositoryError> {
-        let (sets, public) = (self.key_sets(file)?, key.public());
-        let ids: BTreeSet<KeyId> = sets.iter().filter_map(|set| set.id_of(&public)).cloned().collect();
-        if ids.is_empty() {
-            let allowed = sets
-                .iter()
-                .map(|set| format!("a key of {}", set.role()))
-                .collect::<Vec<_>>()
-                .join(" or ");
-            return Err(RepositoryError::NotAuthorised {
-                key: public,
-                file: file.to_owned(),
-                allowed,
-            });
-        }
-        let draft = match file {
-            "targets.json" => &mut self.targets.file,
-            "releases.json" => &mut self.releases.file,
-            "campaigns.json" => &mut self.campaigns.file,
-            root => match self.roots.iter_mut().find(|draft| root_name(draft) == root) {
-                Some(draft) => &mut draft.file,
-                None => return Err(RepositoryError::NoFile { file: file.to_owned() }),
-            },
-        };
-        ids.iter().for_each(|id| draft.sign(id, key));
-        Ok(())
+        let signature = key.sign(self.signed_bytes(file)?);
+        self.add_signature(file, &key.public(), &signature)
     }
 
     /// Signs snapshot and timestamp over the complete files and checks the result as a client would, starting from what
@@ -588,6 +577,30 @@ impl Repository {
             digest,
             roles,
         })
+    }
+
+    fn file(&self, file: &str) -> Result<&SignedFile, RepositoryError> {
+        match file {
+            "targets.json" => Ok(&self.targets.file),
+            "releases.json" => Ok(&self.releases.file),
+            "campaigns.json" => Ok(&self.campaigns.file),
+            root => match self.roots.iter().find(|draft| root_name(draft) == root) {
+                Some(draft) => Ok(&draft.file),
+                None => Err(RepositoryError::NoFile { file: file.to_owned() }),
+            },
+        }
+    }
+
+    fn file_mut(&mut self, file: &str) -> Result<&mut SignedFile, RepositoryError> {
+        match file {
+            "targets.json" => Ok(&mut self.targets.file),
+            "releases.json" => Ok(&mut self.releases.file),
+            "campaigns.json" => Ok(&mut self.campaigns.file),
+            root => match self.roots.iter_mut().find(|draft| root_name(draft) == root) {
+                Some(draft) => Ok(&mut draft.file),
+                None => Err(RepositoryError::NoFile { file: file.to_owned() }),
+            },
+        }
     }
 
     fn is_complete(&self, file: &str) -> Result<bool, RepositoryError> {

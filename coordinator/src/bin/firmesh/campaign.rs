@@ -4,12 +4,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
-use firmesh_coordinator::ceremony::{CampaignFile, adopt_plan, draft_campaign, load_draft, read_bounded, save_draft};
+use firmesh_coordinator::ceremony::{
+    CampaignFile, KeyRef, Secrets, adopt_plan, draft_campaign, load_draft, read_bounded, save_draft,
+};
 use firmesh_protocol::{
     api::{About, CampaignView, Explanation, Page, PlanRequest, PlanResponse},
     ids::{CampaignId, DeviceId},
     limits::MANIFEST_BYTES_MAX,
-    manifest::{CampaignManifest, Plan},
+    manifest::{CampaignManifest, Plan, campaign_target},
     trust::PublicKey,
 };
 use serde_json::{Value, json};
@@ -35,6 +37,8 @@ pub(crate) enum Command {
     Create(Create),
     /// Has the coordinator plan the draft, binds the plan to it, and stages it for the approvers.
     Plan(PlanArgs),
+    /// Takes a campaign back: from the version that is signed next, nobody starts for it any longer. Offline.
+    Remove(PlanArgs),
     /// Signs campaigns.json after showing it. Offline.
     Sign(trust::Sign),
     /// Gives campaigns.json and its manifests to the coordinator.
@@ -65,8 +69,8 @@ pub(crate) struct Create {
     #[arg(long, value_name = "campaign.toml")]
     file: PathBuf,
     /// Public keys of coordinators whose permits count (repeat); if the file names none either, this coordinator's.
-    #[arg(long, value_name = "FILE.pub")]
-    permit_key: Vec<PathBuf>,
+    #[arg(long, value_name = "KEY")]
+    permit_key: Vec<KeyRef>,
 }
 
 #[derive(Debug, Args)]
@@ -101,6 +105,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
     match command {
         Command::Create(create) => self::create(global, &create, output).await,
         Command::Plan(args) => plan(global, &args, output).await,
+        Command::Remove(args) => remove(&args, output),
         Command::Sign(sign) => trust::sign(&sign, &["campaigns.json"], output),
         Command::Publish(folder) => trust::publish(global, &folder, &["campaigns.json"], output).await,
         Command::List => {
@@ -140,9 +145,9 @@ async fn act(global: &Global, of: &Campaign, action: &str, output: &Output) -> a
 }
 
 async fn create(global: &Global, create: &Create, output: &Output) -> anyhow::Result<()> {
-    let folder = create.folder.open()?;
+    let folder = create.folder.open_locked()?;
     let file = read_campaign_file(&create.file)?;
-    let mut permit_keys = trust::public_keys(&create.permit_key)?;
+    let mut permit_keys = trust::public_keys(&create.permit_key, &Secrets::none())?;
     if permit_keys.is_empty() && file.permit_keys.is_empty() {
         let about: About = global
             .client()?
@@ -175,7 +180,7 @@ fn read_campaign_file(path: &Path) -> anyhow::Result<CampaignFile> {
 }
 
 async fn plan(global: &Global, args: &PlanArgs, output: &Output) -> anyhow::Result<()> {
-    let mut folder = args.folder.open()?;
+    let mut folder = args.folder.open_locked()?;
     let draft = load_draft(&folder, &args.campaign)?;
     let request = PlanRequest {
         manifest: draft.clone(),
@@ -190,6 +195,18 @@ async fn plan(global: &Global, args: &PlanArgs, output: &Output) -> anyhow::Resu
     )?;
     output.show(&json!({ "manifest": manifest, "plan": plan }), || {
         plan_lines(&manifest, &plan)
+    })
+}
+
+fn remove(args: &PlanArgs, output: &Output) -> anyhow::Result<()> {
+    let (mut folder, target) = (args.folder.open_locked()?, campaign_target(&args.campaign));
+    let known = folder.repository().campaigns().targets.contains_key(&target);
+    anyhow::ensure!(known, "campaigns.json has no {target}");
+    folder.edit(|repository| repository.remove_campaign(&target, args.expiry.after_now()))?;
+    output.show(&json!({ "removed": target }), || {
+        vec![format!(
+            "removed {target}: its approvers sign with: firmesh campaign sign"
+        )]
     })
 }
 

@@ -16,12 +16,18 @@ mod trust;
 mod tuf;
 mod watch;
 
-use std::{path::PathBuf, process::ExitCode, sync::LazyLock};
+use std::{
+    io::{self, IsTerminal as _},
+    path::PathBuf,
+    process::ExitCode,
+    sync::LazyLock,
+};
 
 use anyhow::Context as _;
 use clap::{Args, CommandFactory as _, Parser, Subcommand};
-use firmesh_coordinator::ceremony::{TrustFolder, load_secret};
+use firmesh_coordinator::ceremony::{Secrets, TrustFolder, load_secret};
 use firmesh_protocol::time::WallTime;
+use zeroize::Zeroizing;
 
 use self::{client::Client, output::Output};
 
@@ -90,7 +96,42 @@ struct Folder {
 
 impl Folder {
     fn open(&self) -> anyhow::Result<TrustFolder> {
-        TrustFolder::open(&self.dir).context("a trust folder is made by: firmesh trust init")
+        TrustFolder::open(&self.dir).context("a trust folder is made by: firmesh trust init (or import)")
+    }
+
+    /// The same for a change: nobody else changes the folder until this process is done.
+    fn open_locked(&self) -> anyhow::Result<TrustFolder> {
+        TrustFolder::open_locked(&self.dir).context("a trust folder is made by: firmesh trust init (or import)")
+    }
+}
+
+/// What opens locked keys. Passphrases and PINs are never arguments: every user of a machine can read those.
+#[derive(Debug, Args)]
+struct Unlock {
+    /// A file with the passphrase of encrypted keys, readable by its owner only. Or FIRMESH_PASSPHRASE; or asked for.
+    #[arg(long, value_name = "FILE", env = "FIRMESH_PASSPHRASE_FILE")]
+    passphrase_file: Option<PathBuf>,
+    /// A file with the PIN of the token, readable by its owner only. Or FIRMESH_PIN; or asked for.
+    #[arg(long, value_name = "FILE", env = "FIRMESH_PIN_FILE")]
+    pin_file: Option<PathBuf>,
+}
+
+impl Unlock {
+    fn secrets(&self) -> anyhow::Result<Secrets> {
+        let secret = |file: &Option<PathBuf>, variable| match file {
+            Some(path) => {
+                let text = Zeroizing::new(load_secret(path)?);
+                let line = text.trim_end_matches(['\r', '\n']).to_owned();
+                anyhow::Ok(Some(Zeroizing::new(line)))
+            }
+            None => Ok(std::env::var(variable).ok().map(Zeroizing::new)),
+        };
+        let prompt = |question: &str| rpassword::prompt_password(question);
+        Ok(Secrets {
+            passphrase: secret(&self.passphrase_file, "FIRMESH_PASSPHRASE")?,
+            pin: secret(&self.pin_file, "FIRMESH_PIN")?,
+            prompt: io::stdin().is_terminal().then_some(prompt),
+        })
     }
 }
 
@@ -196,6 +237,15 @@ mod tests {
             "trust init --root-key a --release-key b --approver-key c --online-key d --threshold 1",
             "trust sign --key root-1 --dry-run",
             "trust publish --dir trust",
+            "trust sign --key pkcs11:token=safe;object=root-1?module-path=/m.so --pin-file pin --digest 00 --yes",
+            "trust signers root targets --add root-4.pub --remove root-1.pub --threshold 3",
+            "trust renew root targets --within-days 30 --expires-days 365",
+            "trust export round.json",
+            "trust import round.json",
+            "key generate pkcs11:token=safe;object=root-1",
+            "key passphrase root-1",
+            "release remove firmware/a",
+            "campaign remove spring",
             "artifact add image.bin",
             "artifact verify image.bin --release firmware/a.bin",
             "release create --file i --vendor v --model m --component bmc --release-version 1.1",

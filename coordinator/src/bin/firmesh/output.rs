@@ -5,7 +5,7 @@ use std::{
     process::ExitCode,
 };
 
-use firmesh_coordinator::ceremony::FolderError;
+use firmesh_coordinator::ceremony::{BundleError, FolderError};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::json;
@@ -59,6 +59,23 @@ impl Output {
         std::iter::once(line(headings)).chain(body).collect()
     }
 
+    /// What a person should know, beside the answer.
+    pub(crate) fn warn(self, text: &str) {
+        // Nobody is left to tell if standard error is closed.
+        let _ = writeln!(io::stderr(), "firmesh: {text}");
+    }
+
+    /// Whether a person at a terminal agrees; without one there is nobody to ask, and the command itself is the word.
+    pub(crate) fn confirms(self, question: &str) -> anyhow::Result<bool> {
+        if self.json || !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+            return Ok(true);
+        }
+        self.text(&format!("{question} [y/N] "))?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
+    }
+
     /// Text as it is.
     pub(crate) fn text(self, text: &str) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();
@@ -107,6 +124,7 @@ fn exit_status(error: &anyhow::Error) -> u8 {
         Some(Verdict::Refused(_)) => Some(3),
         Some(Verdict::NotConverged(_)) => Some(4),
         None if cause.downcast_ref().is_some_and(FolderError::is_refusal) => Some(3),
+        None if cause.downcast_ref().is_some_and(BundleError::is_refusal) => Some(3),
         None if cause.downcast_ref().is_some_and(RequestError::is_refusal) => Some(3),
         None => None,
     };

@@ -9,6 +9,7 @@ use firmesh_protocol::{
     ids::Component,
     manifest::Reversibility,
 };
+use serde_json::json;
 
 use crate::{Expiry, Folder, Global, artifact::measured, output::Output, trust};
 
@@ -16,6 +17,8 @@ use crate::{Expiry, Folder, Global, artifact::measured, output::Output, trust};
 pub(crate) enum Command {
     /// Adds a release to releases.json, unsigned. Offline.
     Create(Box<Create>),
+    /// Takes a release back: from the version that is signed next, nobody installs it any longer. Offline.
+    Remove(Remove),
     /// Signs releases.json after showing it. Offline.
     Sign(trust::Sign),
     /// Gives releases.json to the coordinator.
@@ -59,6 +62,17 @@ pub(crate) struct Create {
     expiry: Expiry,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Remove {
+    #[command(flatten)]
+    folder: Folder,
+    /// The release.
+    #[arg(value_name = "firmware/NAME")]
+    name: String,
+    #[command(flatten)]
+    expiry: Expiry,
+}
+
 /// What it takes to go back from a release.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum WayBack {
@@ -73,6 +87,7 @@ enum WayBack {
 pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
     match command {
         Command::Create(create) => self::create(*create, output),
+        Command::Remove(remove) => self::remove(&remove, output),
         Command::Sign(sign) => trust::sign(&sign, &["releases.json"], output),
         Command::Publish(folder) => trust::publish(global, &folder, &["releases.json"], output).await,
         Command::List => {
@@ -95,7 +110,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
 }
 
 fn create(create: Create, output: &Output) -> anyhow::Result<()> {
-    let mut folder = create.folder.open()?;
+    let mut folder = create.folder.open_locked()?;
     let artifact = measured(&create.file, output)?;
     let new = NewRelease {
         vendor: create.vendor,
@@ -122,5 +137,18 @@ fn create(create: Create, output: &Output) -> anyhow::Result<()> {
             format!("blake3  {}", artifact.id),
             format!("sha256  {}", artifact.sha256),
         ]
+    })
+}
+
+fn remove(remove: &Remove, output: &Output) -> anyhow::Result<()> {
+    let mut folder = remove.folder.open_locked()?;
+    let known = folder.repository().releases().targets.contains_key(&remove.name);
+    anyhow::ensure!(known, "releases.json has no {}", remove.name);
+    folder.edit(|repository| repository.remove_release(&remove.name, remove.expiry.after_now()))?;
+    output.show(&json!({ "removed": remove.name }), || {
+        vec![format!(
+            "removed {}: its release keys sign with: firmesh release sign",
+            remove.name
+        )]
     })
 }

@@ -1,4 +1,13 @@
 //! The trust folder: the metadata under its authors' hands, campaign manifests beside it, passed from signer to signer.
+//!
+//! Invariants: one process at a time changes it; what was fully signed once is kept under `signed/`, so that a signer sees
+//! what a new version changes.
+
+mod bundle;
+mod changes;
+mod describe;
+mod history;
+mod lock;
 
 use std::{
     collections::BTreeMap,
@@ -10,15 +19,22 @@ use firmesh_protocol::{
     api::Publication,
     ids::{CampaignId, Sha256},
     limits::MANIFEST_BYTES_MAX,
-    manifest::{CampaignManifest, ReleaseInfo, Strategy, campaign_target},
+    manifest::{CampaignManifest, campaign_target},
     time::WallTime,
-    trust::{
-        Ceremony, DelegatedRole, FileStatus, KeyId, Kind, PublicKey, Repository, RepositoryError, RoleKeys, Root,
-        SecretKey, SignedFile, Target, Targets,
-    },
+    trust::{Ceremony, FileStatus, Kind, PublicKey, Repository, RepositoryError, Target},
 };
 
-use super::files::{ReadFileError, WriteFileError, read_bounded, write_file};
+use self::lock::FolderLock;
+use super::{
+    files::{ReadFileError, WriteFileError, read_bounded, write_file},
+    keys::{Signer, TokenError},
+};
+
+pub use self::{
+    bundle::{BundleError, Imported, Outcome, TrustBundle},
+    changes::{Change, ChangeKind},
+    lock::LockError,
+};
 
 /// Why the trust folder could not be used.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +45,23 @@ pub enum FolderError {
     /// A file could not be written.
     #[error(transparent)]
     Write(#[from] WriteFileError),
+    /// Somebody else is changing it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Somebody else has changed it.
+    #[error("{} has been changed by somebody else meanwhile: look at it again (firmesh trust show), and repeat", path.display())]
+    Changed {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The key did not sign.
+    #[error("{file} was not signed")]
+    Sign {
+        /// Which file.
+        file: String,
+        /// Why.
+        source: Box<TokenError>,
+    },
     /// There is a trust folder already.
     #[error("{} holds a trust folder already; its keys are replaced by rotation, not by starting again", path.display())]
     Exists {
@@ -85,7 +118,9 @@ impl FolderError {
         ) || matches!(
             self,
             Self::Repository {
-                source: RepositoryError::NotAuthorised { .. } | RepositoryError::SharedKey { .. },
+                source: RepositoryError::NotAuthorised { .. }
+                    | RepositoryError::SharedKey { .. }
+                    | RepositoryError::Unreachable { .. },
                 ..
             }
         )
@@ -99,6 +134,8 @@ pub struct SignedNow {
     pub status: FileStatus,
     /// What it says, line by line, for a person.
     pub summary: Vec<String>,
+    /// What it changes.
+    pub changes: Vec<Change>,
 }
 
 /// A trust folder on disk.
@@ -106,6 +143,7 @@ pub struct SignedNow {
 pub struct TrustFolder {
     path: PathBuf,
     repository: Repository,
+    lock: Option<FolderLock>,
 }
 
 impl TrustFolder {
@@ -118,9 +156,11 @@ impl TrustFolder {
             path: path.to_owned(),
             source,
         })?;
+        let _alone = FolderLock::take(path)?;
         let folder = Self {
             path: path.to_owned(),
             repository,
+            lock: None,
         };
         folder.save()?;
         Ok(folder)
@@ -128,30 +168,22 @@ impl TrustFolder {
 
     /// Opens a folder.
     pub fn open(path: &Path) -> Result<Self, FolderError> {
-        let unreadable = |source| ReadFileError::Io {
-            path: path.to_owned(),
-            source,
-        };
-        let mut files = BTreeMap::new();
-        for entry in fs::read_dir(path).map_err(unreadable)? {
-            let Ok(name) = entry.map_err(unreadable)?.file_name().into_string() else {
-                continue;
-            };
-            let kind = match name.as_str() {
-                "targets.json" | "releases.json" | "campaigns.json" => Kind::Targets,
-                other if other.ends_with(".root.json") => Kind::Root,
-                _ => continue,
-            };
-            let bytes = read_bounded(&path.join(&name), kind.bytes_max())?;
-            files.insert(name, bytes);
-        }
-        let repository = Repository::from_files(&files).map_err(|source| FolderError::Repository {
-            path: path.to_owned(),
-            source,
-        })?;
         Ok(Self {
             path: path.to_owned(),
-            repository,
+            repository: read(path)?,
+            lock: None,
+        })
+    }
+
+    /// Opens a folder and keeps everybody else from changing it, until it is dropped.
+    pub fn open_locked(path: &Path) -> Result<Self, FolderError> {
+        // A folder that is none gets no lock file either.
+        read(path)?;
+        let lock = FolderLock::take(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            repository: read(path)?,
+            lock: Some(lock),
         })
     }
 
@@ -172,10 +204,35 @@ impl TrustFolder {
         &mut self,
         change: impl FnOnce(&mut Repository) -> Result<(), RepositoryError>,
     ) -> Result<(), FolderError> {
-        let mut changed = self.repository.clone();
-        change(&mut changed).map_err(|source| self.unfit(source))?;
+        self.alone(|folder| {
+            let mut changed = folder.repository.clone();
+            change(&mut changed).map_err(|source| folder.unfit(source))?;
+            folder.store(changed)
+        })
+    }
+
+    /// Does something while nobody else changes the folder. What is in memory has to be what is on the disk.
+    fn alone<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, FolderError>) -> Result<T, FolderError> {
+        if self.lock.is_some() {
+            return act(self);
+        }
+        self.lock = Some(FolderLock::take(&self.path)?);
+        let done = match read(&self.path) {
+            Ok(found) if found.files() == self.repository.files() => act(self),
+            Ok(_) => Err(FolderError::Changed {
+                path: self.path.clone(),
+            }),
+            Err(error) => Err(error),
+        };
+        self.lock = None;
+        done
+    }
+
+    fn store(&mut self, changed: Repository) -> Result<(), FolderError> {
+        self.record_signed()?;
         self.repository = changed;
-        self.save()
+        self.save()?;
+        self.record_signed()
     }
 
     /// How far the signing of every file is.
@@ -209,30 +266,36 @@ impl TrustFolder {
     }
 
     /// Signs what [`Self::signable`] lists, stores it, and tells what was signed.
-    pub fn sign(&mut self, key: &SecretKey, only: &[&str]) -> Result<Vec<SignedNow>, FolderError> {
-        let waiting = self.signable(&key.public(), only)?;
-        let summaries = waiting
-            .iter()
-            .map(|status| self.describe(&status.file))
-            .collect::<Result<Vec<_>, _>>()?;
-        self.edit(|repository| waiting.iter().try_for_each(|status| repository.sign(&status.file, key)))?;
-        let mut status = self.status()?;
-        status.retain(|now| waiting.iter().any(|before| before.file == now.file));
-        Ok(status
-            .into_iter()
-            .zip(summaries)
-            .map(|(status, summary)| SignedNow { status, summary })
-            .collect())
+    pub fn sign(&mut self, key: &impl Signer, only: &[&str]) -> Result<Vec<SignedNow>, FolderError> {
+        self.alone(|folder| folder.sign_alone(key, only))
     }
 
-    /// What a file says, line by line, for a person about to sign it.
-    pub fn describe(&self, file: &str) -> Result<Vec<String>, FolderError> {
-        match file {
-            "targets.json" => Ok(self.describe_delegations()),
-            "releases.json" => Ok(describe_releases(self.repository.releases())),
-            "campaigns.json" => self.describe_campaigns(),
-            root => self.describe_root(root),
+    fn sign_alone(&mut self, key: &impl Signer, only: &[&str]) -> Result<Vec<SignedNow>, FolderError> {
+        let (public, mut told) = (key.public_key(), Vec::new());
+        let waiting = self.signable(&public, only)?;
+        let mut changed = self.repository.clone();
+        for FileStatus { file, .. } in &waiting {
+            told.push((self.describe(file)?, self.changes(file)?));
+            let bytes = changed.signed_bytes(file).map_err(|source| self.unfit(source))?;
+            let signature = key.signature(bytes).map_err(|source| FolderError::Sign {
+                file: file.clone(),
+                source: Box::new(source),
+            })?;
+            changed
+                .add_signature(file, &public, &signature)
+                .map_err(|source| self.unfit(source))?;
         }
+        self.store(changed)?;
+        let mut status = self.status()?;
+        status.retain(|now| waiting.iter().any(|before| before.file == now.file));
+        let signed = status.into_iter().zip(told);
+        Ok(signed
+            .map(|(status, (summary, changes))| SignedNow {
+                status,
+                summary,
+                changes,
+            })
+            .collect())
     }
 
     /// Where a campaign's manifest lies.
@@ -284,10 +347,12 @@ impl TrustFolder {
 
     /// Writes a campaign's manifest under its target name, and stages it for the approvers.
     pub(super) fn set_manifest(&mut self, manifest: &CampaignManifest, expires: WallTime) -> Result<(), FolderError> {
-        let bytes = serde_json::to_vec_pretty(manifest).expect("a manifest has only names, numbers and lists");
-        write_file(&self.manifest_path(&manifest.id), &bytes)?;
-        let target = Target::new(bytes.len() as u64, Sha256::of(&bytes), None);
-        self.edit(|repository| repository.set_campaign(&manifest.target(), target, expires))
+        self.alone(|folder| {
+            let bytes = serde_json::to_vec_pretty(manifest).expect("a manifest has only names, numbers and lists");
+            write_file(&folder.manifest_path(&manifest.id), &bytes)?;
+            let target = Target::new(bytes.len() as u64, Sha256::of(&bytes), None);
+            folder.edit(|repository| repository.set_campaign(&manifest.target(), target, expires))
+        })
     }
 
     /// Every manifest of `campaigns.json` that lies in the folder, as text. One that is not what was signed is an error.
@@ -328,88 +393,28 @@ impl TrustFolder {
             source,
         }
     }
-
-    fn describe_root(&self, file: &str) -> Result<Vec<String>, FolderError> {
-        let bytes = read_bounded(&self.path.join(file), Kind::Root.bytes_max())?;
-        let root = SignedFile::from_bytes(file, &bytes).and_then(|signed| signed.unverified(file));
-        let root: Root = root.map_err(|source| self.unfit(source.into()))?;
-        let line =
-            |(name, role): (&String, &RoleKeys)| format!("{name}: {} of {}", role.threshold, keys(role.keyids.iter()));
-        Ok(root.roles.iter().map(line).collect())
-    }
-
-    fn describe_delegations(&self) -> Vec<String> {
-        let delegations = self.repository.targets().delegations.as_ref();
-        let line = |role: &DelegatedRole| {
-            let paths = role.paths.as_deref().unwrap_or_default().join(", ");
-            format!(
-                "{paths} to {}: {} of {}",
-                role.name,
-                role.threshold,
-                keys(role.keyids.iter())
-            )
-        };
-        delegations.map_or_else(Vec::new, |delegations| delegations.roles.iter().map(line).collect())
-    }
-
-    fn describe_campaigns(&self) -> Result<Vec<String>, FolderError> {
-        let (targets, manifests) = (&self.repository.campaigns().targets, self.manifests()?);
-        let line = |(name, target): (&String, &Target)| {
-            let digest = target
-                .sha256()
-                .map_or_else(|| "none".to_owned(), |digest| digest.to_string());
-            let rules = manifests
-                .get(name)
-                .map(|text| CampaignManifest::from_bytes(text.as_bytes()));
-            let rules = match rules {
-                Some(Ok(manifest)) => describe_manifest(&manifest),
-                Some(Err(error)) => format!("NOT A USABLE MANIFEST: {error}"),
-                None => "ITS MANIFEST IS NOT IN THIS FOLDER, only the digest can be compared".to_owned(),
-            };
-            format!("{name} sha256 {digest}: {rules}")
-        };
-        Ok(targets.iter().map(line).collect())
-    }
 }
 
-fn describe_releases(releases: &Targets) -> Vec<String> {
-    let line = |(name, target): (&String, &Target)| {
-        let digest = target
-            .sha256()
-            .map_or_else(|| "none".to_owned(), |digest| digest.to_string());
-        let what = match serde_json::from_value::<ReleaseInfo>(target.custom.clone().unwrap_or_default()) {
-            Ok(info) => format!(
-                "{} {} {} {}, security epoch {}",
-                info.vendor,
-                info.models.join("/"),
-                info.component,
-                info.version,
-                info.security_epoch
-            ),
-            Err(error) => format!("NOT A USABLE RELEASE: {error}"),
-        };
-        format!("{name} ({} bytes) sha256 {digest}: {what}", target.length)
+fn read(path: &Path) -> Result<Repository, FolderError> {
+    let unreadable = |source| ReadFileError::Io {
+        path: path.to_owned(),
+        source,
     };
-    releases.targets.iter().map(line).collect()
-}
-
-fn describe_manifest(manifest: &CampaignManifest) -> String {
-    let Strategy::Canary { shares } = &manifest.strategy;
-    let shares: Vec<_> = shares.iter().map(ToString::to_string).collect();
-    let releases: Vec<_> = manifest.releases.iter().map(|pinned| pinned.target.as_str()).collect();
-    format!(
-        "installs {}; waves up to {}; at most {} per rack and {} in all; expires {}; plan sha256 {}",
-        releases.join(", "),
-        shares.join(", "),
-        manifest.caps.per_rack,
-        manifest.caps.total,
-        manifest.expires,
-        manifest.plan_sha256
-    )
-}
-
-fn keys<'a>(ids: impl ExactSizeIterator<Item = &'a KeyId>) -> String {
-    let count = ids.len();
-    let short: Vec<_> = ids.map(|id| id.as_str().chars().take(12).collect::<String>()).collect();
-    format!("{count} keys ({})", short.join(", "))
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(path).map_err(unreadable)? {
+        let Ok(name) = entry.map_err(unreadable)?.file_name().into_string() else {
+            continue;
+        };
+        let kind = match name.as_str() {
+            "targets.json" | "releases.json" | "campaigns.json" => Kind::Targets,
+            other if other.ends_with(".root.json") => Kind::Root,
+            _ => continue,
+        };
+        let bytes = read_bounded(&path.join(&name), kind.bytes_max())?;
+        files.insert(name, bytes);
+    }
+    Repository::from_files(&files).map_err(|source| FolderError::Repository {
+        path: path.to_owned(),
+        source,
+    })
 }

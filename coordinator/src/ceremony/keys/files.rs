@@ -1,4 +1,4 @@
-//! Key files: PKCS#8 PEM for the secret, one line of hexadecimal in `<name>.pub` for the public half.
+//! Key files: PKCS#8 PEM for the secret, encrypted or not, and one line of hexadecimal in `<name>.pub` for the public half.
 
 use std::{
     fs,
@@ -8,7 +8,13 @@ use std::{
 
 use firmesh_protocol::trust::{KeyError, PublicKey, SecretKey};
 
-use super::files::{ReadFileError, WriteFileError, read_bounded, write, write_secret};
+use zeroize::Zeroizing;
+
+use super::{
+    super::files::{ReadFileError, WriteFileError, read_bounded, write, write_secret},
+    encrypted::{self, EncryptionError},
+    secrets::{SecretError, Secrets},
+};
 
 /// A key or token file is a few hundred bytes; anything much larger is another file.
 const KEY_FILE_BYTES_MAX: u64 = 16 << 10;
@@ -41,6 +47,20 @@ pub enum KeyFileError {
         /// Why.
         source: KeyError,
     },
+    /// The file is encrypted, and cannot be opened.
+    #[error("{} cannot be opened", path.display())]
+    Encrypted {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: EncryptionError,
+    },
+    /// A new key could not be encrypted.
+    #[error("the new key cannot be encrypted")]
+    NotEncrypted(#[source] EncryptionError),
+    /// There is no passphrase to be had.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
     /// The file is not text.
     #[error("{} is not text", path.display())]
     NotText {
@@ -58,20 +78,63 @@ pub fn generate_key() -> Result<SecretKey, KeyFileError> {
     Ok(key)
 }
 
-/// Writes the secret to `path` and the public half beside it, as `<path>.pub`. Returns the latter's path.
+/// Writes the secret to `path`, unencrypted, and the public half beside it, as `<path>.pub`. Returns the latter's path.
 pub fn write_key(path: &Path, key: &SecretKey, force: bool) -> Result<PathBuf, KeyFileError> {
-    write_secret(path, key.to_pem().as_bytes(), force)?;
+    write_pem(path, key, &key.to_pem(), force)
+}
+
+/// The same, with the secret encrypted under a passphrase.
+pub fn write_encrypted_key(
+    path: &Path,
+    key: &SecretKey,
+    passphrase: &str,
+    force: bool,
+) -> Result<PathBuf, KeyFileError> {
+    let pem = encrypted::encrypt(key, passphrase).map_err(KeyFileError::NotEncrypted)?;
+    write_pem(path, key, &pem, force)
+}
+
+fn write_pem(path: &Path, key: &SecretKey, pem: &str, force: bool) -> Result<PathBuf, KeyFileError> {
+    write_secret(path, pem.as_bytes(), force)?;
     let public = path.with_added_extension("pub");
-    write(&public, format!("{}\n", key.public()).as_bytes(), 0o644, force)?;
+    write_public_key(&public, &key.public(), force)?;
     Ok(public)
 }
 
-/// Reads a secret key that only its owner can read.
+/// Writes a public key: one line of hexadecimal.
+pub fn write_public_key(path: &Path, key: &PublicKey, force: bool) -> Result<(), KeyFileError> {
+    Ok(write(path, format!("{key}\n").as_bytes(), 0o644, force)?)
+}
+
+/// Reads an unencrypted secret key that only its owner can read.
 pub fn load_secret_key(path: &Path) -> Result<SecretKey, KeyFileError> {
-    SecretKey::from_pem(&load_secret(path)?).map_err(|source| KeyFileError::Malformed {
+    unlock_secret_key(path, &Secrets::none())
+}
+
+/// Reads a secret key that only its owner can read; `secrets` open it if it is encrypted.
+pub fn unlock_secret_key(path: &Path, secrets: &Secrets) -> Result<SecretKey, KeyFileError> {
+    let text = Zeroizing::new(load_secret(path)?);
+    if encrypted::is_encrypted(&text) {
+        let passphrase = secrets.passphrase(&path.display().to_string())?;
+        return encrypted::decrypt(&text, &passphrase).map_err(|source| KeyFileError::Encrypted {
+            path: path.to_owned(),
+            source,
+        });
+    }
+    SecretKey::from_pem(&text).map_err(|source| KeyFileError::Malformed {
         path: path.to_owned(),
         source,
     })
+}
+
+/// Whether the file holds an encrypted secret key; `None` if it holds no secret key at all.
+#[must_use]
+pub fn is_encrypted_file(path: &Path) -> Option<bool> {
+    let text = Zeroizing::new(String::from_utf8(read_bounded(path, KEY_FILE_BYTES_MAX).ok()?).ok()?);
+    match encrypted::is_encrypted(&text) {
+        true => Some(true),
+        false => text.contains("-----BEGIN PRIVATE KEY-----").then_some(false),
+    }
 }
 
 /// Reads a public key: one line of hexadecimal.

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use firmesh_protocol::{time::WallTime, trust::OnlineExpiry};
 use serde::Deserialize;
 
 use crate::ceremony::{ReadFileError, read_bounded};
@@ -85,14 +86,18 @@ impl Default for NodesConfig {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct MetadataConfig {
-    /// How long it is good for; renewed at half. Default: a day, the longest that a node can be kept in the past.
-    pub validity: String,
+    /// How long a timestamp is good for; both are renewed at half of the shorter. Default: a day, the longest that a
+    /// node can be kept in the past.
+    pub timestamp_validity: String,
+    /// How long a snapshot is good for. Default: a day; longer changes nothing while one key signs both.
+    pub snapshot_validity: String,
 }
 
 impl Default for MetadataConfig {
     fn default() -> Self {
         Self {
-            validity: "1d".to_owned(),
+            timestamp_validity: "1d".to_owned(),
+            snapshot_validity: "1d".to_owned(),
         }
     }
 }
@@ -163,7 +168,7 @@ pub struct Settings {
     /// How long an enrolment token is good for.
     pub enrolment_token_ttl: Duration,
     /// How long snapshot and timestamp are good for.
-    pub metadata_validity: Duration,
+    pub metadata_validity: MetadataValidity,
     /// How long a permit is good for.
     pub permit_ttl: Duration,
     /// What is logged.
@@ -248,11 +253,40 @@ impl Config {
             names: self.nodes.names,
             silent_after: duration("nodes.silent_after", &self.nodes.silent_after)?,
             enrolment_token_ttl: duration("nodes.enrolment_token_ttl", &self.nodes.enrolment_token_ttl)?,
-            metadata_validity: duration("metadata.validity", &self.metadata.validity)?,
+            metadata_validity: MetadataValidity {
+                timestamp: duration("metadata.timestamp_validity", &self.metadata.timestamp_validity)?,
+                snapshot: duration("metadata.snapshot_validity", &self.metadata.snapshot_validity)?,
+            },
             permit_ttl: duration("permits.ttl", &self.permits.ttl)?,
             log_filter: overrides.log_filter.unwrap_or(self.log.filter),
             log_json: self.log.json,
         })
+    }
+}
+
+/// How long what this coordinator signs is good for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MetadataValidity {
+    /// Of a timestamp.
+    pub timestamp: Duration,
+    /// Of a snapshot.
+    pub snapshot: Duration,
+}
+
+impl MetadataValidity {
+    /// The shorter of the two: at half of it, both are signed anew.
+    #[must_use]
+    pub fn shorter(self) -> Duration {
+        self.timestamp.min(self.snapshot)
+    }
+
+    /// Until when what is signed now is good.
+    #[must_use]
+    pub fn expiries(self, now: WallTime) -> OnlineExpiry {
+        OnlineExpiry {
+            snapshot: now + self.snapshot,
+            timestamp: now + self.timestamp,
+        }
     }
 }
 
@@ -339,7 +373,11 @@ mod tests {
         let settings = Config::default().check(Overrides::default()).unwrap();
         assert_eq!(settings.operators.to_string(), "127.0.0.1:8640");
         assert_eq!(settings.permit_ttl, Duration::from_secs(900));
-        assert_eq!(parse("").unwrap().metadata_validity, Duration::from_secs(86_400));
+        let validity = parse("[metadata]\ntimestamp_validity = \"6h\"")
+            .unwrap()
+            .metadata_validity;
+        assert_eq!(validity.snapshot, Duration::from_secs(86_400));
+        assert_eq!(validity.shorter(), Duration::from_secs(6 * 3_600));
     }
 
     #[test]

@@ -19,7 +19,8 @@ mod world;
 
 pub use authority::AuthorityError;
 pub use config::{
-    Config, ConfigError, LogConfig, MetadataConfig, NodesConfig, OperatorsConfig, Overrides, PermitsConfig, Settings,
+    Config, ConfigError, LogConfig, MetadataConfig, MetadataValidity, NodesConfig, OperatorsConfig, Overrides,
+    PermitsConfig, Settings,
 };
 pub use http::TlsError;
 pub use server::{Addresses, RunError, run};

@@ -2,7 +2,7 @@
 //!
 //! Pure but for the keys it is handed. Nothing is published that a node would refuse, and nothing in part.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use firmesh_protocol::{
@@ -16,6 +16,8 @@ use firmesh_protocol::{
         Root, SecretKey, SignedFile, StoredMetadata, Targets, TrustedFleet,
     },
 };
+
+use crate::config::MetadataValidity;
 
 /// Snapshots kept for nodes in the middle of a refresh.
 const SNAPSHOTS_KEPT: u64 = 16;
@@ -187,14 +189,14 @@ impl Published {
         roots.chain(targets).collect()
     }
 
-    /// The next state: `self` with the publication's files, signed anew until `now + validity`.
+    /// The next state: `self` with the publication's files, signed anew for as long as `validity` says.
     pub(crate) fn with(
         &self,
         publication: &Publication,
         online: &SecretKey,
         artifacts: &BTreeMap<ArtifactId, Artifact>,
         now: WallTime,
-        validity: Duration,
+        validity: MetadataValidity,
     ) -> Result<Self, PublicationError> {
         let mut authored = self.authored();
         if authored.is_empty() && publication.metadata.is_empty() {
@@ -222,7 +224,7 @@ impl Published {
         if !roles.into_iter().all(lists_us) {
             return Err(PublicationError::NotOnline(key.to_string()));
         }
-        let result = repository.publish(&self.trusted, now, now + validity, &[online])?;
+        let result = repository.publish(&self.trusted, now, validity.expiries(now), &[online])?;
         let mut trusted = result.stored;
         let fetch = |name: &str, _| {
             result

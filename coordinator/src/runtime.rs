@@ -355,7 +355,7 @@ impl Runtime {
 
     /// Signs snapshot and timestamp anew before they expire.
     async fn renew(&mut self) {
-        let half = (self.settings.metadata_validity / 2).max(Duration::from_millis(500));
+        let half = (self.settings.metadata_validity.shorter() / 2).max(Duration::from_millis(500));
         self.renew_at = self.clock.now() + half.min(RENEW_AGAIN);
         match self.publish(&Publication::default()).await {
             Ok(_) => {}
@@ -394,7 +394,7 @@ impl Runtime {
             }
             return Err(failure.into());
         }
-        self.renew_at = self.clock.now() + (validity / 2).max(Duration::from_millis(500));
+        self.renew_at = self.clock.now() + (validity.shorter() / 2).max(Duration::from_millis(500));
         let versions = self.world.published.versions();
         info!(?versions, "published");
         Ok(Versions { versions })

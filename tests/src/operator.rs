@@ -21,6 +21,7 @@ pub struct Operator {
     folder: PathBuf,
     coordinator: String,
     token_file: Option<PathBuf>,
+    variables: Vec<(String, String)>,
 }
 
 /// What a command said.
@@ -49,7 +50,15 @@ impl Operator {
             folder: folder.to_owned(),
             coordinator: "http://127.0.0.1:9".to_owned(),
             token_file: None,
+            variables: Vec::new(),
         }
+    }
+
+    /// The same operator with one more environment variable.
+    #[must_use]
+    pub fn with_variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
     }
 
     /// The same operator, now with a coordinator.
@@ -79,7 +88,8 @@ impl Operator {
         command
             .env("NO_COLOR", "1")
             .env_remove("FIRMESH_TOKEN")
-            .env_remove("FIRMESH_COORDINATOR");
+            .env_remove("FIRMESH_COORDINATOR")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         if let Some(file) = &self.token_file {
             command.arg("--token-file").arg(file);
         }

@@ -6,12 +6,14 @@
 //! unasked, and never read if others could have read it; what is signed is what was shown.
 
 mod campaign;
+mod doctor;
 mod files;
 mod folder;
 mod keys;
 mod release;
 
 pub use campaign::{CampaignError, CampaignFile, adopt_plan, draft_campaign, load_draft, save_draft};
+pub use doctor::{Examination, Finding, Level};
 pub use files::{ReadFileError, WriteFileError, read_bounded, write_file, write_secret};
 pub use folder::{
     BundleError, Change, ChangeKind, FolderError, Imported, LockError, Outcome, SignedNow, TrustBundle, TrustFolder,

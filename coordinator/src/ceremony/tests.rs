@@ -347,7 +347,7 @@ fn a_round_cannot_replace_what_is_fully_signed_nor_bring_other_documents() {
         TrustBundle::load(&path)
     };
     let before = folder.repository().files();
-    let other = changed("1.1.0", "6.6.6").unwrap();
+    let other = changed(r#"\"version\":\"1.1.0\""#, r#"\"version\":\"6.6.6\""#).unwrap();
     let error = folder.import(&other).unwrap_err();
     assert!(
         error.is_refusal() && matches!(error, BundleError::Conflict { .. }),

@@ -42,8 +42,8 @@ pub use metadata::{
 };
 pub use names::quoted;
 pub use repository::{
-    Ceremony, FileStatus, PublishError, PublishedMetadata, Repository, RepositoryError, RoleStatus, SignerRole,
-    Signers, UnknownRole,
+    Ceremony, FileStatus, OnlineExpiry, PublishError, PublishedMetadata, Repository, RepositoryError, RoleStatus,
+    SignerRole, Signers, UnknownRole,
 };
 pub use search::{Found, Search};
 pub use target_file::{TargetCheck, TargetError};

@@ -190,6 +190,24 @@ impl FileStatus {
     }
 }
 
+/// Until when snapshot and timestamp are good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OnlineExpiry {
+    /// The snapshot.
+    pub snapshot: WallTime,
+    /// The timestamp: how long a client can be kept in the past.
+    pub timestamp: WallTime,
+}
+
+impl From<WallTime> for OnlineExpiry {
+    fn from(both: WallTime) -> Self {
+        Self {
+            snapshot: both,
+            timestamp: both,
+        }
+    }
+}
+
 /// What goes to clients.
 #[derive(Debug, Clone)]
 pub struct PublishedMetadata {
@@ -461,7 +479,7 @@ impl Repository {
         &self,
         stored: &StoredMetadata,
         now: WallTime,
-        expires: WallTime,
+        expires: impl Into<OnlineExpiry>,
         keys: &[&SecretKey],
     ) -> Result<PublishedMetadata, PublishError> {
         if let Some(incomplete) = self.status()?.into_iter().find(|status| !status.is_complete()) {
@@ -497,12 +515,13 @@ impl Repository {
             }
             Ok::<_, PublishError>(file.to_bytes())
         };
-        let header = |kind| Header {
+        let expires = expires.into();
+        let header = |kind, expires| Header {
             version: version_after(stored),
             ..Header::first(kind, expires)
         };
         let snapshot = Snapshot {
-            header: header(Kind::Snapshot),
+            header: header(Kind::Snapshot, expires.snapshot),
             meta,
             extra: Extra::new(),
         };
@@ -512,7 +531,7 @@ impl Repository {
             snapshot: MetaFile::of(version, &snapshot),
         };
         let timestamp = Timestamp {
-            header: header(Kind::Timestamp),
+            header: header(Kind::Timestamp, expires.timestamp),
             meta,
             extra: Extra::new(),
         };

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use clap::Args;
-use firmesh_protocol::{api::About, time::WallTime, trust::FileStatus};
+use firmesh_coordinator::ceremony::{Examination, Finding, Level};
+use firmesh_protocol::{api::About, time::WallTime};
 use reqwest::{Method, header};
-use serde::Serialize;
+use serde_json::Value;
 
-use crate::{Folder, Global, client::Client, now, output::Output};
+use crate::{Folder, Global, client::Client, now, output::Output, trust};
 
 /// Signing anew takes people's time: warn this long before metadata expires.
 const EXPIRY_WARNING: Duration = Duration::from_secs(14 * 86_400);
@@ -20,125 +21,92 @@ pub(crate) struct Doctor {
     folder: Folder,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Level {
-    Ok,
-    Warning,
-    Failure,
-}
-
-#[derive(Debug, Serialize)]
-struct Finding {
-    what: &'static str,
-    level: Level,
-    detail: String,
-}
-
-fn finding(what: &'static str, level: Level, detail: impl Into<String>) -> Finding {
-    Finding {
-        what,
-        level,
-        detail: detail.into(),
-    }
-}
-
 pub(crate) async fn run(global: &Global, doctor: &Doctor, output: &Output) -> anyhow::Result<()> {
-    let mut found = trust_folder(&doctor.folder);
-    match global.client() {
-        Ok(client) => found.extend(coordinator(&client).await),
-        Err(error) => found.push(finding("coordinator", Level::Failure, format!("{error:#}"))),
-    }
-    let rows = |found: &[Finding]| {
-        let mark = |level| match level {
-            Level::Ok => "ok",
-            Level::Warning => "warning",
-            Level::Failure => "FAILURE",
-        };
-        found
-            .iter()
-            .map(|f| format!("{:8} {:12} {}", mark(f.level), f.what, f.detail))
-            .collect()
+    let examination = Examination {
+        now: now(),
+        within: EXPIRY_WARNING,
+        lost: Vec::new(),
+        certificates: Vec::new(),
+        keys: Vec::new(),
     };
-    output.show(&found, || rows(&found))?;
-    let failures = found.iter().filter(|finding| finding.level == Level::Failure).count();
-    anyhow::ensure!(failures == 0, "{failures} of {} checks failed", found.len());
-    Ok(())
+    let mut found = trust_folder(&examination, &doctor.folder);
+    match global.client() {
+        Ok(client) => found.extend(coordinator(&client, &examination).await),
+        Err(error) => found.push(at_coordinator(Level::Failure, format!("{error:#}"))),
+    }
+    trust::doctor::report(&found, false, output)
 }
 
-fn trust_folder(folder: &Folder) -> Vec<Finding> {
-    let what = "trust folder";
+fn at_coordinator(level: Level, detail: impl Into<String>) -> Finding {
+    Finding::new("coordinator", level, "coordinator", detail)
+}
+
+fn trust_folder(examination: &Examination, folder: &Folder) -> Vec<Finding> {
+    let shown = folder.dir.display().to_string();
     if !folder.dir.exists() {
-        return vec![finding(
-            what,
+        return vec![Finding::new(
+            "folder",
             Level::Warning,
-            format!("{} does not exist here", folder.dir.display()),
+            shown,
+            "there is no trust folder here",
         )];
     }
-    let status = folder.open().and_then(|opened| Ok(opened.status()?));
-    let files = match status {
-        Ok(files) => files,
-        Err(error) => return vec![finding(what, Level::Failure, format!("{error:#}"))],
-    };
-    let judge = |file: FileStatus| {
-        let (level, state) = match (file.is_complete(), file.expires) {
-            (_, expires) if expires <= now() => (Level::Failure, "has expired: change and sign it again"),
-            (_, expires) if expires <= now() + EXPIRY_WARNING => (Level::Warning, "expires soon"),
-            (false, _) => (Level::Warning, "lacks signatures"),
-            (true, _) => (Level::Ok, "is complete"),
-        };
-        finding(
-            what,
-            level,
-            format!(
-                "{} version {} {state} (expires {})",
-                file.file, file.version, file.expires
-            ),
-        )
-    };
-    // Only the newest root counts.
-    let newest = files
-        .iter()
-        .rposition(|file| file.file.ends_with(".root.json"))
-        .unwrap_or(0);
-    files.into_iter().skip(newest).map(judge).collect()
+    let found = folder.open().and_then(|opened| Ok(examination.examine(&opened)?));
+    found.unwrap_or_else(|error| vec![Finding::new("folder", Level::Failure, shown, format!("{error:#}"))])
 }
 
-async fn coordinator(client: &Client) -> Vec<Finding> {
-    let what = "coordinator";
+async fn coordinator(client: &Client, examination: &Examination) -> Vec<Finding> {
+    let failed = |error| {
+        vec![at_coordinator(
+            Level::Failure,
+            format!("{:#}", anyhow::Error::from(error)),
+        )]
+    };
     let mut found = Vec::new();
     match client.send(Method::GET, "/health", |request| request).await {
-        Err(error) => {
-            return vec![finding(
-                what,
-                Level::Failure,
-                format!("{:#}", anyhow::Error::from(error)),
-            )];
-        }
+        Err(error) => return failed(error),
         Ok(response) => {
-            found.push(finding(what, Level::Ok, format!("{} answers", response.url())));
+            found.push(at_coordinator(Level::Ok, format!("{} answers", response.url())));
             let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok());
             found.extend(date.and_then(http_date).map(clock));
         }
     }
     match client.get::<About>("/api/v1/about").await {
-        Err(error) => found.push(finding(
-            what,
-            Level::Failure,
-            format!("{:#}", anyhow::Error::from(error)),
-        )),
+        Err(error) => found.extend(failed(error)),
         Ok(about) => {
             let ours = env!("CARGO_PKG_VERSION");
             let same = about.version.split_whitespace().next() == Some(ours);
             let level = if same { Level::Ok } else { Level::Warning };
-            found.push(finding(
-                "version",
-                level,
-                format!("coordinator {}, this command {ours}", about.version),
-            ));
+            let detail = format!("coordinator {}, this command {ours}", about.version);
+            found.push(Finding::new("version", level, "coordinator", detail));
+            found.extend(examination.certificates_of("fleet CA", about.fleet_ca_pem.as_bytes()));
+        }
+    }
+    // Nothing is published yet, perhaps: then there is nothing to expire.
+    if let Ok(timestamp) = client.get::<Value>("/api/v1/metadata/timestamp.json").await {
+        let snapshot = format!(
+            "{}.snapshot.json",
+            timestamp["signed"]["meta"]["snapshot.json"]["version"]
+        );
+        found.extend(online(examination, "timestamp.json", &timestamp));
+        if let Ok(content) = client.get::<Value>(&format!("/api/v1/metadata/{snapshot}")).await {
+            found.extend(online(examination, &snapshot, &content));
         }
     }
     found
+}
+
+/// What the coordinator renews by itself: soon to expire is how it always is.
+fn online(examination: &Examination, file: &str, content: &Value) -> Option<Finding> {
+    let expires: WallTime = content["signed"]["expires"].as_str()?.parse().ok()?;
+    let mut finding = examination.expiry("expiry", file, expires);
+    if expires > now() {
+        finding.level = Level::Ok;
+        finding.detail = format!("renewed by the coordinator, good until {expires}");
+    } else {
+        finding.detail = format!("expired at {expires}: the coordinator cannot renew it, see its log");
+    }
+    Some(finding)
 }
 
 fn http_date(text: &str) -> Option<WallTime> {
@@ -153,7 +121,8 @@ fn clock(theirs: WallTime) -> Finding {
     } else {
         Level::Ok
     };
-    finding("clock", level, format!("{apart} s apart from the coordinator's"))
+    let detail = format!("{apart} s apart from the coordinator's");
+    Finding::new("clock", level, "this machine", detail)
 }
 
 #[cfg(test)]

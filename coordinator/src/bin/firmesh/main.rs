@@ -242,6 +242,7 @@ mod tests {
             "trust renew root targets --within-days 30 --expires-days 365",
             "trust export round.json",
             "trust import round.json",
+            "trust doctor --within-days 30 --without root-1.pub --certificate ca.crt --secret-key keys --strict --json",
             "key generate pkcs11:token=safe;object=root-1",
             "key passphrase root-1",
             "release remove firmware/a",

@@ -21,7 +21,7 @@ use firmesh_protocol::{
     limits::MANIFEST_BYTES_MAX,
     manifest::{CampaignManifest, campaign_target},
     time::WallTime,
-    trust::{Ceremony, FileStatus, Kind, PublicKey, Repository, RepositoryError, Target},
+    trust::{Ceremony, FileStatus, Kind, PublicKey, Repository, RepositoryError, SignerRole, Signers, Target},
 };
 
 use self::lock::FolderLock;
@@ -240,6 +240,11 @@ impl TrustFolder {
         self.repository.status().map_err(|source| self.unfit(source))
     }
 
+    /// Who signs for a role, as the newest files say.
+    pub fn signers(&self, role: SignerRole) -> Result<Signers, FolderError> {
+        self.repository.signers(role).map_err(|source| self.unfit(source))
+    }
+
     /// The incomplete files among `only` (all if empty) that `key` may sign. None at all is an error if the key could
     /// never sign any of them.
     pub fn signable(&self, key: &PublicKey, only: &[&str]) -> Result<Vec<FileStatus>, FolderError> {
@@ -247,7 +252,13 @@ impl TrustFolder {
         let mut waiting = self.repository.signable(key).map_err(|source| self.unfit(source))?;
         waiting.retain(|status| looked_at(&status.file));
         let mut listed = !waiting.is_empty();
-        for status in self.status()?.iter().filter(|status| looked_at(&status.file)) {
+        let files = self.status()?;
+        // Whoever signed an old root has nothing to do here any longer.
+        let newest = files
+            .iter()
+            .rposition(|status| status.file.ends_with(".root.json"))
+            .unwrap_or(0);
+        for status in files[newest..].iter().filter(|status| looked_at(&status.file)) {
             let sets = self
                 .repository
                 .key_sets(&status.file)

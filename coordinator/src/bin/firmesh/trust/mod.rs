@@ -1,5 +1,6 @@
 //! `firmesh trust`: the ceremony, and signing and publishing what it drew up.
 
+pub(crate) mod doctor;
 mod round;
 mod signers;
 
@@ -33,6 +34,8 @@ pub(crate) enum Command {
     Import(round::Pass),
     /// Signs every incomplete file that the key may sign, after showing it. Offline.
     Sign(Sign),
+    /// Says what expires when, which thresholds hang by a thread, and what is set weakly. Offline.
+    Doctor(doctor::Doctor),
     /// Gives the complete files and manifests to the coordinator.
     Publish(Folder),
 }
@@ -91,6 +94,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         Command::Export(pass) => round::export(&pass, output),
         Command::Import(pass) => round::import(&pass, output),
         Command::Sign(sign) => self::sign(&sign, &[], output),
+        Command::Doctor(doctor) => doctor::run(&doctor, output),
         Command::Publish(folder) => publish(global, &folder, &[], output).await,
     }
 }

@@ -76,7 +76,7 @@ fn changed(
     remove: &[PublicKey],
     threshold: Option<u64>,
 ) -> anyhow::Result<Signers> {
-    let mut signers = folder.repository().signers(role)?;
+    let mut signers = folder.signers(role)?;
     for key in remove {
         anyhow::ensure!(signers.keys.contains(key), "{role} does not list {key}");
         signers.keys.retain(|known| known != key);
@@ -93,7 +93,7 @@ fn show(folder: &TrustFolder, roles: &[SignerRole], output: &Output) -> anyhow::
     let roles = if roles.is_empty() { &SignerRole::ALL } else { roles };
     let found = roles
         .iter()
-        .map(|&role| Ok((role, folder.repository().signers(role)?)))
+        .map(|&role| Ok((role, folder.signers(role)?)))
         .collect::<anyhow::Result<Vec<_>>>()?;
     let value: Vec<Value> = found
         .iter()

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use firmesh_protocol::trust::{DelegatedRole, Delegations, Header, Key, KeyId, Root, Target, Targets};
+use firmesh_protocol::trust::{
+    DelegatedRole, Delegations, Header, Key, KeyId, KeyPolicy, Root, Target, Targets, VerifyingKey,
+};
 use serde_json::Value;
 
 use super::{FolderError, TrustFolder, describe::plain};
@@ -158,12 +160,21 @@ fn delegations(changes: &mut Vec<Change>, old: &Delegations, new: &Delegations) 
             before.map(|found| role(found, old)),
             now.map(|found| role(found, new)),
         );
-        let paths =
-            |role: Option<&DelegatedRole>| role.and_then(|role| role.paths.clone()).unwrap_or_default().join(", ");
-        if paths(before) != paths(now) {
-            let what = format!("{name} may speak about {:?} -> {:?}", paths(before), paths(now));
+        let speaks = |role: Option<&DelegatedRole>| role.map_or_else(|| "nothing".to_owned(), speaks_about);
+        if speaks(before) != speaks(now) {
+            let what = format!("{name} may speak about {} -> {}", speaks(before), speaks(now));
             changes.push(change(ChangeKind::Weaker, what));
         }
+    }
+    if old.succinct_roles != new.succinct_roles {
+        changes.push(change(
+            ChangeKind::Weaker,
+            "roles by the hash of a target's name, which no node follows",
+        ));
+    }
+    if old.extra != new.extra {
+        let what = format!("fields that this version does not know: {}", text(&new.extra));
+        changes.push(change(ChangeKind::Weaker, what));
     }
     let order = |all: &Delegations| all.roles.iter().map(|role| role.name.clone()).collect::<Vec<_>>();
     if order(old) != order(new) {
@@ -174,12 +185,30 @@ fn delegations(changes: &mut Vec<Change>, old: &Delegations, new: &Delegations) 
     }
 }
 
+/// Everything about a delegation but its keys.
+fn speaks_about(role: &DelegatedRole) -> String {
+    let mut said = vec![role.paths.clone().unwrap_or_default().join(", ")];
+    if let Some(prefixes) = &role.path_hash_prefixes {
+        said.push(format!("names that hash to {}", prefixes.join(", ")));
+    }
+    if !role.terminating {
+        said.push("unless somebody else does".to_owned());
+    }
+    if !role.extra.is_empty() {
+        said.push(format!(
+            "with fields that this version does not know: {}",
+            text(&role.extra)
+        ));
+    }
+    said.join(" ")
+}
+
 type Named = (BTreeMap<KeyId, String>, u64);
 
 /// The keys of a role by id, each as a person compares it.
 fn named(ids: &[KeyId], keys: &BTreeMap<KeyId, Key>) -> BTreeMap<KeyId, String> {
-    let name = |id: &KeyId| match keys.get(id).map(|key| (key, key.ed25519())) {
-        Some((_, Ok(Some(key)))) => key.to_string(),
+    let name = |id: &KeyId| match keys.get(id).map(|key| (key, key.verifying(KeyPolicy::default()))) {
+        Some((_, Ok(Some(VerifyingKey::Ed25519(key))))) => key.to_string(),
         Some((key, _)) => format!("{id} of the kind {}, which never counts", key.keytype),
         None => format!("{id}, which is not listed and never counts"),
     };

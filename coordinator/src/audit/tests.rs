@@ -3,7 +3,7 @@ use std::path::Path;
 use firmesh_protocol::{
     api::AuditSeen,
     audit::{Event, LogCheck, verify_consistency, verify_inclusion},
-    ids::{CampaignId, DeviceId},
+    ids::{CampaignId, DeviceId, Sha256},
     report::{AttemptReport, AttemptState, PermitKind},
     trust::Envelope,
 };

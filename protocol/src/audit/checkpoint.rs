@@ -95,11 +95,11 @@ impl Checkpoint {
             return Err(CheckpointError::TooLarge(note.len()));
         }
         let note = str::from_utf8(note).map_err(|_| malformed("it is not text"))?;
-        let end = note.rfind("\n\n").ok_or(malformed("it has no signatures"))?;
+        let end = note.rfind("\n\n").ok_or_else(|| malformed("it has no signatures"))?;
         let (text, signatures) = (&note[..=end], &note[end + 2..]);
         let signatures = signatures
             .strip_suffix('\n')
-            .ok_or(malformed("its last line does not end"))?;
+            .ok_or_else(|| malformed("its last line does not end"))?;
         // The name is needed to find the signature; nothing else is read before that verifies.
         let name = text.lines().next().unwrap_or_default();
         let mut signed = false;
@@ -110,7 +110,7 @@ impl Checkpoint {
             let (signer, signature) = line
                 .strip_prefix("\u{2014} ")
                 .and_then(|line| line.split_once(' '))
-                .ok_or(malformed("a signature line has another form"))?;
+                .ok_or_else(|| malformed("a signature line has another form"))?;
             let signature = BASE64
                 .decode(signature.as_bytes())
                 .map_err(|_| malformed("a signature is not base64"))?;
@@ -157,8 +157,8 @@ impl Checkpoint {
         let checkpoint = Self {
             origin: origin.to_owned(),
             size: size.parse().map_err(|_| malformed("its size is not a number"))?,
-            root: root.ok_or(malformed("its root is not 32 bytes in base64"))?.into(),
-            at: time.ok_or(malformed("its time is not a time"))?,
+            root: root.ok_or_else(|| malformed("its root is not 32 bytes in base64"))?.into(),
+            at: time.ok_or_else(|| malformed("its time is not a time"))?,
         };
         // One text per checkpoint: no leading zeros, no other spelling.
         if checkpoint.text() == text {

@@ -275,7 +275,7 @@ impl Store {
         let mut log = self.log().await?;
         let mut drafts = log.drafts.clone();
         let mut drafted = first;
-        drafted.extend(drafts.from_writes(&writes));
+        drafted.extend(drafts.of_writes(&writes));
         let mut transaction = self.pool.begin().await.map_err(failed)?;
         for write in writes {
             for query in queries(write) {

@@ -86,12 +86,6 @@ impl NodeJournal {
             .collect()
     }
 
-    /// Forgets a permit: it has lapsed.
-    pub fn forget_permit(&self, campaign: &CampaignId, sequence: u64) -> Result<(), JournalError> {
-        let removed = self.permits.remove(permit_key(campaign, sequence));
-        removed.map(drop).map_err(failed("forget a permit"))
-    }
-
     /// Keeps a signed report until it is acknowledged.
     pub fn keep_report(&self, sequence: u64, report: &Envelope) -> Result<(), JournalError> {
         self.reports

@@ -31,7 +31,7 @@ const BAD: [(&str, &str, &str); 29] = [
     ("rsa", "rsa-garbage.sig", "bad_padding"),
     ("rsa", "rsa-e3-forged.sig", "bad_padding"),
     ("cms", "expired.cms.der", "certificate_expired"),
-    ("cms", "by-old.cms.der", "certificate_expired"),
+    ("cms", "by-old.cms.der", "unknown_issuer"),
     ("cms", "future.cms.der", "certificate_not_yet_valid"),
     ("cms", "tls.cms.der", "wrong_usage"),
     ("cms", "plain.cms.der", "wrong_usage"),

@@ -70,11 +70,11 @@ impl Drafts {
         writes.extend(stored.nodes.iter().map(|node| Write::Node(Box::new(node.clone()))));
         writes.extend(stored.permits.iter().map(|permit| Write::Permit(permit.clone())));
         writes.extend(stored.campaigns.iter().map(|record| Write::Campaign(record.clone())));
-        Self::default().from_writes(&writes)
+        Self::default().of_writes(&writes)
     }
 
     /// The entries for these writes, which are stored together.
-    pub(crate) fn from_writes(&mut self, writes: &[Write]) -> Vec<Draft> {
+    pub(crate) fn of_writes(&mut self, writes: &[Write]) -> Vec<Draft> {
         let is_news = |write: &Write| matches!(write, Write::Metadata(file, _) if is_authored(file));
         let publishes = writes.iter().any(is_news);
         writes.iter().flat_map(|write| self.drafts(write, publishes)).collect()

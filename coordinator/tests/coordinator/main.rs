@@ -9,7 +9,7 @@ use firmesh_protocol::{
         Explanation, NodeView, Page, Publication, Published, ReleaseView, SyncResponse,
     },
     chunk::decode,
-    report::AttemptState,
+    report::{AttemptState, Permit},
 };
 use fleet::{Fleet, IMAGE, NodeProcess};
 use reqwest::StatusCode;
@@ -51,7 +51,17 @@ async fn a_campaign_runs_from_the_image_to_completion_over_a_restart() {
 
     fleet.restart().await;
     let again = fleet.sync(&node, &[]).await;
-    assert_eq!(again.permits, started.permits, "the same permit, not another one");
+    let resigned = fleet.open_permit(&again.permits[0]);
+    assert_eq!(again.permits.len(), 1);
+    assert_eq!(
+        Permit {
+            epoch: 1,
+            ..resigned.clone()
+        },
+        permit,
+        "the same permit, not another one"
+    );
+    assert_eq!(resigned.epoch, 2, "and nodes can tell who took over");
     assert!(again.timestamp_version > started.timestamp_version);
 
     let acked = fleet.sync(&node, &[(&permit.devices[0], AttemptState::Success)]).await;

@@ -188,13 +188,9 @@ impl Runtime {
             self.refuse(error.code(), format!("stored metadata: {}", Chain(error)));
         }
         for envelope in self.journal.permits()? {
-            match self.fleet.open_permit(&envelope) {
-                Some(permit) => {
-                    self.fleet
-                        .permits
-                        .insert((permit.campaign.clone(), permit.sequence), permit);
-                }
-                None => {}
+            if let Some(permit) = self.fleet.open_permit(&envelope) {
+                let key = (permit.campaign.clone(), permit.sequence);
+                self.fleet.permits.insert(key, permit);
             }
         }
         let permits: Vec<_> = self.fleet.permits.values().cloned().collect();

@@ -157,7 +157,9 @@ impl Checkpoint {
         let checkpoint = Self {
             origin: origin.to_owned(),
             size: size.parse().map_err(|_| malformed("its size is not a number"))?,
-            root: root.ok_or_else(|| malformed("its root is not 32 bytes in base64"))?.into(),
+            root: root
+                .ok_or_else(|| malformed("its root is not 32 bytes in base64"))?
+                .into(),
             at: time.ok_or_else(|| malformed("its time is not a time"))?,
         };
         // One text per checkpoint: no leading zeros, no other spelling.

@@ -134,17 +134,19 @@ mod tests {
         consistency: Vec<Case>,
     }
 
-    /// Some cases have a few bytes of text for a hash: another hash, the same for the same text.
-    fn hash(text: &str) -> Sha256 {
+    /// Some cases have a few bytes of text for a hash: nobody here could even write that down.
+    fn hash(text: &String) -> Option<Sha256> {
         let bytes = BASE64.decode(text.as_bytes()).unwrap();
-        <[u8; 32]>::try_from(bytes.as_slice())
-            .map_or_else(|_| Sha256::of(&[b"text", &bytes[..]].concat()), Sha256::from)
+        <[u8; 32]>::try_from(bytes.as_slice()).ok().map(Sha256::from)
     }
 
     fn accepts(case: &Case, verify: impl Fn(u64, u64, &Sha256, &Sha256, &[Sha256]) -> bool) -> bool {
         let (_, first, second, a, b, path, _) = case;
-        let path: Vec<_> = path.iter().map(|text| hash(text)).collect();
-        verify(*first, *second, &hash(a), &hash(b), &path)
+        let path: Option<Vec<_>> = path.iter().map(hash).collect();
+        match (hash(a), hash(b), path) {
+            (Some(a), Some(b), Some(path)) => verify(*first, *second, &a, &b, &path),
+            _ => false,
+        }
     }
 
     /// The test vectors of transparency-dev/merkle, good and bad (see `tests/golden/README.md`).

@@ -286,7 +286,7 @@ fn a_locked_key_opens_with_its_own_secret_and_no_other_way() -> Result<()> {
 fn one_command_at_a_time_changes_a_trust_folder_and_the_doctor_says_what_is_weak() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let operator = Operator::offline(folder.path());
-    operator.hold_ceremony(&"8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c")?;
+    operator.hold_ceremony("8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c")?;
     let lock = File::open(folder.path().join("trust/.lock"))?;
     lock.lock()?;
     let said = operator.refused(1, &["trust", "renew", "root"])?;

@@ -143,10 +143,8 @@ pub(crate) fn before_signing(what: &BeforeSigning, folder: &TrustFolder, output:
         let found = images.get(&release.artifact.sha256);
         let known = Image::known(&release.artifact);
         let judged = evidence.judge(&policy, &release, found.unwrap_or(&known), now(), found.is_none());
-        let verdict = judged.map_err(|error| {
-            let told = format!("{}: {}: {error}", release.target, error.code());
-            anyhow::Error::from(error).context(output::Verdict::Refused(told))
-        })?;
+        let verdict = judged
+            .map_err(|error| output::Verdict::Refused(format!("{}: {}: {error}", release.target, error.code())))?;
         refuse_if_bad(&release.target, &verdict, *output)?;
         if !output.is_json() {
             output.text(&format!("{}: the vendor's word is good\n", release.target))?;

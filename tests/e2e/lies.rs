@@ -66,18 +66,6 @@ const LIES: &[Lie] = &[
         },
         "void_permit",
     ),
-    (
-        "a way back that the approvers did not ask for",
-        |_, manifest| {
-            manifest["automatic_rollback"] = false.into();
-            Ok(())
-        },
-        |permit| {
-            permit.kind = PermitKind::Rollback;
-            Ok(())
-        },
-        "void_permit",
-    ),
 ];
 
 #[tokio::test]
@@ -90,13 +78,8 @@ async fn permits_that_lie_are_refused_by_name_and_the_device_stays_as_it_is() ->
             .await
             .with_context(|| format!("before {what}"))?;
         forger.offer(&rogue, 1)?;
-        // A rollback before an update is no lie yet: there is nothing to roll back, and nothing happens.
-        if *code != "void_permit" || !what.starts_with("a way back") {
-            victim.refuses(code).await.with_context(|| (*what).to_owned())?;
-        }
-        if !what.contains("no plan") {
-            victim.holds_its_device().await.with_context(|| (*what).to_owned())?;
-        }
+        victim.refuses(code).await.with_context(|| (*what).to_owned())?;
+        victim.holds_its_device().await.with_context(|| (*what).to_owned())?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
-    limits::{ARTIFACT_BYTES_MAX, PLAN_DEVICES_MAX, REASON_BYTES_MAX, SIGNATURES_MAX, WAVES_MAX},
+    limits::{ARTIFACT_BYTES_MAX, PLAN_DEVICES_MAX, REASON_BYTES_MAX, WAVES_MAX},
     time::WallTime,
     trust::PublicKey,
     units::BasisPoints,
@@ -264,9 +264,6 @@ pub struct Constraints {
     /// Whether releases that cannot be taken back may be installed: approvers say so, or such a release is refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub one_way_accepted: bool,
-    /// How many approvers must stand behind the campaign if that is more than their role's threshold.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub approvals_min: u32,
 }
 
 /// The rules of one campaign, signed by the approvers: the target `campaigns/<id>.json`.
@@ -412,23 +409,10 @@ impl Constraints {
                 "executors",
                 "must have names of 1 to 128 printable characters".to_owned(),
             ))
-        } else if self.approvals_min as usize > SIGNATURES_MAX {
-            Some((
-                "approvals_min",
-                format!("asks for more than the {SIGNATURES_MAX} signatures a role can have"),
-            ))
         } else {
             None
         }
     }
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "what serde hands to the test whether to leave a field out"
-)]
-fn is_zero(number: &u32) -> bool {
-    *number == 0
 }
 
 /// The TUF target name of a campaign's manifest.
@@ -652,7 +636,6 @@ mod tests {
         refused(|m| m.releases[0].target = "campaigns/a.json".to_owned());
         refused(|m| m.schema = "firmesh-campaign/2".to_owned());
         refused(|m| m.constraints.executors = vec!["redfish".to_owned(), "redfish".to_owned()]);
-        refused(|m| m.constraints.approvals_min = 65);
         refused(|m| {
             let at = WallTime::from_unix_seconds(0);
             m.constraints.blackouts = vec![Blackout { from: at, until: at }];

@@ -7,6 +7,8 @@ mod cli;
 mod demo;
 mod gates;
 mod layering;
+mod lies;
+mod membership;
 mod misfortune;
 mod power_loss;
 mod provenance;

@@ -25,18 +25,18 @@ use firmesh_tests::{
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-const CAMPAIGN: &str = "spring";
-const RELEASE: &str = "firmware/acme-r1-host-1.1.0";
-const DAY: Duration = Duration::from_secs(86_400);
-const WITHIN: Duration = Duration::from_secs(30);
+pub(crate) const CAMPAIGN: &str = "spring";
+pub(crate) const RELEASE: &str = "firmware/acme-r1-host-1.1.0";
+pub(crate) const DAY: Duration = Duration::from_secs(86_400);
+pub(crate) const WITHIN: Duration = Duration::from_secs(30);
 
 /// Signatures of two release keys, two approvers, and so on: person `n` of a group has the seed `group + n`.
 const ROOT: u8 = 10;
-const RELEASES: u8 = 20;
-const APPROVERS: u8 = 30;
-const ONLINE: u8 = 40;
+pub(crate) const RELEASES: u8 = 20;
+pub(crate) const APPROVERS: u8 = 30;
+pub(crate) const ONLINE: u8 = 40;
 /// The node has a key of its own.
-const NODE: u8 = 50;
+pub(crate) const NODE: u8 = 50;
 
 /// A forgery: what it is, how it is made, and the name it has to be refused by.
 type Forgery = (&'static str, fn(&mut Forger) -> Result<()>, &'static str);
@@ -210,18 +210,26 @@ async fn what_was_accepted_once_is_not_replaced_by_something_older() -> Result<(
 }
 
 /// Draws up what an attacker would like to see accepted.
-struct Forger {
+pub(crate) struct Forger {
     repository: Repository,
     files: BTreeMap<String, (u64, Vec<u8>)>,
-    manifest: Vec<u8>,
+    pub(crate) manifest: Vec<u8>,
     plan: Vec<u8>,
-    permit: Envelope,
+    pub(crate) permit: Envelope,
     timestamp_expires: WallTime,
 }
 
 impl Forger {
     /// Everything as it should be: a release, a campaign for the one device, a permit for it.
-    fn honest() -> Result<Self> {
+    pub(crate) fn honest() -> Result<Self> {
+        Self::with(|_, _| Ok(()), |_| Ok(()))
+    }
+
+    /// A campaign that people really signed, with other rules, and a permit that says what the coordinator likes.
+    pub(crate) fn with(
+        rules: impl FnOnce(&mut Plan, &mut Value) -> Result<()>,
+        lie: impl FnOnce(&mut Permit) -> Result<()>,
+    ) -> Result<Self> {
         let signers = |group: u8| Signers {
             keys: (1..=3).map(|number| key(group + number).public()).collect(),
             threshold: 2,
@@ -248,7 +256,7 @@ impl Forger {
         });
         let target = Target::new(image().len() as u64, Sha256::of(&image()), Some(info));
         repository.set_release(RELEASE, target, now() + DAY)?;
-        let plan = Plan {
+        let mut plan = Plan {
             schema: PLAN_SCHEMA.to_owned(),
             campaign: CampaignId::new(CAMPAIGN)?,
             waves: vec![vec![PlannedDevice {
@@ -262,8 +270,7 @@ impl Forger {
             nodes: [("n1".parse()?, key(NODE).public())].into(),
             held: Vec::new(),
         };
-        let plan = plan.to_bytes();
-        let manifest: CampaignManifest = serde_json::from_value(json!({
+        let mut manifest = json!({
             "schema": "firmesh-campaign/1",
             "id": CAMPAIGN,
             "sequence": 1,
@@ -276,12 +283,15 @@ impl Forger {
             "deadlines": { "attempt_s": 60, "back_s": 20 },
             "automatic_rollback": true,
             "permit_keys": [key(ONLINE).public()],
-            "plan_sha256": Sha256::of(&plan),
-        }))?;
+        });
+        rules(&mut plan, &mut manifest)?;
+        let plan = plan.to_bytes();
+        manifest["plan_sha256"] = serde_json::to_value(Sha256::of(&plan))?;
+        let manifest: CampaignManifest = serde_json::from_value(manifest)?;
         let manifest = serde_json::to_vec_pretty(&manifest)?;
         let target = Target::new(manifest.len() as u64, Sha256::of(&manifest), None);
         repository.set_campaign(&format!("campaigns/{CAMPAIGN}.json"), target, now() + DAY)?;
-        let permit = Permit {
+        let mut permit = Permit {
             campaign: CampaignId::new(CAMPAIGN)?,
             manifest_sha256: Sha256::of(&manifest),
             kind: PermitKind::Update,
@@ -293,7 +303,8 @@ impl Forger {
             expires: now() + DAY,
             devices: vec!["d1".parse()?],
         };
-        let permit = Envelope::sign(PERMIT_TYPE, serde_json::to_vec(&permit)?, [&key(ONLINE)]);
+        lie(&mut permit)?;
+        let permit = sign_permit(&permit)?;
         let mut forger = Self {
             repository,
             files: BTreeMap::new(),
@@ -379,7 +390,7 @@ impl Forger {
     }
 
     /// Snapshot and timestamp over whatever the files are now, and everything into the shop window.
-    fn offer(&self, rogue: &Rogue, version: u64) -> Result<()> {
+    pub(crate) fn offer(&self, rogue: &Rogue, version: u64) -> Result<()> {
         let mut wares = rogue.wares();
         wares.metadata.clear();
         let mut meta = BTreeMap::new();
@@ -426,15 +437,15 @@ impl Forger {
 }
 
 /// A real node with one A/B host behind it.
-struct Victim {
-    node: Node,
+pub(crate) struct Victim {
+    pub(crate) node: Node,
     host: std::path::PathBuf,
     before: Vec<(String, Vec<u8>)>,
     _folder: TempDir,
 }
 
 impl Victim {
-    async fn start(rogue: &Rogue, forger: &Forger) -> Result<Self> {
+    pub(crate) async fn start(rogue: &Rogue, forger: &Forger) -> Result<Self> {
         *rogue.wares() = Default::default();
         let folder = tempfile::Builder::new().prefix("firmesh-e2e-").tempdir()?;
         let (root, host) = (folder.path(), folder.path().join("host"));
@@ -467,20 +478,43 @@ impl Victim {
         })
     }
 
-    async fn refusals(&self) -> Result<Vec<Value>> {
+    pub(crate) async fn refusals(&self) -> Result<Vec<Value>> {
         Ok(self.node.status().await?["refusals"]
             .as_array()
             .cloned()
             .unwrap_or_default())
     }
 
-    async fn refuses(&self, code: &str) -> Result<()> {
+    pub(crate) async fn refuses(&self, code: &str) -> Result<()> {
         until(&format!("a refusal named {code}"), WITHIN, async || {
             let refusals = self.refusals().await?;
             let named = refusals.iter().any(|refusal| refusal["code"] == code);
             Ok(Seen::when(named, || format!("{refusals:?}")))
         })
         .await
+    }
+
+    /// The image arrives and is written.
+    pub(crate) async fn writes_its_device(&self) -> Result<()> {
+        until("the image to be written", WITHIN, async || {
+            let status = self.node.status().await?;
+            let slot = fs::read(self.host.join("slot_b"))?;
+            Ok(Seen::when(slot.starts_with(&image()), || format!("{status:#}")))
+        })
+        .await
+    }
+
+    /// The whole image is here, and still no byte of the device has changed.
+    pub(crate) async fn holds_its_device(&self) -> Result<()> {
+        until("the image to be complete", WITHIN, async || {
+            let status = self.node.status().await?;
+            let held = &status["holdings"][0];
+            let whole = held["pieces"].is_u64() && held["pieces"] == held["pieces_total"];
+            Ok(Seen::when(whole, || status.to_string()))
+        })
+        .await?;
+        ensure!(contents(&self.host)? == self.before, "the device was touched");
+        Ok(())
     }
 
     /// Nothing was fetched, no campaign taken up, and no byte of the device changed.
@@ -537,11 +571,11 @@ fn contents(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(files)
 }
 
-fn image() -> Vec<u8> {
+pub(crate) fn image() -> Vec<u8> {
     (0..200_000_u32).flat_map(u32::to_le_bytes).collect()
 }
 
-fn key(seed: u8) -> SecretKey {
+pub(crate) fn key(seed: u8) -> SecretKey {
     SecretKey::from_seed(&[seed; 32])
 }
 
@@ -550,7 +584,12 @@ fn signed_online(mut file: SignedFile) -> Vec<u8> {
     file.to_bytes()
 }
 
-fn now() -> WallTime {
+/// With the coordinator's own key, which the approvers named.
+pub(crate) fn sign_permit(permit: &Permit) -> Result<Envelope> {
+    Ok(Envelope::sign(PERMIT_TYPE, serde_json::to_vec(permit)?, [&key(ONLINE)]))
+}
+
+pub(crate) fn now() -> WallTime {
     let since_1970 = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
     WallTime::from_unix_seconds(i64::try_from(since_1970.as_secs()).unwrap_or_default())
 }

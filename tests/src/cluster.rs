@@ -41,6 +41,8 @@ pub struct Shape {
     pub evil_peer: Option<&'static str>,
     /// How long a restart of a device takes, in milliseconds.
     pub boot_ms: u32,
+    /// How long a node's certificate is good for, as the coordinator's configuration has it.
+    pub certificates: &'static str,
 }
 
 impl Default for Shape {
@@ -53,6 +55,7 @@ impl Default for Shape {
             image_bytes: 4 << 20,
             evil_peer: None,
             boot_ms: 300,
+            certificates: "90d",
         }
     }
 }
@@ -117,7 +120,7 @@ impl Cluster {
             fs::write(root.join(name), image)?;
         }
         let http = client()?;
-        let (coordinator, url) = start_coordinator(root, None).await?;
+        let (coordinator, url) = start_coordinator(root, None, shape.certificates).await?;
         let operator = Operator::offline(root);
         let about: About = get(&http, &format!("{url}/api/v1/about")).await?;
         fs::write(root.join("fleet-ca.pem"), &about.fleet_ca_pem)?;
@@ -291,7 +294,12 @@ impl Cluster {
     /// Starts the coordinator again where it was.
     pub async fn restart_coordinator(&mut self) -> Result<()> {
         let node_url = self.about.node_url.clone();
-        (self.coordinator, _) = start_coordinator(self.folder.path(), Some((&self.url, &node_url))).await?;
+        (self.coordinator, _) = start_coordinator(
+            self.folder.path(),
+            Some((&self.url, &node_url)),
+            self.shape.certificates,
+        )
+        .await?;
         Ok(())
     }
 
@@ -431,10 +439,24 @@ impl Node {
 
     /// What it says of itself.
     pub async fn status(&self) -> Result<Value> {
+        get(&self.http, &format!("{}/status", self.status_url()?)).await
+    }
+
+    /// Brings it a signed brake, as a person at the rack would.
+    pub async fn bring_brake(&self, envelope: Vec<u8>) -> Result<()> {
+        let url = format!("{}/brakes", self.status_url()?);
+        let answer = self.http.post(url).body(envelope).send().await?;
+        let status = answer.status();
+        anyhow::ensure!(status.is_success(), "{status}: {}", answer.text().await?);
+        Ok(())
+    }
+
+    /// Where its status API answers: `http://host:port`.
+    pub fn status_url(&self) -> Result<String> {
         let file = self.folder.join("state/addresses.json");
         let addresses: Value = serde_json::from_slice(&fs::read(&file).context("it does not listen yet")?)?;
         let address = addresses["status"].as_str().context("no status address")?;
-        get(&self.http, &format!("http://{address}/status")).await
+        Ok(format!("http://{address}"))
     }
 
     /// Pieces it holds of all artifacts, and how many there are of those it knows.

@@ -78,7 +78,7 @@ pub struct CampaignFile {
     pub gate: GateRule,
     /// Time limits.
     pub deadlines: Deadlines,
-    /// What else must hold: windows, blackouts, executors, one-way releases, approvals.
+    /// What else must hold: windows, blackouts, executors, one-way releases.
     #[serde(default)]
     pub constraints: Constraints,
     /// Whether a failed gate rolls the wave back by itself: yes, unless somebody wants to look first.

@@ -44,8 +44,9 @@ pub(super) enum Shown {
 pub(super) struct Evidence {
     documents: BTreeMap<Sha256, GateEvidence>,
     fetching: BTreeSet<Sha256>,
-    /// What was found for permits: checked once, because it costs a signature a report.
-    shown: BTreeMap<(CampaignId, u64), Option<WaveEvidence>>,
+    /// What was found for permits, by edition of the campaign and sequence: checked once, because it costs a signature a
+    /// report.
+    shown: BTreeMap<(Sha256, u64), Option<WaveEvidence>>,
 }
 
 /// Why a document is not evidence.
@@ -151,7 +152,7 @@ impl Runtime {
 
     /// What a permit's evidence shows. Asks again for what is missing.
     pub(super) fn shown_by(&mut self, permit: &Permit) -> Shown {
-        let key = (permit.campaign.clone(), permit.sequence);
+        let key = (permit.manifest_sha256, permit.sequence);
         if let Some(shown) = self.evidence.shown.get(&key) {
             return shown.clone().map_or(Shown::Nothing, Shown::Wave);
         }
@@ -168,11 +169,16 @@ impl Runtime {
         };
         let shown = match wave_evidence(campaign, wave, &documents) {
             Ok(shown) => {
-                info!(campaign = %key.0, wave, reports = shown.reports(), "evidence verified");
+                info!(campaign = %permit.campaign, wave, reports = shown.reports(), "evidence verified");
                 Some(shown)
             }
             Err(error) => {
-                let detail = format!("permit {} of campaign {}: {}", key.1, key.0, Chain(&error));
+                let detail = format!(
+                    "permit {} of campaign {}: {}",
+                    permit.sequence,
+                    permit.campaign,
+                    Chain(&error)
+                );
                 self.refuse(error.code(), detail);
                 None
             }

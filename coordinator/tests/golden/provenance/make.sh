@@ -1,14 +1,14 @@
 #!/bin/sh
 # Makes the signatures of this folder with OpenSSL and GnuPG: sh make.sh FOLDER [SECONDS]
-# Those kept here were made with OpenSSL 3.0.19 and GnuPG 2.2.40; their private keys, in FOLDER/work, were not kept.
+# Those kept here were made with OpenSSL 3.0.19 and GnuPG 2.2.40; their private keys, in FOLDER/made, were not kept.
 # SECONDS since 1970 is the moment that the certificates' dates are around, 2026-11-22T12:00:00Z unless said otherwise.
 set -eu
 now=${2:-1795348800}
 # day OFFSET FORMAT: a day before or after that moment.
 day() { date -u -d "@$((now + $1 * 86400))" "+$2"; }
 out=$(mkdir -p "$1" && cd "$1" && pwd)
-mkdir -p "$out/work"
-cd "$out/work"
+mkdir -p "$out/made"
+cd "$out/made"
 quiet() { "$@" >log 2>&1 || { cat log >&2; exit 1; }; }
 
 head -c 4096 /dev/zero | openssl enc -aes-128-ctr -K 000102030405060708090a0b0c0d0e0f -iv 00 2>/dev/null >"$out/image.bin"
@@ -139,7 +139,7 @@ cms attached.cms.der leaf-p256 -outform DER -nodetach
 openssl cms -sign -binary -in other.bin -signer leaf-p256.crt -inkey leaf-p256.key -md sha256 -outform DER -out "$out/other.cms.der"
 
 # --- OpenPGP
-export GNUPGHOME="$out/work/gnupg"
+export GNUPGHOME="$out/made/gnupg"
 mkdir -p -m 700 "$GNUPGHOME"
 gpg() { quiet command gpg --batch --yes --pinentry-mode loopback --passphrase '' --faked-system-time ${when:-$(day -293 %Y%m%dT000000)}! "$@"; }
 gpg --quick-gen-key 'Acme RSA <rsa@acme.example>' rsa3072 sign never

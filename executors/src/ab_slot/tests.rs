@@ -45,14 +45,24 @@ async fn power_lost_at_any_write_leaves_the_old_slot_bootable_and_the_next_try_s
     assert!(survived >= 14, "only {survived} places were tried");
 }
 
+/// Names the host to stage on to the process that the next test starts.
+const STAGING_ON: &str = "FIRMESH_TEST_HOST";
+
+/// That process: the next test again.
+const STAGING: &str =
+    "ab_slot::tests::a_process_killed_while_it_stages_leaves_the_old_slot_bootable_and_another_one_finishes";
+
 /// The same with a real process, killed while it waits for more of the image.
 #[test]
 fn a_process_killed_while_it_stages_leaves_the_old_slot_bootable_and_another_one_finishes() {
+    if let Some(host) = std::env::var_os(STAGING_ON) {
+        return stage_until_killed(std::path::Path::new(&host));
+    }
     for arrives in [0, 1 << 20, IMAGE_BYTES - 1] {
         let host = Host::new();
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "ab_slot::tests::staging_process", "--ignored"])
-            .env("FIRMESH_TEST_HOST", host.dir.path())
+            .args(["--exact", STAGING])
+            .env(STAGING_ON, host.dir.path())
             .env("FIRMESH_TEST_ARRIVES", arrives.to_string())
             .stdout(std::process::Stdio::null())
             .spawn()
@@ -75,13 +85,10 @@ fn a_process_killed_while_it_stages_leaves_the_old_slot_bootable_and_another_one
     }
 }
 
-#[test]
-#[ignore = "the process that the test above kills"]
-fn staging_process() {
-    let host = std::path::PathBuf::from(std::env::var_os("FIRMESH_TEST_HOST").unwrap());
+fn stage_until_killed(host: &std::path::Path) {
     let arrives = std::env::var("FIRMESH_TEST_ARRIVES").unwrap().parse().unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let backend = backend_in(&host, Arc::new(OneImage { arrives }));
+    let backend = backend_in(host, Arc::new(OneImage { arrives }));
     runtime.block_on(backend.stage(&image(), Some(Slot::B))).unwrap();
 }
 

@@ -372,6 +372,9 @@ impl CampaignManifest {
         if self.permit_keys.is_empty() || self.permit_keys.len() > 16 {
             return bounds("permit_keys", "must name 1 to 16 coordinator keys");
         }
+        if let Some(error) = self.permit_keys.iter().find_map(|key| key.parse::<PublicKey>().err()) {
+            return bounds("permit_keys", &format!("names a key that is none: {error}"));
+        }
         if let Some((field, problem)) = self.constraints.problem(&self.deadlines) {
             return bounds(field, &problem);
         }
@@ -598,7 +601,7 @@ mod tests {
             },
             constraints: Constraints::default(),
             automatic_rollback: true,
-            permit_keys: vec!["00".repeat(32)],
+            permit_keys: vec![format!("58{}", "66".repeat(31))],
             plan_sha256: Sha256::of(b"plan"),
         }
     }
@@ -632,6 +635,7 @@ mod tests {
         });
         refused(|m| m.gate.rollback = BasisPoints::WHOLE);
         refused(|m| m.permit_keys.clear());
+        refused(|m| m.permit_keys = vec!["00".repeat(32)]);
         refused(|m| m.releases[0].target = "firmware/../../etc/passwd".to_owned());
         refused(|m| m.releases[0].target = "campaigns/a.json".to_owned());
         refused(|m| m.schema = "firmesh-campaign/2".to_owned());

@@ -96,7 +96,7 @@ fn manifest() -> CampaignManifest {
         },
         constraints: Constraints::default(),
         automatic_rollback: true,
-        permit_keys: vec!["00".repeat(32)],
+        permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(&plan().to_bytes()),
     }
 }

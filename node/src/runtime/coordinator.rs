@@ -231,6 +231,7 @@ impl Runtime {
     pub(super) fn on_synced(&mut self, result: Result<SyncResponse, UplinkError>) -> Result<(), JournalError> {
         self.fleet.syncing = false;
         self.fleet.sync_at = Instant::now() + self.settings.poll_interval;
+        self.drop_lapsed_members()?;
         let response = match result {
             Ok(response) => response,
             Err(error) => {
@@ -533,32 +534,7 @@ impl Runtime {
         Ok(())
     }
 
-    /// Drops members whose key was revoked, or whose certificate has expired since they were taken in.
-    pub(super) fn drop_invalid_members(&mut self) -> Result<(), JournalError> {
-        let now = self.fleet.now();
-        let is_valid = |node: &NodeId, envelope: &Envelope| {
-            let verified = verify_node_record(envelope, &self.identity.fleet_ca, now);
-            *node == self.settings.node
-                || verified.is_ok_and(|(_, identity)| !self.revocations.list.contains(&identity.key))
-        };
-        let invalid: Vec<_> = self
-            .fleet
-            .roster
-            .iter()
-            .filter(|(node, (_, envelope))| !is_valid(node, envelope))
-            .map(|(node, _)| node.clone())
-            .collect();
-        if invalid.is_empty() {
-            return Ok(());
-        }
-        for node in invalid {
-            warn!(%node, "no member any more: its key was revoked, or its certificate has expired");
-            self.fleet.roster.remove(&node);
-        }
-        self.roster_changed()
-    }
-
-    fn roster_changed(&mut self) -> Result<(), JournalError> {
+    pub(super) fn roster_changed(&mut self) -> Result<(), JournalError> {
         let records = || self.fleet.roster.values().map(|(record, _)| record);
         let known: Vec<_> = records()
             .filter_map(|record| {

@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, io, path::Path};
 use firmesh_executors::JournalError;
 use firmesh_protocol::{
     brake::{BRAKES_MAX, Brake, BrakeKeys, Braked},
+    identity::{certificate_validity, verify_node_record},
     ids::NodeId,
+    report::NodeRecord,
     revocation::RevocationList,
     trust::{Envelope, EnvelopeError, TrustedFleet},
     wire::PeerMessage,
@@ -205,6 +207,47 @@ impl Runtime {
         });
         self.tell_mesh(MeshCommand::Publish(Topic::Revocations, bytes));
         Ok(true)
+    }
+
+    /// Drops members whose certificate has expired since they were taken in: no handshake tells, where one is open or where
+    /// only keys are looked at.
+    pub(super) fn drop_lapsed_members(&mut self) -> Result<(), JournalError> {
+        let now = self.fleet.now();
+        let is_lapsed = |(node, (record, _)): (&NodeId, &(NodeRecord, Envelope))| {
+            let validity = hex::decode(&record.certificate)
+                .ok()
+                .and_then(|der| certificate_validity(&der).ok());
+            *node != self.settings.node && validity.is_none_or(|(_, until)| until < now)
+        };
+        match self.fleet.roster.iter().any(is_lapsed) {
+            true => self.drop_invalid_members(),
+            false => Ok(()),
+        }
+    }
+
+    /// Drops members whose key was revoked, or whose certificate has expired since they were taken in.
+    fn drop_invalid_members(&mut self) -> Result<(), JournalError> {
+        let now = self.fleet.now();
+        let is_valid = |node: &NodeId, envelope: &Envelope| {
+            let verified = verify_node_record(envelope, &self.identity.fleet_ca, now);
+            *node == self.settings.node
+                || verified.is_ok_and(|(_, identity)| !self.revocations.list.contains(&identity.key))
+        };
+        let invalid: Vec<_> = self
+            .fleet
+            .roster
+            .iter()
+            .filter(|(node, (_, envelope))| !is_valid(node, envelope))
+            .map(|(node, _)| node.clone())
+            .collect();
+        if invalid.is_empty() {
+            return Ok(());
+        }
+        for node in invalid {
+            warn!(%node, "no member any more: its key was revoked, or its certificate has expired");
+            self.fleet.roster.remove(&node);
+        }
+        self.roster_changed()
     }
 
     /// Tells a peer that has just connected what it may have missed.

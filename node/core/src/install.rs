@@ -211,6 +211,38 @@ pub enum Hold {
 }
 
 impl Hold {
+    /// A stable name for machines.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            // The permit is no better than none.
+            Self::OtherManifest(_)
+            | Self::NotPermitted
+            | Self::NotPlanned(_)
+            | Self::PermitExpired(_)
+            | Self::AlreadyStarted => "void_permit",
+            Self::OtherKey { .. } => "other_node_key",
+            Self::Braked(_) => "braked",
+            Self::WindowClosed { .. } => "window_closed",
+            Self::WrongExecutor { .. } => "wrong_executor",
+            Self::OneWayNotAccepted(_) => "one_way_not_accepted",
+            Self::EvidenceMissing => "evidence_missing",
+            Self::GateNotShown { .. } => "gate_not_shown",
+            Self::Soaking { .. } => "soaking",
+            Self::RollbackNotApproved => "rollback_not_approved",
+            Self::CampaignExpired(_) => "campaign_expired",
+            Self::NothingToRollBack => "nothing_to_roll_back",
+            Self::NoPrevious => "no_previous",
+            Self::OneWay(_) => "one_way",
+            Self::WrongModel { .. } => "wrong_model",
+            Self::WrongComponent { .. } => "wrong_component",
+            Self::BelowSecurityFloor { .. } => "below_security_floor",
+            Self::NotPossessed(_) => "not_possessed",
+            Self::Engaged(_) => "engaged",
+            Self::CapFull { .. } => "cap_full",
+        }
+    }
+
     /// Whether waiting can help.
     #[must_use]
     pub fn passes_with_time(&self) -> bool {

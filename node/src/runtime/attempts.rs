@@ -392,20 +392,19 @@ impl Runtime {
 
     fn report_hold(&mut self, device: &DeviceId, permit: &Permit, hold: &Hold) -> Result<(), JournalError> {
         let state = match hold {
-            Hold::NotPossessed(_) => AttemptState::Downloading,
+            Hold::NotPossessed(_) => Some(AttemptState::Downloading),
             Hold::CapFull { .. } | Hold::Engaged(_) | Hold::EvidenceMissing | Hold::Soaking { .. } => {
-                AttemptState::Blocked
+                Some(AttemptState::Blocked)
             }
-            Hold::WindowClosed { .. } => AttemptState::WaitingWindow,
-            Hold::Braked(_) => AttemptState::Cancelled,
+            Hold::WindowClosed { .. } => Some(AttemptState::WaitingWindow),
+            Hold::Braked(_) | Hold::NothingToRollBack | Hold::CampaignExpired(_) => Some(AttemptState::Cancelled),
             Hold::WrongModel { .. }
             | Hold::WrongComponent { .. }
             | Hold::BelowSecurityFloor { .. }
             | Hold::OneWay(_)
             | Hold::OneWayNotAccepted(_)
             | Hold::WrongExecutor { .. }
-            | Hold::NoPrevious => AttemptState::Failed,
-            Hold::NothingToRollBack | Hold::CampaignExpired(_) => AttemptState::Cancelled,
+            | Hold::NoPrevious => Some(AttemptState::Failed),
             // A permit that is void says nothing about the device: the coordinator has to issue a better one.
             Hold::OtherManifest(_)
             | Hold::NotPermitted
@@ -414,17 +413,13 @@ impl Runtime {
             | Hold::OtherKey { .. }
             | Hold::GateNotShown { .. }
             | Hold::RollbackNotApproved
-            | Hold::AlreadyStarted => {
-                let code = match hold {
-                    Hold::GateNotShown { .. } => "gate_not_shown",
-                    Hold::RollbackNotApproved => "rollback_not_approved",
-                    Hold::OtherKey { .. } => "other_node_key",
-                    _ => "void_permit",
-                };
-                self.refuse(code, format!("{device}: {hold}"));
-                return Ok(());
-            }
+            | Hold::AlreadyStarted => None,
         };
+        // What no sound coordinator permits is told by its name; the rest is a matter of time.
+        if matches!(state, None | Some(AttemptState::Failed)) || matches!(hold, Hold::CapFull { .. }) {
+            self.refuse(hold.code(), format!("{device}: {hold}"));
+        }
+        let Some(state) = state else { return Ok(()) };
         // No standing is kept: the device was not started, and the same refusal is told once per start of the node.
         let version = self
             .devices

@@ -264,11 +264,18 @@ impl Runtime {
         self.heed_halts(&response.campaigns)?;
         self.refresh_if_stale(response.timestamp_version, &response.campaigns);
         let is_logged = self.heed_audit(response.audit.as_ref());
+        let no_campaign_is_missing = response
+            .campaigns
+            .iter()
+            .all(|id| self.fleet.campaigns.contains_key(id));
         for envelope in response.permits.into_iter().filter(|_| is_logged) {
             if let Some(permit) = self.learn_permit(&envelope)? {
                 let seen = self.fleet.permits_synced.entry(permit.campaign).or_default();
                 *seen = permit.sequence.max(*seen);
                 self.tell_mesh(MeshCommand::Publish(Topic::Permits, envelope.to_bytes()));
+            } else if no_campaign_is_missing && self.fleet.open_permit(&envelope).is_none() {
+                let detail = "a permit is signed by no key that the approvers of a campaign here named";
+                self.refuse("forged_permit", detail.to_owned());
             }
         }
         self.consider()
@@ -423,6 +430,14 @@ impl Runtime {
         let key = (permit.campaign.clone(), permit.sequence);
         if self.fleet.permits.contains_key(&key) {
             return Ok(Some(permit));
+        }
+        if permit.expires <= self.fleet.now() {
+            let detail = format!(
+                "permit {} of campaign {} expired at {}",
+                permit.sequence, permit.campaign, permit.expires
+            );
+            self.refuse("expired_permit", detail);
+            return Ok(None);
         }
         if permit.epoch < self.fleet.epoch {
             let detail = format!(

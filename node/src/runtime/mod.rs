@@ -285,9 +285,9 @@ impl Runtime {
             code: code.to_owned(),
             detail,
         };
-        if self.refusals.back() != Some(&refusal) {
-            self.refusals.push_back(refusal);
-        }
+        // Each is shown once: two that alternate must not drive out the others.
+        self.refusals.retain(|known| *known != refusal);
+        self.refusals.push_back(refusal);
         if self.refusals.len() > REFUSALS_MAX {
             self.refusals.pop_front();
         }

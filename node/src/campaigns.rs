@@ -55,7 +55,7 @@ impl CampaignError {
             Self::Assemble(AssembleError::UnsignedRelease(_)) => "unsigned_release",
             Self::Assemble(AssembleError::OtherImage { .. }) => "release_changed",
             Self::Assemble(_) => "bad_plan",
-            Self::Uplink(_) => "unreachable",
+            Self::Uplink(error) => error.code(),
             Self::File { .. } => "local_store",
         }
     }

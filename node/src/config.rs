@@ -64,6 +64,10 @@ pub struct CoordinatorConfig {
     /// How often to report. Default: 5 s, so that an operator sees a wave move while it moves.
     #[serde(default = "five_seconds")]
     pub poll_interval: String,
+    /// How long the coordinator may be silent, and its answers slower than 1 KiB/s, before they are given up and named
+    /// among the refusals. Default: 20 s.
+    #[serde(default = "twenty_seconds")]
+    pub patience: String,
 }
 
 /// The data plane.
@@ -168,6 +172,8 @@ pub struct Settings {
     pub token_file: Option<PathBuf>,
     /// How often to report.
     pub poll_interval: Duration,
+    /// How long the coordinator may be silent or slow.
+    pub patience: Duration,
     /// The data plane.
     pub data: DataConfig,
     /// The control plane of the mesh.
@@ -302,6 +308,7 @@ impl Config {
             fleet_ca_pem: read("coordinator.ca_file", &base.join(self.coordinator.ca_file))?,
             token_file: self.coordinator.token_file.map(|file| base.join(file)),
             poll_interval: span("coordinator.poll_interval", &self.coordinator.poll_interval)?,
+            patience: span("coordinator.patience", &self.coordinator.patience)?,
             data: self.data,
             mesh: self.mesh,
             status_listen: self.status.listen,
@@ -345,6 +352,10 @@ fn five_seconds() -> String {
     "5s".to_owned()
 }
 
+fn twenty_seconds() -> String {
+    "20s".to_owned()
+}
+
 fn loopback() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
@@ -378,6 +389,7 @@ mod tests {
     fn a_short_configuration_has_sane_defaults() {
         let settings = check(GOOD).unwrap();
         assert_eq!(settings.poll_interval, Duration::from_millis(500));
+        assert_eq!(settings.patience, Duration::from_secs(20));
         assert!(settings.data.listen.ip().is_loopback() && settings.status_listen.ip().is_loopback());
         assert_eq!(settings.coordinator_url, "https://localhost:8641");
         assert!(settings.state_dir.is_absolute());
@@ -392,6 +404,7 @@ mod tests {
         refused("eu/s1/r1/n1", "eu/s1/r1/n2", "path");
         refused("https://", "http://", "coordinator.url");
         refused("500ms", "soon", "poll_interval");
+        refused("500ms\"", "500ms\"\npatience = \"0s\"", "patience");
         refused("\"root.json\"", "\"absent.json\"", "root_file");
         refused("state_dir", "stat_dir", "stat_dir");
         refused(

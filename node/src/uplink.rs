@@ -1,6 +1,10 @@
 //! The way to the coordinator: HTTPS with mutual TLS, bounded answers, bounded time.
 
-use std::{fs, io, path::Path, time::Duration};
+use std::{
+    fs, io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use bytes::{Bytes, BytesMut};
 use firmesh_protocol::{
@@ -10,21 +14,27 @@ use firmesh_protocol::{
     limits::{EVIDENCE_BYTES_MAX, MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     trust::Input,
 };
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, RequestBuilder, StatusCode};
 
 use crate::{
     files::write_durably,
     identity::{IdentityFileError, NodeKey, enrolment_client_config},
 };
 
-/// A coordinator that sends nothing for so long is in trouble; how long a whole answer takes depends on the link.
-const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long an enrolment waits: there is no other coordinator to turn to.
+const ENROL_PATIENCE: Duration = Duration::from_secs(20);
+
+/// The slowest answer that is waited for. How long a whole answer takes depends on the link, and on no clock of ours.
+const BYTES_PER_SECOND_MIN: u64 = 1 << 10;
 
 /// A coordinator that does not answer a handshake is down.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A sync answer carries permits and, at times, the roster.
 const SYNC_BYTES_MAX: u64 = 32 << 20;
+
+/// A refusal is a sentence.
+const PROBLEM_BYTES_MAX: u64 = 64 << 10;
 
 /// An enrolment answer is two certificates.
 const ENROL_BYTES_MAX: u64 = 64 << 10;
@@ -34,6 +44,7 @@ const ENROL_BYTES_MAX: u64 = 64 << 10;
 pub struct Uplink {
     client: Client,
     url: String,
+    patience: Duration,
 }
 
 /// Why the coordinator did not give what was asked for.
@@ -46,6 +57,27 @@ pub enum UplinkError {
         url: String,
         /// Why not.
         source: reqwest::Error,
+    },
+    /// It took the request and fell silent.
+    #[error("the coordinator was asked for {url} and said nothing for {} s", patience.as_secs_f32())]
+    Mute {
+        /// What was asked.
+        url: String,
+        /// How long it was waited for.
+        patience: Duration,
+    },
+    /// The answer trickles.
+    #[error(
+        "the coordinator's answer to {url} comes at less than {BYTES_PER_SECOND_MIN} bytes per second: {received} bytes in {} s",
+        spent.as_secs()
+    )]
+    Slow {
+        /// What was asked.
+        url: String,
+        /// What came of it.
+        received: u64,
+        /// In what time.
+        spent: Duration,
     },
     /// It refused.
     #[error("the coordinator refused {url}: {status} {detail}")]
@@ -76,12 +108,38 @@ pub enum UplinkError {
 }
 
 impl UplinkError {
-    /// Whether the coordinator is there at all.
+    /// A stable name for machines.
+    #[must_use]
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Mute { .. } => "no_answer",
+            Self::Slow { .. } => SLOW_ANSWER,
+            Self::Refused { .. } => "coordinator_refused",
+            Self::TooLong { .. } => "too_large",
+            Self::Malformed { .. } => "malformed",
+        }
+    }
+
+    /// Whether nothing came of the request that another try may not bring.
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
+        matches!(self, Self::Unreachable { .. } | Self::Mute { .. } | Self::Slow { .. })
+    }
+
+    /// Whether this node broke off because the coordinator does not answer as a sound one does: what an operator has to
+    /// be told by name. One that is down, or says no, is not meant.
+    #[must_use]
+    pub fn is_misconduct(&self) -> bool {
+        match self {
+            Self::Mute { .. } | Self::Slow { .. } | Self::TooLong { .. } | Self::Malformed { .. } => true,
+            Self::Unreachable { .. } | Self::Refused { .. } => false,
+        }
     }
 }
+
+/// The name of an answer that takes too long.
+pub(crate) const SLOW_ANSWER: &str = "slow_answer";
 
 /// Why a node could not enrol.
 #[derive(Debug, thiserror::Error)]
@@ -133,7 +191,8 @@ pub async fn enrol(
         path: path.to_owned(),
         source,
     })?;
-    let uplink = Uplink::new(url.to_owned(), enrolment_client_config(fleet_ca_pem)?).map_err(EnrolError::Client)?;
+    let tls = enrolment_client_config(fleet_ca_pem)?;
+    let uplink = Uplink::new(url.to_owned(), tls, ENROL_PATIENCE).map_err(EnrolError::Client)?;
     let request = EnrolRequest {
         node: node.clone(),
         token: token.trim().to_owned(),
@@ -149,17 +208,18 @@ pub async fn enrol(
 }
 
 impl Uplink {
-    /// A connection to the coordinator at `url` with this TLS configuration.
-    pub fn new(url: String, tls: rustls::ClientConfig) -> Result<Self, reqwest::Error> {
+    /// A connection to the coordinator at `url` with this TLS configuration. It may be silent for as long as `patience`,
+    /// and its answers slow for as long.
+    pub fn new(url: String, tls: rustls::ClientConfig, patience: Duration) -> Result<Self, reqwest::Error> {
         let client = Client::builder()
             .tls_backend_preconfigured(tls)
             .https_only(true)
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(TIMEOUT)
+            .read_timeout(patience)
             .build()?;
-        Ok(Self { client, url })
+        Ok(Self { client, url, patience })
     }
 
     /// Reports, and hears what is new.
@@ -168,11 +228,11 @@ impl Uplink {
     }
 
     /// One file of the metadata repository, as the trust core asks for it.
-    pub async fn metadata(&self, name: &str, bytes_max: u64) -> Input {
+    pub async fn metadata(&self, name: &str, bytes_max: u64) -> Result<Input, UplinkError> {
         match self.get(&format!("/node/v1/metadata/{name}"), bytes_max).await {
-            Ok(bytes) => Input::Fetched(bytes.to_vec()),
-            Err(UplinkError::Refused { status, .. }) if status == StatusCode::NOT_FOUND => Input::NotFound,
-            Err(error) => Input::Failed(error.to_string()),
+            Ok(bytes) => Ok(Input::Fetched(bytes.to_vec())),
+            Err(UplinkError::Refused { status, .. }) if status == StatusCode::NOT_FOUND => Ok(Input::NotFound),
+            Err(error) => Err(error),
         }
     }
 
@@ -210,8 +270,7 @@ impl Uplink {
 
     async fn get(&self, path: &str, bytes_max: u64) -> Result<Bytes, UplinkError> {
         let url = format!("{}{path}", self.url);
-        let sent = self.client.get(&url).send().await;
-        body(url, sent, bytes_max).await
+        self.answer(&url, self.client.get(&url), bytes_max).await
     }
 
     async fn post<A: serde::de::DeserializeOwned>(
@@ -221,30 +280,48 @@ impl Uplink {
         bytes_max: u64,
     ) -> Result<A, UplinkError> {
         let url = format!("{}{path}", self.url);
-        let sent = self.client.post(&url).json(request).send().await;
-        let bytes = body(url.clone(), sent, bytes_max).await?;
+        let bytes = self
+            .answer(&url, self.client.post(&url).json(request), bytes_max)
+            .await?;
         serde_json::from_slice(&bytes).map_err(|source| UplinkError::Malformed { url, source })
     }
-}
 
-async fn body(url: String, sent: Result<Response, reqwest::Error>, bytes_max: u64) -> Result<Bytes, UplinkError> {
-    let unreachable = |url: &String, source| UplinkError::Unreachable {
-        url: url.clone(),
-        source,
-    };
-    let mut response = sent.map_err(|source| unreachable(&url, source))?;
-    let status = response.status();
-    let bytes_max = if status.is_success() { bytes_max } else { 64 << 10 };
-    let mut bytes = BytesMut::new();
-    while let Some(part) = response.chunk().await.map_err(|source| unreachable(&url, source))? {
-        if bytes.len() as u64 + part.len() as u64 > bytes_max {
-            return Err(UplinkError::TooLong { url, bytes_max });
+    async fn answer(&self, url: &str, request: RequestBuilder, bytes_max: u64) -> Result<Bytes, UplinkError> {
+        let begun = Instant::now();
+        let mut response = request.send().await.map_err(|source| self.broken_off(url, source))?;
+        let status = response.status();
+        let bytes_max = if status.is_success() {
+            bytes_max
+        } else {
+            PROBLEM_BYTES_MAX
+        };
+        let mut bytes = BytesMut::new();
+        while let Some(part) = response.chunk().await.map_err(|source| self.broken_off(url, source))? {
+            let (received, spent) = (bytes.len() as u64 + part.len() as u64, begun.elapsed());
+            if received > bytes_max {
+                let url = url.to_owned();
+                return Err(UplinkError::TooLong { url, bytes_max });
+            }
+            if spent > self.patience && received < spent.as_secs().saturating_mul(BYTES_PER_SECOND_MIN) {
+                let url = url.to_owned();
+                return Err(UplinkError::Slow { url, received, spent });
+            }
+            bytes.extend_from_slice(&part);
         }
-        bytes.extend_from_slice(&part);
+        if status.is_success() {
+            return Ok(bytes.freeze());
+        }
+        let detail = serde_json::from_slice::<Problem>(&bytes).map_or_else(|_| String::new(), |problem| problem.detail);
+        let url = url.to_owned();
+        Err(UplinkError::Refused { url, status, detail })
     }
-    if status.is_success() {
-        return Ok(bytes.freeze());
+
+    /// What an exchange ended with. Who does not even connect is down; who connects and says nothing is not.
+    fn broken_off(&self, url: &str, source: reqwest::Error) -> UplinkError {
+        let (url, patience) = (url.to_owned(), self.patience);
+        match source.is_timeout() && !source.is_connect() {
+            true => UplinkError::Mute { url, patience },
+            false => UplinkError::Unreachable { url, source },
+        }
     }
-    let detail = serde_json::from_slice::<Problem>(&bytes).map_or_else(|_| String::new(), |problem| problem.detail);
-    Err(UplinkError::Refused { url, status, detail })
 }

@@ -5,7 +5,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -18,7 +18,7 @@ use firmesh_protocol::{
     limits::PEERS_MAX,
     report::{NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit, PermitKind},
     time::WallTime,
-    trust::{Envelope, KeySet, PublicKey, TrustedFleet},
+    trust::{Envelope, Input, KeySet, PublicKey, TrustedFleet},
 };
 use sha2::Digest as _;
 use tokio::io::AsyncReadExt as _;
@@ -32,7 +32,7 @@ use crate::{
     store,
     transport::Member,
     trust_store::system_time,
-    uplink::UplinkError,
+    uplink::{Uplink, UplinkError},
 };
 
 /// Reports sent in one sync.
@@ -175,6 +175,7 @@ impl Runtime {
                 .map_or_else(|_| BTreeMap::new(), |fleet| campaigns::load(fleet, &folder));
             Refreshed {
                 fleet,
+                broken_off: None,
                 campaigns,
                 offered_version: 0,
                 known_time: trust.known_time(),
@@ -239,6 +240,7 @@ impl Runtime {
                     warn!(error = %Chain(&error), "no sync with the coordinator");
                 }
                 self.fleet.coordinator_reachable = false;
+                self.name_misconduct(&error);
                 self.tell_checkpoints();
                 return self.tell_swarm(swarm::Input::Origin { available: false });
             }
@@ -318,8 +320,9 @@ impl Runtime {
         let listed = listed.to_vec();
         self.spawn(async move {
             let mut trust = trust.lock().await;
+            let broken_off = Arc::default();
             let fleet = trust
-                .refresh(|name, bytes_max| fetch_metadata(uplink.clone(), name, bytes_max))
+                .refresh(|name, bytes_max| fetch_metadata(uplink.clone(), name, bytes_max, Arc::clone(&broken_off)))
                 .await;
             let mut found = BTreeMap::new();
             if let Ok(fleet) = &fleet {
@@ -330,6 +333,7 @@ impl Runtime {
             }
             Event::Refreshed(Box::new(Refreshed {
                 fleet,
+                broken_off: lock(&broken_off).take(),
                 campaigns: found,
                 offered_version,
                 known_time: trust.known_time(),
@@ -342,6 +346,13 @@ impl Runtime {
         let fleet = match refreshed.fleet {
             Ok(fleet) => fleet,
             Err(error) => {
+                if let Some(broken_off) = &refreshed.broken_off {
+                    self.name_misconduct(broken_off);
+                    // An answer without an end would come again and again.
+                    if !broken_off.is_unreachable() {
+                        self.fleet.refused = Some((refreshed.offered_version, Instant::now()));
+                    }
+                }
                 if error.is_absence() {
                     debug!(error = %Chain(&error), "metadata could not be fetched");
                 } else {
@@ -598,8 +609,22 @@ impl Runtime {
     }
 }
 
-async fn fetch_metadata(uplink: crate::uplink::Uplink, name: String, bytes_max: u64) -> firmesh_protocol::trust::Input {
-    uplink.metadata(&name, bytes_max).await
+/// Where a fetch leaves the error it ended with: the trust core needs no more than its text.
+type BrokenOff = Arc<Mutex<Option<UplinkError>>>;
+
+async fn fetch_metadata(uplink: Uplink, name: String, bytes_max: u64, broken_off: BrokenOff) -> Input {
+    match uplink.metadata(&name, bytes_max).await {
+        Ok(input) => input,
+        Err(error) => {
+            let input = Input::Failed(error.to_string());
+            *lock(&broken_off) = Some(error);
+            input
+        }
+    }
+}
+
+fn lock(broken_off: &Mutex<Option<UplinkError>>) -> MutexGuard<'_, Option<UplinkError>> {
+    broken_off.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// This node's record, signed.

@@ -99,6 +99,7 @@ impl Runtime {
         let bytes = match found {
             Ok(bytes) => bytes,
             Err(error) => {
+                self.name_misconduct(&error);
                 // The mesh may bring it; the permit's next consideration asks again.
                 debug!(%campaign, %digest, error = %Chain(&error), "evidence was not to be had");
                 return Ok(());

@@ -62,7 +62,7 @@ use crate::{
     store::{ChunkStore, Lost, PutError, StoreError},
     transport::{FetchError, Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
-    uplink::{Uplink, UplinkError},
+    uplink::{SLOW_ANSWER, Uplink, UplinkError},
 };
 use attempts::Devices;
 use coordinator::Fleet;
@@ -114,6 +114,8 @@ enum Event {
 /// The outcome of a metadata refresh.
 struct Refreshed {
     fleet: Result<TrustedFleet, TrustError>,
+    /// The fetch that did not bring a file.
+    broken_off: Option<UplinkError>,
     campaigns: BTreeMap<CampaignId, Result<ApprovedCampaign, CampaignError>>,
     offered_version: u64,
     /// The latest time this node has proof of.
@@ -176,7 +178,7 @@ struct Runtime {
     audit: AuditWatch,
     swarm: Swarm,
     tracked: BTreeMap<ArtifactId, Tracked>,
-    fetches: BTreeMap<FetchId, AbortHandle>,
+    fetches: BTreeMap<FetchId, (Source, AbortHandle)>,
     traffic: Traffic,
     fleet: Fleet,
     evidence: Evidence,
@@ -293,6 +295,13 @@ impl Runtime {
         }
     }
 
+    /// An answer that this node broke off is told by its name.
+    fn name_misconduct(&mut self, error: &UplinkError) {
+        if error.is_misconduct() {
+            self.refuse(error.code(), Chain(error).to_string());
+        }
+    }
+
     // The swarm.
 
     fn tell_swarm(&mut self, input: swarm::Input) -> Result<(), JournalError> {
@@ -305,9 +314,14 @@ impl Runtime {
                     artifact,
                     piece,
                 } => self.fetch(id, source, artifact, piece),
-                Output::Cancel { id } => {
-                    if let Some(task) = self.fetches.remove(&id) {
-                        task.abort();
+                Output::Cancel { id, overdue } => {
+                    let Some((source, task)) = self.fetches.remove(&id) else {
+                        continue;
+                    };
+                    task.abort();
+                    if overdue && source == Source::Origin {
+                        let detail = "the coordinator does not bring the pieces of an image in the time they are given";
+                        self.refuse(SLOW_ANSWER, detail.to_owned());
                     }
                 }
                 Output::Announce { artifact, piece } => {
@@ -389,6 +403,7 @@ impl Runtime {
             return;
         };
         let (store, transport, uplink) = (Arc::clone(&self.store), self.transport.clone(), self.uplink.clone());
+        let asked = source.clone();
         let task = self.spawn(async move {
             let result = async {
                 let encoded = match &source {
@@ -406,7 +421,7 @@ impl Runtime {
                 result,
             }
         });
-        self.fetches.insert(id, task);
+        self.fetches.insert(id, (asked, task));
     }
 
     fn on_fetched(
@@ -445,6 +460,9 @@ impl Runtime {
         };
         let why = error.failure();
         debug!(?source, ?why, error = %Chain(&error), "a piece did not come in");
+        if let PieceError::Origin(error) = &error {
+            self.name_misconduct(error);
+        }
         match why {
             FetchFailure::Corrupt => self.traffic.verification_failures += 1,
             FetchFailure::LocalStore => self.local_error(&error),

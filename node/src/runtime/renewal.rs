@@ -41,6 +41,7 @@ impl Runtime {
         let pem = match answer {
             Ok(pem) => pem,
             Err(error) => {
+                self.name_misconduct(&error);
                 warn!(error = %Chain(&error), "the certificate was not renewed; tried again in {} s", AGAIN.as_secs());
                 return Ok(());
             }
@@ -49,7 +50,7 @@ impl Runtime {
         let file = self.settings.state_dir.join("node.crt");
         let renewed = self.identity.renew(&pem, &file, &node, &path, self.fleet.now());
         let client = renewed.and_then(|()| self.identity.client_config());
-        match client.map(|tls| Uplink::new(self.settings.coordinator_url.clone(), tls)) {
+        match client.map(|tls| Uplink::new(self.settings.coordinator_url.clone(), tls, self.settings.patience)) {
             // Connections that were kept were made with the certificate before.
             Ok(Ok(uplink)) => self.uplink = uplink,
             Ok(Err(error)) => self.local_error(&error),

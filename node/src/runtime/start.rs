@@ -191,7 +191,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     };
 
     let image_tls = identity.image_server_config()?;
-    let uplink = Uplink::new(settings.coordinator_url.clone(), identity.client_config()?).map_err(RunError::Client)?;
+    let (url, tls) = (settings.coordinator_url.clone(), identity.client_config()?);
+    let uplink = Uplink::new(url, tls, settings.patience).map_err(RunError::Client)?;
     let (status_tx, status_rx) = mpsc::channel(16);
     let (brakes_tx, brakes_rx) = mpsc::channel(16);
     let mut runtime = Runtime {

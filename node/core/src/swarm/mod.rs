@@ -172,6 +172,8 @@ pub enum Output {
     Cancel {
         /// The request.
         id: FetchId,
+        /// Whether its source had enough time for it, and not that it is needed no more.
+        overdue: bool,
     },
     /// Tell every peer that this node holds the piece.
     Announce {
@@ -381,14 +383,14 @@ impl Swarm {
         self.transfers.remove(&artifact);
         self.weights.remove(&artifact);
         for id in self.claims.of_artifact(&artifact) {
-            self.cancel(id);
+            self.cancel(id, false);
         }
     }
 
     fn peer_down(&mut self, peer: &NodeId) {
         self.members.down(peer);
         for id in self.claims.of_source(&Source::Peer(peer.clone())) {
-            self.cancel(id);
+            self.cancel(id, false);
         }
     }
 
@@ -417,7 +419,7 @@ impl Swarm {
 
     fn stored(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32) {
         for rival in self.claims.of_piece(&artifact, piece) {
-            self.cancel(rival);
+            self.cancel(rival, false);
         }
         let Some(transfer) = self.transfers.get_mut(&artifact) else {
             return;
@@ -462,23 +464,23 @@ impl Swarm {
     /// Takes requests back that their source had enough time for, and leaves that source alone for a while.
     fn expire(&mut self, now: Timestamp) {
         for id in self.claims.overdue(now) {
-            if let Some(claim) = self.cancel(id) {
+            if let Some(claim) = self.cancel(id, true) {
                 let waited = now.since(claim.since);
                 self.members.overdue(&claim.source, waited, now + self.tuning.backoff);
             }
         }
     }
 
-    fn cancel(&mut self, id: FetchId) -> Option<claims::Claim> {
+    fn cancel(&mut self, id: FetchId, overdue: bool) -> Option<claims::Claim> {
         let claim = self.claims.finish(id);
-        self.outputs.push_back(Output::Cancel { id });
+        self.outputs.push_back(Output::Cancel { id, overdue });
         claim
     }
 
     fn ban(&mut self, peer: &NodeId, reason: &'static str) {
         if self.members.ban(peer, reason) {
             for id in self.claims.of_source(&Source::Peer(peer.clone())) {
-                self.cancel(id);
+                self.cancel(id, false);
             }
             self.outputs.push_back(Output::Ban {
                 peer: peer.clone(),

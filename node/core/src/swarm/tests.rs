@@ -152,7 +152,7 @@ impl Site {
                     .push(Reverse((self.now + PIECE_TIME, self.serial, at, id.0, piece)));
                 self.sources.insert((at, id.0), source);
             }
-            Output::Cancel { id } => {
+            Output::Cancel { id, .. } => {
                 self.cancelled.insert((at, id.0));
             }
             Output::Announce { artifact, piece } => {

@@ -7,7 +7,8 @@ use firmesh_protocol::{
     evidence::{EVIDENCE_TYPE, GateEvidence},
     ids::{CampaignId, Sha256},
     manifest::{Plan, PlannedDevice},
-    report::{AttemptReport, AttemptState, Permit, PermitKind, REPORT_TYPE},
+    report::{AttemptReport, AttemptState, PERMIT_TYPE, Permit, PermitKind, REPORT_TYPE},
+    time::WallTime,
     trust::{Envelope, SecretKey},
 };
 use firmesh_tests::{
@@ -66,6 +67,24 @@ const LIES: &[Lie] = &[
         },
         "void_permit",
     ),
+    (
+        "a permit that expired a minute ago, once more",
+        |_, _| Ok(()),
+        |permit| {
+            permit.expires = WallTime::from_unix_seconds(now().unix_seconds() - 60);
+            Ok(())
+        },
+        "expired_permit",
+    ),
+    (
+        "an image by another executor than the approvers allow",
+        |_, manifest| {
+            manifest["constraints"] = json!({ "executors": ["redfish"] });
+            Ok(())
+        },
+        |_| Ok(()),
+        "wrong_executor",
+    ),
 ];
 
 #[tokio::test]
@@ -82,6 +101,80 @@ async fn permits_that_lie_are_refused_by_name_and_the_device_stays_as_it_is() ->
         victim.holds_its_device().await.with_context(|| (*what).to_owned())?;
     }
     Ok(())
+}
+
+/// Everything is signed by people: the release says which models it is for, and the device is none of them.
+#[tokio::test]
+async fn an_image_for_another_model_is_refused_by_the_node_whatever_was_planned_and_permitted() -> Result<()> {
+    let _turn = Turn::take().await?;
+    let rogue = Rogue::start(&place("n1", 1))?;
+    let mut forger = Forger::honest()?;
+    let mut release = forger.repository.releases().targets[RELEASE].clone();
+    let models = release
+        .custom
+        .as_mut()
+        .and_then(|info| info.get_mut("models"))
+        .context("a release names its models")?;
+    *models = json!(["R9"]);
+    forger.edit(|repository| repository.set_release(RELEASE, release, now() + DAY))?;
+    let victim = Victim::start(&rogue, &forger).await?;
+    forger.offer(&rogue, 1)?;
+    victim.refuses("wrong_model").await?;
+    victim.holds_its_device().await
+}
+
+#[tokio::test]
+async fn a_permit_by_a_key_that_the_approvers_did_not_name_is_none() -> Result<()> {
+    let _turn = Turn::take().await?;
+    let rogue = Rogue::start(&place("n1", 1))?;
+    let mut forger = Forger::honest()?;
+    let honest = forger.permit.clone();
+    let payload = serde_json::to_vec(&permit(&forger, 1)?)?;
+    forger.permit = Envelope::sign(PERMIT_TYPE, payload, [&key(ONLINE + 5)]);
+    let victim = Victim::start(&rogue, &forger).await?;
+    forger.offer(&rogue, 1)?;
+    victim.refuses("forged_permit").await?;
+    victim.holds_its_device().await?;
+    rogue.wares().permits = vec![honest];
+    victim.writes_its_device().await.context("the coordinator's own")
+}
+
+/// One permit for two devices of a rack, of which only one may be in flight: the first never comes back, so its place is
+/// taken for good.
+#[tokio::test]
+async fn a_permit_beyond_the_cap_starts_no_device_more_than_the_cap() -> Result<()> {
+    let _turn = Turn::take().await?;
+    let rogue = Rogue::start(&place("n1", 1))?;
+    let two_devices = |plan: &mut Plan, _: &mut Value| {
+        let mut second = plan.waves[0][0].clone();
+        second.device = "d2".parse()?;
+        plan.waves[0].push(second);
+        Ok(())
+    };
+    let forger = Forger::with(two_devices, |permit| {
+        permit.devices.push("d2".parse()?);
+        Ok(())
+    })?;
+    let victim = Victim::start_with(&rogue, &forger, |config| {
+        let (head, first) = config.split_once("[[device]]").expect("it has a device");
+        let second = first.replace("\"d1\"", "\"d2\"").replace("/host", "/host2");
+        let (before, reset) = first.split_once("reset_command = [").expect("it can be reset");
+        let (_, after) = reset.split_once(']').expect("a list ends");
+        format!("{head}[[device]]{before}reset_command = [\"true\"]{after}[[device]]{second}")
+    })
+    .await?;
+    forger.offer(&rogue, 1)?;
+    victim.writes_its_device().await?;
+    victim.refuses("cap_full").await?;
+    let status = victim.node.status().await?;
+    let second = status["attempts"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|attempt| attempt["device"] == "d2")
+        .context("the second device has an entry")?;
+    ensure!(second["state"] == "blocked", "{status}");
+    victim.second_host_is_untouched()
 }
 
 #[tokio::test]

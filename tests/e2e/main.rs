@@ -13,5 +13,8 @@ mod misfortune;
 mod power_loss;
 mod provenance;
 mod refusals;
+mod repository_attacks;
 mod second_opinion;
+mod starve;
 mod transfer;
+mod wire;

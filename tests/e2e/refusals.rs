@@ -3,7 +3,13 @@
 //! The attacker here owns everything but people's keys: the coordinator, its disk, the online keys, the permit key, the
 //! fleet CA and the network. Every forgery comes with a fresh snapshot and timestamp, properly signed, and with a permit.
 
-use std::{collections::BTreeMap, fs, os::unix::fs::PermissionsExt as _, path::Path, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
 use firmesh_protocol::{
@@ -18,7 +24,7 @@ use firmesh_protocol::{
 };
 use firmesh_tests::{
     cluster::Node,
-    rogue::Rogue,
+    rogue::{Rogue, Wares},
     setup::{ab_slot_toml, client, node_toml, place},
     wait::{Seen, Turn, until},
 };
@@ -31,7 +37,7 @@ pub(crate) const DAY: Duration = Duration::from_secs(86_400);
 pub(crate) const WITHIN: Duration = Duration::from_secs(30);
 
 /// Signatures of two release keys, two approvers, and so on: person `n` of a group has the seed `group + n`.
-const ROOT: u8 = 10;
+pub(crate) const ROOT: u8 = 10;
 pub(crate) const RELEASES: u8 = 20;
 pub(crate) const APPROVERS: u8 = 30;
 pub(crate) const ONLINE: u8 = 40;
@@ -184,7 +190,7 @@ async fn what_was_accepted_once_is_not_replaced_by_something_older() -> Result<(
     let mut newer = Forger::honest()?;
     newer.edit(|repository| repository.remove_campaign(&format!("campaigns/{CAMPAIGN}.json"), now() + DAY))?;
     let older = Forger::honest()?;
-    let victim = Victim::start(&rogue, &newer).await?;
+    let mut victim = Victim::start(&rogue, &newer).await?;
     newer.offer(&rogue, 5)?;
     rogue.wares().campaigns.clear();
     until("version 5 to be trusted", WITHIN, async || {
@@ -206,17 +212,28 @@ async fn what_was_accepted_once_is_not_replaced_by_something_older() -> Result<(
     })
     .await
     .context("an older campaigns.json in a newer snapshot")?;
+    victim.is_untouched(&rogue).await?;
+
+    victim.node.process.kill()?;
+    victim.node.restart().await?;
+    older.offer(&rogue, 4)?;
+    victim
+        .refuses("rollback")
+        .await
+        .context("an older timestamp after SIGKILL")?;
     victim.is_untouched(&rogue).await
 }
 
 /// Draws up what an attacker would like to see accepted.
 pub(crate) struct Forger {
-    repository: Repository,
-    files: BTreeMap<String, (u64, Vec<u8>)>,
+    pub(crate) repository: Repository,
+    pub(crate) files: BTreeMap<String, (u64, Vec<u8>)>,
     pub(crate) manifest: Vec<u8>,
     plan: Vec<u8>,
     pub(crate) permit: Envelope,
     timestamp_expires: WallTime,
+    /// Whose signatures the snapshot and the timestamp bear.
+    pub(crate) online: u8,
 }
 
 impl Forger {
@@ -312,25 +329,26 @@ impl Forger {
             plan,
             permit,
             timestamp_expires: now() + DAY,
+            online: ONLINE,
         };
         forger.edit(|_| Ok(()))?;
         Ok(forger)
     }
 
     /// Changes the repository and has two people of each group sign it: the attacker has talked them into it.
-    fn edit(
+    pub(crate) fn edit(
         &mut self,
         change: impl FnOnce(&mut Repository) -> Result<(), firmesh_protocol::trust::RepositoryError>,
     ) -> Result<()> {
         change(&mut self.repository)?;
-        for (file, group) in [
-            ("1.root.json", ROOT),
-            ("targets.json", ROOT),
-            ("releases.json", RELEASES),
-            ("campaigns.json", APPROVERS),
-        ] {
+        for file in self.repository.files().into_keys() {
+            let group = match &*file {
+                "releases.json" => RELEASES,
+                "campaigns.json" => APPROVERS,
+                _ => ROOT,
+            };
             for number in 1..=2 {
-                self.repository.sign(file, &key(group + number))?;
+                self.repository.sign(&file, &key(group + number))?;
             }
         }
         self.take_files()
@@ -369,11 +387,11 @@ impl Forger {
         Ok(())
     }
 
-    fn campaign_target(&self) -> Target {
+    pub(crate) fn campaign_target(&self) -> Target {
         self.repository.campaigns().targets[&format!("campaigns/{CAMPAIGN}.json")].clone()
     }
 
-    fn take_files(&mut self) -> Result<()> {
+    pub(crate) fn take_files(&mut self) -> Result<()> {
         let versions: BTreeMap<_, _> = self
             .repository
             .status()?
@@ -391,6 +409,16 @@ impl Forger {
 
     /// Snapshot and timestamp over whatever the files are now, and everything into the shop window.
     pub(crate) fn offer(&self, rogue: &Rogue, version: u64) -> Result<()> {
+        self.offer_with(rogue, version, |_| Ok(()))
+    }
+
+    /// The same, with a last hand laid on it before anybody can look.
+    pub(crate) fn offer_with(
+        &self,
+        rogue: &Rogue,
+        version: u64,
+        last_hand: impl FnOnce(&mut Wares) -> Result<()>,
+    ) -> Result<()> {
         let mut wares = rogue.wares();
         wares.metadata.clear();
         let mut meta = BTreeMap::new();
@@ -411,7 +439,11 @@ impl Forger {
             meta,
             extra: Default::default(),
         };
-        let snapshot = signed_online(SignedFile::unsigned(&snapshot));
+        let signed = |mut file: SignedFile| {
+            file.sign(&key(self.online).public().id(), &key(self.online));
+            file.to_bytes()
+        };
+        let snapshot = signed(SignedFile::unsigned(&snapshot));
         let timestamp = Timestamp {
             header: header(Kind::Timestamp, self.timestamp_expires),
             meta: TimestampMeta {
@@ -420,10 +452,8 @@ impl Forger {
             extra: Default::default(),
         };
         wares.metadata.insert(format!("{version}.snapshot.json"), snapshot);
-        wares.metadata.insert(
-            "timestamp.json".to_owned(),
-            signed_online(SignedFile::unsigned(&timestamp)),
-        );
+        let timestamp = signed(SignedFile::unsigned(&timestamp));
+        wares.metadata.insert("timestamp.json".to_owned(), timestamp);
         wares.targets = [(format!("campaigns/{CAMPAIGN}.json"), self.manifest.clone())].into();
         let manifest: Value = serde_json::from_slice(&self.manifest)?;
         let digest = manifest["plan_sha256"].as_str().context("a manifest names its plan")?;
@@ -432,20 +462,30 @@ impl Forger {
         wares.campaigns = vec![CampaignId::new(CAMPAIGN)?];
         wares.permits = vec![self.permit.clone()];
         wares.timestamp_version = version;
-        Ok(())
+        last_hand(&mut wares)
     }
 }
 
 /// A real node with one A/B host behind it.
 pub(crate) struct Victim {
     pub(crate) node: Node,
-    host: std::path::PathBuf,
+    host: PathBuf,
     before: Vec<(String, Vec<u8>)>,
+    known_before: Vec<(String, Vec<u8>)>,
     _folder: TempDir,
 }
 
 impl Victim {
     pub(crate) async fn start(rogue: &Rogue, forger: &Forger) -> Result<Self> {
+        Self::start_with(rogue, forger, |config| config).await
+    }
+
+    /// The same with changes to its configuration.
+    pub(crate) async fn start_with(
+        rogue: &Rogue,
+        forger: &Forger,
+        configured: impl FnOnce(String) -> String,
+    ) -> Result<Self> {
         *rogue.wares() = Default::default();
         let folder = tempfile::Builder::new().prefix("firmesh-e2e-").tempdir()?;
         let (root, host) = (folder.path(), folder.path().join("host"));
@@ -455,12 +495,13 @@ impl Victim {
         fs::write(root.join("token"), "any")?;
         write_node_key(root)?;
         write_host(&host)?;
+        write_host(&folder.path().join("host2"))?;
         let config = format!(
             "{}[[device]]\nid = \"d1\"\ncomponent = \"host\"\nexecutor = {{ {} }}\n",
             node_toml("n1", 1, &rogue.url, root),
             ab_slot_toml(&host)?
         );
-        fs::write(root.join("node.toml"), config)?;
+        fs::write(root.join("node.toml"), configured(config))?;
         let node = Node::start(root, &client()?)?;
         node.listening().await?;
         until("the device to be read", WITHIN, async || {
@@ -470,10 +511,12 @@ impl Victim {
         })
         .await?;
         let before = contents(&host)?;
+        let known_before = contents(&root.join("state/metadata"))?;
         Ok(Self {
             node,
             host,
             before,
+            known_before,
             _folder: folder,
         })
     }
@@ -492,6 +535,15 @@ impl Victim {
             Ok(Seen::when(named, || format!("{refusals:?}")))
         })
         .await
+    }
+
+    /// The host beside the first one runs what it did, from the slot it did, and its other slot is empty.
+    pub(crate) fn second_host_is_untouched(&self) -> Result<()> {
+        ensure!(
+            contents(&self.node.folder().join("host2"))? == self.before,
+            "the other host was touched"
+        );
+        Ok(())
     }
 
     /// The image arrives and is written.
@@ -517,11 +569,20 @@ impl Victim {
         Ok(())
     }
 
+    /// No byte of what was trusted before has changed.
+    pub(crate) fn trusts_what_it_did(&self) -> Result<()> {
+        let known = contents(&self.node.folder().join("state/metadata"))?;
+        ensure!(known == self.known_before, "stored metadata changed: {known:?}");
+        Ok(())
+    }
+
     /// Nothing was fetched, no campaign taken up, and no byte of the device changed.
-    async fn is_untouched(&self, rogue: &Rogue) -> Result<()> {
+    pub(crate) async fn is_untouched(&self, rogue: &Rogue) -> Result<()> {
         let status = self.node.status().await?;
         ensure!(status["campaigns"] == json!([]), "a campaign was taken up: {status}");
         ensure!(status["attempts"] == json!([]), "an attempt was begun: {status}");
+        let read_back = &status["devices"][0]["version"]; // nothing yet, shortly after a start
+        ensure!(read_back.is_null() || read_back == "1.0.0", "another version: {status}");
         ensure!(rogue.wares().slices_asked == 0, "a part of an image was fetched");
         ensure!(contents(&self.host)? == self.before, "the device was touched");
         Ok(())
@@ -577,11 +638,6 @@ pub(crate) fn image() -> Vec<u8> {
 
 pub(crate) fn key(seed: u8) -> SecretKey {
     SecretKey::from_seed(&[seed; 32])
-}
-
-fn signed_online(mut file: SignedFile) -> Vec<u8> {
-    file.sign(&key(ONLINE).public().id(), &key(ONLINE));
-    file.to_bytes()
 }
 
 /// With the coordinator's own key, which the approvers named.

@@ -363,7 +363,7 @@ impl Cluster {
     }
 
     /// Allows a node to enrol; its one-time token.
-    fn token(&self, name: &str, rack: u32) -> Result<String> {
+    pub fn token(&self, name: &str, rack: u32) -> Result<String> {
         let ticket = format!("{name}.ticket.json");
         self.operator
             .ok(&["node", "enrol", name, "--path", &place(name, rack), "--out", &ticket])?;
@@ -453,10 +453,15 @@ impl Node {
 
     /// Where its status API answers: `http://host:port`.
     pub fn status_url(&self) -> Result<String> {
+        Ok(format!("http://{}", self.address("status")?))
+    }
+
+    /// Where it listens: `status`, `data`, `mesh` or `images`.
+    pub fn address(&self, plane: &str) -> Result<String> {
         let file = self.folder.join("state/addresses.json");
         let addresses: Value = serde_json::from_slice(&fs::read(&file).context("it does not listen yet")?)?;
-        let address = addresses["status"].as_str().context("no status address")?;
-        Ok(format!("http://{address}"))
+        let address = addresses[plane].as_str();
+        Ok(address.with_context(|| format!("no {plane} address"))?.to_owned())
     }
 
     /// Pieces it holds of all artifacts, and how many there are of those it knows.

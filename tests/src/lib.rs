@@ -4,10 +4,12 @@
 
 pub mod binaries;
 pub mod cluster;
+pub mod first_packet;
 pub mod operator;
 pub mod packages;
 pub mod process;
 pub mod python;
 pub mod rogue;
 pub mod setup;
+pub mod stranger;
 pub mod wait;

@@ -5,15 +5,19 @@
 
 use std::{
     collections::BTreeMap,
+    convert::Infallible,
     net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use axum::{
     Json, Router,
-    extract::{Path, Query, State},
+    body::{Body, Bytes, to_bytes},
+    extract::{Path, Query, Request, State},
     http::StatusCode,
+    middleware::{Next, from_fn_with_state},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -26,6 +30,7 @@ use firmesh_protocol::{
     report::DeviceFacts,
     trust::Envelope,
 };
+use futures_util::stream;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, SanType,
@@ -33,9 +38,37 @@ use rcgen::{
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde::Deserialize;
 
+/// What a node asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asked {
+    /// News, with its heartbeat.
+    Sync,
+    /// A TUF file.
+    Metadata,
+    /// A campaign's manifest or plan.
+    Campaign,
+    /// A slice of an image.
+    Image,
+}
+
+/// How an answer is spoilt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// The request is taken, and nothing is ever said.
+    Mute,
+    /// One byte of the right answer a second.
+    Slow,
+    /// Bytes without an end.
+    Endless,
+}
+
 /// What the rogue serves and what it has seen.
 #[derive(Debug, Default)]
 pub struct Wares {
+    /// What it answers to in which manner; soundly, if there is none.
+    pub spoilt: Option<(Asked, Manner)>,
+    /// The most bytes of an endless answer that were taken from it.
+    pub endless_bytes: usize,
     /// TUF files by name.
     pub metadata: BTreeMap<String, Vec<u8>>,
     /// Campaign manifests by target name.
@@ -117,6 +150,7 @@ impl Rogue {
             .route("/node/v1/plans/{digest}", get(plan))
             .route("/node/v1/evidence/{digest}", get(evidence))
             .route("/node/v1/artifacts/{id}/slice", get(slice))
+            .layer(from_fn_with_state(desk.clone(), spoil))
             .with_state(desk);
         let handle = Handle::new();
         let server = axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(Arc::new(tls)))?;
@@ -138,6 +172,50 @@ impl Rogue {
 impl Drop for Rogue {
     fn drop(&mut self) {
         self.handle.shutdown();
+    }
+}
+
+/// Spoils the answers that are to be spoilt.
+async fn spoil(State(desk): State<Desk>, request: Request, next: Next) -> Response {
+    let asked = match request.uri().path().split('/').nth(3) {
+        Some("sync") => Some(Asked::Sync),
+        Some("metadata") => Some(Asked::Metadata),
+        Some("targets" | "plans") => Some(Asked::Campaign),
+        Some("artifacts") => Some(Asked::Image),
+        _ => None,
+    };
+    let spoilt = lock(&desk.wares).spoilt;
+    let sound = next.run(request).await;
+    let Some((_, manner)) = spoilt.filter(|(what, _)| Some(*what) == asked) else {
+        return sound;
+    };
+    if sound.status() != StatusCode::OK {
+        return sound; // who asks for a newer root is told that there is none
+    }
+    match manner {
+        Manner::Mute => std::future::pending().await,
+        Manner::Slow => {
+            let every = tokio::time::interval(Duration::from_secs(1));
+            let trickle = stream::unfold((every, sound.into_body()), async |(mut every, body)| {
+                every.tick().await;
+                let body = to_bytes(body, usize::MAX).await.ok()?;
+                let (first, rest) = (body.slice(..1.min(body.len())), body.slice(1.min(body.len())..));
+                (!first.is_empty()).then(|| (Ok::<_, Infallible>(first), (every, Body::from(rest))))
+            });
+            Body::from_stream(trickle).into_response()
+        }
+        Manner::Endless => {
+            let wares = Arc::clone(&desk.wares);
+            let mut taken = 0;
+            let flood = stream::repeat_with(move || {
+                let part = Bytes::from_static(&[b' '; 64 << 10]);
+                taken += part.len();
+                let mut wares = lock(&wares);
+                wares.endless_bytes = taken.max(wares.endless_bytes);
+                Ok::<_, Infallible>(part)
+            });
+            Body::from_stream(flood).into_response()
+        }
     }
 }
 

@@ -18,8 +18,9 @@ use firmesh_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::refusals::{
-    APPROVERS, CAMPAIGN, DAY, Forger, NODE, ONLINE, RELEASE, RELEASES, Victim, WITHIN, key, now, sign_permit,
+use crate::{
+    refusals::{APPROVERS, CAMPAIGN, DAY, Forger, NODE, ONLINE, RELEASE, RELEASES, WITHIN, key, now, sign_permit},
+    victim::Victim,
 };
 
 /// A lie: what it is, the rules people signed, what the permit says, and the name it has to be refused by.

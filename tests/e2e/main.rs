@@ -17,4 +17,5 @@ mod repository_attacks;
 mod second_opinion;
 mod starve;
 mod transfer;
+mod victim;
 mod wire;

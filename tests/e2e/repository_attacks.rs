@@ -12,7 +12,10 @@ use firmesh_tests::{
 };
 use serde_json::{Value, json};
 
-use crate::refusals::{APPROVERS, CAMPAIGN, DAY, Forger, ONLINE, RELEASES, ROOT, Victim, WITHIN, key, now};
+use crate::{
+    refusals::{APPROVERS, CAMPAIGN, DAY, Forger, ONLINE, RELEASES, ROOT, WITHIN, key, now},
+    victim::Victim,
+};
 
 /// The neutral element of the curve as a public key: under it, the same point with a zero is a good signature of every
 /// message, to a verifier that does not look.

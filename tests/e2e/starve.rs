@@ -11,7 +11,7 @@ use firmesh_tests::{
 };
 use serde_json::json;
 
-use crate::refusals::{Forger, Victim};
+use crate::{refusals::Forger, victim::Victim};
 
 /// How long this node's coordinator may be silent or slow.
 const PATIENCE: Duration = Duration::from_secs(2);

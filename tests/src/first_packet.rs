@@ -122,7 +122,7 @@ fn open(keys: &Keys, datagram: &mut [u8]) -> Result<Vec<u8>> {
     let number_length = usize::from(packet[0] & 3) + 1;
     let number = packet[at..at + number_length]
         .iter()
-        .fold(0, |number, byte| number << 8 | u64::from(*byte));
+        .fold(0, |number, byte| (number << 8) | u64::from(*byte));
     let (header, payload) = packet.split_at_mut(at + number_length);
     Ok(keys.remote.packet.decrypt_in_place(number, header, payload)?.to_vec())
 }
@@ -160,5 +160,5 @@ fn varint(bytes: &[u8], at: &mut usize) -> Result<u64> {
     *at += length;
     Ok(number[1..]
         .iter()
-        .fold(u64::from(first & 0x3f), |number, byte| number << 8 | u64::from(*byte)))
+        .fold(u64::from(first & 0x3f), |number, byte| (number << 8) | u64::from(*byte)))
 }

@@ -242,6 +242,8 @@ fn work(
         // The good inputs themselves come first.
         let input = match usize::try_from(number).ok().and_then(|number| target.seeds.get(number)) {
             Some(seed) => seed.clone(),
+            // Half of them from the good ones: what was found since is mostly bad already.
+            None if rng.bool() => mutated(&seeds[..target.seeds.len()], &mut rng),
             None => mutated(&seeds, &mut rng),
         };
         {

@@ -195,6 +195,8 @@ fn byte_range(value: &str, length: u64) -> Option<(u64, u64)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::byte_range;
 
     #[test]
@@ -214,6 +216,15 @@ mod tests {
             "",
         ] {
             assert_eq!(byte_range(bad, 100), None, "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_range_lies_within_the_file(value in "(bytes=)?[0-9, -]{0,24}|.{0,24}", length in 0_u64..1 << 40) {
+            if let Some((start, end)) = byte_range(&value, length) {
+                prop_assert!(start < end && end <= length, "{value:?} of {length} is {start}..{end}");
+            }
         }
     }
 }

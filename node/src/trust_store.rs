@@ -1,7 +1,8 @@
 //! Verified metadata on disk: drives the trust core's refresh over files and a way to fetch.
 //!
 //! Invariants: what the core has not accepted is never written; files change only by write-fsync-rename; the clock that
-//! judges expiry never goes below the latest time this node has proof of.
+//! judges expiry never goes below the latest time this node has proof of; a node stopped in the middle of a refresh goes on
+//! with the last whole set it had verified, under the newest root.
 
 use std::{
     collections::BTreeMap,
@@ -66,6 +67,9 @@ impl TrustError {
 
 /// The latest time this node has proof of.
 const LATEST_TIME_FILE: &str = "latest-time";
+
+/// The files of the last refresh that came to its end, in one: a later one may be cut off between two files.
+const WHOLE_FILE: &str = "last-whole";
 
 impl TrustStore {
     /// Opens the folder, which begins with the pinned root.
@@ -141,6 +145,7 @@ impl TrustStore {
             }
         }
         let fleet = TrustedFleet::new(refresh.finish()?)?;
+        self.keep_whole()?;
         self.advance_clock()?;
         Ok(fleet)
     }
@@ -148,20 +153,48 @@ impl TrustStore {
     /// What is stored, as if it had just been fetched: for a start without a coordinator.
     pub async fn stored_fleet(&mut self) -> Result<TrustedFleet, TrustError> {
         let stored = self.stored.clone();
-        self.refresh(move |name, _| {
-            // The stored timestamp, snapshot and targets answer for themselves; there is no newer root here.
-            let plain = name.split_once('.').map_or(name.as_str(), |(version, rest)| {
-                if version.bytes().all(|b| b.is_ascii_digit()) {
-                    rest
-                } else {
-                    &name
-                }
-            });
-            let is_newer_root = plain == "root.json";
-            let found = stored.get(plain).filter(|_| !is_newer_root).cloned();
-            std::future::ready(found.map_or(Input::NotFound, Input::Fetched))
-        })
-        .await
+        let refused = match self
+            .refresh(move |name, _| std::future::ready(answer(&stored, &name)))
+            .await
+        {
+            Ok(fleet) => return Ok(fleet),
+            Err(refused) => refused,
+        };
+        // Perhaps cut off between two files. Nothing here touches what is stored: its versions stay the floor.
+        let Some(whole) = self.whole() else {
+            return Err(refused);
+        };
+        let newest_root = self.stored.get("root.json").cloned();
+        let mut memory: StoredMetadata = newest_root
+            .map(|root| ("root.json".to_owned(), root))
+            .into_iter()
+            .collect();
+        let refresh = Refresh::new(memory.clone(), self.now())?;
+        match refresh.run(&mut memory, |name, _| answer(&whole, name)) {
+            Ok(metadata) => Ok(TrustedFleet::new(metadata)?),
+            Err(_) => Err(refused),
+        }
+    }
+
+    /// Keeps a copy of what has just been verified from end to end.
+    fn keep_whole(&self) -> Result<(), TrustError> {
+        let text: BTreeMap<_, _> = self
+            .stored
+            .iter()
+            .map(|(name, bytes)| (name, String::from_utf8_lossy(bytes)))
+            .collect();
+        let bytes = serde_json::to_vec(&text).expect("texts under names always encode");
+        let path = self.folder.join(WHOLE_FILE);
+        if fs::read(&path).is_ok_and(|known| known == bytes) {
+            return Ok(());
+        }
+        file(&path, "written", write_durably(&path, &bytes, 0o644))
+    }
+
+    fn whole(&self) -> Option<StoredMetadata> {
+        let bytes = fs::read(self.folder.join(WHOLE_FILE)).ok()?;
+        let text: BTreeMap<String, String> = serde_json::from_slice(&bytes).ok()?;
+        Some(text.into_iter().map(|(name, text)| (name, text.into_bytes())).collect())
     }
 
     /// A successful refresh proves that it is at least now: remembered, so that a clock set back later changes nothing.
@@ -181,6 +214,16 @@ impl TrustStore {
     }
 }
 
+/// Answers a fetch from files at hand: they answer for themselves, and there is no newer root among them.
+fn answer(files: &StoredMetadata, name: &str) -> Input {
+    let plain = match name.split_once('.') {
+        Some((version, rest)) if version.bytes().all(|b| b.is_ascii_digit()) => rest,
+        _ => name,
+    };
+    let found = files.get(plain).filter(|_| plain != "root.json").cloned();
+    found.map_or(Input::NotFound, Input::Fetched)
+}
+
 /// The system's idea of the time.
 #[must_use]
 pub fn system_time() -> WallTime {
@@ -196,4 +239,83 @@ fn file<T>(path: &Path, operation: &'static str, result: io::Result<T>) -> Resul
         operation,
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use firmesh_protocol::trust::{Ceremony, PublishedMetadata, Repository, SecretKey, Signers};
+
+    use super::*;
+
+    fn key(seed: u8) -> SecretKey {
+        SecretKey::from_seed(&[seed; 32])
+    }
+
+    fn repository() -> Repository {
+        let signers = |seed| Signers {
+            keys: vec![key(seed).public()],
+            threshold: 1,
+        };
+        let mut repository = Repository::create(&Ceremony {
+            root: signers(1),
+            releases: signers(2),
+            campaigns: signers(3),
+            online: signers(4),
+            expires: system_time() + Duration::from_secs(86_400),
+        })
+        .unwrap();
+        for (file, seed) in [
+            ("1.root.json", 1),
+            ("targets.json", 1),
+            ("releases.json", 2),
+            ("campaigns.json", 3),
+        ] {
+            repository.sign(file, &key(seed)).unwrap();
+        }
+        repository
+    }
+
+    fn publish(repository: &Repository, before: &StoredMetadata) -> PublishedMetadata {
+        let expires = system_time() + Duration::from_secs(3_600);
+        repository.publish(before, system_time(), expires, &[&key(4)]).unwrap()
+    }
+
+    async fn refresh(store: &mut TrustStore, files: &StoredMetadata) -> Result<TrustedFleet, TrustError> {
+        store
+            .refresh(|name, _| {
+                let found = files.get(&name).cloned();
+                std::future::ready(found.map_or(Input::NotFound, Input::Fetched))
+            })
+            .await
+    }
+
+    #[tokio::test]
+    async fn a_refresh_cut_off_between_two_files_leaves_the_last_whole_set_to_start_with() {
+        let (folder, mut repository) = (tempfile::tempdir().unwrap(), repository());
+        let first = publish(&repository, &StoredMetadata::new());
+        let open = || TrustStore::open(folder.path(), &first.files["1.root.json"]).unwrap();
+        refresh(&mut open(), &first.files).await.unwrap();
+
+        let expires = system_time() + Duration::from_secs(86_400);
+        let target = firmesh_protocol::trust::Target::new(1, firmesh_protocol::ids::Sha256::of(b"x"), None);
+        repository
+            .set_campaign("campaigns/spring.json", target, expires)
+            .unwrap();
+        repository.sign("campaigns.json", &key(3)).unwrap();
+        let second = publish(&repository, &first.stored);
+        let mut cut_off = second.files.clone();
+        cut_off.retain(|name, _| name == "timestamp.json");
+        refresh(&mut open(), &cut_off).await.unwrap_err();
+
+        // Without a coordinator: what was whole before.
+        let version = |fleet: TrustedFleet| fleet.metadata().timestamp().header.version;
+        assert_eq!(version(open().stored_fleet().await.unwrap()), 1);
+        // With one: onwards, and never back.
+        let refused = refresh(&mut open(), &first.files).await.unwrap_err();
+        assert_eq!(refused.code(), "rollback");
+        assert_eq!(version(refresh(&mut open(), &second.files).await.unwrap()), 2);
+        assert_eq!(version(open().stored_fleet().await.unwrap()), 2);
+    }
 }

@@ -274,7 +274,6 @@ async fn a_past_changed_on_the_coordinators_disk_is_found_by_it_by_auditors_and_
 
 /// The coordinator tells two nodes two histories, each good by itself. They find out from each other, without it.
 #[tokio::test]
-#[ignore = "passed once and failed once on a loaded machine, for a reason not known yet; the unit tests of node/src/audit.rs hold the case"]
 async fn a_split_view_is_found_by_two_nodes_when_the_coordinator_is_gone() -> Result<()> {
     Cluster::with(small(), async |fleet| {
         let operator = fleet.operator.clone();

@@ -466,3 +466,97 @@ fn no_slots() -> ActError {
         retry: false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{Map, Value, json};
+
+    use super::*;
+
+    /// JSON with the names and words a BMC uses, put together as no BMC would.
+    fn answer() -> impl Strategy<Value = Value> {
+        let word = prop::sample::select(vec![
+            "On",
+            "Off",
+            "Enabled",
+            "OSRunning",
+            "Completed",
+            "Exception",
+            "Running",
+            "GracefulRestart",
+            "ForceRestart",
+            "/redfish/v1/TaskService/Tasks/1",
+            "",
+            "\u{0}\u{202e}",
+        ]);
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(|number| json!(number)),
+            word.prop_map(Value::from),
+            ".{0,400}".prop_map(Value::from),
+        ];
+        let name = prop::sample::select(vec![
+            "@odata.id",
+            "Members",
+            "Actions",
+            "#UpdateService.SimpleUpdate",
+            "#Manager.Reset",
+            "#ComputerSystem.Reset",
+            "ResetType@Redfish.AllowableValues",
+            "target",
+            "Status",
+            "State",
+            "PowerState",
+            "BootProgress",
+            "LastState",
+            "LastResetTime",
+            "TaskState",
+            "PercentComplete",
+            "Messages",
+            "Message",
+            "MessageId",
+            "Payload",
+            "TargetUri",
+            "error",
+            "@Message.ExtendedInfo",
+            "MaxImageSizeBytes",
+            "MultipartHttpPushUri",
+            "FirmwareInventory",
+            "Version",
+        ]);
+        leaf.prop_recursive(5, 48, 6, move |inner| {
+            let fields = prop::collection::vec((name.clone(), inner.clone()), 0..6);
+            prop_oneof![
+                prop::collection::vec(inner, 0..5).prop_map(Value::from),
+                fields.prop_map(|fields| {
+                    let fields = fields.into_iter().map(|(name, value)| (name.to_owned(), value));
+                    fields.collect::<Map<_, _>>().into()
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_bmc_answers_is_read_or_refused_and_its_words_are_bounded(answer in answer()) {
+            let body = serde_json::to_vec(&answer).unwrap();
+            if let Ok(task) = serde_json::from_slice::<Task>(&body) {
+                let seen = seen_task(&task);
+                prop_assert!(seen.percent.is_none_or(|percent| percent <= 100));
+                prop_assert!(seen.message.chars().count() <= 300 && !seen.message.contains('\0'));
+            }
+            if let Ok(manager) = serde_json::from_slice::<Manager>(&body) {
+                prop_assert!(manager_state(manager).2.iter().all(|&rung| rung == Rung::Bmc));
+            }
+            if let Ok(system) = serde_json::from_slice::<System>(&body) {
+                prop_assert!(system_state(system).2.len() <= 2);
+            }
+            let words = super::super::wire::error_text(&body);
+            prop_assert!(words.chars().count() <= 300 && !words.chars().any(char::is_control));
+        }
+    }
+}

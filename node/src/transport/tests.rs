@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use firmesh_protocol::{chunk::HashTree, pieces::PieceSet};
+use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt as _};
+use proptest::{collection::vec, prelude::*, sample::Index};
 use rcgen::string::Ia5String;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_ED25519, SanType};
 use rustls::pki_types::CertificateDer;
@@ -189,6 +191,28 @@ async fn a_peer_that_breaks_the_protocol_is_reported() {
             }
             Some(_) if Instant::now() < deadline => {}
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+proptest! {
+    /// What a peer sends as its request for a slice.
+    #[test]
+    fn a_request_is_one_bounded_range_or_refused(
+        start in any::<u64>(), end in any::<u64>(), at in any::<Index>(), flips in vec(any::<(Index, u8)>(), 0..4),
+    ) {
+        let ranges = ChunkRanges::chunks(start.min(end)..start.max(end));
+        let seed = GetRequest::builder().root(ranges).build(iroh_blobs::Hash::from_bytes([7; 32]));
+        let mut bytes = postcard::to_allocvec(&Request::Get(seed)).unwrap();
+        for (place, flip) in flips {
+            let place = place.index(bytes.len());
+            bytes[place] ^= flip;
+        }
+        bytes.truncate(at.index(bytes.len() * 4));
+        if let Ok(Request::Get(request)) = postcard::from_bytes::<Request>(&bytes)
+            && let Some(range) = single_range(&request)
+        {
+            prop_assert!(range.start < range.end && range.end - range.start <= SLICE_BYTES_MAX);
         }
     }
 }

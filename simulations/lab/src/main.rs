@@ -7,6 +7,7 @@ mod bench;
 mod demo;
 mod devices;
 mod evil_peer;
+mod fuzz;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -34,6 +35,8 @@ enum Command {
     /// Measures, and prints ratios.
     #[command(subcommand)]
     Bench(bench::Bench),
+    /// Feeds every parser that a stranger's bytes reach with inputs that are nearly right.
+    Fuzz(fuzz::FuzzArgs),
     /// A coordinator, as `firmesh-coordinator` is.
     Coordinator(Configured),
     /// A node, as `firmesh-node` is.
@@ -87,6 +90,7 @@ async fn run(lab: Lab) -> Result<bool> {
     match lab.command.unwrap_or(Command::Demo(lab.demo)) {
         Command::Demo(options) => return demo::run(options, cancel).await,
         Command::Bench(bench) => bench::run(bench).await?,
+        Command::Fuzz(args) => tokio::task::block_in_place(|| fuzz::run(&args, &cancel))?,
         Command::Coordinator(Configured { config }) => {
             let settings = firmesh_coordinator::Config::load(&config)?.check(Overrides::default())?;
             firmesh_coordinator::run(settings, cancel).await?;

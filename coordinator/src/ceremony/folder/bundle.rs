@@ -153,11 +153,14 @@ pub struct Imported {
 impl TrustBundle {
     /// Reads a bundle.
     pub fn load(path: &Path) -> Result<Self, BundleError> {
-        let bundle: Self = serde_json::from_slice(&read_bounded(path, BUNDLE_BYTES_MAX)?).map_err(|source| {
-            BundleError::Malformed {
-                path: path.to_owned(),
-                source,
-            }
+        Self::from_bytes(&read_bounded(path, BUNDLE_BYTES_MAX)?, path)
+    }
+
+    /// Reads a bundle's bytes, which came from `path`.
+    pub fn from_bytes(bytes: &[u8], path: &Path) -> Result<Self, BundleError> {
+        let bundle: Self = serde_json::from_slice(bytes).map_err(|source| BundleError::Malformed {
+            path: path.to_owned(),
+            source,
         })?;
         if bundle.schema == SCHEMA {
             Ok(bundle)
@@ -171,6 +174,18 @@ impl TrustBundle {
     pub fn save(&self, path: &Path) -> Result<(), BundleError> {
         let bytes = serde_json::to_vec(self).expect("a bundle has only text");
         Ok(write_file(path, &bytes).map_err(FolderError::from)?)
+    }
+
+    /// Whether what it holds fits together. Says nothing about whose signatures there are.
+    pub fn check(&self) -> Result<(), BundleError> {
+        self.contents().map(drop)
+    }
+
+    /// The metadata, and the manifests and plans that it names, by file name.
+    fn contents(&self) -> Result<(Repository, Vec<(String, &str)>), BundleError> {
+        let repository = self.repository()?;
+        let documents = documents(self, &repository)?;
+        Ok((repository, documents))
     }
 
     fn repository(&self) -> Result<Repository, BundleError> {
@@ -231,8 +246,7 @@ impl TrustFolder {
     /// Takes in a bundle where no trust folder is yet. Whoever does this compares the digest of the first root with the
     /// others, by another way than the bundle came.
     pub fn found_from(path: &Path, bundle: &TrustBundle) -> Result<(Self, Vec<Imported>), BundleError> {
-        let repository = bundle.repository()?;
-        let documents = documents(bundle, &repository)?;
+        let (repository, documents) = bundle.contents()?;
         let lock = FolderLock::take(path).map_err(FolderError::from)?;
         if path.join("1.root.json").exists() || path.join("targets.json").exists() {
             return Err(FolderError::Exists { path: path.to_owned() }.into());
@@ -257,8 +271,7 @@ impl TrustFolder {
     /// Takes in a bundle: newer files take the place of older ones and of drafts, signatures over the same content are
     /// added to those that are here.
     pub fn import(&mut self, bundle: &TrustBundle) -> Result<Vec<Imported>, BundleError> {
-        let theirs = bundle.repository()?;
-        let documents = documents(bundle, &theirs)?;
+        let (theirs, documents) = bundle.contents()?;
         let mut result = Err(BundleError::Folder(FolderError::Changed {
             path: self.path.clone(),
         }));

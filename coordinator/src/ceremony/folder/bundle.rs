@@ -182,7 +182,7 @@ impl TrustBundle {
     }
 
     /// The metadata, and the manifests and plans that it names, by file name.
-    fn contents(&self) -> Result<(Repository, Vec<(String, &str)>), BundleError> {
+    fn contents(&self) -> Result<(Repository, Documents<'_>), BundleError> {
         let repository = self.repository()?;
         let documents = documents(self, &repository)?;
         Ok((repository, documents))
@@ -353,7 +353,10 @@ impl TrustFolder {
 }
 
 /// The manifests and plans of a bundle by the name they are stored under; each is what its campaign names.
-fn documents<'a>(bundle: &'a TrustBundle, theirs: &Repository) -> Result<Vec<(String, &'a str)>, BundleError> {
+/// Manifests and plans, by the name of their file in a trust folder.
+type Documents<'a> = Vec<(String, &'a str)>;
+
+fn documents<'a>(bundle: &'a TrustBundle, theirs: &Repository) -> Result<Documents<'a>, BundleError> {
     let mut found = Vec::new();
     for (name, text) in &bundle.manifests {
         let other = || BundleError::OtherDocument {

@@ -439,7 +439,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         },
         constraints: Constraints::default(),
         automatic_rollback: true,
-        permit_keys: vec!["00".repeat(32)],
+        permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
     };
     let plan = Plan {

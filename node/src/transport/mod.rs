@@ -19,6 +19,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use firmesh_node_core::swarm::Audience;
 use firmesh_protocol::{
     chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
     identity::NodeIdentity,
@@ -270,7 +271,24 @@ impl Transport {
 
     /// Tells every connected peer something.
     pub fn broadcast(&self, message: &PeerMessage) {
-        let connected: Vec<_> = self.peers().control.keys().cloned().collect();
+        self.tell(Audience::Everyone, message);
+    }
+
+    /// Tells some of the connected peers something.
+    pub fn tell(&self, audience: Audience, message: &PeerMessage) {
+        let connected: Vec<_> = {
+            let peers = self.peers();
+            let in_rack = |peer: &NodeId| {
+                let member = peers.roster.get(peer);
+                member.and_then(|member| member.path.parent()).as_ref() == Some(&self.0.rack)
+            };
+            let is_told = |peer: &&NodeId| match audience {
+                Audience::Everyone => true,
+                Audience::Rack => in_rack(peer),
+                Audience::OtherRacks => !in_rack(peer),
+            };
+            peers.control.keys().filter(is_told).cloned().collect()
+        };
         for peer in connected {
             self.send(&peer, message.clone());
         }

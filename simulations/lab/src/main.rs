@@ -86,7 +86,7 @@ async fn run(lab: Lab) -> Result<bool> {
     let cancel = cancelled_by_signals()?;
     match lab.command.unwrap_or(Command::Demo(lab.demo)) {
         Command::Demo(options) => return demo::run(options, cancel).await,
-        Command::Bench(bench) => bench::run(bench).await?,
+        Command::Bench(bench) => bench::run(bench, cancel).await?,
         Command::Coordinator(Configured { config }) => {
             let settings = firmesh_coordinator::Config::load(&config)?.check(Overrides::default())?;
             firmesh_coordinator::run(settings, cancel).await?;

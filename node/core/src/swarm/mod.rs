@@ -10,6 +10,7 @@
 
 mod claims;
 mod members;
+mod news;
 mod pick;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,8 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng as _};
 
 use claims::Claims;
 use members::Members;
+pub use news::Audience;
+use news::News;
 
 /// Names one request of this node; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -173,12 +176,14 @@ pub enum Output {
         /// The request.
         id: FetchId,
     },
-    /// Tell every peer that this node holds the piece.
+    /// Tell peers that this node holds more pieces.
     Announce {
         /// The artifact.
         artifact: ArtifactId,
-        /// The piece.
-        piece: u32,
+        /// The pieces.
+        pieces: Vec<u32>,
+        /// Which peers.
+        audience: Audience,
     },
     /// Tell every peer anew what this node holds of an artifact: it became less.
     Withdraw {
@@ -231,7 +236,7 @@ impl Default for Tuning {
         Self {
             in_flight_max: 16,
             per_peer_max: 4,
-            per_origin_max: 4,
+            per_origin_max: 2,
             join_grace: Duration::from_secs(3),
             stall_after: Duration::from_secs(5),
             join_grace_connected: Duration::from_secs(10),
@@ -271,6 +276,7 @@ pub struct Swarm {
     transfers: BTreeMap<ArtifactId, Transfer>,
     members: Members,
     claims: Claims,
+    news: News,
     weights: BTreeMap<ArtifactId, pick::Weights>,
     outputs: VecDeque<Output>,
     wake_at: Option<Timestamp>,
@@ -288,6 +294,7 @@ impl Swarm {
             transfers: BTreeMap::new(),
             members: Members::default(),
             claims: Claims::default(),
+            news: News::default(),
             weights: BTreeMap::new(),
             outputs: VecDeque::new(),
             wake_at: None,
@@ -316,13 +323,14 @@ impl Swarm {
             Input::PeerMisbehaved { peer, reason } => self.ban(&peer, reason),
             Input::Origin { available } => self.members.set_origin(available),
             Input::Fetched { id } => self.fetched(now, id),
-            Input::Stored { artifact, piece } => self.stored(now, artifact, piece),
+            Input::Stored { artifact, piece } => self.stored(now, artifact, piece, false),
             Input::Lost { artifact, piece } => self.lost(artifact, piece),
             Input::Failed { id, why } => self.failed(now, id, why),
             Input::Tick => {}
         }
         self.expire(now);
         self.fill_if_due(now);
+        self.outputs.extend(self.news.due(now));
     }
 
     /// The next instruction, if there is one.
@@ -333,7 +341,8 @@ impl Swarm {
     /// When to call [`handle`](Self::handle) with [`Input::Tick`] if nothing else happens before.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        self.claims.next_deadline().into_iter().chain(self.wake_at).min()
+        let deadlines = [self.claims.next_deadline(), self.wake_at, self.news.next_due()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// What this node holds of an artifact it takes part in.
@@ -374,12 +383,13 @@ impl Swarm {
                 moved_at: now,
                 complete_told: false,
             });
-        self.tell_if_complete(artifact);
+        self.tell_if_complete(now, artifact);
     }
 
     fn forget(&mut self, artifact: ArtifactId) {
         self.transfers.remove(&artifact);
         self.weights.remove(&artifact);
+        self.news.forget(&artifact);
         for id in self.claims.of_artifact(&artifact) {
             self.cancel(id);
         }
@@ -412,10 +422,18 @@ impl Swarm {
     fn fetched(&mut self, now: Timestamp, id: FetchId) {
         let Some(claim) = self.claims.finish(id) else { return };
         self.members.succeeded(&claim.source, now.since(claim.since));
-        self.stored(now, claim.artifact, claim.piece);
+        let brought_in = match &claim.source {
+            Source::Origin => true,
+            Source::Peer(peer) => self
+                .members
+                .path_of(peer)
+                .is_none_or(|path| path.shared_levels(&self.path) + 1 < self.path.depth()),
+        };
+        self.stored(now, claim.artifact, claim.piece, brought_in);
     }
 
-    fn stored(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32) {
+    /// Notes a piece; `brought_in` from outside the rack, where others wait for it.
+    fn stored(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32, brought_in: bool) {
         for rival in self.claims.of_piece(&artifact, piece) {
             self.cancel(rival);
         }
@@ -424,8 +442,16 @@ impl Swarm {
         };
         if transfer.have.insert(piece) {
             transfer.moved_at = now;
-            self.outputs.push_back(Output::Announce { artifact, piece });
-            self.tell_if_complete(artifact);
+            if brought_in {
+                self.outputs.push_back(Output::Announce {
+                    artifact,
+                    pieces: vec![piece],
+                    audience: Audience::Everyone,
+                });
+            } else {
+                self.news.gather(now, artifact, piece);
+            }
+            self.tell_if_complete(now, artifact);
         }
     }
 
@@ -487,12 +513,13 @@ impl Swarm {
         }
     }
 
-    fn tell_if_complete(&mut self, artifact: ArtifactId) {
+    fn tell_if_complete(&mut self, now: Timestamp, artifact: ArtifactId) {
         let Some(transfer) = self.transfers.get_mut(&artifact) else {
             return;
         };
         if transfer.have.is_full() && !transfer.complete_told {
             transfer.complete_told = true;
+            self.news.hurry(now, &artifact);
             self.outputs.push_back(Output::Complete { artifact });
         }
     }

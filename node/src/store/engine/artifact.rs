@@ -33,8 +33,8 @@ use super::{
 };
 use crate::store::Lost;
 
-/// A record's place: two pages, so that no write of one touches a page of another.
-const RECORD_BYTES: usize = 8 << 10;
+/// A record's place: a page, so that no write of one touches a page of another.
+const RECORD_BYTES: usize = 4 << 10;
 const HASH_BYTES: usize = 32;
 const GROUPS_MAX: usize = (PIECE_BYTES / GROUP_BYTES) as usize;
 const TAGS_AT: usize = HASH_BYTES;

@@ -103,8 +103,8 @@ impl Network {
         for rack in 1..=topology.racks {
             let name = network.name(&format!("r{rack}"));
             network.bridge(&name)?;
-            link((&name, "up"), (&spine, &format!("rack{rack}")), topology.rack_mbit)?;
-            join(&name, "up")?;
+            link((&name, "uplink"), (&spine, &format!("rack{rack}")), topology.rack_mbit)?;
+            join(&name, "uplink")?;
             join(&spine, &format!("rack{rack}"))?;
             for number in 1..=topology.nodes + spare {
                 let (node, port) = (network.name(&format!("r{rack}n{number}")), format!("node{number}"));
@@ -171,7 +171,7 @@ impl Network {
             let name = self.name(&format!("r{rack}"));
             let ports = counted(&name)?;
             counters.rack_in.push(sent("spine", &format!("rack{rack}"), &spine)?);
-            counters.rack_out.push(sent(&name, "up", &ports)?);
+            counters.rack_out.push(sent(&name, "uplink", &ports)?);
             for number in 1..=self.topology.nodes {
                 let node = self.name(&format!("r{rack}n{number}"));
                 counters.node_in.push(sent(&name, &format!("node{number}"), &ports)?);

@@ -410,16 +410,12 @@ impl Transport {
 
     /// Whom the other side's certificate speaks for, if the roster knows it and it is not banned.
     fn member(&self, connection: &quinn::Connection) -> Result<NodeId, &'static str> {
-        let certificates = connection
-            .peer_identity()
-            .and_then(|identity| {
-                identity
-                    .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
-                    .ok()
-            })
-            .ok_or("no certificate")?;
-        let certificate = certificates.first().ok_or("no certificate")?;
-        let identity = NodeIdentity::from_verified_certificate(certificate).map_err(|_| "not a node's certificate")?;
+        let identity = identity_of(connection)?;
+        self.listed(&identity)?;
+        Ok(identity.node)
+    }
+
+    fn listed(&self, identity: &NodeIdentity) -> Result<(), &'static str> {
         let peers = self.peers();
         let listed = peers
             .roster
@@ -428,7 +424,7 @@ impl Transport {
         match (listed, peers.banned.contains(&identity.node)) {
             (_, true) => Err("banned"),
             (false, _) => Err("not in the roster"),
-            (true, false) => Ok(identity.node),
+            (true, false) => Ok(()),
         }
     }
 
@@ -545,9 +541,12 @@ impl Transport {
 
     /// Answers slice requests until the peer goes.
     async fn serve(&self, peer: &NodeId, connection: &quinn::Connection) {
+        let Ok(identity) = identity_of(connection) else {
+            return;
+        };
         while let Ok((send, recv)) = connection.accept_bi().await {
             // Whoever was revoked or banned since the handshake is served no more.
-            if let Err(reason) = self.member(connection) {
+            if let Err(reason) = self.listed(&identity) {
                 connection.close(1_u32.into(), reason.as_bytes());
                 return;
             }
@@ -642,6 +641,20 @@ impl Peers {
             connection.close(1_u32.into(), reason);
         }
     }
+}
+
+/// Whom the other side's certificate, which the handshake has verified, speaks for.
+fn identity_of(connection: &quinn::Connection) -> Result<NodeIdentity, &'static str> {
+    let certificates = connection
+        .peer_identity()
+        .and_then(|identity| {
+            identity
+                .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+                .ok()
+        })
+        .ok_or("no certificate")?;
+    let certificate = certificates.first().ok_or("no certificate")?;
+    NodeIdentity::from_verified_certificate(certificate).map_err(|_| "not a node's certificate")
 }
 
 async fn read_frame(recv: &mut quinn::RecvStream) -> Result<Option<PeerMessage>, &'static str> {

@@ -39,6 +39,11 @@ impl Member {
         self.service.failures >= FAILURES_MAX
     }
 
+    /// What a request to it takes on average.
+    pub(super) fn mean(&self) -> Option<Duration> {
+        self.service.mean
+    }
+
     pub(super) fn pieces(&self, artifact: &ArtifactId) -> Option<&PieceSet> {
         self.held.get(artifact).map(|held| &held.pieces)
     }

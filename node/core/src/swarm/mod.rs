@@ -14,6 +14,7 @@ mod news;
 mod pick;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -31,6 +32,7 @@ use claims::Claims;
 use members::Members;
 pub use news::Audience;
 use news::News;
+use window::Window;
 
 /// Names one request of this node; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -277,6 +279,7 @@ pub struct Swarm {
     members: Members,
     claims: Claims,
     news: News,
+    window: Window,
     weights: BTreeMap<ArtifactId, pick::Weights>,
     outputs: VecDeque<Output>,
     wake_at: Option<Timestamp>,
@@ -295,6 +298,7 @@ impl Swarm {
             members: Members::default(),
             claims: Claims::default(),
             news: News::default(),
+            window: Window::default(),
             weights: BTreeMap::new(),
             outputs: VecDeque::new(),
             wake_at: None,
@@ -421,7 +425,11 @@ impl Swarm {
 
     fn fetched(&mut self, now: Timestamp, id: FetchId) {
         let Some(claim) = self.claims.finish(id) else { return };
-        self.members.succeeded(&claim.source, now.since(claim.since));
+        let took = now.since(claim.since);
+        self.members.succeeded(&claim.source, took);
+        if claim.source != Source::Origin {
+            self.window.arrived(took, self.tuning.in_flight_max);
+        }
         let brought_in = match &claim.source {
             Source::Origin => true,
             Source::Peer(peer) => self

@@ -6,7 +6,7 @@ mod faults;
 mod image;
 pub(crate) mod layout;
 pub(crate) mod place;
-mod processes;
+pub(crate) mod processes;
 mod progress;
 mod summary;
 pub(crate) mod world;

@@ -31,6 +31,7 @@ pub(crate) struct Processes {
 #[derive(Debug)]
 struct Running {
     place: Place,
+    program: PathBuf,
     args: Vec<OsString>,
     child: Child,
     /// It was ended here, on purpose, and has been waited for.
@@ -49,11 +50,22 @@ impl Processes {
 
     /// Starts this very program with other arguments at some place.
     pub(crate) fn start(&mut self, name: &str, place: &Place, args: Vec<OsString>) -> Result<()> {
+        self.start_program(name, place, std::env::current_exe()?, args)
+    }
+
+    /// Starts any program at some place.
+    pub(crate) fn start_program(
+        &mut self,
+        name: &str,
+        place: &Place,
+        program: PathBuf,
+        args: Vec<OsString>,
+    ) -> Result<()> {
         let log = self.log(name);
         let file = File::options().create(true).append(true).open(&log);
         let file = file.with_context(|| format!("{} cannot be written", log.display()))?;
         let child = place
-            .command(&std::env::current_exe()?)
+            .command(&program)
             .args(&args)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
@@ -66,6 +78,7 @@ impl Processes {
             name.to_owned(),
             Running {
                 place: place.clone(),
+                program,
                 args,
                 child,
                 killed: false,
@@ -92,7 +105,7 @@ impl Processes {
             .running
             .remove(name)
             .with_context(|| format!("{name} was never started"))?;
-        self.start(name, &running.place, running.args)
+        self.start_program(name, &running.place, running.program, running.args)
     }
 
     /// Fails if a process has ended that was not killed here.

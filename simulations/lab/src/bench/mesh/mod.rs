@@ -6,6 +6,7 @@ mod faults;
 mod fleet;
 mod network;
 mod report;
+mod tools;
 mod topology;
 
 use std::{
@@ -33,8 +34,11 @@ pub(crate) struct MeshArgs {
     /// Interleaved runs; the median counts.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=50))]
     runs: u32,
+    /// Other tools to measure on the same network, in turn with Firmesh; those that are not installed are named.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Vec<Contender>,
     /// What goes wrong in the middle.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, conflicts_with = "peers")]
     fault: Option<Fault>,
     /// Print JSON, with every run.
     #[arg(long)]
@@ -59,12 +63,18 @@ pub(crate) struct MeshArgs {
 pub(super) enum Contender {
     /// This project.
     Firmesh,
+    /// aria2 with BitTorrent: one seed and a tracker at the origin; not encrypted.
+    Aria2,
+    /// curl from one nginx at the origin, everybody at once; not encrypted.
+    Curl,
 }
 
 impl Contender {
     fn name(self) -> &'static str {
         match self {
             Self::Firmesh => "firmesh",
+            Self::Aria2 => "aria2",
+            Self::Curl => "curl",
         }
     }
 }
@@ -95,22 +105,30 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
     let image = folder.path().join("image.bin");
     std::fs::write(&image, super::image(usize::try_from(topology.image_bytes())?))?;
     let (mut runs, mut is_delayed) = (BTreeMap::<Contender, Vec<Outcome>>::new(), false);
+    let contenders = args.contenders();
     for run in 1..=args.runs {
-        let state = folder.path().join(format!("run-{run}"));
-        std::fs::create_dir(&state)?;
-        let outcome = {
-            let network = Network::build(topology, run, u32::from(args.fault == Some(Fault::GarbagePeer)))?;
-            is_delayed = network.is_delayed;
-            fleet::run(&network, &topology, &image, &state, args.fault, args.limit(&topology)).await
-        };
-        let outcome = outcome.with_context(|| match args.keep {
-            true => format!("the logs lie in {}", state.join("logs").display()),
-            false => "--keep leaves the logs behind".to_owned(),
-        })?;
-        progress(run, args.runs, &topology, &outcome);
-        runs.entry(Contender::Firmesh).or_default().push(outcome);
-        if !args.keep {
-            remove(&state)?;
+        for (at, contender) in (0_u32..).zip(&contenders) {
+            let state = folder.path().join(format!("run-{run}-{}", contender.name()));
+            std::fs::create_dir(&state)?;
+            let outcome = {
+                let spare = u32::from(args.fault == Some(Fault::GarbagePeer));
+                let network = Network::build(topology, run * 10 + at, spare)?;
+                is_delayed = network.is_delayed;
+                let limit = args.limit(&topology);
+                match contender {
+                    Contender::Firmesh => fleet::run(&network, &topology, &image, &state, args.fault, limit).await,
+                    other => tools::run(*other, &network, &topology, &image, &state, limit).await,
+                }
+            };
+            let outcome = outcome.with_context(|| match args.keep {
+                true => format!("the logs lie in {}", state.join("logs").display()),
+                false => "--keep leaves the logs behind".to_owned(),
+            })?;
+            progress(*contender, run, args.runs, &topology, &outcome);
+            runs.entry(*contender).or_default().push(outcome);
+            if !args.keep {
+                remove(&state)?;
+            }
         }
     }
     let rows: Vec<_> = runs
@@ -138,16 +156,31 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
 }
 
 impl MeshArgs {
+    /// Firmesh, and those of the others that can be measured here.
+    fn contenders(&self) -> Vec<Contender> {
+        let mut contenders = vec![Contender::Firmesh];
+        for other in &self.peers {
+            let missing = tools::missing(*other);
+            if !missing.is_empty() {
+                eprintln!("{} is left out: {} not installed", other.name(), missing.join(" and "));
+            } else if !contenders.contains(other) {
+                contenders.push(*other);
+            }
+        }
+        contenders
+    }
+
     fn limit(&self, topology: &Topology) -> Duration {
         let usual = Duration::from_secs_f64(topology.bound_s() * 10.0 + 60.0);
         self.timeout.map_or(usual, Duration::from_secs)
     }
 }
 
-fn progress(run: u32, runs: u32, topology: &Topology, outcome: &Outcome) {
+fn progress(contender: Contender, run: u32, runs: u32, topology: &Topology, outcome: &Outcome) {
     eprintln!(
-        "run {run} of {runs}: firmesh {}/{} nodes, last after {:.2} s ({:.3} of the bound), heard within {:.2} s, machine {:.0} % \
+        "run {run} of {runs}: {} {}/{} nodes, last after {:.2} s ({:.3} of the bound), heard within {:.2} s, machine {:.0} % \
          busy ({:.0} % not these processes), load before {:.2}",
+        contender.name(),
         outcome.complete,
         outcome.nodes,
         outcome.last_s,

@@ -64,6 +64,8 @@ pub(super) struct Usage {
     pub(super) load_before: f64,
     pub(super) wall_s: f64,
     #[serde(skip)]
+    seen: BTreeMap<String, (f64, u64)>,
+    #[serde(skip)]
     begun: Option<(Instant, (f64, f64))>,
 }
 
@@ -77,13 +79,20 @@ impl Usage {
             others_busy: 0.0,
             load_before: load.split(' ').next().and_then(|one| one.parse().ok()).unwrap_or(0.0),
             wall_s: 0.0,
+            seen: BTreeMap::new(),
             begun: Some((Instant::now(), machine())),
         }
     }
 
+    /// Looks at processes that may end before the counting does.
+    pub(super) fn look(&mut self, pids: &BTreeMap<String, u32>) {
+        self.seen.extend(used(pids));
+    }
+
     /// Ends counting. A process that was started again meanwhile counts from its start.
     pub(super) fn end(mut self, pids: &BTreeMap<String, u32>) -> Self {
-        let (now, (busy, all)) = (used(pids), machine());
+        self.look(pids);
+        let (now, (busy, all)) = (std::mem::take(&mut self.seen), machine());
         let before = std::mem::take(&mut self.processes);
         self.processes = now
             .into_iter()

@@ -259,6 +259,17 @@ impl Members {
         }
     }
 
+    /// What a member holds of an artifact, if it has said so.
+    pub(super) fn held_by(&self, member: &NodeId, artifact: &ArtifactId) -> Option<&PieceSet> {
+        self.nodes.get(member)?.pieces(artifact)
+    }
+
+    /// How many pieces each member holds that still collects an artifact.
+    pub(super) fn collected_by<'a>(&'a self, artifact: &'a ArtifactId) -> impl Iterator<Item = u32> + 'a {
+        let of_it = self.nodes.values().filter_map(|member| member.pieces(artifact));
+        of_it.filter(|pieces| !pieces.is_full()).map(PieceSet::count)
+    }
+
     /// Peers that may be asked now, in order of name.
     pub(super) fn usable(&self, now: Timestamp) -> impl Iterator<Item = (&NodeId, &Member)> {
         let rest = self.all_rest(now);

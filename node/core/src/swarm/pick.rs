@@ -27,6 +27,11 @@ const HEDGE_MIN_ACROSS: Duration = Duration::from_secs(1);
 /// Differences below this between holders are noise.
 const MEAN_MIN: Duration = Duration::from_millis(10);
 
+/// Classes of an importer's pieces.
+const CLASSES: u64 = 4;
+/// Fewer pieces than this say nothing about how fast a member is.
+const MIDDLE_MIN: u32 = 16;
+
 /// The rendezvous weights of one artifact's pieces, by node.
 pub(super) type Weights = BTreeMap<NodeId, Vec<u64>>;
 
@@ -49,9 +54,11 @@ fn weights(artifact: &ArtifactId, node: &NodeId, pieces: u32) -> Vec<u64> {
 struct View<'a> {
     me: &'a NodeId,
     mine: &'a [u64],
+    /// The classes that this node itself has time for.
+    my_classes: u64,
     depth: usize,
-    /// Members that count as importers: name, weights, levels shared with this node.
-    importers: Vec<(&'a NodeId, &'a [u64], usize)>,
+    /// Members that count as importers.
+    importers: Vec<Importer<'a>>,
     /// Peers that may be asked and hold something of the artifact.
     peers: Vec<Holder<'a>>,
     /// Nothing has moved anywhere for long: whoever was counted on is no use, and anybody may fetch anything.
@@ -60,6 +67,43 @@ struct View<'a> {
     peer_room: usize,
     /// Requests that still fit the origin, if it can be asked at all.
     origin_room: Option<usize>,
+}
+
+/// A member that counts as an importer.
+struct Importer<'a> {
+    id: &'a NodeId,
+    weights: &'a [u64],
+    /// Levels shared with this node.
+    shared: usize,
+    /// Of four classes of pieces, those that it has time for.
+    classes: u64,
+}
+
+impl Importer<'_> {
+    fn has_time_for(&self, at: usize) -> bool {
+        class(self.weights[at]) < self.classes
+    }
+}
+
+/// The class of an importer's piece: it brings in the lower classes first, and who lags is relieved of the higher ones.
+fn class(weight: u64) -> u64 {
+    weight % CLASSES
+}
+
+/// Of how many classes a member has time that holds `held` pieces where the middle one of all that still collect holds
+/// `middle`.
+fn classes_for(held: u32, middle: u32, total: u32) -> u64 {
+    // Early on, differences are chance.
+    if middle < MIDDLE_MIN.max(total / 20) {
+        return CLASSES;
+    }
+    match u64::from(held) * 100 / u64::from(middle) {
+        0..10 => 0,
+        10..25 => 1,
+        25..50 => 2,
+        50..75 => 3,
+        _ => CLASSES,
+    }
 }
 
 /// A peer that may be asked.
@@ -112,13 +156,14 @@ impl View<'_> {
     /// that a neighbour imports, none for a piece that this node imports into its outermost group.
     fn reach(&self, piece: u32) -> usize {
         let at = piece as usize;
-        let mine = (self.mine[at], self.me);
+        // Whoever was relieved of it leaves it to all that have time for it.
+        let mine = (class(self.mine[at]) < self.my_classes).then_some((self.mine[at], self.me));
         let ahead = self
             .importers
             .iter()
-            .filter(|(id, weights, _)| (weights[at], *id) > mine);
+            .filter(|importer| Some((importer.weights[at], importer.id)) > mine && importer.has_time_for(at));
         ahead
-            .map(|(_, _, shared)| *shared)
+            .map(|importer| importer.shared)
             .max()
             .unwrap_or(0)
             .min(self.depth - 1)
@@ -218,7 +263,7 @@ impl Swarm {
     }
 
     /// Up to `free` pieces with their sources: first what this node is to bring into a group, because others wait for it,
-    /// then the rarest; ties are broken at random so that neighbours do not all ask for the same piece.
+    /// by class, then the rarest; ties are broken at random so that neighbours do not all ask for the same piece.
     fn pick(&self, now: Timestamp, artifact: &ArtifactId, free: usize, rng: &mut ChaCha8Rng) -> Vec<(u32, Source)> {
         let Some(mut view) = self.view(now, artifact) else {
             return Vec::new();
@@ -229,7 +274,7 @@ impl Swarm {
             .filter(|claim| claim.artifact == *artifact)
             .map(|claim| claim.piece)
             .collect();
-        let mut candidates: Vec<(bool, usize, u32, u32)> = self.transfers[artifact]
+        let mut candidates: Vec<(u64, usize, u32, u32)> = self.transfers[artifact]
             .have
             .missing()
             .filter(|piece| !claimed.contains(piece))
@@ -239,7 +284,12 @@ impl Swarm {
                     Place::Origin => true,
                     Place::Peer(at) => view.peers[at].shared + 1 < view.depth,
                 };
-                Some((!crosses, holders, rng.next_u32(), piece))
+                let order = if crosses {
+                    class(view.mine[piece as usize])
+                } else {
+                    CLASSES
+                };
+                Some((order, holders, rng.next_u32(), piece))
             })
             .collect();
         candidates.sort_unstable();
@@ -297,6 +347,7 @@ impl Swarm {
         let age = now.since(transfer.wanted_since);
         let before = |span: Duration| Timestamp::after_start(now.since_start().saturating_sub(span));
         let anarchy = transfer.moved_at < before(self.tuning.stall_after * 2);
+        let middle = self.middle_held(artifact);
         let importers = self
             .members
             .importers(
@@ -306,7 +357,14 @@ impl Swarm {
                 before(self.tuning.stall_after),
             )
             .filter(|_| !anarchy)
-            .filter_map(|(id, path)| Some((id, &weights.get(id)?[..], path.shared_levels(&self.path))))
+            .filter_map(|(id, path)| {
+                Some(Importer {
+                    id,
+                    weights: &weights.get(id)?[..],
+                    shared: path.shared_levels(&self.path),
+                    classes: self.classes_of(artifact, id, middle),
+                })
+            })
             .collect();
         let load_of = |source: &Source| self.claims.iter().filter(|claim| claim.source == *source).count();
         let peers = self
@@ -337,6 +395,7 @@ impl Swarm {
         Some(View {
             me: &self.me,
             mine: weights.get(&self.me)?,
+            my_classes: classes_for(transfer.have.count(), middle, transfer.have.total()),
             depth: self.path.depth(),
             importers,
             peers,
@@ -344,6 +403,23 @@ impl Swarm {
             peer_room: window.saturating_sub(to_peers),
             origin_room,
         })
+    }
+
+    /// What the middle one of all that still collect an artifact holds of it.
+    fn middle_held(&self, artifact: &ArtifactId) -> u32 {
+        let mut held: Vec<_> = self.members.collected_by(artifact).collect();
+        held.extend(self.have(artifact).map(PieceSet::count));
+        held.sort_unstable();
+        held.get(held.len() / 2).copied().unwrap_or(0)
+    }
+
+    fn classes_of(&self, artifact: &ArtifactId, member: &NodeId, middle: u32) -> u64 {
+        let total = self.have(artifact).map_or(0, PieceSet::total);
+        match self.members.held_by(member, artifact) {
+            Some(held) => classes_for(held.count(), middle, total),
+            // It has not said anything yet, and is awaited for a while.
+            None => CLASSES,
+        }
     }
 
     fn learn_weights(&mut self, artifact: ArtifactId) {
@@ -375,5 +451,21 @@ impl Swarm {
             artifact,
             piece,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_lags_is_relieved_by_degrees() {
+        let classes = |held| classes_for(held, 400, 1_000);
+        assert_eq!(
+            [0, 39, 40, 99, 100, 199, 200, 299, 300, 1_000].map(classes),
+            [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        );
+        assert_eq!(classes_for(0, 49, 1_000), CLASSES);
+        assert_eq!(classes_for(0, 15, 100), CLASSES);
     }
 }

@@ -6,10 +6,10 @@
 
 use std::time::Duration;
 
-/// What a piece should take from request to durable: some hundred milliseconds of link, whatever its rate.
-const TARGET: Duration = Duration::from_millis(150);
-/// Below this not even one holder would be used well.
-const LEAST: f64 = 3.0;
+/// What a piece should take from request to durable. More than the 50 ms that a switch queues would be lost and sent again.
+const TARGET: Duration = Duration::from_millis(80);
+/// Below this a slow disk or a busy machine would leave the link idle.
+const LEAST: f64 = 4.0;
 const FIRST: f64 = 6.0;
 
 /// The bound on requests in flight to peers and origin together.
@@ -31,7 +31,7 @@ impl Window {
 
     /// Whole requests, at most `most`.
     pub(super) fn requests(&self, most: usize) -> usize {
-        // Between three and some dozens.
+        // Between four and some dozens.
         (self.0 as usize).min(most)
     }
 }
@@ -46,12 +46,12 @@ mod tests {
         (0..1_000).for_each(|_| window.arrived(Duration::from_millis(20), 16));
         assert_eq!(window.requests(16), 16);
         (0..1_000).for_each(|_| window.arrived(Duration::from_millis(900), 16));
-        assert_eq!(window.requests(16), 3);
-        // Where a piece takes 50 ms alone and the others queue behind it, three or four keep the link full.
+        assert_eq!(window.requests(16), 4);
+        // Where a piece takes 10 ms alone and the others queue behind it, eight keep the link full.
         for _ in 0..1_000 {
-            let took = Duration::from_millis(50) * u32::try_from(window.requests(16)).unwrap();
+            let took = Duration::from_millis(10) * u32::try_from(window.requests(16)).unwrap();
             window.arrived(took, 16);
         }
-        assert!((3..=4).contains(&window.requests(16)));
+        assert!((7..=9).contains(&window.requests(16)));
     }
 }

@@ -38,6 +38,8 @@ pub(super) struct Counters {
     /// By node, rack by rack.
     pub(super) node_in: Vec<u64>,
     pub(super) node_out: Vec<u64>,
+    /// Packets that found a link's queue full, on all links together.
+    pub(super) dropped: u64,
 }
 
 impl Counters {
@@ -50,6 +52,7 @@ impl Counters {
             rack_out: each(&self.rack_out, &before.rack_out),
             node_in: each(&self.node_in, &before.node_in),
             node_out: each(&self.node_out, &before.node_out),
+            dropped: self.dropped.saturating_sub(before.dropped),
         }
     }
 }
@@ -63,6 +66,8 @@ struct Qdisc {
     root: bool,
     #[serde(default)]
     bytes: u64,
+    #[serde(default)]
+    drops: u64,
 }
 
 /// One end of a link: namespace, device.
@@ -165,17 +170,21 @@ impl Network {
         let spine = counted(&self.name("spine"))?;
         let mut counters = Counters {
             origin_out: self.origin_out()?,
+            dropped: drops(&spine) + drops(&counted(&self.name("origin"))?),
             ..Counters::default()
         };
         for rack in 1..=self.topology.racks {
             let name = self.name(&format!("r{rack}"));
             let ports = counted(&name)?;
+            counters.dropped += drops(&ports);
             counters.rack_in.push(sent("spine", &format!("rack{rack}"), &spine)?);
             counters.rack_out.push(sent(&name, "uplink", &ports)?);
             for number in 1..=self.topology.nodes {
                 let node = self.name(&format!("r{rack}n{number}"));
                 counters.node_in.push(sent(&name, &format!("node{number}"), &ports)?);
-                counters.node_out.push(sent(&node, "eth0", &counted(&node)?)?);
+                let own = counted(&node)?;
+                counters.dropped += drops(&own);
+                counters.node_out.push(sent(&node, "eth0", &own)?);
             }
         }
         Ok(counters)
@@ -287,6 +296,10 @@ fn counted(namespace: &str) -> Result<Vec<Qdisc>> {
         .output()
         .context("tc cannot be run")?;
     serde_json::from_slice(&output.stdout).with_context(|| format!("tc says nothing of {namespace}'s links"))
+}
+
+fn drops(counted: &[Qdisc]) -> u64 {
+    counted.iter().filter(|qdisc| qdisc.root).map(|qdisc| qdisc.drops).sum()
 }
 
 fn sent(namespace: &str, device: &str, counted: &[Qdisc]) -> Result<u64> {

@@ -37,6 +37,8 @@ pub(super) struct Wire {
     pub(super) rack_out: Vec<u64>,
     pub(super) node_in: Vec<u64>,
     pub(super) node_out: Vec<u64>,
+    /// Packets that found a link's queue full.
+    pub(super) dropped: u64,
 }
 
 impl From<Counters> for Wire {
@@ -47,6 +49,7 @@ impl From<Counters> for Wire {
             rack_out: counters.rack_out,
             node_in: counters.node_in,
             node_out: counters.node_out,
+            dropped: counters.dropped,
         }
     }
 }

@@ -13,7 +13,7 @@ use super::Output;
 /// How long word is gathered for the neighbours in the rack.
 const RACK_WITHIN: Duration = Duration::from_millis(30);
 /// How long word is gathered for everybody else.
-const OTHERS_WITHIN: Duration = Duration::from_millis(100);
+const OTHERS_WITHIN: Duration = Duration::from_millis(500);
 /// More pieces than this are told at once.
 const PIECES_MAX: usize = 1_024;
 

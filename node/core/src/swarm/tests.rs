@@ -461,7 +461,7 @@ fn word_of_pieces_is_gathered_unless_others_wait_for_it() {
             continue;
         };
         fetched += 1;
-        now += Duration::from_millis(1);
+        now = now + Duration::from_millis(1);
         let outputs = tell(now, Input::Fetched { id });
         let at_once = outputs.iter().any(|output| {
             matches!(

@@ -74,6 +74,8 @@ pub struct Status {
     pub traffic: Traffic,
     /// Pieces that were durable here when the artifact was first wanted, by artifact: a restart asks for none of them.
     pub durable_at_start: BTreeMap<String, u32>,
+    /// When each artifact was wanted and was whole, by artifact, since this node started.
+    pub transfers: BTreeMap<String, TransferTimes>,
     /// Banned peers, with the reason.
     pub banned: BTreeMap<NodeId, String>,
     /// Approved campaigns it takes part in.
@@ -94,6 +96,15 @@ pub struct Status {
     pub audit: AuditStatus,
     /// The last problem with its own disk or devices, if there is one.
     pub last_error: Option<String>,
+}
+
+/// When an artifact came, in milliseconds since 1970 by this node's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TransferTimes {
+    /// When this node began to take part.
+    pub wanted_ms: u64,
+    /// When its last piece was verified and durable here.
+    pub whole_ms: Option<u64>,
 }
 
 /// Where one device of this node stands.

@@ -26,10 +26,11 @@ pub const BLOCK_SIZE: BlockSize = BlockSize::from_chunk_log(4);
 /// The unit of verification, in bytes.
 pub const GROUP_BYTES: u64 = 16 << 10;
 
-/// The default unit of swarm scheduling, in bytes.
-pub const PIECE_BYTES: u64 = 1 << 20;
+/// The unit of swarm scheduling, in bytes: what a node passes on it must hold whole, so each hop costs the time of one
+/// piece, 21 ms at 100 Mbit/s. Its proof is 0.6 % of it.
+pub const PIECE_BYTES: u64 = 256 << 10;
 
-/// The most bytes one request may ask for: 16 default pieces.
+/// The most bytes one request may ask for: 64 pieces.
 pub const SLICE_BYTES_MAX: u64 = 16 << 20;
 
 /// How an artifact is cut into pieces. The last piece may be shorter.

@@ -13,7 +13,7 @@ pub const WIRE_VERSION: u16 = 1;
 /// ALPN of the control stream.
 pub const CONTROL_ALPN: &[u8] = b"firmesh/control/1";
 
-/// The longest frame: the bitfield of a 32 GiB artifact is 4 KiB, a full revocation list 200 KiB.
+/// The longest frame: the bitfield of a 32 GiB artifact is 16 KiB, a full revocation list 200 KiB.
 pub const FRAME_BYTES_MAX: usize = 256 << 10;
 
 /// The most pieces one `Got` names.

@@ -20,7 +20,6 @@ use firmesh_protocol::{
     time::WallTime,
     trust::{Envelope, Input, KeySet, PublicKey, TrustedFleet},
 };
-use sha2::Digest as _;
 use tokio::io::AsyncReadExt as _;
 use tracing::{debug, info, warn};
 
@@ -633,13 +632,18 @@ pub(super) fn sign_record(record: &NodeRecord, key: &crate::identity::NodeKey) -
     Envelope::sign(NODE_RECORD_TYPE, payload, [&key.secret()])
 }
 
-/// The SHA-256 of everything a reader gives.
+/// The SHA-256 of everything a reader gives. By ring: without the processor's own instructions for it, twice as fast as
+/// portable code.
 pub(super) async fn sha256_of(mut reader: Pin<Box<dyn store::Read>>) -> io::Result<Sha256> {
-    let mut hasher = sha2::Sha256::new();
+    let mut hasher = ring::digest::Context::new(&ring::digest::SHA256);
     let mut buffer = vec![0; 256 << 10];
     loop {
         match reader.read(&mut buffer).await? {
-            0 => return Ok(Sha256::from(<[u8; 32]>::from(hasher.finalize()))),
+            0 => {
+                let digest = hasher.finish();
+                let bytes = <[u8; 32]>::try_from(digest.as_ref()).map_err(io::Error::other)?;
+                return Ok(Sha256::from(bytes));
+            }
             read => hasher.update(&buffer[..read]),
         }
     }

@@ -24,7 +24,7 @@ mod start;
 use std::{
     collections::{BTreeMap, VecDeque},
     sync::{Arc, atomic::Ordering},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use bytes::Bytes;
@@ -58,7 +58,7 @@ use crate::{
     images::Images,
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
-    status::{BrakeRequest, Refusal, Status, StatusRequest},
+    status::{BrakeRequest, Refusal, Status, StatusRequest, TransferTimes},
     store::{ChunkStore, Lost, PutError, StoreError},
     transport::{FetchError, Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
@@ -151,6 +151,7 @@ struct Tracked {
     layout: PieceLayout,
     sha256: Sha256,
     durable_at_start: Option<u32>,
+    times: TransferTimes,
     /// Every piece is here and the whole has the signed SHA-256.
     complete: bool,
 }
@@ -324,12 +325,11 @@ impl Runtime {
                         self.refuse(SLOW_ANSWER, detail.to_owned());
                     }
                 }
-                Output::Announce { artifact, piece } => {
-                    self.transport.broadcast(&PeerMessage::Got {
-                        artifact,
-                        pieces: vec![piece],
-                    });
-                }
+                Output::Announce {
+                    artifact,
+                    pieces,
+                    audience,
+                } => self.transport.tell(audience, &PeerMessage::Got { artifact, pieces }),
                 Output::Withdraw { artifact } => {
                     if let Some(pieces) = self.swarm.have(&artifact).cloned() {
                         self.transport.broadcast(&PeerMessage::Holds { artifact, pieces });
@@ -340,7 +340,12 @@ impl Runtime {
                     self.transport.ban(&peer, reason);
                     self.fleet.sync_soon();
                 }
-                Output::Complete { artifact } => self.hash_whole(artifact, Duration::ZERO),
+                Output::Complete { artifact } => {
+                    if let Some(tracked) = self.tracked.get_mut(&artifact) {
+                        tracked.times.whole_ms = Some(unix_ms());
+                    }
+                    self.hash_whole(artifact, Duration::ZERO);
+                }
             }
         }
         Ok(())
@@ -356,6 +361,10 @@ impl Runtime {
             layout,
             sha256,
             durable_at_start: None,
+            times: TransferTimes {
+                wanted_ms: unix_ms(),
+                whole_ms: None,
+            },
             complete: false,
         };
         self.tracked.insert(artifact, tracked);
@@ -611,6 +620,11 @@ impl Runtime {
                 .iter()
                 .filter_map(|(id, tracked)| Some((id.to_string(), tracked.durable_at_start?)))
                 .collect(),
+            transfers: self
+                .tracked
+                .iter()
+                .map(|(id, tracked)| (id.to_string(), tracked.times))
+                .collect(),
             banned: self.banned(),
             campaigns: self.fleet.campaigns.keys().cloned().collect(),
             devices: self.devices.facts(),
@@ -625,6 +639,12 @@ impl Runtime {
             last_error: self.last_error.clone(),
         }
     }
+}
+
+/// For people and statistics: nothing is decided by it.
+fn unix_ms() -> u64 {
+    let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// An error and all its causes in one line.

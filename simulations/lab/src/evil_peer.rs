@@ -59,6 +59,9 @@ pub(crate) struct EvilPeerOptions {
     /// Its one-time token.
     #[arg(long)]
     token_file: PathBuf,
+    /// Where it listens (UDP).
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
     /// How it misbehaves.
     #[arg(long, value_enum)]
     manner: Manner,
@@ -83,7 +86,7 @@ const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// Misbehaves until `cancel`.
 pub(crate) async fn run(options: EvilPeerOptions, cancel: CancellationToken) -> Result<()> {
     let stolen = Stolen::enrol(&options).await?;
-    let endpoint = stolen.endpoint()?;
+    let endpoint = stolen.endpoint(options.listen)?;
     tracing::info!(node = %options.node, manner = ?options.manner, "an evil peer is at work");
     let tasks = TaskTracker::new();
     let known = Acquaintances::default();
@@ -155,7 +158,7 @@ impl Stolen {
         })
     }
 
-    fn endpoint(&self) -> Result<quinn::Endpoint> {
+    fn endpoint(&self, listen: SocketAddr) -> Result<quinn::Endpoint> {
         let verifier =
             WebPkiClientVerifier::builder_with_provider(Arc::new(roots(&self.fleet_ca)?), provider()).build()?;
         let mut server = rustls::ServerConfig::builder_with_provider(provider())
@@ -164,7 +167,7 @@ impl Stolen {
             .with_single_cert(vec![self.certificate.clone()], self.private_key()?)?;
         server.alpn_protocols = vec![CONTROL_ALPN.to_vec(), BLOBS_ALPN.to_vec()];
         let server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
-        let mut endpoint = quinn::Endpoint::server(server, SocketAddr::from(([127, 0, 0, 1], 0)))?;
+        let mut endpoint = quinn::Endpoint::server(server, listen)?;
         let mut client = self.client()?;
         client.alpn_protocols = vec![BLOBS_ALPN.to_vec()];
         endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(client)?)));

@@ -89,7 +89,7 @@ async fn run(lab: Lab) -> Result<bool> {
     let cancel = cancelled_by_signals()?;
     match lab.command.unwrap_or(Command::Demo(lab.demo)) {
         Command::Demo(options) => return demo::run(options, cancel).await,
-        Command::Bench(bench) => bench::run(bench).await?,
+        Command::Bench(bench) => bench::run(bench, cancel).await?,
         Command::Fuzz(args) => tokio::task::block_in_place(|| fuzz::run(&args, &cancel))?,
         Command::Coordinator(Configured { config }) => {
             let settings = firmesh_coordinator::Config::load(&config)?.check(Overrides::default())?;

@@ -39,6 +39,11 @@ impl Member {
         self.service.failures >= FAILURES_MAX
     }
 
+    /// What a request to it takes on average.
+    pub(super) fn mean(&self) -> Option<Duration> {
+        self.service.mean
+    }
+
     pub(super) fn pieces(&self, artifact: &ArtifactId) -> Option<&PieceSet> {
         self.held.get(artifact).map(|held| &held.pieces)
     }
@@ -252,6 +257,17 @@ impl Members {
             Source::Origin => self.origin.mean,
             Source::Peer(peer) => self.nodes.get(peer).and_then(|member| member.service.mean),
         }
+    }
+
+    /// What a member holds of an artifact, if it has said so.
+    pub(super) fn held_by(&self, member: &NodeId, artifact: &ArtifactId) -> Option<&PieceSet> {
+        self.nodes.get(member)?.pieces(artifact)
+    }
+
+    /// How many pieces each member holds that still collects an artifact.
+    pub(super) fn collected_by<'a>(&'a self, artifact: &'a ArtifactId) -> impl Iterator<Item = u32> + 'a {
+        let of_it = self.nodes.values().filter_map(|member| member.pieces(artifact));
+        of_it.filter(|pieces| !pieces.is_full()).map(PieceSet::count)
     }
 
     /// Peers that may be asked now, in order of name.

@@ -10,9 +10,11 @@
 
 mod claims;
 mod members;
+mod news;
 mod pick;
 #[cfg(test)]
 mod tests;
+mod window;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -28,6 +30,9 @@ use rand_chacha::{ChaCha8Rng, rand_core::SeedableRng as _};
 
 use claims::Claims;
 use members::Members;
+pub use news::Audience;
+use news::News;
+use window::Window;
 
 /// Names one request of this node; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -175,12 +180,14 @@ pub enum Output {
         /// Whether its source had enough time for it, and not that it is needed no more.
         overdue: bool,
     },
-    /// Tell every peer that this node holds the piece.
+    /// Tell peers that this node holds more pieces.
     Announce {
         /// The artifact.
         artifact: ArtifactId,
-        /// The piece.
-        piece: u32,
+        /// The pieces.
+        pieces: Vec<u32>,
+        /// Which peers.
+        audience: Audience,
     },
     /// Tell every peer anew what this node holds of an artifact: it became less.
     Withdraw {
@@ -233,7 +240,7 @@ impl Default for Tuning {
         Self {
             in_flight_max: 16,
             per_peer_max: 4,
-            per_origin_max: 4,
+            per_origin_max: 2,
             join_grace: Duration::from_secs(3),
             stall_after: Duration::from_secs(5),
             join_grace_connected: Duration::from_secs(10),
@@ -273,6 +280,8 @@ pub struct Swarm {
     transfers: BTreeMap<ArtifactId, Transfer>,
     members: Members,
     claims: Claims,
+    news: News,
+    window: Window,
     weights: BTreeMap<ArtifactId, pick::Weights>,
     outputs: VecDeque<Output>,
     wake_at: Option<Timestamp>,
@@ -290,6 +299,8 @@ impl Swarm {
             transfers: BTreeMap::new(),
             members: Members::default(),
             claims: Claims::default(),
+            news: News::default(),
+            window: Window::default(),
             weights: BTreeMap::new(),
             outputs: VecDeque::new(),
             wake_at: None,
@@ -318,13 +329,14 @@ impl Swarm {
             Input::PeerMisbehaved { peer, reason } => self.ban(&peer, reason),
             Input::Origin { available } => self.members.set_origin(available),
             Input::Fetched { id } => self.fetched(now, id),
-            Input::Stored { artifact, piece } => self.stored(now, artifact, piece),
+            Input::Stored { artifact, piece } => self.stored(now, artifact, piece, false),
             Input::Lost { artifact, piece } => self.lost(artifact, piece),
             Input::Failed { id, why } => self.failed(now, id, why),
             Input::Tick => {}
         }
         self.expire(now);
         self.fill_if_due(now);
+        self.outputs.extend(self.news.due(now));
     }
 
     /// The next instruction, if there is one.
@@ -335,7 +347,8 @@ impl Swarm {
     /// When to call [`handle`](Self::handle) with [`Input::Tick`] if nothing else happens before.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        self.claims.next_deadline().into_iter().chain(self.wake_at).min()
+        let deadlines = [self.claims.next_deadline(), self.wake_at, self.news.next_due()];
+        deadlines.into_iter().flatten().min()
     }
 
     /// What this node holds of an artifact it takes part in.
@@ -376,12 +389,13 @@ impl Swarm {
                 moved_at: now,
                 complete_told: false,
             });
-        self.tell_if_complete(artifact);
+        self.tell_if_complete(now, artifact);
     }
 
     fn forget(&mut self, artifact: ArtifactId) {
         self.transfers.remove(&artifact);
         self.weights.remove(&artifact);
+        self.news.forget(&artifact);
         for id in self.claims.of_artifact(&artifact) {
             self.cancel(id, false);
         }
@@ -413,11 +427,23 @@ impl Swarm {
 
     fn fetched(&mut self, now: Timestamp, id: FetchId) {
         let Some(claim) = self.claims.finish(id) else { return };
-        self.members.succeeded(&claim.source, now.since(claim.since));
-        self.stored(now, claim.artifact, claim.piece);
+        let took = now.since(claim.since);
+        self.members.succeeded(&claim.source, took);
+        if claim.source != Source::Origin {
+            self.window.arrived(took, self.tuning.in_flight_max);
+        }
+        let brought_in = match &claim.source {
+            Source::Origin => true,
+            Source::Peer(peer) => self
+                .members
+                .path_of(peer)
+                .is_none_or(|path| path.shared_levels(&self.path) + 1 < self.path.depth()),
+        };
+        self.stored(now, claim.artifact, claim.piece, brought_in);
     }
 
-    fn stored(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32) {
+    /// Notes a piece; `brought_in` from outside the rack, where others wait for it.
+    fn stored(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32, brought_in: bool) {
         for rival in self.claims.of_piece(&artifact, piece) {
             self.cancel(rival, false);
         }
@@ -426,8 +452,16 @@ impl Swarm {
         };
         if transfer.have.insert(piece) {
             transfer.moved_at = now;
-            self.outputs.push_back(Output::Announce { artifact, piece });
-            self.tell_if_complete(artifact);
+            if brought_in {
+                self.outputs.push_back(Output::Announce {
+                    artifact,
+                    pieces: vec![piece],
+                    audience: Audience::Everyone,
+                });
+            } else {
+                self.news.gather(now, artifact, piece);
+            }
+            self.tell_if_complete(now, artifact);
         }
     }
 
@@ -489,12 +523,13 @@ impl Swarm {
         }
     }
 
-    fn tell_if_complete(&mut self, artifact: ArtifactId) {
+    fn tell_if_complete(&mut self, now: Timestamp, artifact: ArtifactId) {
         let Some(transfer) = self.transfers.get_mut(&artifact) else {
             return;
         };
         if transfer.have.is_full() && !transfer.complete_told {
             transfer.complete_told = true;
+            self.news.hurry(now, &artifact);
             self.outputs.push_back(Output::Complete { artifact });
         }
     }

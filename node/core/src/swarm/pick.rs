@@ -17,8 +17,20 @@ use super::{Output, Source, Swarm, claims::Claim};
 /// A request later than its source's mean by this factor is late.
 const HEDGE_FACTOR: u32 = 3;
 
-/// Faster sources than this are not worth hedging against: a busy machine delays any answer by so much.
-const HEDGE_MIN: Duration = Duration::from_millis(100);
+/// A request is not late before this: a busy machine delays any answer by so much.
+const HEDGE_MIN: Duration = Duration::from_millis(300);
+
+/// The same across a boundary of the topology: that wire would be paid twice.
+const HEDGE_FACTOR_ACROSS: u32 = 8;
+const HEDGE_MIN_ACROSS: Duration = Duration::from_secs(1);
+
+/// Differences below this between holders are noise.
+const MEAN_MIN: Duration = Duration::from_millis(10);
+
+/// Classes of an importer's pieces.
+const CLASSES: u64 = 4;
+/// Fewer pieces than this say nothing about how fast a member is.
+const MIDDLE_MIN: u32 = 16;
 
 /// The rendezvous weights of one artifact's pieces, by node.
 pub(super) type Weights = BTreeMap<NodeId, Vec<u64>>;
@@ -42,15 +54,56 @@ fn weights(artifact: &ArtifactId, node: &NodeId, pieces: u32) -> Vec<u64> {
 struct View<'a> {
     me: &'a NodeId,
     mine: &'a [u64],
+    /// The classes that this node itself has time for.
+    my_classes: u64,
     depth: usize,
-    /// Members that count as importers: name, weights, levels shared with this node.
-    importers: Vec<(&'a NodeId, &'a [u64], usize)>,
+    /// Members that count as importers.
+    importers: Vec<Importer<'a>>,
     /// Peers that may be asked and hold something of the artifact.
     peers: Vec<Holder<'a>>,
     /// Nothing has moved anywhere for long: whoever was counted on is no use, and anybody may fetch anything.
     anarchy: bool,
+    /// Requests that still fit the window towards peers.
+    peer_room: usize,
     /// Requests that still fit the origin, if it can be asked at all.
     origin_room: Option<usize>,
+}
+
+/// A member that counts as an importer.
+struct Importer<'a> {
+    id: &'a NodeId,
+    weights: &'a [u64],
+    /// Levels shared with this node.
+    shared: usize,
+    /// Of four classes of pieces, those that it has time for.
+    classes: u64,
+}
+
+impl Importer<'_> {
+    fn has_time_for(&self, at: usize) -> bool {
+        class(self.weights[at]) < self.classes
+    }
+}
+
+/// The class of an importer's piece: it brings in the lower classes first, and who lags is relieved of the higher ones.
+fn class(weight: u64) -> u64 {
+    weight % CLASSES
+}
+
+/// Of how many classes a member has time that holds `held` pieces where the middle one of all that still collect holds
+/// `middle`.
+fn classes_for(held: u32, middle: u32, total: u32) -> u64 {
+    // Early on, differences are chance.
+    if middle < MIDDLE_MIN.max(total / 20) {
+        return CLASSES;
+    }
+    match u64::from(held) * 100 / u64::from(middle) {
+        0..10 => 0,
+        10..25 => 1,
+        25..50 => 2,
+        50..75 => 3,
+        _ => CLASSES,
+    }
 }
 
 /// A peer that may be asked.
@@ -62,11 +115,20 @@ struct Holder<'a> {
     load: usize,
     /// Requests it may have in flight.
     load_max: usize,
+    /// What it takes to bring a piece, as far as is known.
+    mean: Duration,
     /// Whether its last requests brought nothing.
     failing: bool,
 }
 
 impl Holder<'_> {
+    /// How long one more request to it may take. Means hold the load of everybody who asks it, so that a busy uploader is
+    /// spared by all.
+    fn wait(&self) -> (Duration, usize) {
+        let ahead = u32::try_from(self.load + 1).unwrap_or(u32::MAX);
+        (self.mean.max(MEAN_MIN).saturating_mul(ahead), self.load)
+    }
+
     fn has_room(&self) -> bool {
         self.load < self.load_max
     }
@@ -78,8 +140,8 @@ struct Nearest {
     holders: usize,
     /// Levels shared with the nearest holders.
     shared: Option<usize>,
-    /// The least loaded of them that has room: its load and place.
-    best: Option<(usize, usize)>,
+    /// Of those that have room the one that is likely to answer first: its wait and place.
+    best: Option<((Duration, usize), usize)>,
 }
 
 /// A source as a place in a [`View`].
@@ -94,13 +156,14 @@ impl View<'_> {
     /// that a neighbour imports, none for a piece that this node imports into its outermost group.
     fn reach(&self, piece: u32) -> usize {
         let at = piece as usize;
-        let mine = (self.mine[at], self.me);
+        // Whoever was relieved of it leaves it to all that have time for it.
+        let mine = (class(self.mine[at]) < self.my_classes).then_some((self.mine[at], self.me));
         let ahead = self
             .importers
             .iter()
-            .filter(|(id, weights, _)| (weights[at], *id) > mine);
+            .filter(|importer| Some((importer.weights[at], importer.id)) > mine && importer.has_time_for(at));
         ahead
-            .map(|(_, _, shared)| *shared)
+            .map(|importer| importer.shared)
             .max()
             .unwrap_or(0)
             .min(self.depth - 1)
@@ -137,8 +200,9 @@ impl View<'_> {
                 found.best = None;
             }
             let nearest = found.shared == Some(peer.shared);
-            if nearest && peer.has_room() && found.best.is_none_or(|(load, _)| peer.load < load) {
-                found.best = Some((peer.load, at));
+            if nearest && self.peer_room > 0 && peer.has_room() && found.best.is_none_or(|(wait, _)| peer.wait() < wait)
+            {
+                found.best = Some((peer.wait(), at));
             }
         }
         found
@@ -149,6 +213,7 @@ impl View<'_> {
         match place {
             Place::Peer(at) => {
                 self.peers[at].load += 1;
+                self.peer_room = self.peer_room.saturating_sub(1);
                 Source::Peer(self.peers[at].id.clone())
             }
             Place::Origin => {
@@ -197,8 +262,8 @@ impl Swarm {
         }
     }
 
-    /// Up to `free` pieces with their sources: the rarest first, ties broken at random so that neighbours do not all
-    /// ask for the same piece.
+    /// Up to `free` pieces with their sources: first what this node is to bring into a group, because others wait for it,
+    /// by class, then the rarest; ties are broken at random so that neighbours do not all ask for the same piece.
     fn pick(&self, now: Timestamp, artifact: &ArtifactId, free: usize, rng: &mut ChaCha8Rng) -> Vec<(u32, Source)> {
         let Some(mut view) = self.view(now, artifact) else {
             return Vec::new();
@@ -209,18 +274,27 @@ impl Swarm {
             .filter(|claim| claim.artifact == *artifact)
             .map(|claim| claim.piece)
             .collect();
-        let mut candidates: Vec<(usize, u32, u32)> = self.transfers[artifact]
+        let mut candidates: Vec<(u64, usize, u32, u32)> = self.transfers[artifact]
             .have
             .missing()
             .filter(|piece| !claimed.contains(piece))
-            .filter_map(|piece| match view.look(piece) {
-                (holders, Some(_)) => Some((holders, rng.next_u32(), piece)),
-                (_, None) => None,
+            .filter_map(|piece| {
+                let (holders, place) = view.look(piece);
+                let crosses = match place? {
+                    Place::Origin => true,
+                    Place::Peer(at) => view.peers[at].shared + 1 < view.depth,
+                };
+                let order = if crosses {
+                    class(view.mine[piece as usize])
+                } else {
+                    CLASSES
+                };
+                Some((order, holders, rng.next_u32(), piece))
             })
             .collect();
         candidates.sort_unstable();
         let mut picks = Vec::new();
-        for (_, _, piece) in candidates {
+        for (.., piece) in candidates {
             if picks.len() == free {
                 break;
             }
@@ -232,25 +306,39 @@ impl Swarm {
         picks
     }
 
-    /// With nothing else to ask for: a second source for the request that is late the longest.
+    /// With every missing piece asked for: a second source for the request that is late the longest.
     fn hedge(&self, now: Timestamp, artifact: &ArtifactId) -> Option<(u32, Source)> {
+        let transfer = self.transfers.get(artifact)?;
+        let of_it = || self.claims.iter().filter(|claim| claim.artifact == *artifact);
+        let asked: BTreeSet<u32> = of_it().map(|claim| claim.piece).collect();
+        if transfer.have.missing().any(|piece| !asked.contains(&piece)) {
+            return None;
+        }
         let view = self.view(now, artifact)?;
-        let late = self
-            .claims
-            .iter()
-            .filter(|claim| claim.artifact == *artifact && self.claims.of_piece(artifact, claim.piece).len() == 1)
-            .filter(|claim| {
-                let mean = self.members.mean_service(&claim.source);
-                now.since(claim.since) > mean.unwrap_or(self.tuning.request_min).max(HEDGE_MIN) * HEDGE_FACTOR
-            })
-            .min_by_key(|claim| claim.since)?;
-        view.peers
-            .iter()
-            .filter(|peer| !peer.failing && peer.pieces.contains(late.piece) && peer.has_room())
-            .map(|peer| (view.depth - peer.shared, Source::Peer(peer.id.clone())))
-            .filter(|(_, source)| *source != late.source)
-            .min()
-            .map(|(_, source)| (late.piece, source))
+        let mut late: Vec<_> = of_it()
+            .filter(|claim| self.claims.of_piece(artifact, claim.piece).len() == 1)
+            .collect();
+        late.sort_unstable_by_key(|claim| claim.since);
+        late.into_iter().find_map(|claim| {
+            let mean = self
+                .members
+                .mean_service(&claim.source)
+                .unwrap_or(self.tuning.request_min);
+            let waited = now.since(claim.since);
+            let holders = view.peers.iter().filter(|peer| {
+                let (factor, least) = match peer.shared + 1 < view.depth {
+                    true => (HEDGE_FACTOR_ACROSS, HEDGE_MIN_ACROSS),
+                    false => (HEDGE_FACTOR, HEDGE_MIN),
+                };
+                let is_late = waited > mean.max(least / factor) * factor;
+                is_late && !peer.failing && peer.pieces.contains(claim.piece) && peer.has_room()
+            });
+            holders
+                .map(|peer| (view.depth - peer.shared, peer.wait(), Source::Peer(peer.id.clone())))
+                .filter(|(.., source)| *source != claim.source)
+                .min()
+                .map(|(.., source)| (claim.piece, source))
+        })
     }
 
     fn view<'a>(&'a self, now: Timestamp, artifact: &'a ArtifactId) -> Option<View<'a>> {
@@ -259,6 +347,7 @@ impl Swarm {
         let age = now.since(transfer.wanted_since);
         let before = |span: Duration| Timestamp::after_start(now.since_start().saturating_sub(span));
         let anarchy = transfer.moved_at < before(self.tuning.stall_after * 2);
+        let middle = self.middle_held(artifact);
         let importers = self
             .members
             .importers(
@@ -268,7 +357,14 @@ impl Swarm {
                 before(self.tuning.stall_after),
             )
             .filter(|_| !anarchy)
-            .filter_map(|(id, path)| Some((id, &weights.get(id)?[..], path.shared_levels(&self.path))))
+            .filter_map(|(id, path)| {
+                Some(Importer {
+                    id,
+                    weights: &weights.get(id)?[..],
+                    shared: path.shared_levels(&self.path),
+                    classes: self.classes_of(artifact, id, middle),
+                })
+            })
             .collect();
         let load_of = |source: &Source| self.claims.iter().filter(|claim| claim.source == *source).count();
         let peers = self
@@ -281,6 +377,7 @@ impl Swarm {
                     shared: member.path.shared_levels(&self.path),
                     load: load_of(&Source::Peer(id.clone())),
                     load_max: self.tuning.per_peer_max,
+                    mean: member.mean().unwrap_or_default(),
                     failing: member.is_failing(),
                 })
             })
@@ -289,15 +386,40 @@ impl Swarm {
             .members
             .origin_is_usable(now)
             .then(|| self.tuning.per_origin_max.saturating_sub(load_of(&Source::Origin)));
+        let to_peers = self
+            .claims
+            .iter()
+            .filter(|claim| claim.source != Source::Origin)
+            .count();
+        let window = self.window.requests(self.tuning.in_flight_max);
         Some(View {
             me: &self.me,
             mine: weights.get(&self.me)?,
+            my_classes: classes_for(transfer.have.count(), middle, transfer.have.total()),
             depth: self.path.depth(),
             importers,
             peers,
             anarchy,
+            peer_room: window.saturating_sub(to_peers),
             origin_room,
         })
+    }
+
+    /// What the middle one of all that still collect an artifact holds of it.
+    fn middle_held(&self, artifact: &ArtifactId) -> u32 {
+        let mut held: Vec<_> = self.members.collected_by(artifact).collect();
+        held.extend(self.have(artifact).map(PieceSet::count));
+        held.sort_unstable();
+        held.get(held.len() / 2).copied().unwrap_or(0)
+    }
+
+    fn classes_of(&self, artifact: &ArtifactId, member: &NodeId, middle: u32) -> u64 {
+        let total = self.have(artifact).map_or(0, PieceSet::total);
+        match self.members.held_by(member, artifact) {
+            Some(held) => classes_for(held.count(), middle, total),
+            // It has not said anything yet, and is awaited for a while.
+            None => CLASSES,
+        }
     }
 
     fn learn_weights(&mut self, artifact: ArtifactId) {
@@ -329,5 +451,21 @@ impl Swarm {
             artifact,
             piece,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_lags_is_relieved_by_degrees() {
+        let classes = |held| classes_for(held, 400, 1_000);
+        assert_eq!(
+            [0, 39, 40, 99, 100, 199, 200, 299, 300, 1_000].map(classes),
+            [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+        );
+        assert_eq!(classes_for(0, 49, 1_000), CLASSES);
+        assert_eq!(classes_for(0, 15, 100), CLASSES);
     }
 }

@@ -155,15 +155,28 @@ impl Site {
             Output::Cancel { id, .. } => {
                 self.cancelled.insert((at, id.0));
             }
-            Output::Announce { artifact, piece } => {
+            Output::Announce {
+                artifact,
+                pieces,
+                audience,
+            } => {
                 let peer = self.nodes[at].0.clone();
                 for other in (0..self.nodes.len()).filter(|other| *other != at) {
+                    let in_rack = self.nodes[other].1.parent() == self.nodes[at].1.parent();
+                    let heard = match audience {
+                        Audience::Everyone => true,
+                        Audience::Rack => in_rack,
+                        Audience::OtherRacks => !in_rack,
+                    };
+                    if !heard {
+                        continue;
+                    }
                     self.tell(
                         other,
                         Input::PeerGot {
                             peer: peer.clone(),
                             artifact,
-                            pieces: vec![piece],
+                            pieces: pieces.clone(),
                         },
                     );
                 }
@@ -393,8 +406,103 @@ fn a_lost_piece_is_withdrawn_and_comes_again() {
         panic!("{outputs:?}")
     };
     assert_eq!(tell(Input::Lost { artifact, piece: 3 }), []);
-    let announced = Output::Announce { artifact, piece: 3 };
+    let announced = Output::Announce {
+        artifact,
+        pieces: vec![3],
+        audience: Audience::Everyone,
+    };
     assert_eq!(tell(Input::Fetched { id }), [announced, Output::Complete { artifact }]);
+}
+
+/// What this node brought into its rack is told to all at once; what came from a neighbour is told together, soon to the
+/// rack and later to the others, and at once when nothing more can come.
+#[test]
+fn word_of_pieces_is_gathered_unless_others_wait_for_it() {
+    let site = Site::new(2, 2, 8);
+    let mut swarm = Swarm::new(site.nodes[0].0.clone(), site.nodes[0].1.clone(), Tuning::default(), 1);
+    let members = site
+        .nodes
+        .iter()
+        .map(|(id, path, ..)| (id.clone(), path.clone()))
+        .collect();
+    let (neighbour, stranger) = (site.nodes[1].0.clone(), site.nodes[2].0.clone());
+    assert_eq!(site.nodes[1].1.parent(), site.nodes[0].1.parent());
+    let (artifact, mut now) = (site.artifact, Timestamp::default());
+    let mut tell = |now, input| {
+        swarm.handle(now, input);
+        std::iter::from_fn(|| swarm.poll()).collect::<Vec<_>>()
+    };
+    tell(now, Input::Roster { members });
+    let mut asked = Vec::new();
+    for peer in [&neighbour, &stranger] {
+        asked.extend(tell(now, Input::PeerUp { peer: peer.clone() }));
+        let pieces = PieceSet::full(8);
+        asked.extend(tell(
+            now,
+            Input::PeerHolds {
+                peer: peer.clone(),
+                artifact,
+                pieces,
+            },
+        ));
+    }
+    asked.extend(tell(
+        now,
+        Input::Want {
+            artifact,
+            have: PieceSet::empty(8),
+            priority: 1,
+        },
+    ));
+    let mut told = Vec::new();
+    let (mut fetched, mut gathered_from) = (0, None);
+    while let Some(output) = (!asked.is_empty()).then(|| asked.remove(0)) {
+        let Output::Fetch { id, source, .. } = output else {
+            continue;
+        };
+        fetched += 1;
+        now = now + Duration::from_millis(1);
+        let outputs = tell(now, Input::Fetched { id });
+        let at_once = outputs.iter().any(|output| {
+            matches!(
+                output,
+                Output::Announce {
+                    audience: Audience::Everyone,
+                    ..
+                }
+            )
+        });
+        assert_eq!(at_once, source != Source::Peer(neighbour.clone()));
+        gathered_from = gathered_from.or((!at_once).then_some(now));
+        told.extend(
+            outputs
+                .iter()
+                .filter(|output| matches!(output, Output::Announce { .. }))
+                .cloned(),
+        );
+        asked.extend(outputs);
+    }
+    assert_eq!(fetched, 8);
+    // The last piece ended the gathering.
+    let heard_by = |audience: Audience| {
+        let pieces = told.iter().filter_map(move |output| match output {
+            Output::Announce {
+                pieces, audience: to, ..
+            } if *to == audience => Some(pieces.clone()),
+            _ => None,
+        });
+        let mut pieces = pieces.flatten().collect::<Vec<_>>();
+        pieces.sort_unstable();
+        pieces
+    };
+    let (everyone, rack, others) = (
+        heard_by(Audience::Everyone),
+        heard_by(Audience::Rack),
+        heard_by(Audience::OtherRacks),
+    );
+    assert_eq!(rack, others);
+    assert_eq!(everyone.len() + rack.len(), 8);
+    assert!(!rack.is_empty() && gathered_from.is_some());
 }
 
 proptest! {

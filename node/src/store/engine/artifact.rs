@@ -5,12 +5,12 @@
 //! piece is held if, and only if, its record is intact: that is the bitmap.
 //!
 //! Invariants: bytes are checked against the root before anything is written; a record is written only after its piece's
-//! content is durable, and a piece counts as held only after its record is; what leaves was checked again on the way out
-//! (the content by its tag, or by its hash where it is not sealed, and the proof up to the root); what fails that check
-//! is dropped, and its record with it.
+//! content is durable, and a piece counts as held only after its record is; what leaves the disk was checked again on the
+//! way out (the content by its tag, or by its hash where it is not sealed, and the proof up to the root); what fails that
+//! check is dropped, and its record with it. What came in last is served from memory, as it was verified.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     io::{self, IoSlice, IoSliceMut},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
 };
@@ -33,8 +33,8 @@ use super::{
 };
 use crate::store::Lost;
 
-/// A record's place: two pages, so that no write of one touches a page of another.
-const RECORD_BYTES: usize = 8 << 10;
+/// A record's place: a page, so that no write of one touches a page of another.
+const RECORD_BYTES: usize = 4 << 10;
 const HASH_BYTES: usize = 32;
 const GROUPS_MAX: usize = (PIECE_BYTES / GROUP_BYTES) as usize;
 const TAGS_AT: usize = HASH_BYTES;
@@ -42,6 +42,9 @@ const PAIRS_AT: usize = TAGS_AT + GROUPS_MAX * TAG_BYTES;
 /// The pairs of a piece's subtree, and those above it in the tallest tree.
 const PAIRS_MAX: usize = GROUPS_MAX - 1 + PIECES_MAX.ilog2() as usize;
 const _: () = assert!(PAIRS_AT + PAIRS_MAX * PAIR_BYTES <= RECORD_BYTES && PIECES_MAX.is_power_of_two());
+
+/// Pieces kept in memory after they came in.
+const RECENT_MAX: usize = 32;
 
 /// Records read at once when an artifact is opened.
 const RECORDS_AT_ONCE: u32 = 64;
@@ -55,6 +58,8 @@ pub(super) struct Artifact {
     content: Box<dyn Medium>,
     records: Box<dyn Medium>,
     state: Mutex<State>,
+    /// Pieces as they came in and were verified, newest last: neighbours ask for them right after.
+    recent: Mutex<VecDeque<(u32, Bytes)>>,
     waiting: Mutex<Vec<Arc<Waiting>>>,
     /// Whoever holds it writes records: for itself and for everybody who waits.
     leader: Mutex<()>,
@@ -106,6 +111,7 @@ impl Artifact {
                 held,
                 damaged: BTreeSet::new(),
             }),
+            recent: Mutex::default(),
             waiting: Mutex::default(),
             leader: Mutex::default(),
             lost,
@@ -157,7 +163,30 @@ impl Artifact {
         self.content
             .write(&mut groups, self.layout.bytes(piece).start)
             .map_err(Arc::new)?;
-        Ok(self.commit(piece, record)?)
+        self.commit(piece, record)?;
+        // What is sealed was sealed in place: there is no plain copy of it, and none is made.
+        if !self.seal.encrypts() {
+            let mut recent = locked(&self.recent);
+            if recent.len() >= RECENT_MAX {
+                recent.pop_front();
+            }
+            recent.push_back((piece, content));
+        }
+        Ok(())
+    }
+
+    /// A held piece with its proof for a neighbour, from memory if it came in lately.
+    pub(super) fn encoded_for_peer(&self, piece: u32) -> io::Result<Bytes> {
+        match self.recent(piece) {
+            Some(encoded) => Ok(encoded),
+            None => Ok(self.encoded(piece)?.1),
+        }
+    }
+
+    fn recent(&self, piece: u32) -> Option<Bytes> {
+        let recent = locked(&self.recent);
+        let found = recent.iter().find(|(number, _)| *number == piece);
+        found.map(|(_, encoded)| encoded.clone())
     }
 
     /// A held piece with its proof, as [`firmesh_protocol::chunk::encode`] has it. `NotFound` if it is not held,
@@ -286,6 +315,7 @@ impl Artifact {
             state.damaged.insert(piece);
         }
         drop(state);
+        locked(&self.recent).retain(|(number, _)| *number != piece);
         self.tell_lost(piece);
         self.records
             .write(&mut [IoSlice::new(&[0; HASH_BYTES])], record_at(piece))?;

@@ -187,7 +187,7 @@ impl PieceStore {
         let [first, last] = [range.start, range.end - 1].map(|at| u32::try_from(at / PIECE_BYTES));
         let (first, last) = (first.map_err(io::Error::other)?, last.map_err(io::Error::other)?);
         if layout.bytes(first) == range {
-            return Ok(artifact.encoded(first)?.1);
+            return artifact.encoded_for_peer(first);
         }
         let pieces = (first..=last)
             .map(|piece| artifact.encoded(piece))

@@ -2,6 +2,7 @@
 
 mod fs_store;
 mod link;
+mod mesh;
 mod store;
 mod trust;
 
@@ -17,6 +18,7 @@ use firmesh_node::store::{ChunkStore, PieceStore, StoreKey};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::Serialize;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use fs_store::IrohStore;
 
@@ -25,6 +27,9 @@ use fs_store::IrohStore;
 pub(crate) enum Bench {
     /// One link: two nodes' data planes and stores over loopback, against hashing and against the disk.
     Link(MeasureArgs),
+    /// A whole mesh in racks of network namespaces with shaped links: time, and bytes on every link, against what is least
+    /// possible. Needs root.
+    Mesh(mesh::MeshArgs),
     /// One piece store: pieces verified and made durable, served, read; plain, encrypted, and iroh-blobs' `FsStore`.
     Store(MeasureArgs),
     /// Verifying metadata: our verifier, python-tuf and the crate tough, each in a release build of its own.
@@ -63,8 +68,13 @@ pub(crate) struct TrustArgs {
 }
 
 /// Runs a measurement.
-pub(crate) async fn run(bench: Bench) -> anyhow::Result<()> {
+pub(crate) async fn run(bench: Bench, cancel: CancellationToken) -> anyhow::Result<()> {
     match bench {
+        // What was made is removed on the way out, also of an interruption.
+        Bench::Mesh(args) => tokio::select! {
+            done = mesh::run(&args) => done,
+            () = cancel.cancelled() => anyhow::bail!("interrupted; every process and network was removed"),
+        },
         Bench::Link(args) => link::run(&args).await,
         Bench::Store(args) => store::run(&args).await,
         Bench::Trust(args) => trust::run(&args),

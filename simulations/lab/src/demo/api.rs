@@ -6,20 +6,23 @@ use anyhow::{Context as _, Result, bail};
 use firmesh_protocol::api::Problem;
 use serde::{Serialize, de::DeserializeOwned};
 
+use super::place::Inside;
+
 /// Whoever does not answer within this is as good as down: everything here is on loopback.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 /// An HTTP client with the operator's token.
 #[derive(Debug, Clone)]
-pub(super) struct Api {
+pub(crate) struct Api {
     http: reqwest::Client,
     base: String,
     token: Option<String>,
+    inside: Option<Inside>,
 }
 
 impl Api {
-    /// Talks to `base`, such as `http://127.0.0.1:8640`.
-    pub(super) fn new(base: &str, token: Option<String>) -> Result<Self> {
+    /// Talks to `base`, such as `http://127.0.0.1:8640`, from inside another network if there is one.
+    pub(crate) fn new(base: &str, token: Option<String>, inside: Option<Inside>) -> Result<Self> {
         // Plain HTTP on loopback: the system's certificates have no say.
         let http = reqwest::Client::builder()
             .tls_certs_only([])
@@ -30,28 +33,20 @@ impl Api {
             http,
             base: base.to_owned(),
             token,
+            inside,
         })
     }
 
-    /// The same client for another address, without the token.
-    pub(super) fn elsewhere(&self, base: &str) -> Self {
-        Self {
-            http: self.http.clone(),
-            base: base.to_owned(),
-            token: None,
-        }
-    }
-
-    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.answer(path, self.http.get(self.url(path))).await
     }
 
-    pub(super) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
+    pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         self.answer(path, self.http.post(self.url(path)).json(body)).await
     }
 
     /// Sends a file as it is.
-    pub(super) async fn upload<T: DeserializeOwned>(&self, path: &str, file: &Path) -> Result<T> {
+    pub(crate) async fn upload<T: DeserializeOwned>(&self, path: &str, file: &Path) -> Result<T> {
         let open = tokio::fs::File::open(file)
             .await
             .with_context(|| format!("{} cannot be read", file.display()))?;
@@ -76,11 +71,15 @@ impl Api {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
-        let answer = request
-            .send()
-            .await
-            .with_context(|| format!("no answer from {}", self.url(path)))?;
-        let (status, body) = (answer.status(), answer.bytes().await?);
+        let exchange = async move {
+            let answer = request.send().await?;
+            Ok::<_, reqwest::Error>((answer.status(), answer.bytes().await?))
+        };
+        let exchanged = match &self.inside {
+            Some(inside) => inside.run(exchange).await?,
+            None => exchange.await,
+        };
+        let (status, body) = exchanged.with_context(|| format!("no answer from {}", self.url(path)))?;
         if !status.is_success() {
             let said = serde_json::from_slice::<Problem>(&body).map_or_else(
                 |_| String::from_utf8_lossy(&body).into_owned(),

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// The demo's campaign.
-pub(super) const CAMPAIGN: &str = "demo";
+pub(crate) const CAMPAIGN: &str = "demo";
 
 /// Everything signed here expires after a month.
 const MONTH: Duration = Duration::from_secs(30 * 86_400);
@@ -35,23 +35,25 @@ const THRESHOLD: usize = 2;
 
 /// What the demo asks of its campaign.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Rules {
+pub(crate) struct Rules {
     /// The most devices of a rack in flight.
-    pub(super) per_rack: u32,
+    pub(crate) per_rack: u32,
     /// The most in all.
-    pub(super) total: u32,
+    pub(crate) total: u32,
+    /// Whether devices that fail go back to the previous version.
+    pub(crate) automatic_rollback: bool,
 }
 
 /// The people's side of the demo.
 #[derive(Debug)]
-pub(super) struct People {
+pub(crate) struct People {
     folder: TrustFolder,
     keys: std::path::PathBuf,
 }
 
 impl People {
     /// The ceremony: every key is made, root and delegations are drawn up and signed.
-    pub(super) fn found(layout: &Layout, about: &About) -> Result<Self> {
+    pub(crate) fn found(layout: &Layout, about: &About) -> Result<Self> {
         let keys = layout.keys();
         let mut groups = Vec::new();
         for group in GROUPS {
@@ -87,7 +89,7 @@ impl People {
     }
 
     /// Describes an image as a release for one component; its release keys still have to sign.
-    pub(super) fn release(&mut self, artifact: &Artifact, component: &str, version: &str) -> Result<Release> {
+    pub(crate) fn release(&mut self, artifact: &Artifact, component: &str, version: &str) -> Result<Release> {
         let new = NewRelease {
             vendor: VENDOR.to_owned(),
             models: vec![MODEL.to_owned()],
@@ -103,7 +105,7 @@ impl People {
     }
 
     /// Two of three sign what waits for their group's signature.
-    pub(super) fn sign(&mut self, group: &str) -> Result<()> {
+    pub(crate) fn sign(&mut self, group: &str) -> Result<()> {
         for number in 1..=THRESHOLD {
             let key = self.key(group, number)?;
             self.folder.sign(&key, &[])?;
@@ -112,13 +114,13 @@ impl People {
     }
 
     /// Gives everything signed to the coordinator.
-    pub(super) async fn publish(&self, api: &Api) -> Result<()> {
+    pub(crate) async fn publish(&self, api: &Api) -> Result<()> {
         let _versions: Published = api.post("/api/v1/metadata", &self.folder.publication(&[])?).await?;
         Ok(())
     }
 
     /// Drafts the canary campaign, has it planned, and stages it for the approvers. Answers the devices per wave.
-    pub(super) async fn plan(
+    pub(crate) async fn plan(
         &mut self,
         api: &Api,
         about: &About,
@@ -155,7 +157,7 @@ impl People {
                 back_s: 20,
             },
             constraints: Constraints::default(),
-            automatic_rollback: true,
+            automatic_rollback: rules.automatic_rollback,
             permit_keys: Vec::new(),
         };
         let draft = draft_campaign(&self.folder, file, &[about.permit_key.parse()?])?;
@@ -174,7 +176,7 @@ impl People {
 }
 
 /// Measures a file off the async threads.
-pub(super) async fn measure(path: &Path) -> Result<Artifact> {
+pub(crate) async fn measure(path: &Path) -> Result<Artifact> {
     let path = path.to_owned();
     Ok(tokio::task::spawn_blocking(move || firmesh_coordinator::ceremony::measure(&path, |_| ())).await??)
 }

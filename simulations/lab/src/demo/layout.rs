@@ -12,43 +12,59 @@ use firmesh_protocol::{
 };
 use toml::{Table, Value};
 
-use super::DemoOptions;
+use super::place::Place;
 use crate::devices::{CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig, EndpointKind, Endpoints};
 
 /// Who makes everything here.
-pub(super) const VENDOR: &str = "Firmesh Lab";
+pub(crate) const VENDOR: &str = "Firmesh Lab";
 /// What is made here: a server with a BMC that is updated over Redfish and a host system with two slots.
-pub(super) const MODEL: &str = "LAB-1";
+pub(crate) const MODEL: &str = "LAB-1";
 /// The version everything starts with.
-pub(super) const OLD_VERSION: &str = "1.0.0";
+pub(crate) const OLD_VERSION: &str = "1.0.0";
 /// The version everything is to end with.
-pub(super) const NEW_VERSION: &str = "1.1.0";
+pub(crate) const NEW_VERSION: &str = "1.1.0";
 
 /// What the emulated parts take for writing and for restarting: long enough to be seen, short enough for a demo.
 const FLASH_MS: u64 = 400;
 const BOOT_MS: u64 = 600;
 
+/// How large a fleet is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) racks: u32,
+    /// Nodes per rack.
+    pub(crate) nodes: u32,
+    /// Emulated BMCs per node.
+    pub(crate) bmcs: u32,
+    /// Emulated hosts with A/B slots per node.
+    pub(crate) hosts: u32,
+}
+
 /// One node and what it looks after.
 #[derive(Debug, Clone)]
-pub(super) struct NodePlan {
-    pub(super) node: NodeId,
-    pub(super) path: TopologyPath,
-    pub(super) bmcs: Vec<DeviceId>,
-    pub(super) hosts: Vec<DeviceId>,
+pub(crate) struct NodePlan {
+    pub(crate) node: NodeId,
+    pub(crate) path: TopologyPath,
+    pub(crate) bmcs: Vec<DeviceId>,
+    pub(crate) hosts: Vec<DeviceId>,
+    /// Where it runs.
+    pub(crate) place: Place,
 }
 
 /// Where everything lies under the state folder.
 #[derive(Debug, Clone)]
-pub(super) struct Layout {
-    pub(super) folder: PathBuf,
-    pub(super) nodes: Vec<NodePlan>,
+pub(crate) struct Layout {
+    pub(crate) folder: PathBuf,
+    pub(crate) nodes: Vec<NodePlan>,
+    /// Where the coordinator runs.
+    pub(crate) coordinator: Place,
 }
 
 impl Layout {
-    pub(super) fn new(folder: &Path, options: &DemoOptions) -> Result<Self> {
+    pub(crate) fn new(folder: &Path, shape: &Shape) -> Result<Self> {
         let mut nodes = Vec::new();
-        for rack in 1..=options.racks {
-            for number in 1..=options.nodes {
+        for rack in 1..=shape.racks {
+            for number in 1..=shape.nodes {
                 let node = format!("r{rack}-n{number}");
                 let names = |kind: &str, count: u32| -> Result<Vec<DeviceId>> {
                     (1..=count)
@@ -57,49 +73,51 @@ impl Layout {
                 };
                 nodes.push(NodePlan {
                     path: place(rack, &node)?,
-                    bmcs: names("bmc", options.devices)?,
-                    hosts: names("host", options.hosts)?,
+                    bmcs: names("bmc", shape.bmcs)?,
+                    hosts: names("host", shape.hosts)?,
                     node: NodeId::new(node)?,
+                    place: Place::default(),
                 });
             }
         }
         Ok(Self {
             folder: folder.to_owned(),
             nodes,
+            coordinator: Place::default(),
         })
     }
 
-    pub(super) fn coordinator_state(&self) -> PathBuf {
+    pub(crate) fn coordinator_state(&self) -> PathBuf {
         self.folder.join("coordinator")
     }
 
-    pub(super) fn devices_state(&self) -> PathBuf {
+    pub(crate) fn devices_state(&self) -> PathBuf {
         self.folder.join("devices")
     }
 
-    pub(super) fn keys(&self) -> PathBuf {
+    pub(crate) fn keys(&self) -> PathBuf {
         self.folder.join("keys")
     }
 
-    pub(super) fn trust(&self) -> PathBuf {
+    pub(crate) fn trust(&self) -> PathBuf {
         self.folder.join("trust")
     }
 
-    pub(super) fn fleet_ca(&self) -> PathBuf {
+    pub(crate) fn fleet_ca(&self) -> PathBuf {
         self.folder.join("fleet-ca.pem")
     }
 
     /// The folder of one node: its configuration, and `state` under it.
-    pub(super) fn node(&self, node: &NodeId) -> PathBuf {
+    pub(crate) fn node(&self, node: &NodeId) -> PathBuf {
         self.folder.join("nodes").join(node.as_str())
     }
 
-    pub(super) fn devices(&self) -> impl Iterator<Item = &DeviceId> {
+    pub(crate) fn devices(&self) -> impl Iterator<Item = &DeviceId> {
         self.nodes.iter().flat_map(|plan| plan.bmcs.iter().chain(&plan.hosts))
     }
 
     /// `coordinator.toml`, listening where it is told; everywhere free at first.
-    pub(super) fn write_coordinator(&self, operators: &str, nodes: &str) -> Result<PathBuf> {
+    pub(crate) fn write_coordinator(&self, operators: &str, nodes: &str) -> Result<PathBuf> {
         let listen = |at: &str| Value::Table(table([("listen", at.into())]));
         let config = table([
             ("state_dir", "coordinator".into()),
@@ -110,7 +128,7 @@ impl Layout {
     }
 
     /// `devices.toml`: BMCs and hosts that run the previous version.
-    pub(super) fn write_devices(&self, image: &Artifact, previous: &Artifact, previous_file: &Path) -> Result<PathBuf> {
+    pub(crate) fn write_devices(&self, image: &Artifact, previous: &Artifact, previous_file: &Path) -> Result<PathBuf> {
         let entry = |artifact: &Artifact, version: &str| CatalogueConfig {
             sha256: artifact.sha256,
             version: version.to_owned(),
@@ -162,7 +180,7 @@ impl Layout {
     }
 
     /// A node's `node.toml` with its one-time token and the devices it looks after.
-    pub(super) fn write_node(
+    pub(crate) fn write_node(
         &self,
         plan: &NodePlan,
         coordinator: &str,
@@ -236,8 +254,18 @@ impl Layout {
                     ("poll_interval", "500ms".into()),
                 ])),
             ),
-            // The demo's nodes find each other by the roster; nobody else on this machine's network is disturbed.
-            ("mesh", Value::Table(table([("mdns", false.into())]))),
+            (
+                "data",
+                Value::Table(table([("listen", plan.place.any_port().to_string().into())])),
+            ),
+            // These nodes find each other by the roster; nobody else on this machine's network is disturbed.
+            (
+                "mesh",
+                Value::Table(table([
+                    ("mdns", false.into()),
+                    ("listen", format!("/ip4/{}/udp/0/quic-v1", plan.place.ip).into()),
+                ])),
+            ),
             ("device", Value::Array(listed)),
         ]);
         self.write(&format!("nodes/{}/node.toml", plan.node), &config)
@@ -251,7 +279,7 @@ impl Layout {
 }
 
 /// Where a node stands.
-pub(super) fn place(rack: u32, node: &str) -> Result<TopologyPath> {
+pub(crate) fn place(rack: u32, node: &str) -> Result<TopologyPath> {
     Ok(format!("lab/hall-1/rack-{rack}/{node}").parse()?)
 }
 

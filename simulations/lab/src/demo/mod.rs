@@ -1,14 +1,15 @@
 //! The demo: a whole fleet on one machine, from the key ceremony to the last device's new version.
 
-mod api;
-mod ceremony;
+pub(crate) mod api;
+pub(crate) mod ceremony;
 mod faults;
 mod image;
-mod layout;
-mod processes;
+pub(crate) mod layout;
+pub(crate) mod place;
+pub(crate) mod processes;
 mod progress;
 mod summary;
-mod world;
+pub(crate) mod world;
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +32,8 @@ use self::{
     ceremony::{CAMPAIGN, People, Rules, measure},
     faults::{Fault, Faults},
     image::Image,
-    layout::{Layout, NEW_VERSION, OLD_VERSION},
+    layout::{Layout, NEW_VERSION, OLD_VERSION, Shape},
+    place::Place,
     progress::{Observer, Screen, Snapshot},
     summary::{Facts, Summary},
     world::World,
@@ -70,6 +72,17 @@ pub(crate) struct DemoOptions {
     /// Give up after this many seconds.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     timeout: u64,
+}
+
+impl DemoOptions {
+    fn shape(&self) -> Shape {
+        Shape {
+            racks: self.racks,
+            nodes: self.nodes,
+            bmcs: self.devices,
+            hosts: self.hosts,
+        }
+    }
 }
 
 /// Between two looks at the fleet.
@@ -196,7 +209,7 @@ impl Demo {
         previous_file: &Path,
     ) -> Result<(World, Vec<Release>)> {
         let (options, screen) = (&self.options, &self.screen);
-        let mut world = World::begin(Layout::new(&self.folder, options)?).await?;
+        let mut world = World::begin(Layout::new(&self.folder, &options.shape())?).await?;
         screen.say(&format!("coordinator: {}", world.about.version));
         let mut people = People::found(&world.layout, &world.about)?;
         screen.say(
@@ -217,13 +230,24 @@ impl Demo {
         screen.say("releases signed by 2 of 3 release keys and published");
         world.start_nodes().await?;
         if options.fault.contains(&Fault::CorruptPeer) {
-            world.start_evil_peer().await?;
+            world.start_evil_peer(&Place::default()).await?;
             screen.say("fault: a member of the fleet has turned and serves corrupted pieces");
         }
-        self.await_fleet(&mut world).await?;
+        ensure!(
+            world.layout.devices().count() > 0,
+            "--devices and --hosts are both 0: there is nothing to update"
+        );
+        let evil = usize::from(options.fault.contains(&Fault::CorruptPeer));
+        world.await_fleet(evil).await?;
+        screen.say(&format!(
+            "{} nodes enrolled and meshed, {} devices run {OLD_VERSION}",
+            world.layout.nodes.len(),
+            world.layout.devices().count()
+        ));
         let rules = Rules {
             per_rack: 3,
             total: 100,
+            automatic_rollback: true,
         };
         let waves = people
             .plan(&world.api, &world.about, &releases, &previous_releases, rules)
@@ -243,36 +267,6 @@ impl Demo {
     fn components(&self) -> impl Iterator<Item = &'static str> {
         let bmc = (self.options.devices > 0).then_some("bmc");
         bmc.into_iter().chain((self.options.hosts > 0).then_some("host"))
-    }
-
-    /// Every node is enrolled and connected to every other, and every device has been read.
-    async fn await_fleet(&self, world: &mut World) -> Result<()> {
-        let evil = usize::from(self.options.fault.contains(&Fault::CorruptPeer));
-        let (nodes, devices) = (world.layout.nodes.len(), world.layout.devices().count());
-        ensure!(
-            devices > 0,
-            "--devices and --hosts are both 0: there is nothing to update"
-        );
-        loop {
-            world.processes.check()?;
-            let read = world.devices().await?;
-            let known = read
-                .iter()
-                .filter(|view| view.facts.version.as_deref() == Some(OLD_VERSION))
-                .count();
-            let statuses = world.statuses().await;
-            let meshed = statuses
-                .values()
-                .filter(|status| status.connected + 1 >= nodes + evil)
-                .count();
-            if known == devices && meshed == nodes {
-                self.screen.say(&format!(
-                    "{nodes} nodes enrolled and meshed, {devices} devices run {OLD_VERSION}"
-                ));
-                return Ok(());
-            }
-            tokio::time::sleep(LOOK_EVERY).await;
-        }
     }
 }
 

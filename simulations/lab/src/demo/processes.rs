@@ -6,7 +6,7 @@ use std::{
     fs::{self, File},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     time::{Duration, Instant},
 };
 
@@ -16,18 +16,22 @@ use nix::{
     unistd::Pid,
 };
 
+use super::place::Place;
+
 /// How long a process may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(3);
 
 /// Every process, by name. Dropping this ends them all.
 #[derive(Debug)]
-pub(super) struct Processes {
+pub(crate) struct Processes {
     logs: PathBuf,
     running: BTreeMap<String, Running>,
 }
 
 #[derive(Debug)]
 struct Running {
+    place: Place,
+    program: PathBuf,
     args: Vec<OsString>,
     child: Child,
     /// It was ended here, on purpose, and has been waited for.
@@ -36,7 +40,7 @@ struct Running {
 
 impl Processes {
     /// None yet; logs go to `logs`.
-    pub(super) fn new(logs: &Path) -> Result<Self> {
+    pub(crate) fn new(logs: &Path) -> Result<Self> {
         fs::create_dir_all(logs).with_context(|| format!("{} cannot be made", logs.display()))?;
         Ok(Self {
             logs: logs.to_owned(),
@@ -44,12 +48,24 @@ impl Processes {
         })
     }
 
-    /// Starts this very program with other arguments.
-    pub(super) fn start(&mut self, name: &str, args: Vec<OsString>) -> Result<()> {
+    /// Starts this very program with other arguments at some place.
+    pub(crate) fn start(&mut self, name: &str, place: &Place, args: Vec<OsString>) -> Result<()> {
+        self.start_program(name, place, std::env::current_exe()?, args)
+    }
+
+    /// Starts any program at some place.
+    pub(crate) fn start_program(
+        &mut self,
+        name: &str,
+        place: &Place,
+        program: PathBuf,
+        args: Vec<OsString>,
+    ) -> Result<()> {
         let log = self.log(name);
         let file = File::options().create(true).append(true).open(&log);
         let file = file.with_context(|| format!("{} cannot be written", log.display()))?;
-        let child = Command::new(std::env::current_exe()?)
+        let child = place
+            .command(&program)
             .args(&args)
             .env("NO_COLOR", "1")
             .stdin(Stdio::null())
@@ -61,6 +77,8 @@ impl Processes {
         self.running.insert(
             name.to_owned(),
             Running {
+                place: place.clone(),
+                program,
                 args,
                 child,
                 killed: false,
@@ -70,7 +88,7 @@ impl Processes {
     }
 
     /// SIGKILL: what a power cut looks like to everybody else.
-    pub(super) fn kill(&mut self, name: &str) -> Result<()> {
+    pub(crate) fn kill(&mut self, name: &str) -> Result<()> {
         let running = self
             .running
             .get_mut(name)
@@ -82,16 +100,16 @@ impl Processes {
     }
 
     /// Starts a process again that was killed.
-    pub(super) fn restart(&mut self, name: &str) -> Result<()> {
+    pub(crate) fn restart(&mut self, name: &str) -> Result<()> {
         let running = self
             .running
             .remove(name)
             .with_context(|| format!("{name} was never started"))?;
-        self.start(name, running.args)
+        self.start_program(name, &running.place, running.program, running.args)
     }
 
     /// Fails if a process has ended that was not killed here.
-    pub(super) fn check(&mut self) -> Result<()> {
+    pub(crate) fn check(&mut self) -> Result<()> {
         for (name, running) in self.running.iter_mut().filter(|(_, running)| !running.killed) {
             if let Some(status) = running.child.try_wait()? {
                 let log = self.logs.join(format!("{name}.log"));
@@ -105,13 +123,19 @@ impl Processes {
         Ok(())
     }
 
+    /// The system's number of a process that runs.
+    pub(crate) fn id(&self, name: &str) -> Option<u32> {
+        let running = self.running.get(name).filter(|running| !running.killed)?;
+        Some(running.child.id())
+    }
+
     /// Where a process writes its log.
-    pub(super) fn log(&self, name: &str) -> PathBuf {
+    pub(crate) fn log(&self, name: &str) -> PathBuf {
         self.logs.join(format!("{name}.log"))
     }
 
     /// SIGTERM for all, SIGKILL for those that do not listen.
-    pub(super) fn stop_all(&mut self) {
+    pub(crate) fn stop_all(&mut self) {
         self.running
             .retain(|_, running| matches!(running.child.try_wait(), Ok(None)));
         self.running

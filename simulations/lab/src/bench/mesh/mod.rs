@@ -1,0 +1,220 @@
+//! The mesh: racks built from network namespaces with shaped links, real processes in them, one image to everybody; what it
+//! took, and what crossed every link, against what is least possible.
+
+mod chart;
+mod faults;
+mod fleet;
+mod network;
+mod report;
+mod tools;
+mod topology;
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+use self::{
+    faults::Fault,
+    network::Network,
+    report::{Outcome, Row},
+    topology::{Topology, TopologyArgs},
+};
+
+/// What to measure, and where.
+#[derive(Debug, Args)]
+pub(crate) struct MeshArgs {
+    #[command(flatten)]
+    topology: TopologyArgs,
+    /// Interleaved runs; the median counts.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=50))]
+    runs: u32,
+    /// Other tools to measure on the same network, in turn with Firmesh; those that are not installed are named.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Vec<Contender>,
+    /// What goes wrong in the middle.
+    #[arg(long, value_enum, conflicts_with = "peers")]
+    fault: Option<Fault>,
+    /// Print JSON, with every run.
+    #[arg(long)]
+    json: bool,
+    /// Write a chart.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
+    /// Where the nodes' state goes while a run lasts; in the system's temporary folder if absent.
+    #[arg(long, value_name = "FOLDER")]
+    work: Option<PathBuf>,
+    /// Leave the processes' logs and state of every run in the work folder.
+    #[arg(long)]
+    keep: bool,
+    /// Give a run up after so many seconds. Default: ten times the bound and a minute.
+    #[arg(long, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+/// A way of distribution.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Contender {
+    /// This project.
+    Firmesh,
+    /// aria2 with BitTorrent: one seed and a tracker at the origin; not encrypted.
+    Aria2,
+    /// curl from one nginx at the origin, everybody at once; not encrypted.
+    Curl,
+}
+
+impl Contender {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Firmesh => "firmesh",
+            Self::Aria2 => "aria2",
+            Self::Curl => "curl",
+        }
+    }
+}
+
+/// Everything that was found.
+#[derive(Debug, Serialize)]
+struct Figures<'a> {
+    topology: Topology,
+    bound_s: f64,
+    fault: Option<Fault>,
+    origin_is_delayed: bool,
+    medians: &'a [Row],
+    runs: &'a BTreeMap<Contender, Vec<Outcome>>,
+}
+
+pub(super) async fn run(args: &MeshArgs) -> Result<()> {
+    let mut topology = args.topology.topology()?;
+    if let Some(fault) = args.fault {
+        topology = fault.topology(topology);
+    }
+    Network::check_machine()?;
+    let folder = match &args.work {
+        Some(work) => tempfile::Builder::new().prefix("firmesh-mesh-").tempdir_in(work),
+        None => tempfile::Builder::new().prefix("firmesh-mesh-").tempdir(),
+    };
+    let mut folder = folder.context("no folder to work in (--work)")?;
+    folder.disable_cleanup(args.keep);
+    let image = folder.path().join("image.bin");
+    std::fs::write(&image, super::image(usize::try_from(topology.image_bytes())?))?;
+    let (mut runs, mut is_delayed) = (BTreeMap::<Contender, Vec<Outcome>>::new(), false);
+    let contenders = args.contenders();
+    for run in 1..=args.runs {
+        for (at, contender) in (0_u32..).zip(&contenders) {
+            let state = folder.path().join(format!("run-{run}-{}", contender.name()));
+            std::fs::create_dir(&state)?;
+            let outcome = {
+                let spare = u32::from(args.fault == Some(Fault::GarbagePeer));
+                let network = Network::build(topology, run * 10 + at, spare)?;
+                is_delayed = network.is_delayed;
+                let limit = args.limit(&topology);
+                match contender {
+                    Contender::Firmesh => fleet::run(&network, &topology, &image, &state, args.fault, limit).await,
+                    other => tools::run(*other, &network, &topology, &image, &state, limit).await,
+                }
+            };
+            let outcome = outcome.with_context(|| match args.keep {
+                true => format!("the logs lie in {}", state.join("logs").display()),
+                false => "--keep leaves the logs behind".to_owned(),
+            })?;
+            progress(*contender, run, args.runs, &topology, &outcome);
+            runs.entry(*contender).or_default().push(outcome);
+            if !args.keep {
+                remove(&state)?;
+            }
+        }
+    }
+    let rows: Vec<_> = runs
+        .iter()
+        .map(|(contender, runs)| Row::of(*contender, &topology, runs))
+        .collect();
+    if let Some(path) = &args.svg {
+        std::fs::write(path, chart::svg(&topology, &rows))
+            .with_context(|| format!("--svg: {} cannot be written", path.display()))?;
+    }
+    if args.json {
+        let figures = Figures {
+            topology,
+            bound_s: topology.bound_s(),
+            fault: args.fault,
+            origin_is_delayed: is_delayed,
+            medians: &rows,
+            runs: &runs,
+        };
+        println!("{}", serde_json::to_string(&figures)?);
+    } else {
+        print(&topology, args.fault, is_delayed, &rows);
+    }
+    Ok(())
+}
+
+impl MeshArgs {
+    /// Firmesh, and those of the others that can be measured here.
+    fn contenders(&self) -> Vec<Contender> {
+        let mut contenders = vec![Contender::Firmesh];
+        for other in &self.peers {
+            let missing = tools::missing(*other);
+            if !missing.is_empty() {
+                eprintln!("{} is left out: {} not installed", other.name(), missing.join(" and "));
+            } else if !contenders.contains(other) {
+                contenders.push(*other);
+            }
+        }
+        contenders
+    }
+
+    fn limit(&self, topology: &Topology) -> Duration {
+        let usual = Duration::from_secs_f64(topology.bound_s() * 10.0 + 60.0);
+        self.timeout.map_or(usual, Duration::from_secs)
+    }
+}
+
+fn progress(contender: Contender, run: u32, runs: u32, topology: &Topology, outcome: &Outcome) {
+    eprintln!(
+        "run {run} of {runs}: {} {}/{} nodes, last after {:.2} s ({:.3} of the bound), heard within {:.2} s, machine {:.0} % \
+         busy ({:.0} % not these processes), load before {:.2}",
+        contender.name(),
+        outcome.complete,
+        outcome.nodes,
+        outcome.last_s,
+        outcome.last_s / topology.bound_s(),
+        outcome.heard_s,
+        outcome.usage.machine_busy * 100.0,
+        outcome.usage.others_busy * 100.0,
+        outcome.usage.load_before,
+    );
+}
+
+fn print(topology: &Topology, fault: Option<Fault>, is_delayed: bool, rows: &[Row]) {
+    println!(
+        "{} racks x {} nodes, {} MiB; origin {}, rack {}, node {} Mbit/s; bound T = {:.2} s; F is the image",
+        topology.racks,
+        topology.nodes,
+        topology.size_mib,
+        topology.origin_mbit,
+        topology.rack_mbit,
+        topology.node_mbit,
+        topology.bound_s()
+    );
+    if let Some(fault) = fault {
+        println!("fault: {fault:?}");
+    }
+    if !is_delayed {
+        println!("the kernel has no netem: the origin is next door, not 20 ms away");
+    }
+    println!("{}", Row::head());
+    for row in rows {
+        println!("{}", row.line());
+    }
+}
+
+fn remove(folder: &Path) -> Result<()> {
+    std::fs::remove_dir_all(folder).with_context(|| format!("{} was not removed", folder.display()))
+}

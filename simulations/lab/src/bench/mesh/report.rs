@@ -1,0 +1,276 @@
+//! What a measurement found, as a table and as JSON.
+
+use std::{collections::BTreeMap, fs, time::Instant};
+
+use serde::Serialize;
+
+use super::{Contender, network::Counters, topology::Topology};
+
+/// Linux counts processes' time in hundredths of a second for everybody outside the kernel.
+const TICKS_PER_S: f64 = 100.0;
+
+/// One run of one contender.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Outcome {
+    /// Nodes that were expected to hold the image in the end, and those that did.
+    pub(super) nodes: usize,
+    pub(super) complete: usize,
+    /// From the moment the first node heard of the image until the first, and the last, held all of it.
+    pub(super) first_s: f64,
+    pub(super) last_s: f64,
+    /// Until the last node had heard of the image.
+    pub(super) heard_s: f64,
+    /// Bytes that came a second time.
+    pub(super) fetched_again: u64,
+    pub(super) verification_failures: u64,
+    /// When each node held the image.
+    pub(super) finished: BTreeMap<String, f64>,
+    pub(super) usage: Usage,
+    pub(super) wire: Wire,
+}
+
+/// Bytes on the wire, headers included.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Wire {
+    pub(super) origin_out: u64,
+    pub(super) rack_in: Vec<u64>,
+    pub(super) rack_out: Vec<u64>,
+    pub(super) node_in: Vec<u64>,
+    pub(super) node_out: Vec<u64>,
+    /// Packets that found a link's queue full.
+    pub(super) dropped: u64,
+}
+
+impl From<Counters> for Wire {
+    fn from(counters: Counters) -> Self {
+        Self {
+            origin_out: counters.origin_out,
+            rack_in: counters.rack_in,
+            rack_out: counters.rack_out,
+            node_in: counters.node_in,
+            node_out: counters.node_out,
+            dropped: counters.dropped,
+        }
+    }
+}
+
+/// What processes and machine had to do meanwhile.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Usage {
+    /// CPU seconds and peak resident KiB, by process; the origin is the `coordinator`.
+    pub(super) processes: BTreeMap<String, (f64, u64)>,
+    /// How much of the machine's processor time was used, by anybody, from 0 to 1.
+    pub(super) machine_busy: f64,
+    /// The part of it that these processes do not account for: the kernel's network, and whatever else ran.
+    pub(super) others_busy: f64,
+    /// Tasks that wanted to run in the minute before.
+    pub(super) load_before: f64,
+    pub(super) wall_s: f64,
+    #[serde(skip)]
+    seen: BTreeMap<String, (f64, u64)>,
+    #[serde(skip)]
+    begun: Option<(Instant, (f64, f64))>,
+}
+
+impl Usage {
+    /// Begins to count.
+    pub(super) fn begin(pids: &BTreeMap<String, u32>) -> Self {
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        Self {
+            processes: used(pids),
+            machine_busy: 0.0,
+            others_busy: 0.0,
+            load_before: load.split(' ').next().and_then(|one| one.parse().ok()).unwrap_or(0.0),
+            wall_s: 0.0,
+            seen: BTreeMap::new(),
+            begun: Some((Instant::now(), machine())),
+        }
+    }
+
+    /// Looks at processes that may end before the counting does.
+    pub(super) fn look(&mut self, pids: &BTreeMap<String, u32>) {
+        self.seen.extend(used(pids));
+    }
+
+    /// Ends counting. A process that was started again meanwhile counts from its start.
+    pub(super) fn end(mut self, pids: &BTreeMap<String, u32>) -> Self {
+        self.look(pids);
+        let (now, (busy, all)) = (std::mem::take(&mut self.seen), machine());
+        let before = std::mem::take(&mut self.processes);
+        self.processes = now
+            .into_iter()
+            .map(|(name, (cpu, rss))| {
+                let earlier = before.get(&name).map_or(0.0, |(cpu, _)| *cpu);
+                let spent = if cpu >= earlier { cpu - earlier } else { cpu };
+                (name, (spent, rss))
+            })
+            .collect();
+        if let Some((at, (busy_before, all_before))) = self.begun.take() {
+            let (all, ours) = (
+                (all - all_before).max(0.01),
+                self.processes.values().map(|(cpu, _)| cpu).sum::<f64>(),
+            );
+            self.wall_s = at.elapsed().as_secs_f64();
+            self.machine_busy = (busy - busy_before) / all;
+            self.others_busy = (self.machine_busy - ours / all).max(0.0);
+        }
+        self
+    }
+
+    /// CPU seconds of the nodes, without the origin.
+    fn nodes_cpu_s(&self) -> f64 {
+        let nodes = self.processes.iter().filter(|(name, _)| *name != "coordinator");
+        nodes.map(|(_, (cpu, _))| cpu).sum()
+    }
+
+    fn rss_max_kib(&self) -> u64 {
+        let nodes = self.processes.iter().filter(|(name, _)| *name != "coordinator");
+        nodes.map(|(_, (_, rss))| *rss).max().unwrap_or(0)
+    }
+}
+
+/// CPU seconds and peak resident KiB of each process that still runs.
+fn used(pids: &BTreeMap<String, u32>) -> BTreeMap<String, (f64, u64)> {
+    let of = |pid: u32| -> Option<(f64, u64)> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may have spaces; what follows it has none.
+        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+        Some((ticks / TICKS_PER_S, peak.split_whitespace().next()?.parse().ok()?))
+    };
+    pids.iter()
+        .filter_map(|(name, pid)| Some((name.clone(), of(*pid)?)))
+        .collect()
+}
+
+/// Processor seconds since the machine started: those spent, and all.
+fn machine() -> (f64, f64) {
+    let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
+    let ticks: Vec<f64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .skip(1)
+        .take(8)
+        .filter_map(|field| field.parse().ok())
+        .collect();
+    let all: f64 = ticks.iter().sum();
+    let idle: f64 = ticks.iter().skip(3).take(2).sum();
+    ((all - idle) / TICKS_PER_S, all / TICKS_PER_S)
+}
+
+/// The medians of one contender's runs, as ratios.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Row {
+    pub(super) contender: Contender,
+    pub(super) runs: usize,
+    /// The least of nodes that completed in any run, of how many.
+    pub(super) complete: (usize, usize),
+    pub(super) first_s: f64,
+    pub(super) last_s: f64,
+    pub(super) last_to_bound: f64,
+    pub(super) origin_to_image: f64,
+    pub(super) import_to_min: f64,
+    /// None where nothing has to leave a rack.
+    pub(super) export_to_min: Option<f64>,
+    /// Of all nodes together.
+    pub(super) cpu_s_per_gib: f64,
+    pub(super) rss_max_mib: f64,
+    pub(super) machine_busy: f64,
+    pub(super) others_busy: f64,
+    pub(super) load_before: f64,
+}
+
+impl Row {
+    /// Of at least one run.
+    pub(super) fn of(contender: Contender, topology: &Topology, runs: &[Outcome]) -> Self {
+        let image = topology.image_bytes() as f64;
+        let mid = |value: &dyn Fn(&Outcome) -> f64| middle(runs.iter().map(value).collect());
+        let sum = |bytes: &[u64]| bytes.iter().sum::<u64>() as f64;
+        let export_min = topology.export_min() as f64;
+        Self {
+            contender,
+            runs: runs.len(),
+            complete: runs
+                .iter()
+                .map(|run| (run.complete, run.nodes))
+                .min()
+                .unwrap_or_default(),
+            first_s: mid(&|run| run.first_s),
+            last_s: mid(&|run| run.last_s),
+            last_to_bound: mid(&|run| run.last_s) / topology.bound_s(),
+            origin_to_image: mid(&|run| run.wire.origin_out as f64) / image,
+            import_to_min: mid(&|run| sum(&run.wire.rack_in)) / topology.import_min() as f64,
+            export_to_min: (export_min > 0.0).then(|| mid(&|run| sum(&run.wire.rack_out)) / export_min),
+            cpu_s_per_gib: mid(&|run| run.usage.nodes_cpu_s() / run.complete.max(1) as f64)
+                / (image / f64::from(1 << 30)),
+            rss_max_mib: mid(&|run| run.usage.rss_max_kib() as f64) / 1024.0,
+            machine_busy: mid(&|run| run.usage.machine_busy),
+            others_busy: mid(&|run| run.usage.others_busy),
+            load_before: mid(&|run| run.usage.load_before),
+        }
+    }
+
+    /// The table's head.
+    pub(super) fn head() -> &'static str {
+        "             nodes  first s   last s  last/T  origin/F  import/min  export/min  CPU s/GiB  peak MiB  machine busy"
+    }
+
+    /// One line of the table.
+    pub(super) fn line(&self) -> String {
+        let export = self
+            .export_to_min
+            .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
+        format!(
+            "{:<11} {:>3}/{:<3} {:>7.2} {:>8.2} {:>7.3} {:>9.3} {:>11.3} {:>11} {:>10.2} {:>9.0} {:>12.0}%",
+            self.contender.name(),
+            self.complete.0,
+            self.complete.1,
+            self.first_s,
+            self.last_s,
+            self.last_to_bound,
+            self.origin_to_image,
+            self.import_to_min,
+            export,
+            self.cpu_s_per_gib,
+            self.rss_max_mib,
+            self.machine_busy * 100.0
+        )
+    }
+}
+
+/// The middle of some numbers; the mean of the two middle ones where their count is even.
+fn middle(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    let at = values.len() / 2;
+    match values.len() {
+        0 => 0.0,
+        count if count % 2 == 1 => values[at],
+        _ => f64::midpoint(values[at - 1], values[at]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_middle_of_numbers() {
+        assert_eq!(middle(vec![]), 0.0);
+        assert_eq!(middle(vec![3.0, 1.0, 9.0]), 3.0);
+        assert_eq!(middle(vec![4.0, 1.0]), 2.5);
+    }
+
+    #[test]
+    fn a_process_and_the_machine_have_used_something() {
+        let mut sum = 0_u64;
+        (0..50_000_000_u64).for_each(|number| sum = std::hint::black_box(sum ^ number));
+        let own = used(&[("self".to_owned(), std::process::id())].into());
+        assert!(own["self"].1 > 1_000, "{own:?}");
+        let (busy, all) = machine();
+        assert!(busy > 0.0 && busy <= all);
+    }
+}

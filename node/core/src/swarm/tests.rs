@@ -473,7 +473,7 @@ fn word_of_pieces_is_gathered_unless_others_wait_for_it() {
             )
         });
         assert_eq!(at_once, source != Source::Peer(neighbour.clone()));
-        gathered_from = gathered_from.or((!at_once).then_some(now));
+        gathered_from = gathered_from.or_else(|| (!at_once).then_some(now));
         told.extend(
             outputs
                 .iter()

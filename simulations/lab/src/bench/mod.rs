@@ -146,7 +146,8 @@ impl Rate {
     }
 }
 
-fn cpu_time() -> anyhow::Result<Duration> {
+/// User and system time of this process.
+pub(crate) fn cpu_time() -> anyhow::Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF).context("the process's CPU time")?;
     let micros = |time: nix::sys::time::TimeVal| -> anyhow::Result<Duration> {
         Ok(Duration::from_secs(time.tv_sec().try_into()?) + Duration::from_micros(time.tv_usec().try_into()?))

@@ -1,7 +1,8 @@
 //! Fuzzing: every parser that a stranger's bytes reach, fed with inputs that are nearly right.
 //!
 //! An input that gets an answer nobody got before (accepted, or refused with other words) joins the seeds. A panic, or an
-//! input that takes ten seconds, is kept in a file and ends the run. One thread with one seed does the same every time.
+//! input that takes ten seconds of a processor, is kept in a file and ends the run. One thread with one seed does the
+//! same every time.
 
 mod formats;
 mod mutate;
@@ -27,13 +28,14 @@ use indicatif::{HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+use crate::bench::cpu_time;
 use mutate::{Seed, mutated};
 use targets::Target;
 
 /// Inputs that joined the seeds of a thread, at most.
 const FOUND_MAX: usize = 4_096;
 
-/// An input that takes longer hangs its reader.
+/// An input that takes more of the processor's time hangs its reader; how long that lasts is up to the machine.
 const HANG: Duration = Duration::from_secs(10);
 
 /// What to fuzz.
@@ -177,21 +179,26 @@ fn fuzz(
                 scope.spawn(move || work(target, share, rng, watched, stop, crashes))
             })
             .collect();
-        let mut last = vec![(0, Instant::now()); watched.len()];
+        let mut last = vec![(0, cpu_time()?); watched.len()];
+        let hang = HANG * u32::try_from(threads).unwrap_or(u32::MAX);
         while !workers.iter().all(thread::ScopedJoinHandle::is_finished) {
             thread::park_timeout(Duration::from_millis(100));
             if cancel.is_cancelled() {
                 stop.store(true, Ordering::Relaxed);
             }
             bar.set_position(watched.iter().map(|watched| watched.done.load(Ordering::Relaxed)).sum());
+            let spent = cpu_time()?;
             for ((watched, last), worker) in watched.iter().zip(&mut last).zip(&workers) {
                 let done = watched.done.load(Ordering::Relaxed);
                 if done != last.0 || worker.is_finished() {
-                    *last = (done, Instant::now());
-                } else if last.1.elapsed() > HANG {
+                    *last = (done, spent);
+                } else if spent - last.1 > hang {
                     let input = watched.input.lock().unwrap_or_else(PoisonError::into_inner).clone();
                     // A thread cannot be stopped: the process can.
-                    eprintln!("{:?}", keep(target, &input, crashes, "it takes more than ten seconds"));
+                    eprintln!(
+                        "{:?}",
+                        keep(target, &input, crashes, "it takes more than ten seconds of a processor")
+                    );
                     std::process::exit(1);
                 }
             }

@@ -6,7 +6,6 @@
 use std::{collections::BTreeMap, error::Error, str::FromStr, sync::Arc};
 
 use anyhow::{Context as _, Result};
-use firmesh_coordinator::authority::Authority;
 use firmesh_executors_core::{BootEnv, EnvBlock};
 use firmesh_protocol::{
     api,
@@ -14,33 +13,25 @@ use firmesh_protocol::{
         Checkpoint, DocumentRef, ENTRY_SCHEMA, Entry, Event, LogCheck, LoggedEntry, ProofFile, ProvenEntry, log_origin,
         node_hash, parse_verifier_key, verifier_key, verify_consistency, verify_inclusion,
     },
-    brake::{Brake, Braked},
     chunk::{HashTree, decode, encode},
-    evidence::GateEvidence,
     identity::{NodeIdentity, certificate_validity, verify_node_record},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
-    manifest::{
-        Artifact, CampaignManifest, Caps, Constraints, Deadlines, FileRef, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA,
-        Plan, PlannedDevice, Provenance, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
-    },
+    manifest::{Artifact, CampaignManifest, Constraints, Plan, ReleaseInfo},
     pieces::PieceSet,
-    report::{
-        AttemptReport, AttemptState, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit, PermitKind,
-        REPORT_TYPE,
-    },
-    revocation::{RevocationList, Revoked},
+    report::{AttemptState, DeviceFacts, PERMIT_TYPE, PermitKind},
     time::WallTime,
     trust::{
-        Ceremony, Envelope, Key, KeyPolicy, KeySet, Kind, Repository, Role, Root, SecretKey, SignedFile, Signers,
-        Snapshot, StoredMetadata, Target as TufTarget, Targets, Timestamp,
+        Envelope, Key, KeyPolicy, KeySet, Kind, Role, Root, SignedFile, Snapshot, StoredMetadata, Targets, Timestamp,
     },
-    units::BasisPoints,
-    window::{Blackout, Weekday, Window, check},
+    window::check,
     wire::{PeerMessage, WIRE_VERSION},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::formats;
+use super::{
+    fleet::{Fleet, key, now},
+    formats,
+};
 
 /// Feeds one input: whether it was taken, or why not.
 type Feed = Box<dyn Fn(&[u8]) -> Result<(), String> + Send + Sync>;
@@ -107,258 +98,6 @@ fn json<T: DeserializeOwned + Serialize + PartialEq>(input: &[u8]) -> Result<T, 
     let same = serde_json::from_slice::<T>(&again).expect("what was written can be read");
     assert!(same == value, "a value changes when it is written and read");
     Ok(value)
-}
-
-fn key(number: u8) -> SecretKey {
-    SecretKey::from_seed(&[number; 32])
-}
-
-fn now() -> WallTime {
-    WallTime::from_unix_seconds(1_800_000_000)
-}
-
-/// A small fleet, whose documents are the seeds.
-struct Fleet {
-    authority: Arc<Authority>,
-    csr_pem: String,
-    certificate: Vec<u8>,
-    certificate_pem: String,
-    node: NodeId,
-    path: TopologyPath,
-    manifest: CampaignManifest,
-    plan: Plan,
-    release: ReleaseInfo,
-    repository: Repository,
-}
-
-impl Fleet {
-    fn new() -> Result<Self> {
-        let folder = tempfile::tempdir()?;
-        let authority = Authority::load_or_create(folder.path(), vec!["127.0.0.1".to_owned()], now())?;
-        let (node, path): (NodeId, TopologyPath) = ("r1-n1".parse()?, "eu/hall-1/rack-1/r1-n1".parse()?);
-        let pair = rcgen::KeyPair::from_pkcs8_pem_and_sign_algo(&key(7).to_pem(), &rcgen::PKCS_ED25519)?;
-        let mut params = rcgen::CertificateParams::default();
-        params.subject_alt_names = vec![rcgen::SanType::IpAddress([10, 0, 0, 7].into())];
-        let csr_pem = params.serialize_request(&pair)?.pem()?;
-        let day = std::time::Duration::from_secs(86_400);
-        let issued = authority.issue_node(&node, &path, &csr_pem, now(), day)?;
-        let release = ReleaseInfo {
-            schema: RELEASE_SCHEMA.to_owned(),
-            blake3: ArtifactId::of(b"image"),
-            vendor: "Acme".to_owned(),
-            models: vec!["R1".to_owned(), "R2".to_owned()],
-            component: Component::new("bmc")?,
-            version: "1.1.0".to_owned(),
-            security_epoch: 3,
-            from_versions: vec!["1.0.0".to_owned()],
-            reversibility: Reversibility::Reflash,
-            provenance: Some(Provenance {
-                verdict: FileRef {
-                    sha256: Sha256::of(b"verdict"),
-                    length: 7,
-                },
-                sbom: None,
-            }),
-        };
-        let plan = Plan {
-            schema: PLAN_SCHEMA.to_owned(),
-            campaign: CampaignId::new("spring")?,
-            waves: vec![vec![PlannedDevice {
-                device: DeviceId::new("r1-n1-bmc1")?,
-                node: node.clone(),
-                rack: "eu/hall-1/rack-1".parse()?,
-                release: "firmware/a.bin".to_owned(),
-                from_version: "1.0.0".to_owned(),
-                previous: Some("firmware/b.bin".to_owned()),
-            }]],
-            nodes: [(node.clone(), issued.key)].into(),
-            held: Vec::new(),
-        };
-        let manifest = manifest(&plan)?;
-        let repository = repository(&release, &manifest)?;
-        Ok(Self {
-            authority: Arc::new(authority),
-            csr_pem,
-            certificate: issued.der,
-            certificate_pem: issued.pem,
-            node,
-            path,
-            manifest,
-            plan,
-            release,
-            repository,
-        })
-    }
-
-    fn permit(&self) -> Permit {
-        Permit {
-            campaign: self.manifest.id.clone(),
-            manifest_sha256: Sha256::of(b"manifest"),
-            kind: PermitKind::Update,
-            wave: 1,
-            sequence: 4,
-            epoch: 2,
-            issued: now(),
-            expires: now(),
-            devices: vec![self.plan.waves[0][0].device.clone()],
-            evidence: vec![Sha256::of(b"evidence")],
-        }
-    }
-
-    fn report(&self) -> AttemptReport {
-        AttemptReport {
-            campaign: self.manifest.id.clone(),
-            manifest_sha256: Sha256::of(b"manifest"),
-            wave: 0,
-            kind: PermitKind::Update,
-            permit_sequence: 1,
-            device: self.plan.waves[0][0].device.clone(),
-            node: self.node.clone(),
-            sequence: 9,
-            state: AttemptState::Failed,
-            reason: "the task failed: \"no space\"".to_owned(),
-            version: Some("1.0.0".to_owned()),
-            at: now(),
-        }
-    }
-
-    fn signed_report(&self) -> Envelope {
-        let payload = serde_json::to_vec(&self.report()).expect("a report encodes");
-        Envelope::sign(REPORT_TYPE, payload, [&key(7)])
-    }
-
-    fn evidence(&self) -> GateEvidence {
-        GateEvidence {
-            campaign: self.manifest.id.clone(),
-            manifest_sha256: Sha256::of(b"manifest"),
-            wave: 0,
-            reports: vec![self.signed_report()],
-        }
-    }
-
-    fn brake(&self) -> Brake {
-        Brake {
-            braked: Braked::Release {
-                target: "firmware/a.bin".to_owned(),
-                sha256: Sha256::of(b"a"),
-            },
-            reason: "it bricks".to_owned(),
-            issued: now(),
-        }
-    }
-
-    fn revocations(&self) -> RevocationList {
-        let revoked = Revoked {
-            node: self.node.clone(),
-            reason: "stolen".to_owned(),
-            at: now(),
-        };
-        RevocationList {
-            version: 1,
-            revoked: [(key(7).public(), revoked)].into(),
-        }
-    }
-
-    fn record(&self) -> NodeRecord {
-        NodeRecord {
-            node: self.node.clone(),
-            path: self.path.clone(),
-            certificate: hex::encode(&self.certificate),
-            data_addr: "10.0.0.7:7000".to_owned(),
-            mesh_addr: "/ip4/10.0.0.7/udp/7001/quic-v1".to_owned(),
-            sequence: 3,
-        }
-    }
-
-    fn signed_record(&self) -> Envelope {
-        let payload = serde_json::to_vec(&self.record()).expect("a record encodes");
-        Envelope::sign(NODE_RECORD_TYPE, payload, [&key(7)])
-    }
-}
-
-fn manifest(plan: &Plan) -> Result<CampaignManifest> {
-    let share = |share| BasisPoints::new(share).context("a share");
-    let pinned = |name: &str, bytes| ReleaseRef {
-        target: name.to_owned(),
-        sha256: Sha256::of(bytes),
-    };
-    Ok(CampaignManifest {
-        schema: MANIFEST_SCHEMA.to_owned(),
-        id: plan.campaign.clone(),
-        sequence: 5,
-        expires: WallTime::from_unix_seconds(2_000_000_000),
-        releases: vec![pinned("firmware/a.bin", b"a")],
-        previous: vec![pinned("firmware/b.bin", b"b")],
-        selector: Selector {
-            paths: vec!["eu/hall-1".parse()?],
-            models: vec!["R1".to_owned()],
-            devices: Vec::new(),
-        },
-        strategy: Strategy::Canary {
-            shares: vec![share(1_000)?, share(5_000)?, share(10_000)?],
-        },
-        caps: Caps { per_rack: 1, total: 10 },
-        gate: GateRule {
-            advance: share(9_900)?,
-            rollback: share(9_000)?,
-            sample_min: 1,
-            soak_s: 60,
-        },
-        constraints: Constraints {
-            windows: vec![Window {
-                zone: "Europe/Berlin".to_owned(),
-                days: vec![Weekday::Sat, Weekday::Sun],
-                from: "22:00".to_owned(),
-                duration_s: 14_400,
-            }],
-            blackouts: vec![Blackout {
-                from: WallTime::from_unix_seconds(1_800_000_000),
-                until: WallTime::from_unix_seconds(1_800_086_400),
-            }],
-            executors: vec!["redfish".to_owned()],
-            one_way_accepted: true,
-        },
-        deadlines: Deadlines {
-            attempt_s: 600,
-            back_s: 60,
-        },
-        automatic_rollback: true,
-        permit_keys: vec![hex::encode(key(4).public().as_bytes())],
-        plan_sha256: Sha256::of(&plan.to_bytes()),
-    })
-}
-
-fn repository(release: &ReleaseInfo, manifest: &CampaignManifest) -> Result<Repository> {
-    let signers = |seed| Signers {
-        keys: vec![key(seed).public()],
-        threshold: 1,
-    };
-    let expires = WallTime::from_unix_seconds(2_000_000_000);
-    let mut repository = Repository::create(&Ceremony {
-        root: signers(1),
-        releases: signers(2),
-        campaigns: signers(3),
-        online: signers(4),
-        expires,
-    })?;
-    let custom = serde_json::to_value(release)?;
-    repository.set_release(
-        "firmware/a.bin",
-        TufTarget::new(1, Sha256::of(b"a"), Some(custom)),
-        expires,
-    )?;
-    let bytes = serde_json::to_vec(manifest)?;
-    let target = TufTarget::new(bytes.len() as u64, Sha256::of(&bytes), None);
-    repository.set_campaign(&manifest.target(), target, expires)?;
-    for (file, seed) in [
-        ("1.root.json", 1),
-        ("targets.json", 1),
-        ("releases.json", 2),
-        ("campaigns.json", 3),
-    ] {
-        repository.sign(file, &key(seed))?;
-    }
-    Ok(repository)
 }
 
 fn peer_message() -> Target {

@@ -191,6 +191,6 @@ fn conclude(
         verification_failures: refused,
         finished,
         usage,
-        wire: moved.into(),
+        wire: moved,
     })
 }

@@ -6,7 +6,7 @@
 use std::{net::Ipv4Addr, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::topology::Topology;
 use crate::demo::place::{Inside, Place};
@@ -29,7 +29,7 @@ pub(super) struct Network {
 }
 
 /// Bytes that went over the links, headers included.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub(super) struct Counters {
     pub(super) origin_out: u64,
     /// By rack: in over the rack's uplink.

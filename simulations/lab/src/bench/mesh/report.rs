@@ -26,32 +26,7 @@ pub(super) struct Outcome {
     /// When each node held the image.
     pub(super) finished: BTreeMap<String, f64>,
     pub(super) usage: Usage,
-    pub(super) wire: Wire,
-}
-
-/// Bytes on the wire, headers included.
-#[derive(Debug, Clone, Serialize)]
-pub(super) struct Wire {
-    pub(super) origin_out: u64,
-    pub(super) rack_in: Vec<u64>,
-    pub(super) rack_out: Vec<u64>,
-    pub(super) node_in: Vec<u64>,
-    pub(super) node_out: Vec<u64>,
-    /// Packets that found a link's queue full.
-    pub(super) dropped: u64,
-}
-
-impl From<Counters> for Wire {
-    fn from(counters: Counters) -> Self {
-        Self {
-            origin_out: counters.origin_out,
-            rack_in: counters.rack_in,
-            rack_out: counters.rack_out,
-            node_in: counters.node_in,
-            node_out: counters.node_out,
-            dropped: counters.dropped,
-        }
-    }
+    pub(super) wire: Counters,
 }
 
 /// What processes and machine had to do meanwhile.

@@ -135,7 +135,7 @@ pub(super) async fn run(
         verification_failures: 0,
         finished,
         usage,
-        wire: moved.into(),
+        wire: moved,
     })
 }
 

@@ -83,11 +83,15 @@ impl PieceSet {
     /// All of `total` pieces.
     #[must_use]
     pub fn full(total: u32) -> Self {
-        let mut set = Self::empty(total);
-        (0..total).for_each(|piece| {
-            set.insert(piece);
-        });
-        set
+        let mut words = vec![u64::MAX; words_for(total)];
+        if let (Some(last), tail @ 1..) = (words.last_mut(), total % 64) {
+            *last = u64::MAX >> (64 - tail);
+        }
+        Self {
+            words,
+            total,
+            count: total,
+        }
     }
 
     /// How many pieces there could be.
@@ -134,15 +138,50 @@ impl PieceSet {
         true
     }
 
+    /// Adds what `other`, a set of pieces of the same artifact, holds.
+    pub fn unite(&mut self, other: &Self) {
+        self.combine(other, |mine, theirs| mine | theirs);
+    }
+
+    /// Removes what `other`, a set of pieces of the same artifact, holds.
+    pub fn subtract(&mut self, other: &Self) {
+        self.combine(other, |mine, theirs| mine & !theirs);
+    }
+
+    /// Keeps what `other`, a set of pieces of the same artifact, holds too.
+    pub fn intersect(&mut self, other: &Self) {
+        self.combine(other, |mine, theirs| mine & theirs);
+    }
+
     /// The pieces in the set, in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.total).filter(|&piece| self.contains(piece))
+        ones(self.words.iter().copied())
     }
 
     /// The pieces not in the set, in order.
     pub fn missing(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.total).filter(|&piece| !self.contains(piece))
+        ones(self.words.iter().map(|word| !word)).take_while(|piece| *piece < self.total)
     }
+
+    fn combine(&mut self, other: &Self, with: impl Fn(u64, u64) -> u64) {
+        debug_assert_eq!(self.total, other.total, "sets of different artifacts");
+        for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
+            *mine = with(*mine, *theirs);
+        }
+        // Where the totals differ all the same, nothing gets in beyond this one's end.
+        if let (Some(last), tail @ 1..) = (self.words.last_mut(), self.total % 64) {
+            *last &= u64::MAX >> (64 - tail);
+        }
+        self.count = self.words.iter().map(|word| word.count_ones()).sum();
+    }
+}
+
+/// The numbers of the bits that are set.
+fn ones(words: impl Iterator<Item = u64>) -> impl Iterator<Item = u32> {
+    (0_u32..).step_by(64).zip(words).flat_map(|(first, word)| {
+        let next = |rest: &u64| Some(rest & (rest - 1)).filter(|rest| *rest != 0);
+        std::iter::successors(Some(word).filter(|word| *word != 0), next).map(move |rest| first + rest.trailing_zeros())
+    })
 }
 
 #[cfg(test)]
@@ -157,6 +196,34 @@ mod tests {
         assert!(set.remove(0) && !set.remove(0));
         assert_eq!(set.missing().count(), 69);
         assert!(PieceSet::full(70).is_full());
+    }
+
+    #[test]
+    fn sets_are_combined_and_walked_like_sets() {
+        let set = |pieces: &[u32]| {
+            let mut set = PieceSet::empty(130);
+            pieces.iter().for_each(|piece| assert!(set.insert(*piece)));
+            set
+        };
+        let (one, other) = (set(&[0, 5, 63, 64, 129]), set(&[5, 64, 100]));
+        let combined = |with: fn(&mut PieceSet, &PieceSet)| {
+            let mut result = one.clone();
+            with(&mut result, &other);
+            assert_eq!(result.count() as usize, result.iter().count());
+            result.iter().collect::<Vec<_>>()
+        };
+        assert_eq!(combined(PieceSet::unite), [0, 5, 63, 64, 100, 129]);
+        assert_eq!(combined(PieceSet::subtract), [0, 63, 129]);
+        assert_eq!(combined(PieceSet::intersect), [5, 64]);
+        for total in [1, 63, 64, 65, 130] {
+            let full = PieceSet::full(total);
+            assert_eq!(full.iter().collect::<Vec<_>>(), (0..total).collect::<Vec<_>>());
+            assert_eq!(full.missing().count(), 0);
+            let mut none = full.clone();
+            none.subtract(&full);
+            assert_eq!(none, PieceSet::empty(total));
+            assert_eq!(none.missing().collect::<Vec<_>>(), (0..total).collect::<Vec<_>>());
+        }
     }
 
     #[test]

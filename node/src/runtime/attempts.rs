@@ -19,7 +19,7 @@ use firmesh_protocol::{
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::{Event, Runtime, evidence::Shown};
+use super::{Event, Runtime, Sha256Check, evidence::Shown};
 use crate::{journal::Standings, status::AttemptStatus};
 
 /// How often an idle device is looked at.
@@ -77,6 +77,14 @@ impl Devices {
 
     pub(super) fn attempts(&self) -> Vec<AttemptStatus> {
         self.told.values().cloned().collect()
+    }
+
+    /// Whether an interrupted attempt goes on when an image is here.
+    pub(super) fn is_awaited(&self, image: ArtifactId) -> bool {
+        let awaits = |record: &AttemptRecord| record.goal.image.artifact.id == image;
+        self.devices
+            .values()
+            .any(|device| device.parked.as_ref().is_some_and(awaits))
     }
 
     fn engaged_elsewhere(&self, device: &DeviceId, campaign: &CampaignId) -> Option<CampaignId> {
@@ -231,7 +239,12 @@ impl Runtime {
                         self.start_fresh(&device, &permit, admission)?;
                         break;
                     }
-                    Some(Err(hold)) => self.report_hold(&device, &permit, &hold)?,
+                    Some(Err(hold)) => {
+                        if let Hold::NotPossessed(image) = hold {
+                            self.check_whole(image);
+                        }
+                        self.report_hold(&device, &permit, &hold)?;
+                    }
                     None => {}
                 }
             }
@@ -245,7 +258,7 @@ impl Runtime {
         let complete: BTreeSet<ArtifactId> = self
             .tracked
             .iter()
-            .filter(|(_, tracked)| tracked.complete)
+            .filter(|(_, tracked)| tracked.sha256_check == Sha256Check::Passed)
             .map(|(id, _)| *id)
             .collect();
         let attempts: BTreeMap<_, _> = self

@@ -152,8 +152,21 @@ struct Tracked {
     sha256: Sha256,
     durable_at_start: Option<u32>,
     times: TransferTimes,
-    /// Every piece is here and the whole has the signed SHA-256.
-    complete: bool,
+    sha256_check: Sha256Check,
+}
+
+/// Whether the whole of an artifact has the SHA-256 that the approvers pinned. It is looked at when a device needs the
+/// image: whoever only passes pieces on is content with the tree, and SHA-256 costs more than moving the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sha256Check {
+    /// Not needed yet.
+    Open,
+    /// Under way, or to be tried again soon.
+    Running,
+    /// Every piece is here and the whole has it.
+    Passed,
+    /// It has another one.
+    Failed,
 }
 
 /// The last refusals shown in the status.
@@ -344,7 +357,12 @@ impl Runtime {
                     if let Some(tracked) = self.tracked.get_mut(&artifact) {
                         tracked.times.whole_ms = Some(unix_ms());
                     }
-                    self.hash_whole(artifact, Duration::ZERO);
+                    info!(%artifact, "every piece of an artifact is here");
+                    self.fleet.sync_soon();
+                    if self.devices.is_awaited(artifact) {
+                        self.check_whole(artifact);
+                    }
+                    self.consider()?;
                 }
             }
         }
@@ -365,7 +383,7 @@ impl Runtime {
                 wanted_ms: unix_ms(),
                 whole_ms: None,
             },
-            complete: false,
+            sha256_check: Sha256Check::Open,
         };
         self.tracked.insert(artifact, tracked);
         self.look_up(artifact, layout, Duration::ZERO);
@@ -480,6 +498,18 @@ impl Runtime {
         self.tell_swarm(swarm::Input::Failed { id, why })
     }
 
+    /// Begins to check an artifact that is here and that a device needs, if that has not been done yet.
+    fn check_whole(&mut self, artifact: ArtifactId) {
+        let is_whole = self.swarm.have(&artifact).is_some_and(PieceSet::is_full);
+        let open = |tracked: &&mut Tracked| tracked.sha256_check == Sha256Check::Open;
+        if let Some(tracked) = self.tracked.get_mut(&artifact).filter(open)
+            && is_whole
+        {
+            tracked.sha256_check = Sha256Check::Running;
+            self.hash_whole(artifact, Duration::ZERO);
+        }
+    }
+
     /// Checks the whole against the SHA-256 that the approvers pinned: the pieces were checked against the BLAKE3 root
     /// that the release keys signed, and the two must be about the same bytes.
     fn hash_whole(&mut self, artifact: ArtifactId, after: Duration) {
@@ -492,20 +522,22 @@ impl Runtime {
     }
 
     fn on_hashed(&mut self, artifact: ArtifactId, sha256: std::io::Result<Sha256>) -> Result<(), JournalError> {
-        let Some(tracked) = self.tracked.get_mut(&artifact) else {
+        // What was begun before a piece was lost says nothing of what is here now.
+        let running = |tracked: &&mut Tracked| tracked.sha256_check == Sha256Check::Running;
+        let Some(tracked) = self.tracked.get_mut(&artifact).filter(running) else {
             return Ok(());
         };
         match sha256 {
             Ok(found) if found == tracked.sha256 => {
-                tracked.complete = true;
+                tracked.sha256_check = Sha256Check::Passed;
                 let length = tracked.layout.length();
                 self.images.add(artifact, length);
-                info!(%artifact, "an artifact is complete and verified");
-                self.fleet.sync_soon();
+                info!(%artifact, "an artifact has the SHA-256 that was approved");
                 self.release_parked(artifact);
                 self.consider()
             }
             Ok(found) => {
+                tracked.sha256_check = Sha256Check::Failed;
                 let detail = format!(
                     "artifact {artifact} has the SHA-256 {found}, {} was approved",
                     tracked.sha256
@@ -515,9 +547,15 @@ impl Runtime {
                 Ok(())
             }
             Err(error) => {
-                self.local_error(&error);
                 // Where a piece was lost, it comes again first, and then the whole is looked at again.
-                if self.swarm.have(&artifact).is_some_and(PieceSet::is_full) {
+                let is_whole = self.swarm.have(&artifact).is_some_and(PieceSet::is_full);
+                tracked.sha256_check = if is_whole {
+                    Sha256Check::Running
+                } else {
+                    Sha256Check::Open
+                };
+                self.local_error(&error);
+                if is_whole {
                     self.hash_whole(artifact, DISK_AGAIN);
                 }
                 Ok(())
@@ -528,7 +566,7 @@ impl Runtime {
     fn on_lost(&mut self, lost: Lost) -> Result<(), JournalError> {
         let Lost { artifact, piece } = lost;
         if let Some(tracked) = self.tracked.get_mut(&artifact) {
-            tracked.complete = false;
+            tracked.sha256_check = Sha256Check::Open;
         }
         self.images.remove(artifact);
         self.last_error = Some(format!(

@@ -7,6 +7,8 @@
 //! Invariants: only members of the roster get past the handshake; a banned node is refused; requests served to one peer,
 //! and the bytes of any answer, are bounded.
 
+mod socket;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
@@ -18,7 +20,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use firmesh_node_core::swarm::Audience;
 use firmesh_protocol::{
     chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
@@ -188,8 +190,11 @@ impl Transport {
         server.alpn_protocols = vec![CONTROL_ALPN.to_vec(), BLOBS_ALPN.to_vec()];
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
         server.transport_config(transport_config());
-        let endpoint =
-            quinn::Endpoint::server(server, listen).map_err(|source| OpenError::Listen { listen, source })?;
+        let endpoint = socket::bind(listen).and_then(|socket| {
+            let runtime = Arc::new(quinn::TokioRuntime);
+            quinn::Endpoint::new_with_abstract_socket(quinn::EndpointConfig::default(), Some(server), socket, runtime)
+        });
+        let endpoint = endpoint.map_err(|source| OpenError::Listen { listen, source })?;
         let client = |alpn: &[u8]| -> Result<quinn::ClientConfig, OpenError> {
             let mut tls = identity.client_config()?;
             tls.alpn_protocols = vec![alpn.to_vec()];
@@ -325,11 +330,17 @@ impl Transport {
             .await
             .map_err(|error| unreachable(error.into()))?;
         send.finish().map_err(|error| unreachable(error.into()))?;
-        match recv.read_to_end(ENCODED_PIECE_BYTES_MAX).await {
-            Ok(answer) => Ok(answer.into()),
-            Err(quinn::ReadToEndError::TooLong) => Err(FetchError::TooLong),
-            Err(quinn::ReadToEndError::Read(quinn::ReadError::Reset(RESET_NOT_HELD))) => Err(FetchError::NotServed),
-            Err(error) => Err(unreachable(error.into())),
+        let mut answer = BytesMut::with_capacity(ENCODED_PIECE_BYTES_MAX);
+        loop {
+            match recv.read_chunk(ENCODED_PIECE_BYTES_MAX, true).await {
+                Ok(Some(chunk)) if answer.len() + chunk.bytes.len() > ENCODED_PIECE_BYTES_MAX => {
+                    return Err(FetchError::TooLong);
+                }
+                Ok(Some(chunk)) => answer.extend_from_slice(&chunk.bytes),
+                Ok(None) => return Ok(answer.freeze()),
+                Err(quinn::ReadError::Reset(RESET_NOT_HELD)) => return Err(FetchError::NotServed),
+                Err(error) => return Err(unreachable(error.into())),
+            }
         }
     }
 

@@ -9,7 +9,10 @@ mod devices;
 mod evil_peer;
 mod fuzz;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
@@ -68,10 +71,23 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
+    // Like the node's own binary, threads and all.
+    if let Some(Command::Node(Configured { config })) = &lab.command {
+        return finish(node(config).map(|()| true));
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let done = runtime
         .context("the runtime cannot be started")
         .and_then(|runtime| runtime.block_on(run(lab)));
+    finish(done)
+}
+
+fn node(config: &Path) -> Result<()> {
+    let settings = firmesh_node::config::Settings::load(config)?;
+    firmesh_node::run_until_signal(settings).map_err(|error| anyhow::anyhow!(error))
+}
+
+fn finish(done: Result<bool>) -> ExitCode {
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -95,9 +111,7 @@ async fn run(lab: Lab) -> Result<bool> {
             let settings = firmesh_coordinator::Config::load(&config)?.check(Overrides::default())?;
             firmesh_coordinator::run(settings, cancel).await?;
         }
-        Command::Node(Configured { config }) => {
-            firmesh_node::run(firmesh_node::config::Settings::load(&config)?, cancel).await?;
-        }
+        Command::Node(_) => unreachable!("a node has a runtime of its own"),
         Command::Devices(Configured { config }) => {
             let text =
                 std::fs::read_to_string(&config).with_context(|| format!("{} cannot be read", config.display()))?;

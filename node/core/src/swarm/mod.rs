@@ -310,9 +310,13 @@ impl Swarm {
     /// Takes in one fact.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
         // What peers say comes in floods: it is looked at together, a little later. Everything else at once.
-        let from_flood = matches!(input, Input::PeerGot { .. } | Input::PeerHolds { .. });
-        let fill_at = if from_flood { now + GATHER } else { now };
-        self.wake_at = Some(self.wake_at.map_or(fill_at, |at| at.min(fill_at)));
+        let fill_at = match &input {
+            Input::PeerGot { .. } | Input::PeerHolds { .. } => Some(now + GATHER),
+            Input::Stored { artifact, piece } if self.have(artifact).is_some_and(|have| have.contains(*piece)) => None,
+            Input::Tick => None,
+            _ => Some(now),
+        };
+        self.wake_at = [self.wake_at, fill_at].into_iter().flatten().min();
         match input {
             Input::Want {
                 artifact,
@@ -500,6 +504,7 @@ impl Swarm {
         for id in self.claims.overdue(now) {
             if let Some(claim) = self.cancel(id, true) {
                 let waited = now.since(claim.since);
+                self.wake_at = Some(now);
                 self.members.overdue(&claim.source, waited, now + self.tuning.backoff);
             }
         }

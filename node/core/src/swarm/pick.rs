@@ -144,6 +144,21 @@ struct Nearest {
     best: Option<((Duration, usize), usize)>,
 }
 
+impl Nearest {
+    /// Counts in a holder at a place among the peers; with `room` it may be asked, if it has room itself.
+    fn count_in(&mut self, at: usize, peer: &Holder<'_>, room: bool) {
+        self.holders += 1;
+        if self.shared.is_none_or(|nearest| peer.shared > nearest) {
+            self.shared = Some(peer.shared);
+            self.best = None;
+        }
+        let is_nearest = self.shared == Some(peer.shared);
+        if is_nearest && room && peer.has_room() && self.best.is_none_or(|(wait, _)| peer.wait() < wait) {
+            self.best = Some((peer.wait(), at));
+        }
+    }
+}
+
 /// A source as a place in a [`View`].
 #[derive(Clone, Copy)]
 enum Place {
@@ -173,7 +188,13 @@ impl View<'_> {
     /// origin only if no peer in reach holds it; holders that fail only in anarchy. A busy neighbour is
     /// waited for: crossing a boundary because of it would pay that wire twice.
     fn look(&self, piece: u32) -> (usize, Option<Place>) {
-        let (answering, failing) = (self.nearest(piece, false), self.nearest(piece, true));
+        let [mut answering, mut failing] = [Nearest::default(), Nearest::default()];
+        for (at, peer) in self.peers.iter().enumerate() {
+            if peer.pieces.contains(piece) {
+                let found = if peer.failing { &mut failing } else { &mut answering };
+                found.count_in(at, peer, self.peer_room > 0);
+            }
+        }
         let reach = self.reach(piece);
         let in_reach = |found: &Nearest| found.shared.is_some_and(|shared| shared >= reach);
         let place = if in_reach(&answering) {
@@ -188,24 +209,26 @@ impl View<'_> {
         (answering.holders + failing.holders, place)
     }
 
-    fn nearest(&self, piece: u32, failing: bool) -> Nearest {
-        let mut found = Nearest::default();
-        for (at, peer) in self.peers.iter().enumerate() {
-            if peer.failing != failing || !peer.pieces.contains(piece) {
-                continue;
-            }
-            found.holders += 1;
-            if found.shared.is_none_or(|nearest| peer.shared > nearest) {
-                found.shared = Some(peer.shared);
-                found.best = None;
-            }
-            let nearest = found.shared == Some(peer.shared);
-            if nearest && self.peer_room > 0 && peer.has_room() && found.best.is_none_or(|(wait, _)| peer.wait() < wait)
-            {
-                found.best = Some((peer.wait(), at));
-            }
+    /// Of the pieces in `open`, those for which somebody may have room: [`look`](Self::look) finds nobody for the others.
+    fn askable(&self, mut open: PieceSet) -> PieceSet {
+        let total = open.total();
+        let held_by = |wanted: &dyn Fn(&Holder<'_>) -> bool| {
+            let mut pieces = PieceSet::empty(total);
+            let wanted = self.peers.iter().filter(|peer| wanted(peer));
+            wanted.for_each(|peer| pieces.unite(peer.pieces));
+            pieces
+        };
+        let mut askable = PieceSet::empty(total);
+        if self.peer_room > 0 {
+            askable = held_by(&|peer| peer.has_room() && (self.anarchy || !peer.failing));
         }
-        found
+        if self.origin_room > Some(0) {
+            let mut nowhere_else = PieceSet::full(total);
+            nowhere_else.subtract(&held_by(&|peer| !peer.failing));
+            askable.unite(&nowhere_else);
+        }
+        open.intersect(&askable);
+        open
     }
 
     /// Books one request with a source and names it.
@@ -268,16 +291,18 @@ impl Swarm {
         let Some(mut view) = self.view(now, artifact) else {
             return Vec::new();
         };
-        let claimed: BTreeSet<u32> = self
-            .claims
+        if view.peer_room == 0 && view.origin_room.unwrap_or(0) == 0 {
+            return Vec::new();
+        }
+        let have = &self.transfers[artifact].have;
+        let mut open = PieceSet::full(have.total());
+        open.subtract(have);
+        for claim in self.claims.iter().filter(|claim| claim.artifact == *artifact) {
+            open.remove(claim.piece);
+        }
+        let mut candidates: Vec<(u64, usize, u32, u32)> = view
+            .askable(open)
             .iter()
-            .filter(|claim| claim.artifact == *artifact)
-            .map(|claim| claim.piece)
-            .collect();
-        let mut candidates: Vec<(u64, usize, u32, u32)> = self.transfers[artifact]
-            .have
-            .missing()
-            .filter(|piece| !claimed.contains(piece))
             .filter_map(|piece| {
                 let (holders, place) = view.look(piece);
                 let crosses = match place? {

@@ -225,6 +225,11 @@ impl Network {
                 "0",
             ],
         )?;
+        // A switch does not ask a firewall about every frame.
+        if Path::new("/proc/sys/net/bridge").exists() {
+            let off = "net.bridge.bridge-nf-call-iptables=0";
+            tool("ip", &["netns", "exec", name, "sysctl", "-q", "-w", off])?;
+        }
         tool(
             "ip",
             &["-n", name, "link", "set", "bridge", "addrgenmode", "none", "up"],

@@ -1,0 +1,162 @@
+//! The UDP socket of the data plane: datagrams are taken in some at a time.
+//!
+//! A shaped or slow link delivers every datagram alone, and waking a task for each costs more than what is in it. After
+//! the queue was emptied it is left alone for [`PAUSE`], while the kernel gathers what comes. Where datagrams come so fast
+//! that the kernel's buffer could overflow in that time, there is no pause, and none is needed: they come in heaps.
+
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use quinn::{
+    AsyncUdpSocket, Runtime as _, TokioRuntime, UdpPoller,
+    udp::{RecvMeta, Transmit},
+};
+use tokio::time::Sleep;
+
+/// How long arrivals are gathered: the resolution of tokio's timers.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// The time over which arrivals are counted.
+const SPAN: Duration = Duration::from_millis(5);
+
+/// Bytes in a [`SPAN`] above which there are no pauses: two pauses' worth fill a third of the kernel's default buffer of
+/// 208 KiB, which counts about half as much again for every datagram.
+const SPAN_BYTES_MAX: usize = 120_000;
+
+/// Binds a socket that gathers.
+pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    let inner = TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind(listen)?)?;
+    Ok(Arc::new(Gathering {
+        inner,
+        state: Mutex::default(),
+    }))
+}
+
+#[derive(Debug)]
+struct Gathering {
+    inner: Arc<dyn AsyncUdpSocket>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    arrivals: Arrivals,
+    /// Whether anything came since the last pause.
+    came: bool,
+    pause: Option<Pin<Box<Sleep>>>,
+}
+
+/// How much comes in.
+#[derive(Debug, Default)]
+struct Arrivals {
+    since: Option<Instant>,
+    bytes: usize,
+    are_heaps: bool,
+}
+
+impl Arrivals {
+    fn count(&mut self, now: Instant, bytes: usize) {
+        let begun = *self.since.get_or_insert(now);
+        self.bytes += bytes;
+        // A flood is noticed at once, its end when a span was calm.
+        self.are_heaps |= self.bytes > SPAN_BYTES_MAX;
+        if now.duration_since(begun) >= SPAN {
+            self.are_heaps = self.bytes > SPAN_BYTES_MAX;
+            self.since = Some(now);
+            self.bytes = 0;
+        }
+    }
+}
+
+impl AsyncUdpSocket for Gathering {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Arc::clone(&self.inner).create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [io::IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pause) = &mut state.pause {
+            if pause.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            state.pause = None;
+        }
+        let polled = self.inner.poll_recv(cx, bufs, meta);
+        match &polled {
+            Poll::Ready(Ok(count)) => {
+                let bytes = meta.iter().take(*count).map(|datagrams| datagrams.len).sum();
+                state.arrivals.count(Instant::now(), bytes);
+                state.came = true;
+            }
+            Poll::Pending if state.came && !state.arrivals.are_heaps => {
+                state.came = false;
+                let mut pause = Box::pin(tokio::time::sleep(PAUSE));
+                // Should it be over already, the next look is at the socket.
+                if pause.as_mut().poll(cx).is_pending() {
+                    state.pause = Some(pause);
+                }
+            }
+            Poll::Pending | Poll::Ready(Err(_)) => {}
+        }
+        polled
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
+
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("arrivals", &self.arrivals)
+            .field("is_pausing", &self.pause.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_noticed_at_once_and_its_end_when_a_span_was_calm() {
+        let (mut arrivals, start) = (Arrivals::default(), Instant::now());
+        let after = |millis| start + Duration::from_millis(millis);
+        arrivals.count(after(0), 10_000);
+        assert!(!arrivals.are_heaps);
+        arrivals.count(after(1), SPAN_BYTES_MAX);
+        assert!(arrivals.are_heaps);
+        arrivals.count(after(6), 1);
+        assert!(arrivals.are_heaps);
+        arrivals.count(after(12), 1_000);
+        assert!(!arrivals.are_heaps);
+    }
+}

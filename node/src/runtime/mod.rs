@@ -175,7 +175,7 @@ const REFUSALS_MAX: usize = 16;
 /// How long before a disk that failed is asked again.
 const DISK_AGAIN: Duration = Duration::from_secs(10);
 
-/// How often the roster is looked at for peers to dial.
+/// How often the roster is looked at for peers to dial, and the certificate for whether its time is up.
 const DIAL_INTERVAL: Duration = Duration::from_millis(500);
 
 struct Runtime {
@@ -219,7 +219,10 @@ impl Runtime {
                 () = cancel.cancelled() => break,
                 Some(event) = events.recv() => self.on_event(event)?,
                 () = tokio::time::sleep_until(deadline.into()) => {}
-                _ = dial.tick() => self.transport.dial_missing(),
+                _ = dial.tick() => {
+                    self.transport.dial_missing();
+                    self.renew_if_due();
+                }
                 Some(joined) = self.tasks.join_next() => {
                     // Whatever the task was to report never comes: better to start again than to wait for it.
                     if let Err(error) = joined && error.is_panic() {
@@ -231,7 +234,6 @@ impl Runtime {
                 self.tell_swarm(swarm::Input::Tick)?;
             }
             self.sync_if_due()?;
-            self.renew_if_due();
         }
         info!("shutting down");
         drop(events);

@@ -12,6 +12,7 @@ mod claims;
 mod members;
 mod news;
 mod pick;
+mod reach;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -283,6 +284,7 @@ pub struct Swarm {
     news: News,
     window: Window,
     weights: BTreeMap<ArtifactId, pick::Weights>,
+    reach: BTreeMap<ArtifactId, reach::Reach>,
     outputs: VecDeque<Output>,
     wake_at: Option<Timestamp>,
 }
@@ -302,6 +304,7 @@ impl Swarm {
             news: News::default(),
             window: Window::default(),
             weights: BTreeMap::new(),
+            reach: BTreeMap::new(),
             outputs: VecDeque::new(),
             wake_at: None,
         }
@@ -399,6 +402,7 @@ impl Swarm {
     fn forget(&mut self, artifact: ArtifactId) {
         self.transfers.remove(&artifact);
         self.weights.remove(&artifact);
+        self.reach.remove(&artifact);
         self.news.forget(&artifact);
         for id in self.claims.of_artifact(&artifact) {
             self.cancel(id, false);

@@ -12,7 +12,11 @@ use firmesh_protocol::{
 };
 use rand_chacha::{ChaCha8Rng, rand_core::Rng as _};
 
-use super::{Output, Source, Swarm, claims::Claim};
+use super::{
+    Output, Source, Swarm,
+    claims::Claim,
+    reach::{Basis, Importer, Reach},
+};
 
 /// A request later than its source's mean by this factor is late.
 const HEDGE_FACTOR: u32 = 3;
@@ -50,15 +54,11 @@ fn weights(artifact: &ArtifactId, node: &NodeId, pieces: u32) -> Vec<u64> {
         .collect()
 }
 
-/// What a round of picking looks at: computed once, asked for every missing piece.
+/// What a round of picking looks at: computed once, asked for every piece that somebody may have room for.
 struct View<'a> {
-    me: &'a NodeId,
     mine: &'a [u64],
-    /// The classes that this node itself has time for.
-    my_classes: u64,
     depth: usize,
-    /// Members that count as importers.
-    importers: Vec<Importer<'a>>,
+    reach: &'a Reach,
     /// Peers that may be asked and hold something of the artifact.
     peers: Vec<Holder<'a>>,
     /// Nothing has moved anywhere for long: whoever was counted on is no use, and anybody may fetch anything.
@@ -69,24 +69,8 @@ struct View<'a> {
     origin_room: Option<usize>,
 }
 
-/// A member that counts as an importer.
-struct Importer<'a> {
-    id: &'a NodeId,
-    weights: &'a [u64],
-    /// Levels shared with this node.
-    shared: usize,
-    /// Of four classes of pieces, those that it has time for.
-    classes: u64,
-}
-
-impl Importer<'_> {
-    fn has_time_for(&self, at: usize) -> bool {
-        class(self.weights[at]) < self.classes
-    }
-}
-
 /// The class of an importer's piece: it brings in the lower classes first, and who lags is relieved of the higher ones.
-fn class(weight: u64) -> u64 {
+pub(super) fn class(weight: u64) -> u64 {
     weight % CLASSES
 }
 
@@ -167,23 +151,6 @@ enum Place {
 }
 
 impl View<'_> {
-    /// How many leading levels of its path a source must share with this node: all above the node itself for a piece
-    /// that a neighbour imports, none for a piece that this node imports into its outermost group.
-    fn reach(&self, piece: u32) -> usize {
-        let at = piece as usize;
-        // Whoever was relieved of it leaves it to all that have time for it.
-        let mine = (class(self.mine[at]) < self.my_classes).then_some((self.mine[at], self.me));
-        let ahead = self
-            .importers
-            .iter()
-            .filter(|importer| Some((importer.weights[at], importer.id)) > mine && importer.has_time_for(at));
-        ahead
-            .map(|importer| importer.shared)
-            .max()
-            .unwrap_or(0)
-            .min(self.depth - 1)
-    }
-
     /// How many peers hold the piece, and the source to ask: the least loaded of the nearest holders in reach; the
     /// origin only if no peer in reach holds it; holders that fail only in anarchy. A busy neighbour is
     /// waited for: crossing a boundary because of it would pay that wire twice.
@@ -195,11 +162,14 @@ impl View<'_> {
                 found.count_in(at, peer, self.peer_room > 0);
             }
         }
-        let reach = self.reach(piece);
-        let in_reach = |found: &Nearest| found.shared.is_some_and(|shared| shared >= reach);
+        let in_reach = |found: &Nearest| {
+            found
+                .shared
+                .is_some_and(|shared| self.reach.within(shared).contains(piece))
+        };
         let place = if in_reach(&answering) {
             answering.best.map(|(_, at)| Place::Peer(at))
-        } else if reach == 0 && self.origin_room.is_some() {
+        } else if self.origin_room.is_some() && self.reach.within(0).contains(piece) {
             (self.origin_room > Some(0)).then_some(Place::Origin)
         } else if self.anarchy && in_reach(&failing) {
             failing.best.map(|(_, at)| Place::Peer(at))
@@ -210,25 +180,23 @@ impl View<'_> {
     }
 
     /// Of the pieces in `open`, those for which somebody may have room: [`look`](Self::look) finds nobody for the others.
-    fn askable(&self, mut open: PieceSet) -> PieceSet {
-        let total = open.total();
-        let held_by = |wanted: &dyn Fn(&Holder<'_>) -> bool| {
-            let mut pieces = PieceSet::empty(total);
-            let wanted = self.peers.iter().filter(|peer| wanted(peer));
-            wanted.for_each(|peer| pieces.unite(peer.pieces));
-            pieces
-        };
-        let mut askable = PieceSet::empty(total);
-        if self.peer_room > 0 {
-            askable = held_by(&|peer| peer.has_room() && (self.anarchy || !peer.failing));
+    fn askable(&self, open: &PieceSet) -> PieceSet {
+        let mut askable = PieceSet::empty(open.total());
+        let may_be_asked =
+            |peer: &&Holder<'_>| self.peer_room > 0 && peer.has_room() && (self.anarchy || !peer.failing);
+        for peer in self.peers.iter().filter(may_be_asked) {
+            let mut pieces = self.reach.within(peer.shared).clone();
+            pieces.intersect(peer.pieces);
+            askable.unite(&pieces);
         }
         if self.origin_room > Some(0) {
-            let mut nowhere_else = PieceSet::full(total);
-            nowhere_else.subtract(&held_by(&|peer| !peer.failing));
+            let mut nowhere_else = self.reach.within(0).clone();
+            let answering = self.peers.iter().filter(|peer| !peer.failing);
+            answering.for_each(|peer| nowhere_else.subtract(peer.pieces));
             askable.unite(&nowhere_else);
         }
-        open.intersect(&askable);
-        open
+        askable.intersect(open);
+        askable
     }
 
     /// Books one request with a source and names it.
@@ -273,6 +241,7 @@ impl Swarm {
                 return;
             }
             self.learn_weights(artifact);
+            self.learn_reach(now, artifact);
             let mut rng = self.rng.clone();
             let mut picks = self.pick(now, &artifact, free, &mut rng);
             self.rng = rng;
@@ -301,7 +270,7 @@ impl Swarm {
             open.remove(claim.piece);
         }
         let mut candidates: Vec<(u64, usize, u32, u32)> = view
-            .askable(open)
+            .askable(&open)
             .iter()
             .filter_map(|piece| {
                 let (holders, place) = view.look(piece);
@@ -367,30 +336,7 @@ impl Swarm {
     }
 
     fn view<'a>(&'a self, now: Timestamp, artifact: &'a ArtifactId) -> Option<View<'a>> {
-        let transfer = self.transfers.get(artifact)?;
-        let weights = self.weights.get(artifact)?;
-        let age = now.since(transfer.wanted_since);
-        let before = |span: Duration| Timestamp::after_start(now.since_start().saturating_sub(span));
-        let anarchy = transfer.moved_at < before(self.tuning.stall_after * 2);
-        let middle = self.middle_held(artifact);
-        let importers = self
-            .members
-            .importers(
-                artifact,
-                age < self.tuning.join_grace,
-                age < self.tuning.join_grace_connected,
-                before(self.tuning.stall_after),
-            )
-            .filter(|_| !anarchy)
-            .filter_map(|(id, path)| {
-                Some(Importer {
-                    id,
-                    weights: &weights.get(id)?[..],
-                    shared: path.shared_levels(&self.path),
-                    classes: self.classes_of(artifact, id, middle),
-                })
-            })
-            .collect();
+        let mine = &self.weights.get(artifact)?.get(&self.me)?[..];
         let load_of = |source: &Source| self.claims.iter().filter(|claim| claim.source == *source).count();
         let peers = self
             .members
@@ -418,16 +364,62 @@ impl Swarm {
             .count();
         let window = self.window.requests(self.tuning.in_flight_max);
         Some(View {
-            me: &self.me,
-            mine: weights.get(&self.me)?,
-            my_classes: classes_for(transfer.have.count(), middle, transfer.have.total()),
+            mine,
             depth: self.path.depth(),
-            importers,
+            reach: self.reach.get(artifact)?,
             peers,
-            anarchy,
+            anarchy: self.is_anarchy(now, artifact),
             peer_room: window.saturating_sub(to_peers),
             origin_room,
         })
+    }
+
+    /// Whether nothing of an artifact has moved anywhere for long.
+    fn is_anarchy(&self, now: Timestamp, artifact: &ArtifactId) -> bool {
+        let moved_at = self.transfers.get(artifact).map(|transfer| transfer.moved_at);
+        moved_at.is_some_and(|moved_at| now.since(moved_at) > self.tuning.stall_after * 2)
+    }
+
+    /// Who is to bring in what, worked out anew if something it rests on has changed.
+    fn learn_reach(&mut self, now: Timestamp, artifact: ArtifactId) {
+        let (transfer, weights) = (&self.transfers[&artifact], &self.weights[&artifact]);
+        let age = now.since(transfer.wanted_since);
+        let stalled_before = now.since_start().saturating_sub(self.tuning.stall_after);
+        let middle = self.middle_held(&artifact);
+        let anarchy = self.is_anarchy(now, &artifact);
+        let importers: Vec<_> = self
+            .members
+            .importers(
+                &artifact,
+                age < self.tuning.join_grace,
+                age < self.tuning.join_grace_connected,
+                Timestamp::after_start(stalled_before),
+            )
+            .filter(|(id, _)| !anarchy && weights.contains_key(*id))
+            .map(|(id, path)| Importer {
+                id: id.clone(),
+                shared: path.shared_levels(&self.path),
+                classes: self.classes_of(&artifact, id, middle),
+            })
+            .collect();
+        let basis = Basis {
+            importers,
+            my_classes: classes_for(transfer.have.count(), middle, transfer.have.total()),
+            depth: self.path.depth(),
+            pieces: transfer.have.total(),
+        };
+        if self.reach.get(&artifact).is_some_and(|reach| reach.rests_on(&basis)) {
+            return;
+        }
+        let of = |id: &NodeId| &weights[id][..];
+        let (mine, theirs): (_, Vec<_>) = (
+            of(&self.me),
+            basis.importers.iter().map(|member| of(&member.id)).collect(),
+        );
+        let reach = Reach::of(basis, &self.me, |place, piece| {
+            place.map_or(mine, |place| theirs[place])[piece]
+        });
+        self.reach.insert(artifact, reach);
     }
 
     /// What the middle one of all that still collect an artifact holds of it.

@@ -1,0 +1,71 @@
+//! How far away the source of each piece may be: by rendezvous hashing over the members that count as importers.
+//!
+//! It depends on who takes part and how well they keep up, which changes seldom, and is asked at every pick: so it is
+//! kept, as one set of pieces per level of the topology, until something it rests on changes.
+
+use firmesh_protocol::{ids::NodeId, pieces::PieceSet};
+
+use super::pick::class;
+
+/// A member that counts as an importer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Importer {
+    pub(super) id: NodeId,
+    /// Levels shared with this node.
+    pub(super) shared: usize,
+    /// Of the classes of pieces, those that it has time for.
+    pub(super) classes: u64,
+}
+
+/// What the sets rest on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Basis {
+    /// The members that count as importers, this node not among them.
+    pub(super) importers: Vec<Importer>,
+    /// The classes that this node itself has time for.
+    pub(super) my_classes: u64,
+    /// Levels of this node's path.
+    pub(super) depth: usize,
+    /// Pieces in all.
+    pub(super) pieces: u32,
+}
+
+/// For every number of shared levels the pieces that may be asked of a source that shares no more.
+#[derive(Debug)]
+pub(super) struct Reach {
+    basis: Basis,
+    within: Vec<PieceSet>,
+}
+
+impl Reach {
+    /// Works it out. `weight` gives the rendezvous weight of a member, by its place in the basis, or of this node.
+    pub(super) fn of(basis: Basis, me: &NodeId, weight: impl Fn(Option<usize>, usize) -> u64) -> Self {
+        let mut within = vec![PieceSet::empty(basis.pieces); basis.depth.max(1)];
+        for piece in 0..basis.pieces {
+            let at = piece as usize;
+            let own = weight(None, at);
+            // Whoever was relieved of it leaves it to all that have time for it.
+            let mine = (class(own) < basis.my_classes).then_some((own, me));
+            let ahead = basis.importers.iter().enumerate().filter_map(|(place, importer)| {
+                let theirs = weight(Some(place), at);
+                let is_ahead = Some((theirs, &importer.id)) > mine && class(theirs) < importer.classes;
+                is_ahead.then_some(importer.shared)
+            });
+            let reach = ahead.max().unwrap_or(0).min(basis.depth.saturating_sub(1));
+            for set in &mut within[reach..] {
+                set.insert(piece);
+            }
+        }
+        Self { basis, within }
+    }
+
+    /// Whether it still holds.
+    pub(super) fn rests_on(&self, basis: &Basis) -> bool {
+        self.basis == *basis
+    }
+
+    /// The pieces that may be asked of a source that shares so many levels with this node.
+    pub(super) fn within(&self, shared: usize) -> &PieceSet {
+        &self.within[shared.min(self.within.len() - 1)]
+    }
+}

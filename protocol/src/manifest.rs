@@ -248,6 +248,26 @@ pub struct Deadlines {
     pub back_s: u32,
 }
 
+/// How urgent the images of a campaign are in the mesh. It hurries their bytes only: caps, gates and windows stay as
+/// they are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Priority {
+    /// Whenever nothing else moves.
+    Background,
+    /// As everything else.
+    #[default]
+    Normal,
+    /// Before everything else: transfers of a lower priority wait while this one moves.
+    Emergency,
+}
+
+impl Priority {
+    fn is_normal(&self) -> bool {
+        *self == Self::Normal
+    }
+}
+
 /// What else must hold before a device starts; all of it is checked by the node.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -296,6 +316,9 @@ pub struct CampaignManifest {
     pub constraints: Constraints,
     /// Time limits.
     pub deadlines: Deadlines,
+    /// How urgent its images are in the mesh.
+    #[serde(default, skip_serializing_if = "Priority::is_normal")]
+    pub priority: Priority,
     /// Whether a failed gate rolls the wave back by itself.
     pub automatic_rollback: bool,
     /// The coordinators' ed25519 public keys, in hexadecimal, whose permits count for this campaign.
@@ -600,6 +623,7 @@ mod tests {
                 back_s: 60,
             },
             constraints: Constraints::default(),
+            priority: Priority::Emergency,
             automatic_rollback: true,
             permit_keys: vec![format!("58{}", "66".repeat(31))],
             plan_sha256: Sha256::of(b"plan"),

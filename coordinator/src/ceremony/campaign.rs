@@ -6,8 +6,8 @@ use firmesh_protocol::{
     ids::{CampaignId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{
-        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, ManifestError, Plan, ReleaseRef,
-        Selector, Strategy,
+        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, ManifestError, Plan, Priority,
+        ReleaseRef, Selector, Strategy,
     },
     time::WallTime,
     trust::{PublicKey, Target},
@@ -78,6 +78,9 @@ pub struct CampaignFile {
     pub gate: GateRule,
     /// Time limits.
     pub deadlines: Deadlines,
+    /// How urgent its images are in the mesh: `background`, `normal` or `emergency`.
+    #[serde(default)]
+    pub priority: Priority,
     /// What else must hold: windows, blackouts, executors, one-way releases.
     #[serde(default)]
     pub constraints: Constraints,
@@ -131,6 +134,7 @@ pub fn draft_campaign(
         gate: file.gate,
         deadlines: file.deadlines,
         constraints: file.constraints,
+        priority: file.priority,
         automatic_rollback: file.automatic_rollback,
         permit_keys,
         plan_sha256: Sha256::from([0; 32]),

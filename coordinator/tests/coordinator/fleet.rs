@@ -307,6 +307,7 @@ impl Fleet {
                 back_s: 60,
             },
             constraints: Constraints::default(),
+            priority: firmesh_protocol::manifest::Priority::default(),
             automatic_rollback: true,
             permit_keys: vec![self.about.permit_key.clone()],
             plan_sha256: Sha256::of(b""),

@@ -13,6 +13,7 @@ use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, admit}
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, DeviceId},
     limits::REASON_BYTES_MAX,
+    manifest::Priority,
     report::{AttemptReport, AttemptState, DeviceFacts, Permit, PermitKind, REPORT_TYPE},
     trust::Envelope,
 };
@@ -148,8 +149,9 @@ impl Runtime {
         if record.outcome().is_some() {
             return self.start_attempt(device, goal, Start::Resumed(record));
         }
-        let artifact = &goal.image.artifact;
-        self.track(artifact.id, artifact.length, artifact.sha256);
+        if let Err(error) = self.track(&goal.image.artifact, Priority::Normal) {
+            return self.local_error(&error);
+        }
         if let Some(known) = self.devices.devices.get_mut(device) {
             known.running = Some(goal);
             known.parked = Some(record);

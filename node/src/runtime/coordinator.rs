@@ -419,7 +419,7 @@ impl Runtime {
         let wanted = campaign.artifacts_for(&self.settings.node);
         for release in campaign.releases.values() {
             if wanted.contains(&release.artifact.id) {
-                self.track(release.artifact.id, release.artifact.length, release.artifact.sha256);
+                self.track(&release.artifact, campaign.manifest.priority)?;
             }
         }
         if self.journal.is_halted(&id)? {

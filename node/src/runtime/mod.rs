@@ -38,6 +38,7 @@ use firmesh_protocol::{
     chunk::{DecodeError, PieceLayout},
     identity::certificate_validity,
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
+    manifest::{Artifact, Priority},
     pieces::PieceSet,
     report::{DeviceFacts, NodeRecord},
     time::{Timestamp, WallTime},
@@ -150,6 +151,7 @@ impl PieceError {
 struct Tracked {
     layout: PieceLayout,
     sha256: Sha256,
+    priority: Priority,
     durable_at_start: Option<u32>,
     times: TransferTimes,
     sha256_check: Sha256Check,
@@ -371,15 +373,25 @@ impl Runtime {
         Ok(())
     }
 
-    /// Takes part in an artifact's swarm, once what is already here is known.
-    fn track(&mut self, artifact: ArtifactId, length: u64, sha256: Sha256) {
-        if self.tracked.contains_key(&artifact) {
-            return;
+    /// Takes part in an artifact's swarm, once what is already here is known. The most urgent of several campaigns decides.
+    fn track(&mut self, image: &Artifact, priority: Priority) -> Result<(), JournalError> {
+        let Artifact {
+            id: artifact,
+            length,
+            sha256,
+        } = *image;
+        if let Some(tracked) = self.tracked.get_mut(&artifact) {
+            if tracked.priority >= priority {
+                return Ok(());
+            }
+            tracked.priority = priority;
+            return self.take_part(artifact);
         }
         let layout = PieceLayout::new(length);
         let tracked = Tracked {
             layout,
             sha256,
+            priority,
             durable_at_start: None,
             times: TransferTimes {
                 wanted_ms: unix_ms(),
@@ -389,6 +401,28 @@ impl Runtime {
         };
         self.tracked.insert(artifact, tracked);
         self.look_up(artifact, layout, Duration::ZERO);
+        Ok(())
+    }
+
+    /// Tells the swarm and the data plane how urgent an artifact is that the swarm knows already.
+    fn take_part(&mut self, artifact: ArtifactId) -> Result<(), JournalError> {
+        match self.swarm.have(&artifact).cloned() {
+            Some(have) => self.want(artifact, have),
+            None => Ok(()), // what is here is being looked up: it is told after that
+        }
+    }
+
+    fn want(&mut self, artifact: ArtifactId, have: PieceSet) -> Result<(), JournalError> {
+        let priority = self
+            .tracked
+            .get(&artifact)
+            .map_or(Priority::Normal, |tracked| tracked.priority);
+        self.transport.set_priority(artifact, priority);
+        self.tell_swarm(swarm::Input::Want {
+            artifact,
+            have,
+            priority,
+        })
     }
 
     fn look_up(&mut self, artifact: ArtifactId, layout: PieceLayout, after: Duration) {
@@ -411,11 +445,7 @@ impl Runtime {
                     artifact,
                     pieces: have.clone(),
                 });
-                self.tell_swarm(swarm::Input::Want {
-                    artifact,
-                    have,
-                    priority: 1,
-                })
+                self.want(artifact, have)
             }
             Err(error) => {
                 self.local_error(&error);

@@ -7,6 +7,7 @@
 //! Invariants: only members of the roster get past the handshake; a banned node is refused; requests served to one peer,
 //! and the bytes of any answer, are bounded.
 
+mod precedence;
 mod socket;
 
 use std::{
@@ -26,6 +27,7 @@ use firmesh_protocol::{
     chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
     identity::NodeIdentity,
     ids::{ArtifactId, NodeId, TopologyPath},
+    manifest::Priority,
     trust::PublicKey,
     wire::{CONTROL_ALPN, PeerMessage, WIRE_VERSION},
 };
@@ -40,6 +42,7 @@ use crate::{
     identity::{Identity, IdentityFileError},
     store::ChunkStore,
 };
+use precedence::Precedence;
 
 /// The ALPN of slice requests: iroh-blobs' own.
 pub const BLOBS_ALPN: &[u8] = iroh_blobs::ALPN;
@@ -154,6 +157,7 @@ struct Inner {
     events: mpsc::Sender<TransportEvent>,
     peers: Mutex<Peers>,
     served: Served,
+    precedence: Precedence,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -212,6 +216,7 @@ impl Transport {
             events,
             peers: Mutex::default(),
             served: Served::default(),
+            precedence: Precedence::default(),
             tasks: TaskTracker::new(),
             cancel,
         }));
@@ -228,6 +233,11 @@ impl Transport {
     #[must_use]
     pub fn served(&self) -> &Served {
         &self.0.served
+    }
+
+    /// Says how urgent an artifact is: slices of the less urgent stand back for it.
+    pub fn set_priority(&self, artifact: ArtifactId, priority: Priority) {
+        self.0.precedence.set(artifact, priority);
     }
 
     /// Takes over the roster: connections to nodes that left are closed.
@@ -597,6 +607,7 @@ impl Transport {
             &self.0.served.to_other_racks
         };
         let artifact = ArtifactId::from(*request.hash.as_bytes());
+        let _turn = self.0.precedence.turn(artifact).await;
         let mut slice = self.0.store.slice(artifact, range);
         while let Some(part) = slice.next().await {
             match part {

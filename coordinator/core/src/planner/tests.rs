@@ -218,6 +218,7 @@ fn draft() -> CampaignManifest {
             back_s: 60,
         },
         constraints: Constraints::default(),
+        priority: firmesh_protocol::manifest::Priority::default(),
         automatic_rollback: true,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),

@@ -28,7 +28,8 @@ const EXAMPLE: &str = r#"The campaign file (TOML), shares and thresholds in hund
   strategy = { kind = "canary", shares = [1000, 5000, 10000] }
   caps = { per_rack = 1, total = 20 }
   gate = { advance = 9900, rollback = 9000, sample_min = 1, soak_s = 60 }
-  deadlines = { attempt_s = 1800, back_s = 300 }"#;
+  deadlines = { attempt_s = 1800, back_s = 300 }
+  priority = "normal"    # or "background", or "emergency": its images overtake all others in the mesh"#;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {

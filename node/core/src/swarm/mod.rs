@@ -24,6 +24,7 @@ use std::{
 
 use firmesh_protocol::{
     ids::{ArtifactId, NodeId, TopologyPath},
+    manifest::Priority,
     pieces::PieceSet,
     time::Timestamp,
 };
@@ -70,8 +71,8 @@ pub enum Input {
         artifact: ArtifactId,
         /// The pieces that are verified and durable here.
         have: PieceSet,
-        /// Higher overtakes lower.
-        priority: u8,
+        /// How urgent it is: a lower one waits while a higher one moves.
+        priority: Priority,
     },
     /// This node does not take part in an artifact any more.
     Forget {
@@ -264,7 +265,7 @@ const GATHER: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 struct Transfer {
     have: PieceSet,
-    priority: u8,
+    priority: Priority,
     wanted_since: Timestamp,
     /// When somebody, this node or a peer, last verified a piece that it did not hold before.
     moved_at: Timestamp,
@@ -382,7 +383,7 @@ impl Swarm {
         self.members.path_of(peer)
     }
 
-    fn want(&mut self, now: Timestamp, artifact: ArtifactId, have: PieceSet, priority: u8) {
+    fn want(&mut self, now: Timestamp, artifact: ArtifactId, have: PieceSet, priority: Priority) {
         for peer in self.members.contradicting(&artifact, have.total()) {
             self.ban(&peer, OTHER_LENGTH);
         }

@@ -1,6 +1,7 @@
 //! Which piece to ask for next, and of whom.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     time::Duration,
 };
@@ -229,13 +230,20 @@ impl Swarm {
             .transfers
             .iter()
             .filter(|(_, transfer)| !transfer.have.is_full())
-            .map(|(artifact, transfer)| (u8::MAX - transfer.priority, *artifact))
+            .map(|(artifact, transfer)| (Reverse(transfer.priority), *artifact))
             .collect();
         order.sort_unstable();
         // Somebody may drop out of the ranking, or a source may end its rest, without any further word: look again.
         let look_again = now + (self.tuning.stall_after / 4).min(self.tuning.backoff);
         self.wake_at = (!order.is_empty()).then_some(look_again);
-        for (_, artifact) in order {
+        let mut moving = None;
+        for (Reverse(priority), artifact) in order {
+            // What is less urgent gets nothing that the urgent one could use, unless that one is stuck.
+            if moving.is_some_and(|urgent| priority < urgent) {
+                return;
+            }
+            let is_moving = now.since(self.transfers[&artifact].moved_at) < self.tuning.stall_after;
+            moving = moving.or(is_moving.then_some(priority));
             let free = self.tuning.in_flight_max.saturating_sub(self.claims.count());
             if free == 0 {
                 return;

@@ -128,7 +128,7 @@ impl Site {
                 Input::Want {
                     artifact: self.artifact,
                     have,
-                    priority: 1,
+                    priority: Priority::Normal,
                 },
             );
         }
@@ -365,7 +365,7 @@ fn what_is_held_already_is_never_asked_for() {
         Input::Want {
             artifact: site.artifact,
             have,
-            priority: 1,
+            priority: Priority::Normal,
         },
     );
     let asked: Vec<_> = std::iter::from_fn(|| swarm.poll()).collect();
@@ -383,7 +383,7 @@ fn a_lost_piece_is_withdrawn_and_comes_again() {
     };
     let (artifact, have) = (site.artifact, PieceSet::full(8));
     tell(Input::Origin { available: true });
-    let priority = 1;
+    let priority = Priority::Normal;
     assert_eq!(
         tell(Input::Want {
             artifact,
@@ -451,7 +451,7 @@ fn word_of_pieces_is_gathered_unless_others_wait_for_it() {
         Input::Want {
             artifact,
             have: PieceSet::empty(8),
-            priority: 1,
+            priority: Priority::Normal,
         },
     ));
     let mut told = Vec::new();
@@ -503,6 +503,48 @@ fn word_of_pieces_is_gathered_unless_others_wait_for_it() {
     assert_eq!(rack, others);
     assert_eq!(everyone.len() + rack.len(), 8);
     assert!(!rack.is_empty() && gathered_from.is_some());
+}
+
+/// The urgent image has every request while it moves; where it is stuck, the others go on.
+#[test]
+fn what_is_less_urgent_waits_while_the_urgent_moves() {
+    let site = Site::new(1, 1, 8);
+    let mut swarm = Swarm::new(site.nodes[0].0.clone(), site.nodes[0].1.clone(), Tuning::default(), 1);
+    let mut now = Timestamp::default();
+    let mut tell = |now, input| {
+        swarm.handle(now, input);
+        let asked = std::iter::from_fn(|| swarm.poll()).filter_map(|output| match output {
+            Output::Fetch { id, artifact, .. } => Some((id, artifact)),
+            _ => None,
+        });
+        asked.collect::<Vec<_>>()
+    };
+    let (usual, urgent) = (ArtifactId::of(b"usual"), ArtifactId::of(b"urgent"));
+    tell(now, Input::Origin { available: true });
+    let want = |artifact, priority| Input::Want {
+        artifact,
+        have: PieceSet::empty(3),
+        priority,
+    };
+    let of = |asked: &[(FetchId, ArtifactId)]| asked.iter().map(|(_, artifact)| *artifact).collect::<Vec<_>>();
+    let first = tell(now, want(usual, Priority::Normal));
+    assert_eq!(of(&first), [usual, usual]);
+    assert_eq!(tell(now, want(urgent, Priority::Emergency)), []);
+    // Both requests to the origin come back: the next ones are the urgent image's.
+    let next: Vec<_> = first
+        .iter()
+        .flat_map(|(id, _)| tell(now, Input::Fetched { id: *id }))
+        .collect();
+    assert_eq!(of(&next), [urgent, urgent]);
+    let last = tell(now, Input::Fetched { id: next[0].0 });
+    assert_eq!(of(&last), [urgent]);
+    // With every urgent piece asked for, the room that is left stays free for what may fail.
+    assert_eq!(tell(now, Input::Fetched { id: next[1].0 }), []);
+    // The last request is given up, and its source rests a while.
+    now = now + Tuning::default().request_min;
+    assert_eq!(tell(now, Input::Tick), []);
+    now = now + Tuning::default().stall_after;
+    assert_eq!(of(&tell(now, Input::Tick)), [urgent, usual]);
 }
 
 proptest! {

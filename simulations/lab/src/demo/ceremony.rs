@@ -11,7 +11,9 @@ use firmesh_coordinator::ceremony::{
 use firmesh_protocol::{
     api::{About, PlanRequest, PlanResponse, Published},
     ids::{CampaignId, Component},
-    manifest::{Artifact, Caps, Constraints, Deadlines, GateRule, Release, Reversibility, Selector, Strategy},
+    manifest::{
+        Artifact, Caps, Constraints, Deadlines, GateRule, Priority, Release, Reversibility, Selector, Strategy,
+    },
     time::WallTime,
     trust::{Ceremony, SecretKey, Signers},
     units::BasisPoints,
@@ -42,6 +44,8 @@ pub(crate) struct Rules {
     pub(crate) total: u32,
     /// Whether devices that fail go back to the previous version.
     pub(crate) automatic_rollback: bool,
+    /// How urgent the images are in the mesh.
+    pub(crate) priority: Priority,
 }
 
 /// The people's side of the demo.
@@ -157,6 +161,7 @@ impl People {
                 back_s: 20,
             },
             constraints: Constraints::default(),
+            priority: rules.priority,
             automatic_rollback: rules.automatic_rollback,
             permit_keys: Vec::new(),
         };

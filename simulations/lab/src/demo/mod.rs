@@ -24,7 +24,7 @@ use firmesh_protocol::{
     api::CampaignView,
     chunk::PieceLayout,
     ids::NodeId,
-    manifest::{Artifact, Release},
+    manifest::{Artifact, Priority, Release},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -248,6 +248,7 @@ impl Demo {
             per_rack: 3,
             total: 100,
             automatic_rollback: true,
+            priority: Priority::Normal,
         };
         let waves = people
             .plan(&world.api, &world.about, &releases, &previous_releases, rules)

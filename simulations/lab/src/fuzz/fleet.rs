@@ -235,6 +235,7 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
             attempt_s: 600,
             back_s: 60,
         },
+        priority: firmesh_protocol::manifest::Priority::default(),
         automatic_rollback: true,
         permit_keys: vec![hex::encode(key(4).public().as_bytes())],
         plan_sha256: Sha256::of(&plan.to_bytes()),

@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use firmesh_node::status::{Status, TransferTimes};
-use firmesh_protocol::{ids::NodeId, manifest::Artifact};
+use firmesh_protocol::{
+    ids::NodeId,
+    manifest::{Artifact, Priority},
+};
 
 use super::{
     faults::{Fault, Faults},
@@ -79,6 +82,7 @@ pub(super) async fn run(
         per_rack: 1,
         total: 1,
         automatic_rollback: false,
+        priority: Priority::Normal,
     };
     people.plan(&world.api, &world.about, &[release], &[], rules).await?;
     people.sign("approver")?;

@@ -15,7 +15,10 @@ use firmesh_protocol::{
 };
 use serde::Deserialize;
 
-use crate::store::{KeyError, StoreKey};
+use crate::{
+    store::{KeyError, StoreKey},
+    transport::budget::{Budget, pieces_in_flight},
+};
 
 /// The configuration as written in `node.toml`. Relative paths start at the file's folder.
 #[derive(Debug, Clone, Deserialize)]
@@ -46,6 +49,9 @@ pub struct Config {
     /// The piece store.
     #[serde(default)]
     pub store: StoreConfig,
+    /// How many bytes per second may come and go, and when; anything if there are none.
+    #[serde(default, rename = "budget")]
+    pub budgets: Vec<Budget>,
     /// The devices this node looks after.
     #[serde(default, rename = "device")]
     pub devices: Vec<DeviceConfig>,
@@ -184,6 +190,8 @@ pub struct Settings {
     pub images: ImagesConfig,
     /// What the piece store is encrypted under.
     pub store_key: Option<StoreKey>,
+    /// How many bytes per second may come and go, and when.
+    pub budgets: Vec<Budget>,
     /// The devices this node looks after.
     pub devices: Vec<DeviceSettings>,
     /// Bounds and time spans of the swarm.
@@ -284,6 +292,12 @@ impl Config {
                 problem,
             });
         }
+        if let Some(problem) = self.budgets.iter().find_map(Budget::problem) {
+            let field = "budget";
+            return Err(ConfigError::Value { field, problem });
+        }
+        let mut tuning = Tuning::default();
+        tuning.in_flight_max = pieces_in_flight(&self.budgets, tuning.in_flight_max);
         let mut devices = Vec::new();
         for device in self.devices {
             let device = device.check(base)?;
@@ -317,8 +331,9 @@ impl Config {
                 Some(file) => Some(StoreKey::load(&base.join(file))?),
                 None => None,
             },
+            budgets: self.budgets,
             devices,
-            tuning: Tuning::default(),
+            tuning,
         })
     }
 }
@@ -407,6 +422,19 @@ mod tests {
         refused("500ms\"", "500ms\"\npatience = \"0s\"", "patience");
         refused("\"root.json\"", "\"absent.json\"", "root_file");
         refused("state_dir", "stat_dir", "stat_dir");
+        let budget = |fields: &str| format!("[[budget]]\n{fields}\n[coordinator]");
+        refused(
+            "[coordinator]",
+            &budget("scope = \"rack\"\nmbit_per_s = 0"),
+            "at least 1 Mbit/s",
+        );
+        refused("[coordinator]", &budget("scope = \"row\"\nmbit_per_s = 9"), "row");
+        let midnight = r#"windows = [{ zone = "Mars/Base", days = ["mon"], from = "00:00", duration_s = 60 }]"#;
+        refused(
+            "[coordinator]",
+            &budget(&format!("scope = \"site\"\nmbit_per_s = 9\n{midnight}")),
+            "time zone",
+        );
         refused(
             "[coordinator]",
             "[store]\nkey_file = \"absent\"\n[coordinator]",

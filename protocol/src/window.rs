@@ -68,7 +68,7 @@ pub struct Blackout {
 
 impl Window {
     /// What is wrong with it, if anything.
-    pub(crate) fn problem(&self) -> Option<String> {
+    pub fn problem(&self) -> Option<String> {
         let days: std::collections::BTreeSet<_> = self.days.iter().collect();
         if self.days.is_empty() || days.len() != self.days.len() {
             return Some("must open on at least one day, each named once".to_owned());

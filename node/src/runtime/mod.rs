@@ -464,10 +464,18 @@ impl Runtime {
         let (store, transport, uplink) = (Arc::clone(&self.store), self.transport.clone(), self.uplink.clone());
         let asked = source.clone();
         let task = self.spawn(async move {
+            let bytes = layout.bytes(piece);
+            let bytes = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
             let result = async {
                 let encoded = match &source {
-                    Source::Peer(peer) => transport.fetch(peer, artifact, layout, piece).await?,
-                    Source::Origin => uplink.piece(artifact, layout, piece).await?,
+                    Source::Peer(peer) => {
+                        transport.await_budget(Some(peer), bytes).await;
+                        transport.fetch(peer, artifact, layout, piece).await?
+                    }
+                    Source::Origin => {
+                        transport.await_budget(None, bytes).await;
+                        uplink.piece(artifact, layout, piece).await?
+                    }
                 };
                 Ok(store.put(artifact, layout, piece, encoded).await?)
             };

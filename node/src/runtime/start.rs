@@ -31,7 +31,7 @@ use crate::{
     mesh::{self, MeshCommand, Topic},
     status,
     store::{self, ChunkStore, PieceStore, StoreError},
-    transport::{self, Transport},
+    transport::{self, Plane, Transport},
     trust_store::{TrustError, TrustStore, system_time},
     uplink::{EnrolError, Uplink, enrol},
 };
@@ -148,7 +148,10 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         &identity,
         settings.node.clone(),
         &settings.path,
-        settings.data.listen,
+        Plane {
+            listen: settings.data.listen,
+            budgets: settings.budgets.clone(),
+        },
         Arc::clone(&store),
         transport_tx,
         cancel.child_token(),

@@ -7,6 +7,7 @@
 //! Invariants: only members of the roster get past the handshake; a banned node is refused; requests served to one peer,
 //! and the bytes of any answer, are bounded.
 
+pub mod budget;
 mod precedence;
 mod socket;
 
@@ -18,7 +19,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use bytes::{Bytes, BytesMut};
@@ -28,6 +29,7 @@ use firmesh_protocol::{
     identity::NodeIdentity,
     ids::{ArtifactId, NodeId, TopologyPath},
     manifest::Priority,
+    time::WallTime,
     trust::PublicKey,
     wire::{CONTROL_ALPN, PeerMessage, WIRE_VERSION},
 };
@@ -42,6 +44,7 @@ use crate::{
     identity::{Identity, IdentityFileError},
     store::ChunkStore,
 };
+use budget::{Budget, Budgets, Scope, Way};
 use precedence::Precedence;
 
 /// The ALPN of slice requests: iroh-blobs' own.
@@ -70,6 +73,9 @@ const RESET_NOT_HELD: quinn::VarInt = quinn::VarInt::from_u32(2);
 /// The peer could not serve, for reasons of its own.
 const RESET_TROUBLE: quinn::VarInt = quinn::VarInt::from_u32(3);
 
+/// Bytes that go at once under a budget.
+const PAID_BYTES: usize = 16 << 10;
+
 /// Connections one peer may have open for slices: one, and some while it loses and replaces it.
 const SLICE_CONNECTIONS_MAX: usize = 4;
 
@@ -95,6 +101,15 @@ pub struct Member {
     pub addr: SocketAddr,
     /// The key it has now: a certificate for an earlier one opens nothing.
     pub key: PublicKey,
+}
+
+/// Where the data plane listens, and how much it may move.
+#[derive(Debug, Clone)]
+pub struct Plane {
+    /// UDP.
+    pub listen: SocketAddr,
+    /// What may come and go; anything if empty.
+    pub budgets: Vec<Budget>,
 }
 
 /// Who may be a peer.
@@ -158,6 +173,7 @@ struct Inner {
     peers: Mutex<Peers>,
     served: Served,
     precedence: Precedence,
+    budgets: Budgets,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -185,7 +201,7 @@ impl Transport {
         identity: &Identity,
         me: NodeId,
         path: &TopologyPath,
-        listen: SocketAddr,
+        Plane { listen, budgets }: Plane,
         store: Arc<dyn ChunkStore>,
         events: mpsc::Sender<TransportEvent>,
         cancel: CancellationToken,
@@ -217,6 +233,7 @@ impl Transport {
             peers: Mutex::default(),
             served: Served::default(),
             precedence: Precedence::default(),
+            budgets: Budgets::new(budgets),
             tasks: TaskTracker::new(),
             cancel,
         }));
@@ -320,6 +337,39 @@ impl Transport {
     #[must_use]
     pub fn connected(&self) -> usize {
         self.peers().control.len()
+    }
+
+    /// Waits until the budgets let a piece in from a peer, or from the origin if there is none.
+    pub async fn await_budget(&self, from: Option<&NodeId>, bytes: usize) {
+        self.pay(Way::In, from, bytes).await;
+    }
+
+    async fn pay(&self, way: Way, peer: Option<&NodeId>, bytes: usize) {
+        if self.0.budgets.are_none() {
+            return;
+        }
+        let wait = {
+            let peers = self.peers();
+            let scope_of = |id: &NodeId| {
+                peers
+                    .roster
+                    .get(id)
+                    .map_or(Scope::Site, |member| self.0.shared_with(&member.path))
+            };
+            let widest = peer.map_or(Scope::Site, scope_of);
+            // This node, and those of the same rack or site that are there.
+            let sharers = |scope| {
+                let inside = |id: &&NodeId| match scope {
+                    Scope::Node => false,
+                    Scope::Rack => scope_of(id) == Scope::Node,
+                    Scope::Site => scope_of(id) <= Scope::Rack,
+                };
+                1 + peers.control.keys().filter(inside).count()
+            };
+            let now = (tokio::time::Instant::now(), wall_time());
+            self.0.budgets.pay(way, widest, bytes, sharers, now)
+        };
+        tokio::time::sleep(wait).await;
     }
 
     /// Asks a peer for a piece; the answer is not verified yet.
@@ -611,9 +661,16 @@ impl Transport {
         let mut slice = self.0.store.slice(artifact, range);
         while let Some(part) = slice.next().await {
             match part {
-                Ok(part) => {
+                Ok(mut part) => {
                     counter.fetch_add(part.len() as u64, Ordering::Relaxed);
-                    send.write_chunk(part).await?;
+                    while !part.is_empty() {
+                        let next = match self.0.budgets.are_none() {
+                            true => part.len(),
+                            false => PAID_BYTES.min(part.len()),
+                        };
+                        self.pay(Way::Out, Some(peer), next).await;
+                        send.write_chunk(part.split_to(next)).await?;
+                    }
                 }
                 Err(error) => {
                     // "Not held" is a lie if it was announced; "in trouble" is not.
@@ -651,6 +708,18 @@ impl Transport {
         // Two requests may have dialled at once: the first one's connection stays.
         let kept = peers.blobs.entry(peer.clone()).or_insert(connection);
         Ok(kept.clone())
+    }
+}
+
+impl Inner {
+    /// The widest boundary between this node and one that stands at `path`.
+    fn shared_with(&self, path: &TopologyPath) -> Scope {
+        let rack = path.parent();
+        match rack.as_ref() == Some(&self.rack) {
+            true => Scope::Node,
+            false if rack.and_then(|rack| rack.parent()) == self.rack.parent() => Scope::Rack,
+            false => Scope::Site,
+        }
     }
 }
 
@@ -704,6 +773,11 @@ fn single_range(request: &GetRequest) -> Option<std::ops::Range<u64>> {
     let [start, end] = chunks.boundaries() else { return None };
     let (start, end) = (start.0.checked_mul(1024)?, end.0.checked_mul(1024)?);
     (start < end && end - start <= SLICE_BYTES_MAX).then_some(start..end)
+}
+
+fn wall_time() -> WallTime {
+    let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    WallTime::from_unix_seconds(i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn transport_config() -> Arc<quinn::TransportConfig> {

@@ -68,9 +68,12 @@ impl Peer {
         let store: Arc<dyn ChunkStore> = Arc::new(store);
         let (tx, events) = mpsc::channel(64);
         let (id, path) = (NodeId::new(name).unwrap(), path.parse().unwrap());
-        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let plane = Plane {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            budgets: Vec::new(),
+        };
         let cancel = CancellationToken::new();
-        let transport = Transport::open(&identity, id.clone(), &path, listen, Arc::clone(&store), tx, cancel).unwrap();
+        let transport = Transport::open(&identity, id.clone(), &path, plane, Arc::clone(&store), tx, cancel).unwrap();
         Self {
             id,
             path,

@@ -9,7 +9,7 @@ use firmesh_coordinator::authority::Authority;
 use firmesh_node::{
     identity::{Identity, NodeKey},
     store::ChunkStore,
-    transport::{Member, Transport},
+    transport::{Member, Plane, Transport},
 };
 use firmesh_protocol::{
     chunk::{HashTree, PieceLayout, encode},
@@ -50,9 +50,12 @@ impl End {
         let store = engine.open(&folder.join("store")).await?;
         let (events, mut ignored) = mpsc::channel(64);
         tokio::spawn(async move { while ignored.recv().await.is_some() {} });
-        let listen = SocketAddr::from(([127, 0, 0, 1], 0));
+        let plane = Plane {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            budgets: Vec::new(),
+        };
         let cancel = CancellationToken::new();
-        let transport = Transport::open(&identity, id.clone(), &path, listen, Arc::clone(&store), events, cancel)?;
+        let transport = Transport::open(&identity, id.clone(), &path, plane, Arc::clone(&store), events, cancel)?;
         let member = Member {
             path,
             addr: transport.local_addr()?,

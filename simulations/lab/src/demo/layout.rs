@@ -58,6 +58,8 @@ pub(crate) struct Layout {
     pub(crate) nodes: Vec<NodePlan>,
     /// Where the coordinator runs.
     pub(crate) coordinator: Place,
+    /// Budgets of every node: scope and Mbit/s.
+    pub(crate) budgets: Vec<(String, u32)>,
 }
 
 impl Layout {
@@ -84,6 +86,7 @@ impl Layout {
             folder: folder.to_owned(),
             nodes,
             coordinator: Place::default(),
+            budgets: Vec::new(),
         })
     }
 
@@ -266,6 +269,7 @@ impl Layout {
                     ("listen", format!("/ip4/{}/udp/0/quic-v1", plan.place.ip).into()),
                 ])),
             ),
+            ("budget", Value::Array(self.budgets.iter().map(budget).collect())),
             ("device", Value::Array(listed)),
         ]);
         self.write(&format!("nodes/{}/node.toml", plan.node), &config)
@@ -281,6 +285,13 @@ impl Layout {
 /// Where a node stands.
 pub(crate) fn place(rack: u32, node: &str) -> Result<TopologyPath> {
     Ok(format!("lab/hall-1/rack-{rack}/{node}").parse()?)
+}
+
+fn budget((scope, mbit_per_s): &(String, u32)) -> Value {
+    Value::Table(table([
+        ("scope", scope.as_str().into()),
+        ("mbit_per_s", i64::from(*mbit_per_s).into()),
+    ]))
 }
 
 fn table<const N: usize>(entries: [(&str, Value); N]) -> Table {

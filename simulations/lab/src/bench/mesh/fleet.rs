@@ -38,7 +38,7 @@ pub(super) async fn run(
     topology: &Topology,
     image: &Path,
     folder: &Path,
-    fault: Option<Fault>,
+    (fault, budgets): (Option<Fault>, Vec<(String, u32)>),
     limit: Duration,
 ) -> Result<Outcome> {
     let mut layout = Layout::new(
@@ -51,6 +51,7 @@ pub(super) async fn run(
         },
     )?;
     layout.coordinator = network.origin()?;
+    layout.budgets = budgets;
     for (at, plan) in (0_u32..).zip(&mut layout.nodes) {
         plan.place = network.node(at / topology.nodes + 1, at % topology.nodes + 1)?;
     }

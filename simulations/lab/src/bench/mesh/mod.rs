@@ -37,6 +37,9 @@ pub(crate) struct MeshArgs {
     /// Other tools to measure on the same network, in turn with Firmesh; those that are not installed are named.
     #[arg(long, value_enum, value_delimiter = ',')]
     peers: Vec<Contender>,
+    /// A budget of every node, such as `node=40` or `rack=120` (Mbit/s), and what came of it; repeat.
+    #[arg(long, value_parser = budget, value_name = "SCOPE=MBIT", conflicts_with = "peers")]
+    budget: Vec<(String, u32)>,
     /// What goes wrong in the middle.
     #[arg(long, value_enum, conflicts_with = "peers")]
     fault: Option<Fault>,
@@ -116,7 +119,10 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
                 is_delayed = network.is_delayed;
                 let limit = args.limit(&topology);
                 match contender {
-                    Contender::Firmesh => fleet::run(&network, &topology, &image, &state, args.fault, limit).await,
+                    Contender::Firmesh => {
+                        let budgets = args.budget.clone();
+                        fleet::run(&network, &topology, &image, &state, (args.fault, budgets), limit).await
+                    }
                     other => tools::run(*other, &network, &topology, &image, &state, limit).await,
                 }
             };
@@ -151,8 +157,24 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
         println!("{}", serde_json::to_string(&figures)?);
     } else {
         print(&topology, args.fault, is_delayed, &rows);
+        let ours = runs.get(&Contender::Firmesh).map_or(&[][..], Vec::as_slice);
+        for (scope, mbit) in &args.budget {
+            println!("{}", report::budget_line(scope, *mbit, ours));
+        }
     }
     Ok(())
+}
+
+/// A scope and its Mbit/s.
+fn budget(text: &str) -> Result<(String, u32), String> {
+    let (scope, mbit) = text.split_once('=').ok_or("not of the form node=40")?;
+    if !["node", "rack"].contains(&scope) {
+        return Err(format!("{scope:?} is neither node nor rack"));
+    }
+    let mbit = mbit
+        .parse()
+        .map_err(|_| format!("{mbit:?} is not a number of Mbit/s"))?;
+    Ok((scope.to_owned(), mbit))
 }
 
 impl MeshArgs {

@@ -217,6 +217,35 @@ impl Row {
     }
 }
 
+/// What came of a budget: the rate of the busiest node, or rack, each way, against what was set. Times end with the last
+/// node.
+pub(super) fn budget_line(scope: &str, mbit: u32, runs: &[Outcome]) -> String {
+    let busiest = |of: &dyn Fn(&Counters) -> u64| {
+        middle(
+            runs.iter()
+                .map(|run| of(&run.wire) as f64 * 8.0 / 1e6 / run.last_s.max(0.001))
+                .collect(),
+        )
+    };
+    let most = |bytes: &[u64]| bytes.iter().max().copied().unwrap_or(0);
+    let (received, sent) = match scope {
+        "rack" => (
+            busiest(&|wire| most(&wire.rack_in)),
+            busiest(&|wire| most(&wire.rack_out)),
+        ),
+        _ => (
+            busiest(&|wire| most(&wire.node_in)),
+            busiest(&|wire| most(&wire.node_out)),
+        ),
+    };
+    let set = f64::from(mbit);
+    format!(
+        "budget of {mbit} Mbit/s per {scope}: the busiest received {received:.1} ({:.3}) and sent {sent:.1} ({:.3})",
+        received / set,
+        sent / set
+    )
+}
+
 /// The middle of some numbers; the mean of the two middle ones where their count is even.
 fn middle(mut values: Vec<f64>) -> f64 {
     values.sort_unstable_by(f64::total_cmp);

@@ -62,16 +62,14 @@ const OUTBOX_MAX: usize = 4_096;
 /// How long a handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The largest datagram: ten of them in one GSO send must stay below 65,507 bytes, or the kernel refuses the send and
-/// QUIC sees only silence.
-const DATAGRAM_BYTES_MAX: u16 = 6_500;
-const _: () = assert!(DATAGRAM_BYTES_MAX as u32 * 10 < 65_507);
-
 /// The peer does not hold what was asked for.
 const RESET_NOT_HELD: quinn::VarInt = quinn::VarInt::from_u32(2);
 
 /// The peer could not serve, for reasons of its own.
 const RESET_TROUBLE: quinn::VarInt = quinn::VarInt::from_u32(3);
+
+/// The search for the largest datagram that fits ends when it is known to so many bytes: each costs every packet.
+const MTU_STEP: u16 = 8;
 
 /// Bytes that go at once under a budget.
 const PAID_BYTES: usize = 16 << 10;
@@ -166,6 +164,7 @@ struct Inner {
     me: NodeId,
     rack: TopologyPath,
     endpoint: quinn::Endpoint,
+    server: quinn::ServerConfig,
     control_client: quinn::ClientConfig,
     blobs_client: quinn::ClientConfig,
     store: Arc<dyn ChunkStore>,
@@ -208,24 +207,23 @@ impl Transport {
     ) -> Result<Self, OpenError> {
         let mut server = identity.peer_server_config()?;
         server.alpn_protocols = vec![CONTROL_ALPN.to_vec(), BLOBS_ALPN.to_vec()];
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
-        server.transport_config(transport_config());
+        let server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
         let endpoint = socket::bind(listen).and_then(|socket| {
             let runtime = Arc::new(quinn::TokioRuntime);
-            quinn::Endpoint::new_with_abstract_socket(quinn::EndpointConfig::default(), Some(server), socket, runtime)
+            let config = quinn::EndpointConfig::default();
+            quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime)
         });
         let endpoint = endpoint.map_err(|source| OpenError::Listen { listen, source })?;
         let client = |alpn: &[u8]| -> Result<quinn::ClientConfig, OpenError> {
             let mut tls = identity.client_config()?;
             tls.alpn_protocols = vec![alpn.to_vec()];
-            let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-            config.transport_config(transport_config());
-            Ok(config)
+            Ok(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?)))
         };
         let transport = Self(Arc::new(Inner {
             me,
             rack: path.parent().unwrap_or_else(|| path.clone()),
             endpoint,
+            server,
             control_client: client(CONTROL_ALPN)?,
             blobs_client: client(BLOBS_ALPN)?,
             store,
@@ -434,8 +432,17 @@ impl Transport {
     async fn accept(self) {
         while let Some(incoming) = self.0.endpoint.accept().await {
             let transport = self.clone();
+            let mut config = self.0.server.clone();
+            config.transport_config(transport_config(incoming.remote_address()));
+            let connecting = match incoming.accept_with(Arc::new(config)) {
+                Ok(connecting) => connecting,
+                Err(error) => {
+                    debug!(%error, "a handshake failed");
+                    continue;
+                }
+            };
             self.spawn(async move {
-                match tokio::time::timeout(CONNECT_TIMEOUT, async { incoming.await }).await {
+                match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
                     Ok(Ok(connection)) => transport.accepted(connection).await,
                     Ok(Err(error)) => debug!(%error, "a handshake failed"),
                     Err(_elapsed) => debug!("a handshake took too long"),
@@ -466,6 +473,12 @@ impl Transport {
             };
             if open <= SLICE_CONNECTIONS_MAX {
                 self.serve(&peer, &connection).await;
+                let quinn::ConnectionStats { udp_tx, path, .. } = connection.stats();
+                debug!(
+                    %peer, sent_bytes = udp_tx.bytes, sent = udp_tx.datagrams, sends = udp_tx.ios,
+                    lost = path.lost_packets, lost_bytes = path.lost_bytes, mtu = path.current_mtu,
+                    congested = path.congestion_events, "a peer's slices were served"
+                );
             }
             connection.close(1_u32.into(), b"done");
             if let Some(open) = self.peers().serving.get_mut(&peer) {
@@ -503,8 +516,9 @@ impl Transport {
         &self,
         peer: &NodeId,
         addr: SocketAddr,
-        config: quinn::ClientConfig,
+        mut config: quinn::ClientConfig,
     ) -> Result<quinn::Connection, Box<dyn std::error::Error + Send + Sync>> {
+        config.transport_config(transport_config(addr));
         let connecting = self.0.endpoint.connect_with(config, addr, peer.as_str())?;
         let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
         match self.member(&connection) {
@@ -780,10 +794,10 @@ fn wall_time() -> WallTime {
     WallTime::from_unix_seconds(i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX))
 }
 
-fn transport_config() -> Arc<quinn::TransportConfig> {
+fn transport_config(peer: SocketAddr) -> Arc<quinn::TransportConfig> {
     let mut config = quinn::TransportConfig::default();
     let mut mtu = quinn::MtuDiscoveryConfig::default();
-    mtu.upper_bound(DATAGRAM_BYTES_MAX);
+    mtu.upper_bound(socket::datagram_bound(peer)).minimum_change(MTU_STEP);
     // Every other packet acknowledged costs the way back 2 % of what the way there carries.
     let mut acks = quinn::AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(10_u32.into());

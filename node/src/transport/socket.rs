@@ -6,13 +6,14 @@
 
 use std::{
     fmt, io,
-    net::SocketAddr,
+    net::{Ipv4Addr, SocketAddr},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{getsockopt, sockopt};
 use quinn::{
     AsyncUdpSocket, Runtime as _, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
@@ -28,6 +29,30 @@ const SPAN: Duration = Duration::from_millis(5);
 /// Bytes in a [`SPAN`] above which there are no pauses: two pauses' worth fill a third of the kernel's default buffer of
 /// 208 KiB, which counts about half as much again for every datagram.
 const SPAN_BYTES_MAX: usize = 120_000;
+
+/// The largest datagram: ten of them in one GSO send must stay below 65,507 bytes, or the kernel refuses the send and
+/// QUIC sees only silence.
+const DATAGRAM_BYTES_MAX: u16 = 6_500;
+const _: () = assert!(DATAGRAM_BYTES_MAX as u32 * 10 < 65_507);
+
+/// What every path carries.
+const DATAGRAM_BYTES_MIN: u16 = 1_200;
+
+/// IPv4's header, without options, and UDP's.
+const HEADER_BYTES: i32 = 28;
+
+/// The largest datagram that may fit the way to `peer`, as far as this machine knows: the search for what does fit ends
+/// there, and a search beyond what the first link carries finds nothing but silence.
+pub(super) fn datagram_bound(peer: SocketAddr) -> u16 {
+    let mtu = || {
+        let SocketAddr::V4(_) = peer else { return None };
+        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+        socket.connect(peer).ok()?; // nothing is sent: the kernel looks up the route
+        getsockopt(&socket, sockopt::IpMtu).ok()
+    };
+    let fits = mtu().and_then(|mtu| u16::try_from((mtu - HEADER_BYTES).min(DATAGRAM_BYTES_MAX.into())).ok());
+    fits.unwrap_or(DATAGRAM_BYTES_MAX).max(DATAGRAM_BYTES_MIN)
+}
 
 /// Binds a socket that gathers.
 pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
@@ -145,6 +170,15 @@ impl fmt::Debug for State {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn datagrams_are_no_larger_than_the_way_there_carries() {
+        // Loopback carries more than ten of them in one send may have.
+        assert_eq!(
+            datagram_bound(SocketAddr::from(([127, 0, 0, 1], 9))),
+            DATAGRAM_BYTES_MAX
+        );
+    }
 
     #[test]
     fn a_flood_is_noticed_at_once_and_its_end_when_a_span_was_calm() {

@@ -83,10 +83,9 @@ fn classes_for(held: u32, middle: u32, total: u32) -> u64 {
         return CLASSES;
     }
     match u64::from(held) * 100 / u64::from(middle) {
-        0..10 => 0,
-        10..25 => 1,
-        25..50 => 2,
-        50..75 => 3,
+        0..25 => 0,
+        25..50 => 1,
+        50..75 => 2,
         _ => CLASSES,
     }
 }
@@ -487,8 +486,8 @@ mod tests {
     fn who_lags_is_relieved_by_degrees() {
         let classes = |held| classes_for(held, 400, 1_000);
         assert_eq!(
-            [0, 39, 40, 99, 100, 199, 200, 299, 300, 1_000].map(classes),
-            [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+            [0, 99, 100, 199, 200, 299, 300, 1_000].map(classes),
+            [0, 0, 1, 1, 2, 2, 4, 4]
         );
         assert_eq!(classes_for(0, 49, 1_000), CLASSES);
         assert_eq!(classes_for(0, 15, 100), CLASSES);

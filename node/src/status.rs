@@ -15,7 +15,7 @@ use axum::{
 use firmesh_protocol::{
     api::{Holding, Problem, Traffic},
     brake::Braked,
-    ids::{CampaignId, DeviceId, NodeId, TopologyPath},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
     report::{AttemptState, DeviceFacts, PermitKind},
     time::WallTime,
     trust::Envelope,
@@ -24,6 +24,8 @@ use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry:
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+
+use crate::store::Scrubbed;
 
 pub use crate::audit::AuditStatus;
 
@@ -94,8 +96,35 @@ pub struct Status {
     pub certificate_until: Option<WallTime>,
     /// What it knows of the audit log.
     pub audit: AuditStatus,
+    /// What its store keeps.
+    pub store: StoreStatus,
     /// The last problem with its own disk or devices, if there is one.
     pub last_error: Option<String>,
+}
+
+/// What a store keeps, as it was seen last, and how far its scrub has come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// The most it may use, if that is bounded.
+    pub quota_bytes: Option<u64>,
+    /// What it leaves free on its disk.
+    pub reserve_bytes: u64,
+    /// What its artifacts take now.
+    pub used_bytes: u64,
+    /// What they take once they are whole.
+    pub promised_bytes: u64,
+    /// What the disk has left.
+    pub free_bytes: u64,
+    /// How many artifacts there are, whole or in part.
+    pub artifacts: usize,
+    /// What must stay, whether it is here yet or not.
+    pub pinned: Vec<ArtifactId>,
+    /// What is wanted and not begun, or not gone on with, for want of room.
+    pub waiting_for_room: Vec<ArtifactId>,
+    /// Artifacts that made room since the node started.
+    pub evicted: u64,
+    /// The scrub.
+    pub scrub: Scrubbed,
 }
 
 /// When an artifact came, in milliseconds since 1970 by this node's clock.
@@ -268,6 +297,40 @@ fn registry(status: &Status) -> Registry {
         "audit_log_forked",
         "1 if the audit log was forked and nothing starts here",
         status.audit.fork.is_some().into(),
+    );
+    let store = &status.store;
+    gauge(
+        "store_used_bytes",
+        "What the artifacts in the store take",
+        store.used_bytes,
+    );
+    gauge("store_free_bytes", "What the store's disk has left", store.free_bytes);
+    gauge(
+        "store_quota_bytes",
+        "The most the store may use, 0 if that is not bounded",
+        store.quota_bytes.unwrap_or(0),
+    );
+    gauge(
+        "store_waiting_artifacts",
+        "Artifacts that wait for room in the store",
+        store.waiting_for_room.len() as u64,
+    );
+    gauge("store_evicted_artifacts", "Artifacts that made room", store.evicted);
+    gauge("scrub_passes", "Whole passes of the scrub", store.scrub.passes);
+    gauge(
+        "scrub_last_pass_seconds",
+        "When the last whole pass of the scrub ended, in seconds since 1970",
+        u64::try_from(store.scrub.ended_s).unwrap_or(0),
+    );
+    gauge(
+        "scrub_checked_bytes",
+        "Content that the scrub has checked",
+        store.scrub.bytes_checked,
+    );
+    gauge(
+        "scrub_lost_pieces",
+        "Pieces that the scrub found damaged",
+        store.scrub.pieces_lost,
     );
     let running = status
         .attempts

@@ -9,6 +9,7 @@
 //! - `evidence`: the signed reports that permits rest on
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
+//! - `room`: what the store keeps and what it gives up
 //!
 //! Invariants: nothing blocks the loop longer than a journal write; a promise to a peer or the coordinator follows the
 //! durable fact it rests on; every task spawned here is awaited at shutdown.
@@ -18,6 +19,7 @@ mod audit;
 mod coordinator;
 mod evidence;
 mod renewal;
+mod room;
 mod safety;
 mod start;
 
@@ -59,7 +61,7 @@ use crate::{
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
     status::{BrakeRequest, Refusal, Status, StatusRequest, TransferTimes},
-    store::{ChunkStore, Lost, PutError, StoreError},
+    store::{ChunkStore, Lost, PutError, StoreError, Survey},
     transport::{FetchError, Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
     uplink::{SLOW_ANSWER, Uplink, UplinkError},
@@ -67,6 +69,7 @@ use crate::{
 use attempts::Devices;
 use coordinator::Fleet;
 use evidence::Evidence;
+use room::Room;
 use safety::{Brakes, Revocations};
 pub use start::{RunError, run};
 
@@ -108,6 +111,11 @@ enum Event {
         result: Result<firmesh_executors::Ended, firmesh_executors::RunError>,
     },
     Lost(Lost),
+    Surveyed(Result<Survey, StoreError>),
+    Evicted {
+        artifact: ArtifactId,
+        result: Result<(), StoreError>,
+    },
     Status(StatusRequest),
 }
 
@@ -144,6 +152,11 @@ impl PieceError {
             Self::Put(PutError::Store(_)) => FetchFailure::LocalStore,
         }
     }
+
+    /// Whether this node's disk has no room for it.
+    fn is_full(&self) -> bool {
+        matches!(self, Self::Put(PutError::Store(error)) if error.is_full())
+    }
 }
 
 /// An artifact this node collects.
@@ -152,6 +165,8 @@ struct Tracked {
     sha256: Sha256,
     durable_at_start: Option<u32>,
     times: TransferTimes,
+    /// There is room for all of it: it may be fetched.
+    has_room: bool,
     /// Every piece is here and the whole has the signed SHA-256.
     complete: bool,
 }
@@ -171,6 +186,7 @@ struct Runtime {
     started: Instant,
     journal: Arc<NodeJournal>,
     store: Arc<dyn ChunkStore>,
+    room: Room,
     images: Images,
     transport: Transport,
     mesh: mpsc::Sender<MeshCommand>,
@@ -217,6 +233,7 @@ impl Runtime {
             if self.swarm.deadline().is_some_and(|due| due <= self.now()) {
                 self.tell_swarm(swarm::Input::Tick)?;
             }
+            self.look_at_room_if_due();
             self.sync_if_due()?;
             self.renew_if_due();
         }
@@ -257,6 +274,8 @@ impl Runtime {
             Event::News(news) => self.on_news(news),
             Event::AttemptEnded { device, result } => self.on_attempt_ended(&device, result),
             Event::Lost(lost) => self.on_lost(lost),
+            Event::Surveyed(survey) => self.on_surveyed(survey),
+            Event::Evicted { artifact, result } => self.on_evicted(artifact, result),
             Event::Status(answer) => {
                 answer.send(self.status()).ok(); // whoever asked may have gone
                 Ok(())
@@ -271,7 +290,8 @@ impl Runtime {
     fn next_deadline(&self) -> Instant {
         let swarm = self.swarm.deadline().map(|at| self.started + at.since_start());
         let latest = Instant::now() + Duration::from_secs(1);
-        swarm.into_iter().chain(self.sync_due_at()).fold(latest, Instant::min)
+        let others = self.sync_due_at().into_iter().chain(self.room.look_at());
+        swarm.into_iter().chain(others).fold(latest, Instant::min)
     }
 
     fn spawn(&mut self, event: impl Future<Output = Event> + Send + 'static) -> AbortHandle {
@@ -353,7 +373,7 @@ impl Runtime {
 
     /// Takes part in an artifact's swarm, once what is already here is known.
     fn track(&mut self, artifact: ArtifactId, length: u64, sha256: Sha256) {
-        if self.tracked.contains_key(&artifact) {
+        if self.tracked.contains_key(&artifact) || self.room.is_leaving(&artifact) {
             return;
         }
         let layout = PieceLayout::new(length);
@@ -365,6 +385,7 @@ impl Runtime {
                 wanted_ms: unix_ms(),
                 whole_ms: None,
             },
+            has_room: false,
             complete: false,
         };
         self.tracked.insert(artifact, tracked);
@@ -383,10 +404,20 @@ impl Runtime {
     fn on_held(&mut self, artifact: ArtifactId, pieces: Result<PieceSet, StoreError>) -> Result<(), JournalError> {
         match pieces {
             Ok(have) => {
-                info!(%artifact, have = have.count(), of = have.total(), "taking part in an artifact");
-                if let Some(tracked) = self.tracked.get_mut(&artifact) {
-                    tracked.durable_at_start = Some(have.count());
+                let Some(tracked) = self.tracked.get_mut(&artifact) else {
+                    return Ok(());
+                };
+                tracked.durable_at_start.get_or_insert_with(|| have.count());
+                tracked.has_room |= have.is_full();
+                if !tracked.has_room {
+                    // A part that nobody here needs any more is neither completed nor offered.
+                    match self.is_needed(&artifact) {
+                        true => self.await_room(artifact),
+                        false => drop(self.tracked.remove(&artifact)),
+                    }
+                    return Ok(());
                 }
+                info!(%artifact, have = have.count(), of = have.total(), "taking part in an artifact");
                 self.transport.broadcast(&PeerMessage::Holds {
                     artifact,
                     pieces: have.clone(),
@@ -474,7 +505,12 @@ impl Runtime {
         }
         match why {
             FetchFailure::Corrupt => self.traffic.verification_failures += 1,
-            FetchFailure::LocalStore => self.local_error(&error),
+            FetchFailure::LocalStore => {
+                self.local_error(&error);
+                if error.is_full() {
+                    self.on_store_full(artifact)?;
+                }
+            }
             FetchFailure::NotHeld | FetchFailure::Unreachable => {}
         }
         self.tell_swarm(swarm::Input::Failed { id, why })
@@ -483,6 +519,14 @@ impl Runtime {
     /// Checks the whole against the SHA-256 that the approvers pinned: the pieces were checked against the BLAKE3 root
     /// that the release keys signed, and the two must be about the same bytes.
     fn hash_whole(&mut self, artifact: ArtifactId, after: Duration) {
+        if let Some(known) = self.room.store.sha256(artifact) {
+            // Found before this start: bytes of this root have it for good, and the scrub looks after the bytes.
+            self.spawn(std::future::ready(Event::Hashed {
+                artifact,
+                sha256: Ok(known),
+            }));
+            return;
+        }
         let store = Arc::clone(&self.store);
         self.spawn(async move {
             tokio::time::sleep(after).await;
@@ -499,6 +543,7 @@ impl Runtime {
             Ok(found) if found == tracked.sha256 => {
                 tracked.complete = true;
                 let length = tracked.layout.length();
+                self.room.note_whole(artifact, found, self.fleet.now());
                 self.images.add(artifact, length);
                 info!(%artifact, "an artifact is complete and verified");
                 self.fleet.sync_soon();
@@ -636,6 +681,7 @@ impl Runtime {
                 .map(|(_, until)| until)
                 .ok(),
             audit: self.audit.status(),
+            store: self.room.status(),
             last_error: self.last_error.clone(),
         }
     }

@@ -20,6 +20,7 @@ use super::{
     Event, Runtime,
     attempts::Devices,
     coordinator::{Fleet, sign_record},
+    room::{Room, warn_of_absent_pins},
 };
 use crate::{
     audit::AuditWatch,
@@ -129,6 +130,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         AuditWatch::open(&folder("audit"), &identity.fleet_ca).map_err(|error| RunError::Audit(Box::new(error)))?;
     let (lost, lost_rx) = mpsc::channel(EVENTS_MAX);
     let store = PieceStore::open(&folder("store"), settings.store_key.clone(), lost).await?;
+    let pieces = store.clone();
+    warn_of_absent_pins(&pieces, &settings.room.pins);
     let store: Arc<dyn ChunkStore> = Arc::new(store);
     let (images, images_listener) = Images::listen(
         Arc::clone(&store),
@@ -203,6 +206,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             seed(),
         ),
         devices: Devices::new(backends, journal.standings()?),
+        room: Room::new(pieces.clone(), settings.room.clone(), journal.images()?),
         fleet: Fleet::new(own_record.clone()),
         evidence: super::evidence::Evidence::default(),
         brakes: super::safety::Brakes::default(),
@@ -229,6 +233,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         cancel: cancel.clone(),
         settings,
     };
+    let scrub_pace = runtime.settings.scrub;
     runtime.begin_fleet().await?;
     runtime.begin_devices()?;
     runtime.tell_mesh(MeshCommand::Publish(Topic::Records, own_record.to_bytes()));
@@ -252,6 +257,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             warn!(%error, "the status API stopped");
         }
     });
+    let scrub_cancel = cancel.child_token();
+    services.spawn(async move { pieces.scrub(scrub_pace, system_time, scrub_cancel).await });
     services.spawn(pump(transport_rx, events.clone(), Event::Transport));
     services.spawn(pump(mesh.gossip, events.clone(), Event::Gossip));
     services.spawn(pump(brakes_rx, events.clone(), Event::Brake));

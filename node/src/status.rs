@@ -1,6 +1,8 @@
 //! The node's local status API: `/health`, `/status`, `/metrics`, loopback only. Nothing can be changed through it, but for
-//! one thing that needs no leave because its signature is checked: `POST /brakes` pulls a brake here and, from peer to
-//! peer, everywhere, with the coordinator dead or lying.
+//! two things that need no leave because their signatures are checked: `POST /brakes` pulls a brake here and, from peer to
+//! peer, everywhere, with the coordinator dead or lying; `/bundle` takes what a bundle brings ([`bundles`]).
+
+mod bundles;
 
 use std::{collections::BTreeMap, io, net::SocketAddr};
 
@@ -17,6 +19,7 @@ use firmesh_protocol::{
     brake::Braked,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
     report::{AttemptState, DeviceFacts, PermitKind},
+    site_bundle::{Head, Wants},
     time::WallTime,
     trust::Envelope,
 };
@@ -51,6 +54,38 @@ pub struct Runtime {
     pub status: mpsc::Sender<StatusRequest>,
     /// Brings brakes.
     pub brakes: mpsc::Sender<BrakeRequest>,
+    /// Brings bundles.
+    pub bundles: mpsc::Sender<BundleRequest>,
+}
+
+/// Brings the runtime a part of a bundle.
+#[derive(Debug)]
+pub enum BundleRequest {
+    /// Its head.
+    Head {
+        /// The head.
+        head: Box<Head>,
+        /// What is wanted of it, or why it is not believed.
+        answer: oneshot::Sender<Result<Wants, Refusal>>,
+    },
+    /// What is wanted by now.
+    Wants {
+        /// Of which campaign.
+        campaign: CampaignId,
+        /// What is wanted, or why nothing is.
+        answer: oneshot::Sender<Result<Wants, Refusal>>,
+    },
+    /// A piece with its proof.
+    Piece {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The piece.
+        piece: u32,
+        /// The piece as [`firmesh_protocol::chunk::encode`] has it.
+        encoded: Bytes,
+        /// Whether it is verified and durable.
+        answer: oneshot::Sender<Result<(), Refusal>>,
+    },
 }
 
 /// What the node knows of itself.
@@ -72,6 +107,8 @@ pub struct Status {
     pub connected: usize,
     /// What it holds.
     pub holdings: Vec<Holding>,
+    /// How many peers say that they hold something of each of these, by artifact.
+    pub holders: BTreeMap<String, usize>,
     /// What it has moved since it started.
     pub traffic: Traffic,
     /// Pieces that were durable here when the artifact was first wanted, by artifact: a restart asks for none of them.
@@ -123,6 +160,8 @@ pub struct StoreStatus {
     pub waiting_for_room: Vec<ArtifactId>,
     /// Artifacts that made room since the node started.
     pub evicted: u64,
+    /// Verified content that bundles brought since the node started.
+    pub bundle_bytes: u64,
     /// The scrub.
     pub scrub: Scrubbed,
 }
@@ -169,6 +208,7 @@ pub async fn serve(listener: tokio::net::TcpListener, runtime: Runtime, cancel: 
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/brakes", post(brake).layer(DefaultBodyLimit::max(BRAKE_BYTES_MAX)))
+        .merge(bundles::router())
         .with_state(runtime);
     axum::serve(listener, router)
         .with_graceful_shutdown(cancel.cancelled_owned())
@@ -186,22 +226,23 @@ async fn ask(requests: &mpsc::Sender<StatusRequest>) -> Option<Status> {
     status.await.ok()
 }
 
-async fn brake(State(runtime): State<Runtime>, body: Bytes) -> Response {
-    let refused = |status: StatusCode, code: &str, detail: String| {
-        let problem = Problem {
-            kind: format!("urn:firmesh:problem:{code}"),
-            title: code.replace('_', " "),
-            status: status.as_u16(),
-            detail,
-            refused: true,
-        };
-        (
-            status,
-            [(header::CONTENT_TYPE, "application/problem+json")],
-            Json(problem),
-        )
-            .into_response()
+fn refused(status: StatusCode, code: &str, detail: String) -> Response {
+    let problem = Problem {
+        kind: format!("urn:firmesh:problem:{code}"),
+        title: code.replace('_', " "),
+        status: status.as_u16(),
+        detail,
+        refused: true,
     };
+    let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+    (status, kind, Json(problem)).into_response()
+}
+
+fn shutting_down() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response()
+}
+
+async fn brake(State(runtime): State<Runtime>, body: Bytes) -> Response {
     let envelope = match Envelope::from_bytes(&body) {
         Ok(envelope) => envelope,
         Err(error) => return refused(StatusCode::BAD_REQUEST, error.code(), error.to_string()),
@@ -211,20 +252,20 @@ async fn brake(State(runtime): State<Runtime>, body: Bytes) -> Response {
     match (brought, verdict.await) {
         (Ok(()), Ok(Ok(()))) => StatusCode::NO_CONTENT.into_response(),
         (Ok(()), Ok(Err(refusal))) => refused(StatusCode::UNPROCESSABLE_ENTITY, &refusal.code, refusal.detail),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response(),
+        _ => shutting_down(),
     }
 }
 
 async fn status(State(runtime): State<Runtime>) -> Response {
     match ask(&runtime.status).await {
         Some(status) => Json(status).into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response(),
+        None => shutting_down(),
     }
 }
 
 async fn metrics(State(runtime): State<Runtime>) -> Response {
     let Some(status) = ask(&runtime.status).await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response();
+        return shutting_down();
     };
     let mut text = String::new();
     if encode(&mut text, &registry(&status)).is_err() {

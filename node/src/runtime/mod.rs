@@ -6,6 +6,7 @@
 //! - `coordinator`: metadata, campaigns, roster, permits and reports
 //! - `attempts`: devices, admission and running attempts
 //! - `audit`: checkpoints of the audit log
+//! - `bundles`: a campaign and its images by hand
 //! - `evidence`: the signed reports that permits rest on
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
@@ -16,6 +17,7 @@
 
 mod attempts;
 mod audit;
+mod bundles;
 mod coordinator;
 mod evidence;
 mod renewal;
@@ -60,7 +62,7 @@ use crate::{
     images::Images,
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
-    status::{BrakeRequest, Refusal, Status, StatusRequest, TransferTimes},
+    status::{BrakeRequest, BundleRequest, Refusal, Status, StatusRequest, TransferTimes},
     store::{ChunkStore, Lost, PutError, StoreError, Survey},
     transport::{FetchError, Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
@@ -101,6 +103,9 @@ enum Event {
     },
     Renewed(Result<String, UplinkError>),
     Brake(BrakeRequest),
+    Bundle(BundleRequest),
+    BundleShown(Box<bundles::Shown>),
+    Carried(bundles::Carried),
     Facts {
         device: DeviceId,
         facts: Option<DeviceFacts>,
@@ -270,6 +275,12 @@ impl Runtime {
                 answer.send(self.learn_brake(&envelope)).ok(); // whoever brought it may have gone
                 self.consider()
             }
+            Event::Bundle(request) => {
+                self.on_bundle(request);
+                Ok(())
+            }
+            Event::BundleShown(shown) => self.on_bundle_shown(*shown),
+            Event::Carried(carried) => self.on_carried(carried),
             Event::Facts { device, facts } => self.on_facts(&device, facts),
             Event::News(news) => self.on_news(news),
             Event::AttemptEnded { device, result } => self.on_attempt_ended(&device, result),
@@ -659,6 +670,13 @@ impl Runtime {
             members: self.fleet.roster.len(),
             connected: self.transport.connected(),
             holdings: self.holdings(),
+            holders: self
+                .fleet
+                .campaigns
+                .values()
+                .flat_map(|campaign| campaign.artifacts())
+                .map(|artifact| (artifact.to_string(), self.swarm.holders(&artifact)))
+                .collect(),
             traffic: self.traffic(),
             durable_at_start: self
                 .tracked

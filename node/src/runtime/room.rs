@@ -63,10 +63,13 @@ pub(super) struct Room {
     /// What each device runs and ran before, as far as this node installed it.
     images: BTreeMap<DeviceId, DeviceImages>,
     surveying: bool,
+    /// Something went while the store was being looked at.
+    outdated: bool,
     look_at: Instant,
     seen: Option<Survey>,
     pinned: BTreeSet<ArtifactId>,
     evicted: u64,
+    pub(super) bundle_bytes: u64,
 }
 
 impl Room {
@@ -78,10 +81,12 @@ impl Room {
             leaving: BTreeSet::new(),
             images,
             surveying: false,
+            outdated: false,
             look_at: Instant::now(),
             seen: None,
             pinned: BTreeSet::new(),
             evicted: 0,
+            bundle_bytes: 0,
         }
     }
 
@@ -115,6 +120,7 @@ impl Room {
             pinned: self.pinned.iter().copied().collect(),
             waiting_for_room: self.waiting.iter().copied().collect(),
             evicted: self.evicted,
+            bundle_bytes: self.bundle_bytes,
             scrub: self.store.scrubbed(),
         }
     }
@@ -163,6 +169,10 @@ impl Runtime {
 
     pub(super) fn on_surveyed(&mut self, survey: Result<Survey, StoreError>) -> Result<(), JournalError> {
         self.room.surveying = false;
+        if std::mem::take(&mut self.room.outdated) {
+            self.room.look_at = Instant::now();
+            return Ok(());
+        }
         self.room.look_at = Instant::now() + LOOK_EVERY;
         let survey = match survey {
             Ok(survey) => survey,
@@ -291,6 +301,7 @@ impl Runtime {
         result: Result<(), StoreError>,
     ) -> Result<(), JournalError> {
         self.room.leaving.remove(&artifact);
+        self.room.outdated = self.room.surveying;
         match result {
             Ok(()) => {
                 self.room.evicted += 1;

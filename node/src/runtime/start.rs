@@ -198,6 +198,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let uplink = Uplink::new(url, tls, settings.patience).map_err(RunError::Client)?;
     let (status_tx, status_rx) = mpsc::channel(16);
     let (brakes_tx, brakes_rx) = mpsc::channel(16);
+    let (bundles_tx, bundles_rx) = mpsc::channel(16);
     let mut runtime = Runtime {
         swarm: Swarm::new(
             settings.node.clone(),
@@ -252,6 +253,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         let runtime = status::Runtime {
             status: status_tx,
             brakes: brakes_tx,
+            bundles: bundles_tx,
         };
         if let Err(error) = status::serve(status_listener, runtime, status_cancel).await {
             warn!(%error, "the status API stopped");
@@ -262,6 +264,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     services.spawn(pump(transport_rx, events.clone(), Event::Transport));
     services.spawn(pump(mesh.gossip, events.clone(), Event::Gossip));
     services.spawn(pump(brakes_rx, events.clone(), Event::Brake));
+    services.spawn(pump(bundles_rx, events.clone(), Event::Bundle));
     services.spawn(pump(lost_rx, events.clone(), Event::Lost));
     services.spawn(pump(status_rx, events, Event::Status));
     let result = runtime.main_loop(event_rx).await;

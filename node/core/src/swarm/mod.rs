@@ -364,6 +364,12 @@ impl Swarm {
             .map(|(artifact, transfer)| (artifact, &transfer.have))
     }
 
+    /// How many peers say that they hold something of an artifact.
+    #[must_use]
+    pub fn holders(&self, artifact: &ArtifactId) -> usize {
+        self.members.holders(artifact)
+    }
+
     /// Peers that were banned, with the reason.
     pub fn banned(&self) -> impl Iterator<Item = (&NodeId, &'static str)> {
         self.members.banned()

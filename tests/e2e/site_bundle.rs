@@ -157,10 +157,10 @@ async fn refuses_what_is_not_whole_or_not_ours(fleet: &mut Cluster) -> Result<()
     let at = timestamp.find("\"sig\"").context("no signature")? + 10;
     let other = if timestamp.as_bytes()[at] == b'0' { "1" } else { "0" };
     timestamp.replace_range(at..=at, other);
-    refused("signature", &only_head(&forged)?)?;
+    refused("signature threshold", &only_head(&forged)?)?;
     let manifest = head.manifest.replacen("spring", "autumn", 1);
     refused(
-        "spring",
+        "hash mismatch",
         &only_head(&Head {
             manifest,
             artifacts,

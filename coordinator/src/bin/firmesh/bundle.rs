@@ -107,7 +107,7 @@ async fn export(global: &Global, args: &Export, output: &Output) -> anyhow::Resu
     let mut images = BTreeMap::new();
     for pinned @ ReleaseRef { target, .. } in verified.releases.iter().chain(&verified.previous) {
         let artifact = fleet.pinned_release(pinned)?.into_inner().artifact;
-        images.entry(artifact.id).or_insert((artifact, target.clone()));
+        images.entry(artifact.id).or_insert_with(|| (artifact, target.clone()));
     }
     let about: About = client.get("/api/v1/about").await?;
     let head = Head {
@@ -248,7 +248,10 @@ async fn import(args: &Import, output: &Output) -> anyhow::Result<()> {
     let (mut given, mut held, mut bytes) = (0_u64, 0_u64, 0_u64);
     let deadline = Instant::now() + Duration::from_secs(args.patience);
     let mut done = Vec::new();
-    while !args.metadata_only {
+    if args.metadata_only {
+        wants.artifacts.clear();
+    }
+    loop {
         wants.artifacts.retain(|wanted| !done.contains(&wanted.artifact));
         if wants.artifacts.is_empty() {
             break;

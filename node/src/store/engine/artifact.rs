@@ -183,6 +183,11 @@ impl Artifact {
         }
     }
 
+    /// Keeps nothing in memory of what came in: nobody has asked for it lately.
+    pub(super) fn forget_recent(&self) {
+        locked(&self.recent).clear();
+    }
+
     fn recent(&self, piece: u32) -> Option<Bytes> {
         let recent = locked(&self.recent);
         let found = recent.iter().find(|(number, _)| *number == piece);

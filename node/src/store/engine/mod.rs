@@ -159,19 +159,23 @@ impl PieceStore {
         async move { work.await.map_err(|error| self.failed("remove an artifact", error)) }.boxed()
     }
 
-    /// Notes that artifacts are needed now.
+    /// Notes that artifacts are needed now; those that peers were served of are needed, too. Of the others nothing more is
+    /// kept in memory.
     pub fn note_needs(&self, artifacts: impl IntoIterator<Item = ArtifactId>, now: WallTime) {
         let slots = self.slots().clone();
-        let served = slots
-            .iter()
-            .filter(|(_, slot)| slot.served.swap(false, Ordering::Relaxed));
-        let served: Vec<_> = served.map(|(artifact, _)| *artifact).collect();
-        let mut ledger = self.ledger();
-        for artifact in artifacts.into_iter().chain(served) {
-            if slots.contains_key(&artifact) {
-                ledger.note_need(artifact, now);
+        let mut needed: Vec<_> = artifacts.into_iter().collect();
+        for (artifact, slot) in &slots {
+            if slot.served.swap(false, Ordering::Relaxed) {
+                needed.push(*artifact);
+            } else if let Ok(state) = slot.state.try_lock()
+                && let SlotState::Open(opened) = &*state
+            {
+                opened.forget_recent();
             }
         }
+        let mut ledger = self.ledger();
+        needed.retain(|artifact| slots.contains_key(artifact));
+        needed.into_iter().for_each(|artifact| ledger.note_need(artifact, now));
     }
 
     /// The SHA-256 that the whole of an artifact was found to have. It holds for good: it is about bytes of this root.

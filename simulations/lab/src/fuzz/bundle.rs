@@ -45,11 +45,10 @@ pub(super) fn site_bundle() -> Result<Target> {
             for piece in 0..layout.pieces() {
                 let encoded = bundle.piece(id, piece).expect("what is in memory can be read");
                 let encoded = encoded.expect("a whole bundle has every piece of what it names");
-                refused = refused.and(
-                    decode(&encoded, id, length, &layout.bytes(piece))
-                        .map(drop)
-                        .map_err(said),
-                );
+                let decoded = decode(&encoded, id, length, &layout.bytes(piece))
+                    .map(drop)
+                    .map_err(said);
+                refused = refused.and_then(|()| decoded);
             }
         }
         refused

@@ -83,8 +83,19 @@ pub(crate) async fn fetch(
         Some(plan) => plan,
         None => uplink.plan(&plan_sha256).await?,
     };
-    let campaign = assemble(fleet, id, &manifest, &plan)?;
-    for (suffix, bytes) in [("plan", &plan), ("json", &manifest)] {
+    keep(fleet, folder, id, &manifest, &plan)
+}
+
+/// Verifies one campaign, wherever it came from, and keeps it.
+pub(crate) fn keep(
+    fleet: &TrustedFleet,
+    folder: &Path,
+    id: &CampaignId,
+    manifest: &[u8],
+    plan: &[u8],
+) -> Result<ApprovedCampaign, CampaignError> {
+    let campaign = assemble(fleet, id, manifest, plan)?;
+    for (suffix, bytes) in [("plan", plan), ("json", manifest)] {
         let path = folder.join(format!("{id}.{suffix}"));
         fs::create_dir_all(folder)
             .and_then(|()| write_durably(&path, bytes, 0o644))

@@ -1,6 +1,7 @@
 //! The node's configuration: [`Config`] as written, [`Settings`] as checked. Nothing starts before everything is checked.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -8,15 +9,15 @@ use std::{
 };
 
 use firmesh_executors::{DeviceConfig, DeviceConfigError, DeviceSettings};
-use firmesh_node_core::swarm::Tuning;
+use firmesh_node_core::{retention::ARTIFACTS_MAX, swarm::Tuning};
 use firmesh_protocol::{
-    ids::{NodeId, TopologyPath},
+    ids::{ArtifactId, NodeId, TopologyPath},
     limits::NODE_DEVICES_MAX,
 };
 use serde::Deserialize;
 
 use crate::{
-    store::{KeyError, StoreKey},
+    store::{KeyError, Pace, StoreKey},
     transport::budget::{Budget, pieces_in_flight},
 };
 
@@ -151,12 +152,49 @@ impl Default for ImagesConfig {
 }
 
 /// The piece store.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StoreConfig {
     /// A file (mode 0600) with the key that the store is encrypted under: 64 hexadecimal digits. `FIRMESH_STORE_KEY` in the
     /// environment goes before it. Default: none, and the store is not encrypted.
     pub key_file: Option<PathBuf>,
+    /// The most bytes that all images together may take, records included (1.6 % of an image). Default: no bound but
+    /// `reserve_bytes`, because a disk that is there is better used than not.
+    pub quota_bytes: Option<u64>,
+    /// Bytes of the disk that stay free. Default: a twentieth of it, at most 1 GiB: journal and logs live there too.
+    pub reserve_bytes: Option<u64>,
+    /// Artifacts (BLAKE3 roots, as `/status` and `firmesh` name them) that stay whatever happens. What campaigns need, what
+    /// devices run and what they ran before stays in any case. A pin keeps, it does not fetch.
+    pub pin: Vec<ArtifactId>,
+    /// How fast the scrub reads what is held and checks it; 0 for never. Default: 4 MiB in a second, which a disk that serves
+    /// a rack does not notice: 100 GiB in 7 hours.
+    pub scrub_bytes_per_second: u64,
+    /// From the beginning of one pass of the scrub to that of the next; one begins with every start, too. Default: a week.
+    pub scrub_every: String,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            key_file: None,
+            quota_bytes: None,
+            reserve_bytes: None,
+            pin: Vec::new(),
+            scrub_bytes_per_second: 4 << 20,
+            scrub_every: "168h".to_owned(),
+        }
+    }
+}
+
+/// How much the store may use, and what must stay in it.
+#[derive(Debug, Clone, Default)]
+pub struct RoomSettings {
+    /// The most bytes, if that is bounded.
+    pub quota_bytes: Option<u64>,
+    /// Bytes of the disk that stay free, if not the usual share.
+    pub reserve_bytes: Option<u64>,
+    /// What stays whatever happens.
+    pub pins: BTreeSet<ArtifactId>,
 }
 
 /// The configuration as checked.
@@ -192,6 +230,10 @@ pub struct Settings {
     pub store_key: Option<StoreKey>,
     /// How many bytes per second may come and go, and when.
     pub budgets: Vec<Budget>,
+    /// How much the piece store may use, and what must stay in it.
+    pub room: RoomSettings,
+    /// How fast and how often the piece store is checked.
+    pub scrub: Pace,
     /// The devices this node looks after.
     pub devices: Vec<DeviceSettings>,
     /// Bounds and time spans of the swarm.
@@ -237,6 +279,9 @@ pub enum ConfigError {
 
 /// The piece store's key in the environment, for those who keep secrets out of files.
 const STORE_KEY_VARIABLE: &str = "FIRMESH_STORE_KEY";
+
+/// A year: bytes that nobody has looked at for longer are not looked after.
+const SCRUB_EVERY_MAX: Duration = Duration::from_secs(365 * 86_400);
 
 /// Configurations and the files they name are small.
 const FILE_BYTES_MAX: u64 = 4 << 20;
@@ -313,6 +358,16 @@ impl Config {
             }
             devices.push(device);
         }
+        if self.store.pin.len() > ARTIFACTS_MAX {
+            let problem = format!(
+                "names {} artifacts, a store keeps {ARTIFACTS_MAX}",
+                self.store.pin.len()
+            );
+            return Err(ConfigError::Value {
+                field: "store.pin",
+                problem,
+            });
+        }
         Ok(Settings {
             node: self.node,
             path: self.path,
@@ -332,6 +387,15 @@ impl Config {
                 None => None,
             },
             budgets: self.budgets,
+            room: RoomSettings {
+                quota_bytes: self.store.quota_bytes,
+                reserve_bytes: self.store.reserve_bytes,
+                pins: self.store.pin.into_iter().collect(),
+            },
+            scrub: Pace {
+                bytes_per_second: self.store.scrub_bytes_per_second,
+                every: span_of("store.scrub_every", &self.store.scrub_every, SCRUB_EVERY_MAX)?,
+            },
             devices,
             tuning,
         })
@@ -351,15 +415,22 @@ fn read(field: &'static str, path: &Path) -> Result<String, ConfigError> {
 }
 
 fn span(field: &'static str, text: &str) -> Result<Duration, ConfigError> {
+    span_of(field, text, Duration::from_secs(3600))
+}
+
+fn span_of(field: &'static str, text: &str, most: Duration) -> Result<Duration, ConfigError> {
     let parsed = text
         .parse::<jiff::SignedDuration>()
         .ok()
         .and_then(|span| Duration::try_from(span).ok());
     parsed
-        .filter(|span| !span.is_zero() && *span <= Duration::from_secs(3600))
+        .filter(|span| !span.is_zero() && *span <= most)
         .ok_or_else(|| ConfigError::Value {
             field,
-            problem: format!("{text:?} is not a time span such as \"500ms\", \"5s\" or \"2m\", at most an hour"),
+            problem: format!(
+                "{text:?} is not a time span such as \"500ms\", \"5s\" or \"2m\", at most {} hours",
+                most.as_secs() / 3600
+            ),
         })
 }
 
@@ -408,6 +479,15 @@ mod tests {
         assert!(settings.data.listen.ip().is_loopback() && settings.status_listen.ip().is_loopback());
         assert_eq!(settings.coordinator_url, "https://localhost:8641");
         assert!(settings.state_dir.is_absolute());
+        assert_eq!((settings.room.quota_bytes, settings.room.pins.len()), (None, 0));
+        let (bytes_per_second, every) = (4 << 20, Duration::from_secs(7 * 86_400));
+        assert_eq!(
+            settings.scrub,
+            Pace {
+                bytes_per_second,
+                every
+            }
+        );
     }
 
     #[test]
@@ -435,6 +515,15 @@ mod tests {
             &budget(&format!("scope = \"site\"\nmbit_per_s = 9\n{midnight}")),
             "time zone",
         );
+        for (line, names) in [
+            ("quota_bytes = -1", "quota_bytes"),
+            ("reserve_bytes = \"much\"", "reserve_bytes"),
+            ("pin = [\"abc\"]", "pin"),
+            ("scrub_every = \"0s\"", "store.scrub_every"),
+            ("scrub_every = \"9999999h\"", "store.scrub_every"),
+        ] {
+            refused("[coordinator]", &format!("[store]\n{line}\n[coordinator]"), names);
+        }
         refused(
             "[coordinator]",
             "[store]\nkey_file = \"absent\"\n[coordinator]",

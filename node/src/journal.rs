@@ -15,13 +15,24 @@ use std::{
 use firmesh_executors::{Journal, JournalError};
 use firmesh_node_core::install::AttemptStanding;
 use firmesh_protocol::{
-    ids::{CampaignId, DeviceId},
+    ids::{ArtifactId, CampaignId, DeviceId},
     report::PermitKind,
     trust::Envelope,
 };
+use serde::{Deserialize, Serialize};
 
 /// Where devices stand, by campaign, device and kind of attempt.
 pub type Standings = BTreeMap<(CampaignId, DeviceId, PermitKind), AttemptStanding>;
+
+/// The images of one device, as far as this node installed them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceImages {
+    /// What it runs.
+    pub now: ArtifactId,
+    /// What it ran before: what a rollback needs.
+    pub before: Option<ArtifactId>,
+}
 
 /// The node's journal.
 #[derive(Debug)]
@@ -158,6 +169,30 @@ impl NodeJournal {
             .as_deref()
             .and_then(|bytes| bytes.try_into().ok())
             .map_or(0, u32::from_be_bytes))
+    }
+
+    /// Notes which images a device has.
+    pub fn keep_images(&self, device: &DeviceId, images: DeviceImages) -> Result<(), JournalError> {
+        let bytes = serde_json::to_vec(&images).map_err(failed("keep a device's images"))?;
+        self.facts
+            .insert(format!("images/{device}"), bytes)
+            .map_err(failed("keep a device's images"))?;
+        self.make_durable("keep a device's images")
+    }
+
+    /// Which images the devices have.
+    pub fn images(&self) -> Result<BTreeMap<DeviceId, DeviceImages>, JournalError> {
+        self.facts
+            .scan_prefix(b"images/")
+            .map(|entry| {
+                let (key, value) = entry.map_err(failed("read devices' images"))?;
+                let device = device_of(&key[b"images/".len()..])?;
+                Ok((
+                    device,
+                    serde_json::from_slice(&value).map_err(failed("read devices' images"))?,
+                ))
+            })
+            .collect()
     }
 
     /// Notes where a device stands in a campaign: started, or ended.
@@ -325,6 +360,10 @@ mod tests {
         let device = DeviceId::new("d1").unwrap();
         let campaign = CampaignId::new("spring").unwrap();
         let envelope = Envelope::sign("test", b"permit".to_vec(), []);
+        let images = DeviceImages {
+            now: ArtifactId::of(b"new"),
+            before: Some(ArtifactId::of(b"old")),
+        };
         {
             let journal = NodeJournal::open(folder.path()).unwrap();
             journal.save(&device, b"record").unwrap();
@@ -336,6 +375,7 @@ mod tests {
             journal.acknowledge(1).unwrap();
             journal.raise_security_floor(&device, 3).unwrap();
             journal.raise_security_floor(&device, 2).unwrap();
+            journal.keep_images(&device, images).unwrap();
             journal
                 .keep_standing(&campaign, &device, PermitKind::Update, AttemptStanding::Ended)
                 .unwrap();
@@ -346,6 +386,7 @@ mod tests {
         assert_eq!(journal.next("reports").unwrap(), 2);
         assert_eq!(journal.reports(10).unwrap().len(), 1);
         assert_eq!(journal.security_floor(&device).unwrap(), 3);
+        assert_eq!(journal.images().unwrap(), [(device.clone(), images)].into());
         let standing = (
             (campaign.clone(), device.clone(), PermitKind::Update),
             AttemptStanding::Ended,

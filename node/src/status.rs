@@ -1,6 +1,8 @@
 //! The node's local status API: `/health`, `/status`, `/metrics`, loopback only. Nothing can be changed through it, but for
-//! one thing that needs no leave because its signature is checked: `POST /brakes` pulls a brake here and, from peer to
-//! peer, everywhere, with the coordinator dead or lying.
+//! two things that need no leave because their signatures are checked: `POST /brakes` pulls a brake here and, from peer to
+//! peer, everywhere, with the coordinator dead or lying; `/bundle` takes what a bundle brings ([`bundles`]).
+
+mod bundles;
 
 use std::{collections::BTreeMap, io, net::SocketAddr};
 
@@ -15,8 +17,9 @@ use axum::{
 use firmesh_protocol::{
     api::{Holding, Problem, Traffic},
     brake::Braked,
-    ids::{CampaignId, DeviceId, NodeId, TopologyPath},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
     report::{AttemptState, DeviceFacts, PermitKind},
+    site_bundle::{Head, Wants},
     time::WallTime,
     trust::Envelope,
 };
@@ -24,6 +27,8 @@ use prometheus_client::{encoding::text::encode, metrics::gauge::Gauge, registry:
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+
+use crate::store::Scrubbed;
 
 pub use crate::audit::AuditStatus;
 
@@ -49,6 +54,38 @@ pub struct Runtime {
     pub status: mpsc::Sender<StatusRequest>,
     /// Brings brakes.
     pub brakes: mpsc::Sender<BrakeRequest>,
+    /// Brings bundles.
+    pub bundles: mpsc::Sender<BundleRequest>,
+}
+
+/// Brings the runtime a part of a bundle.
+#[derive(Debug)]
+pub enum BundleRequest {
+    /// Its head.
+    Head {
+        /// The head.
+        head: Box<Head>,
+        /// What is wanted of it, or why it is not believed.
+        answer: oneshot::Sender<Result<Wants, Refusal>>,
+    },
+    /// What is wanted by now.
+    Wants {
+        /// Of which campaign.
+        campaign: CampaignId,
+        /// What is wanted, or why nothing is.
+        answer: oneshot::Sender<Result<Wants, Refusal>>,
+    },
+    /// A piece with its proof.
+    Piece {
+        /// The artifact.
+        artifact: ArtifactId,
+        /// The piece.
+        piece: u32,
+        /// The piece as [`firmesh_protocol::chunk::encode`] has it.
+        encoded: Bytes,
+        /// Whether it is verified and durable.
+        answer: oneshot::Sender<Result<(), Refusal>>,
+    },
 }
 
 /// What the node knows of itself.
@@ -70,6 +107,8 @@ pub struct Status {
     pub connected: usize,
     /// What it holds.
     pub holdings: Vec<Holding>,
+    /// How many peers say that they hold something of each of these, by artifact.
+    pub holders: BTreeMap<String, usize>,
     /// What it has moved since it started.
     pub traffic: Traffic,
     /// Pieces that were durable here when the artifact was first wanted, by artifact: a restart asks for none of them.
@@ -94,8 +133,37 @@ pub struct Status {
     pub certificate_until: Option<WallTime>,
     /// What it knows of the audit log.
     pub audit: AuditStatus,
+    /// What its store keeps.
+    pub store: StoreStatus,
     /// The last problem with its own disk or devices, if there is one.
     pub last_error: Option<String>,
+}
+
+/// What a store keeps, as it was seen last, and how far its scrub has come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StoreStatus {
+    /// The most it may use, if that is bounded.
+    pub quota_bytes: Option<u64>,
+    /// What it leaves free on its disk.
+    pub reserve_bytes: u64,
+    /// What its artifacts take now.
+    pub used_bytes: u64,
+    /// What they take once they are whole.
+    pub promised_bytes: u64,
+    /// What the disk has left.
+    pub free_bytes: u64,
+    /// How many artifacts there are, whole or in part.
+    pub artifacts: usize,
+    /// What must stay, whether it is here yet or not.
+    pub pinned: Vec<ArtifactId>,
+    /// What is wanted and not begun, or not gone on with, for want of room.
+    pub waiting_for_room: Vec<ArtifactId>,
+    /// Artifacts that made room since the node started.
+    pub evicted: u64,
+    /// Verified content that bundles brought since the node started.
+    pub bundle_bytes: u64,
+    /// The scrub.
+    pub scrub: Scrubbed,
 }
 
 /// When an artifact came, in milliseconds since 1970 by this node's clock.
@@ -140,6 +208,7 @@ pub async fn serve(listener: tokio::net::TcpListener, runtime: Runtime, cancel: 
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/brakes", post(brake).layer(DefaultBodyLimit::max(BRAKE_BYTES_MAX)))
+        .merge(bundles::router())
         .with_state(runtime);
     axum::serve(listener, router)
         .with_graceful_shutdown(cancel.cancelled_owned())
@@ -157,22 +226,23 @@ async fn ask(requests: &mpsc::Sender<StatusRequest>) -> Option<Status> {
     status.await.ok()
 }
 
-async fn brake(State(runtime): State<Runtime>, body: Bytes) -> Response {
-    let refused = |status: StatusCode, code: &str, detail: String| {
-        let problem = Problem {
-            kind: format!("urn:firmesh:problem:{code}"),
-            title: code.replace('_', " "),
-            status: status.as_u16(),
-            detail,
-            refused: true,
-        };
-        (
-            status,
-            [(header::CONTENT_TYPE, "application/problem+json")],
-            Json(problem),
-        )
-            .into_response()
+fn refused(status: StatusCode, code: &str, detail: String) -> Response {
+    let problem = Problem {
+        kind: format!("urn:firmesh:problem:{code}"),
+        title: code.replace('_', " "),
+        status: status.as_u16(),
+        detail,
+        refused: true,
     };
+    let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+    (status, kind, Json(problem)).into_response()
+}
+
+fn shutting_down() -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response()
+}
+
+async fn brake(State(runtime): State<Runtime>, body: Bytes) -> Response {
     let envelope = match Envelope::from_bytes(&body) {
         Ok(envelope) => envelope,
         Err(error) => return refused(StatusCode::BAD_REQUEST, error.code(), error.to_string()),
@@ -182,20 +252,20 @@ async fn brake(State(runtime): State<Runtime>, body: Bytes) -> Response {
     match (brought, verdict.await) {
         (Ok(()), Ok(Ok(()))) => StatusCode::NO_CONTENT.into_response(),
         (Ok(()), Ok(Err(refusal))) => refused(StatusCode::UNPROCESSABLE_ENTITY, &refusal.code, refusal.detail),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response(),
+        _ => shutting_down(),
     }
 }
 
 async fn status(State(runtime): State<Runtime>) -> Response {
     match ask(&runtime.status).await {
         Some(status) => Json(status).into_response(),
-        None => (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response(),
+        None => shutting_down(),
     }
 }
 
 async fn metrics(State(runtime): State<Runtime>) -> Response {
     let Some(status) = ask(&runtime.status).await else {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the node is shutting down\n").into_response();
+        return shutting_down();
     };
     let mut text = String::new();
     if encode(&mut text, &registry(&status)).is_err() {
@@ -268,6 +338,40 @@ fn registry(status: &Status) -> Registry {
         "audit_log_forked",
         "1 if the audit log was forked and nothing starts here",
         status.audit.fork.is_some().into(),
+    );
+    let store = &status.store;
+    gauge(
+        "store_used_bytes",
+        "What the artifacts in the store take",
+        store.used_bytes,
+    );
+    gauge("store_free_bytes", "What the store's disk has left", store.free_bytes);
+    gauge(
+        "store_quota_bytes",
+        "The most the store may use, 0 if that is not bounded",
+        store.quota_bytes.unwrap_or(0),
+    );
+    gauge(
+        "store_waiting_artifacts",
+        "Artifacts that wait for room in the store",
+        store.waiting_for_room.len() as u64,
+    );
+    gauge("store_evicted_artifacts", "Artifacts that made room", store.evicted);
+    gauge("scrub_passes", "Whole passes of the scrub", store.scrub.passes);
+    gauge(
+        "scrub_last_pass_seconds",
+        "When the last whole pass of the scrub ended, in seconds since 1970",
+        u64::try_from(store.scrub.ended_s).unwrap_or(0),
+    );
+    gauge(
+        "scrub_checked_bytes",
+        "Content that the scrub has checked",
+        store.scrub.bytes_checked,
+    );
+    gauge(
+        "scrub_lost_pieces",
+        "Pieces that the scrub found damaged",
+        store.scrub.pieces_lost,
     );
     let running = status
         .attempts

@@ -15,6 +15,7 @@ pub mod manifest;
 pub mod pieces;
 pub mod report;
 pub mod revocation;
+pub mod site_bundle;
 pub mod time;
 pub mod trust;
 pub mod units;

@@ -212,6 +212,11 @@ impl Cluster {
 
     /// Everything before the start.
     pub fn approve_campaign(&self, id: &str, rules: &str) -> Result<()> {
+        self.approve_update(id, (NEW, OLD), rules)
+    }
+
+    /// The same to another version, with the one to go back to.
+    pub fn approve_update(&self, id: &str, (to, back): (&str, &str), rules: &str) -> Result<()> {
         let names = |version: &str| {
             let mut names = vec![];
             names.extend((self.shape.bmcs > 0).then(|| release_name("bmc", version)));
@@ -220,8 +225,8 @@ impl Cluster {
         };
         let file = format!(
             "id = {id:?}\nexpires = \"2099-01-01T00:00:00Z\"\nreleases = {}\nprevious = {}\n{rules}\n",
-            names(NEW),
-            names(OLD)
+            names(to),
+            names(back)
         );
         fs::write(self.folder().join(format!("{id}.toml")), file)?;
         self.operator

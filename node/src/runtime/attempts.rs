@@ -88,6 +88,17 @@ impl Devices {
             .any(|device| device.parked.as_ref().is_some_and(awaits))
     }
 
+    /// What runs, or waits to be gone on with.
+    pub(super) fn goals(&self) -> impl Iterator<Item = &Goal> {
+        self.devices.values().filter_map(|device| device.running.as_ref())
+    }
+
+    /// Devices that stand so, with the campaign.
+    pub(super) fn standing_at(&self, at: AttemptStanding) -> impl Iterator<Item = (&CampaignId, &DeviceId)> {
+        let standing = self.standings.iter().filter(move |(_, standing)| **standing == at);
+        standing.map(|((campaign, device, _), _)| (campaign, device))
+    }
+
     fn engaged_elsewhere(&self, device: &DeviceId, campaign: &CampaignId) -> Option<CampaignId> {
         let engaged = |(key, standing): &(&(CampaignId, DeviceId, PermitKind), &AttemptStanding)| {
             key.1 == *device && key.0 != *campaign && **standing == AttemptStanding::InFlight
@@ -389,6 +400,7 @@ impl Runtime {
                 if outcome.state.is_success() {
                     self.journal
                         .raise_security_floor(device, goal.image.info.security_epoch)?;
+                    self.note_image(&goal)?;
                 }
                 // A quarantined device keeps its place under the caps until a person has looked at it.
                 if outcome.state != AttemptState::Quarantined {

@@ -115,6 +115,12 @@ impl Fleet {
         self.permits.values().filter(of_wave).map(|permit| permit.issued).min()
     }
 
+    /// Whether a campaign may go on: approved, listed when the coordinator was last heard, and not over by its own date.
+    pub(super) fn is_on(&self, id: &CampaignId) -> bool {
+        let known = self.campaigns.get(id);
+        known.is_some_and(|campaign| !self.halted.contains(id) && self.now() < campaign.manifest.expires)
+    }
+
     /// Lets the next sync begin as soon as the last one is over.
     pub(super) fn sync_soon(&mut self) {
         self.sync_at = self.sync_at.min(self.last_sync + SYNC_GAP);
@@ -296,7 +302,7 @@ impl Runtime {
                 };
             }
         }
-        Ok(())
+        self.track_all()
     }
 
     fn refresh_if_stale(&mut self, offered_version: u64, listed: &[CampaignId]) {
@@ -416,17 +422,32 @@ impl Runtime {
     }
 
     fn take_up(&mut self, id: CampaignId, campaign: ApprovedCampaign) -> Result<(), JournalError> {
-        let wanted = campaign.artifacts_for(&self.settings.node);
-        for release in campaign.releases.values() {
-            if wanted.contains(&release.artifact.id) {
-                self.track(&release.artifact, campaign.manifest.priority)?;
-            }
-        }
+        let wanted = campaign.artifacts_for(&self.settings.node).len();
         if self.journal.is_halted(&id)? {
             self.fleet.halted.insert(id.clone());
         }
         if self.fleet.campaigns.insert(id.clone(), campaign).is_none() {
-            info!(campaign = %id, artifacts = wanted.len(), "taking part in a campaign");
+            info!(campaign = %id, artifacts = wanted, "taking part in a campaign");
+        }
+        self.track_all()
+    }
+
+    /// Takes part in the artifacts of every campaign that is on. Of one that is over, in what is here already: a neighbour
+    /// may be late.
+    pub(super) fn track_all(&mut self) -> Result<(), JournalError> {
+        let mut artifacts = Vec::new();
+        for (id, campaign) in &self.fleet.campaigns {
+            let (is_on, planned) = (self.fleet.is_on(id), campaign.artifacts_for(&self.settings.node));
+            let of_node = campaign.releases.values().map(|release| &release.artifact);
+            let of_node = of_node.filter(|artifact| planned.contains(&artifact.id));
+            artifacts.extend(
+                of_node
+                    .filter(|artifact| is_on || self.room.store.lists(artifact.id))
+                    .map(|artifact| (artifact.clone(), campaign.manifest.priority)),
+            );
+        }
+        for (artifact, priority) in artifacts {
+            self.track(&artifact, priority)?;
         }
         Ok(())
     }

@@ -6,18 +6,22 @@
 //! - `coordinator`: metadata, campaigns, roster, permits and reports
 //! - `attempts`: devices, admission and running attempts
 //! - `audit`: checkpoints of the audit log
+//! - `bundles`: a campaign and its images by hand
 //! - `evidence`: the signed reports that permits rest on
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
+//! - `room`: what the store keeps and what it gives up
 //!
 //! Invariants: nothing blocks the loop longer than a journal write; a promise to a peer or the coordinator follows the
 //! durable fact it rests on; every task spawned here is awaited at shutdown.
 
 mod attempts;
 mod audit;
+mod bundles;
 mod coordinator;
 mod evidence;
 mod renewal;
+mod room;
 mod safety;
 mod start;
 
@@ -59,8 +63,8 @@ use crate::{
     images::Images,
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
-    status::{BrakeRequest, Refusal, Status, StatusRequest, TransferTimes},
-    store::{ChunkStore, Lost, PutError, StoreError},
+    status::{BrakeRequest, BundleRequest, Refusal, Status, StatusRequest, TransferTimes},
+    store::{ChunkStore, Lost, PutError, StoreError, Survey},
     transport::{FetchError, Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
     uplink::{SLOW_ANSWER, Uplink, UplinkError},
@@ -68,6 +72,7 @@ use crate::{
 use attempts::Devices;
 use coordinator::Fleet;
 use evidence::Evidence;
+use room::Room;
 use safety::{Brakes, Revocations};
 pub use start::{RunError, run};
 
@@ -99,6 +104,9 @@ enum Event {
     },
     Renewed(Result<String, UplinkError>),
     Brake(BrakeRequest),
+    Bundle(BundleRequest),
+    BundleShown(Box<bundles::Shown>),
+    Carried(bundles::Carried),
     Facts {
         device: DeviceId,
         facts: Option<DeviceFacts>,
@@ -109,6 +117,11 @@ enum Event {
         result: Result<firmesh_executors::Ended, firmesh_executors::RunError>,
     },
     Lost(Lost),
+    Surveyed(Result<Survey, StoreError>),
+    Evicted {
+        artifact: ArtifactId,
+        result: Result<(), StoreError>,
+    },
     Status(StatusRequest),
 }
 
@@ -145,6 +158,11 @@ impl PieceError {
             Self::Put(PutError::Store(_)) => FetchFailure::LocalStore,
         }
     }
+
+    /// Whether this node's disk has no room for it.
+    fn is_full(&self) -> bool {
+        matches!(self, Self::Put(PutError::Store(error)) if error.is_full())
+    }
 }
 
 /// An artifact this node collects.
@@ -155,6 +173,8 @@ struct Tracked {
     durable_at_start: Option<u32>,
     times: TransferTimes,
     sha256_check: Sha256Check,
+    /// There is room for all of it: it may be fetched.
+    has_room: bool,
 }
 
 /// Whether the whole of an artifact has the SHA-256 that the approvers pinned. It is looked at when a device needs the
@@ -186,6 +206,7 @@ struct Runtime {
     started: Instant,
     journal: Arc<NodeJournal>,
     store: Arc<dyn ChunkStore>,
+    room: Room,
     images: Images,
     transport: Transport,
     mesh: mpsc::Sender<MeshCommand>,
@@ -235,6 +256,7 @@ impl Runtime {
             if self.swarm.deadline().is_some_and(|due| due <= self.now()) {
                 self.tell_swarm(swarm::Input::Tick)?;
             }
+            self.look_at_room_if_due();
             self.sync_if_due()?;
         }
         info!("shutting down");
@@ -270,10 +292,18 @@ impl Runtime {
                 answer.send(self.learn_brake(&envelope)).ok(); // whoever brought it may have gone
                 self.consider()
             }
+            Event::Bundle(request) => {
+                self.on_bundle(request);
+                Ok(())
+            }
+            Event::BundleShown(shown) => self.on_bundle_shown(*shown),
+            Event::Carried(carried) => self.on_carried(carried),
             Event::Facts { device, facts } => self.on_facts(&device, facts),
             Event::News(news) => self.on_news(news),
             Event::AttemptEnded { device, result } => self.on_attempt_ended(&device, result),
             Event::Lost(lost) => self.on_lost(lost),
+            Event::Surveyed(survey) => self.on_surveyed(survey),
+            Event::Evicted { artifact, result } => self.on_evicted(artifact, result),
             Event::Status(answer) => {
                 answer.send(self.status()).ok(); // whoever asked may have gone
                 Ok(())
@@ -288,7 +318,8 @@ impl Runtime {
     fn next_deadline(&self) -> Instant {
         let swarm = self.swarm.deadline().map(|at| self.started + at.since_start());
         let latest = Instant::now() + Duration::from_secs(1);
-        swarm.into_iter().chain(self.sync_due_at()).fold(latest, Instant::min)
+        let others = self.sync_due_at().into_iter().chain(self.room.look_at());
+        swarm.into_iter().chain(others).fold(latest, Instant::min)
     }
 
     fn spawn(&mut self, event: impl Future<Output = Event> + Send + 'static) -> AbortHandle {
@@ -387,6 +418,9 @@ impl Runtime {
             tracked.priority = priority;
             return self.take_part(artifact);
         }
+        if self.room.is_leaving(&artifact) {
+            return Ok(());
+        }
         let layout = PieceLayout::new(length);
         let tracked = Tracked {
             layout,
@@ -398,6 +432,7 @@ impl Runtime {
                 whole_ms: None,
             },
             sha256_check: Sha256Check::Open,
+            has_room: false,
         };
         self.tracked.insert(artifact, tracked);
         self.look_up(artifact, layout, Duration::ZERO);
@@ -437,10 +472,20 @@ impl Runtime {
     fn on_held(&mut self, artifact: ArtifactId, pieces: Result<PieceSet, StoreError>) -> Result<(), JournalError> {
         match pieces {
             Ok(have) => {
-                info!(%artifact, have = have.count(), of = have.total(), "taking part in an artifact");
-                if let Some(tracked) = self.tracked.get_mut(&artifact) {
-                    tracked.durable_at_start = Some(have.count());
+                let Some(tracked) = self.tracked.get_mut(&artifact) else {
+                    return Ok(());
+                };
+                tracked.durable_at_start.get_or_insert_with(|| have.count());
+                tracked.has_room |= have.is_full();
+                if !tracked.has_room {
+                    // A part that nobody here needs any more is neither completed nor offered.
+                    match self.is_needed(&artifact) {
+                        true => self.await_room(artifact),
+                        false => drop(self.tracked.remove(&artifact)),
+                    }
+                    return Ok(());
                 }
+                info!(%artifact, have = have.count(), of = have.total(), "taking part in an artifact");
                 self.transport.broadcast(&PeerMessage::Holds {
                     artifact,
                     pieces: have.clone(),
@@ -532,7 +577,12 @@ impl Runtime {
         }
         match why {
             FetchFailure::Corrupt => self.traffic.verification_failures += 1,
-            FetchFailure::LocalStore => self.local_error(&error),
+            FetchFailure::LocalStore => {
+                self.local_error(&error);
+                if error.is_full() {
+                    self.on_store_full(artifact)?;
+                }
+            }
             FetchFailure::NotHeld | FetchFailure::Unreachable => {}
         }
         self.tell_swarm(swarm::Input::Failed { id, why })
@@ -553,6 +603,14 @@ impl Runtime {
     /// Checks the whole against the SHA-256 that the approvers pinned: the pieces were checked against the BLAKE3 root
     /// that the release keys signed, and the two must be about the same bytes.
     fn hash_whole(&mut self, artifact: ArtifactId, after: Duration) {
+        if let Some(known) = self.room.store.sha256(artifact) {
+            // Found before this start: bytes of this root have it for good, and the scrub looks after the bytes.
+            self.spawn(std::future::ready(Event::Hashed {
+                artifact,
+                sha256: Ok(known),
+            }));
+            return;
+        }
         let store = Arc::clone(&self.store);
         self.spawn(async move {
             tokio::time::sleep(after).await;
@@ -571,6 +629,7 @@ impl Runtime {
             Ok(found) if found == tracked.sha256 => {
                 tracked.sha256_check = Sha256Check::Passed;
                 let length = tracked.layout.length();
+                self.room.note_whole(artifact, found, self.fleet.now());
                 self.images.add(artifact, length);
                 info!(%artifact, "an artifact has the SHA-256 that was approved");
                 self.release_parked(artifact);
@@ -692,6 +751,13 @@ impl Runtime {
             members: self.fleet.roster.len(),
             connected: self.transport.connected(),
             holdings: self.holdings(),
+            holders: self
+                .fleet
+                .campaigns
+                .values()
+                .flat_map(|campaign| campaign.artifacts())
+                .map(|artifact| (artifact.to_string(), self.swarm.holders(&artifact)))
+                .collect(),
             traffic: self.traffic(),
             durable_at_start: self
                 .tracked
@@ -714,6 +780,7 @@ impl Runtime {
                 .map(|(_, until)| until)
                 .ok(),
             audit: self.audit.status(),
+            store: self.room.status(),
             last_error: self.last_error.clone(),
         }
     }

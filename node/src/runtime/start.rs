@@ -20,6 +20,7 @@ use super::{
     Event, Runtime,
     attempts::Devices,
     coordinator::{Fleet, sign_record},
+    room::{Room, warn_of_absent_pins},
 };
 use crate::{
     audit::AuditWatch,
@@ -129,6 +130,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         AuditWatch::open(&folder("audit"), &identity.fleet_ca).map_err(|error| RunError::Audit(Box::new(error)))?;
     let (lost, lost_rx) = mpsc::channel(EVENTS_MAX);
     let store = PieceStore::open(&folder("store"), settings.store_key.clone(), lost).await?;
+    let pieces = store.clone();
+    warn_of_absent_pins(&pieces, &settings.room.pins);
     let store: Arc<dyn ChunkStore> = Arc::new(store);
     let (images, images_listener) = Images::listen(
         Arc::clone(&store),
@@ -198,6 +201,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let uplink = Uplink::new(url, tls, settings.patience).map_err(RunError::Client)?;
     let (status_tx, status_rx) = mpsc::channel(16);
     let (brakes_tx, brakes_rx) = mpsc::channel(16);
+    let (bundles_tx, bundles_rx) = mpsc::channel(16);
     let mut runtime = Runtime {
         swarm: Swarm::new(
             settings.node.clone(),
@@ -206,6 +210,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             seed(),
         ),
         devices: Devices::new(backends, journal.standings()?),
+        room: Room::new(pieces.clone(), settings.room.clone(), journal.images()?),
         fleet: Fleet::new(own_record.clone()),
         evidence: super::evidence::Evidence::default(),
         brakes: super::safety::Brakes::default(),
@@ -232,6 +237,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         cancel: cancel.clone(),
         settings,
     };
+    let scrub_pace = runtime.settings.scrub;
     runtime.begin_fleet().await?;
     runtime.begin_devices()?;
     runtime.tell_mesh(MeshCommand::Publish(Topic::Records, own_record.to_bytes()));
@@ -250,14 +256,18 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         let runtime = status::Runtime {
             status: status_tx,
             brakes: brakes_tx,
+            bundles: bundles_tx,
         };
         if let Err(error) = status::serve(status_listener, runtime, status_cancel).await {
             warn!(%error, "the status API stopped");
         }
     });
+    let scrub_cancel = cancel.child_token();
+    services.spawn(async move { pieces.scrub(scrub_pace, system_time, scrub_cancel).await });
     services.spawn(pump(transport_rx, events.clone(), Event::Transport));
     services.spawn(pump(mesh.gossip, events.clone(), Event::Gossip));
     services.spawn(pump(brakes_rx, events.clone(), Event::Brake));
+    services.spawn(pump(bundles_rx, events.clone(), Event::Bundle));
     services.spawn(pump(lost_rx, events.clone(), Event::Lost));
     services.spawn(pump(status_rx, events, Event::Status));
     let result = runtime.main_loop(event_rx).await;

@@ -2,14 +2,15 @@
 
 mod engine;
 
-use std::{fmt, io, ops::Range, pin::Pin};
+use std::{fmt, io, ops::Range, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
 use firmesh_protocol::{chunk::PieceLayout, ids::ArtifactId, pieces::PieceSet};
 use futures_util::{future::BoxFuture, stream::BoxStream};
+use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncSeek};
 
-pub use engine::{KeyError, OpenError, PieceStore, StoreKey};
+pub use engine::{KeyError, OpenError, Pace, PieceStore, Scrubbed, StoreKey, Survey, Surveyed, bytes_whole};
 
 /// A piece that was held and is not any more: its bytes on disk changed. It is to be fetched again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,20 @@ pub struct StoreError {
     pub folder: std::path::PathBuf,
     /// What the engine said.
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl StoreError {
+    /// Whether there was no room on the disk.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        let error = self.source.downcast_ref::<io::Error>();
+        let shared = self.source.downcast_ref::<Arc<io::Error>>();
+        let code = error
+            .or_else(|| shared.map(|shared| &**shared))
+            .and_then(io::Error::raw_os_error);
+        let no_room = [Errno::ENOSPC, Errno::EDQUOT, Errno::EFBIG];
+        code.is_some_and(|code| no_room.iter().any(|errno| *errno as i32 == code))
+    }
 }
 
 /// A piece that was not stored.

@@ -6,6 +6,7 @@
 mod artifact;
 mod audit;
 mod brake;
+mod bundle;
 mod campaign;
 mod client;
 mod device;
@@ -176,6 +177,9 @@ enum Command {
     /// Stops a campaign or an image everywhere, for good.
     #[command(subcommand)]
     Brake(brake::Command),
+    /// A campaign with its images in one file, for sites that no network reaches.
+    #[command(subcommand)]
+    Bundle(bundle::Command),
     /// What is updated.
     #[command(subcommand)]
     Device(device::Command),
@@ -218,6 +222,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Release(command) => release::run(global, command, output).await,
         Command::Campaign(command) => campaign::run(global, command, output).await,
         Command::Brake(command) => brake::run(global, command, output).await,
+        Command::Bundle(command) => bundle::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
         Command::Tuf(tuf) => tuf::run(global, tuf, output).await,
@@ -272,6 +277,8 @@ mod tests {
             "brake release firmware/a.bin --key release-1 --reason bad --out a.brake --offline",
             "brake send a.brake --node http://127.0.0.1:8650",
             "brake list",
+            "bundle export --campaign spring --root 1.root.json -o spring.bundle",
+            "bundle import spring.bundle --node http://127.0.0.1:8653 --metadata-only --patience 5",
             "tuf --metadata-dir m init root.json",
             "tuf --metadata-url u --metadata-dir m --target-name a --target-name b --target-dir t --target-base-url v download",
             "tuf refresh --metadata-dir m --metadata-url u --ed25519-only",

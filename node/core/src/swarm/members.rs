@@ -264,6 +264,12 @@ impl Members {
         self.nodes.get(member)?.pieces(artifact)
     }
 
+    /// How many members hold something of an artifact.
+    pub(super) fn holders(&self, artifact: &ArtifactId) -> usize {
+        let of_it = self.nodes.values().filter_map(|member| member.pieces(artifact));
+        of_it.filter(|pieces| pieces.count() > 0).count()
+    }
+
     /// How many pieces each member holds that still collects an artifact.
     pub(super) fn collected_by<'a>(&'a self, artifact: &'a ArtifactId) -> impl Iterator<Item = u32> + 'a {
         let of_it = self.nodes.values().filter_map(|member| member.pieces(artifact));

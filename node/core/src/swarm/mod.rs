@@ -333,7 +333,7 @@ impl Swarm {
             Input::PeerDown { peer } => self.peer_down(&peer),
             Input::PeerHolds { peer, artifact, pieces } => self.peer_holds(now, &peer, artifact, pieces),
             Input::PeerGot { peer, artifact, pieces } => self.peer_got(now, &peer, artifact, &pieces),
-            Input::PeerDropped { peer, artifact } => self.members.dropped(&peer, artifact),
+            Input::PeerDropped { peer, artifact } => self.peer_dropped(&peer, artifact),
             Input::PeerMisbehaved { peer, reason } => self.ban(&peer, reason),
             Input::Origin { available } => self.members.set_origin(available),
             Input::Fetched { id } => self.fetched(now, id),
@@ -370,6 +370,12 @@ impl Swarm {
         self.transfers
             .iter()
             .map(|(artifact, transfer)| (artifact, &transfer.have))
+    }
+
+    /// How many peers say that they hold something of an artifact.
+    #[must_use]
+    pub fn holders(&self, artifact: &ArtifactId) -> usize {
+        self.members.holders(artifact)
     }
 
     /// Peers that were banned, with the reason.
@@ -413,6 +419,16 @@ impl Swarm {
     fn peer_down(&mut self, peer: &NodeId) {
         self.members.down(peer);
         for id in self.claims.of_source(&Source::Peer(peer.clone())) {
+            self.cancel(id, false);
+        }
+    }
+
+    /// What was asked of the peer meanwhile is asked elsewhere: that it is not served is no false announcement.
+    fn peer_dropped(&mut self, peer: &NodeId, artifact: ArtifactId) {
+        self.members.dropped(peer, artifact);
+        let asked = self.claims.of_source(&Source::Peer(peer.clone()));
+        let of_it = self.claims.of_artifact(&artifact);
+        for id in asked.into_iter().filter(|id| of_it.contains(id)) {
             self.cancel(id, false);
         }
     }

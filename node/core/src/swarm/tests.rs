@@ -572,3 +572,68 @@ proptest! {
         prop_assert_eq!(run(), outcome);
     }
 }
+
+#[test]
+fn a_peer_that_drops_an_artifact_is_asked_no_more_and_not_accused() {
+    let roster: BTreeMap<NodeId, TopologyPath> = ["n0", "n1", "n2"]
+        .map(|id| (NodeId::new(id).unwrap(), format!("eu/s1/r0/{id}").parse().unwrap()))
+        .into();
+    let (me, now) = (NodeId::new("n0").unwrap(), Timestamp::default());
+    let mut swarm = Swarm::new(me.clone(), roster[&me].clone(), Tuning::default(), 1);
+    let (artifact, have) = (ArtifactId::of(b"image"), PieceSet::empty(8));
+    swarm.handle(now, Input::Roster { members: roster });
+    let priority = Priority::Normal;
+    swarm.handle(
+        now,
+        Input::Want {
+            artifact,
+            have,
+            priority,
+        },
+    );
+    let [leaver, stayer] = ["n1", "n2"].map(|id| NodeId::new(id).unwrap());
+    for peer in [&leaver, &stayer] {
+        let (peer, pieces) = (peer.clone(), PieceSet::full(8));
+        swarm.handle(now, Input::PeerUp { peer: peer.clone() });
+        swarm.handle(now, Input::PeerHolds { peer, artifact, pieces });
+    }
+    let later = now + Duration::from_millis(50);
+    swarm.handle(later, Input::Tick);
+    let asked = |swarm: &mut Swarm| -> Vec<_> { std::iter::from_fn(|| swarm.poll()).collect() };
+    let of_leaver: BTreeSet<_> = asked(&mut swarm)
+        .into_iter()
+        .filter_map(|output| match output {
+            Output::Fetch {
+                id,
+                source: Source::Peer(peer),
+                ..
+            } if peer == leaver => Some(id),
+            _ => None,
+        })
+        .collect();
+    assert!(!of_leaver.is_empty(), "nothing was asked of the peer that is to leave");
+    swarm.handle(
+        later,
+        Input::PeerDropped {
+            peer: leaver.clone(),
+            artifact,
+        },
+    );
+    let told = asked(&mut swarm);
+    for id in &of_leaver {
+        let overdue = false;
+        assert!(told.contains(&Output::Cancel { id: *id, overdue }), "{told:?}");
+        // What comes back late is nobody's fault.
+        swarm.handle(
+            later,
+            Input::Failed {
+                id: *id,
+                why: FetchFailure::NotHeld,
+            },
+        );
+    }
+    let asks_leaver =
+        |output: &Output| matches!(output, Output::Fetch { source: Source::Peer(peer), .. } if *peer == leaver);
+    assert!(!told.iter().chain(&asked(&mut swarm)).any(asks_leaver), "{told:?}");
+    assert_eq!(swarm.banned().count(), 0);
+}

@@ -34,7 +34,7 @@ use super::{
 use crate::store::Lost;
 
 /// A record's place: a page, so that no write of one touches a page of another.
-const RECORD_BYTES: usize = 4 << 10;
+pub(super) const RECORD_BYTES: usize = 4 << 10;
 const HASH_BYTES: usize = 32;
 const GROUPS_MAX: usize = (PIECE_BYTES / GROUP_BYTES) as usize;
 const TAGS_AT: usize = HASH_BYTES;
@@ -183,6 +183,11 @@ impl Artifact {
         }
     }
 
+    /// Keeps nothing in memory of what came in: nobody has asked for it lately.
+    pub(super) fn forget_recent(&self) {
+        locked(&self.recent).clear();
+    }
+
     fn recent(&self, piece: u32) -> Option<Bytes> {
         let recent = locked(&self.recent);
         let found = recent.iter().find(|(number, _)| *number == piece);
@@ -218,6 +223,20 @@ impl Artifact {
             return Err(self.changed(piece));
         }
         Err(error)
+    }
+
+    /// Looks at a piece as the disk has it. `None` if it is not held; otherwise its length, or that it is damaged.
+    pub(super) fn scrub(&self, piece: u32) -> io::Result<Option<u64>> {
+        if !self.state().held.contains(piece) {
+            return Ok(None);
+        }
+        let bytes = self.layout.bytes(piece);
+        self.content.let_go(bytes.clone());
+        self.records
+            .let_go(record_at(piece)..record_at(piece) + RECORD_BYTES as u64);
+        self.encoded(piece)?;
+        self.content.let_go(bytes.clone());
+        Ok(Some(bytes.end - bytes.start))
     }
 
     fn read(&self, piece: u32, shape: &Shape) -> io::Result<Vec<u8>> {

@@ -1,21 +1,31 @@
 //! Power loss at any point of a recorded sequence of writes: what was acknowledged is there, and nothing else is believed.
 
 use std::{
+    collections::BTreeMap,
+    fs,
     io::{self, IoSlice, IoSliceMut},
+    path::Path,
     sync::{Arc, Mutex},
 };
 
 use bytes::Bytes;
-use firmesh_protocol::chunk::{HashTree, PIECE_BYTES, PieceLayout, encode};
+use firmesh_protocol::{
+    chunk::{HashTree, PIECE_BYTES, PieceLayout, encode},
+    ids::ArtifactId,
+    time::WallTime,
+};
 use nix::errno::Errno;
 use proptest::prelude::*;
 use tokio::sync::mpsc;
 
 use super::{
+    PieceStore,
     artifact::{Artifact, PutFailure},
+    eviction::{self, Folder, artifacts_in},
     medium::Medium,
     seal::{Seal, StoreKey},
 };
+use crate::store::ChunkStore as _;
 
 const PIECES: u32 = 5;
 const LENGTH: u64 = 4 * PIECE_BYTES + 70_000;
@@ -133,6 +143,8 @@ impl Medium for OnDisk {
     fn length(&self) -> io::Result<u64> {
         Ok(self.disk.lock().unwrap().files[self.file].len() as u64)
     }
+
+    fn let_go(&self, _bytes: std::ops::Range<u64>) {}
 }
 
 struct Image {
@@ -309,4 +321,110 @@ fn a_full_disk_is_said_and_what_fits_later_comes_in() {
         }
         assert!(image.open(&disk, None).held().is_full());
     }
+}
+
+/// What an eviction did to its folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Removal {
+    Removed(String),
+    Synced,
+}
+
+/// A folder that only takes down what was to be done to it.
+#[derive(Debug, Default)]
+struct Recorded(Mutex<Vec<Removal>>);
+
+impl Folder for Recorded {
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.0.lock().unwrap().push(Removal::Removed(name.to_owned()));
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.lock().unwrap().push(Removal::Synced);
+        Ok(())
+    }
+}
+
+/// The disks that power loss after some of an eviction's operations may leave: what no barrier followed is done or not.
+fn disks_after(events: &[Removal]) -> Vec<Vec<String>> {
+    let barrier = events.iter().rposition(|event| *event == Removal::Synced).unwrap_or(0);
+    let removed = |events: &[Removal]| -> Vec<_> {
+        let names = events.iter().filter_map(|event| match event {
+            Removal::Removed(name) => Some(name.clone()),
+            Removal::Synced => None,
+        });
+        names.collect()
+    };
+    let (for_good, perhaps) = (removed(&events[..barrier]), removed(&events[barrier..]));
+    let subsets = (0..1_u32 << perhaps.len()).map(|bits| {
+        let some = perhaps.iter().enumerate().filter(|(at, _)| bits >> at & 1 == 1);
+        for_good.iter().chain(some.map(|(_, name)| name)).cloned().collect()
+    });
+    subsets.collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_power_cut_at_any_operation_of_an_eviction_leaves_all_of_an_artifact_or_nothing() {
+    let (image, other) = (Image::new(), ArtifactId::of(b"another artifact"));
+    let (before, recorded) = (tempfile::tempdir().unwrap(), Recorded::default());
+    let (lost, _lost_rx) = mpsc::channel(8);
+    let store = PieceStore::open(before.path(), None, lost.clone()).await.unwrap();
+    let root = image.tree.root;
+    for piece in 0..PIECES {
+        let encoded = image.encoded[piece as usize].clone();
+        store.put(root, image.layout, piece, encoded).await.unwrap();
+    }
+    store.note_needs([root], WallTime::from_unix_seconds(1_000));
+    store.shutdown().await.unwrap();
+    drop(store);
+    eviction::remove(&recorded, root, LENGTH).unwrap();
+    let events = recorded.0.into_inner().unwrap();
+    assert_eq!(events.len(), 4, "{events:?}");
+    let (mut whole, mut gone) = (0, 0);
+    for count in 0..=events.len() {
+        for removed in disks_after(&events[..count]) {
+            let left = tempfile::tempdir().unwrap();
+            copy(before.path(), left.path());
+            removed
+                .iter()
+                .for_each(|name| fs::remove_file(left.path().join(name)).unwrap());
+            let store = PieceStore::open(left.path(), None, lost.clone()).await.unwrap();
+            let held = store.pieces(root, image.layout).await.unwrap();
+            let survey = store.survey().await.unwrap();
+            if held.is_full() {
+                whole += 1;
+                image.holds_only_the_truth(&store.opened(root).unwrap());
+                assert_eq!(survey.artifacts[0].last_needed.unix_seconds(), 1_000);
+            } else {
+                gone += 1;
+                assert_eq!(held.count(), 0, "after {count} operations, with {removed:?} removed");
+                assert!(survey.artifacts.is_empty(), "its remains are still counted: {survey:?}");
+                let files: Vec<_> = fs::read_dir(left.path())
+                    .unwrap()
+                    .map(|entry| entry.unwrap().file_name())
+                    .collect();
+                let of_it = |name: &&std::ffi::OsString| name.to_string_lossy().starts_with(&root.to_string());
+                assert_eq!(files.iter().find(of_it), None, "its remains are still there");
+            }
+            // It goes, or comes again, as if nothing had been.
+            store.evict(root).await.unwrap();
+            for piece in 0..PIECES {
+                let encoded = image.encoded[piece as usize].clone();
+                store.put(root, image.layout, piece, encoded).await.unwrap();
+            }
+            image.holds_only_the_truth(&store.opened(root).unwrap());
+            assert!(store.pieces(root, image.layout).await.unwrap().is_full());
+            assert_eq!(artifacts_in(left.path()).unwrap(), BTreeMap::from([(root, LENGTH)]));
+            assert!(!store.lists(other));
+        }
+    }
+    assert!(whole > 1 && gone > 1, "{whole} whole, {gone} gone");
 }

@@ -4,10 +4,12 @@ use std::{
     fmt,
     fs::File,
     io::{self, IoSlice, IoSliceMut},
+    ops::Range,
 };
 
 use nix::{
     errno::Errno,
+    fcntl::{PosixFadviseAdvice, posix_fadvise},
     sys::uio::{preadv, pwritev},
 };
 
@@ -27,6 +29,9 @@ pub(super) trait Medium: fmt::Debug + Send + Sync {
 
     /// Bytes there are.
     fn length(&self) -> io::Result<u64>;
+
+    /// Asks that the next read of these bytes come from the disk, and not from memory. It may be ignored.
+    fn let_go(&self, bytes: Range<u64>);
 }
 
 impl Medium for File {
@@ -70,6 +75,12 @@ impl Medium for File {
 
     fn length(&self) -> io::Result<u64> {
         Ok(self.metadata()?.len())
+    }
+
+    fn let_go(&self, bytes: Range<u64>) {
+        if let (Ok(start), Ok(length)) = (position(bytes.start), position(bytes.end - bytes.start)) {
+            posix_fadvise(self, start, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED).ok(); // an advice, no more
+        }
     }
 }
 

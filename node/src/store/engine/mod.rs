@@ -1,19 +1,24 @@
 //! The piece store on disk: partial artifacts that survive SIGKILL and power loss, encrypted if there is a key.
 //!
-//! A folder holds `format.json` (version, cipher, a check value of the key), `lock`, and for every artifact
-//! `<root>.<length>.content` and `<root>.<length>.records`; see [`artifact`] for what is in them and [`seal`] for the keys.
+//! A folder holds `format.json` (version, cipher, a check value of the key), `lock`, `ledger.json` (see [`ledger`]), and for
+//! every artifact `<root>.<length>.content` and `<root>.<length>.records`; see [`artifact`] for what is in them, [`seal`] for
+//! the keys, [`eviction`] for how they go, [`scrub`] for how they are looked after.
 //! Encryption hides content from whoever gets the disk. It does not hide which artifacts the node has, how long they are
 //! and which pieces are here (file names, lengths, records), nor their tree hashes, which prove a guess of a chunk group's
 //! content to somebody who has the group.
 //!
-//! Everything here blocks and is called on tokio's blocking threads; what is acknowledged is durable, so stopping needs
-//! no work.
+//! Everything here blocks and is called on tokio's blocking threads; what is acknowledged is durable, so stopping has only
+//! the ledger to write.
 
 mod artifact;
+mod eviction;
 mod header;
+mod ledger;
 mod medium;
 mod reader;
+mod scrub;
 mod seal;
+mod survey;
 mod tree;
 
 #[cfg(test)]
@@ -23,13 +28,17 @@ mod tests;
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io,
     ops::Range,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
 };
 
 use bao_tree::{
@@ -39,9 +48,10 @@ use bao_tree::{
 use bytes::Bytes;
 use firmesh_protocol::{
     chunk::{BLOCK_SIZE, GROUP_BYTES, PIECE_BYTES, PieceLayout, SLICE_BYTES_MAX, chunks_of},
-    ids::ArtifactId,
+    ids::{ArtifactId, Sha256},
     limits::ARTIFACT_BYTES_MAX,
     pieces::PieceSet,
+    time::WallTime,
 };
 use futures_util::{
     FutureExt as _, StreamExt as _,
@@ -52,12 +62,17 @@ use tokio::sync::mpsc;
 
 use super::{ChunkStore, Lost, PutError, Read, StoreError};
 use artifact::{Artifact, PutFailure};
+use eviction::artifacts_in;
+use ledger::Ledger;
 use reader::PieceReader;
 use seal::Seal;
 use tree::Shape;
 
 pub use header::OpenError;
+pub use ledger::Scrubbed;
+pub use scrub::Pace;
 pub use seal::{KeyError, StoreKey};
+pub use survey::{Survey, Surveyed, bytes_whole};
 
 /// The piece store. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -68,15 +83,30 @@ struct Inner {
     folder: PathBuf,
     key: Option<StoreKey>,
     slots: Mutex<BTreeMap<ArtifactId, Arc<Slot>>>,
+    ledger: Mutex<Ledger>,
     lost: mpsc::Sender<Lost>,
+    opened_at: Instant,
+    /// When a piece was last stored or served, in milliseconds after `opened_at`: the scrub stands back.
+    used_ms: AtomicU64,
     _lock: File,
 }
 
-/// An artifact that has files. It is opened when it is first asked for.
+/// An artifact that has files. Its lock is taken before that of all slots, never after.
 #[derive(Debug)]
 struct Slot {
     layout: PieceLayout,
-    opened: Mutex<Option<Arc<Artifact>>>,
+    state: Mutex<SlotState>,
+    /// Whether a peer was served since needs were noted last.
+    served: AtomicBool,
+}
+
+#[derive(Debug)]
+enum SlotState {
+    /// It is opened when it is first asked for.
+    Closed,
+    Open(Arc<Artifact>),
+    /// Its files were removed, and the slot is in nobody's list any more.
+    Gone,
 }
 
 impl PieceStore {
@@ -96,35 +126,106 @@ impl PieceStore {
 
     fn open_now(folder: PathBuf, key: Option<StoreKey>, lost: mpsc::Sender<Lost>) -> Result<Self, OpenError> {
         let lock = header::open(&folder, key.as_ref(), || Ok(!artifacts_in(&folder)?.is_empty()))?;
-        let found = artifacts_in(&folder).map_err(|source| OpenError::Folder {
+        let found = eviction::remove_remains(&folder).and_then(|()| artifacts_in(&folder));
+        let found = found.map_err(|source| OpenError::Folder {
             folder: folder.clone(),
             source,
         })?;
+        let ledger = Ledger::read(&folder, |artifact| found.contains_key(artifact));
         let slots = found.into_iter().map(|(root, length)| (root, Slot::new(length)));
         Ok(Self(Arc::new(Inner {
             slots: Mutex::new(slots.collect()),
+            ledger: Mutex::new(ledger),
             folder,
             key,
             lost,
+            opened_at: Instant::now(),
+            used_ms: AtomicU64::default(),
             _lock: lock,
         })))
+    }
+
+    /// Whether there is anything of an artifact.
+    #[must_use]
+    pub fn lists(&self, artifact: ArtifactId) -> bool {
+        self.slots().contains_key(&artifact)
+    }
+
+    /// Removes an artifact from the disk. Whoever reads it keeps what it has opened, and is refused (`NotFound`) what it
+    /// opens later.
+    pub fn evict(&self, artifact: ArtifactId) -> BoxFuture<'_, Result<(), StoreError>> {
+        let store = self.clone();
+        let work = blocking(move || store.evict_now(artifact));
+        async move { work.await.map_err(|error| self.failed("remove an artifact", error)) }.boxed()
+    }
+
+    /// Notes that artifacts are needed now; those that peers were served of are needed, too. Of the others nothing more is
+    /// kept in memory.
+    pub fn note_needs(&self, artifacts: impl IntoIterator<Item = ArtifactId>, now: WallTime) {
+        let slots = self.slots().clone();
+        let mut needed: Vec<_> = artifacts.into_iter().collect();
+        for (artifact, slot) in &slots {
+            if slot.served.swap(false, Ordering::Relaxed) {
+                needed.push(*artifact);
+            } else if let Ok(state) = slot.state.try_lock()
+                && let SlotState::Open(opened) = &*state
+            {
+                opened.forget_recent();
+            }
+        }
+        let mut ledger = self.ledger();
+        needed.retain(|artifact| slots.contains_key(artifact));
+        needed.into_iter().for_each(|artifact| ledger.note_need(artifact, now));
+    }
+
+    /// The SHA-256 that the whole of an artifact was found to have. It holds for good: it is about bytes of this root.
+    #[must_use]
+    pub fn sha256(&self, artifact: ArtifactId) -> Option<Sha256> {
+        self.ledger().whole(&artifact)
+    }
+
+    /// Notes the SHA-256 that the whole of an artifact was found to have.
+    pub fn note_sha256(&self, artifact: ArtifactId, sha256: Sha256, now: WallTime) {
+        self.ledger().note_whole(artifact, sha256, now);
+    }
+
+    /// Writes what was noted, if there is news.
+    pub fn keep_notes(&self) -> BoxFuture<'_, Result<(), StoreError>> {
+        let store = self.clone();
+        let work = blocking(move || store.ledger().write(&store.0.folder));
+        async move { work.await.map_err(|error| self.failed("keep its ledger", error)) }.boxed()
     }
 
     fn slots(&self) -> MutexGuard<'_, BTreeMap<ArtifactId, Arc<Slot>>> {
         self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An artifact that has files; `NotFound` otherwise.
-    fn opened(&self, root: ArtifactId) -> io::Result<Arc<Artifact>> {
-        let slot = self.slots().get(&root).cloned();
-        let slot = slot.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "nothing of the artifact is held"))?;
-        self.artifact(root, &slot)
+    fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        self.0.ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn artifact(&self, root: ArtifactId, slot: &Slot) -> io::Result<Arc<Artifact>> {
-        let mut opened = slot.opened.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(artifact) = &*opened {
-            return Ok(Arc::clone(artifact));
+    fn note_use(&self) {
+        self.0.used_ms.store(self.since_opened_ms(), Ordering::Relaxed);
+    }
+
+    fn since_opened_ms(&self) -> u64 {
+        u64::try_from(self.0.opened_at.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// An artifact that has files; `NotFound` otherwise.
+    fn opened(&self, root: ArtifactId) -> io::Result<Arc<Artifact>> {
+        let nothing = || io::Error::new(io::ErrorKind::NotFound, "nothing of the artifact is held");
+        let slot = self.slots().get(&root).cloned().ok_or_else(nothing)?;
+        self.artifact(root, &slot)?.ok_or_else(nothing)
+    }
+
+    /// A slot's artifact; nothing if it was removed since.
+    fn artifact(&self, root: ArtifactId, slot: &Slot) -> io::Result<Option<Arc<Artifact>>> {
+        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*state {
+            SlotState::Open(artifact) => return Ok(Some(Arc::clone(artifact))),
+            SlotState::Gone => return Ok(None),
+            SlotState::Closed => {}
         }
         let length = slot.layout.length();
         let file = |kind| -> io::Result<_> {
@@ -142,7 +243,26 @@ impl PieceStore {
         let seal = Seal::of(self.0.key.as_ref(), root, length);
         let lost = self.0.lost.clone();
         let artifact = Arc::new(Artifact::open(root, slot.layout, seal, content, records, lost)?);
-        Ok(Arc::clone(opened.insert(artifact)))
+        *state = SlotState::Open(Arc::clone(&artifact));
+        Ok(Some(artifact))
+    }
+
+    fn evict_now(&self, root: ArtifactId) -> io::Result<()> {
+        let Some(slot) = self.slots().get(&root).cloned() else {
+            return Ok(());
+        };
+        let mut state = slot.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, SlotState::Gone) {
+            return Ok(());
+        }
+        // Nothing more is written to it or found in it, even if the disk refuses: then it is looked at anew.
+        *state = SlotState::Closed;
+        eviction::remove(&*self.0.folder, root, slot.layout.length())?;
+        *state = SlotState::Gone;
+        self.slots().remove(&root);
+        // Not worth a write of its own: of what is not there nothing is read from the ledger either.
+        self.ledger().forget(&root);
+        Ok(())
     }
 
     fn held_now(&self, root: ArtifactId, layout: PieceLayout) -> io::Result<PieceSet> {
@@ -151,7 +271,8 @@ impl PieceStore {
             return Ok(PieceSet::empty(layout.pieces()));
         };
         same_length(&slot, layout)?;
-        Ok(self.artifact(root, &slot)?.held())
+        let artifact = self.artifact(root, &slot)?;
+        Ok(artifact.map_or_else(|| PieceSet::empty(layout.pieces()), |artifact| artifact.held()))
     }
 
     fn put_now(&self, root: ArtifactId, layout: PieceLayout, piece: u32, encoded: Bytes) -> Result<(), PutError> {
@@ -160,9 +281,15 @@ impl PieceStore {
             let problem = format!("an artifact of {} bytes has no piece {piece}", layout.length());
             return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, problem)));
         }
-        let slot = Arc::clone(self.slots().entry(root).or_insert_with(|| Slot::new(layout.length())));
-        same_length(&slot, layout).map_err(failed)?;
-        let artifact = self.artifact(root, &slot).map_err(failed)?;
+        self.note_use();
+        let artifact = loop {
+            let slot = Arc::clone(self.slots().entry(root).or_insert_with(|| Slot::new(layout.length())));
+            same_length(&slot, layout).map_err(failed)?;
+            // One that was removed this moment is in the list no more: it is begun anew.
+            if let Some(artifact) = self.artifact(root, &slot).map_err(failed)? {
+                break artifact;
+            }
+        };
         artifact.put(piece, encoded).map_err(|failure| match failure {
             PutFailure::Corrupt(error) => error.into(),
             PutFailure::Disk(error) => PutError::Store(StoreError {
@@ -174,7 +301,11 @@ impl PieceStore {
     }
 
     fn slice_now(&self, root: ArtifactId, range: &Range<u64>) -> io::Result<Bytes> {
+        self.note_use();
         let artifact = self.opened(root)?;
+        if let Some(slot) = self.slots().get(&root) {
+            slot.served.store(true, Ordering::Relaxed);
+        }
         let layout = artifact.layout();
         // A request counts in chunks and may end a little behind the last byte.
         let range = range.start..range.end.min(layout.length());
@@ -247,7 +378,7 @@ impl ChunkStore for PieceStore {
     }
 
     fn shutdown(&self) -> BoxFuture<'_, Result<(), StoreError>> {
-        async { Ok(()) }.boxed()
+        self.keep_notes()
     }
 }
 
@@ -299,7 +430,8 @@ impl Slot {
     fn new(length: u64) -> Arc<Self> {
         Arc::new(Self {
             layout: PieceLayout::new(length),
-            opened: Mutex::default(),
+            state: Mutex::new(SlotState::Closed),
+            served: AtomicBool::default(),
         })
     }
 }
@@ -321,21 +453,6 @@ const RECORDS: &str = "records";
 
 fn file_name(root: ArtifactId, length: u64, kind: &str) -> String {
     format!("{root}.{length}.{kind}")
-}
-
-/// The artifacts that have files here, with their lengths. What else lies there is not ours.
-fn artifacts_in(folder: &Path) -> io::Result<BTreeMap<ArtifactId, u64>> {
-    let mut found = BTreeMap::new();
-    for entry in fs::read_dir(folder)? {
-        let name = entry?.file_name();
-        let parsed = name.to_str().and_then(|name| {
-            let (root, rest) = name.split_once('.')?;
-            let length = rest.strip_suffix(".content")?.parse().ok()?;
-            Some((root.parse::<ArtifactId>().ok()?, length))
-        });
-        found.extend(parsed.filter(|(_, length)| (1..=ARTIFACT_BYTES_MAX).contains(length)));
-    }
-    Ok(found)
 }
 
 fn blocking<T: Send + 'static>(

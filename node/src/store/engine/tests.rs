@@ -1,9 +1,10 @@
-use std::os::unix::fs::FileExt;
+use std::{fs, os::unix::fs::FileExt, time::Duration};
 
 use super::*;
 use firmesh_protocol::chunk::{DecodeError, HashTree, encode};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio_util::sync::CancellationToken;
 
 struct Image {
     bytes: Vec<u8>,
@@ -309,4 +310,200 @@ proptest! {
             assert_eq!(image.held(&store).await, [0, 1, 2]);
         });
     }
+}
+
+#[tokio::test]
+async fn an_evicted_artifact_is_gone_and_can_come_again_and_what_is_open_stays_readable() {
+    for key in keys() {
+        let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(2 * PIECE_BYTES + 1));
+        let (store, _lost) = open(folder.path(), key.as_ref()).await;
+        image.put(&store, 0..3).await;
+        let root = image.tree.root;
+        let opened = store.opened(root).unwrap();
+        let mut reader = store.reader(root);
+        let mut first = [0; 100];
+        reader.read_exact(&mut first).await.unwrap();
+        store.evict(root).await.unwrap();
+        store.evict(root).await.unwrap();
+        assert!(!store.lists(root));
+        assert_eq!(image.held(&store).await, [0_u32; 0]);
+        let refused = image.slice(&store, image.layout.bytes(0)).await.unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::NotFound);
+        // Whoever reads on reads the truth to the end of what it has, and then a named error.
+        let mut rest = Vec::new();
+        let error = reader.read_to_end(&mut rest).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        assert_eq!([&first[..], &rest].concat(), image.bytes[..PIECE_BYTES as usize]);
+        assert_eq!(opened.encoded(1).unwrap().1, image.encoded(&image.layout.bytes(1)));
+        assert_eq!(artifacts_in(folder.path()).unwrap(), BTreeMap::new());
+
+        image.put(&store, [1]).await;
+        drop((store, opened, reader));
+        let (store, _lost) = open(folder.path(), key.as_ref()).await;
+        assert_eq!(image.held(&store).await, [1]);
+    }
+}
+
+#[tokio::test]
+async fn pieces_that_come_while_their_artifact_is_evicted_are_held_or_not_but_never_wrong() {
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(24 * PIECE_BYTES));
+    let (store, _lost) = open(folder.path(), None).await;
+    for _ in 0..4 {
+        let puts = (0..24).map(|piece| {
+            let encoded = image.encoded(&image.layout.bytes(piece));
+            store.put(image.tree.root, image.layout, piece, encoded)
+        });
+        let (evicted, put) = tokio::join!(store.evict(image.tree.root), futures_util::future::join_all(puts));
+        evicted.unwrap();
+        put.into_iter().for_each(Result::unwrap);
+        for piece in image.held(&store).await {
+            let bytes = image.layout.bytes(piece);
+            assert_eq!(image.slice(&store, bytes.clone()).await.unwrap(), image.encoded(&bytes));
+        }
+        image.put(&store, 0..24).await;
+        assert_eq!(image.read(&store, 0).await.unwrap(), image.bytes);
+    }
+}
+
+#[tokio::test]
+async fn a_survey_counts_what_lies_on_the_disk_and_what_will() {
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(8 * PIECE_BYTES));
+    let (store, _lost) = open(folder.path(), None).await;
+    assert!(store.survey().await.unwrap().artifacts.is_empty());
+    image.put(&store, [7]).await;
+    let survey = store.survey().await.unwrap();
+    let [seen] = &survey.artifacts[..] else {
+        panic!("{survey:?}")
+    };
+    assert_eq!((seen.artifact, seen.length), (image.tree.root, image.layout.length()));
+    assert!(
+        (PIECE_BYTES..2 * PIECE_BYTES).contains(&seen.bytes_now),
+        "a hole was counted: {seen:?}"
+    );
+    assert_eq!(bytes_whole(image.layout.length()), 8 * (PIECE_BYTES + 4096));
+    assert!(
+        seen.last_needed.unix_seconds() > 1_700_000_000,
+        "nothing was noted: the file's own time counts"
+    );
+    store.note_needs(
+        [image.tree.root, ArtifactId::of(b"absent")],
+        WallTime::from_unix_seconds(5_000_000_000),
+    );
+    store.note_sha256(image.tree.root, Sha256::of(b"x"), WallTime::from_unix_seconds(5));
+    store.shutdown().await.unwrap();
+    drop(store);
+
+    let (store, _lost) = open(folder.path(), None).await;
+    assert_eq!(
+        store.survey().await.unwrap().artifacts[0].last_needed.unix_seconds(),
+        5_000_000_000
+    );
+    assert_eq!(store.sha256(image.tree.root), Some(Sha256::of(b"x")));
+    assert_eq!(store.sha256(ArtifactId::of(b"absent")), None);
+    // What was served to a neighbour was needed by one.
+    image.slice(&store, image.layout.bytes(7)).await.unwrap();
+    store.note_needs([], WallTime::from_unix_seconds(6_000_000_000));
+    assert_eq!(
+        store.survey().await.unwrap().artifacts[0].last_needed.unix_seconds(),
+        6_000_000_000
+    );
+}
+
+/// Waits until something holds.
+async fn until(awaited: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(30);
+    while !holds() {
+        assert!(std::time::Instant::now() < deadline, "{awaited} did not come about");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_scrub_finds_what_rots_says_so_once_and_goes_on_after_a_restart_where_it_was() {
+    for key in keys() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (Image::new(6 * PIECE_BYTES), Image::new(5 * PIECE_BYTES + 9));
+        let (store, mut lost) = open(folder.path(), key.as_ref()).await;
+        one.put(&store, 0..6).await;
+        two.put(&store, [0, 2, 5]).await;
+        let path = folder
+            .path()
+            .join(file_name(one.tree.root, one.layout.length(), CONTENT));
+        let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let at = 4 * PIECE_BYTES + 77;
+        let mut byte = [0];
+        FileExt::read_exact_at(&file, &mut byte, at).unwrap();
+        FileExt::write_all_at(&file, &[byte[0] ^ 8], at).unwrap();
+
+        let clock = Arc::new(AtomicU64::new(1_800_000_000));
+        let scrub = |store: &PieceStore, bytes_per_second| {
+            let (cancel, store, clock) = (CancellationToken::new(), store.clone(), Arc::clone(&clock));
+            let every = Duration::from_secs(86_400);
+            let pace = Pace {
+                bytes_per_second,
+                every,
+            };
+            let now = move || WallTime::from_unix_seconds(clock.load(Ordering::Relaxed) as i64);
+            let stop = cancel.clone();
+            (cancel, tokio::spawn(async move { store.scrub(pace, now, stop).await }))
+        };
+        // A piece takes an eighth of a second; stopped after some.
+        let (cancel, task) = scrub(&store, 8 * PIECE_BYTES);
+        until("the scrub of two pieces", || {
+            store.scrubbed().bytes_checked >= 2 * PIECE_BYTES
+        })
+        .await;
+        cancel.cancel();
+        task.await.unwrap();
+        let before = store.scrubbed();
+        assert!(before.at.is_some() && before.passes == 0, "{before:?}");
+        store.shutdown().await.unwrap();
+        drop(store);
+
+        let (store, mut lost_later) = open(folder.path(), key.as_ref()).await;
+        assert_eq!(store.scrubbed(), before);
+        let (cancel, task) = scrub(&store, 1 << 30);
+        until("the first pass", || store.scrubbed().passes == 1).await;
+        let after = store.scrubbed();
+        // Whole pieces only, and each once: what came before the restart is not read again.
+        let sound = 5 * PIECE_BYTES + 2 * PIECE_BYTES + 9;
+        assert_eq!(
+            (after.bytes_checked, after.pieces_lost, after.at),
+            (sound, 1, None),
+            "{after:?}"
+        );
+        assert_eq!(one.held(&store).await, [0, 1, 2, 3, 5]);
+        let mut told: Vec<_> = std::iter::from_fn(|| lost.try_recv().ok()).collect();
+        told.extend(std::iter::from_fn(|| lost_later.try_recv().ok()));
+        let artifact = one.tree.root;
+        assert_eq!(told, [Lost { artifact, piece: 4 }]);
+
+        // It comes again; a day later everything is looked at again.
+        one.put(&store, [4]).await;
+        clock.fetch_add(86_400, Ordering::Relaxed);
+        until("the second pass", || store.scrubbed().passes == 2).await;
+        cancel.cancel();
+        task.await.unwrap();
+        let again = store.scrubbed();
+        assert_eq!(
+            (again.bytes_checked, again.pieces_lost),
+            (2 * sound + PIECE_BYTES, 1),
+            "{again:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_scrub_of_no_bytes_in_a_second_is_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _lost) = open(folder.path(), None).await;
+    let (bytes_per_second, every) = (0, Duration::from_secs(1));
+    let pace = Pace {
+        bytes_per_second,
+        every,
+    };
+    store
+        .scrub(pace, || WallTime::from_unix_seconds(5), CancellationToken::new())
+        .await;
+    assert_eq!(store.scrubbed(), Scrubbed::default());
 }

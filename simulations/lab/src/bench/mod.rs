@@ -3,6 +3,7 @@
 mod fs_store;
 mod link;
 mod mesh;
+mod reopen;
 mod store;
 mod trust;
 
@@ -30,6 +31,8 @@ pub(crate) enum Bench {
     /// A whole mesh in racks of network namespaces with shaped links: time, and bytes on every link, against what is least
     /// possible. Needs root.
     Mesh(mesh::MeshArgs),
+    /// A restart with a large image in the store: time and memory until it is known what is held, others served meanwhile.
+    Reopen(MeasureArgs),
     /// One piece store: pieces verified and made durable, served, read; plain, encrypted, and iroh-blobs' `FsStore`.
     Store(MeasureArgs),
     /// Verifying metadata: our verifier, python-tuf and the crate tough, each in a release build of its own.
@@ -76,6 +79,7 @@ pub(crate) async fn run(bench: Bench, cancel: CancellationToken) -> anyhow::Resu
             () = cancel.cancelled() => anyhow::bail!("interrupted; every process and network was removed"),
         },
         Bench::Link(args) => link::run(&args).await,
+        Bench::Reopen(args) => reopen::run(&args).await,
         Bench::Store(args) => store::run(&args).await,
         Bench::Trust(args) => trust::run(&args),
     }

@@ -76,6 +76,7 @@ pub(super) fn all() -> Result<Vec<Target>> {
     targets.extend(audit(&fleet)?);
     targets.extend(interface(&fleet)?);
     targets.push(boot_environment()?);
+    targets.push(super::bundle::site_bundle()?);
     targets.extend(formats::all(&fleet.repository)?);
     Ok(targets)
 }

@@ -12,6 +12,7 @@ mod claims;
 mod members;
 mod news;
 mod pick;
+mod reserve;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -32,6 +33,7 @@ use claims::Claims;
 use members::Members;
 pub use news::Audience;
 use news::News;
+use reserve::Reserved;
 use window::Window;
 
 /// Names one request of this node; never reused.
@@ -76,6 +78,16 @@ pub enum Input {
     Forget {
         /// The artifact.
         artifact: ArtifactId,
+    },
+    /// Pieces that this node is about to have without asking anybody: none of them is asked for until they are stored, or
+    /// the time is over. Takes the place of what was reserved before.
+    Reserve {
+        /// The artifact, whether it is wanted already or not.
+        artifact: ArtifactId,
+        /// The pieces.
+        pieces: PieceSet,
+        /// When to ask for those that are still missing.
+        until: Timestamp,
     },
     /// The nodes of the fleet, this one included or not: who may be waited for.
     Roster {
@@ -283,6 +295,7 @@ pub struct Swarm {
     news: News,
     window: Window,
     weights: BTreeMap<ArtifactId, pick::Weights>,
+    reserved: Reserved,
     outputs: VecDeque<Output>,
     wake_at: Option<Timestamp>,
 }
@@ -302,6 +315,7 @@ impl Swarm {
             news: News::default(),
             window: Window::default(),
             weights: BTreeMap::new(),
+            reserved: Reserved::default(),
             outputs: VecDeque::new(),
             wake_at: None,
         }
@@ -320,6 +334,11 @@ impl Swarm {
                 priority,
             } => self.want(now, artifact, have, priority),
             Input::Forget { artifact } => self.forget(artifact),
+            Input::Reserve {
+                artifact,
+                pieces,
+                until,
+            } => self.reserved.set(now, artifact, pieces, until),
             Input::Roster { members } => self.members.set_roster(members, &self.me),
             Input::PeerUp { peer } => self.members.up(&peer),
             Input::PeerDown { peer } => self.peer_down(&peer),
@@ -347,7 +366,12 @@ impl Swarm {
     /// When to call [`handle`](Self::handle) with [`Input::Tick`] if nothing else happens before.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        let deadlines = [self.claims.next_deadline(), self.wake_at, self.news.next_due()];
+        let deadlines = [
+            self.claims.next_deadline(),
+            self.wake_at,
+            self.news.next_due(),
+            self.reserved.next_due(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -395,6 +419,7 @@ impl Swarm {
     fn forget(&mut self, artifact: ArtifactId) {
         self.transfers.remove(&artifact);
         self.weights.remove(&artifact);
+        self.reserved.forget(&artifact);
         self.news.forget(&artifact);
         for id in self.claims.of_artifact(&artifact) {
             self.cancel(id, false);
@@ -497,6 +522,7 @@ impl Swarm {
 
     /// Takes requests back that their source had enough time for, and leaves that source alone for a while.
     fn expire(&mut self, now: Timestamp) {
+        self.reserved.expire(now);
         for id in self.claims.overdue(now) {
             if let Some(claim) = self.cancel(id, true) {
                 let waited = now.since(claim.since);

@@ -277,7 +277,7 @@ impl Swarm {
         let mut candidates: Vec<(u64, usize, u32, u32)> = self.transfers[artifact]
             .have
             .missing()
-            .filter(|piece| !claimed.contains(piece))
+            .filter(|piece| !claimed.contains(piece) && !self.reserved.covers(artifact, *piece))
             .filter_map(|piece| {
                 let (holders, place) = view.look(piece);
                 let crosses = match place? {
@@ -311,7 +311,8 @@ impl Swarm {
         let transfer = self.transfers.get(artifact)?;
         let of_it = || self.claims.iter().filter(|claim| claim.artifact == *artifact);
         let asked: BTreeSet<u32> = of_it().map(|claim| claim.piece).collect();
-        if transfer.have.missing().any(|piece| !asked.contains(&piece)) {
+        let unasked = |piece| !asked.contains(&piece) && !self.reserved.covers(artifact, piece);
+        if transfer.have.missing().any(unasked) {
             return None;
         }
         let view = self.view(now, artifact)?;

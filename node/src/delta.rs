@@ -29,7 +29,7 @@ use crate::store::{ChunkStore, Read};
 const SOURCES_MAX: usize = 4;
 
 /// Below this a new version costs less than the questions about it.
-pub const DELTA_BYTES_MIN: u64 = 4 * PIECE_BYTES;
+pub(crate) const DELTA_BYTES_MIN: u64 = 4 * PIECE_BYTES;
 
 /// The network is waited with for this long, and for as long as the image would take at [`HOLD_BYTES_PER_SECOND`].
 const HOLD_MIN: Duration = Duration::from_secs(2);
@@ -37,13 +37,13 @@ const HOLD_BYTES_PER_SECOND: u64 = 128 << 20;
 
 /// How long the pieces of an image of `length` bytes are not asked for while they may come out of old images.
 #[must_use]
-pub fn hold(length: u64) -> Duration {
+pub(crate) fn hold(length: u64) -> Duration {
     HOLD_MIN + Duration::from_millis(length * 1_000 / HOLD_BYTES_PER_SECOND)
 }
 
 /// Why an image cannot be put together from others.
 #[derive(Debug, thiserror::Error)]
-pub enum DeltaError {
+pub(crate) enum DeltaError {
     /// The recipe is no good.
     #[error("the recipe of artifact {image} is refused")]
     Recipe {
@@ -65,7 +65,7 @@ pub enum DeltaError {
 impl DeltaError {
     /// A stable name for machines.
     #[must_use]
-    pub fn code(&self) -> &'static str {
+    pub(crate) fn code(&self) -> &'static str {
         match self {
             Self::Recipe { source, .. } => source.code(),
             Self::Unreadable { .. } => "recipe_unreadable",
@@ -75,7 +75,7 @@ impl DeltaError {
 
 /// Where the chunks of an image lie in others.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     recipe: Recipe,
     /// Where each chunk begins in the image.
     starts: Vec<u64>,
@@ -88,16 +88,16 @@ pub struct Plan {
 
 /// What of one piece was found here.
 #[derive(Debug)]
-pub struct Part {
+pub(crate) struct Part {
     /// As many bytes as the piece has; zeros where nothing was found.
     content: Vec<u8>,
     /// The groups that are wholly here.
-    pub groups: Groups,
+    pub(crate) groups: Groups,
 }
 
 impl Plan {
     /// Reads the recipe of `image` from the store and looks for its chunks in `sources`, until `deadline` at most.
-    pub async fn make(
+    pub(crate) async fn make(
         store: &dyn ChunkStore,
         image: ArtifactId,
         length: u64,
@@ -142,13 +142,13 @@ impl Plan {
 
     /// How the image is cut.
     #[must_use]
-    pub fn layout(&self) -> PieceLayout {
+    pub(crate) fn layout(&self) -> PieceLayout {
         self.recipe.tree().layout()
     }
 
     /// The pieces of which everything was found.
     #[must_use]
-    pub fn whole(&self) -> PieceSet {
+    pub(crate) fn whole(&self) -> PieceSet {
         let layout = self.layout();
         let mut whole = PieceSet::full(layout.pieces());
         for (chunk, (start, found)) in self.recipe.chunks().iter().zip(self.starts.iter().zip(&self.found)) {
@@ -164,17 +164,23 @@ impl Plan {
 
     /// The groups of a piece that were wholly found; none of a piece that was spoiled.
     #[must_use]
-    pub fn groups(&self, piece: u32) -> Groups {
+    pub(crate) fn groups(&self, piece: u32) -> Groups {
         let layout = self.layout();
         let range = layout.bytes(piece);
-        if self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).contains(piece) {
+        if self
+            .spoiled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(piece)
+        {
             return Groups::default();
         }
         let mut missing = Groups::default();
         for number in self.chunks_of(piece) {
             if self.found[number].is_none() {
                 let start = self.starts[number].max(range.start) - range.start;
-                let end = (self.starts[number] + u64::from(self.recipe.chunks()[number].bytes)).min(range.end) - range.start;
+                let end =
+                    (self.starts[number] + u64::from(self.recipe.chunks()[number].bytes)).min(range.end) - range.start;
                 (start / GROUP_BYTES..end.div_ceil(GROUP_BYTES)).for_each(|group| missing.insert(group as u32));
             }
         }
@@ -182,12 +188,14 @@ impl Plan {
     }
 
     /// Reads what was found of a piece.
-    pub async fn part(&self, store: &dyn ChunkStore, piece: u32) -> io::Result<Part> {
+    pub(crate) async fn part(&self, store: &dyn ChunkStore, piece: u32) -> io::Result<Part> {
         let range = self.layout().bytes(piece);
         let mut content = vec![0; (range.end - range.start) as usize];
         let mut readers: BTreeMap<u8, Pin<Box<dyn Read>>> = BTreeMap::new();
         for number in self.chunks_of(piece) {
-            let Some((source, at)) = self.found[number] else { continue };
+            let Some((source, at)) = self.found[number] else {
+                continue;
+            };
             let start = self.starts[number];
             let end = start + u64::from(self.recipe.chunks()[number].bytes);
             let (first, last) = (start.max(range.start), end.min(range.end));
@@ -207,7 +215,7 @@ impl Plan {
     /// A piece as a store takes it in, out of what was found and of groups that were fetched; `None` if that is not the
     /// piece: then nothing is put together of it any more.
     #[must_use]
-    pub fn encode(&self, piece: u32, mut part: Part, fetched: &[(u64, Bytes)]) -> Option<Bytes> {
+    pub(crate) fn encode(&self, piece: u32, mut part: Part, fetched: &[(u64, Bytes)]) -> Option<Bytes> {
         let start = self.layout().bytes(piece).start;
         for (at, bytes) in fetched {
             let from = usize::try_from(at.checked_sub(start)?).ok()?;
@@ -221,14 +229,20 @@ impl Plan {
     }
 
     /// Gives up on putting a piece together.
-    pub fn spoil(&self, piece: u32) {
-        self.spoiled.lock().unwrap_or_else(PoisonError::into_inner).insert(piece);
+    pub(crate) fn spoil(&self, piece: u32) {
+        self.spoiled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(piece);
     }
 
     /// The chunks that lie in a piece, at least partly.
     fn chunks_of(&self, piece: u32) -> std::ops::Range<usize> {
         let range = self.layout().bytes(piece);
-        let first = self.starts.partition_point(|start| *start <= range.start).saturating_sub(1);
+        let first = self
+            .starts
+            .partition_point(|start| *start <= range.start)
+            .saturating_sub(1);
         first..self.starts.partition_point(|start| *start < range.end)
     }
 }
@@ -244,7 +258,9 @@ struct Search {
 impl Search {
     fn new(recipe: &Recipe) -> Self {
         let numbered = (0..).zip(recipe.chunks());
-        let mut wanted: Vec<_> = numbered.map(|(number, chunk)| (chunk.name, chunk.bytes, number)).collect();
+        let mut wanted: Vec<_> = numbered
+            .map(|(number, chunk)| (chunk.name, chunk.bytes, number))
+            .collect();
         wanted.sort_unstable();
         Self {
             missing: wanted.len(),

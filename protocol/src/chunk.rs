@@ -9,8 +9,9 @@ use std::{
     ops::Range,
 };
 
+pub use bao_tree::ChunkRanges;
 use bao_tree::{
-    BaoTree, BlockSize, ChunkNum, ChunkRanges,
+    BaoTree, BlockSize, ChunkNum,
     io::{
         BaoContentItem,
         outboard::PostOrderOutboard,

@@ -6,6 +6,7 @@
 //! - `coordinator`: metadata, campaigns, roster, permits and reports
 //! - `attempts`: devices, admission and running attempts
 //! - `audit`: checkpoints of the audit log
+//! - `delta`: new images out of old ones
 //! - `evidence`: the signed reports that permits rest on
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
@@ -16,6 +17,7 @@
 mod attempts;
 mod audit;
 mod coordinator;
+mod delta;
 mod evidence;
 mod renewal;
 mod safety;
@@ -38,6 +40,7 @@ use firmesh_protocol::{
     chunk::{DecodeError, PieceLayout},
     identity::certificate_validity,
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
+    manifest::Artifact,
     pieces::PieceSet,
     report::{DeviceFacts, NodeRecord},
     time::{Timestamp, WallTime},
@@ -54,6 +57,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     audit::AuditWatch,
     campaigns::CampaignError,
+    delta::{DeltaError, Plan},
     identity::Identity,
     images::Images,
     journal::NodeJournal,
@@ -66,6 +70,7 @@ use crate::{
 };
 use attempts::Devices;
 use coordinator::Fleet;
+use delta::{Deltas, Made, Rest};
 use evidence::Evidence;
 use safety::{Brakes, Revocations};
 pub use start::{RunError, run};
@@ -78,11 +83,27 @@ enum Event {
         source: Source,
         artifact: ArtifactId,
         piece: u32,
-        result: Result<(), PieceError>,
+        /// How many bytes of it did not have to be fetched.
+        result: Result<u64, PieceError>,
     },
     Held {
         artifact: ArtifactId,
         pieces: Result<PieceSet, StoreError>,
+        /// Artifacts that are whole here.
+        whole: Vec<(ArtifactId, u64)>,
+    },
+    RecipeNamed {
+        image: ArtifactId,
+        found: Result<Option<Artifact>, UplinkError>,
+    },
+    Planned {
+        image: ArtifactId,
+        plan: Result<Plan, DeltaError>,
+    },
+    Made {
+        image: ArtifactId,
+        piece: u32,
+        made: Made,
     },
     Hashed {
         artifact: ArtifactId,
@@ -179,6 +200,7 @@ struct Runtime {
     audit: AuditWatch,
     swarm: Swarm,
     tracked: BTreeMap<ArtifactId, Tracked>,
+    deltas: Deltas,
     fetches: BTreeMap<FetchId, (Source, AbortHandle)>,
     traffic: Traffic,
     fleet: Fleet,
@@ -238,7 +260,14 @@ impl Runtime {
                 piece,
                 result,
             } => self.on_fetched(id, &source, artifact, piece, result),
-            Event::Held { artifact, pieces } => self.on_held(artifact, pieces),
+            Event::Held {
+                artifact,
+                pieces,
+                whole,
+            } => self.on_held(artifact, pieces, whole),
+            Event::RecipeNamed { image, found } => self.on_recipe_named(image, found),
+            Event::Planned { image, plan } => self.on_planned(image, plan),
+            Event::Made { image, piece, made } => self.on_made(image, piece, made),
             Event::Hashed { artifact, sha256 } => self.on_hashed(artifact, sha256),
             Event::Synced(result) => self.on_synced(*result),
             Event::Refreshed(refreshed) => self.on_refreshed(*refreshed),
@@ -351,8 +380,18 @@ impl Runtime {
         Ok(())
     }
 
-    /// Takes part in an artifact's swarm, once what is already here is known.
+    /// Takes part in the swarm of an image that was signed.
     fn track(&mut self, artifact: ArtifactId, length: u64, sha256: Sha256) {
+        // A coordinator that lies may have called it another image's recipe, with another length and digest.
+        if self.deltas.forget_recipe(&artifact) {
+            self.tracked.remove(&artifact);
+            self.swarm.handle(self.now(), swarm::Input::Forget { artifact });
+        }
+        self.collect(artifact, length, sha256);
+    }
+
+    /// Takes part in an artifact's swarm, once what is already here is known.
+    fn collect(&mut self, artifact: ArtifactId, length: u64, sha256: Sha256) {
         if self.tracked.contains_key(&artifact) {
             return;
         }
@@ -376,11 +415,22 @@ impl Runtime {
         self.spawn(async move {
             tokio::time::sleep(after).await;
             let pieces = store.pieces(artifact, layout).await;
-            Event::Held { artifact, pieces }
+            // What is not known to be whole is no help, and no harm.
+            let whole = store.whole().await.unwrap_or_default();
+            Event::Held {
+                artifact,
+                pieces,
+                whole,
+            }
         });
     }
 
-    fn on_held(&mut self, artifact: ArtifactId, pieces: Result<PieceSet, StoreError>) -> Result<(), JournalError> {
+    fn on_held(
+        &mut self,
+        artifact: ArtifactId,
+        pieces: Result<PieceSet, StoreError>,
+        whole: Vec<(ArtifactId, u64)>,
+    ) -> Result<(), JournalError> {
         match pieces {
             Ok(have) => {
                 info!(%artifact, have = have.count(), of = have.total(), "taking part in an artifact");
@@ -391,10 +441,13 @@ impl Runtime {
                     artifact,
                     pieces: have.clone(),
                 });
+                self.begin_delta(artifact, &have, whole)?;
+                // A recipe is small, and its image waits for it.
+                let priority = if self.deltas.is_recipe(&artifact) { 2 } else { 1 };
                 self.tell_swarm(swarm::Input::Want {
                     artifact,
                     have,
-                    priority: 1,
+                    priority,
                 })
             }
             Err(error) => {
@@ -413,13 +466,26 @@ impl Runtime {
         };
         let (store, transport, uplink) = (Arc::clone(&self.store), self.transport.clone(), self.uplink.clone());
         let asked = source.clone();
+        let plan = self.deltas.plan(&artifact);
         let task = self.spawn(async move {
             let result = async {
+                let rest = Rest {
+                    store: &*store,
+                    transport: &transport,
+                    uplink: &uplink,
+                    source: &source,
+                };
+                if let Some(plan) = &plan
+                    && let Some(reused) = rest.fetch(plan, artifact, piece).await?
+                {
+                    return Ok(reused);
+                }
                 let encoded = match &source {
                     Source::Peer(peer) => transport.fetch(peer, artifact, layout, piece).await?,
                     Source::Origin => uplink.piece(artifact, layout, piece).await?,
                 };
-                Ok(store.put(artifact, layout, piece, encoded).await?)
+                store.put(artifact, layout, piece, encoded).await?;
+                Ok(0)
             };
             let result = result.await;
             Event::Fetched {
@@ -439,7 +505,7 @@ impl Runtime {
         source: &Source,
         artifact: ArtifactId,
         piece: u32,
-        result: Result<(), PieceError>,
+        result: Result<u64, PieceError>,
     ) -> Result<(), JournalError> {
         self.fetches.remove(&id);
         let held_before = self.swarm.have(&artifact).is_some_and(|have| have.contains(piece));
@@ -448,7 +514,7 @@ impl Runtime {
             .get(&artifact)
             .map_or(0..0, |tracked| tracked.layout.bytes(piece));
         let error = match result {
-            Ok(()) => {
+            Ok(reused) => {
                 let counter = match source {
                     _ if held_before => &mut self.traffic.fetched_again,
                     Source::Origin => &mut self.traffic.from_origin,
@@ -460,7 +526,8 @@ impl Runtime {
                         }
                     }
                 };
-                *counter += range.end - range.start;
+                *counter += (range.end - range.start).saturating_sub(reused);
+                self.traffic.reused += reused;
                 self.tell_swarm(swarm::Input::Fetched { id })?;
                 // The request may have been given up while its piece was being stored: it is here all the same.
                 return self.tell_swarm(swarm::Input::Stored { artifact, piece });
@@ -501,6 +568,8 @@ impl Runtime {
                 let length = tracked.layout.length();
                 self.images.add(artifact, length);
                 info!(%artifact, "an artifact is complete and verified");
+                self.recipe_is_here(artifact, length);
+                self.end_delta(artifact)?;
                 self.fleet.sync_soon();
                 self.release_parked(artifact);
                 self.consider()
@@ -589,12 +658,18 @@ impl Runtime {
     fn holdings(&self) -> Vec<Holding> {
         self.swarm
             .holdings()
+            .filter(|(artifact, _)| !self.deltas.is_recipe(artifact))
             .map(|(artifact, pieces)| Holding {
                 artifact: *artifact,
                 pieces: pieces.count(),
                 pieces_total: pieces.total(),
             })
             .collect()
+    }
+
+    /// What is tracked for its own sake.
+    fn tracked_images(&self) -> impl Iterator<Item = (&ArtifactId, &Tracked)> {
+        self.tracked.iter().filter(|(id, _)| !self.deltas.is_recipe(id))
     }
 
     fn banned(&self) -> BTreeMap<firmesh_protocol::ids::NodeId, String> {
@@ -616,13 +691,11 @@ impl Runtime {
             holdings: self.holdings(),
             traffic: self.traffic(),
             durable_at_start: self
-                .tracked
-                .iter()
+                .tracked_images()
                 .filter_map(|(id, tracked)| Some((id.to_string(), tracked.durable_at_start?)))
                 .collect(),
             transfers: self
-                .tracked
-                .iter()
+                .tracked_images()
                 .map(|(id, tracked)| (id.to_string(), tracked.times))
                 .collect(),
             banned: self.banned(),

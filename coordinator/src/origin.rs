@@ -103,7 +103,9 @@ impl Origin {
                 Some("part") => std::fs::remove_file(path)?,
                 Some(RECIPE) => match named_recipe(&path) {
                     Ok(recipe) => drop(recipes.insert(recipe.id, recipe)),
-                    Err(error) => warn!(path = %path.display(), %error, "an image has no recipe: its name cannot be read"),
+                    Err(error) => {
+                        warn!(path = %path.display(), %error, "an image has no recipe: its name cannot be read")
+                    }
                 },
                 _ => {}
             }

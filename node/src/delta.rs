@@ -2,7 +2,7 @@
 //! pieces are put together from them.
 //!
 //! Invariants: what is put together hashes to its piece of the image's root, or is thrown away; memory is bounded by the
-//! recipe (32 bytes for each of its chunks) and one piece for each piece that is worked on; the search ends at its deadline
+//! recipe (48 bytes for each of its chunks) and one piece for each piece that is worked on; the search ends at its deadline
 //! with what it has found. Old images are read through the store, which checks what it reads.
 
 use std::{
@@ -18,6 +18,7 @@ use firmesh_protocol::{
     chunk::{GROUP_BYTES, PIECE_BYTES, PieceLayout},
     groups::Groups,
     ids::ArtifactId,
+    limits::ARTIFACT_BYTES_MAX,
     pieces::PieceSet,
     recipe::{CHUNK_SIZES, Chunk, ChunkName, Chunker, RECIPE_BYTES_MAX, Recipe, RecipeError},
 };
@@ -79,12 +80,31 @@ pub(crate) struct Plan {
     recipe: Recipe,
     /// Where each chunk begins in the image.
     starts: Vec<u64>,
-    /// Where each chunk was found: in which source, at which byte.
-    found: Vec<Option<(u8, u64)>>,
+    found: Vec<Place>,
     sources: Vec<ArtifactId>,
     /// Pieces whose parts turned out to be something else.
     spoiled: Mutex<PieceSet>,
 }
+
+/// Where a chunk was found: in which source, and at which byte of it. One word, because there are many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place(u64);
+
+impl Place {
+    const NOWHERE: Self = Self(u64::MAX);
+    const SOURCE_SHIFT: u32 = 56;
+
+    fn at(source: u8, byte: u64) -> Self {
+        Self(u64::from(source) << Self::SOURCE_SHIFT | byte)
+    }
+
+    fn get(self) -> Option<(u8, u64)> {
+        let byte = self.0 & !(u64::MAX << Self::SOURCE_SHIFT);
+        (self != Self::NOWHERE).then_some(((self.0 >> Self::SOURCE_SHIFT) as u8, byte))
+    }
+}
+
+const _: () = assert!(ARTIFACT_BYTES_MAX >> Place::SOURCE_SHIFT == 0 && SOURCES_MAX < 255);
 
 /// What of one piece was found here.
 #[derive(Debug)]
@@ -152,7 +172,7 @@ impl Plan {
         let layout = self.layout();
         let mut whole = PieceSet::full(layout.pieces());
         for (chunk, (start, found)) in self.recipe.chunks().iter().zip(self.starts.iter().zip(&self.found)) {
-            if found.is_none() {
+            if *found == Place::NOWHERE {
                 let last = start + u64::from(chunk.bytes) - 1;
                 for piece in start / PIECE_BYTES..=last / PIECE_BYTES {
                     whole.remove(piece as u32);
@@ -177,7 +197,7 @@ impl Plan {
         }
         let mut missing = Groups::default();
         for number in self.chunks_of(piece) {
-            if self.found[number].is_none() {
+            if self.found[number] == Place::NOWHERE {
                 let start = self.starts[number].max(range.start) - range.start;
                 let end =
                     (self.starts[number] + u64::from(self.recipe.chunks()[number].bytes)).min(range.end) - range.start;
@@ -193,7 +213,7 @@ impl Plan {
         let mut content = vec![0; (range.end - range.start) as usize];
         let mut readers: BTreeMap<u8, Pin<Box<dyn Read>>> = BTreeMap::new();
         for number in self.chunks_of(piece) {
-            let Some((source, at)) = self.found[number] else {
+            let Some((source, at)) = self.found[number].get() else {
                 continue;
             };
             let start = self.starts[number];
@@ -251,7 +271,7 @@ impl Plan {
 struct Search {
     /// By name, then length, then number.
     wanted: Vec<(ChunkName, u32, u32)>,
-    found: Vec<Option<(u8, u64)>>,
+    found: Vec<Place>,
     missing: usize,
 }
 
@@ -264,7 +284,7 @@ impl Search {
         wanted.sort_unstable();
         Self {
             missing: wanted.len(),
-            found: vec![None; wanted.len()],
+            found: vec![Place::NOWHERE; wanted.len()],
             wanted,
         }
     }
@@ -291,10 +311,10 @@ impl Search {
         for (name, bytes, number) in &self.wanted[first..] {
             // Whoever finds it first finds all its places.
             let place = &mut self.found[*number as usize];
-            if (*name, *bytes) != key || place.is_some() {
+            if (*name, *bytes) != key || *place != Place::NOWHERE {
                 break;
             }
-            *place = Some((source, *at));
+            *place = Place::at(source, *at);
             self.missing -= 1;
         }
         *at += u64::from(chunk.bytes);

@@ -42,11 +42,11 @@ impl ChunkSizes {
 /// How every recipe of this version cuts (decision 0010).
 pub const CHUNK_SIZES: ChunkSizes = ChunkSizes::around(4 << 10);
 
-/// Chunks of one recipe, and of all images that are looked through for one: an index of them takes 24 MiB.
+/// Chunks of one recipe: they take 48 MiB of memory while they are looked for, and half of it afterwards.
 pub const CHUNKS_MAX: usize = 1 << 20;
 
-/// The longest image that has a recipe: its chunks could be half as long as they should.
-pub const RECIPE_IMAGE_BYTES_MAX: u64 = (CHUNKS_MAX / 2 * CHUNK_SIZES.mean) as u64;
+/// The longest image that has a recipe, 4 GiB: cut to the mean it has as many chunks as there may be.
+pub const RECIPE_IMAGE_BYTES_MAX: u64 = (CHUNKS_MAX * CHUNK_SIZES.mean) as u64;
 
 /// The longest recipe.
 pub const RECIPE_BYTES_MAX: u64 =

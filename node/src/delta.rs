@@ -32,11 +32,15 @@ const SOURCES_MAX: usize = 4;
 /// Below this a new version costs less than the questions about it.
 pub(crate) const DELTA_BYTES_MIN: u64 = 4 * PIECE_BYTES;
 
-/// The network is waited with for this long, and for as long as the image would take at [`HOLD_BYTES_PER_SECOND`].
+/// How long an image is not asked for while its recipe is on the way: after a restart the peers have to be met first.
+pub(crate) const RECIPE_HOLD: Duration = Duration::from_secs(5);
+
+/// Looking through old images, and putting pieces together, may each take this long, and as long as the image would take
+/// at [`HOLD_BYTES_PER_SECOND`].
 const HOLD_MIN: Duration = Duration::from_secs(2);
 const HOLD_BYTES_PER_SECOND: u64 = 128 << 20;
 
-/// How long the pieces of an image of `length` bytes are not asked for while they may come out of old images.
+/// How long the pieces of an image of `length` bytes are not asked for while they are looked for, or put together.
 #[must_use]
 pub(crate) fn hold(length: u64) -> Duration {
     HOLD_MIN + Duration::from_millis(length * 1_000 / HOLD_BYTES_PER_SECOND)

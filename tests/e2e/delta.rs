@@ -97,7 +97,7 @@ async fn a_lying_recipe_is_refused_and_the_whole_image_is_fetched() -> Result<()
             let status = fleet.node(name)?.status().await?;
             let refusals = status["refusals"].as_array().context("a node says what it refused")?;
             ensure!(
-                refusals.iter().any(|refusal| refusal["code"] == "recipe_root"),
+                refusals.iter().any(|refusal| refusal["code"] == "recipe_length"),
                 "{name} refused something else: {refusals:?}"
             );
         }

@@ -22,7 +22,7 @@ use tracing::{debug, info};
 
 use super::{Chain, Event, PieceError, Runtime};
 use crate::{
-    delta::{DELTA_BYTES_MIN, DeltaError, Plan, hold},
+    delta::{DELTA_BYTES_MIN, DeltaError, Plan, RECIPE_HOLD, hold},
     store::{ChunkStore, PutError, StoreError},
     transport::Transport,
     uplink::{Uplink, UplinkError},
@@ -43,7 +43,6 @@ struct Delta {
     layout: PieceLayout,
     /// Other images that are whole here.
     sources: Vec<(ArtifactId, u64)>,
-    search_until: Instant,
     plan: Option<Arc<Plan>>,
     /// Pieces that are being put together, and until when they are waited for.
     reserved: PieceSet,
@@ -89,7 +88,6 @@ impl Runtime {
             .into_iter()
             .filter(|(id, _)| *id != image && !recipes(id))
             .collect();
-        let hold = hold(layout.length());
         let delta = Delta {
             layout,
             reserved: match sources.is_empty() {
@@ -97,9 +95,8 @@ impl Runtime {
                 false => PieceSet::full(layout.pieces()),
             },
             sources,
-            search_until: Instant::now() + hold,
             plan: None,
-            reserved_until: Timestamp::after_start(self.started.elapsed() + hold),
+            reserved_until: Timestamp::after_start(self.started.elapsed() + RECIPE_HOLD),
         };
         self.deltas.by_image.insert(image, delta);
         let uplink = self.uplink.clone();
@@ -147,30 +144,39 @@ impl Runtime {
             debug!(%image, recipe = %recipe.id, "a recipe is named for a second image");
         }
         if self.tracked.get(&recipe.id).is_some_and(|tracked| tracked.complete) {
-            self.recipe_is_here(recipe.id, recipe.length);
+            self.recipe_is_here(recipe.id, recipe.length)?;
         }
         self.collect(recipe.id, recipe.length, recipe.sha256);
         Ok(())
     }
 
     /// A recipe is complete: looks through the old images, if there are any.
-    pub(super) fn recipe_is_here(&mut self, recipe: ArtifactId, length: u64) {
+    pub(super) fn recipe_is_here(&mut self, recipe: ArtifactId, length: u64) -> Result<(), JournalError> {
         let Some(image) = self.deltas.images.get(&recipe).copied() else {
-            return;
+            return Ok(());
         };
-        let Some(delta) = self.deltas.by_image.get(&image).filter(|delta| delta.plan.is_none()) else {
-            return;
+        let elapsed = self.started.elapsed();
+        let Some(delta) = self
+            .deltas
+            .by_image
+            .get_mut(&image)
+            .filter(|delta| delta.plan.is_none())
+        else {
+            return Ok(());
         };
         if delta.sources.is_empty() {
             self.deltas.by_image.remove(&image);
-            return;
+            return Ok(());
         }
-        let (sources, until, layout) = (delta.sources.clone(), delta.search_until, delta.layout);
-        let store = Arc::clone(&self.store);
+        let (sources, layout) = (delta.sources.clone(), delta.layout);
+        let hold = hold(layout.length());
+        delta.reserved_until = Timestamp::after_start(elapsed + hold);
+        let (store, until) = (Arc::clone(&self.store), Instant::now() + hold);
         self.spawn(async move {
             let plan = Plan::make(&*store, image, layout.length(), (recipe, length), sources, until).await;
             Event::Planned { image, plan }
         });
+        self.reserve(image)
     }
 
     pub(super) fn on_planned(&mut self, image: ArtifactId, plan: Result<Plan, DeltaError>) -> Result<(), JournalError> {

@@ -568,7 +568,7 @@ impl Runtime {
                 let length = tracked.layout.length();
                 self.images.add(artifact, length);
                 info!(%artifact, "an artifact is complete and verified");
-                self.recipe_is_here(artifact, length);
+                self.recipe_is_here(artifact, length)?;
                 self.end_delta(artifact)?;
                 self.fleet.sync_soon();
                 self.release_parked(artifact);

@@ -32,13 +32,14 @@ const SOURCES_MAX: usize = 4;
 /// Below this a new version costs less than the questions about it.
 pub(crate) const DELTA_BYTES_MIN: u64 = 4 * PIECE_BYTES;
 
-/// How long an image is not asked for while its recipe is on the way: after a restart the peers have to be met first.
-pub(crate) const RECIPE_HOLD: Duration = Duration::from_secs(5);
+/// How long an image is not asked for while its recipe is on the way: after a restart the peers have to be met first, and
+/// an importer of the recipe that died is waited for up to 5 s.
+pub(crate) const RECIPE_HOLD: Duration = Duration::from_secs(8);
 
 /// Looking through old images, and putting pieces together, may each take this long, and as long as the image would take
-/// at [`HOLD_BYTES_PER_SECOND`].
-const HOLD_MIN: Duration = Duration::from_secs(2);
-const HOLD_BYTES_PER_SECOND: u64 = 128 << 20;
+/// at [`HOLD_BYTES_PER_SECOND`]. An idle machine needs a fraction; one that is busy reads slowly.
+const HOLD_MIN: Duration = Duration::from_secs(8);
+const HOLD_BYTES_PER_SECOND: u64 = 64 << 20;
 
 /// How long the pieces of an image of `length` bytes are not asked for while they are looked for, or put together.
 #[must_use]

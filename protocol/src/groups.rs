@@ -91,12 +91,12 @@ impl Groups {
         let piece = first / (PIECE_BYTES / 1024);
         let piece_start = piece * (PIECE_BYTES / 1024);
         let mut groups = Self::default();
-        if boundaries.len() % 2 != 0 {
+        if !boundaries.len().is_multiple_of(2) {
             return None;
         }
         for range in boundaries.chunks_exact(2) {
             let (start, end) = (range[0].0 - piece_start, range[1].0 - piece_start);
-            if start % GROUP != 0 || end > PIECE_BYTES / 1024 {
+            if !start.is_multiple_of(GROUP) || end > PIECE_BYTES / 1024 {
                 return None;
             }
             // The last group of an artifact may be short.

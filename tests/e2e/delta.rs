@@ -9,7 +9,6 @@ use firmesh_tests::{
     setup::{MODEL, NEW, NEXT, rules, stage_release},
     wait::{Seen, until},
 };
-use serde_json::Value;
 
 const WITHIN: Duration = Duration::from_secs(60);
 const ENDS_WITHIN: Duration = Duration::from_secs(120);
@@ -147,7 +146,7 @@ async fn traffic(fleet: &mut Cluster) -> Result<BTreeMap<String, (u64, u64)>> {
     for name in names {
         let status = fleet.node(&name)?.status().await?;
         let of = |part: &str| status["traffic"][part].as_u64().unwrap_or_default();
-        let again = status["traffic"]["fetched_again"] == Value::from(0);
+        let again = status["traffic"]["fetched_again"] == 0;
         ensure!(again, "{name} fetched something twice: {status}");
         traffic.insert(
             name,

@@ -73,10 +73,12 @@ impl Groups {
         ranges.map(|range| range.end - range.start).sum()
     }
 
-    /// The groups of a piece as the tree counts: in chunks.
+    /// The groups of a piece as the tree counts: in chunks. Those that do not exist have none.
     #[must_use]
     pub fn chunks(self, layout: PieceLayout, piece: u32) -> ChunkRanges {
-        let ranges = self.iter().map(|group| Self::bytes_of(layout, piece, group));
+        let beyond = self.without(Self::all(layout, piece));
+        let existing = self.without(beyond).iter();
+        let ranges = existing.map(|group| Self::bytes_of(layout, piece, group));
         ranges.fold(ChunkRanges::empty(), |chunks, range| {
             chunks | ChunkRanges::from(ChunkNum::full_chunks(range.start)..ChunkNum::chunks(range.end))
         })
@@ -131,6 +133,9 @@ mod tests {
         let counts = [0, 1, 2].map(|piece| Groups::all(layout, piece).count());
         assert_eq!(counts, [16, 2, 0]);
         assert_eq!(Groups::all(layout, 1).bytes(layout, 1), GROUP_BYTES + 1);
+        // Groups behind a chunk that is not whole were once counted as that chunk.
+        assert_eq!(Groups(0xfffe).chunks(layout, 1), Groups(2).chunks(layout, 1));
+        assert!(Groups(0xfffc).chunks(layout, 1).is_empty());
     }
 
     proptest! {

@@ -47,7 +47,7 @@ const draw = () => {
     fill("nodes", [...state.nodes.values()].map((n) => {
       const [held, total] = n.holdings.reduce(([a, b], h) => [a + h.pieces, b + h.pieces_total], [0, 0]);
       return [n.node, n.path, n.last_seen ?? (n.enrolled ? "never" : "not enrolled"), `${held} / ${total}`,
-        bytes(n.traffic.from_origin), bytes(n.traffic.from_rack), bytes(n.traffic.from_other_racks),
+        bytes(n.traffic.from_origin), bytes(n.traffic.from_rack), bytes(n.traffic.from_other_racks), bytes(n.traffic.reused),
         Object.entries(n.banned).map(([peer, why]) => `${peer}: ${why}`).join("; ")];
     }));
     fill("devices", [...state.devices.values()].slice(0, 2000).map((d) => [d.facts.device, `${d.facts.vendor} ${d.facts.model}`,

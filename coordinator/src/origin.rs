@@ -14,14 +14,17 @@ use std::{
 
 use bytes::Bytes;
 use firmesh_protocol::{
-    chunk::{EncodeError, HashTree, encode},
+    chunk::{EncodeError, HashTree, encode, encode_groups},
+    groups::Groups,
     ids::{ArtifactId, Sha256},
     limits::ARTIFACT_BYTES_MAX,
     manifest::Artifact,
+    recipe::Recipe,
 };
 use futures_util::{Stream, StreamExt as _};
 use sha2::Digest as _;
 use tokio::io::AsyncWriteExt as _;
+use tracing::warn;
 
 use crate::config::remedy;
 
@@ -79,7 +82,12 @@ pub(crate) enum SliceError {
 pub(crate) struct Origin {
     folder: Arc<Path>,
     trees: Arc<Mutex<BTreeMap<ArtifactId, Arc<HashTree>>>>,
+    /// The recipes of images, by their own names: artifacts that nobody imported.
+    recipes: Arc<Mutex<BTreeMap<ArtifactId, Artifact>>>,
 }
+
+/// What names of files end with that name an image's recipe.
+const RECIPE: &str = "recipe";
 
 /// Trees kept in memory: what a few campaigns at once need. One takes 4 MiB for each GiB of its artifact.
 const TREES_MAX: usize = 16;
@@ -87,15 +95,25 @@ const TREES_MAX: usize = 16;
 impl Origin {
     /// Uses `folder`, which exists. Uploads that a crash cut off are removed.
     pub(crate) fn open(folder: PathBuf) -> io::Result<Self> {
+        let mut recipes = BTreeMap::new();
         for entry in std::fs::read_dir(&folder)? {
             let path = entry?.path();
-            if path.extension().is_some_and(|extension| extension == "part") {
-                std::fs::remove_file(path)?;
+            let extension = path.extension().and_then(|extension| extension.to_str());
+            match extension {
+                Some("part") => std::fs::remove_file(path)?,
+                Some(RECIPE) => match named_recipe(&path) {
+                    Ok(recipe) => drop(recipes.insert(recipe.id, recipe)),
+                    Err(error) => {
+                        warn!(path = %path.display(), %error, "an image has no recipe: its name cannot be read")
+                    }
+                },
+                _ => {}
             }
         }
         Ok(Self {
             folder: folder.into(),
             trees: Arc::default(),
+            recipes: Arc::new(Mutex::new(recipes)),
         })
     }
 
@@ -144,7 +162,33 @@ impl Origin {
     }
 
     fn settle(&self, part: tempfile::NamedTempFile, sha256: Sha256, length: u64) -> io::Result<Artifact> {
-        let tree = HashTree::build(io::BufReader::with_capacity(1 << 20, part.reopen()?), length)?;
+        let reader = || io::Result::Ok(io::BufReader::with_capacity(1 << 20, part.reopen()?));
+        let tree = HashTree::build(reader()?, length)?;
+        let recipe = Recipe::build(reader()?, tree.root, length)?;
+        let image = self.keep(part, &tree, sha256)?;
+        // The recipe's name is written last: what it names is there.
+        if let Some(recipe) = recipe {
+            let bytes = recipe.to_bytes();
+            let mut part = tempfile::Builder::new().suffix(".part").tempfile_in(&self.folder)?;
+            io::Write::write_all(&mut part, &bytes)?;
+            part.as_file().sync_all()?;
+            let tree = HashTree::build(&bytes[..], bytes.len() as u64)?;
+            let recipe = self.keep(part, &tree, Sha256::of(&bytes))?;
+            let mut name = tempfile::Builder::new().suffix(".part").tempfile_in(&self.folder)?;
+            io::Write::write_all(&mut name, &serde_json::to_vec(&recipe)?)?;
+            name.as_file().sync_all()?;
+            name.persist(self.recipe_path(image.id))?;
+            File::open(&self.folder)?.sync_all()?;
+            self.recipes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(recipe.id, recipe);
+        }
+        Ok(image)
+    }
+
+    /// Puts a durable file and its tree in their places.
+    fn keep(&self, part: tempfile::NamedTempFile, tree: &HashTree, sha256: Sha256) -> io::Result<Artifact> {
         let mut nodes = tempfile::Builder::new().suffix(".part").tempfile_in(&self.folder)?;
         io::Write::write_all(&mut nodes, &tree.nodes)?;
         nodes.as_file().sync_all()?;
@@ -154,8 +198,23 @@ impl Origin {
         Ok(Artifact {
             id: tree.root,
             sha256,
-            length,
+            length: tree.length,
         })
+    }
+
+    /// The recipe of an image, if it has one: see [`firmesh_protocol::recipe`]. Blocks.
+    pub(crate) fn recipe_of(&self, image: ArtifactId) -> Result<Option<Artifact>, SliceError> {
+        match named_recipe(&self.recipe_path(image)) {
+            Ok(recipe) => Ok(Some(recipe)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(SliceError::Disk { id: image, source }),
+        }
+    }
+
+    /// A recipe by its own name.
+    pub(crate) fn recipe(&self, id: ArtifactId) -> Option<Artifact> {
+        let recipes = self.recipes.lock().unwrap_or_else(PoisonError::into_inner);
+        recipes.get(&id).cloned()
     }
 
     /// The whole artifact, to be read from its beginning. Whoever reads it checks it.
@@ -170,6 +229,14 @@ impl Origin {
         let data = File::open(self.data_path(artifact.id)).map_err(disk)?;
         let tree = self.tree(artifact).map_err(disk)?;
         Ok(encode(data, &tree, range)?)
+    }
+
+    /// The same for some chunk groups of a piece.
+    pub(crate) fn groups(&self, artifact: &Artifact, piece: u32, groups: Groups) -> Result<Vec<u8>, SliceError> {
+        let disk = |source| unreadable(artifact.id, source);
+        let data = File::open(self.data_path(artifact.id)).map_err(disk)?;
+        let tree = self.tree(artifact).map_err(disk)?;
+        Ok(encode_groups(data, &tree, piece, groups)?)
     }
 
     fn tree(&self, artifact: &Artifact) -> io::Result<Arc<HashTree>> {
@@ -199,9 +266,18 @@ impl Origin {
         self.folder.join(format!("{id}.bin"))
     }
 
+    fn recipe_path(&self, image: ArtifactId) -> PathBuf {
+        self.folder.join(format!("{image}.{RECIPE}"))
+    }
+
     fn tree_path(&self, id: ArtifactId) -> PathBuf {
         self.folder.join(format!("{id}.tree"))
     }
+}
+
+/// What a file says that names an image's recipe.
+fn named_recipe(path: &Path) -> io::Result<Artifact> {
+    Ok(serde_json::from_slice(&std::fs::read(path)?)?)
 }
 
 fn unreadable(id: ArtifactId, source: io::Error) -> SliceError {
@@ -248,6 +324,26 @@ mod tests {
             origin.slice(&artifact, &range),
             Err(SliceError::Encode(EncodeError::Unreadable { .. }))
         ));
+    }
+
+    #[tokio::test]
+    async fn an_image_has_a_recipe_that_is_served_like_any_artifact() {
+        let folder = tempfile::tempdir().unwrap();
+        let origin = Origin::open(folder.path().to_owned()).unwrap();
+        let image: Vec<u8> = (0..2_000_000_u32).map(|at| (at % 251) as u8).collect();
+        let artifact = origin.import(body(&image), None).await.unwrap();
+        let recipe = origin.recipe_of(artifact.id).unwrap().unwrap();
+        assert_eq!(origin.recipe(artifact.id), None);
+        assert!(origin.recipe_of(recipe.id).unwrap().is_none());
+        // It is known by its own name after a restart too, and one that cannot be read costs only itself.
+        std::fs::write(folder.path().join("x.recipe"), "{").unwrap();
+        let origin = Origin::open(folder.path().to_owned()).unwrap();
+        assert_eq!(origin.recipe(recipe.id).as_ref(), Some(&recipe));
+        let encoded = origin.slice(&recipe, &(0..recipe.length)).unwrap();
+        let bytes = decode(&encoded, recipe.id, recipe.length, &(0..recipe.length)).unwrap();
+        assert_eq!(Sha256::of(&bytes), recipe.sha256);
+        let read = Recipe::from_bytes(&bytes, artifact.id, artifact.length).unwrap();
+        assert_eq!(read.tree().root(), artifact.id);
     }
 
     #[tokio::test]

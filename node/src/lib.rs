@@ -6,6 +6,7 @@
 mod audit;
 mod campaigns;
 pub mod config;
+mod delta;
 mod files;
 pub mod identity;
 pub mod images;

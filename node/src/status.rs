@@ -319,6 +319,11 @@ fn registry(status: &Status) -> Registry {
         traffic.fetched_again,
     );
     gauge(
+        "reused_bytes",
+        "Content taken from other images that were held, and not fetched",
+        traffic.reused,
+    );
+    gauge(
         "peers_connected",
         "Peers with a control stream",
         status.connected as u64,

@@ -10,8 +10,10 @@ use bytes::{Bytes, BytesMut};
 use firmesh_protocol::{
     api::{EnrolRequest, EnrolResponse, Problem, RenewRequest, SyncRequest, SyncResponse},
     chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout},
+    groups::Groups,
     ids::{ArtifactId, CampaignId, NodeId, Sha256},
     limits::{EVIDENCE_BYTES_MAX, MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
+    manifest::Artifact,
     trust::Input,
 };
 use reqwest::{Client, RequestBuilder, StatusCode};
@@ -35,6 +37,9 @@ const SYNC_BYTES_MAX: u64 = 32 << 20;
 
 /// A refusal is a sentence.
 const PROBLEM_BYTES_MAX: u64 = 64 << 10;
+
+/// A recipe is named by two digests and a length.
+const RECIPE_NAME_BYTES_MAX: u64 = 4 << 10;
 
 /// An enrolment answer is two certificates.
 const ENROL_BYTES_MAX: u64 = 64 << 10;
@@ -253,6 +258,34 @@ impl Uplink {
         let (offset, length) = (range.start, range.end - range.start);
         let path = format!("/node/v1/artifacts/{artifact}/slice?offset={offset}&length={length}");
         self.get(&path, ENCODED_PIECE_BYTES_MAX as u64).await
+    }
+
+    /// Some chunk groups of a piece from the origin, encoded. Not verified.
+    pub async fn groups(
+        &self,
+        artifact: ArtifactId,
+        layout: PieceLayout,
+        piece: u32,
+        groups: Groups,
+    ) -> Result<Bytes, UplinkError> {
+        let range = layout.bytes(piece);
+        let (offset, length) = (range.start, range.end - range.start);
+        let path = format!("/node/v1/artifacts/{artifact}/slice?offset={offset}&length={length}&groups={groups}");
+        self.get(&path, ENCODED_PIECE_BYTES_MAX as u64).await
+    }
+
+    /// The recipe of an image; `None` if the coordinator has none. Not verified.
+    pub async fn recipe(&self, image: ArtifactId) -> Result<Option<Artifact>, UplinkError> {
+        let path = format!("/node/v1/artifacts/{image}/recipe");
+        let bytes = match self.get(&path, RECIPE_NAME_BYTES_MAX).await {
+            Ok(bytes) => bytes,
+            Err(UplinkError::Refused { status, .. }) if status == StatusCode::NOT_FOUND => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let url = || format!("{}{path}", self.url);
+        serde_json::from_slice(&bytes)
+            .map(Some)
+            .map_err(|source| UplinkError::Malformed { url: url(), source })
     }
 
     /// Evidence for a gate, by its digest. Not verified.

@@ -153,6 +153,9 @@ pub struct Traffic {
     pub verification_failures: u64,
     /// Bytes that were fetched although a durable copy was there already.
     pub fetched_again: u64,
+    /// Taken from other images that this node held: what did not have to be fetched.
+    #[serde(default)]
+    pub reused: u64,
 }
 
 /// `POST /node/v1/sync`: a node's heartbeat, reports and inventory in one.

@@ -9,8 +9,9 @@ use std::{
     ops::Range,
 };
 
+pub use bao_tree::ChunkRanges;
 use bao_tree::{
-    BaoTree, BlockSize, ChunkNum, ChunkRanges,
+    BaoTree, BlockSize, ChunkNum,
     io::{
         BaoContentItem,
         outboard::PostOrderOutboard,
@@ -18,7 +19,7 @@ use bao_tree::{
     },
 };
 
-use crate::ids::ArtifactId;
+use crate::{groups::Groups, ids::ArtifactId};
 
 /// Chunk groups of 16 chunks: 16 KiB.
 pub const BLOCK_SIZE: BlockSize = BlockSize::from_chunk_log(4);
@@ -155,12 +156,26 @@ pub fn encode(data: impl ReadAt, tree: &HashTree, range: &Range<u64>) -> Result<
             length: tree.length,
         });
     }
+    encode_chunks(data, tree, &chunks_of(range))
+}
+
+/// The same for some chunk groups of a piece, all of which exist.
+pub fn encode_groups(data: impl ReadAt, tree: &HashTree, piece: u32, groups: Groups) -> Result<Vec<u8>, EncodeError> {
+    let layout = PieceLayout::new(tree.length);
+    if groups.is_empty() || !groups.without(Groups::all(layout, piece)).is_empty() {
+        return Err(EncodeError::OutOfRange {
+            range: layout.bytes(piece),
+            length: tree.length,
+        });
+    }
+    encode_chunks(data, tree, &groups.chunks(layout, piece))
+}
+
+fn encode_chunks(data: impl ReadAt, tree: &HashTree, chunks: &ChunkRanges) -> Result<Vec<u8>, EncodeError> {
     let mut encoded = tree.length.to_le_bytes().to_vec();
-    encode_ranges_validated(data, tree.outboard(), &chunks_of(range), &mut encoded).map_err(|source| {
-        EncodeError::Unreadable {
-            root: tree.root,
-            source,
-        }
+    encode_ranges_validated(data, tree.outboard(), chunks, &mut encoded).map_err(|source| EncodeError::Unreadable {
+        root: tree.root,
+        source,
     })?;
     Ok(encoded)
 }
@@ -200,6 +215,31 @@ pub fn verified_items(
     length: u64,
     range: &Range<u64>,
 ) -> Result<Vec<BaoContentItem>, DecodeError> {
+    verified_chunks(encoded, root, length, &chunks_of(range))
+}
+
+/// The same for a slice of some chunk groups that [`encode_groups`] made: each with the place of its first byte.
+pub fn decode_groups(
+    encoded: &[u8],
+    root: ArtifactId,
+    layout: PieceLayout,
+    piece: u32,
+    groups: Groups,
+) -> Result<Vec<(u64, bytes::Bytes)>, DecodeError> {
+    let items = verified_chunks(encoded, root, layout.length(), &groups.chunks(layout, piece))?;
+    let leaves = items.into_iter().filter_map(|item| match item {
+        BaoContentItem::Leaf(leaf) => Some((leaf.offset, leaf.data)),
+        BaoContentItem::Parent(_) => None,
+    });
+    Ok(leaves.collect())
+}
+
+fn verified_chunks(
+    encoded: &[u8],
+    root: ArtifactId,
+    length: u64,
+    chunks: &ChunkRanges,
+) -> Result<Vec<BaoContentItem>, DecodeError> {
     let head = encoded.first_chunk::<8>().ok_or(DecodeError::Truncated { root })?;
     let found = u64::from_le_bytes(*head);
     if found != length {
@@ -210,7 +250,7 @@ pub fn verified_items(
     }
     let tree = BaoTree::new(length, BLOCK_SIZE);
     let hash = blake3::Hash::from_bytes(*root.as_bytes());
-    DecodeResponseIter::new(hash, tree, &encoded[8..], &chunks_of(range))
+    DecodeResponseIter::new(hash, tree, &encoded[8..], chunks)
         .collect::<Result<_, _>>()
         .map_err(|source| match source {
             bao_tree::io::DecodeError::ParentNotFound(_) | bao_tree::io::DecodeError::LeafNotFound(_) => {

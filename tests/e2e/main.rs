@@ -4,6 +4,7 @@ mod at_rest;
 mod audit;
 mod ceremony;
 mod cli;
+mod delta;
 mod demo;
 mod gates;
 mod layering;

@@ -37,6 +37,8 @@ pub struct Shape {
     pub hosts: u32,
     /// Length of the new image.
     pub image_bytes: usize,
+    /// What makes `next.bin`, the image of version `1.2.0`, of the new image; nothing is signed for it.
+    pub next: Option<fn(Vec<u8>) -> Vec<u8>>,
     /// A member of rack 1 that misbehaves in this manner: `corrupt` or `liar`.
     pub evil_peer: Option<&'static str>,
     /// How long a restart of a device takes, in milliseconds.
@@ -53,6 +55,7 @@ impl Default for Shape {
             bmcs: 1,
             hosts: 0,
             image_bytes: 4 << 20,
+            next: None,
             evil_peer: None,
             boot_ms: 300,
             certificates: "90d",
@@ -118,6 +121,9 @@ impl Cluster {
             let mut image = vec![0; bytes];
             getrandom::fill(&mut image).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
             fs::write(root.join(name), image)?;
+        }
+        if let Some(next) = shape.next {
+            fs::write(root.join("next.bin"), next(fs::read(root.join("image.bin"))?))?;
         }
         let http = client()?;
         let (coordinator, url) = start_coordinator(root, None, shape.certificates).await?;

@@ -23,6 +23,8 @@ pub const MODEL: &str = "R1";
 pub const OLD: &str = "1.0.0";
 /// What campaigns bring.
 pub const NEW: &str = "1.1.0";
+/// What some bring after that.
+pub const NEXT: &str = "1.2.0";
 
 /// Starting takes long when two fleets start on two cores.
 pub(crate) const START_WITHIN: Duration = Duration::from_secs(60);
@@ -154,7 +156,9 @@ pub(crate) async fn start_devices(root: &Path, shape: Shape) -> Result<(Process,
     let mut config =
         "state = \"devices\"\npull_ca_file = \"fleet-ca.pem\"\nusername = \"admin\"\npassword = \"e2e-password\"\n"
             .to_owned();
-    for (file, version) in [("previous.bin", OLD), ("image.bin", NEW)] {
+    let mut images = vec![("previous.bin", OLD), ("image.bin", NEW)];
+    images.extend(shape.next.map(|_| ("next.bin", NEXT)));
+    for (file, version) in images {
         let sha256 = Sha256::of(&fs::read(root.join(file))?);
         write!(
             config,

@@ -11,9 +11,11 @@ use axum::{
 };
 use firmesh_protocol::{
     api::{EnrolRequest, EnrolResponse, RenewRequest, SyncRequest, SyncResponse},
-    chunk::SLICE_BYTES_MAX,
+    chunk::{PIECE_BYTES, SLICE_BYTES_MAX},
+    groups::Groups,
     ids::{ArtifactId, CampaignId, Sha256},
     limits::ENVELOPE_BYTES_MAX,
+    manifest::Artifact,
 };
 use serde::Deserialize;
 
@@ -37,6 +39,7 @@ pub(super) fn router() -> Router<Arc<App>> {
         .route("/node/v1/targets/campaigns/{file}", get(manifest))
         .route("/node/v1/plans/{sha256}", get(plan))
         .route("/node/v1/artifacts/{id}/slice", get(slice))
+        .route("/node/v1/artifacts/{id}/recipe", get(recipe))
         .route("/node/v1/evidence/{sha256}", get(evidence))
         .route("/node/v1/renew", post(renew).layer(DefaultBodyLimit::max(64 << 10)))
         .route("/node/v1/sync", post(sync).layer(DefaultBodyLimit::max(SYNC_BYTES_MAX)))
@@ -101,6 +104,8 @@ async fn renew(
 struct SliceQuery {
     offset: u64,
     length: u64,
+    /// Only these chunk groups of the piece that begins at `offset`.
+    groups: Option<String>,
 }
 
 async fn slice(
@@ -109,22 +114,46 @@ async fn slice(
     Path(id): Path<String>,
     query: Result<Query<SliceQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Failure> {
-    let Query(SliceQuery { offset, length }) = query.map_err(|error| Failure::bad_request(error.body_text()))?;
+    let Query(SliceQuery { offset, length, groups }) =
+        query.map_err(|error| Failure::bad_request(error.body_text()))?;
     let id: ArtifactId = named(&id)?;
     let end = offset.checked_add(length).filter(|_| length <= SLICE_BYTES_MAX);
     let end = end.ok_or_else(|| Failure::bad_request(format!("a slice has at most {SLICE_BYTES_MAX} bytes")))?;
-    let artifact = app
-        .store
-        .artifact(id)
-        .await?
-        .ok_or_else(|| Failure::not_found(format!("artifact {id}")))?;
+    let groups = groups.map(|groups| piece_groups(offset, &groups)).transpose()?;
+    let artifact = match app.store.artifact(id).await? {
+        Some(artifact) => Some(artifact),
+        None => app.origin.recipe(id),
+    };
+    let artifact = artifact.ok_or_else(|| Failure::not_found(format!("artifact {id}")))?;
     let origin = app.origin.clone();
-    let encoded = tokio::task::spawn_blocking(move || origin.slice(&artifact, &(offset..end)));
+    let encoded = tokio::task::spawn_blocking(move || match groups {
+        Some((piece, groups)) => origin.groups(&artifact, piece, groups),
+        None => origin.slice(&artifact, &(offset..end)),
+    });
     let encoded = encoded
         .await
         .map_err(|error| Failure::bad_request(error.to_string()))??;
     app.metrics.served(&peer.identity.node, encoded.len());
     Ok(([(header::CONTENT_TYPE, "application/octet-stream")], encoded).into_response())
+}
+
+/// The groups that a query names, and their piece.
+fn piece_groups(offset: u64, groups: &str) -> Result<(u32, Groups), Failure> {
+    let piece = u32::try_from(offset / PIECE_BYTES).ok();
+    let piece = piece.filter(|_| offset.is_multiple_of(PIECE_BYTES));
+    let piece = piece.ok_or_else(|| Failure::bad_request(format!("no piece begins at byte {offset}")))?;
+    let not_groups = |_| Failure::bad_request("groups are four hexadecimal digits, a bit for each group".to_owned());
+    Ok((piece, groups.parse().map_err(not_groups)?))
+}
+
+/// Which artifact is the recipe of an image.
+async fn recipe(State(app): Shared, _: Peer, Path(id): Path<String>) -> Result<Json<Artifact>, Failure> {
+    let image: ArtifactId = named(&id)?;
+    let origin = app.origin.clone();
+    let found = tokio::task::spawn_blocking(move || origin.recipe_of(image)).await;
+    let found = found.map_err(|error| Failure::bad_request(error.to_string()))??;
+    let none = || Failure::not_found(format!("recipe of artifact {image}"));
+    Ok(Json(found.ok_or_else(none)?))
 }
 
 async fn sync(State(app): Shared, peer: Peer, Body(request): Body<SyncRequest>) -> Result<Json<SyncResponse>, Failure> {

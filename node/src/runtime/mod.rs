@@ -7,6 +7,7 @@
 //! - `attempts`: devices, admission and running attempts
 //! - `audit`: checkpoints of the audit log
 //! - `bundles`: a campaign and its images by hand
+//! - `delta`: new images out of old ones
 //! - `evidence`: the signed reports that permits rest on
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
@@ -19,6 +20,7 @@ mod attempts;
 mod audit;
 mod bundles;
 mod coordinator;
+mod delta;
 mod evidence;
 mod renewal;
 mod room;
@@ -59,6 +61,7 @@ use tracing::{debug, error, info, warn};
 use crate::{
     audit::AuditWatch,
     campaigns::CampaignError,
+    delta::{DeltaError, Plan},
     identity::Identity,
     images::Images,
     journal::NodeJournal,
@@ -71,6 +74,7 @@ use crate::{
 };
 use attempts::Devices;
 use coordinator::Fleet;
+use delta::{Deltas, Made, Rest};
 use evidence::Evidence;
 use room::Room;
 use safety::{Brakes, Revocations};
@@ -84,11 +88,27 @@ enum Event {
         source: Source,
         artifact: ArtifactId,
         piece: u32,
-        result: Result<(), PieceError>,
+        /// How many bytes of it did not have to be fetched.
+        result: Result<u64, PieceError>,
     },
     Held {
         artifact: ArtifactId,
         pieces: Result<PieceSet, StoreError>,
+        /// Artifacts that are whole here.
+        whole: Vec<(ArtifactId, u64)>,
+    },
+    RecipeNamed {
+        image: ArtifactId,
+        found: Result<Option<Artifact>, UplinkError>,
+    },
+    Planned {
+        image: ArtifactId,
+        plan: Result<Plan, DeltaError>,
+    },
+    Made {
+        image: ArtifactId,
+        piece: u32,
+        made: Made,
     },
     Hashed {
         artifact: ArtifactId,
@@ -215,6 +235,7 @@ struct Runtime {
     audit: AuditWatch,
     swarm: Swarm,
     tracked: BTreeMap<ArtifactId, Tracked>,
+    deltas: Deltas,
     fetches: BTreeMap<FetchId, (Source, AbortHandle)>,
     traffic: Traffic,
     fleet: Fleet,
@@ -277,7 +298,14 @@ impl Runtime {
                 piece,
                 result,
             } => self.on_fetched(id, &source, artifact, piece, result),
-            Event::Held { artifact, pieces } => self.on_held(artifact, pieces),
+            Event::Held {
+                artifact,
+                pieces,
+                whole,
+            } => self.on_held(artifact, pieces, whole),
+            Event::RecipeNamed { image, found } => self.on_recipe_named(image, found),
+            Event::Planned { image, plan } => self.on_planned(image, plan),
+            Event::Made { image, piece, made } => self.on_made(image, piece, made),
             Event::Hashed { artifact, sha256 } => self.on_hashed(artifact, sha256),
             Event::Synced(result) => self.on_synced(*result),
             Event::Refreshed(refreshed) => self.on_refreshed(*refreshed),
@@ -354,6 +382,7 @@ impl Runtime {
     // The swarm.
 
     fn tell_swarm(&mut self, input: swarm::Input) -> Result<(), JournalError> {
+        let mut complete = Vec::new();
         self.swarm.handle(self.now(), input);
         while let Some(output) = self.swarm.poll() {
             match output {
@@ -394,18 +423,35 @@ impl Runtime {
                     }
                     info!(%artifact, "every piece of an artifact is here");
                     self.fleet.sync_soon();
-                    if self.devices.is_awaited(artifact) {
+                    if self.devices.is_awaited(artifact) || self.deltas.is_recipe(&artifact) {
                         self.check_whole(artifact);
                     }
-                    self.consider()?;
+                    complete.push(artifact);
                 }
             }
         }
-        Ok(())
+        for artifact in &complete {
+            self.end_delta(*artifact)?;
+        }
+        match complete.is_empty() {
+            true => Ok(()),
+            false => self.consider(),
+        }
+    }
+
+    /// Takes part in the swarm of an image that was signed.
+    fn track(&mut self, image: &Artifact, priority: Priority) -> Result<(), JournalError> {
+        // A coordinator that lies may have called it another image's recipe, with another length and digest.
+        if self.deltas.forget_recipe(&image.id) {
+            self.tracked.remove(&image.id);
+            self.swarm
+                .handle(self.now(), swarm::Input::Forget { artifact: image.id });
+        }
+        self.collect(image, priority)
     }
 
     /// Takes part in an artifact's swarm, once what is already here is known. The most urgent of several campaigns decides.
-    fn track(&mut self, image: &Artifact, priority: Priority) -> Result<(), JournalError> {
+    fn collect(&mut self, image: &Artifact, priority: Priority) -> Result<(), JournalError> {
         let Artifact {
             id: artifact,
             length,
@@ -465,11 +511,22 @@ impl Runtime {
         self.spawn(async move {
             tokio::time::sleep(after).await;
             let pieces = store.pieces(artifact, layout).await;
-            Event::Held { artifact, pieces }
+            // What is not known to be whole is no help, and no harm.
+            let whole = store.whole().await.unwrap_or_default();
+            Event::Held {
+                artifact,
+                pieces,
+                whole,
+            }
         });
     }
 
-    fn on_held(&mut self, artifact: ArtifactId, pieces: Result<PieceSet, StoreError>) -> Result<(), JournalError> {
+    fn on_held(
+        &mut self,
+        artifact: ArtifactId,
+        pieces: Result<PieceSet, StoreError>,
+        whole: Vec<(ArtifactId, u64)>,
+    ) -> Result<(), JournalError> {
         match pieces {
             Ok(have) => {
                 let Some(tracked) = self.tracked.get_mut(&artifact) else {
@@ -490,6 +547,7 @@ impl Runtime {
                     artifact,
                     pieces: have.clone(),
                 });
+                self.begin_delta(artifact, &have, whole)?;
                 self.want(artifact, have)
             }
             Err(error) => {
@@ -508,10 +566,22 @@ impl Runtime {
         };
         let (store, transport, uplink) = (Arc::clone(&self.store), self.transport.clone(), self.uplink.clone());
         let asked = source.clone();
+        let plan = self.deltas.plan(&artifact);
         let task = self.spawn(async move {
             let bytes = layout.bytes(piece);
             let bytes = usize::try_from(bytes.end - bytes.start).unwrap_or(usize::MAX);
             let result = async {
+                let rest = Rest {
+                    store: &*store,
+                    transport: &transport,
+                    uplink: &uplink,
+                    source: &source,
+                };
+                if let Some(plan) = &plan
+                    && let Some(reused) = rest.fetch(plan, artifact, piece).await?
+                {
+                    return Ok(reused);
+                }
                 let encoded = match &source {
                     Source::Peer(peer) => {
                         transport.await_budget(Some(peer), bytes).await;
@@ -522,7 +592,8 @@ impl Runtime {
                         uplink.piece(artifact, layout, piece).await?
                     }
                 };
-                Ok(store.put(artifact, layout, piece, encoded).await?)
+                store.put(artifact, layout, piece, encoded).await?;
+                Ok(0)
             };
             let result = result.await;
             Event::Fetched {
@@ -542,7 +613,7 @@ impl Runtime {
         source: &Source,
         artifact: ArtifactId,
         piece: u32,
-        result: Result<(), PieceError>,
+        result: Result<u64, PieceError>,
     ) -> Result<(), JournalError> {
         self.fetches.remove(&id);
         let held_before = self.swarm.have(&artifact).is_some_and(|have| have.contains(piece));
@@ -551,7 +622,7 @@ impl Runtime {
             .get(&artifact)
             .map_or(0..0, |tracked| tracked.layout.bytes(piece));
         let error = match result {
-            Ok(()) => {
+            Ok(reused) => {
                 let counter = match source {
                     _ if held_before => &mut self.traffic.fetched_again,
                     Source::Origin => &mut self.traffic.from_origin,
@@ -563,7 +634,8 @@ impl Runtime {
                         }
                     }
                 };
-                *counter += range.end - range.start;
+                *counter += (range.end - range.start).saturating_sub(reused);
+                self.traffic.reused += reused;
                 self.tell_swarm(swarm::Input::Fetched { id })?;
                 // The request may have been given up while its piece was being stored: it is here all the same.
                 return self.tell_swarm(swarm::Input::Stored { artifact, piece });
@@ -632,6 +704,7 @@ impl Runtime {
                 self.room.note_whole(artifact, found, self.fleet.now());
                 self.images.add(artifact, length);
                 info!(%artifact, "an artifact has the SHA-256 that was approved");
+                self.recipe_is_here(artifact, length)?;
                 self.release_parked(artifact);
                 self.consider()
             }
@@ -726,12 +799,18 @@ impl Runtime {
     fn holdings(&self) -> Vec<Holding> {
         self.swarm
             .holdings()
+            .filter(|(artifact, _)| !self.deltas.is_recipe(artifact))
             .map(|(artifact, pieces)| Holding {
                 artifact: *artifact,
                 pieces: pieces.count(),
                 pieces_total: pieces.total(),
             })
             .collect()
+    }
+
+    /// What is tracked for its own sake.
+    fn tracked_images(&self) -> impl Iterator<Item = (&ArtifactId, &Tracked)> {
+        self.tracked.iter().filter(|(id, _)| !self.deltas.is_recipe(id))
     }
 
     fn banned(&self) -> BTreeMap<firmesh_protocol::ids::NodeId, String> {
@@ -760,13 +839,11 @@ impl Runtime {
                 .collect(),
             traffic: self.traffic(),
             durable_at_start: self
-                .tracked
-                .iter()
+                .tracked_images()
                 .filter_map(|(id, tracked)| Some((id.to_string(), tracked.durable_at_start?)))
                 .collect(),
             transfers: self
-                .tracked
-                .iter()
+                .tracked_images()
                 .map(|(id, tracked)| (id.to_string(), tracked.times))
                 .collect(),
             banned: self.banned(),

@@ -401,7 +401,7 @@ impl Runtime {
     }
 
     pub(super) fn is_needed(&self, artifact: &ArtifactId) -> bool {
-        self.pinned().contains(artifact)
+        self.deltas.is_recipe(artifact) || self.pinned().contains(artifact)
     }
 }
 

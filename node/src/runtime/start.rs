@@ -228,6 +228,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         trust: Arc::new(tokio::sync::Mutex::new(trust)),
         audit,
         tracked: std::collections::BTreeMap::new(),
+        deltas: super::delta::Deltas::default(),
         fetches: std::collections::BTreeMap::new(),
         traffic: firmesh_protocol::api::Traffic::default(),
         refusals: std::collections::VecDeque::new(),

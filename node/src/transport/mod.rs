@@ -25,7 +25,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use firmesh_node_core::swarm::Audience;
 use firmesh_protocol::{
-    chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
+    chunk::{ChunkRanges, ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
+    groups::Groups,
     identity::NodeIdentity,
     ids::{ArtifactId, NodeId, TopologyPath},
     manifest::Priority,
@@ -33,7 +34,7 @@ use firmesh_protocol::{
     trust::PublicKey,
     wire::{CONTROL_ALPN, PeerMessage, WIRE_VERSION},
 };
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, stream};
 use iroh_blobs::protocol::{GetRequest, Request};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::sync::mpsc;
@@ -378,11 +379,32 @@ impl Transport {
         layout: PieceLayout,
         piece: u32,
     ) -> Result<Bytes, FetchError> {
+        self.fetch_chunks(peer, artifact, layout.chunks(piece)).await
+    }
+
+    /// Asks a peer for some chunk groups of a piece; the answer is not verified yet.
+    pub async fn fetch_groups(
+        &self,
+        peer: &NodeId,
+        artifact: ArtifactId,
+        layout: PieceLayout,
+        piece: u32,
+        groups: Groups,
+    ) -> Result<Bytes, FetchError> {
+        self.fetch_chunks(peer, artifact, groups.chunks(layout, piece)).await
+    }
+
+    async fn fetch_chunks(
+        &self,
+        peer: &NodeId,
+        artifact: ArtifactId,
+        chunks: ChunkRanges,
+    ) -> Result<Bytes, FetchError> {
         let unreachable = |error: Box<dyn std::error::Error + Send + Sync>| FetchError::Unreachable(error);
         let connection = self.blobs_connection(peer).await.map_err(unreachable)?;
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| unreachable(error.into()))?;
         let hash = iroh_blobs::Hash::from_bytes(*artifact.as_bytes());
-        let request = Request::Get(GetRequest::blob_ranges(hash, layout.chunks(piece)));
+        let request = Request::Get(GetRequest::blob_ranges(hash, chunks));
         let request = postcard::to_allocvec(&request).map_err(|error| unreachable(error.into()))?;
         send.write_all(&request)
             .await
@@ -659,9 +681,9 @@ impl Transport {
             send.reset(1_u32.into())?;
             return Err("only get requests are served".into());
         };
-        let Some(range) = single_range(&request) else {
+        let Some(wanted) = Wanted::of(&request) else {
             send.reset(1_u32.into())?;
-            return Err("only one bounded range of one artifact is served".into());
+            return Err("only one bounded range of one artifact, or groups of one piece, are served".into());
         };
         let their_rack = self.peers().roster.get(peer).and_then(|member| member.path.parent());
         let same_rack = their_rack.as_ref() == Some(&self.0.rack);
@@ -672,7 +694,10 @@ impl Transport {
         };
         let artifact = ArtifactId::from(*request.hash.as_bytes());
         let _turn = self.0.precedence.turn(artifact).await;
-        let mut slice = self.0.store.slice(artifact, range);
+        let mut slice = match wanted {
+            Wanted::Range(range) => self.0.store.slice(artifact, range),
+            Wanted::Groups(piece, groups) => stream::once(self.0.store.groups(artifact, piece, groups)).boxed(),
+        };
         while let Some(part) = slice.next().await {
             match part {
                 Ok(mut part) => {
@@ -779,14 +804,24 @@ async fn read_frame(recv: &mut quinn::RecvStream) -> Result<Option<PeerMessage>,
     Ok(Some(message))
 }
 
-/// The byte range of a request for one bounded range of one artifact.
-fn single_range(request: &GetRequest) -> Option<std::ops::Range<u64>> {
-    let (0, chunks) = request.ranges.as_single()? else {
-        return None;
-    };
-    let [start, end] = chunks.boundaries() else { return None };
-    let (start, end) = (start.0.checked_mul(1024)?, end.0.checked_mul(1024)?);
-    (start < end && end - start <= SLICE_BYTES_MAX).then_some(start..end)
+/// What a request asks for.
+enum Wanted {
+    Range(std::ops::Range<u64>),
+    Groups(u32, Groups),
+}
+
+impl Wanted {
+    /// One bounded range of one artifact, or groups here and there in one piece; `None` for anything else.
+    fn of(request: &GetRequest) -> Option<Self> {
+        let (0, chunks) = request.ranges.as_single()? else {
+            return None;
+        };
+        let [start, end] = chunks.boundaries() else {
+            return Groups::of_chunks(chunks).map(|(piece, groups)| Self::Groups(piece, groups));
+        };
+        let (start, end) = (start.0.checked_mul(1024)?, end.0.checked_mul(1024)?);
+        (start < end && end - start <= SLICE_BYTES_MAX).then_some(Self::Range(start..end))
+    }
 }
 
 fn wall_time() -> WallTime {

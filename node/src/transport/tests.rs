@@ -2,7 +2,10 @@
 
 use std::time::Instant;
 
-use firmesh_protocol::{chunk::HashTree, pieces::PieceSet};
+use firmesh_protocol::{
+    chunk::{GROUP_BYTES, HashTree, decode_groups},
+    pieces::PieceSet,
+};
 use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt as _};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use rcgen::string::Ia5String;
@@ -149,6 +152,27 @@ async fn members_meet_talk_and_serve_what_they_hold_and_nothing_else() {
     let missing = b.transport.fetch(&a.id, tree.root, layout, 0).await;
     assert!(matches!(missing, Err(FetchError::NotServed)), "{missing:?}");
 
+    // The first and the third group, and some that are all of what is between two places.
+    for (groups, count) in [("0005", 2), ("00f0", 4), ("ffff", 16)] {
+        let groups: Groups = groups.parse().unwrap();
+        let encoded = b
+            .transport
+            .fetch_groups(&a.id, tree.root, layout, 1, groups)
+            .await
+            .unwrap();
+        let found = decode_groups(&encoded, tree.root, layout, 1, groups).unwrap();
+        assert_eq!(
+            found.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(),
+            count * GROUP_BYTES as usize
+        );
+        assert!(encoded.len() < (count + 1) * GROUP_BYTES as usize);
+    }
+    let missing = b
+        .transport
+        .fetch_groups(&a.id, tree.root, layout, 0, "0005".parse().unwrap())
+        .await;
+    assert!(matches!(missing, Err(FetchError::NotServed)), "{missing:?}");
+
     b.transport.ban(&a.id, "test");
     assert!(matches!(
         b.transport.fetch(&a.id, tree.root, layout, 1).await,
@@ -202,10 +226,14 @@ async fn a_peer_that_breaks_the_protocol_is_reported() {
 proptest! {
     /// What a peer sends as its request for a slice.
     #[test]
-    fn a_request_is_one_bounded_range_or_refused(
-        start in any::<u64>(), end in any::<u64>(), at in any::<Index>(), flips in vec(any::<(Index, u8)>(), 0..4),
+    fn a_request_is_one_bounded_range_or_groups_of_one_piece_or_refused(
+        start in any::<u64>(), end in any::<u64>(), groups in any::<u16>(), here_and_there in any::<bool>(),
+        at in any::<Index>(), flips in vec(any::<(Index, u8)>(), 0..4),
     ) {
-        let ranges = ChunkRanges::chunks(start.min(end)..start.max(end));
+        let ranges = match here_and_there {
+            true => format!("{groups:04x}").parse::<Groups>().unwrap().chunks(PieceLayout::new(1 << 30), start as u32 % 4_096),
+            false => ChunkRanges::chunks(start.min(end)..start.max(end)),
+        };
         let seed = GetRequest::builder().root(ranges).build(iroh_blobs::Hash::from_bytes([7; 32]));
         let mut bytes = postcard::to_allocvec(&Request::Get(seed)).unwrap();
         for (place, flip) in flips {
@@ -213,10 +241,11 @@ proptest! {
             bytes[place] ^= flip;
         }
         bytes.truncate(at.index(bytes.len() * 4));
-        if let Ok(Request::Get(request)) = postcard::from_bytes::<Request>(&bytes)
-            && let Some(range) = single_range(&request)
-        {
-            prop_assert!(range.start < range.end && range.end - range.start <= SLICE_BYTES_MAX);
+        let Ok(Request::Get(request)) = postcard::from_bytes::<Request>(&bytes) else { return Ok(()) };
+        match Wanted::of(&request) {
+            Some(Wanted::Range(range)) => prop_assert!(range.start < range.end && range.end - range.start <= SLICE_BYTES_MAX),
+            Some(Wanted::Groups(_, groups)) => prop_assert!(groups.count() > 1, "{}", groups),
+            None => {}
         }
     }
 }

@@ -13,6 +13,7 @@ mod members;
 mod news;
 mod pick;
 mod reach;
+mod reserve;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -34,6 +35,7 @@ use claims::Claims;
 use members::Members;
 pub use news::Audience;
 use news::News;
+use reserve::Reserved;
 use window::Window;
 
 /// Names one request of this node; never reused.
@@ -78,6 +80,16 @@ pub enum Input {
     Forget {
         /// The artifact.
         artifact: ArtifactId,
+    },
+    /// Pieces that this node is about to have without asking anybody: none of them is asked for until they are stored, or
+    /// the time is over. Takes the place of what was reserved before.
+    Reserve {
+        /// The artifact, whether it is wanted already or not.
+        artifact: ArtifactId,
+        /// The pieces.
+        pieces: PieceSet,
+        /// When to ask for those that are still missing.
+        until: Timestamp,
     },
     /// The nodes of the fleet, this one included or not: who may be waited for.
     Roster {
@@ -286,6 +298,7 @@ pub struct Swarm {
     window: Window,
     weights: BTreeMap<ArtifactId, pick::Weights>,
     reach: BTreeMap<ArtifactId, reach::Reach>,
+    reserved: Reserved,
     outputs: VecDeque<Output>,
     wake_at: Option<Timestamp>,
 }
@@ -306,6 +319,7 @@ impl Swarm {
             window: Window::default(),
             weights: BTreeMap::new(),
             reach: BTreeMap::new(),
+            reserved: Reserved::default(),
             outputs: VecDeque::new(),
             wake_at: None,
         }
@@ -328,6 +342,11 @@ impl Swarm {
                 priority,
             } => self.want(now, artifact, have, priority),
             Input::Forget { artifact } => self.forget(artifact),
+            Input::Reserve {
+                artifact,
+                pieces,
+                until,
+            } => self.reserved.set(now, artifact, pieces, until),
             Input::Roster { members } => self.members.set_roster(members, &self.me),
             Input::PeerUp { peer } => self.members.up(&peer),
             Input::PeerDown { peer } => self.peer_down(&peer),
@@ -355,7 +374,12 @@ impl Swarm {
     /// When to call [`handle`](Self::handle) with [`Input::Tick`] if nothing else happens before.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        let deadlines = [self.claims.next_deadline(), self.wake_at, self.news.next_due()];
+        let deadlines = [
+            self.claims.next_deadline(),
+            self.wake_at,
+            self.news.next_due(),
+            self.reserved.next_due(),
+        ];
         deadlines.into_iter().flatten().min()
     }
 
@@ -410,6 +434,7 @@ impl Swarm {
         self.transfers.remove(&artifact);
         self.weights.remove(&artifact);
         self.reach.remove(&artifact);
+        self.reserved.forget(&artifact);
         self.news.forget(&artifact);
         for id in self.claims.of_artifact(&artifact) {
             self.cancel(id, false);
@@ -522,6 +547,9 @@ impl Swarm {
 
     /// Takes requests back that their source had enough time for, and leaves that source alone for a while.
     fn expire(&mut self, now: Timestamp) {
+        if self.reserved.expire(now) {
+            self.wake_at = Some(now);
+        }
         for id in self.claims.overdue(now) {
             if let Some(claim) = self.cancel(id, true) {
                 let waited = now.since(claim.since);

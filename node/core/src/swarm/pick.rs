@@ -276,6 +276,9 @@ impl Swarm {
         for claim in self.claims.iter().filter(|claim| claim.artifact == *artifact) {
             open.remove(claim.piece);
         }
+        if let Some(reserved) = self.reserved.pieces(artifact) {
+            open.subtract(reserved);
+        }
         let mut candidates: Vec<(u64, usize, u32, u32)> = view
             .askable(&open)
             .iter()
@@ -312,7 +315,8 @@ impl Swarm {
         let transfer = self.transfers.get(artifact)?;
         let of_it = || self.claims.iter().filter(|claim| claim.artifact == *artifact);
         let asked: BTreeSet<u32> = of_it().map(|claim| claim.piece).collect();
-        if transfer.have.missing().any(|piece| !asked.contains(&piece)) {
+        let unasked = |piece| !asked.contains(&piece) && !self.reserved.covers(artifact, piece);
+        if transfer.have.missing().any(unasked) {
             return None;
         }
         let view = self.view(now, artifact)?;

@@ -42,12 +42,13 @@ use std::{
 };
 
 use bao_tree::{
-    BaoTree, TreeNode,
+    BaoTree, ChunkRanges, TreeNode,
     io::sync::{Outboard, ReadAt, encode_ranges_validated},
 };
 use bytes::Bytes;
 use firmesh_protocol::{
     chunk::{BLOCK_SIZE, GROUP_BYTES, PIECE_BYTES, PieceLayout, SLICE_BYTES_MAX, chunks_of},
+    groups::Groups,
     ids::{ArtifactId, Sha256},
     limits::ARTIFACT_BYTES_MAX,
     pieces::PieceSet,
@@ -329,9 +330,37 @@ impl PieceStore {
             first,
             pieces,
         };
-        let mut encoded = layout.length().to_le_bytes().to_vec();
-        encode_ranges_validated(&view, &view, &chunks_of(&range), &mut encoded).map_err(io::Error::other)?;
-        Ok(encoded.into())
+        view.encode(&chunks_of(&range))
+    }
+
+    fn groups_now(&self, root: ArtifactId, piece: u32, groups: Groups) -> io::Result<Bytes> {
+        let artifact = self.opened(root)?;
+        let layout = artifact.layout();
+        if groups.is_empty() || !groups.without(Groups::all(layout, piece)).is_empty() {
+            let problem = format!("piece {piece} has not the groups {groups}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
+        let view = View {
+            root,
+            layout,
+            first: piece,
+            pieces: vec![artifact.encoded(piece)?],
+        };
+        view.encode(&groups.chunks(layout, piece))
+    }
+
+    /// One that cannot be opened is not whole.
+    fn whole_now(&self) -> Vec<(ArtifactId, u64)> {
+        let slots: Vec<_> = self
+            .slots()
+            .iter()
+            .map(|(root, slot)| (*root, Arc::clone(slot)))
+            .collect();
+        let whole = slots.into_iter().filter(|(root, slot)| {
+            let opened = self.artifact(*root, slot);
+            matches!(opened, Ok(Some(artifact)) if artifact.held().is_full())
+        });
+        whole.map(|(root, slot)| (root, slot.layout.length())).collect()
     }
 
     fn failed(&self, operation: &'static str, source: io::Error) -> StoreError {
@@ -371,6 +400,17 @@ impl ChunkStore for PieceStore {
         stream::once(async move { blocking(move || store.slice_now(artifact, &range)).await }).boxed()
     }
 
+    fn groups(&self, artifact: ArtifactId, piece: u32, groups: Groups) -> BoxFuture<'static, io::Result<Bytes>> {
+        let store = self.clone();
+        blocking(move || store.groups_now(artifact, piece, groups)).boxed()
+    }
+
+    fn whole(&self) -> BoxFuture<'_, Result<Vec<(ArtifactId, u64)>, StoreError>> {
+        let store = self.clone();
+        let work = blocking(move || Ok(store.whole_now()));
+        async move { work.await.map_err(|error| self.failed("look up its artifacts", error)) }.boxed()
+    }
+
     fn reader(&self, artifact: ArtifactId) -> Pin<Box<dyn Read>> {
         let length = self.slots().get(&artifact).map(|slot| slot.layout.length());
         // Of what is not here the first byte is an error, not the end.
@@ -389,6 +429,14 @@ struct View {
     layout: PieceLayout,
     first: u32,
     pieces: Vec<(Shape, Bytes)>,
+}
+
+impl View {
+    fn encode(&self, chunks: &ChunkRanges) -> io::Result<Bytes> {
+        let mut encoded = self.layout.length().to_le_bytes().to_vec();
+        encode_ranges_validated(self, self, chunks, &mut encoded).map_err(io::Error::other)?;
+        Ok(encoded.into())
+    }
 }
 
 impl ReadAt for View {

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use firmesh_node::store::{ChunkStore, PutError, Read, StoreError};
 use firmesh_protocol::{
     chunk::{PieceLayout, chunks_of, verified_items},
+    groups::Groups,
     ids::ArtifactId,
     pieces::PieceSet,
 };
@@ -137,6 +138,47 @@ impl ChunkStore for IrohStore {
             .into_byte_stream()
             .map(|item| item.map_err(io::Error::other))
             .boxed()
+    }
+
+    fn groups(&self, artifact: ArtifactId, piece: u32, groups: Groups) -> BoxFuture<'static, io::Result<Bytes>> {
+        let store = self.clone();
+        async move {
+            let observed = store
+                .store
+                .blobs()
+                .observe(hash(artifact))
+                .await
+                .map_err(io::Error::other)?;
+            let layout = PieceLayout::new(observed.size());
+            let export = store
+                .store
+                .blobs()
+                .export_bao(hash(artifact), groups.chunks(layout, piece));
+            export.bao_to_vec().await.map(Bytes::from).map_err(io::Error::other)
+        }
+        .boxed()
+    }
+
+    fn whole(&self) -> BoxFuture<'_, Result<Vec<(ArtifactId, u64)>, StoreError>> {
+        async {
+            let failed = |error: &dyn std::fmt::Display| self.failed("look up its artifacts", &error);
+            let listed = self
+                .store
+                .blobs()
+                .list()
+                .hashes()
+                .await
+                .map_err(|error| failed(&error))?;
+            let mut whole = Vec::new();
+            for hash in listed {
+                let observed = self.store.blobs().observe(hash).await.map_err(|error| failed(&error))?;
+                if observed.is_complete() {
+                    whole.push((ArtifactId::from(*hash.as_bytes()), observed.size()));
+                }
+            }
+            Ok(whole)
+        }
+        .boxed()
     }
 
     fn reader(&self, artifact: ArtifactId) -> Pin<Box<dyn Read>> {

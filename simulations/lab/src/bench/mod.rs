@@ -1,5 +1,6 @@
 //! Measurements that anybody can repeat. Every claim is a ratio between things run side by side in one run.
 
+mod delta;
 mod fs_store;
 mod link;
 mod mesh;
@@ -26,6 +27,8 @@ use fs_store::IrohStore;
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
+    /// Pairs of consecutive versions of an image: the bytes that must travel to a node that holds the old one.
+    Delta(delta::DeltaArgs),
     /// One link: two nodes' data planes and stores over loopback, against hashing and against the disk.
     Link(MeasureArgs),
     /// A whole mesh in racks of network namespaces with shaped links: time, and bytes on every link, against what is least
@@ -78,6 +81,7 @@ pub(crate) async fn run(bench: Bench, cancel: CancellationToken) -> anyhow::Resu
             done = mesh::run(&args) => done,
             () = cancel.cancelled() => anyhow::bail!("interrupted; every process and network was removed"),
         },
+        Bench::Delta(args) => delta::run(&args),
         Bench::Link(args) => link::run(&args).await,
         Bench::Reopen(args) => reopen::run(&args).await,
         Bench::Store(args) => store::run(&args).await,

@@ -5,6 +5,7 @@
 //! same every time.
 
 mod bundle;
+mod content;
 mod fleet;
 mod formats;
 mod mutate;

@@ -13,7 +13,6 @@ use firmesh_protocol::{
         Checkpoint, DocumentRef, ENTRY_SCHEMA, Entry, Event, LogCheck, LoggedEntry, ProofFile, ProvenEntry, log_origin,
         node_hash, parse_verifier_key, verifier_key, verify_consistency, verify_inclusion,
     },
-    chunk::{HashTree, decode, encode},
     identity::{NodeIdentity, certificate_validity, verify_node_record},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, CampaignManifest, Constraints, Plan, ReleaseInfo},
@@ -29,6 +28,7 @@ use firmesh_protocol::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
+    content,
     fleet::{Fleet, key, now},
     formats,
 };
@@ -69,7 +69,8 @@ impl Target {
 /// Every target.
 pub(super) fn all() -> Result<Vec<Target>> {
     let fleet = Fleet::new()?;
-    let mut targets = vec![peer_message(), encoded_piece()?, names()];
+    let mut targets = vec![peer_message(), names()];
+    targets.extend(content::all()?);
     targets.extend(identities(&fleet)?);
     targets.extend(documents(&fleet)?);
     targets.extend(metadata(&fleet)?);
@@ -129,20 +130,6 @@ fn peer_message() -> Target {
             Ok(())
         },
     )
-}
-
-fn encoded_piece() -> Result<Target> {
-    let image: Vec<u8> = (0..50_000_u32).map(|at| (at * 31 + at / 7) as u8).collect();
-    let length = image.len() as u64;
-    let tree = HashTree::build(&image[..], length)?;
-    let (root, range) = (tree.root, 0..length);
-    let seed = encode(&image[..], &tree, &range)?;
-    let about = "a slice of an image with its hashes, from a peer or the origin";
-    Ok(Target::new("encoded-slice", about, vec![seed], move |input| {
-        let bytes = decode(input, root, length, &range).map_err(said)?;
-        assert!(bytes == image, "bytes that are not the image's were verified");
-        Ok(())
-    }))
 }
 
 fn names() -> Target {

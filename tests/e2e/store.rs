@@ -22,7 +22,7 @@ use serde_json::Value;
 
 const WITHIN: Duration = Duration::from_secs(60);
 const ENDS_WITHIN: Duration = Duration::from_secs(120);
-/// The version that comes after [`NEW`].
+/// A version that no device ever gets: its campaign is cancelled.
 const NEXT: &str = "1.2.0";
 const MIB: usize = 1 << 20;
 const SMALL: &str = "r1-n1";
@@ -47,7 +47,11 @@ async fn an_image_nobody_needs_makes_room_and_one_that_rots_is_mended_by_a_neigh
         configure(fleet.node(SMALL)?, &lines).await?;
         publish_next(fleet)?;
 
-        fleet.approve_campaign("spring", &format!("{}\n{}", rules(2, (120, 20)), closed_window()?))?;
+        fleet.approve_update(
+            "spring",
+            (NEXT, OLD),
+            &format!("{}\n{}", rules(2, (120, 20)), closed_window()?),
+        )?;
         for name in [SMALL, LARGE] {
             holds(fleet.node(name)?, 36).await?;
         }
@@ -65,7 +69,7 @@ async fn an_image_nobody_needs_makes_room_and_one_that_rots_is_mended_by_a_neigh
 
         fleet.operator.ok(&["campaign", "cancel", "spring"])?;
         fleet.campaign_ends("spring", WITHIN).await?;
-        fleet.approve_update("summer", (NEXT, OLD), &rules(2, (120, 20)))?;
+        fleet.approve_update("summer", (NEW, OLD), &rules(2, (120, 20)))?;
         fleet.operator.ok(&["campaign", "start", "summer"])?;
         let status = until("the first image to make room", WITHIN, async || {
             let status = fleet.node(SMALL)?.status().await?;
@@ -80,7 +84,7 @@ async fn an_image_nobody_needs_makes_room_and_one_that_rots_is_mended_by_a_neigh
         ensure!(!has_code(&status, "store_full"), "{}", status["refusals"]);
         let view = fleet.campaign_ends("summer", ENDS_WITHIN).await?;
         ensure!(view.state == CampaignState::Completed, "{view:?}");
-        ensure!(fleet.running(NEXT).await? == 2, "{:?}", fleet.versions().await?);
+        ensure!(fleet.running(NEW).await? == 2, "{:?}", fleet.versions().await?);
         until("the neighbour to know", WITHIN, async || {
             let status = fleet.node(LARGE)?.status().await?;
             Ok(Seen::when(status["holders"][&first] == 0, || {
@@ -148,7 +152,7 @@ async fn an_image_nobody_needs_makes_room_and_one_that_rots_is_mended_by_a_neigh
         println!("scrub: {}, traffic: {}", status["store"]["scrub"], status["traffic"]);
         ensure!(status["coordinator_reachable"] == false, "{status}");
         ensure!(
-            fs::read(&content)? == fs::read(fleet.folder().join("next.bin"))?,
+            fs::read(&content)? == fs::read(fleet.folder().join("image.bin"))?,
             "what lies on the disk is not the image"
         );
         Ok(())

@@ -33,6 +33,7 @@ async fn a_site_without_a_coordinator_gets_its_images_from_a_bundle_and_shares_t
         ..Shape::default()
     };
     Cluster::with(shape, async |fleet| {
+        keep_addresses(fleet).await?;
         // From here on neither node hears of anything but by hand.
         for name in [CARRIED_TO, NEIGHBOUR] {
             fleet.node(name)?.process.stop(WITHIN).await?;
@@ -109,6 +110,27 @@ async fn a_site_without_a_coordinator_gets_its_images_from_a_bundle_and_shares_t
         Ok(())
     })
     .await
+}
+
+/// Without a coordinator nodes find each other where they were: that takes ports of their own, as at a real site.
+async fn keep_addresses(fleet: &mut Cluster) -> Result<()> {
+    for name in [CARRIED_TO, NEIGHBOUR] {
+        let node = fleet.node(name)?;
+        node.process.stop(WITHIN).await?;
+        let address = std::net::UdpSocket::bind("127.0.0.1:0")?.local_addr()?.to_string();
+        let config = fs::read_to_string(node.folder().join("node.toml"))?;
+        let with_address = config.replacen("[mesh]", &format!("[data]\nlisten = {address:?}\n[mesh]"), 1);
+        fs::write(node.folder().join("node.toml"), with_address)?;
+        node.restart().await?;
+    }
+    for name in [CARRIED_TO, NEIGHBOUR] {
+        until("both to have found each other there", WITHIN, async || {
+            let status = fleet.node(name)?.status().await?;
+            Ok(Seen::when(status["connected"] == 1, || status.to_string()))
+        })
+        .await?;
+    }
+    Ok(())
 }
 
 async fn refuses_what_is_not_whole_or_not_ours(fleet: &mut Cluster) -> Result<()> {

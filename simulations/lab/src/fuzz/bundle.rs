@@ -48,7 +48,7 @@ pub(super) fn site_bundle() -> Result<Target> {
                 let decoded = decode(&encoded, id, length, &layout.bytes(piece))
                     .map(drop)
                     .map_err(said);
-                refused = refused.and_then(|()| decoded);
+                refused = refused.and(decoded);
             }
         }
         refused

@@ -56,14 +56,14 @@ const RESERVE_MAX: u64 = 1 << 30;
 pub(super) struct Room {
     pub(super) store: PieceStore,
     settings: RoomSettings,
-    /// What is to be begun, or gone on with, once there is room.
-    waiting: BTreeSet<ArtifactId>,
+    /// What is to be begun, or gone on with, once there is room, and not before a moment.
+    waiting: BTreeMap<ArtifactId, Instant>,
     /// What peers were told is gone, and is not yet.
     leaving: BTreeSet<ArtifactId>,
     /// What each device runs and ran before, as far as this node installed it.
     images: BTreeMap<DeviceId, DeviceImages>,
     surveying: bool,
-    /// Something went while the store was being looked at.
+    /// Something changed while the store was being looked at.
     outdated: bool,
     look_at: Instant,
     seen: Option<Survey>,
@@ -77,7 +77,7 @@ impl Room {
         Self {
             store,
             settings,
-            waiting: BTreeSet::new(),
+            waiting: BTreeMap::new(),
             leaving: BTreeSet::new(),
             images,
             surveying: false,
@@ -118,7 +118,7 @@ impl Room {
             free_bytes: seen.map_or(0, |seen| seen.free_bytes),
             artifacts: artifacts().count(),
             pinned: self.pinned.iter().copied().collect(),
-            waiting_for_room: self.waiting.iter().copied().collect(),
+            waiting_for_room: self.waiting.keys().copied().collect(),
             evicted: self.evicted,
             bundle_bytes: self.bundle_bytes,
             scrub: self.store.scrubbed(),
@@ -134,8 +134,9 @@ impl Room {
 impl Runtime {
     /// Waits for room for an artifact of which something is missing.
     pub(super) fn await_room(&mut self, artifact: ArtifactId) {
-        self.room.waiting.insert(artifact);
-        self.room.look_at = Instant::now();
+        let now = Instant::now();
+        self.room.waiting.entry(artifact).or_insert(now);
+        self.room.look_at = now;
     }
 
     /// The disk refused a piece for want of room: nothing more is asked for until there is some. What is here is still
@@ -145,8 +146,10 @@ impl Runtime {
             return Ok(());
         };
         tracked.has_room = false;
-        self.room.waiting.insert(artifact);
-        self.room.look_at = Instant::now() + DISK_AGAIN;
+        // What the disk says of itself may be rosier than what it does.
+        let again = Instant::now() + DISK_AGAIN;
+        self.room.waiting.insert(artifact, again);
+        self.room.look_at = self.room.look_at.min(again);
         let problem = "the disk has no room for the next piece; make room on it: it goes on by itself";
         self.refuse_for_room(artifact, problem);
         self.tell_swarm(swarm::Input::Forget { artifact })
@@ -169,8 +172,8 @@ impl Runtime {
 
     pub(super) fn on_surveyed(&mut self, survey: Result<Survey, StoreError>) -> Result<(), JournalError> {
         self.room.surveying = false;
+        // Whoever made it outdated has said when to look again.
         if std::mem::take(&mut self.room.outdated) {
-            self.room.look_at = Instant::now();
             return Ok(());
         }
         self.room.look_at = Instant::now() + LOOK_EVERY;
@@ -228,7 +231,11 @@ impl Runtime {
             true => give_up(&values(&kept), bounds, None).unwrap_or_default(),
             false => Vec::new(),
         };
-        for artifact in self.room.waiting.clone() {
+        for (artifact, not_before) in self.room.waiting.clone() {
+            if Instant::now() < not_before {
+                self.room.look_at = self.room.look_at.min(not_before);
+                continue;
+            }
             let Some(layout) = self.tracked.get(&artifact).map(|tracked| tracked.layout) else {
                 self.room.waiting.remove(&artifact);
                 continue;

@@ -4,7 +4,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    pin::Pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -14,13 +13,12 @@ use firmesh_node_core::{approved::ApprovedCampaign, swarm};
 use firmesh_protocol::{
     api::{SyncRequest, SyncResponse},
     identity::{NodeIdentity, verify_node_record},
-    ids::{CampaignId, DeviceId, NodeId, Sha256},
+    ids::{CampaignId, DeviceId, NodeId},
     limits::PEERS_MAX,
     report::{NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit, PermitKind},
     time::WallTime,
     trust::{Envelope, Input, KeySet, PublicKey, TrustedFleet},
 };
-use tokio::io::AsyncReadExt as _;
 use tracing::{debug, info, warn};
 
 use super::{Chain, Event, Refreshed, Runtime};
@@ -28,7 +26,6 @@ use crate::{
     campaigns,
     files::write_durably,
     mesh::{Gossip, MeshCommand, Topic, peer_id},
-    store,
     transport::Member,
     trust_store::system_time,
     uplink::{Uplink, UplinkError},
@@ -651,21 +648,4 @@ fn lock(broken_off: &Mutex<Option<UplinkError>>) -> MutexGuard<'_, Option<Uplink
 pub(super) fn sign_record(record: &NodeRecord, key: &crate::identity::NodeKey) -> Envelope {
     let payload = serde_json::to_vec(record).expect("a record has only names and numbers");
     Envelope::sign(NODE_RECORD_TYPE, payload, [&key.secret()])
-}
-
-/// The SHA-256 of everything a reader gives. By ring: without the processor's own instructions for it, twice as fast as
-/// portable code.
-pub(super) async fn sha256_of(mut reader: Pin<Box<dyn store::Read>>) -> io::Result<Sha256> {
-    let mut hasher = ring::digest::Context::new(&ring::digest::SHA256);
-    let mut buffer = vec![0; 256 << 10];
-    loop {
-        match reader.read(&mut buffer).await? {
-            0 => {
-                let digest = hasher.finish();
-                let bytes = <[u8; 32]>::try_from(digest.as_ref()).map_err(io::Error::other)?;
-                return Ok(Sha256::from(bytes));
-            }
-            read => hasher.update(&buffer[..read]),
-        }
-    }
 }

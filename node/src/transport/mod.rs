@@ -9,71 +9,49 @@
 
 pub mod budget;
 mod precedence;
+mod slices;
 mod socket;
+mod talk;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, SystemTime},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
 use firmesh_node_core::swarm::Audience;
 use firmesh_protocol::{
-    chunk::{ChunkRanges, ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
-    groups::Groups,
     identity::NodeIdentity,
     ids::{ArtifactId, NodeId, TopologyPath},
     manifest::Priority,
-    time::WallTime,
     trust::PublicKey,
-    wire::{CONTROL_ALPN, PeerMessage, WIRE_VERSION},
+    wire::{CONTROL_ALPN, PeerMessage},
 };
-use futures_util::{StreamExt as _, stream};
-use iroh_blobs::protocol::{GetRequest, Request};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use crate::{
     identity::{Identity, IdentityFileError},
     store::ChunkStore,
 };
-use budget::{Budget, Budgets, Scope, Way};
+use budget::{Budget, Budgets};
 use precedence::Precedence;
 
 /// The ALPN of slice requests: iroh-blobs' own.
 pub const BLOBS_ALPN: &[u8] = iroh_blobs::ALPN;
 
-/// A request names one hash and one range: far less than this.
-const REQUEST_BYTES_MAX: usize = 4 << 10;
-
 /// Slices served to one peer at once; the requester's own bound is lower.
 const STREAMS_MAX: u32 = 32;
-
-/// Messages waiting for one peer before it counts as not listening and is dropped: many seconds' worth.
-const OUTBOX_MAX: usize = 4_096;
 
 /// How long a handshake may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The peer does not hold what was asked for.
-const RESET_NOT_HELD: quinn::VarInt = quinn::VarInt::from_u32(2);
-
-/// The peer could not serve, for reasons of its own.
-const RESET_TROUBLE: quinn::VarInt = quinn::VarInt::from_u32(3);
-
 /// The search for the largest datagram that fits ends when it is known to so many bytes: each costs every packet.
 const MTU_STEP: u16 = 8;
-
-/// Bytes that go at once under a budget.
-const PAID_BYTES: usize = 16 << 10;
 
 /// Connections one peer may have open for slices: one, and some while it loses and replaces it.
 const SLICE_CONNECTIONS_MAX: usize = 4;
@@ -338,92 +316,6 @@ impl Transport {
         self.peers().control.len()
     }
 
-    /// Waits until the budgets let a piece in from a peer, or from the origin if there is none.
-    pub async fn await_budget(&self, from: Option<&NodeId>, bytes: usize) {
-        self.pay(Way::In, from, bytes).await;
-    }
-
-    async fn pay(&self, way: Way, peer: Option<&NodeId>, bytes: usize) {
-        if self.0.budgets.are_none() {
-            return;
-        }
-        let wait = {
-            let peers = self.peers();
-            let scope_of = |id: &NodeId| {
-                peers
-                    .roster
-                    .get(id)
-                    .map_or(Scope::Site, |member| self.0.shared_with(&member.path))
-            };
-            let widest = peer.map_or(Scope::Site, scope_of);
-            // This node, and those of the same rack or site that are there.
-            let sharers = |scope| {
-                let inside = |id: &&NodeId| match scope {
-                    Scope::Node => false,
-                    Scope::Rack => scope_of(id) == Scope::Node,
-                    Scope::Site => scope_of(id) <= Scope::Rack,
-                };
-                1 + peers.control.keys().filter(inside).count()
-            };
-            let now = (tokio::time::Instant::now(), wall_time());
-            self.0.budgets.pay(way, widest, bytes, sharers, now)
-        };
-        tokio::time::sleep(wait).await;
-    }
-
-    /// Asks a peer for a piece; the answer is not verified yet.
-    pub async fn fetch(
-        &self,
-        peer: &NodeId,
-        artifact: ArtifactId,
-        layout: PieceLayout,
-        piece: u32,
-    ) -> Result<Bytes, FetchError> {
-        self.fetch_chunks(peer, artifact, layout.chunks(piece)).await
-    }
-
-    /// Asks a peer for some chunk groups of a piece; the answer is not verified yet.
-    pub async fn fetch_groups(
-        &self,
-        peer: &NodeId,
-        artifact: ArtifactId,
-        layout: PieceLayout,
-        piece: u32,
-        groups: Groups,
-    ) -> Result<Bytes, FetchError> {
-        self.fetch_chunks(peer, artifact, groups.chunks(layout, piece)).await
-    }
-
-    async fn fetch_chunks(
-        &self,
-        peer: &NodeId,
-        artifact: ArtifactId,
-        chunks: ChunkRanges,
-    ) -> Result<Bytes, FetchError> {
-        let unreachable = |error: Box<dyn std::error::Error + Send + Sync>| FetchError::Unreachable(error);
-        let connection = self.blobs_connection(peer).await.map_err(unreachable)?;
-        let (mut send, mut recv) = connection.open_bi().await.map_err(|error| unreachable(error.into()))?;
-        let hash = iroh_blobs::Hash::from_bytes(*artifact.as_bytes());
-        let request = Request::Get(GetRequest::blob_ranges(hash, chunks));
-        let request = postcard::to_allocvec(&request).map_err(|error| unreachable(error.into()))?;
-        send.write_all(&request)
-            .await
-            .map_err(|error| unreachable(error.into()))?;
-        send.finish().map_err(|error| unreachable(error.into()))?;
-        let mut answer = BytesMut::with_capacity(ENCODED_PIECE_BYTES_MAX);
-        loop {
-            match recv.read_chunk(ENCODED_PIECE_BYTES_MAX, true).await {
-                Ok(Some(chunk)) if answer.len() + chunk.bytes.len() > ENCODED_PIECE_BYTES_MAX => {
-                    return Err(FetchError::TooLong);
-                }
-                Ok(Some(chunk)) => answer.extend_from_slice(&chunk.bytes),
-                Ok(None) => return Ok(answer.freeze()),
-                Err(quinn::ReadError::Reset(RESET_NOT_HELD)) => return Err(FetchError::NotServed),
-                Err(error) => return Err(unreachable(error.into())),
-            }
-        }
-    }
-
     /// Closes every connection and waits for the tasks to end.
     pub async fn shutdown(&self) {
         self.0.endpoint.close(0_u32.into(), b"shutting down");
@@ -569,197 +461,6 @@ impl Transport {
             Err(error) => debug!(%peer, %addr, %error, "a peer could not be reached"),
         }
     }
-
-    /// Carries messages both ways until one side ends it.
-    async fn talk(
-        self,
-        peer: NodeId,
-        connection: quinn::Connection,
-        mut send: quinn::SendStream,
-        mut recv: quinn::RecvStream,
-    ) {
-        let (outbox, mut messages) = mpsc::channel(OUTBOX_MAX);
-        let control = Control {
-            connection: connection.clone(),
-            outbox,
-        };
-        let replaced = self.peers().control.insert(peer.clone(), control);
-        if let Some(old) = replaced {
-            old.connection.close(0_u32.into(), b"replaced by a newer connection");
-        }
-        let hello = PeerMessage::Hello { version: WIRE_VERSION }.to_frame();
-        let greeted = send.write_all(&hello).await.is_ok();
-        if greeted {
-            self.report(TransportEvent::Up(peer.clone())).await;
-            let sending = async {
-                while let Some(message) = messages.recv().await {
-                    if send.write_all(&message.to_frame()).await.is_err() {
-                        break;
-                    }
-                }
-            };
-            tokio::select! {
-                () = sending => {}
-                () = self.listen(&peer, &mut recv) => {}
-            }
-        }
-        connection.close(0_u32.into(), b"done");
-        let was_current = {
-            let mut peers = self.peers();
-            let current = peers
-                .control
-                .get(&peer)
-                .is_some_and(|control| control.connection.stable_id() == connection.stable_id());
-            if current {
-                peers.control.remove(&peer);
-                peers.blobs.remove(&peer);
-            }
-            current
-        };
-        if was_current {
-            self.report(TransportEvent::Down(peer)).await;
-        }
-    }
-
-    async fn listen(&self, peer: &NodeId, recv: &mut quinn::RecvStream) {
-        let mut greeted = false;
-        loop {
-            let message = match read_frame(recv).await {
-                Ok(Some(message)) => message,
-                Ok(None) => return,
-                Err(reason) => {
-                    self.report(TransportEvent::Misbehaved(peer.clone(), reason)).await;
-                    return;
-                }
-            };
-            match (greeted, &message) {
-                (false, PeerMessage::Hello { .. }) => greeted = true,
-                (true, PeerMessage::Hello { .. }) | (false, _) => {
-                    let reason = "sent a message out of turn";
-                    self.report(TransportEvent::Misbehaved(peer.clone(), reason)).await;
-                    return;
-                }
-                (true, _) => {
-                    self.report(TransportEvent::Said(peer.clone(), message)).await;
-                }
-            }
-        }
-    }
-
-    /// Answers slice requests until the peer goes.
-    async fn serve(&self, peer: &NodeId, connection: &quinn::Connection) {
-        let Ok(identity) = identity_of(connection) else {
-            return;
-        };
-        while let Ok((send, recv)) = connection.accept_bi().await {
-            // Whoever was revoked or banned since the handshake is served no more.
-            if let Err(reason) = self.listed(&identity) {
-                connection.close(1_u32.into(), reason.as_bytes());
-                return;
-            }
-            let (transport, peer) = (self.clone(), peer.clone());
-            // Not ended by `cancel`: a half answer that ends in order would look like a lie. Closing the endpoint ends it.
-            self.0.tasks.spawn(async move {
-                let mut send = send;
-                if let Err(error) = transport.serve_slice(&peer, &mut send, recv).await {
-                    // A stream that is dropped ends in order, and a half answer that does looks like a lie.
-                    send.reset(RESET_TROUBLE).ok(); // it may have been reset for a better reason already
-                    debug!(%peer, %error, "a slice was not served");
-                }
-            });
-        }
-    }
-
-    async fn serve_slice(
-        &self,
-        peer: &NodeId,
-        send: &mut quinn::SendStream,
-        mut recv: quinn::RecvStream,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-        let request = recv.read_to_end(REQUEST_BYTES_MAX).await?;
-        let Request::Get(request) = postcard::from_bytes::<Request>(&request)? else {
-            send.reset(1_u32.into())?;
-            return Err("only get requests are served".into());
-        };
-        let Some(wanted) = Wanted::of(&request) else {
-            send.reset(1_u32.into())?;
-            return Err("only one bounded range of one artifact, or groups of one piece, are served".into());
-        };
-        let their_rack = self.peers().roster.get(peer).and_then(|member| member.path.parent());
-        let same_rack = their_rack.as_ref() == Some(&self.0.rack);
-        let counter = if same_rack {
-            &self.0.served.to_rack
-        } else {
-            &self.0.served.to_other_racks
-        };
-        let artifact = ArtifactId::from(*request.hash.as_bytes());
-        let _turn = self.0.precedence.turn(artifact).await;
-        let mut slice = match wanted {
-            Wanted::Range(range) => self.0.store.slice(artifact, range),
-            Wanted::Groups(piece, groups) => stream::once(self.0.store.groups(artifact, piece, groups)).boxed(),
-        };
-        while let Some(part) = slice.next().await {
-            match part {
-                Ok(mut part) => {
-                    counter.fetch_add(part.len() as u64, Ordering::Relaxed);
-                    while !part.is_empty() {
-                        let next = match self.0.budgets.are_none() {
-                            true => part.len(),
-                            false => PAID_BYTES.min(part.len()),
-                        };
-                        self.pay(Way::Out, Some(peer), next).await;
-                        send.write_chunk(part.split_to(next)).await?;
-                    }
-                }
-                Err(error) => {
-                    // "Not held" is a lie if it was announced; "in trouble" is not.
-                    let unknown = error.kind() == io::ErrorKind::NotFound;
-                    send.reset(if unknown { RESET_NOT_HELD } else { RESET_TROUBLE })?;
-                    return Err(error.into());
-                }
-            }
-        }
-        send.finish()?;
-        Ok(())
-    }
-
-    async fn blobs_connection(
-        &self,
-        peer: &NodeId,
-    ) -> Result<quinn::Connection, Box<dyn std::error::Error + Send + Sync>> {
-        let addr = {
-            let mut peers = self.peers();
-            match peers.blobs.get(peer) {
-                Some(connection) if connection.close_reason().is_none() => return Ok(connection.clone()),
-                _ => peers.blobs.remove(peer),
-            };
-            if peers.banned.contains(peer) {
-                return Err("banned".into());
-            }
-            peers
-                .roster
-                .get(peer)
-                .map(|member| member.addr)
-                .ok_or("not in the roster")?
-        };
-        let connection = self.connect(peer, addr, self.0.blobs_client.clone()).await?;
-        let mut peers = self.peers();
-        // Two requests may have dialled at once: the first one's connection stays.
-        let kept = peers.blobs.entry(peer.clone()).or_insert(connection);
-        Ok(kept.clone())
-    }
-}
-
-impl Inner {
-    /// The widest boundary between this node and one that stands at `path`.
-    fn shared_with(&self, path: &TopologyPath) -> Scope {
-        let rack = path.parent();
-        match rack.as_ref() == Some(&self.rack) {
-            true => Scope::Node,
-            false if rack.and_then(|rack| rack.parent()) == self.rack.parent() => Scope::Rack,
-            false => Scope::Site,
-        }
-    }
 }
 
 impl Peers {
@@ -785,48 +486,6 @@ fn identity_of(connection: &quinn::Connection) -> Result<NodeIdentity, &'static 
         .ok_or("no certificate")?;
     let certificate = certificates.first().ok_or("no certificate")?;
     NodeIdentity::from_verified_certificate(certificate).map_err(|_| "not a node's certificate")
-}
-
-async fn read_frame(recv: &mut quinn::RecvStream) -> Result<Option<PeerMessage>, &'static str> {
-    let mut header = [0; 4];
-    if recv.read_exact(&mut header).await.is_err() {
-        return Ok(None);
-    }
-    let length = PeerMessage::body_length(header).map_err(|_| "announced a frame that is too long")?;
-    let mut body = vec![0; length];
-    if recv.read_exact(&mut body).await.is_err() {
-        return Ok(None);
-    }
-    let message = PeerMessage::from_body(&body).map_err(|error| {
-        warn!(%error, "a frame was refused");
-        "sent a frame that is not a message of this version"
-    })?;
-    Ok(Some(message))
-}
-
-/// What a request asks for.
-enum Wanted {
-    Range(std::ops::Range<u64>),
-    Groups(u32, Groups),
-}
-
-impl Wanted {
-    /// One bounded range of one artifact, or groups here and there in one piece; `None` for anything else.
-    fn of(request: &GetRequest) -> Option<Self> {
-        let (0, chunks) = request.ranges.as_single()? else {
-            return None;
-        };
-        let [start, end] = chunks.boundaries() else {
-            return Groups::of_chunks(chunks).map(|(piece, groups)| Self::Groups(piece, groups));
-        };
-        let (start, end) = (start.0.checked_mul(1024)?, end.0.checked_mul(1024)?);
-        (start < end && end - start <= SLICE_BYTES_MAX).then_some(Self::Range(start..end))
-    }
-}
-
-fn wall_time() -> WallTime {
-    let since_1970 = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
-    WallTime::from_unix_seconds(i64::try_from(since_1970.as_secs()).unwrap_or(i64::MAX))
 }
 
 fn transport_config(peer: SocketAddr) -> Arc<quinn::TransportConfig> {

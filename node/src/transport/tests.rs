@@ -1,18 +1,19 @@
 //! Real endpoints on loopback, real certificates, real stores.
 
-use std::time::Instant;
+use std::{sync::atomic::Ordering, time::Instant};
 
 use firmesh_protocol::{
-    chunk::{GROUP_BYTES, HashTree, decode_groups},
+    chunk::{GROUP_BYTES, HashTree, PieceLayout, SLICE_BYTES_MAX, decode_groups},
+    groups::Groups,
     pieces::PieceSet,
 };
-use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt as _};
+use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt as _, GetRequest, Request};
 use proptest::{collection::vec, prelude::*, sample::Index};
 use rcgen::string::Ia5String;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, PKCS_ED25519, SanType};
 use rustls::pki_types::CertificateDer;
 
-use super::*;
+use super::{slices::Wanted, *};
 use crate::{identity::NodeKey, store::PieceStore};
 
 /// A certificate authority of a fleet.

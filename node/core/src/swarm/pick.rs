@@ -242,7 +242,7 @@ impl Swarm {
                 return;
             }
             let is_moving = now.since(self.transfers[&artifact].moved_at) < self.tuning.stall_after;
-            moving = moving.or(is_moving.then_some(priority));
+            moving = moving.or_else(|| is_moving.then_some(priority));
             let free = self.tuning.in_flight_max.saturating_sub(self.claims.count());
             if free == 0 {
                 return;

@@ -29,6 +29,9 @@ const HEDGE_MIN: Duration = Duration::from_millis(300);
 const HEDGE_FACTOR_ACROSS: u32 = 8;
 const HEDGE_MIN_ACROSS: Duration = Duration::from_secs(1);
 
+/// How often it is looked for late requests once everything is asked for.
+const LATE_LOOK: Duration = Duration::from_millis(100);
+
 /// Differences below this between holders are noise.
 const MEAN_MIN: Duration = Duration::from_millis(10);
 
@@ -257,6 +260,12 @@ impl Swarm {
             }
             for (piece, source) in picks {
                 self.begin(now, artifact, piece, source);
+            }
+            let have = &self.transfers[&artifact].have;
+            let (asked, missing) = (self.claims.of_artifact(&artifact).len(), have.total() - have.count());
+            if asked >= missing as usize {
+                // The end: whoever is late is soon to be hedged.
+                self.wake_at = Some(self.wake_at.map_or(now + LATE_LOOK, |at| at.min(now + LATE_LOOK)));
             }
         }
     }

@@ -180,12 +180,7 @@ async fn an_image_larger_than_the_quota_is_refused_by_name_and_comes_once_there_
             "{detail}"
         );
         let status = node.status().await?;
-        ensure!(
-            status["store"]["waiting_for_room"]
-                .as_array()
-                .is_some_and(|w| w.len() == 1),
-            "{status}"
-        );
+        ensure!(waits_for_room(&status), "{status}");
         ensure!(fleet.running(OLD).await? == 1, "a device was touched");
 
         configure(fleet.node(SMALL)?, &format!("quota_bytes = {}", 10 * MIB)).await?;
@@ -225,12 +220,7 @@ async fn a_disk_that_refuses_a_write_in_the_middle_is_named_and_gone_on_with() -
         println!("{detail}");
         ensure!(detail.contains("no room for the next piece"), "{detail}");
         let status = node.status().await?;
-        ensure!(
-            status["store"]["waiting_for_room"]
-                .as_array()
-                .is_some_and(|w| w.len() == 1),
-            "{status}"
-        );
+        ensure!(waits_for_room(&status), "{status}");
         ensure!(!fs::read_to_string(&log)?.contains("panicked"), "see {}", log.display());
 
         node.process.kill()?;
@@ -241,6 +231,12 @@ async fn a_disk_that_refuses_a_write_in_the_middle_is_named_and_gone_on_with() -
         Ok(())
     })
     .await
+}
+
+/// Whether one artifact waits for room.
+fn waits_for_room(status: &Value) -> bool {
+    let waiting = status["store"]["waiting_for_room"].as_array();
+    waiting.is_some_and(|waiting| waiting.len() == 1)
 }
 
 /// Stops a node, writes its `[store]` and starts it again.

@@ -213,7 +213,10 @@ impl Runtime {
             tokio::time::sleep(after).await;
             let pieces = store.pieces(artifact, layout).await;
             // What is not known to be whole is no help, and no harm.
-            let whole = store.whole().await.unwrap_or_default();
+            let whole = store.whole().await.unwrap_or_else(|error| {
+                warn!(error = %Chain(&error), "it is not known which images are whole here: none is made of others");
+                Vec::new()
+            });
             Event::Held {
                 artifact,
                 pieces,
@@ -283,15 +286,10 @@ impl Runtime {
                 {
                     return Ok(reused);
                 }
+                transport.await_budget(source.peer(), bytes).await;
                 let encoded = match &source {
-                    Source::Peer(peer) => {
-                        transport.await_budget(Some(peer), bytes).await;
-                        transport.fetch(peer, artifact, layout, piece).await?
-                    }
-                    Source::Origin => {
-                        transport.await_budget(None, bytes).await;
-                        uplink.piece(artifact, layout, piece).await?
-                    }
+                    Source::Peer(peer) => transport.fetch(peer, artifact, layout, piece).await?,
+                    Source::Origin => uplink.piece(artifact, layout, piece).await?,
                 };
                 store.put(artifact, layout, piece, encoded).await?;
                 Ok(0)

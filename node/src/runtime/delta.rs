@@ -326,14 +326,13 @@ impl Rest<'_> {
             true => Vec::new(),
             false => {
                 let bytes = usize::try_from(missing.bytes(layout, piece)).unwrap_or(usize::MAX);
+                self.transport.await_budget(self.source.peer(), bytes).await;
                 let encoded = match self.source {
                     Source::Peer(peer) => {
-                        self.transport.await_budget(Some(peer), bytes).await;
                         let asked = self.transport.fetch_groups(peer, artifact, layout, piece, missing);
                         asked.await.map_err(PieceError::from)
                     }
                     Source::Origin => {
-                        self.transport.await_budget(None, bytes).await;
                         let asked = self.uplink.groups(artifact, layout, piece, missing);
                         asked.await.map_err(PieceError::from)
                     }

@@ -21,7 +21,7 @@ use firmesh_node_core::{
 };
 use firmesh_protocol::{
     ids::{ArtifactId, DeviceId, Sha256},
-    manifest::Release,
+    manifest::{Priority, Release},
     report::{DeviceFacts, PermitKind},
     time::WallTime,
     wire::PeerMessage,
@@ -288,6 +288,8 @@ impl Runtime {
     fn dismiss(&mut self, artifact: ArtifactId) -> Result<(), JournalError> {
         info!(%artifact, "an artifact that nobody here needs makes room");
         self.tracked.remove(&artifact);
+        self.deltas.forget_recipe(&artifact);
+        self.transport.set_priority(artifact, Priority::Normal);
         self.images.remove(artifact);
         self.room.waiting.remove(&artifact);
         self.room.leaving.insert(artifact);

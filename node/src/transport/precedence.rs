@@ -23,6 +23,7 @@ pub(super) struct Precedence {
 
 #[derive(Debug, Default)]
 struct State {
+    /// Of those that are not normal.
     priorities: BTreeMap<ArtifactId, Priority>,
     active: BTreeMap<Priority, usize>,
 }
@@ -37,7 +38,11 @@ pub(super) struct Turn<'a> {
 impl Precedence {
     /// Says how urgent an artifact is; what nobody said anything of is normal.
     pub(super) fn set(&self, artifact: ArtifactId, priority: Priority) {
-        self.state().priorities.insert(artifact, priority);
+        let priorities = &mut self.state().priorities;
+        match priority {
+            Priority::Normal => priorities.remove(&artifact),
+            _ => priorities.insert(artifact, priority),
+        };
     }
 
     /// Waits until a slice of an artifact may be served.

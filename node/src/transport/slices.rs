@@ -47,7 +47,7 @@ impl Transport {
                 peers
                     .roster
                     .get(id)
-                    .map_or(Scope::Site, |member| self.0.shared_with(&member.path))
+                    .map_or(Scope::Site, |member| self.0.boundary_to(&member.path))
             };
             let widest = peer.map_or(Scope::Site, scope_of);
             // This node, and those of the same rack or site that are there.
@@ -62,7 +62,10 @@ impl Transport {
             let now = (tokio::time::Instant::now(), wall_time());
             self.0.budgets.pay(way, widest, bytes, sharers, now)
         };
-        tokio::time::sleep(wait).await;
+        // Even a wait of nothing takes a tick of the timer.
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
     }
 
     /// Asks a peer for a piece; the answer is not verified yet.
@@ -249,7 +252,7 @@ fn wall_time() -> WallTime {
 
 impl Inner {
     /// The widest boundary between this node and one that stands at `path`.
-    fn shared_with(&self, path: &TopologyPath) -> Scope {
+    fn boundary_to(&self, path: &TopologyPath) -> Scope {
         let rack = path.parent();
         match rack.as_ref() == Some(&self.rack) {
             true => Scope::Node,

@@ -71,23 +71,10 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    // Like the node's own binary, threads and all.
-    if let Some(Command::Node(Configured { config })) = &lab.command {
-        return finish(node(config).map(|()| true));
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let done = runtime
         .context("the runtime cannot be started")
         .and_then(|runtime| runtime.block_on(run(lab)));
-    finish(done)
-}
-
-fn node(config: &Path) -> Result<()> {
-    let settings = firmesh_node::config::Settings::load(config)?;
-    firmesh_node::run_until_signal(settings).map_err(|error| anyhow::anyhow!(error))
-}
-
-fn finish(done: Result<bool>) -> ExitCode {
     match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -96,6 +83,11 @@ fn finish(done: Result<bool>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn node(config: &Path) -> Result<()> {
+    let settings = firmesh_node::config::Settings::load(config)?;
+    firmesh_node::run_until_signal(settings).map_err(|error| anyhow::anyhow!(error))
 }
 
 /// Whether what was asked for was reached.
@@ -111,7 +103,8 @@ async fn run(lab: Lab) -> Result<bool> {
             let settings = firmesh_coordinator::Config::load(&config)?.check(Overrides::default())?;
             firmesh_coordinator::run(settings, cancel).await?;
         }
-        Command::Node(_) => unreachable!("a node has a runtime of its own"),
+        // In a runtime of its own, like the node's own binary.
+        Command::Node(Configured { config }) => tokio::task::block_in_place(|| node(&config))?,
         Command::Devices(Configured { config }) => {
             let text =
                 std::fs::read_to_string(&config).with_context(|| format!("{} cannot be read", config.display()))?;

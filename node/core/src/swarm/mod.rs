@@ -51,6 +51,17 @@ pub enum Source {
     Origin,
 }
 
+impl Source {
+    /// The node, if it is one.
+    #[must_use]
+    pub fn peer(&self) -> Option<&NodeId> {
+        match self {
+            Self::Peer(peer) => Some(peer),
+            Self::Origin => None,
+        }
+    }
+}
+
 /// Why a request brought nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchFailure {

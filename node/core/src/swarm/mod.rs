@@ -36,7 +36,7 @@ use members::Members;
 pub use news::Audience;
 use news::News;
 use reserve::Reserved;
-use window::Window;
+use window::{Distance, Window, Windows};
 
 /// Names one request of this node; never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -240,8 +240,6 @@ pub struct Tuning {
     pub in_flight_max: usize,
     /// Requests in flight to one peer.
     pub per_peer_max: usize,
-    /// Requests in flight to the origin.
-    pub per_origin_max: usize,
     /// How long a member that was not heard of yet is waited for, counted from the moment the artifact was wanted.
     pub join_grace: Duration,
     /// A member without new pieces for this long, and not complete, is passed over as importer.
@@ -263,9 +261,8 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            in_flight_max: 16,
-            per_peer_max: 4,
-            per_origin_max: 2,
+            in_flight_max: 32,
+            per_peer_max: 2,
             join_grace: Duration::from_secs(3),
             stall_after: Duration::from_secs(5),
             join_grace_connected: Duration::from_secs(10),
@@ -306,7 +303,7 @@ pub struct Swarm {
     members: Members,
     claims: Claims,
     news: News,
-    window: Window,
+    windows: Windows<Window>,
     weights: BTreeMap<ArtifactId, pick::Weights>,
     reach: BTreeMap<ArtifactId, reach::Reach>,
     reserved: Reserved,
@@ -327,7 +324,7 @@ impl Swarm {
             members: Members::default(),
             claims: Claims::default(),
             news: News::default(),
-            window: Window::default(),
+            windows: Windows::default(),
             weights: BTreeMap::new(),
             reach: BTreeMap::new(),
             reserved: Reserved::default(),
@@ -490,17 +487,18 @@ impl Swarm {
         let Some(claim) = self.claims.finish(id) else { return };
         let took = now.since(claim.since);
         self.members.succeeded(&claim.source, took);
-        if claim.source != Source::Origin {
-            self.window.arrived(took, self.tuning.in_flight_max);
-        }
-        let brought_in = match &claim.source {
-            Source::Origin => true,
-            Source::Peer(peer) => self
-                .members
-                .path_of(peer)
-                .is_none_or(|path| path.shared_levels(&self.path) + 1 < self.path.depth()),
-        };
+        let distance = self.distance(&claim.source);
+        self.windows.arrived(distance, took, self.tuning.in_flight_max);
+        let brought_in = distance != Distance::Inside;
         self.stored(now, claim.artifact, claim.piece, brought_in);
+    }
+
+    fn distance(&self, source: &Source) -> Distance {
+        let path = source.peer().map(|peer| self.members.path_of(peer));
+        path.map_or(Distance::Origin, |path| {
+            let shared = path.map_or(0, |path| path.shared_levels(&self.path));
+            Distance::between(shared, self.path.depth())
+        })
     }
 
     /// Notes a piece; `brought_in` from outside the rack, where others wait for it.

@@ -17,6 +17,7 @@ use super::{
     Output, Source, Swarm,
     claims::Claim,
     reach::{Basis, Importer, Reach},
+    window::{Distance, Windows},
 };
 
 /// A request later than its source's mean by this factor is late.
@@ -67,8 +68,8 @@ struct View<'a> {
     peers: Vec<Holder<'a>>,
     /// Nothing has moved anywhere for long: whoever was counted on is no use, and anybody may fetch anything.
     anarchy: bool,
-    /// Requests that still fit the window towards peers.
-    peer_room: usize,
+    /// Requests that still fit the windows towards peers.
+    room: Windows<usize>,
     /// Requests that still fit the origin, if it can be asked at all.
     origin_room: Option<usize>,
 }
@@ -162,7 +163,7 @@ impl View<'_> {
         for (at, peer) in self.peers.iter().enumerate() {
             if peer.pieces.contains(piece) {
                 let found = if peer.failing { &mut failing } else { &mut answering };
-                found.count_in(at, peer, self.peer_room > 0);
+                found.count_in(at, peer, *self.room.of(self.distance(peer)) > 0);
             }
         }
         let in_reach = |found: &Nearest| {
@@ -185,8 +186,10 @@ impl View<'_> {
     /// Of the pieces in `open`, those for which somebody may have room: [`look`](Self::look) finds nobody for the others.
     fn askable(&self, open: &PieceSet) -> PieceSet {
         let mut askable = PieceSet::empty(open.total());
-        let may_be_asked =
-            |peer: &&Holder<'_>| self.peer_room > 0 && peer.has_room() && (self.anarchy || !peer.failing);
+        let may_be_asked = |peer: &&Holder<'_>| {
+            let has_room = *self.room.of(self.distance(peer)) > 0 && peer.has_room();
+            has_room && (self.anarchy || !peer.failing)
+        };
         for peer in self.peers.iter().filter(may_be_asked) {
             let mut pieces = self.reach.within(peer.shared).clone();
             pieces.intersect(peer.pieces);
@@ -202,12 +205,18 @@ impl View<'_> {
         askable
     }
 
+    fn distance(&self, peer: &Holder<'_>) -> Distance {
+        Distance::between(peer.shared, self.depth)
+    }
+
     /// Books one request with a source and names it.
     fn book(&mut self, place: Place) -> Source {
         match place {
             Place::Peer(at) => {
                 self.peers[at].load += 1;
-                self.peer_room = self.peer_room.saturating_sub(1);
+                let distance = self.distance(&self.peers[at]);
+                let room = self.room.of_mut(distance);
+                *room = room.saturating_sub(1);
                 Source::Peer(self.peers[at].id.clone())
             }
             Place::Origin => {
@@ -276,7 +285,7 @@ impl Swarm {
         let Some(mut view) = self.view(now, artifact) else {
             return Vec::new();
         };
-        if view.peer_room == 0 && view.origin_room.unwrap_or(0) == 0 {
+        if view.room.are_full() {
             return Vec::new();
         }
         let have = &self.transfers[artifact].have;
@@ -295,7 +304,7 @@ impl Swarm {
                 let (holders, place) = view.look(piece);
                 let crosses = match place? {
                     Place::Origin => true,
-                    Place::Peer(at) => view.peers[at].shared + 1 < view.depth,
+                    Place::Peer(at) => view.distance(&view.peers[at]) == Distance::Across,
                 };
                 let order = if crosses {
                     class(view.mine[piece as usize])
@@ -340,9 +349,9 @@ impl Swarm {
                 .unwrap_or(self.tuning.request_min);
             let waited = now.since(claim.since);
             let holders = view.peers.iter().filter(|peer| {
-                let (factor, least) = match peer.shared + 1 < view.depth {
-                    true => (HEDGE_FACTOR_ACROSS, HEDGE_MIN_ACROSS),
-                    false => (HEDGE_FACTOR, HEDGE_MIN),
+                let (factor, least) = match view.distance(peer) {
+                    Distance::Inside => (HEDGE_FACTOR, HEDGE_MIN),
+                    Distance::Across | Distance::Origin => (HEDGE_FACTOR_ACROSS, HEDGE_MIN_ACROSS),
                 };
                 let is_late = waited > mean.max(least / factor) * factor;
                 is_late && !peer.failing && peer.pieces.contains(claim.piece) && peer.has_room()
@@ -373,23 +382,20 @@ impl Swarm {
                 })
             })
             .collect();
-        let origin_room = self
-            .members
-            .origin_is_usable(now)
-            .then(|| self.tuning.per_origin_max.saturating_sub(load_of(&Source::Origin)));
-        let to_peers = self
-            .claims
-            .iter()
-            .filter(|claim| claim.source != Source::Origin)
-            .count();
-        let window = self.window.requests(self.tuning.in_flight_max);
+        let mut room = self.windows.requests(self.tuning.in_flight_max);
+        for claim in self.claims.iter() {
+            let room = room.of_mut(self.distance(&claim.source));
+            *room = room.saturating_sub(1);
+        }
+        let is_usable = self.members.origin_is_usable(now);
+        let origin_room = is_usable.then(|| *room.of(Distance::Origin));
         Some(View {
             mine,
             depth: self.path.depth(),
             reach: self.reach.get(artifact)?,
             peers,
             anarchy: self.is_anarchy(now, artifact),
-            peer_room: window.saturating_sub(to_peers),
+            room,
             origin_room,
         })
     }

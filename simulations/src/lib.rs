@@ -3,3 +3,4 @@
 //! Pure: time is an argument, randomness is seeded, no socket is opened.
 
 pub mod device;
+pub mod mesh;

@@ -38,6 +38,8 @@ const THRESHOLD: usize = 2;
 /// What the demo asks of its campaign.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rules {
+    /// The campaign's name.
+    pub(crate) campaign: &'static str,
     /// The most devices of a rack in flight.
     pub(crate) per_rack: u32,
     /// The most in all.
@@ -135,7 +137,7 @@ impl People {
         let names = |releases: &[Release]| releases.iter().map(|release| release.target.clone()).collect();
         let share = |basis_points| BasisPoints::new(basis_points);
         let file = CampaignFile {
-            id: CampaignId::new(CAMPAIGN)?,
+            id: CampaignId::new(rules.campaign)?,
             expires: now()? + MONTH,
             releases: names(releases),
             previous: names(previous),

@@ -245,6 +245,7 @@ impl Demo {
             world.layout.devices().count()
         ));
         let rules = Rules {
+            campaign: CAMPAIGN,
             per_rack: 3,
             total: 100,
             automatic_rollback: true,

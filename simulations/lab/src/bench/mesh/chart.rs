@@ -2,7 +2,9 @@
 
 use std::fmt::Write as _;
 
-use super::{report::Row, topology::Topology};
+use firmesh_simulations::mesh::Topology;
+
+use super::report::Row;
 
 const LEFT: f64 = 150.0;
 const WIDTH: f64 = 720.0;

@@ -2,43 +2,17 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant, SystemTime},
+    time::{Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
-use clap::ValueEnum;
 use firmesh_node::status::Status;
 use firmesh_protocol::{ids::NodeId, manifest::Artifact};
 
-use super::{network::Network, topology::Topology};
+use firmesh_simulations::mesh::{CUT, Fault, ORIGIN_PERCENT, Topology};
+
+use super::network::Network;
 use crate::demo::world::{COORDINATOR, World};
-
-/// Something that goes wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Fault {
-    /// The coordinator, and the origin with it, is killed for good once 1.07 images have left it.
-    OriginKilled,
-    /// A fifth of the nodes is killed for good at half, the busiest importer first.
-    PeersKilled,
-    /// The link of one node has a tenth of its rate from the beginning.
-    SlowNode,
-    /// A member of rack 1 serves corrupted pieces.
-    GarbagePeer,
-    /// The uplink of rack 1 is cut for ten seconds at half.
-    UplinkCut,
-    /// Every node is killed at half, and all are started again.
-    SiteRestart,
-    /// 24 nodes, or what a whole number per rack makes of it, are down when the campaign comes and start at half.
-    LateJoiners,
-}
-
-/// Late joiners, spread over the racks.
-const LATE: u32 = 24;
-/// How long a cut uplink stays cut.
-const CUT: Duration = Duration::from_secs(10);
-/// Of the image, in percent, what leaves the origin before it is killed.
-const ORIGIN_PERCENT: u64 = 107;
 
 /// A fault under way.
 #[derive(Debug)]
@@ -55,31 +29,16 @@ pub(super) struct Faults {
     visible_ms: Option<u64>,
 }
 
-impl Fault {
-    /// The topology that a fault is measured on: late joiners stand in the racks beside the others.
-    pub(super) fn topology(self, topology: Topology) -> Topology {
-        let more = if self == Self::LateJoiners {
-            LATE / topology.racks
-        } else {
-            0
-        };
-        Topology {
-            nodes: topology.nodes + more,
-            ..topology
-        }
-    }
-}
-
 impl Faults {
     pub(super) fn new(fault: Option<Fault>, topology: &Topology, world: &World) -> Self {
         let standing: BTreeMap<_, _> = (0_u32..)
             .zip(&world.layout.nodes)
             .map(|(at, plan)| (plan.node.clone(), (at / topology.nodes + 1, at % topology.nodes + 1)))
             .collect();
-        let early = topology.nodes.saturating_sub(LATE / topology.racks);
+        let late = fault.map_or(0, |fault| fault.late_per_rack(topology.racks));
         let late = standing
             .iter()
-            .filter(|(_, (_, number))| fault == Some(Fault::LateJoiners) && *number > early)
+            .filter(|(_, (_, number))| number + late > topology.nodes)
             .map(|(node, _)| node.clone())
             .collect();
         Self {
@@ -248,7 +207,7 @@ impl Faults {
             .keys()
             .filter(|node| Some(*node) != busiest.as_ref())
             .cloned();
-        let count = (self.standing.len() / 5).max(1);
+        let count = Fault::victims(self.standing.len());
         busiest.clone().into_iter().chain(others).take(count).collect()
     }
 

@@ -14,14 +14,15 @@ use firmesh_protocol::{
     manifest::{Artifact, Priority},
 };
 
+use firmesh_simulations::mesh::{Fault, Topology};
+
 use super::{
-    faults::{Fault, Faults},
-    network::Network,
+    faults::Faults,
+    network::{Counters, Network},
     report::{Outcome, Usage},
-    topology::Topology,
 };
 use crate::demo::{
-    ceremony::{People, Rules, measure},
+    ceremony::{CAMPAIGN, People, Rules, measure},
     layout::{Layout, NEW_VERSION, OLD_VERSION, Shape},
     world::{COORDINATOR, World},
 };
@@ -29,8 +30,22 @@ use crate::demo::{
 /// Between two looks at the nodes: times are taken from the nodes' own word, not from the looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// One in so many pieces of a background image is held before the emergency comes.
+const PART: u32 = 8;
+
 /// What the hosts ran before: nobody fetches it.
 const PREVIOUS: &[u8] = b"firmesh bench: the previous version\n";
+
+/// What is special about a measurement.
+#[derive(Debug)]
+pub(super) struct Case {
+    /// What goes wrong.
+    pub(super) fault: Option<Fault>,
+    /// Of every node: scope and Mbit/s.
+    pub(super) budgets: Vec<(String, u32)>,
+    /// Whether the image is an emergency that comes while a background image of the same length moves.
+    pub(super) beside: bool,
+}
 
 /// One measurement of Firmesh. `folder` is empty and stays the caller's.
 pub(super) async fn run(
@@ -38,7 +53,7 @@ pub(super) async fn run(
     topology: &Topology,
     image: &Path,
     folder: &Path,
-    (fault, budgets): (Option<Fault>, Vec<(String, u32)>),
+    case: Case,
     limit: Duration,
 ) -> Result<Outcome> {
     let mut layout = Layout::new(
@@ -51,7 +66,7 @@ pub(super) async fn run(
         },
     )?;
     layout.coordinator = network.origin()?;
-    layout.budgets = budgets;
+    layout.budgets = case.budgets;
     for (at, plan) in (0_u32..).zip(&mut layout.nodes) {
         plan.place = network.node(at / topology.nodes + 1, at % topology.nodes + 1)?;
     }
@@ -68,7 +83,7 @@ pub(super) async fn run(
     people.sign("approver")?;
     people.publish(&world.api).await?;
     world.start_nodes().await?;
-    let mut faults = Faults::new(fault, topology, &world);
+    let mut faults = Faults::new(case.fault, topology, &world);
     faults.before_the_fleet(network, &mut world).await?;
     world.await_fleet(faults.strangers()).await?;
     anyhow::ensure!(
@@ -79,24 +94,67 @@ pub(super) async fn run(
             .all(|view| view.facts.version.as_deref() == Some(OLD_VERSION)),
         "a host does not run what it was given"
     );
-    let rules = Rules {
-        per_rack: 1,
-        total: 1,
-        automatic_rollback: false,
-        priority: Priority::Normal,
-    };
+    if case.beside {
+        move_another(&mut world, &mut people, image).await?;
+    }
+    let rules = rules(
+        CAMPAIGN,
+        if case.beside {
+            Priority::Emergency
+        } else {
+            Priority::Normal
+        },
+    );
     people.plan(&world.api, &world.about, &[release], &[], rules).await?;
     people.sign("approver")?;
     faults.before_the_campaign(network, &mut world)?;
     let (before, usage) = (network.counters()?, Usage::begin(&pids(&world)));
-    // The campaign is approved and never started: its image goes everywhere, and no device is touched.
     people.publish(&world.api).await?;
-    let last = watch(network, &mut world, &new, &mut faults, limit).await?;
+    let watched = watch(network, &mut world, &new, &mut faults, limit).await?;
     let moved = network.counters()?.since(&before);
     let usage = usage.end(&pids(&world));
-    let outcome = conclude(&world, &last, &new, &faults, usage, moved)?;
+    let outcome = conclude(&world, watched, &new, &faults, usage, moved)?;
     world.processes.stop_all();
     Ok(outcome)
+}
+
+/// Campaigns that are approved and never started: their images go everywhere, and no device is touched.
+fn rules(campaign: &'static str, priority: Priority) -> Rules {
+    Rules {
+        campaign,
+        per_rack: 1,
+        total: 1,
+        automatic_rollback: false,
+        priority,
+    }
+}
+
+/// Publishes a campaign of another image, as long as the first, that may wait; returns once the mesh holds a part of it.
+async fn move_another(world: &mut World, people: &mut People, image: &Path) -> Result<()> {
+    let path = world.layout.folder.join("background.bin");
+    let mut bytes = std::fs::read(image)?;
+    bytes.reverse();
+    std::fs::write(&path, bytes)?;
+    let artifact = measure(&path).await?;
+    let _stored: Artifact = world.api.upload("/api/v1/artifacts", &path).await?;
+    let release = people.release(&artifact, "host", "1.0.1")?;
+    people.sign("release")?;
+    let rules = rules("background", Priority::Background);
+    people.plan(&world.api, &world.about, &[release], &[], rules).await?;
+    people.sign("approver")?;
+    people.publish(&world.api).await?;
+    loop {
+        world.processes.check()?;
+        let statuses = world.statuses().await;
+        let holds_part = |status: &Status| {
+            let mut holdings = status.holdings.iter();
+            holdings.any(|holding| holding.artifact == artifact.id && holding.pieces * PART >= holding.pieces_total)
+        };
+        if statuses.values().all(holds_part) && statuses.len() == world.layout.nodes.len() {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }
 
 fn pids(world: &World) -> BTreeMap<String, u32> {
@@ -111,19 +169,49 @@ fn pids(world: &World) -> BTreeMap<String, u32> {
         .collect()
 }
 
-/// What every node said last, once everybody who is expected to holds the image.
+/// What was seen of a run.
+#[derive(Debug, Default)]
+struct Watched {
+    /// What every node said last.
+    last: BTreeMap<NodeId, Status>,
+    /// What had moved when a quarter of all pieces was there, and from then to three quarters.
+    quarter: Option<(Instant, Counters)>,
+    middle: Option<(f64, Counters)>,
+}
+
+impl Watched {
+    fn count(&mut self, network: &Network, image: &Artifact, nodes: usize) -> Result<()> {
+        let holdings = self.last.values().flat_map(|status| &status.holdings);
+        let of_it = holdings.filter(|holding| holding.artifact == image.id);
+        let held: f64 = of_it
+            .map(|holding| f64::from(holding.pieces) / f64::from(holding.pieces_total.max(1)))
+            .sum();
+        match &self.quarter {
+            None if held * 4.0 >= nodes as f64 => self.quarter = Some((Instant::now(), network.counters()?)),
+            Some((since, before)) if self.middle.is_none() && held * 4.0 >= 3.0 * nodes as f64 => {
+                self.middle = Some((since.elapsed().as_secs_f64(), network.counters()?.since(before)));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// Looks on until everybody who is expected to holds the image.
 async fn watch(
     network: &Network,
     world: &mut World,
     image: &Artifact,
     faults: &mut Faults,
     limit: Duration,
-) -> Result<BTreeMap<NodeId, Status>> {
-    let (begun, mut last) = (Instant::now(), BTreeMap::<NodeId, Status>::new());
+) -> Result<Watched> {
+    let (begun, mut watched) = (Instant::now(), Watched::default());
     loop {
         world.processes.check()?;
         let now = world.statuses().await;
-        last.extend(now);
+        watched.last.extend(now);
+        watched.count(network, image, world.layout.nodes.len())?;
+        let last = &watched.last;
         let whole: BTreeSet<_> = last
             .iter()
             .filter(|(_, status)| times(status, image).is_some_and(|times| times.whole_ms.is_some()))
@@ -131,11 +219,11 @@ async fn watch(
             .collect();
         let expected = || world.layout.nodes.iter().filter(|plan| !faults.is_dead(&plan.node));
         if faults.are_over() && expected().all(|plan| whole.contains(&plan.node)) {
-            return Ok(last);
+            return Ok(watched);
         }
         if begun.elapsed() > limit {
             if fault_only(faults) {
-                return Ok(last);
+                return Ok(watched);
             }
             bail!(
                 "only {} of {} nodes have the image after {limit:?} (--timeout)",
@@ -143,7 +231,7 @@ async fn watch(
                 expected().count()
             );
         }
-        faults.strike(network, world, image, &last).await?;
+        faults.strike(network, world, image, last).await?;
         tokio::time::sleep(LOOK_EVERY).await;
     }
 }
@@ -159,11 +247,11 @@ fn times(status: &Status, image: &Artifact) -> Option<TransferTimes> {
 
 fn conclude(
     world: &World,
-    last: &BTreeMap<NodeId, Status>,
+    Watched { last, middle, .. }: Watched,
     image: &Artifact,
     faults: &Faults,
     usage: Usage,
-    moved: super::network::Counters,
+    moved: Counters,
 ) -> Result<Outcome> {
     let told = |node: &NodeId| last.get(node).and_then(|status| times(status, image));
     let nodes: Vec<_> = world.layout.nodes.iter().map(|plan| &plan.node).collect();
@@ -197,5 +285,6 @@ fn conclude(
         finished,
         usage,
         wire: moved,
+        middle,
     })
 }

@@ -7,7 +7,6 @@ mod fleet;
 mod network;
 mod report;
 mod tools;
-mod topology;
 
 use std::{
     collections::BTreeMap,
@@ -17,13 +16,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
+use firmesh_simulations::mesh::{Fault, Topology, TopologyArgs};
 use serde::Serialize;
 
 use self::{
-    faults::Fault,
     network::Network,
     report::{Outcome, Row},
-    topology::{Topology, TopologyArgs},
 };
 
 /// What to measure, and where.
@@ -34,7 +32,7 @@ pub(crate) struct MeshArgs {
     /// Interleaved runs; the median counts.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=50))]
     runs: u32,
-    /// Other tools to measure on the same network, in turn with Firmesh; those that are not installed are named.
+    /// What else to measure on the same network, in turn with Firmesh; tools that are not installed are named.
     #[arg(long, value_enum, value_delimiter = ',')]
     peers: Vec<Contender>,
     /// A budget of every node, such as `node=40` or `rack=120` (Mbit/s), and what came of it; repeat.
@@ -66,6 +64,8 @@ pub(crate) struct MeshArgs {
 pub(super) enum Contender {
     /// This project.
     Firmesh,
+    /// This project: the image is an emergency, and a background image of the same length has begun to move before it.
+    FirmeshBeside,
     /// aria2 with BitTorrent: one seed and a tracker at the origin; not encrypted.
     Aria2,
     /// curl from one nginx at the origin, everybody at once; not encrypted.
@@ -76,6 +76,7 @@ impl Contender {
     fn name(self) -> &'static str {
         match self {
             Self::Firmesh => "firmesh",
+            Self::FirmeshBeside => "firmesh-beside",
             Self::Aria2 => "aria2",
             Self::Curl => "curl",
         }
@@ -119,9 +120,13 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
                 is_delayed = network.is_delayed;
                 let limit = args.limit(&topology);
                 match contender {
-                    Contender::Firmesh => {
-                        let budgets = args.budget.clone();
-                        fleet::run(&network, &topology, &image, &state, (args.fault, budgets), limit).await
+                    Contender::Firmesh | Contender::FirmeshBeside => {
+                        let case = fleet::Case {
+                            fault: args.fault,
+                            budgets: args.budget.clone(),
+                            beside: *contender == Contender::FirmeshBeside,
+                        };
+                        fleet::run(&network, &topology, &image, &state, case, limit).await
                     }
                     other => tools::run(*other, &network, &topology, &image, &state, limit).await,
                 }

@@ -3,12 +3,12 @@
 //!
 //! Invariants: names are unique to this process and run; dropping a network removes what it made, and nothing else.
 
-use std::{net::Ipv4Addr, os::unix::fs::MetadataExt as _, path::Path, process::Command};
+use std::{io::Write as _, net::Ipv4Addr, os::unix::fs::MetadataExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use firmesh_simulations::mesh::Topology;
 use serde::{Deserialize, Serialize};
 
-use super::topology::Topology;
 use crate::demo::place::{Inside, Place};
 
 /// The most that a link lets through at once: one of the largest packets that a sender hands down whole, and the next.
@@ -103,6 +103,7 @@ impl Network {
         network.namespace(&origin)?;
         link((&origin, "eth0"), (&spine, "origin"), topology.origin_mbit)?;
         join(&spine, "origin")?;
+        let mut hosts = vec![(origin.clone(), network.origin_ip())];
         network.address(&origin, network.origin_ip())?;
         network.is_delayed = delay(&origin, "eth0")? && delay(&spine, "origin")?;
         for rack in 1..=topology.racks {
@@ -117,8 +118,10 @@ impl Network {
                 link((&node, "eth0"), (&name, &port), topology.node_mbit)?;
                 join(&name, &port)?;
                 network.address(&node, Self::node_ip(rack, number))?;
+                hosts.push((node, Self::node_ip(rack, number)));
             }
         }
+        introduce(&hosts)?;
         Ok(network)
     }
 
@@ -237,6 +240,7 @@ impl Network {
     }
 
     fn address(&self, namespace: &str, ip: Ipv4Addr) -> Result<()> {
+        tool("ip", &["-n", namespace, "link", "set", "eth0", "address", &mac(ip)])?;
         tool(
             "ip",
             &["-n", namespace, "addr", "add", &format!("{ip}/16"), "dev", "eth0"],
@@ -252,6 +256,28 @@ impl Drop for Network {
             }
         }
     }
+}
+
+/// Tells every host where every other one is. The kernel's table of neighbours is one for all namespaces, and holds a
+/// thousand that it had to find: 36 nodes that all talk to each other are more.
+fn introduce(hosts: &[(String, Ipv4Addr)]) -> Result<()> {
+    for (namespace, own) in hosts {
+        let others = hosts.iter().filter(|(_, ip)| ip != own);
+        let lines: String = others
+            .map(|(_, ip)| format!("neigh replace {ip} lladdr {} dev eth0 nud permanent\n", mac(*ip)))
+            .collect();
+        let mut batch = tempfile::NamedTempFile::new().context("no temporary file")?;
+        batch.write_all(lines.as_bytes()).context("no temporary file")?;
+        let path = batch.path().to_string_lossy();
+        tool("ip", &["-n", namespace, "-batch", &path])?;
+    }
+    Ok(())
+}
+
+/// A locally administered address.
+fn mac(ip: Ipv4Addr) -> String {
+    let [a, b, c, d] = ip.octets();
+    format!("02:00:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
 }
 
 /// A veth pair, both ends shaped and up.

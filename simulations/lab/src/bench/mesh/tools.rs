@@ -13,11 +13,12 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use axum::{Router, extract::RawQuery, routing::get};
 
+use firmesh_simulations::mesh::Topology;
+
 use super::{
     Contender,
     network::Network,
     report::{Outcome, Usage},
-    topology::Topology,
 };
 use crate::demo::{place::Place, processes::Processes};
 
@@ -36,7 +37,7 @@ const TORRENT_PIECE_BYTES: usize = 256 << 10;
 /// Programs that a contender needs and that are not installed.
 pub(super) fn missing(contender: Contender) -> Vec<&'static str> {
     let programs: &[&str] = match contender {
-        Contender::Firmesh => &[],
+        Contender::Firmesh | Contender::FirmeshBeside => &[],
         Contender::Curl => &["nginx", "curl"],
         Contender::Aria2 => &["aria2c"],
     };
@@ -92,7 +93,7 @@ pub(super) async fn run(
         image,
     };
     let prepared = match contender {
-        Contender::Firmesh => bail!("firmesh is not another tool"),
+        Contender::Firmesh | Contender::FirmeshBeside => bail!("firmesh is not another tool"),
         Contender::Curl => others.serve_http().await?,
         Contender::Aria2 => others.seed().await?,
     };
@@ -136,6 +137,7 @@ pub(super) async fn run(
         finished,
         usage,
         wire: moved,
+        middle: None,
     })
 }
 

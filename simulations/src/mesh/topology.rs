@@ -24,7 +24,7 @@ pub(super) enum Named {
 
 /// Which network to build.
 #[derive(Debug, Clone, Args)]
-pub(super) struct TopologyArgs {
+pub struct TopologyArgs {
     /// A topology by name: A, B, C, N, S or O.
     #[arg(long, value_enum, ignore_case = true, default_value = "A")]
     topology: Named,
@@ -50,19 +50,23 @@ pub(super) struct TopologyArgs {
 
 /// A network to measure on. Every link has its rate in both directions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(super) struct Topology {
-    pub(super) racks: u32,
+pub struct Topology {
+    /// Racks.
+    pub racks: u32,
     /// Nodes per rack.
-    pub(super) nodes: u32,
-    pub(super) origin_mbit: u64,
-    pub(super) rack_mbit: u64,
-    pub(super) node_mbit: u64,
+    pub nodes: u32,
+    /// The origin's uplink, Mbit/s.
+    pub origin_mbit: u64,
+    /// Each rack's uplink, Mbit/s.
+    pub rack_mbit: u64,
+    /// Each node's link, Mbit/s.
+    pub node_mbit: u64,
     /// The image, MiB.
-    pub(super) size_mib: u64,
+    pub size_mib: u64,
 }
 
 impl Named {
-    fn topology(self) -> Topology {
+    pub(super) fn topology(self) -> Topology {
         let (racks, nodes, [origin_mbit, rack_mbit, node_mbit], size_mib) = match self {
             Self::A => (3, 4, [100, 400, 200], 256),
             Self::B => (4, 6, [50, 200, 100], 128),
@@ -84,7 +88,11 @@ impl Named {
 
 impl TopologyArgs {
     /// The named topology with what was given instead.
-    pub(super) fn topology(&self) -> Result<Topology> {
+    ///
+    /// # Errors
+    ///
+    /// When that makes more nodes than one machine carries.
+    pub fn topology(&self) -> Result<Topology> {
         let named = self.topology.topology();
         let topology = Topology {
             racks: self.racks.unwrap_or(named.racks),
@@ -105,19 +113,22 @@ impl TopologyArgs {
 
 impl Topology {
     /// Nodes in all.
-    pub(super) fn count(&self) -> u32 {
+    #[must_use]
+    pub fn count(&self) -> u32 {
         self.racks * self.nodes
     }
 
     /// The image's length in bytes.
-    pub(super) fn image_bytes(&self) -> u64 {
+    #[must_use]
+    pub fn image_bytes(&self) -> u64 {
         self.size_mib << 20
     }
 
     /// The least seconds until the last node can have the image, payload alone: the narrowest of the origin's uplink, a
     /// node's link, everybody's uploads together, a rack's uplink, and the uploads into the racks together (after Kumar
     /// and Ross, "Peer-Assisted File Distribution: The Minimum Distribution Time").
-    pub(super) fn bound_s(&self) -> f64 {
+    #[must_use]
+    pub fn bound_s(&self) -> f64 {
         let image = self.image_bytes() as f64 * 8.0 / 1e6;
         let [origin, rack, node] = [self.origin_mbit, self.rack_mbit, self.node_mbit].map(|mbit| mbit as f64);
         let (racks, count) = (f64::from(self.racks), f64::from(self.count()));
@@ -133,12 +144,14 @@ impl Topology {
     }
 
     /// The least bytes into all racks together.
-    pub(super) fn import_min(&self) -> u64 {
+    #[must_use]
+    pub fn import_min(&self) -> u64 {
         u64::from(self.racks) * self.image_bytes()
     }
 
     /// The least bytes out of all racks together, if each crosses the origin's uplink once.
-    pub(super) fn export_min(&self) -> u64 {
+    #[must_use]
+    pub fn export_min(&self) -> u64 {
         u64::from(self.racks - 1) * self.image_bytes()
     }
 }

@@ -1,0 +1,605 @@
+//! The mesh in virtual time: the swarm core of every node, as it runs in production, over links whose bytes are a fluid.
+//!
+//! It shows what scheduling makes of a network, apart from what transport and processors add: the same topologies and
+//! faults as the lab's bench, the same ratios, in seconds and the same at every run.
+//!
+//! Invariants: the same topology, fault and seed give the same [`Summary`]; a node is served nothing that its peer does
+//! not hold; a word that would cross a cut link is lost.
+
+mod fault;
+mod fluid;
+#[cfg(test)]
+mod tests;
+mod topology;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use firmesh_node_core::swarm::{Audience, FetchFailure, FetchId, Input, Output, Source, Swarm, Tuning};
+use firmesh_protocol::{
+    chunk::PieceLayout,
+    ids::{ArtifactId, NodeId, TopologyPath},
+    manifest::Priority,
+    pieces::PieceSet,
+    time::Timestamp,
+};
+use rand_chacha::{
+    ChaCha8Rng,
+    rand_core::{Rng as _, SeedableRng as _},
+};
+use serde::Serialize;
+
+pub use fault::{CUT, Fault, ORIGIN_PERCENT};
+use fluid::{FlowId, Fluid, LinkId};
+pub use topology::{Topology, TopologyArgs};
+
+/// From node to node.
+const LATENCY: Duration = Duration::from_millis(1);
+/// From the origin to a node.
+const ORIGIN_LATENCY: Duration = Duration::from_millis(10);
+/// Until a piece is verified and durable.
+const DISK: Duration = Duration::from_millis(3);
+/// Nodes hear of a campaign within this.
+const HEARD_WITHIN_MS: u64 = 100;
+/// Until a process that was started takes part.
+const START: Duration = Duration::from_secs(1);
+/// Until the end of a connection is noticed whose other side is silent.
+const SILENCE: Duration = Duration::from_secs(6);
+/// Bytes on the wire per byte of an image: headers of QUIC and UDP, and the hash tree.
+const WIRE: f64 = 1.058;
+/// In the place of a node's number, for the origin.
+const ORIGIN: usize = usize::MAX;
+
+/// What came of a transfer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Summary {
+    /// Nodes that were to have the image: those that were not killed for good.
+    pub nodes: usize,
+    /// Nodes that have it.
+    pub complete: usize,
+    /// Seconds until the last of them had it; a slow node's own time does not count.
+    pub last_s: f64,
+    /// The least seconds that any way of distribution needs ([`Topology::bound_s`]), as payload.
+    pub bound_s: f64,
+    /// Bytes that left the origin, in images.
+    pub origin: f64,
+    /// Bytes into all racks, to the least possible.
+    pub import: f64,
+    /// Bytes out of all racks, to the least possible; nothing with one rack.
+    pub export: Option<f64>,
+    /// Nodes that were banned by somebody.
+    pub banned: usize,
+    /// When each node had the image, in seconds.
+    pub finished: BTreeMap<NodeId, f64>,
+}
+
+impl Summary {
+    /// How many times the bound the last node took.
+    #[must_use]
+    pub fn to_bound(&self) -> f64 {
+        self.last_s / self.bound_s
+    }
+}
+
+/// Something that happens at a moment that is known before.
+#[derive(Debug, Clone)]
+enum Event {
+    /// A node is told something, if it still lives the life in which it was to be told.
+    Told(usize, u32, Input),
+    /// A request arrives where it is to be answered.
+    Asked(usize, u32, FetchId),
+    /// A piece is durable at the node that asked for it.
+    Durable(usize, u32, FetchId),
+    /// A node hears of the campaign.
+    Heard(usize, u32),
+    /// A process begins, knowing what its disk holds.
+    Started(usize),
+    /// Two nodes have connected.
+    Met(usize, usize),
+    /// A node notices that another, in that life, is silent.
+    Missed(usize, usize, u32),
+    /// The cut uplink is mended.
+    Mended,
+}
+
+/// One request of a node.
+#[derive(Debug)]
+struct Fetch {
+    source: Source,
+    piece: u32,
+    flow: Option<FlowId>,
+}
+
+#[derive(Debug)]
+struct Node {
+    id: NodeId,
+    path: TopologyPath,
+    rack: usize,
+    up: LinkId,
+    down: LinkId,
+    /// Serves what it does not hold.
+    is_garbage: bool,
+    is_late: bool,
+    is_dead: bool,
+    /// The process, if it runs.
+    swarm: Option<Swarm>,
+    /// Counts the process's starts and ends: what was meant for an earlier life is lost.
+    life: u32,
+    held: PieceSet,
+    heard: bool,
+    /// By peer, the life of it that was met.
+    connected: BTreeMap<usize, u32>,
+    fetches: BTreeMap<FetchId, Fetch>,
+    imported: u64,
+    whole_at: Option<Timestamp>,
+}
+
+/// A site, its network and its nodes.
+#[derive(Debug)]
+pub struct World {
+    topology: Topology,
+    fault: Option<Fault>,
+    tuning: Tuning,
+    artifact: ArtifactId,
+    layout: PieceLayout,
+    now: Timestamp,
+    fluid: Fluid,
+    origin_up: LinkId,
+    /// Of each rack, out and in.
+    uplinks: Vec<(LinkId, LinkId)>,
+    is_cut: bool,
+    origin_is_alive: bool,
+    nodes: Vec<Node>,
+    flows: BTreeMap<FlowId, (usize, FetchId)>,
+    /// By time, then in the order in which they were foreseen.
+    events: BTreeMap<(Timestamp, u64), Event>,
+    serial: u64,
+    struck: bool,
+    banned: BTreeSet<NodeId>,
+    rng: ChaCha8Rng,
+    seed: u64,
+}
+
+impl World {
+    /// A site in which every node that takes part from the beginning is connected, and the campaign is about to be heard of.
+    #[must_use]
+    pub fn new(topology: Topology, fault: Option<Fault>, tuning: Tuning, seed: u64) -> Self {
+        let mut fluid = Fluid::default();
+        let mbit = |mbit: u64| mbit as f64;
+        let origin_up = fluid.link(mbit(topology.origin_mbit));
+        let [racks, per_rack] = [topology.racks, topology.nodes].map(|count| count as usize);
+        let uplinks = (0..racks)
+            .map(|_| {
+                let rate = mbit(topology.rack_mbit);
+                (fluid.link(rate), fluid.link(rate))
+            })
+            .collect();
+        let layout = PieceLayout::new(topology.image_bytes());
+        let late = fault.map_or(0, |fault| fault.late_per_rack(topology.racks)) as usize;
+        let mut places: Vec<_> = (0..racks)
+            .flat_map(|rack| (0..per_rack).map(move |number| (rack, number, false)))
+            .collect();
+        if fault == Some(Fault::GarbagePeer) {
+            places.push((0, per_rack, true));
+        }
+        let slow = (fault == Some(Fault::SlowNode)).then_some((racks - 1, per_rack - 1));
+        let nodes = places
+            .into_iter()
+            .filter_map(|(rack, number, is_garbage)| {
+                let rate = match slow == Some((rack, number)) {
+                    true => mbit(topology.node_mbit) / 10.0,
+                    false => mbit(topology.node_mbit),
+                };
+                let name = format!("r{}n{}", rack + 1, number + 1);
+                Some(Node {
+                    path: format!("site/r{}/{name}", rack + 1).parse().ok()?,
+                    id: NodeId::new(name).ok()?,
+                    rack,
+                    up: fluid.link(rate),
+                    down: fluid.link(rate),
+                    is_garbage,
+                    is_late: number + late >= per_rack && !is_garbage,
+                    is_dead: false,
+                    swarm: None,
+                    life: 0,
+                    held: match is_garbage {
+                        true => PieceSet::full(layout.pieces()),
+                        false => PieceSet::empty(layout.pieces()),
+                    },
+                    heard: false,
+                    connected: BTreeMap::new(),
+                    fetches: BTreeMap::new(),
+                    imported: 0,
+                    whole_at: None,
+                })
+            })
+            .collect();
+        let mut world = Self {
+            topology,
+            fault,
+            tuning,
+            artifact: ArtifactId::of(b"image"),
+            layout,
+            now: Timestamp::default(),
+            fluid,
+            origin_up,
+            uplinks,
+            is_cut: false,
+            origin_is_alive: true,
+            nodes,
+            flows: BTreeMap::new(),
+            events: BTreeMap::new(),
+            serial: 0,
+            struck: matches!(fault, None | Some(Fault::SlowNode | Fault::GarbagePeer)),
+            banned: BTreeSet::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            seed,
+        };
+        let early: Vec<_> = (0..world.nodes.len()).filter(|at| !world.nodes[*at].is_late).collect();
+        for &at in &early {
+            world.start(at);
+        }
+        for (place, &at) in early.iter().enumerate() {
+            for &other in &early[..place] {
+                world.meet(at, other);
+            }
+            let after = Duration::from_millis(world.rng.next_u64() % HEARD_WITHIN_MS);
+            let life = world.nodes[at].life;
+            world.later(after, Event::Heard(at, life));
+        }
+        world
+    }
+
+    /// Runs until every node that is expected to has the image, or the time is over.
+    pub fn run(&mut self, limit: Duration) -> Summary {
+        let end = Timestamp::after_start(limit);
+        while !self.is_over() {
+            let event = self.events.keys().next().map(|(at, _)| *at);
+            let ticks = self.nodes.iter().filter_map(|node| node.swarm.as_ref()?.deadline());
+            let next = ticks.chain(event).chain(self.fluid.next_end()).min();
+            let Some(next) = next.filter(|next| *next < end) else {
+                break;
+            };
+            self.now = self.now.max(next);
+            self.step();
+        }
+        self.summary()
+    }
+
+    fn step(&mut self) {
+        for flow in self.fluid.advance(self.now) {
+            if let Some((at, id)) = self.flows.remove(&flow) {
+                let node = &mut self.nodes[at];
+                let life = node.life;
+                let Some(fetch) = node.fetches.get_mut(&id) else {
+                    continue;
+                };
+                fetch.flow = None;
+                let latency = latency(&fetch.source);
+                self.later(latency + DISK, Event::Durable(at, life, id));
+            }
+        }
+        while let Some(event) = self.events.first_entry().filter(|event| event.key().0 <= self.now) {
+            let event = event.remove();
+            self.happen(event);
+        }
+        for at in 0..self.nodes.len() {
+            let due = self.nodes[at].swarm.as_ref().and_then(Swarm::deadline);
+            if due.is_some_and(|due| due <= self.now) {
+                self.tell(at, Input::Tick);
+            }
+        }
+        self.strike();
+    }
+
+    fn later(&mut self, after: Duration, event: Event) {
+        self.events.insert((self.now + after, self.serial), event);
+        self.serial += 1;
+    }
+
+    fn happen(&mut self, event: Event) {
+        let lives = |node: &Node, life| node.life == life && node.swarm.is_some();
+        match event {
+            Event::Told(at, life, input) if lives(&self.nodes[at], life) => self.tell(at, input),
+            Event::Asked(at, life, id) if lives(&self.nodes[at], life) => self.answer(at, id),
+            Event::Durable(at, life, id) if lives(&self.nodes[at], life) => self.durable(at, id),
+            Event::Heard(at, life) if lives(&self.nodes[at], life) => self.hear(at),
+            Event::Told(..) | Event::Asked(..) | Event::Durable(..) | Event::Heard(..) => {}
+            Event::Started(at) => {
+                self.start(at);
+                let life = self.nodes[at].life;
+                self.later(Duration::ZERO, Event::Heard(at, life));
+                (0..self.nodes.len())
+                    .filter(|other| *other != at)
+                    .for_each(|other| self.later(START, Event::Met(at, other)));
+            }
+            Event::Met(one, other) => self.meet(one, other),
+            Event::Missed(at, other, life) => {
+                let gone = self.nodes[other].life != life || self.is_apart(at, other);
+                let connected = &mut self.nodes[at].connected;
+                // They may have met again.
+                if gone && connected.get(&other) == Some(&life) {
+                    connected.remove(&other);
+                    let peer = self.nodes[other].id.clone();
+                    self.tell(at, Input::PeerDown { peer });
+                }
+            }
+            Event::Mended => {
+                self.cut(false);
+                self.each_across(|world, one, other| world.later(START, Event::Met(one, other)));
+            }
+        }
+    }
+
+    fn tell(&mut self, at: usize, input: Input) {
+        let node = &mut self.nodes[at];
+        // A member that serves garbage does not collect.
+        let Some(swarm) = node.swarm.as_mut().filter(|_| !node.is_garbage) else {
+            return;
+        };
+        swarm.handle(self.now, input);
+        let outputs: Vec<_> = std::iter::from_fn(|| swarm.poll()).collect();
+        for output in outputs {
+            self.carry_out(at, output);
+        }
+    }
+
+    fn carry_out(&mut self, at: usize, output: Output) {
+        let node = &mut self.nodes[at];
+        match output {
+            Output::Fetch { id, source, piece, .. } => {
+                let (after, life) = (latency(&source), node.life);
+                let fetch = Fetch {
+                    source,
+                    piece,
+                    flow: None,
+                };
+                node.fetches.insert(id, fetch);
+                self.later(after, Event::Asked(at, life, id));
+            }
+            Output::Cancel { id, .. } => {
+                if let Some(flow) = node.fetches.remove(&id).and_then(|fetch| fetch.flow) {
+                    self.fluid.stop(flow);
+                    self.flows.remove(&flow);
+                }
+            }
+            Output::Announce {
+                artifact,
+                pieces,
+                audience,
+            } => {
+                let (peer, rack) = (node.id.clone(), node.rack);
+                for other in node.connected.keys().copied().collect::<Vec<_>>() {
+                    let in_rack = self.nodes[other].rack == rack;
+                    if audience == Audience::Everyone || in_rack == (audience == Audience::Rack) {
+                        let (peer, pieces) = (peer.clone(), pieces.clone());
+                        self.say(at, other, Input::PeerGot { peer, artifact, pieces });
+                    }
+                }
+            }
+            Output::Ban { peer, .. } => {
+                self.banned.insert(peer);
+            }
+            Output::Complete { .. } => {
+                node.whole_at.get_or_insert(self.now);
+            }
+            // No piece is ever lost here.
+            Output::Withdraw { .. } => {}
+        }
+    }
+
+    /// Sends a word from node to node; it is lost if it cannot arrive.
+    fn say(&mut self, from: usize, to: usize, input: Input) {
+        if !self.is_apart(from, to) {
+            let life = self.nodes[to].life;
+            self.later(LATENCY, Event::Told(to, life, input));
+        }
+    }
+
+    fn answer(&mut self, at: usize, id: FetchId) {
+        let Some(fetch) = self.nodes[at].fetches.get(&id) else {
+            return;
+        };
+        let (piece, life, rack, down) = (
+            fetch.piece,
+            self.nodes[at].life,
+            self.nodes[at].rack,
+            self.nodes[at].down,
+        );
+        let why = match &fetch.source {
+            Source::Origin => {
+                if self.origin_is_alive {
+                    let route = vec![self.origin_up, self.uplinks[rack].1, down];
+                    self.flow((ORIGIN, at), route, id, piece);
+                    return;
+                }
+                FetchFailure::Unreachable
+            }
+            Source::Peer(peer) => {
+                let Some(from) = self.nodes.iter().position(|node| node.id == *peer) else {
+                    return;
+                };
+                let source = &self.nodes[from];
+                // Who is dead, or out of reach, says nothing.
+                if source.swarm.is_none() {
+                    return;
+                }
+                if source.held.contains(piece) {
+                    let mut route = vec![source.up, down];
+                    if source.rack != rack {
+                        route.extend([self.uplinks[source.rack].0, self.uplinks[rack].1]);
+                    }
+                    self.flow((from, at), route, id, piece);
+                    return;
+                }
+                FetchFailure::NotHeld
+            }
+        };
+        let after = latency(&fetch.source);
+        self.later(after, Event::Told(at, life, Input::Failed { id, why }));
+    }
+
+    fn flow(&mut self, ends: fluid::Ends, route: Vec<LinkId>, id: FetchId, piece: u32) {
+        let bytes = self.layout.bytes(piece);
+        let flow = self
+            .fluid
+            .begin(ends, || route, (bytes.end - bytes.start) as f64 * WIRE);
+        self.flows.insert(flow, (ends.1, id));
+        if let Some(fetch) = self.nodes[ends.1].fetches.get_mut(&id) {
+            fetch.flow = Some(flow);
+        }
+    }
+
+    fn durable(&mut self, at: usize, id: FetchId) {
+        let Some(Fetch { source, piece, .. }) = self.nodes[at].fetches.remove(&id) else {
+            return;
+        };
+        let from = self
+            .nodes
+            .iter()
+            .find(|node| source.peer().is_some_and(|peer| node.id == *peer));
+        let (is_garbage, rack) = from.map_or((false, None), |node| (node.is_garbage, Some(node.rack)));
+        let node = &mut self.nodes[at];
+        let input = match is_garbage {
+            true => Input::Failed {
+                id,
+                why: FetchFailure::Corrupt,
+            },
+            false => {
+                node.held.insert(piece);
+                node.imported += u64::from(rack != Some(node.rack));
+                Input::Fetched { id }
+            }
+        };
+        self.tell(at, input);
+    }
+
+    fn hear(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        node.heard = true;
+        let (artifact, have, peer) = (self.artifact, node.held.clone(), node.id.clone());
+        for other in node.connected.keys().copied().collect::<Vec<_>>() {
+            let (peer, pieces) = (peer.clone(), have.clone());
+            self.say(at, other, Input::PeerHolds { peer, artifact, pieces });
+        }
+        let priority = Priority::Normal;
+        self.tell(
+            at,
+            Input::Want {
+                artifact,
+                have,
+                priority,
+            },
+        );
+    }
+
+    fn start(&mut self, at: usize) {
+        let members: BTreeMap<_, _> = self
+            .nodes
+            .iter()
+            .map(|node| (node.id.clone(), node.path.clone()))
+            .collect();
+        let node = &mut self.nodes[at];
+        node.life += 1;
+        node.swarm = Some(Swarm::new(
+            node.id.clone(),
+            node.path.clone(),
+            self.tuning.clone(),
+            self.seed.wrapping_mul(1_000).wrapping_add(at as u64),
+        ));
+        self.tell(at, Input::Roster { members });
+        let available = self.origin_is_alive;
+        self.tell(at, Input::Origin { available });
+    }
+
+    fn meet(&mut self, one: usize, other: usize) {
+        if self.is_apart(one, other) || [one, other].iter().any(|at| self.nodes[*at].swarm.is_none()) {
+            return;
+        }
+        for (at, peer) in [(one, other), (other, one)] {
+            let (id, life) = (self.nodes[peer].id.clone(), self.nodes[peer].life);
+            match self.nodes[at].connected.insert(peer, life) {
+                Some(known) if known == life => continue,
+                Some(_) => self.tell(at, Input::PeerDown { peer: id.clone() }),
+                None => {}
+            }
+            self.tell(at, Input::PeerUp { peer: id.clone() });
+            if self.nodes[peer].heard {
+                let (artifact, pieces) = (self.artifact, self.nodes[peer].held.clone());
+                self.say(
+                    peer,
+                    at,
+                    Input::PeerHolds {
+                        peer: id,
+                        artifact,
+                        pieces,
+                    },
+                );
+            }
+        }
+    }
+
+    /// Whether no word gets from one node to another.
+    fn is_apart(&self, one: usize, other: usize) -> bool {
+        self.is_cut && (self.nodes[one].rack == 0) != (self.nodes[other].rack == 0)
+    }
+
+    /// Ends transfers by whom they are for and what was asked; answers which requests they were of.
+    fn break_off(&mut self, of: impl Fn(usize, Option<&Fetch>) -> bool) -> Vec<(usize, FetchId)> {
+        let nodes = &self.nodes;
+        let gone = self
+            .flows
+            .extract_if(.., |_, (to, id)| of(*to, nodes[*to].fetches.get(id)));
+        let gone: Vec<_> = gone.collect();
+        gone.iter().for_each(|(flow, _)| self.fluid.stop(*flow));
+        gone.into_iter().map(|(_, request)| request).collect()
+    }
+
+    fn is_expected(node: &Node) -> bool {
+        !node.is_dead && !node.is_garbage
+    }
+
+    fn is_over(&self) -> bool {
+        let mut expected = self.nodes.iter().filter(|node| Self::is_expected(node));
+        self.struck && expected.all(|node| node.whole_at.is_some())
+    }
+
+    fn summary(&self) -> Summary {
+        let expected: Vec<_> = self.nodes.iter().filter(|node| Self::is_expected(node)).collect();
+        let seconds = |at: Timestamp| at.since(Timestamp::default()).as_secs_f64();
+        let finished: BTreeMap<_, _> = expected
+            .iter()
+            .filter_map(|node| Some((node.id.clone(), seconds(node.whole_at?))))
+            .collect();
+        // Nobody can bring bytes to a slow node faster than its link.
+        let slow = (self.fault == Some(Fault::SlowNode)).then(|| expected.last().map(|node| &node.id));
+        let counted = finished
+            .iter()
+            .filter(|(id, _)| slow.flatten() != Some(*id))
+            .map(|(_, at)| *at);
+        let sum = |link: fn(&(LinkId, LinkId)) -> LinkId| -> f64 {
+            self.uplinks.iter().map(|both| self.fluid.carried(link(both))).sum()
+        };
+        let (image, least) = (self.topology.image_bytes() as f64, self.topology.export_min() as f64);
+        Summary {
+            nodes: expected.len(),
+            complete: finished.len(),
+            last_s: counted.fold(0.0, f64::max),
+            bound_s: self.topology.bound_s(),
+            origin: self.fluid.carried(self.origin_up) / image,
+            import: sum(|both| both.1) / self.topology.import_min() as f64,
+            export: (least > 0.0).then(|| sum(|both| both.0) / least),
+            banned: self.banned.len(),
+            finished,
+        }
+    }
+}
+
+fn latency(source: &Source) -> Duration {
+    match source {
+        Source::Origin => ORIGIN_LATENCY,
+        Source::Peer(_) => LATENCY,
+    }
+}

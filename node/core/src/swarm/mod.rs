@@ -261,7 +261,7 @@ pub struct Tuning {
 impl Default for Tuning {
     fn default() -> Self {
         Self {
-            in_flight_max: 32,
+            in_flight_max: 20,
             per_peer_max: 2,
             join_grace: Duration::from_secs(3),
             stall_after: Duration::from_secs(5),

@@ -21,6 +21,7 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 use crate::{
     files::write_durably,
     identity::{IdentityFileError, NodeKey, enrolment_client_config},
+    transport::Received,
 };
 
 /// How long an enrolment waits: there is no other coordinator to turn to.
@@ -253,11 +254,11 @@ impl Uplink {
     }
 
     /// A piece from the origin, encoded. Not verified.
-    pub async fn piece(&self, artifact: ArtifactId, layout: PieceLayout, piece: u32) -> Result<Bytes, UplinkError> {
+    pub async fn piece(&self, artifact: ArtifactId, layout: PieceLayout, piece: u32) -> Result<Received, UplinkError> {
         let range = layout.bytes(piece);
         let (offset, length) = (range.start, range.end - range.start);
         let path = format!("/node/v1/artifacts/{artifact}/slice?offset={offset}&length={length}");
-        self.get(&path, ENCODED_PIECE_BYTES_MAX as u64).await
+        self.ask(&path, ENCODED_PIECE_BYTES_MAX as u64).await
     }
 
     /// Some chunk groups of a piece from the origin, encoded. Not verified.
@@ -267,11 +268,11 @@ impl Uplink {
         layout: PieceLayout,
         piece: u32,
         groups: Groups,
-    ) -> Result<Bytes, UplinkError> {
+    ) -> Result<Received, UplinkError> {
         let range = layout.bytes(piece);
         let (offset, length) = (range.start, range.end - range.start);
         let path = format!("/node/v1/artifacts/{artifact}/slice?offset={offset}&length={length}&groups={groups}");
-        self.get(&path, ENCODED_PIECE_BYTES_MAX as u64).await
+        self.ask(&path, ENCODED_PIECE_BYTES_MAX as u64).await
     }
 
     /// The recipe of an image; `None` if the coordinator has none. Not verified.
@@ -302,6 +303,10 @@ impl Uplink {
     }
 
     async fn get(&self, path: &str, bytes_max: u64) -> Result<Bytes, UplinkError> {
+        self.ask(path, bytes_max).await.map(|answer| answer.bytes)
+    }
+
+    async fn ask(&self, path: &str, bytes_max: u64) -> Result<Received, UplinkError> {
         let url = format!("{}{path}", self.url);
         self.answer(&url, self.client.get(&url), bytes_max).await
     }
@@ -313,13 +318,13 @@ impl Uplink {
         bytes_max: u64,
     ) -> Result<A, UplinkError> {
         let url = format!("{}{path}", self.url);
-        let bytes = self
+        let answer = self
             .answer(&url, self.client.post(&url).json(request), bytes_max)
             .await?;
-        serde_json::from_slice(&bytes).map_err(|source| UplinkError::Malformed { url, source })
+        serde_json::from_slice(&answer.bytes).map_err(|source| UplinkError::Malformed { url, source })
     }
 
-    async fn answer(&self, url: &str, request: RequestBuilder, bytes_max: u64) -> Result<Bytes, UplinkError> {
+    async fn answer(&self, url: &str, request: RequestBuilder, bytes_max: u64) -> Result<Received, UplinkError> {
         let begun = Instant::now();
         let mut response = request.send().await.map_err(|source| self.broken_off(url, source))?;
         let status = response.status();
@@ -328,7 +333,7 @@ impl Uplink {
         } else {
             PROBLEM_BYTES_MAX
         };
-        let mut bytes = BytesMut::new();
+        let (waited, mut bytes) = (begun.elapsed(), BytesMut::new());
         while let Some(part) = response.chunk().await.map_err(|source| self.broken_off(url, source))? {
             let (received, spent) = (bytes.len() as u64 + part.len() as u64, begun.elapsed());
             if received > bytes_max {
@@ -342,7 +347,8 @@ impl Uplink {
             bytes.extend_from_slice(&part);
         }
         if status.is_success() {
-            return Ok(bytes.freeze());
+            let bytes = bytes.freeze();
+            return Ok(Received { bytes, waited });
         }
         let detail = serde_json::from_slice::<Problem>(&bytes).map_or_else(|_| String::new(), |problem| problem.detail);
         let url = url.to_owned();

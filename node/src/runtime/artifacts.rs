@@ -18,11 +18,11 @@ use firmesh_protocol::{
 use tokio::io::AsyncReadExt as _;
 use tracing::{debug, info, warn};
 
-use super::{Chain, DISK_AGAIN, Event, Runtime, delta::Rest, unix_ms};
+use super::{Brought, Chain, DISK_AGAIN, Event, Runtime, delta::Rest, unix_ms};
 use crate::{
     status::TransferTimes,
     store::{Lost, PutError, Read, StoreError},
-    transport::FetchError,
+    transport::{FetchError, Received},
     uplink::{SLOW_ANSWER, UplinkError},
 };
 
@@ -282,17 +282,17 @@ impl Runtime {
                     source: &source,
                 };
                 if let Some(plan) = &plan
-                    && let Some(reused) = rest.fetch(plan, artifact, piece).await?
+                    && let Some(brought) = rest.fetch(plan, artifact, piece).await?
                 {
-                    return Ok(reused);
+                    return Ok(brought);
                 }
                 transport.await_budget(source.peer(), bytes).await;
-                let encoded = match &source {
+                let Received { bytes, waited } = match &source {
                     Source::Peer(peer) => transport.fetch(peer, artifact, layout, piece).await?,
                     Source::Origin => uplink.piece(artifact, layout, piece).await?,
                 };
-                store.put(artifact, layout, piece, encoded).await?;
-                Ok(0)
+                store.put(artifact, layout, piece, bytes).await?;
+                Ok(Brought { reused: 0, waited })
             };
             let result = result.await;
             Event::Fetched {
@@ -312,7 +312,7 @@ impl Runtime {
         source: &Source,
         artifact: ArtifactId,
         piece: u32,
-        result: Result<u64, PieceError>,
+        result: Result<Brought, PieceError>,
     ) -> Result<(), JournalError> {
         self.fetches.remove(&id);
         let held_before = self.swarm.have(&artifact).is_some_and(|have| have.contains(piece));
@@ -321,7 +321,7 @@ impl Runtime {
             .get(&artifact)
             .map_or(0..0, |tracked| tracked.layout.bytes(piece));
         let error = match result {
-            Ok(reused) => {
+            Ok(Brought { reused, waited }) => {
                 let counter = match source {
                     _ if held_before => &mut self.traffic.fetched_again,
                     Source::Origin => &mut self.traffic.from_origin,
@@ -335,7 +335,7 @@ impl Runtime {
                 };
                 *counter += (range.end - range.start).saturating_sub(reused);
                 self.traffic.reused += reused;
-                self.tell_swarm(swarm::Input::Fetched { id })?;
+                self.tell_swarm(swarm::Input::Fetched { id, waited })?;
                 // The request may have been given up while its piece was being stored: it is here all the same.
                 return self.tell_swarm(swarm::Input::Stored { artifact, piece });
             }

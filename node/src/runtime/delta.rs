@@ -20,7 +20,7 @@ use firmesh_protocol::{
 use futures_util::{StreamExt as _, stream};
 use tracing::{debug, info};
 
-use super::{Chain, Event, PieceError, Runtime, Sha256Check, Tracked};
+use super::{Brought, Chain, Event, PieceError, Runtime, Sha256Check, Tracked};
 use crate::{
     delta::{DELTA_BYTES_MIN, DeltaError, Plan, RECIPE_HOLD, hold},
     store::{ChunkStore, PutError, StoreError},
@@ -307,7 +307,12 @@ pub(super) struct Rest<'a> {
 impl Rest<'_> {
     /// Fetches what of a piece is not here in other images, and makes the piece durable. How many bytes were here; `None`
     /// if the whole piece is to be fetched: nothing is here, or it is something else.
-    pub(super) async fn fetch(&self, plan: &Plan, artifact: ArtifactId, piece: u32) -> Result<Option<u64>, PieceError> {
+    pub(super) async fn fetch(
+        &self,
+        plan: &Plan,
+        artifact: ArtifactId,
+        piece: u32,
+    ) -> Result<Option<Brought>, PieceError> {
         let layout = plan.layout();
         if plan.groups(piece).is_empty() {
             return Ok(None);
@@ -321,13 +326,16 @@ impl Rest<'_> {
             }
         };
         let missing = Groups::all(layout, piece).without(part.groups);
-        let reused = part.groups.bytes(layout, piece);
+        let mut brought = Brought {
+            reused: part.groups.bytes(layout, piece),
+            ..Brought::default()
+        };
         let fetched = match missing.is_empty() {
             true => Vec::new(),
             false => {
                 let bytes = usize::try_from(missing.bytes(layout, piece)).unwrap_or(usize::MAX);
                 self.transport.await_budget(self.source.peer(), bytes).await;
-                let encoded = match self.source {
+                let answer = match self.source {
                     Source::Peer(peer) => {
                         let asked = self.transport.fetch_groups(peer, artifact, layout, piece, missing);
                         asked.await.map_err(PieceError::from)
@@ -338,14 +346,15 @@ impl Rest<'_> {
                     }
                 };
                 // It may be that the other side does not know how: the next request is for the whole piece.
-                let encoded = encoded.inspect_err(|_| plan.spoil(piece))?;
-                decode_groups(&encoded, artifact, layout, piece, missing).map_err(PutError::from)?
+                let answer = answer.inspect_err(|_| plan.spoil(piece))?;
+                brought.waited = answer.waited;
+                decode_groups(&answer.bytes, artifact, layout, piece, missing).map_err(PutError::from)?
             }
         };
         let Some(encoded) = plan.encode(piece, part, &fetched) else {
             return Ok(None);
         };
         self.store.put(artifact, layout, piece, encoded).await?;
-        Ok(Some(reused))
+        Ok(Some(brought))
     }
 }

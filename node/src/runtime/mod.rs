@@ -82,6 +82,15 @@ use room::Room;
 use safety::{Brakes, Revocations};
 pub use start::{RunError, run};
 
+/// How a piece came in.
+#[derive(Debug, Default, Clone, Copy)]
+struct Brought {
+    /// Bytes that did not have to be fetched.
+    reused: u64,
+    /// How long the first byte of the others took.
+    waited: Duration,
+}
+
 /// What happened outside the loop.
 enum Event {
     Transport(TransportEvent),
@@ -90,8 +99,7 @@ enum Event {
         source: Source,
         artifact: ArtifactId,
         piece: u32,
-        /// How many bytes of it did not have to be fetched.
-        result: Result<u64, PieceError>,
+        result: Result<Brought, PieceError>,
     },
     Held {
         artifact: ArtifactId,

@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use firmesh_node_core::swarm::Audience;
 use firmesh_protocol::{
     identity::NodeIdentity,
@@ -109,6 +110,15 @@ pub enum OpenError {
     /// The TLS configuration has no cipher that QUIC needs.
     #[error("TLS offers no cipher suite for QUIC")]
     Cipher(#[from] quinn::crypto::rustls::NoInitialCipherSuite),
+}
+
+/// What was answered to a request. Not verified.
+#[derive(Debug)]
+pub struct Received {
+    /// All of it.
+    pub bytes: Bytes,
+    /// How long the first byte took.
+    pub waited: Duration,
 }
 
 /// A slice that did not arrive.

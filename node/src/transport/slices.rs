@@ -1,8 +1,12 @@
 //! Slices of artifacts, asked for and served: one request and one answer a stream, paid for out of the budgets.
 
-use std::{io, sync::atomic::Ordering, time::SystemTime};
+use std::{
+    io,
+    sync::atomic::Ordering,
+    time::{Instant, SystemTime},
+};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use firmesh_protocol::{
     chunk::{ChunkRanges, ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
     groups::Groups,
@@ -14,7 +18,7 @@ use iroh_blobs::protocol::{GetRequest, Request};
 use tracing::debug;
 
 use super::{
-    FetchError, Inner, Transport,
+    FetchError, Inner, Received, Transport,
     budget::{Scope, Way},
     identity_of,
 };
@@ -75,7 +79,7 @@ impl Transport {
         artifact: ArtifactId,
         layout: PieceLayout,
         piece: u32,
-    ) -> Result<Bytes, FetchError> {
+    ) -> Result<Received, FetchError> {
         self.fetch_chunks(peer, artifact, layout.chunks(piece)).await
     }
 
@@ -87,7 +91,7 @@ impl Transport {
         layout: PieceLayout,
         piece: u32,
         groups: Groups,
-    ) -> Result<Bytes, FetchError> {
+    ) -> Result<Received, FetchError> {
         self.fetch_chunks(peer, artifact, groups.chunks(layout, piece)).await
     }
 
@@ -96,7 +100,7 @@ impl Transport {
         peer: &NodeId,
         artifact: ArtifactId,
         chunks: ChunkRanges,
-    ) -> Result<Bytes, FetchError> {
+    ) -> Result<Received, FetchError> {
         let unreachable = |error: Box<dyn std::error::Error + Send + Sync>| FetchError::Unreachable(error);
         let connection = self.blobs_connection(peer).await.map_err(unreachable)?;
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| unreachable(error.into()))?;
@@ -107,14 +111,20 @@ impl Transport {
             .await
             .map_err(|error| unreachable(error.into()))?;
         send.finish().map_err(|error| unreachable(error.into()))?;
+        let (asked, mut waited) = (Instant::now(), None);
         let mut answer = BytesMut::with_capacity(ENCODED_PIECE_BYTES_MAX);
         loop {
-            match recv.read_chunk(ENCODED_PIECE_BYTES_MAX, true).await {
+            let read = recv.read_chunk(ENCODED_PIECE_BYTES_MAX, true).await;
+            let waited = *waited.get_or_insert_with(|| asked.elapsed());
+            match read {
                 Ok(Some(chunk)) if answer.len() + chunk.bytes.len() > ENCODED_PIECE_BYTES_MAX => {
                     return Err(FetchError::TooLong);
                 }
                 Ok(Some(chunk)) => answer.extend_from_slice(&chunk.bytes),
-                Ok(None) => return Ok(answer.freeze()),
+                Ok(None) => {
+                    let bytes = answer.freeze();
+                    return Ok(Received { bytes, waited });
+                }
                 Err(quinn::ReadError::Reset(RESET_NOT_HELD)) => return Err(FetchError::NotServed),
                 Err(error) => return Err(unreachable(error.into())),
             }

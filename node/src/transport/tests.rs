@@ -146,7 +146,7 @@ async fn members_meet_talk_and_serve_what_they_hold_and_nothing_else() {
     a.transport.send(&b.id, said.clone());
     assert!(matches!(b.event().await, Some(TransportEvent::Said(peer, message)) if peer == a.id && message == said));
 
-    let encoded = b.transport.fetch(&a.id, tree.root, layout, 1).await.unwrap();
+    let encoded = b.transport.fetch(&a.id, tree.root, layout, 1).await.unwrap().bytes;
     b.store.put(tree.root, layout, 1, encoded).await.unwrap();
     let piece = layout.bytes(1);
     assert!(a.transport.served().to_rack.load(Ordering::Relaxed) > piece.end - piece.start);
@@ -160,7 +160,8 @@ async fn members_meet_talk_and_serve_what_they_hold_and_nothing_else() {
             .transport
             .fetch_groups(&a.id, tree.root, layout, 1, groups)
             .await
-            .unwrap();
+            .unwrap()
+            .bytes;
         let found = decode_groups(&encoded, tree.root, layout, 1, groups).unwrap();
         assert_eq!(
             found.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(),

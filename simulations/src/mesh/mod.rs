@@ -470,7 +470,8 @@ impl World {
             false => {
                 node.held.insert(piece);
                 node.imported += u64::from(rack != Some(node.rack));
-                Input::Fetched { id }
+                let waited = latency(&source) * 2;
+                Input::Fetched { id, waited }
             }
         };
         self.tell(at, input);

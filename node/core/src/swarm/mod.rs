@@ -158,6 +158,8 @@ pub enum Input {
     Fetched {
         /// The request.
         id: FetchId,
+        /// Until its first byte came: what the way there and back takes, however wide it is.
+        waited: Duration,
     },
     /// A piece is durable whose request was given up meanwhile.
     Stored {
@@ -363,7 +365,7 @@ impl Swarm {
             Input::PeerDropped { peer, artifact } => self.peer_dropped(&peer, artifact),
             Input::PeerMisbehaved { peer, reason } => self.ban(&peer, reason),
             Input::Origin { available } => self.members.set_origin(available),
-            Input::Fetched { id } => self.fetched(now, id),
+            Input::Fetched { id, waited } => self.fetched(now, id, waited),
             Input::Stored { artifact, piece } => self.stored(now, artifact, piece, false),
             Input::Lost { artifact, piece } => self.lost(artifact, piece),
             Input::Failed { id, why } => self.failed(now, id, why),
@@ -483,12 +485,13 @@ impl Swarm {
         }
     }
 
-    fn fetched(&mut self, now: Timestamp, id: FetchId) {
+    fn fetched(&mut self, now: Timestamp, id: FetchId, waited: Duration) {
         let Some(claim) = self.claims.finish(id) else { return };
         let took = now.since(claim.since);
         self.members.succeeded(&claim.source, took);
         let distance = self.distance(&claim.source);
-        self.windows.arrived(distance, took, self.tuning.in_flight_max);
+        self.windows
+            .arrived(distance, took.saturating_sub(waited), self.tuning.in_flight_max);
         let brought_in = distance != Distance::Inside;
         self.stored(now, claim.artifact, claim.piece, brought_in);
     }

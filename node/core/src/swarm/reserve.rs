@@ -105,7 +105,8 @@ mod tests {
         while let Some(output) = swarm.poll() {
             if let Output::Fetch { id, piece, .. } = output {
                 asked.push(piece);
-                swarm.handle(now, Input::Fetched { id });
+                let waited = Duration::ZERO;
+                swarm.handle(now, Input::Fetched { id, waited });
             }
         }
         asked.sort_unstable();

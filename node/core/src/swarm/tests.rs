@@ -48,6 +48,12 @@ struct Site {
     serial: u64,
 }
 
+/// A piece came that had no way to go.
+fn brought(id: FetchId) -> Input {
+    let waited = Duration::ZERO;
+    Input::Fetched { id, waited }
+}
+
 impl Site {
     fn new(racks: usize, per_rack: usize, pieces: u32) -> Self {
         let tuning = Tuning::default();
@@ -245,7 +251,7 @@ impl Site {
             }
         };
         let id = FetchId(id);
-        self.tell(at, why.map_or(Input::Fetched { id }, |why| Input::Failed { id, why }));
+        self.tell(at, why.map_or_else(|| brought(id), |why| Input::Failed { id, why }));
     }
 
     fn all_complete(&self) -> bool {
@@ -411,7 +417,7 @@ fn a_lost_piece_is_withdrawn_and_comes_again() {
         pieces: vec![3],
         audience: Audience::Everyone,
     };
-    assert_eq!(tell(Input::Fetched { id }), [announced, Output::Complete { artifact }]);
+    assert_eq!(tell(brought(id)), [announced, Output::Complete { artifact }]);
 }
 
 /// What this node brought into its rack is told to all at once; what came from a neighbour is told together, soon to the
@@ -462,7 +468,7 @@ fn word_of_pieces_is_gathered_unless_others_wait_for_it() {
         };
         fetched += 1;
         now = now + Duration::from_millis(1);
-        let outputs = tell(now, Input::Fetched { id });
+        let outputs = tell(now, brought(id));
         let at_once = outputs.iter().any(|output| {
             matches!(
                 output,
@@ -531,17 +537,48 @@ fn what_is_less_urgent_waits_while_the_urgent_moves() {
     assert_eq!(of(&first), [usual]);
     assert_eq!(tell(now, want(urgent, Priority::Emergency)), []);
     // The request to the origin comes back: the next ones are the urgent image's.
-    let next = tell(now, Input::Fetched { id: first[0].0 });
+    let next = tell(now, brought(first[0].0));
     assert_eq!(of(&next), [urgent, urgent]);
-    let last = tell(now, Input::Fetched { id: next[0].0 });
+    let last = tell(now, brought(next[0].0));
     assert_eq!(of(&last), [urgent]);
     // With every urgent piece asked for, the room that is left stays free for what may fail.
-    assert_eq!(tell(now, Input::Fetched { id: next[1].0 }), []);
+    assert_eq!(tell(now, brought(next[1].0)), []);
     // The last request is given up, and its source rests a while.
     now = now + Tuning::default().request_min;
     assert_eq!(tell(now, Input::Tick), []);
     now = now + Tuning::default().stall_after;
     assert_eq!(of(&tell(now, Input::Tick)), [urgent, usual]);
+}
+
+/// What a far origin takes to begin says nothing of how wide the way is; what it takes from then on does.
+#[test]
+fn a_far_origin_is_asked_for_more_at_once_than_a_narrow_one() {
+    let in_flight = |waited: Duration| {
+        let site = Site::new(1, 1, 8);
+        let mut swarm = Swarm::new(site.nodes[0].0.clone(), site.nodes[0].1.clone(), Tuning::default(), 1);
+        let (mut now, mut asked) = (Timestamp::default(), Vec::new());
+        swarm.handle(now, Input::Origin { available: true });
+        let want = Input::Want {
+            artifact: ArtifactId::of(b"image"),
+            have: PieceSet::empty(500),
+            priority: Priority::Normal,
+        };
+        swarm.handle(now, want);
+        for _ in 0..12 {
+            let outputs = std::iter::from_fn(|| swarm.poll()).filter_map(|output| match output {
+                Output::Fetch { id, .. } => Some(id),
+                _ => None,
+            });
+            asked = outputs.collect();
+            now = now + Duration::from_millis(170);
+            for &id in &asked {
+                swarm.handle(now, Input::Fetched { id, waited });
+            }
+        }
+        asked.len()
+    };
+    assert_eq!(in_flight(Duration::ZERO), 1);
+    assert!(in_flight(Duration::from_millis(150)) > 4);
 }
 
 proptest! {

@@ -2,7 +2,7 @@
 //!
 //! Every request beyond that waits in a queue somewhere on the way, and with it a piece that others wait for. A window
 //! grows while pieces come in quickly and shrinks while they take long (additive increase, gentle decrease), so that on
-//! any link a piece takes about [`TARGET`], down to a floor. There is one window for each distance, as what is far is
+//! any link a piece takes about [`TARGET`] from its first byte, down to a floor. There is one window for each distance, as what is far is
 //! often slow, and must not keep a node from its neighbours:
 //!
 //! - Neighbours in the rack keep ten in flight at least. All links of a rack are full only if every node asks nearly
@@ -13,7 +13,7 @@
 
 use std::time::Duration;
 
-/// What a piece should take from request to durable. More than the 50 ms that a switch queues would be lost and sent again.
+/// What a piece should take from its first byte to durable. More than the 50 ms that a switch queues would be lost and sent again.
 const TARGET: Duration = Duration::from_millis(80);
 
 /// How far away a source is.
@@ -88,7 +88,7 @@ impl Windows<usize> {
 }
 
 impl Windows<Window> {
-    /// A piece came in after `took`.
+    /// A piece took so long from its first byte.
     pub(super) fn arrived(&mut self, distance: Distance, took: Duration, most: usize) {
         self.of_mut(distance).arrived(took, distance.least(), most);
     }

@@ -171,7 +171,7 @@ async fn transfer(engine: Engine, folder: &Path, image: &[u8], tree: &HashTree) 
     let (receiver, source) = (&to, &from.id);
     let moved = futures_util::stream::iter(0..layout.pieces())
         .map(|piece| async move {
-            let encoded = receiver.transport.fetch(source, tree.root, layout, piece).await?;
+            let encoded = receiver.transport.fetch(source, tree.root, layout, piece).await?.bytes;
             receiver.store.put(tree.root, layout, piece, encoded).await?;
             anyhow::Ok(())
         })

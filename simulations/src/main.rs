@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 
 /// Whether every node that was to have the image has it.
 fn mesh(args: &MeshArgs) -> anyhow::Result<bool> {
-    let topology = args.topology.topology()?;
+    let topology = args.topology.topology();
     let topology = args.fault.map_or(topology, |fault| fault.topology(topology));
     let mut whole = true;
     for seed in args.seed..args.seed.saturating_add(args.seeds) {

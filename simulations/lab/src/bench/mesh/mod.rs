@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use firmesh_simulations::mesh::{Fault, Topology, TopologyArgs};
 use serde::Serialize;
@@ -58,6 +58,9 @@ pub(crate) struct MeshArgs {
     timeout: Option<u64>,
 }
 
+/// The most nodes that one machine carries, each a process.
+const NODES_MAX: u32 = 128;
+
 /// A way of distribution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -95,10 +98,13 @@ struct Figures<'a> {
 }
 
 pub(super) async fn run(args: &MeshArgs) -> Result<()> {
-    let mut topology = args.topology.topology()?;
-    if let Some(fault) = args.fault {
-        topology = fault.topology(topology);
-    }
+    let topology = args.topology.topology();
+    let topology = args.fault.map_or(topology, |fault| fault.topology(topology));
+    ensure!(
+        topology.count() <= NODES_MAX,
+        "--racks and --nodes make {} nodes, one machine carries at most {NODES_MAX}",
+        topology.count()
+    );
     Network::check_machine()?;
     let folder = match &args.work {
         Some(work) => tempfile::Builder::new().prefix("firmesh-mesh-").tempdir_in(work),

@@ -139,6 +139,7 @@ async fn move_another(world: &mut World, people: &mut People, image: &Path) -> R
     let _stored: Artifact = world.api.upload("/api/v1/artifacts", &path).await?;
     let release = people.release(&artifact, "host", "1.0.1")?;
     people.sign("release")?;
+    people.publish(&world.api).await?;
     let rules = rules("background", Priority::Background);
     people.plan(&world.api, &world.about, &[release], &[], rules).await?;
     people.sign("approver")?;

@@ -1,20 +1,24 @@
 //! Other people's tools on the same network: what is installed is measured, what is missing is named.
 
+mod chain;
+mod http;
+mod strike;
+mod torrent;
+
 use std::{
     collections::BTreeMap,
     fs,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result, bail};
-use axum::{Router, extract::RawQuery, routing::get};
+use firmesh_simulations::mesh::{Fault, Topology};
+use tokio::task::AbortHandle;
 
-use firmesh_simulations::mesh::Topology;
-
+use self::strike::Strike;
 use super::{
     Contender,
     network::Network,
@@ -22,30 +26,51 @@ use super::{
 };
 use crate::demo::{place::Place, processes::Processes};
 
-/// Between two looks at the tools.
+/// Between two looks at what the tools have finished.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Between two looks at processes and links, which cost more.
+const COUNT_EVERY: Duration = Duration::from_millis(250);
 /// How long a tool may take until it listens.
-const LISTENS_WITHIN: Duration = Duration::from_secs(10);
+const LISTENS_WITHIN: Duration = Duration::from_secs(20);
 const ORIGIN: &str = "coordinator";
 const IMAGE: &str = "image.bin";
-const HTTP_PORT: u16 = 8080;
-const TRACKER_PORT: u16 = 6969;
-const BITTORRENT_PORT: u16 = 6881;
-/// A torrent's pieces: 256 KiB as ours.
-const TORRENT_PIECE_BYTES: usize = 256 << 10;
 
 /// Programs that a contender needs and that are not installed.
 pub(super) fn missing(contender: Contender) -> Vec<&'static str> {
     let programs: &[&str] = match contender {
         Contender::Firmesh | Contender::FirmeshBeside => &[],
-        Contender::Curl => &["nginx", "curl"],
         Contender::Aria2 => &["aria2c"],
+        Contender::Libtorrent | Contender::LibtorrentSuperSeed => {
+            return match torrent::python() {
+                Some(_) => Vec::new(),
+                None => vec!["python3-libtorrent"],
+            };
+        }
+        Contender::Chain => &["socat", "tee"],
+        Contender::NginxCache | Contender::Curl => &["nginx", "curl"],
     };
     programs
         .iter()
         .copied()
         .filter(|program| find(program).is_none())
         .collect()
+}
+
+/// Why a fault cannot be measured with another tool.
+pub(super) fn refusal(contender: Contender, fault: Fault) -> Option<String> {
+    let why = match (contender, fault) {
+        (Contender::Firmesh, _) => return None,
+        (Contender::FirmeshBeside, _) => "two images at once are measured without faults",
+        (Contender::Chain, Fault::OriginKilled) => {
+            "the origin is killed once more than one image has left it, and a chain takes no more than one"
+        }
+        (_, Fault::OriginKilled | Fault::PeersKilled) => return None,
+        _ => "other tools are measured with origin-killed and peers-killed only",
+    };
+    Some(format!(
+        "--peers {} is not measured with this --fault: {why}",
+        contender.name()
+    ))
 }
 
 fn find(program: &str) -> Option<PathBuf> {
@@ -58,15 +83,33 @@ fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// A swarm of one tool.
+fn installed(program: &str) -> Result<PathBuf> {
+    find(program).with_context(|| format!("{program} is not installed"))
+}
+
+/// The members of one tool's swarm, and their processes. A node's first process has its name, any other one that name and an
+/// ending after a dot.
 struct Others<'a> {
     topology: &'a Topology,
     processes: Processes,
     origin: Place,
-    /// By name.
+    /// By name; rack by rack in this order too.
     nodes: BTreeMap<String, Place>,
+    /// Names of processes beside the origin's and the nodes' own.
+    more: Vec<String>,
+    /// What runs inside this process, for the origin.
+    tracker: Option<AbortHandle>,
     folder: &'a Path,
     image: &'a Path,
+}
+
+/// What stands before the clock runs; the nodes are told then.
+enum Prepared {
+    /// Where each node fetches from.
+    Http(BTreeMap<String, String>),
+    Aria2(PathBuf),
+    Libtorrent(PathBuf),
+    Chain,
 }
 
 /// One measurement of a tool that is installed. `folder` is empty and stays the caller's.
@@ -76,60 +119,64 @@ pub(super) async fn run(
     topology: &Topology,
     image: &Path,
     folder: &Path,
+    fault: Option<Fault>,
     limit: Duration,
 ) -> Result<Outcome> {
-    let mut nodes = BTreeMap::new();
-    for rack in 1..=topology.racks {
-        for number in 1..=topology.nodes {
-            nodes.insert(format!("r{rack}-n{number}"), network.node(rack, number)?);
-        }
-    }
-    let mut others = Others {
-        topology,
-        processes: Processes::new(&folder.join("logs"))?,
-        origin: network.origin()?,
-        nodes,
-        folder,
-        image,
-    };
+    let mut others = Others::new(network, topology, image, folder)?;
     let prepared = match contender {
         Contender::Firmesh | Contender::FirmeshBeside => bail!("firmesh is not another tool"),
+        Contender::Aria2 => others.seed_with_aria2().await?,
+        Contender::Libtorrent => others.seed_with_libtorrent("seed").await?,
+        Contender::LibtorrentSuperSeed => others.seed_with_libtorrent("super-seed").await?,
+        Contender::Chain => others.link_up().await?,
+        Contender::NginxCache => others.serve_caches().await?,
         Contender::Curl => others.serve_http().await?,
-        Contender::Aria2 => others.seed().await?,
     };
     let before = network.counters()?;
+    let mut strike = Strike::new(fault, &before, topology);
     let mut usage = Usage::begin(&others.pids());
     let (begun, at) = (Instant::now(), SystemTime::now());
     match prepared {
-        Prepared::Http => others.start_curls()?,
-        Prepared::Torrent(torrent) => others.start_peers(&torrent)?,
+        Prepared::Http(sources) => others.start_curls(&sources)?,
+        Prepared::Aria2(torrent) => others.start_aria2_peers(&torrent)?,
+        Prepared::Libtorrent(torrent) => others.tell_libtorrent(&torrent)?,
+        Prepared::Chain => others.feed_chain()?,
     }
-    let mut finished = BTreeMap::new();
-    while finished.len() < others.nodes.len() && begun.elapsed() < limit {
+    let (mut finished, mut counted) = (BTreeMap::new(), Instant::now());
+    loop {
         tokio::time::sleep(LOOK_EVERY).await;
-        usage.look(&others.pids());
-        for node in others.nodes.keys() {
-            // Written by the tool's own hook when the last byte is there.
-            let done = others.done(node).metadata().and_then(|metadata| metadata.modified());
-            if let Ok(done) = done {
-                let after = done.duration_since(at).unwrap_or_default();
-                finished.entry(node.clone()).or_insert(after.as_secs_f64());
-            }
+        others.processes.check()?;
+        others.note_finished(at, &mut finished);
+        let is_missed = |node: &String| !strike.is_dead(node) && !finished.contains_key(node);
+        if !others.nodes.keys().any(is_missed) || begun.elapsed() > limit || strike.nothing_moves() {
+            break;
+        }
+        if counted.elapsed() >= COUNT_EVERY {
+            usage.look(&others.pids());
+            strike.look(network, &mut others)?;
+            counted = Instant::now();
         }
     }
+    let waited_s = begun.elapsed().as_secs_f64();
     let moved = network.counters()?.since(&before);
     let usage = usage.end(&others.pids());
+    others.end_tracker();
+    others.processes.stop_all();
+    if let Some(fault) = strike.is_still_to_come() {
+        eprintln!("{}: all was over before {fault:?} could strike", contender.name());
+    }
+    finished.retain(|node, _| !strike.is_dead(node));
     for node in finished.keys() {
         others.check(node)?;
     }
-    others.processes.stop_all();
+    let nodes = others.nodes.keys().filter(|node| !strike.is_dead(node)).count();
     Ok(Outcome {
-        nodes: others.nodes.len(),
+        nodes,
         complete: finished.len(),
         first_s: finished.values().copied().fold(f64::INFINITY, f64::min),
-        last_s: match finished.len() == others.nodes.len() {
+        last_s: match finished.len() == nodes {
             true => finished.values().copied().fold(0.0, f64::max),
-            false => limit.as_secs_f64(),
+            false => waited_s,
         },
         heard_s: 0.0,
         fetched_again: 0,
@@ -141,26 +188,61 @@ pub(super) async fn run(
     })
 }
 
-/// What the nodes are told.
-enum Prepared {
-    Http,
-    Torrent(PathBuf),
-}
+impl<'a> Others<'a> {
+    fn new(network: &Network, topology: &'a Topology, image: &'a Path, folder: &'a Path) -> Result<Self> {
+        let mut nodes = BTreeMap::new();
+        for rack in 1..=topology.racks {
+            for number in 1..=topology.nodes {
+                nodes.insert(node_name(rack, number), network.node(rack, number)?);
+            }
+        }
+        let others = Self {
+            topology,
+            processes: Processes::new(&folder.join("logs"))?,
+            origin: network.origin()?,
+            nodes,
+            more: Vec::new(),
+            tracker: None,
+            folder,
+            image,
+        };
+        for name in others.nodes.keys().map(String::as_str).chain([ORIGIN]) {
+            fs::create_dir_all(others.home(name))?;
+        }
+        Ok(others)
+    }
 
-impl Others<'_> {
     fn pids(&self) -> BTreeMap<String, u32> {
-        let names = self.nodes.keys().map(String::as_str).chain([ORIGIN]);
+        let names = self.nodes.keys().chain(&self.more).map(String::as_str).chain([ORIGIN]);
         names
             .filter_map(|name| Some((name.to_owned(), self.processes.id(name)?)))
             .collect()
     }
 
-    fn home(&self, node: &str) -> PathBuf {
-        self.folder.join(node)
+    fn home(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     fn done(&self, node: &str) -> PathBuf {
         self.home(node).join("done")
+    }
+
+    fn place(&self, node: &str) -> Result<Place> {
+        self.nodes
+            .get(node)
+            .cloned()
+            .with_context(|| format!("there is no node {node}"))
+    }
+
+    /// Nodes that are done, with the seconds since `begun`: each tool's own hook writes a file when the last byte is there.
+    fn note_finished(&self, begun: SystemTime, finished: &mut BTreeMap<String, f64>) {
+        for node in self.nodes.keys().filter(|node| self.done(node).exists()) {
+            let done = self.done(node).metadata().and_then(|metadata| metadata.modified());
+            if let Ok(done) = done {
+                let after = done.duration_since(begun).unwrap_or_default();
+                finished.entry(node.clone()).or_insert(after.as_secs_f64());
+            }
+        }
     }
 
     /// The tool has the same bytes as we had.
@@ -175,182 +257,72 @@ impl Others<'_> {
         Ok(())
     }
 
-    async fn serve_http(&mut self) -> Result<Prepared> {
-        let home = self.home(ORIGIN);
-        fs::create_dir_all(&home)?;
-        let listen = SocketAddr::new(self.origin.ip, HTTP_PORT);
-        let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
-            .iter()
-            .map(|name| format!("{name}_temp_path {0}/{name};", home.display()))
-            .collect();
-        let root = self.image.parent().context("the image lies nowhere")?;
-        let config = format!(
-            "user root; daemon off; master_process off; pid {0}/pid; error_log {0}/error.log; \
-             events {{ worker_connections 1024; }} \
-             http {{ access_log off; sendfile on; {temp} server {{ listen {listen}; root {1}; }} }}",
-            home.display(),
-            root.display()
-        );
-        let file = home.join("nginx.conf");
-        fs::write(&file, config)?;
-        let program = find("nginx").context("nginx is not installed")?;
-        let args = vec!["-c".into(), file.into(), "-p".into(), home.into()];
-        self.processes.start_program(ORIGIN, &self.origin, program, args)?;
-        self.listens(listen).await?;
-        Ok(Prepared::Http)
+    /// A shell that runs a script in a node's folder and stays, so that the node is there to be killed.
+    fn start_script(&mut self, node: &str, script: &str) -> Result<()> {
+        let script = format!("cd '{}' && {script}; exec sleep 100000", self.home(node).display());
+        let place = self.place(node)?;
+        self.processes
+            .start_program(node, &place, "/bin/sh".into(), vec!["-c".into(), script.into()])
     }
 
-    fn start_curls(&mut self) -> Result<()> {
-        let url = format!("http://{}:{HTTP_PORT}/{IMAGE}", self.origin.ip);
-        for (node, place) in self.nodes.clone() {
-            let home = self.home(&node);
-            fs::create_dir_all(&home)?;
-            let script = format!(
-                "cd '{}' && curl -sSf -o {IMAGE} {url} && : > done; exec sleep 100000",
-                home.display()
-            );
-            let args = vec!["-c".into(), script.into()];
-            self.processes.start_program(&node, &place, "/bin/sh".into(), args)?;
+    /// Kills all of a node.
+    fn kill_node(&mut self, node: &str) -> Result<()> {
+        let beside = format!("{node}.");
+        for name in self.more.iter().filter(|name| name.starts_with(&beside)) {
+            self.processes.kill(name)?;
         }
-        Ok(())
+        self.processes.kill(node)
     }
 
-    /// A tracker and a seed, at the origin.
-    async fn seed(&mut self) -> Result<Prepared> {
-        let tracker = SocketAddr::new(self.origin.ip, TRACKER_PORT);
-        let inside = self
-            .origin
-            .inside
-            .clone()
-            .context("the origin has no network of its own")?;
-        let serve = async move {
-            let listener = tokio::net::TcpListener::bind(tracker).await?;
-            tokio::spawn(async move {
-                {
-                    let service = track().into_make_service_with_connect_info::<SocketAddr>();
-                    axum::serve(listener, service).await
-                }
-            });
-            Ok::<_, std::io::Error>(())
+    /// Kills all of the origin.
+    fn kill_origin(&mut self) -> Result<()> {
+        self.end_tracker();
+        self.processes.kill(ORIGIN)
+    }
+
+    fn end_tracker(&mut self) {
+        if let Some(tracker) = self.tracker.take() {
+            tracker.abort();
+        }
+    }
+
+    /// Waits until a process listens. Nobody connects for it: some tools take the first connection for the only one.
+    async fn listens(&mut self, name: &str, ip: IpAddr, port: u16) -> Result<()> {
+        let IpAddr::V4(ip) = ip else {
+            bail!("{ip} is no address of the network")
         };
-        inside.run(serve).await??;
-        let torrent = self.folder.join("image.torrent");
-        fs::write(
-            &torrent,
-            metainfo(&format!("http://{tracker}/announce"), &fs::read(self.image)?),
-        )?;
-        let home = self.home(ORIGIN);
-        fs::create_dir_all(&home)?;
-        fs::hard_link(self.image, home.join(IMAGE))?;
-        self.start_aria2(ORIGIN, &self.origin.clone(), &torrent, &["--check-integrity=true"])?;
-        self.listens(SocketAddr::new(self.origin.ip, BITTORRENT_PORT)).await?;
-        Ok(Prepared::Torrent(torrent))
-    }
-
-    fn start_peers(&mut self, torrent: &Path) -> Result<()> {
-        for (node, place) in self.nodes.clone() {
-            let home = self.home(&node);
-            fs::create_dir_all(&home)?;
-            let hook = home.join("hook");
-            fs::write(&hook, format!("#!/bin/sh\n: > '{}'\n", self.done(&node).display()))?;
-            let executable = Command::new("chmod").arg("+x").arg(&hook).status()?;
-            anyhow::ensure!(executable.success(), "{} cannot be made executable", hook.display());
-            let told = format!("--on-bt-download-complete={}", hook.display());
-            self.start_aria2(&node, &place, torrent, &[&told])?;
-        }
-        Ok(())
-    }
-
-    fn start_aria2(&mut self, name: &str, place: &Place, torrent: &Path, more: &[&str]) -> Result<()> {
-        let mut args = vec![
-            format!("--dir={}", self.home(name).display()),
-            format!("--listen-port={BITTORRENT_PORT}"),
-            format!("--bt-max-peers={}", self.topology.count() + 1),
-        ];
-        let fixed = [
-            "--no-conf=true",
-            "--enable-dht=false",
-            "--enable-peer-exchange=true",
-            "--bt-enable-lpd=false",
-            "--seed-ratio=0.0",
-            "--file-allocation=none",
-            "--allow-overwrite=true",
-            "--bt-tracker-interval=2",
-            "--bt-request-peer-speed-limit=1000M",
-            "--summary-interval=0",
-            "--console-log-level=warn",
-        ];
-        args.extend(fixed.iter().chain(more).map(|arg| (*arg).to_owned()));
-        args.push(torrent.display().to_string());
-        let program = find("aria2c").context("aria2c is not installed")?;
-        let args = args.into_iter().map(Into::into).collect();
-        self.processes.start_program(name, place, program, args)
-    }
-
-    /// Waits until the origin's program listens.
-    async fn listens(&mut self, at: SocketAddr) -> Result<()> {
-        let inside = self
-            .origin
-            .inside
-            .clone()
-            .context("the origin has no network of its own")?;
+        let pid = self
+            .processes
+            .id(name)
+            .with_context(|| format!("{name} does not run"))?;
         let deadline = Instant::now() + LISTENS_WITHIN;
-        while inside.run(tokio::net::TcpStream::connect(at)).await?.is_err() {
+        loop {
+            let sockets = fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+            if is_listening(&sockets, ip, port) {
+                return Ok(());
+            }
             self.processes.check()?;
             anyhow::ensure!(
                 Instant::now() < deadline,
-                "nothing listens on {at} after {LISTENS_WITHIN:?}"
+                "{name} does not listen on {ip}:{port} after {LISTENS_WITHIN:?}"
             );
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(())
     }
 }
 
-/// A BitTorrent tracker (BEP 3 with the compact answers of BEP 23): whoever asks is told of all who asked before.
-fn track() -> Router {
-    let known = Arc::new(Mutex::new(Vec::<(Ipv4Addr, u16)>::new()));
-    let announce = move |axum::extract::ConnectInfo(from): axum::extract::ConnectInfo<SocketAddr>,
-                         RawQuery(query): RawQuery| async move {
-        let query = query.unwrap_or_default();
-        let port = query
-            .split('&')
-            .find_map(|pair| pair.strip_prefix("port=")?.parse::<u16>().ok());
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let (std::net::IpAddr::V4(ip), Some(port)) = (from.ip(), port)
-            && !known.contains(&(ip, port))
-        {
-            known.push((ip, port));
-        }
-        let mut answer = format!("d8:intervali2e12:min intervali1e5:peers{}:", known.len() * 6).into_bytes();
-        for (ip, port) in known.iter() {
-            answer.extend(ip.octets());
-            answer.extend(port.to_be_bytes());
-        }
-        answer.push(b'e');
-        answer
-    };
-    Router::new().route("/announce", get(announce))
+fn node_name(rack: u32, number: u32) -> String {
+    format!("r{rack}-n{number}")
 }
 
-/// A `.torrent` of one file (BEP 3).
-fn metainfo(tracker: &str, image: &[u8]) -> Vec<u8> {
-    let mut pieces: Vec<u8> = Vec::new();
-    for piece in image.chunks(TORRENT_PIECE_BYTES) {
-        // BitTorrent's first version knows no other hash.
-        pieces.extend(ring::digest::digest(&ring::digest::SHA1_FOR_LEGACY_USE_ONLY, piece).as_ref());
-    }
-    let mut info = format!(
-        "d8:announce{}:{tracker}4:infod6:lengthi{}e4:name{}:{IMAGE}12:piece lengthi{TORRENT_PIECE_BYTES}e6:pieces{}:",
-        tracker.len(),
-        image.len(),
-        IMAGE.len(),
-        pieces.len()
-    )
-    .into_bytes();
-    info.extend(pieces);
-    info.extend(b"ee");
-    info
+/// Whether the kernel's table of sockets (`/proc/net/tcp`) has one that listens there.
+fn is_listening(sockets: &str, ip: Ipv4Addr, port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    let local = format!("{:08X}:{port:04X}", u32::from_ne_bytes(ip.octets()));
+    sockets.lines().skip(1).any(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        fields.get(1) == Some(&local.as_str()) && fields.get(3) == Some(&LISTEN)
+    })
 }
 
 #[cfg(test)]
@@ -358,11 +330,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_torrent_is_bencoded() {
-        let torrent = metainfo("http://t/announce", &[7; TORRENT_PIECE_BYTES + 1]);
-        let text = String::from_utf8_lossy(&torrent);
-        assert!(text.starts_with("d8:announce17:http://t/announce4:infod6:lengthi262145e4:name9:image.bin"));
-        assert!(text.contains("12:piece lengthi262144e6:pieces40:"));
-        assert!(torrent.ends_with(b"ee"));
+    fn other_tools_know_two_faults() {
+        use Contender::{Aria2, Chain, Firmesh, FirmeshBeside, Libtorrent, NginxCache};
+        for fault in [Fault::OriginKilled, Fault::PeersKilled] {
+            for tool in [Firmesh, Aria2, Libtorrent, NginxCache] {
+                assert_eq!(refusal(tool, fault), None);
+            }
+            assert!(refusal(FirmeshBeside, fault).is_some());
+        }
+        assert_eq!(refusal(Chain, Fault::PeersKilled), None);
+        assert!(refusal(Chain, Fault::OriginKilled).is_some_and(|why| why.contains("--peers chain")));
+        assert_eq!(refusal(Firmesh, Fault::UplinkCut), None);
+        assert!(refusal(Aria2, Fault::UplinkCut).is_some_and(|why| why.contains("peers-killed only")));
+    }
+
+    #[tokio::test]
+    async fn a_listener_is_seen_in_the_kernels_table() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let sockets = fs::read_to_string("/proc/self/net/tcp").expect("Linux");
+        assert!(is_listening(&sockets, Ipv4Addr::LOCALHOST, port));
+        assert!(!is_listening(&sockets, Ipv4Addr::new(10, 77, 0, 1), port));
     }
 }

@@ -34,6 +34,7 @@ session = lt.session({
     "connections_limit": 2 * members + 50,
     "connection_speed": 500,
     "smooth_connects": False,
+    "min_reconnect_time": 2,
     "min_announce_interval": 2,
     # Slots are dealt out every 15 seconds: with fewer than members, some would wait that long for a first byte.
     "unchoke_slots_limit": members,

@@ -315,13 +315,14 @@ fn node_name(rack: u32, number: u32) -> String {
     format!("r{rack}-n{number}")
 }
 
-/// Whether the kernel's table of sockets (`/proc/net/tcp`) has one that listens there.
+/// Whether the kernel's table of sockets (`/proc/net/tcp`) has one that listens there, or at any address.
 fn is_listening(sockets: &str, ip: Ipv4Addr, port: u16) -> bool {
     const LISTEN: &str = "0A";
-    let local = format!("{:08X}:{port:04X}", u32::from_ne_bytes(ip.octets()));
+    let local = [ip, Ipv4Addr::UNSPECIFIED].map(|ip| format!("{:08X}:{port:04X}", u32::from_ne_bytes(ip.octets())));
     sockets.lines().skip(1).any(|line| {
         let fields: Vec<_> = line.split_whitespace().collect();
-        fields.get(1) == Some(&local.as_str()) && fields.get(3) == Some(&LISTEN)
+        let at = fields.get(1).copied().unwrap_or_default();
+        local.iter().any(|local| local == at) && fields.get(3) == Some(&LISTEN)
     })
 }
 

@@ -16,9 +16,10 @@ use crate::bench::mesh::{
 
 /// Of what nodes receive, in percent, the image alone: headers of TCP and below make the rest.
 const WIRE_PERCENT: u64 = 105;
-/// Without so much of an image, in percent, to all nodes together, for so long, a tool has given up.
+/// Without so much of an image, in percent, to all nodes together, for so long, a tool has given up: libtorrent waits a minute
+/// for a peer's answer.
 const MOVES_PERCENT: u64 = 1;
-const MOVES_WITHIN: Duration = Duration::from_secs(30);
+const MOVES_WITHIN: Duration = Duration::from_secs(90);
 
 /// A fault on its way, or what it has left behind.
 #[derive(Debug)]

@@ -9,7 +9,9 @@ use super::report::Row;
 const LEFT: f64 = 150.0;
 const WIDTH: f64 = 720.0;
 const BAR: f64 = 18.0;
-const COLOURS: [&str; 6] = ["#1f6feb", "#8b949e", "#a371f7", "#d29922", "#2da44e", "#cf222e"];
+const COLOURS: [&str; 8] = [
+    "#1f6feb", "#8b949e", "#a371f7", "#d29922", "#2da44e", "#cf222e", "#1b7c83", "#bf3989",
+];
 
 /// The rows as an SVG picture.
 pub(super) fn svg(topology: &Topology, rows: &[Row]) -> String {

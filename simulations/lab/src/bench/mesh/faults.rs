@@ -189,29 +189,24 @@ impl Faults {
         total > 0 && held * 2 >= total
     }
 
-    /// A fifth of the nodes: the one that has brought most into its rack, and the first others by name.
     fn victims(&self, last: &BTreeMap<NodeId, Status>) -> Vec<NodeId> {
-        let mut by_import: Vec<_> = last
-            .iter()
-            .map(|(node, status)| {
-                (
-                    status.traffic.from_origin + status.traffic.from_other_racks,
-                    node.clone(),
-                )
-            })
-            .collect();
-        by_import.sort_unstable_by(|a, b| b.cmp(a));
-        let busiest = by_import.first().map(|(_, node)| node.clone());
-        let others = self
-            .standing
-            .keys()
-            .filter(|node| Some(*node) != busiest.as_ref())
-            .cloned();
-        let count = Fault::victims(self.standing.len());
-        busiest.clone().into_iter().chain(others).take(count).collect()
+        let imported = |node: &NodeId| {
+            last.get(node)
+                .map_or(0, |status| status.traffic.from_origin + status.traffic.from_other_racks)
+        };
+        let nodes = self.standing.keys();
+        victims(&nodes.map(|node| (node.clone(), imported(node))).collect())
     }
 
     fn slow(&self) -> Option<(&NodeId, (u32, u32))> {
         self.standing.iter().next_back().map(|(node, at)| (node, *at))
     }
+}
+
+/// A fifth of the nodes: the one that has carried most, and the first others by name.
+pub(super) fn victims<N: Ord + Clone>(carried: &BTreeMap<N, u64>) -> Vec<N> {
+    let busiest = carried.iter().max_by_key(|(_, bytes)| **bytes).map(|(node, _)| node);
+    let others = carried.keys().filter(|node| Some(*node) != busiest);
+    let count = Fault::victims(carried.len());
+    busiest.into_iter().chain(others).take(count).cloned().collect()
 }

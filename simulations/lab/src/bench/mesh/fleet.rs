@@ -108,9 +108,9 @@ pub(super) async fn run(
     people.plan(&world.api, &world.about, &[release], &[], rules).await?;
     people.sign("approver")?;
     faults.before_the_campaign(network, &mut world)?;
-    let (before, usage) = (network.counters()?, Usage::begin(&pids(&world)));
+    let (before, mut usage) = (network.counters()?, Usage::begin(&pids(&world)));
     people.publish(&world.api).await?;
-    let watched = watch(network, &mut world, &new, &mut faults, limit).await?;
+    let watched = watch(network, &mut world, &new, &mut faults, &mut usage, limit).await?;
     let moved = network.counters()?.since(&before);
     let usage = usage.end(&pids(&world));
     let outcome = conclude(&world, watched, &new, &faults, usage, moved)?;
@@ -204,6 +204,7 @@ async fn watch(
     world: &mut World,
     image: &Artifact,
     faults: &mut Faults,
+    usage: &mut Usage,
     limit: Duration,
 ) -> Result<Watched> {
     let (begun, mut watched) = (Instant::now(), Watched::default());
@@ -232,6 +233,8 @@ async fn watch(
                 expected().count()
             );
         }
+        // What a node has spent that is about to be killed was spent.
+        usage.look(&pids(world));
         faults.strike(network, world, image, last).await?;
         tokio::time::sleep(LOOK_EVERY).await;
     }

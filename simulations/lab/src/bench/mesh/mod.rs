@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use firmesh_simulations::mesh::{Fault, Topology, TopologyArgs};
 use serde::Serialize;
@@ -38,8 +38,8 @@ pub(crate) struct MeshArgs {
     /// A budget of every node, such as `node=40` or `rack=120` (Mbit/s), and what came of it; repeat.
     #[arg(long, value_parser = budget, value_name = "SCOPE=MBIT", conflicts_with = "peers")]
     budget: Vec<(String, u32)>,
-    /// What goes wrong in the middle.
-    #[arg(long, value_enum, conflicts_with = "peers")]
+    /// What goes wrong in the middle; other tools are measured with origin-killed and peers-killed.
+    #[arg(long, value_enum)]
     fault: Option<Fault>,
     /// Print JSON, with every run.
     #[arg(long)]
@@ -71,6 +71,14 @@ pub(super) enum Contender {
     FirmeshBeside,
     /// aria2 with BitTorrent: one seed and a tracker at the origin; not encrypted.
     Aria2,
+    /// libtorrent with BitTorrent: the same; not encrypted.
+    Libtorrent,
+    /// The same, with an origin that gives each piece away once before it gives any a second time.
+    LibtorrentSuperSeed,
+    /// A pipe from node to node that each writes to its disk too; neither encrypted nor verified.
+    Chain,
+    /// curl from an nginx cache in each rack, which fetches from the nginx at the origin; neither encrypted nor verified.
+    NginxCache,
     /// curl from one nginx at the origin, everybody at once; not encrypted.
     Curl,
 }
@@ -81,6 +89,10 @@ impl Contender {
             Self::Firmesh => "firmesh",
             Self::FirmeshBeside => "firmesh-beside",
             Self::Aria2 => "aria2",
+            Self::Libtorrent => "libtorrent",
+            Self::LibtorrentSuperSeed => "libtorrent-super-seed",
+            Self::Chain => "chain",
+            Self::NginxCache => "nginx-cache",
             Self::Curl => "curl",
         }
     }
@@ -105,6 +117,9 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
         "--racks and --nodes make {} nodes, one machine carries at most {NODES_MAX}",
         topology.count()
     );
+    if let Some(refusal) = args.refusal() {
+        bail!(refusal);
+    }
     Network::check_machine()?;
     let folder = match &args.work {
         Some(work) => tempfile::Builder::new().prefix("firmesh-mesh-").tempdir_in(work),
@@ -134,7 +149,7 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
                         };
                         fleet::run(&network, &topology, &image, &state, case, limit).await
                     }
-                    other => tools::run(*other, &network, &topology, &image, &state, limit).await,
+                    other => tools::run(*other, &network, &topology, &image, &state, args.fault, limit).await,
                 }
             };
             let outcome = outcome.with_context(|| match args.keep {
@@ -201,6 +216,12 @@ impl MeshArgs {
             }
         }
         contenders
+    }
+
+    /// Why this is not measured.
+    fn refusal(&self) -> Option<String> {
+        let fault = self.fault?;
+        self.peers.iter().find_map(|other| tools::refusal(*other, fault))
     }
 
     fn limit(&self, topology: &Topology) -> Duration {

@@ -168,6 +168,19 @@ impl Network {
         sent(&self.name("origin"), "eth0", &counted(&self.name("origin"))?)
     }
 
+    /// What has gone to all nodes together so far.
+    pub(super) fn arrived(&self) -> Result<u64> {
+        let mut arrived = 0;
+        for rack in 1..=self.topology.racks {
+            let name = self.name(&format!("r{rack}"));
+            let ports = counted(&name)?;
+            for number in 1..=self.topology.nodes {
+                arrived += sent(&name, &format!("node{number}"), &ports)?;
+            }
+        }
+        Ok(arrived)
+    }
+
     /// What has gone over every link so far.
     pub(super) fn counters(&self) -> Result<Counters> {
         let spine = counted(&self.name("spine"))?;

@@ -16,7 +16,8 @@ pub(super) struct Outcome {
     /// Nodes that were expected to hold the image in the end, and those that did.
     pub(super) nodes: usize,
     pub(super) complete: usize,
-    /// From the moment the first node heard of the image until the first, and the last, held all of it.
+    /// From the moment the first node heard of the image until the first, and the last, held all of it. Of other tools that
+    /// did not bring it to all: how long was waited.
     pub(super) first_s: f64,
     pub(super) last_s: f64,
     /// Until the last node had heard of the image.
@@ -35,7 +36,8 @@ pub(super) struct Outcome {
 /// What processes and machine had to do meanwhile.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Usage {
-    /// CPU seconds and peak resident KiB, by process; the origin is the `coordinator`.
+    /// CPU seconds and peak resident KiB, by process and whatever it started; the origin is the `coordinator`, and what runs
+    /// beside a node's first process has the node's name and an ending after a dot.
     pub(super) processes: BTreeMap<String, (f64, u64)>,
     /// How much of the machine's processor time was used, by anybody, from 0 to 1.
     pub(super) machine_busy: f64,
@@ -67,7 +69,10 @@ impl Usage {
 
     /// Looks at processes that may end before the counting does.
     pub(super) fn look(&mut self, pids: &BTreeMap<String, u32>) {
-        self.seen.extend(used(pids));
+        for (name, (cpu, rss)) in used(pids) {
+            let peak = self.seen.get(&name).map_or(0, |(_, peak)| *peak);
+            self.seen.insert(name, (cpu, rss.max(peak)));
+        }
     }
 
     /// Ends counting. A process that was started again meanwhile counts from its start.
@@ -101,26 +106,57 @@ impl Usage {
         nodes.map(|(_, (cpu, _))| cpu).sum()
     }
 
+    /// Of the node that needed most, with all of its processes.
     fn rss_max_kib(&self) -> u64 {
-        let nodes = self.processes.iter().filter(|(name, _)| *name != "coordinator");
-        nodes.map(|(_, (_, rss))| *rss).max().unwrap_or(0)
+        let mut nodes = BTreeMap::<&str, u64>::new();
+        for (name, (_, rss)) in self.processes.iter().filter(|(name, _)| *name != "coordinator") {
+            *nodes.entry(name.split('.').next().unwrap_or(name)).or_default() += rss;
+        }
+        nodes.into_values().max().unwrap_or(0)
     }
 }
 
-/// CPU seconds and peak resident KiB of each process that still runs.
+/// CPU seconds and peak resident KiB of each process that still runs, with all that it has started: each of them leads a
+/// process group. Who has ended is counted by who waited for it; memory is the sum of the peaks of those that still run.
 fn used(pids: &BTreeMap<String, u32>) -> BTreeMap<String, (f64, u64)> {
-    let of = |pid: u32| -> Option<(f64, u64)> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name may have spaces; what follows it has none.
-        let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let ticks = fields.get(11)?.parse::<f64>().ok()? + fields.get(12)?.parse::<f64>().ok()?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-        Some((ticks / TICKS_PER_S, peak.split_whitespace().next()?.parse().ok()?))
-    };
+    let mut groups = BTreeMap::<u32, (f64, u64)>::new();
+    let every = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for process in every.map(|entry| entry.path()) {
+        // Not a process, or one that ends this very moment.
+        let Some((group, cpu)) = fs::read_to_string(process.join("stat"))
+            .ok()
+            .and_then(|stat| group_and_cpu(&stat))
+        else {
+            continue;
+        };
+        if pids.values().any(|pid| *pid == group) {
+            let (cpu_sum, rss_sum) = groups.entry(group).or_default();
+            *cpu_sum += cpu;
+            *rss_sum += peak_kib(&fs::read_to_string(process.join("status")).unwrap_or_default());
+        }
+    }
     pids.iter()
-        .filter_map(|(name, pid)| Some((name.clone(), of(*pid)?)))
+        .filter_map(|(name, pid)| Some((name.clone(), *groups.get(pid)?)))
         .collect()
+}
+
+/// Of a line of `/proc/PID/stat`: the process group, and the CPU seconds of the process and of children it has waited for.
+fn group_and_cpu(stat: &str) -> Option<(u32, f64)> {
+    // The name may have spaces; what follows it has none.
+    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks: f64 = fields
+        .get(11..15)?
+        .iter()
+        .filter_map(|ticks| ticks.parse::<f64>().ok())
+        .sum();
+    Some((fields.get(2)?.parse().ok()?, ticks / TICKS_PER_S))
+}
+
+/// The most that was resident at once; none of a process that has ended.
+fn peak_kib(status: &str) -> u64 {
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    peak.and_then(|peak| peak.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 /// Processor seconds since the machine started: those spent, and all.
@@ -194,26 +230,28 @@ impl Row {
 
     /// The table's head.
     pub(super) fn head() -> &'static str {
-        "                nodes  first s   last s  last/T  origin/F  import/min  export/min  CPU s/GiB  peak MiB  machine busy"
+        "                       nodes  first s   last s  last/T  origin/F  import/min  export/min  CPU s/GiB  peak MiB  machine busy"
     }
 
-    /// One line of the table.
+    /// One line of the table. A tool that did not bring the image to all has no last node, and no share of what it cost if it
+    /// brought it to nobody.
     pub(super) fn line(&self) -> String {
-        let export = self
-            .export_to_min
-            .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
+        let (complete, nodes) = self.complete;
+        let number = |value: f64, digits: usize, is_known: bool| match is_known {
+            true => format!("{value:.digits$}"),
+            false => "-".to_owned(),
+        };
+        let (any, all) = (complete > 0, complete == nodes);
         format!(
-            "{:<14} {:>3}/{:<3} {:>7.2} {:>8.2} {:>7.3} {:>9.3} {:>11.3} {:>11} {:>10.2} {:>9.0} {:>12.0}%",
+            "{:<21} {complete:>3}/{nodes:<3} {:>7} {:>8} {:>7} {:>9.3} {:>11.3} {:>11} {:>10} {:>9.0} {:>12.0}%",
             self.contender.name(),
-            self.complete.0,
-            self.complete.1,
-            self.first_s,
-            self.last_s,
-            self.last_to_bound,
+            number(self.first_s, 2, any),
+            number(self.last_s, 2, all),
+            number(self.last_to_bound, 3, all),
             self.origin_to_image,
             self.import_to_min,
-            export,
-            self.cpu_s_per_gib,
+            number(self.export_to_min.unwrap_or_default(), 3, self.export_to_min.is_some()),
+            number(self.cpu_s_per_gib, 2, any),
             self.rss_max_mib,
             self.machine_busy * 100.0
         )
@@ -263,6 +301,12 @@ fn middle(mut values: Vec<f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::Read as _,
+        os::unix::process::CommandExt as _,
+        process::{Command, Stdio},
+    };
+
     use super::*;
 
     #[test]
@@ -273,12 +317,61 @@ mod tests {
     }
 
     #[test]
-    fn a_process_and_the_machine_have_used_something() {
-        let mut sum = 0_u64;
-        (0..50_000_000_u64).for_each(|number| sum = std::hint::black_box(sum ^ number));
-        let own = used(&[("self".to_owned(), std::process::id())].into());
-        assert!(own["self"].1 > 1_000, "{own:?}");
-        let (busy, all) = machine();
-        assert!(busy > 0.0 && busy <= all);
+    fn an_incomplete_row_has_no_last_node() {
+        let row = |complete| Row {
+            contender: Contender::Chain,
+            runs: 1,
+            complete: (complete, 10),
+            first_s: 1.0,
+            last_s: 33.33,
+            last_to_bound: 3.333,
+            origin_to_image: 1.05,
+            import_to_min: 1.05,
+            export_to_min: None,
+            cpu_s_per_gib: 7.77,
+            rss_max_mib: 9.0,
+            machine_busy: 0.5,
+            others_busy: 0.1,
+            load_before: 0.0,
+        };
+        assert!(row(10).line().contains("33.33   3.333") && row(10).line().contains("7.77"));
+        assert!(!row(9).line().contains("33.33") && row(9).line().contains("7.77"));
+        assert!(!row(0).line().contains("7.77"));
+        assert_eq!(row(10).line().len(), Row::head().len());
+        assert_eq!(row(0).line().len(), Row::head().len());
+    }
+
+    #[test]
+    fn a_node_is_all_of_its_processes() {
+        let mut usage = Usage::begin(&BTreeMap::new());
+        usage.processes = [("coordinator", 90), ("r1-n1", 4), ("r1-n1.cache", 5), ("r1-n2", 6)]
+            .map(|(name, kib)| (name.to_owned(), (1.0, kib)))
+            .into();
+        assert_eq!(usage.rss_max_kib(), 9);
+        assert_eq!(usage.nodes_cpu_s(), 3.0);
+    }
+
+    /// A pipeline's members once were not counted, nor was whoever had ended.
+    #[test]
+    fn a_process_counts_with_those_that_it_started() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "head -c 300000000 /dev/zero | tail -c 1; echo; exec sleep 600"])
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .expect("a shell");
+        let mut said = [0; 2];
+        shell
+            .stdout
+            .take()
+            .expect("a pipe")
+            .read_exact(&mut said)
+            .expect("the pipeline ends");
+        let spent = used(&[("shell".to_owned(), shell.id())].into());
+        shell.kill().expect("it runs");
+        shell.wait().expect("it ends");
+        let (cpu, rss) = spent["shell"];
+        assert!(cpu >= 0.02 && rss > 0, "{spent:?}");
+        assert!(machine().0 > 0.0 && machine().0 <= machine().1);
     }
 }

@@ -9,7 +9,7 @@ use firmesh_coordinator::authority::Authority;
 use firmesh_node::{
     identity::{Identity, NodeKey},
     store::ChunkStore,
-    transport::{Member, Plane, Transport},
+    transport::{DatagramBound, Member, Plane, Transport},
 };
 use firmesh_protocol::{
     chunk::{HashTree, PieceLayout, encode},
@@ -53,6 +53,7 @@ impl End {
         let plane = Plane {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             budgets: Vec::new(),
+            datagram_bytes_max: DatagramBound::default(),
         };
         let cancel = CancellationToken::new();
         let transport = Transport::open(&identity, id.clone(), &path, plane, Arc::clone(&store), events, cancel)?;

@@ -20,7 +20,10 @@ use super::{
     network::Network,
     report::{Outcome, Usage},
 };
-use crate::demo::{place::Place, processes::Processes};
+use crate::{
+    bench::find_program,
+    demo::{place::Place, processes::Processes},
+};
 
 /// Between two looks at the tools.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -44,18 +47,8 @@ pub(super) fn missing(contender: Contender) -> Vec<&'static str> {
     programs
         .iter()
         .copied()
-        .filter(|program| find(program).is_none())
+        .filter(|program| find_program(program).is_none())
         .collect()
-}
-
-fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let mut folders: Vec<_> = std::env::split_paths(&path).collect();
-    folders.push("/usr/sbin".into());
-    folders
-        .into_iter()
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
 }
 
 /// A swarm of one tool.
@@ -193,7 +186,7 @@ impl Others<'_> {
         );
         let file = home.join("nginx.conf");
         fs::write(&file, config)?;
-        let program = find("nginx").context("nginx is not installed")?;
+        let program = find_program("nginx").context("nginx is not installed")?;
         let args = vec!["-c".into(), file.into(), "-p".into(), home.into()];
         self.processes.start_program(ORIGIN, &self.origin, program, args)?;
         self.listens(listen).await?;
@@ -282,7 +275,7 @@ impl Others<'_> {
         ];
         args.extend(fixed.iter().chain(more).map(|arg| (*arg).to_owned()));
         args.push(torrent.display().to_string());
-        let program = find("aria2c").context("aria2c is not installed")?;
+        let program = find_program("aria2c").context("aria2c is not installed")?;
         let args = args.into_iter().map(Into::into).collect();
         self.processes.start_program(name, place, program, args)
     }

@@ -88,9 +88,9 @@ pub struct DataConfig {
     pub listen: SocketAddr,
     /// The address peers should use, if it is another one.
     pub advertise: Option<SocketAddr>,
-    /// The largest datagram that is tried, in bytes of UDP payload, from 1200 to 6500. Default: 6500, because what fits a path
-    /// is found out by trying, and large ones cost half. Less where larger packets go astray on the way, in a tunnel that
-    /// cuts them up or a switch that counts them as broken.
+    /// The largest datagram that is taken from peers and tried towards them, in bytes of UDP payload, from 1200 to 6500.
+    /// Default: 6500, because what fits a path is found out by trying, and large ones cost half. Less where larger packets go
+    /// astray on the way, in a tunnel that cuts them up or a switch that counts them as broken.
     pub datagram_bytes_max: DatagramBound,
 }
 

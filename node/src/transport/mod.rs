@@ -89,7 +89,7 @@ pub struct Plane {
     pub listen: SocketAddr,
     /// What may come and go; anything if empty.
     pub budgets: Vec<Budget>,
-    /// The largest datagram that is tried.
+    /// The largest datagram that is taken, and tried.
     pub datagram_bytes_max: DatagramBound,
 }
 
@@ -207,7 +207,7 @@ impl Transport {
         let server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
         let endpoint = socket::bind(listen).and_then(|socket| {
             let runtime = Arc::new(quinn::TokioRuntime);
-            let config = quinn::EndpointConfig::default();
+            let config = endpoint_config(datagram_bytes_max);
             quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime)
         });
         let endpoint = endpoint.map_err(|source| OpenError::Listen { listen, source })?;
@@ -506,6 +506,17 @@ fn identity_of(connection: &quinn::Connection) -> Result<NodeIdentity, &'static 
         .ok_or("no certificate")?;
     let certificate = certificates.first().ok_or("no certificate")?;
     NodeIdentity::from_verified_certificate(certificate).map_err(|_| "not a node's certificate")
+}
+
+/// What the data plane's endpoint tells its peers: also for whoever measures against it. Nobody sends more than the other
+/// side says it takes, which is 1,472 bytes unless it says otherwise.
+#[must_use]
+pub fn endpoint_config(datagram_bytes_max: DatagramBound) -> quinn::EndpointConfig {
+    let mut config = quinn::EndpointConfig::default();
+    config
+        .max_udp_payload_size(datagram_bytes_max.bytes())
+        .expect("QUIC takes every size from 1,200 bytes");
+    config
 }
 
 /// QUIC as the data plane has it towards `peer`: also for whoever measures against it.

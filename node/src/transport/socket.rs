@@ -34,8 +34,8 @@ const SPAN_BYTES_MAX: usize = 120_000;
 /// IPv4's header, without options, and UDP's.
 const HEADER_BYTES: i32 = 28;
 
-/// The largest datagram that is tried on any path, as UDP payload in bytes. By default the most there can be: what fits a
-/// path is found out by trying.
+/// The largest datagram that is taken from a peer and tried towards one, as UDP payload in bytes. By default the most there
+/// can be: what fits a path is found out by trying.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(try_from = "u16")]
 pub struct DatagramBound(u16);

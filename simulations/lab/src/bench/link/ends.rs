@@ -12,7 +12,7 @@ use firmesh_coordinator::authority::Authority;
 use firmesh_node::{
     BLOBS_ALPN,
     identity::{Identity, NodeKey},
-    transport::{DatagramBound, transport_config},
+    transport::{DatagramBound, endpoint_config, transport_config},
 };
 use firmesh_protocol::{
     ids::{NodeId, TopologyPath},
@@ -90,10 +90,14 @@ impl PlainQuic {
         tls.alpn_protocols = vec![BLOBS_ALPN.to_vec()];
         let mut client = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
         client.transport_config(transport_config(LOOPBACK, most));
-        let mut to = quinn::Endpoint::client(LOOPBACK)?;
+        let endpoint = |server| -> std::io::Result<quinn::Endpoint> {
+            let (socket, runtime) = (std::net::UdpSocket::bind(LOOPBACK)?, Arc::new(quinn::TokioRuntime));
+            quinn::Endpoint::new(endpoint_config(most), server, socket, runtime)
+        };
+        let mut to = endpoint(None)?;
         to.set_default_client_config(client);
         Ok(Self {
-            from: quinn::Endpoint::server(server, LOOPBACK)?,
+            from: endpoint(Some(server))?,
             to,
             server_name: ends.from.id.to_string(),
         })

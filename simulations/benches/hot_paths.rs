@@ -70,7 +70,7 @@ fn pieces(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One node's swarm core in the middle of a transfer, in fleets of two sizes.
+/// One node's swarm core, in fleets of two sizes: with half of the pieces, and at the beginning.
 fn swarm(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("swarm, 1024 pieces");
     group.throughput(Throughput::Elements(1));
@@ -78,12 +78,12 @@ fn swarm(criterion: &mut Criterion) {
         group.bench_function(
             format!("a piece came, the next is asked for: {members} members"),
             |bencher| {
-                let collecting = || Node::new(members, |piece, member| (piece * 31 + member * 17) % 4 != 0);
+                let collecting = || Node::new(members, PIECES / 2, |piece, member| (piece * 31 + member * 17) % 4 != 0);
                 bencher.iter_custom(|steps| timed(steps, collecting, Node::piece_came));
             },
         );
         group.bench_function(format!("a peer has one more: {members} members"), |bencher| {
-            let starting = || Node::new(members, |_, _| false);
+            let starting = || Node::new(members, 0, |_, _| false);
             bencher.iter_custom(|steps| timed(steps, starting, Node::peer_got));
         });
     }
@@ -93,12 +93,9 @@ fn swarm(criterion: &mut Criterion) {
 /// What nodes tell each other.
 fn messages(criterion: &mut Criterion) {
     let artifact = ArtifactId::of(b"image");
-    let half = |total: u32| {
-        let mut pieces = PieceSet::empty(total);
-        (0..total).step_by(2).for_each(|piece| {
-            pieces.insert(piece);
-        });
-        PeerMessage::Holds { artifact, pieces }
+    let half = |total: u32| PeerMessage::Holds {
+        artifact,
+        pieces: set(total, (0..total).step_by(2)),
     };
     let cases = [
         ("holds half of 1024 pieces", half(PIECES)),
@@ -207,8 +204,8 @@ struct Node {
 }
 
 impl Node {
-    /// In a fleet of so many, all of them connected; `holds` says who has which piece.
-    fn new(members: usize, holds: impl Fn(u32, u32) -> bool) -> Self {
+    /// In a fleet of so many, all of them connected. It has so many pieces already; `holds` says which ones a peer has.
+    fn new(members: usize, held: u32, holds: impl Fn(u32, u32) -> bool) -> Self {
         let path = |member: usize| -> TopologyPath {
             let path = format!("eu/s1/r{}/n{member}", member / RACK);
             path.parse().expect("a path")
@@ -226,17 +223,16 @@ impl Node {
         let roster: BTreeMap<_, _> = (0..members).map(|member| (name(member), path(member))).collect();
         node.swarm.handle(now, Input::Roster { members: roster });
         for (peer, number) in node.peers.clone().into_iter().zip(1..) {
-            let mut pieces = PieceSet::empty(PIECES);
-            (0..PIECES).filter(|piece| holds(*piece, number)).for_each(|piece| {
-                pieces.insert(piece);
-            });
-            let artifact = node.artifact;
+            let (artifact, pieces) = (
+                node.artifact,
+                set(PIECES, (0..PIECES).filter(|piece| holds(*piece, number))),
+            );
             node.swarm.handle(now, Input::PeerUp { peer: peer.clone() });
             node.swarm.handle(now, Input::PeerHolds { peer, artifact, pieces });
         }
         let want = Input::Want {
             artifact: node.artifact,
-            have: PieceSet::empty(PIECES),
+            have: set(PIECES, (0..PIECES).step_by(2).take(held as usize)),
             priority: Priority::Normal,
         };
         node.swarm.handle(now, want);
@@ -285,6 +281,14 @@ impl Node {
             }
         }
     }
+}
+
+fn set(total: u32, pieces: impl Iterator<Item = u32>) -> PieceSet {
+    let mut set = PieceSet::empty(total);
+    pieces.for_each(|piece| {
+        set.insert(piece);
+    });
+    set
 }
 
 /// Bytes that are the same every time.

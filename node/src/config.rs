@@ -18,7 +18,10 @@ use serde::Deserialize;
 
 use crate::{
     store::{KeyError, Pace, StoreKey},
-    transport::budget::{Budget, pieces_in_flight},
+    transport::{
+        DatagramBound,
+        budget::{Budget, pieces_in_flight},
+    },
 };
 
 /// The configuration as written in `node.toml`. Relative paths start at the file's folder.
@@ -85,6 +88,10 @@ pub struct DataConfig {
     pub listen: SocketAddr,
     /// The address peers should use, if it is another one.
     pub advertise: Option<SocketAddr>,
+    /// The largest datagram that is taken from peers and tried towards them, in bytes of UDP payload, from 1200 to 6500.
+    /// Default: 6500, because what fits a path is found out by trying, and large ones cost half. Less where larger packets go
+    /// astray on the way, in a tunnel that cuts them up or a switch that counts them as broken.
+    pub datagram_bytes_max: DatagramBound,
 }
 
 impl Default for DataConfig {
@@ -92,6 +99,7 @@ impl Default for DataConfig {
         Self {
             listen: loopback(),
             advertise: None,
+            datagram_bytes_max: DatagramBound::default(),
         }
     }
 }
@@ -477,6 +485,7 @@ mod tests {
         assert_eq!(settings.poll_interval, Duration::from_millis(500));
         assert_eq!(settings.patience, Duration::from_secs(20));
         assert!(settings.data.listen.ip().is_loopback() && settings.status_listen.ip().is_loopback());
+        assert_eq!(settings.data.datagram_bytes_max.bytes(), 6_500);
         assert_eq!(settings.coordinator_url, "https://localhost:8641");
         assert!(settings.state_dir.is_absolute());
         assert_eq!((settings.room.quota_bytes, settings.room.pins.len()), (None, 0));
@@ -515,6 +524,10 @@ mod tests {
             &budget(&format!("scope = \"site\"\nmbit_per_s = 9\n{midnight}")),
             "time zone",
         );
+        for bytes in ["1199", "6501", "70000", "-1"] {
+            let data = format!("[data]\ndatagram_bytes_max = {bytes}\n[coordinator]");
+            refused("[coordinator]", &data, bytes);
+        }
         for (line, names) in [
             ("quota_bytes = -1", "quota_bytes"),
             ("reserve_bytes = \"much\"", "reserve_bytes"),

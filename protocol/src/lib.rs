@@ -13,6 +13,7 @@ pub mod identity;
 pub mod ids;
 pub mod limits;
 pub mod manifest;
+pub mod piece_shape;
 pub mod piece_tree;
 pub mod pieces;
 pub mod recipe;

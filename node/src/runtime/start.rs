@@ -154,6 +154,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         Plane {
             listen: settings.data.listen,
             budgets: settings.budgets.clone(),
+            datagram_bytes_max: settings.data.datagram_bytes_max,
         },
         Arc::clone(&store),
         transport_tx,

@@ -41,6 +41,7 @@ use crate::{
 };
 use budget::{Budget, Budgets};
 use precedence::Precedence;
+pub use socket::{DatagramBound, DatagramBoundError};
 
 /// The ALPN of slice requests: iroh-blobs' own.
 pub const BLOBS_ALPN: &[u8] = iroh_blobs::ALPN;
@@ -88,6 +89,8 @@ pub struct Plane {
     pub listen: SocketAddr,
     /// What may come and go; anything if empty.
     pub budgets: Vec<Budget>,
+    /// The largest datagram that is taken, and tried.
+    pub datagram_bytes_max: DatagramBound,
 }
 
 /// Who may be a peer.
@@ -162,6 +165,7 @@ struct Inner {
     served: Served,
     precedence: Precedence,
     budgets: Budgets,
+    datagram_bytes_max: DatagramBound,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -189,7 +193,11 @@ impl Transport {
         identity: &Identity,
         me: NodeId,
         path: &TopologyPath,
-        Plane { listen, budgets }: Plane,
+        Plane {
+            listen,
+            budgets,
+            datagram_bytes_max,
+        }: Plane,
         store: Arc<dyn ChunkStore>,
         events: mpsc::Sender<TransportEvent>,
         cancel: CancellationToken,
@@ -199,7 +207,7 @@ impl Transport {
         let server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
         let endpoint = socket::bind(listen).and_then(|socket| {
             let runtime = Arc::new(quinn::TokioRuntime);
-            let config = quinn::EndpointConfig::default();
+            let config = endpoint_config(datagram_bytes_max);
             quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime)
         });
         let endpoint = endpoint.map_err(|source| OpenError::Listen { listen, source })?;
@@ -221,6 +229,7 @@ impl Transport {
             served: Served::default(),
             precedence: Precedence::default(),
             budgets: Budgets::new(budgets),
+            datagram_bytes_max,
             tasks: TaskTracker::new(),
             cancel,
         }));
@@ -357,7 +366,8 @@ impl Transport {
         while let Some(incoming) = self.0.endpoint.accept().await {
             let transport = self.clone();
             let mut config = self.0.server.clone();
-            config.transport_config(transport_config(incoming.remote_address()));
+            let peer = incoming.remote_address();
+            config.transport_config(transport_config(peer, self.0.datagram_bytes_max));
             let connecting = match incoming.accept_with(Arc::new(config)) {
                 Ok(connecting) => connecting,
                 Err(error) => {
@@ -442,7 +452,7 @@ impl Transport {
         addr: SocketAddr,
         mut config: quinn::ClientConfig,
     ) -> Result<quinn::Connection, Box<dyn std::error::Error + Send + Sync>> {
-        config.transport_config(transport_config(addr));
+        config.transport_config(transport_config(addr, self.0.datagram_bytes_max));
         let connecting = self.0.endpoint.connect_with(config, addr, peer.as_str())?;
         let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
         match self.member(&connection) {
@@ -498,10 +508,24 @@ fn identity_of(connection: &quinn::Connection) -> Result<NodeIdentity, &'static 
     NodeIdentity::from_verified_certificate(certificate).map_err(|_| "not a node's certificate")
 }
 
-fn transport_config(peer: SocketAddr) -> Arc<quinn::TransportConfig> {
+/// What the data plane's endpoint tells its peers: also for whoever measures against it. Nobody sends more than the other
+/// side says it takes, which is 1,472 bytes unless it says otherwise.
+#[must_use]
+pub fn endpoint_config(datagram_bytes_max: DatagramBound) -> quinn::EndpointConfig {
+    let mut config = quinn::EndpointConfig::default();
+    config
+        .max_udp_payload_size(datagram_bytes_max.bytes())
+        .expect("QUIC takes every size from 1,200 bytes");
+    config
+}
+
+/// QUIC as the data plane has it towards `peer`: also for whoever measures against it.
+#[must_use]
+pub fn transport_config(peer: SocketAddr, datagram_bytes_max: DatagramBound) -> Arc<quinn::TransportConfig> {
     let mut config = quinn::TransportConfig::default();
     let mut mtu = quinn::MtuDiscoveryConfig::default();
-    mtu.upper_bound(socket::datagram_bound(peer)).minimum_change(MTU_STEP);
+    mtu.upper_bound(datagram_bytes_max.towards(peer))
+        .minimum_change(MTU_STEP);
     // Every other packet acknowledged costs the way back 2 % of what the way there carries.
     let mut acks = quinn::AckFrequencyConfig::default();
     acks.ack_eliciting_threshold(10_u32.into());

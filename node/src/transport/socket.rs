@@ -18,6 +18,7 @@ use quinn::{
     AsyncUdpSocket, Runtime as _, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
+use serde::Deserialize;
 use tokio::time::Sleep;
 
 /// How long arrivals are gathered: the resolution of tokio's timers.
@@ -30,28 +31,76 @@ const SPAN: Duration = Duration::from_millis(5);
 /// 208 KiB, which counts about half as much again for every datagram.
 const SPAN_BYTES_MAX: usize = 120_000;
 
-/// The largest datagram: ten of them in one GSO send must stay below 65,507 bytes, or the kernel refuses the send and
-/// QUIC sees only silence.
-const DATAGRAM_BYTES_MAX: u16 = 6_500;
-const _: () = assert!(DATAGRAM_BYTES_MAX as u32 * 10 < 65_507);
-
-/// What every path carries.
-const DATAGRAM_BYTES_MIN: u16 = 1_200;
-
 /// IPv4's header, without options, and UDP's.
 const HEADER_BYTES: i32 = 28;
 
-/// The largest datagram that may fit the way to `peer`, as far as this machine knows: the search for what does fit ends
-/// there, and a search beyond what the first link carries finds nothing but silence.
-pub(super) fn datagram_bound(peer: SocketAddr) -> u16 {
-    let mtu = || {
-        let SocketAddr::V4(_) = peer else { return None };
-        let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
-        socket.connect(peer).ok()?; // nothing is sent: the kernel looks up the route
-        getsockopt(&socket, sockopt::IpMtu).ok()
-    };
-    let fits = mtu().and_then(|mtu| u16::try_from((mtu - HEADER_BYTES).min(DATAGRAM_BYTES_MAX.into())).ok());
-    fits.unwrap_or(DATAGRAM_BYTES_MAX).max(DATAGRAM_BYTES_MIN)
+/// The largest datagram that is taken from a peer and tried towards one, as UDP payload in bytes. By default the most there
+/// can be: what fits a path is found out by trying.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(try_from = "u16")]
+pub struct DatagramBound(u16);
+
+/// A bound on datagrams that cannot be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "datagrams of {bytes} bytes: the bound is from {min} to {max} bytes of UDP payload",
+    min = DatagramBound::MIN,
+    max = DatagramBound::MAX
+)]
+pub struct DatagramBoundError {
+    /// What was wanted.
+    pub bytes: u16,
+}
+
+impl DatagramBound {
+    /// What every path carries.
+    pub const MIN: u16 = 1_200;
+
+    /// Ten datagrams of this size in one GSO send must stay below 65,507 bytes, or the kernel refuses the send and QUIC sees
+    /// only silence.
+    pub const MAX: u16 = 6_500;
+
+    /// The bound in bytes.
+    #[must_use]
+    pub fn bytes(self) -> u16 {
+        self.0
+    }
+
+    /// The largest datagram that may fit the way to `peer`, as far as this machine knows: the search for what does fit ends
+    /// there, and a search beyond what the first link carries finds nothing but silence.
+    pub(super) fn towards(self, peer: SocketAddr) -> u16 {
+        link_carries(peer)
+            .map_or(self.0, |bytes| bytes.min(self.0))
+            .max(Self::MIN)
+    }
+}
+
+const _: () = assert!(DatagramBound::MAX as u32 * 10 < 65_507);
+
+impl TryFrom<u16> for DatagramBound {
+    type Error = DatagramBoundError;
+
+    fn try_from(bytes: u16) -> Result<Self, DatagramBoundError> {
+        match bytes {
+            Self::MIN..=Self::MAX => Ok(Self(bytes)),
+            _ => Err(DatagramBoundError { bytes }),
+        }
+    }
+}
+
+impl Default for DatagramBound {
+    fn default() -> Self {
+        Self(Self::MAX)
+    }
+}
+
+/// The largest datagram that the first link on the way to `peer` carries, if the kernel says so.
+fn link_carries(peer: SocketAddr) -> Option<u16> {
+    let SocketAddr::V4(_) = peer else { return None };
+    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).ok()?;
+    socket.connect(peer).ok()?; // nothing is sent: the kernel looks up the route
+    let mtu = getsockopt(&socket, sockopt::IpMtu).ok()?;
+    u16::try_from((mtu - HEADER_BYTES).min(u16::MAX.into())).ok()
 }
 
 /// Binds a socket that gathers.
@@ -172,12 +221,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn datagrams_are_no_larger_than_the_way_there_carries() {
-        // Loopback carries more than ten of them in one send may have.
-        assert_eq!(
-            datagram_bound(SocketAddr::from(([127, 0, 0, 1], 9))),
-            DATAGRAM_BYTES_MAX
-        );
+    fn datagrams_are_no_larger_than_the_way_there_carries_or_the_bound_allows() {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 9));
+        // Loopback carries more than ten of the largest in one send may have.
+        assert_eq!(DatagramBound::default().towards(loopback), DatagramBound::MAX);
+        for bytes in [DatagramBound::MIN, 1_472, DatagramBound::MAX] {
+            assert_eq!(DatagramBound::try_from(bytes).unwrap().towards(loopback), bytes);
+        }
+        for bytes in [0, DatagramBound::MIN - 1, DatagramBound::MAX + 1, u16::MAX] {
+            assert_eq!(DatagramBound::try_from(bytes), Err(DatagramBoundError { bytes }));
+        }
     }
 
     #[test]

@@ -59,6 +59,10 @@ struct Peer {
 
 impl Peer {
     async fn start(trusted: &Ca, issuer: &Ca, name: &str) -> Self {
+        Self::bounded(trusted, issuer, name, DatagramBound::default()).await
+    }
+
+    async fn bounded(trusted: &Ca, issuer: &Ca, name: &str, datagram_bytes_max: DatagramBound) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = format!("eu/s1/r1/{name}");
         let key = NodeKey::load_or_create(&folder.path().join("node.key")).unwrap();
@@ -75,6 +79,7 @@ impl Peer {
         let plane = Plane {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             budgets: Vec::new(),
+            datagram_bytes_max,
         };
         let cancel = CancellationToken::new();
         let transport = Transport::open(&identity, id.clone(), &path, plane, Arc::clone(&store), tx, cancel).unwrap();
@@ -181,6 +186,27 @@ async fn members_meet_talk_and_serve_what_they_hold_and_nothing_else() {
         Err(FetchError::Unreachable(_))
     ));
     assert!(matches!(a.event().await, Some(TransportEvent::Down(peer)) if peer == b.id));
+}
+
+/// Once nothing larger than 1,472 bytes was ever found: every endpoint said that it takes no more.
+#[tokio::test]
+async fn datagrams_grow_to_the_smaller_of_both_sides_bounds() {
+    let ca = Ca::new();
+    let bound = |bytes: u16| DatagramBound::try_from(bytes).unwrap();
+    let a = Peer::bounded(&ca, &ca, "a", bound(3_000)).await;
+    let b = Peer::start(&ca, &ca, "b").await;
+    introduce(&[&a, &b]);
+    let (tree, layout) = holds_one_piece(&a.store).await;
+    holds_one_piece(&b.store).await;
+    // A few round trips find what loopback carries.
+    for _ in 0..30 {
+        a.transport.fetch(&b.id, tree.root, layout, 1).await.unwrap();
+        b.transport.fetch(&a.id, tree.root, layout, 1).await.unwrap();
+    }
+    for (from, to) in [(&a, &b), (&b, &a)] {
+        let largest = from.transport.peers().blobs[&to.id].stats().path.current_mtu;
+        assert!(largest > 1_472 && largest <= 3_000, "{}: {largest}", from.id);
+    }
 }
 
 /// Completing TLS is not membership: an outsider with a good certificate is closed, one of another CA never gets so far.

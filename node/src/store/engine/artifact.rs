@@ -20,6 +20,7 @@ use bytes::{Bytes, BytesMut};
 use firmesh_protocol::{
     chunk::{DecodeError, GROUP_BYTES, PIECE_BYTES, PieceLayout},
     ids::ArtifactId,
+    piece_shape::{LENGTH_BYTES, PAIR_BYTES, Shape},
     pieces::{PIECES_MAX, PieceSet},
 };
 use nix::errno::Errno;
@@ -29,7 +30,6 @@ use tracing::warn;
 use super::{
     medium::Medium,
     seal::{Seal, TAG_BYTES},
-    tree::{LENGTH_BYTES, PAIR_BYTES, Shape},
 };
 use crate::store::Lost;
 

@@ -19,7 +19,6 @@ mod reader;
 mod scrub;
 mod seal;
 mod survey;
-mod tree;
 
 #[cfg(test)]
 mod crash;
@@ -51,6 +50,7 @@ use firmesh_protocol::{
     groups::Groups,
     ids::{ArtifactId, Sha256},
     limits::ARTIFACT_BYTES_MAX,
+    piece_shape::Shape,
     pieces::PieceSet,
     time::WallTime,
 };
@@ -67,7 +67,6 @@ use eviction::artifacts_in;
 use ledger::Ledger;
 use reader::PieceReader;
 use seal::Seal;
-use tree::Shape;
 
 pub use header::OpenError;
 pub use ledger::Scrubbed;

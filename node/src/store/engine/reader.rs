@@ -7,14 +7,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use firmesh_protocol::chunk::{GROUP_BYTES, PIECE_BYTES};
+use firmesh_protocol::{
+    chunk::{GROUP_BYTES, PIECE_BYTES},
+    ids::ArtifactId,
+    piece_shape::Shape,
+};
 use tokio::{
     io::{AsyncRead, AsyncSeek, ReadBuf},
     task::JoinHandle,
 };
 
-use super::{PieceStore, blocking_failed, tree::Shape};
-use firmesh_protocol::ids::ArtifactId;
+use super::{PieceStore, blocking_failed};
 
 type Loaded = (u32, Shape, Bytes);
 

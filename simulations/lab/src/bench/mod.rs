@@ -29,8 +29,9 @@ use fs_store::IrohStore;
 pub(crate) enum Bench {
     /// Pairs of consecutive versions of an image: the bytes that must travel to a node that holds the old one.
     Delta(delta::DeltaArgs),
-    /// One link: two nodes' data planes and stores over loopback, against hashing and against the disk.
-    Link(MeasureArgs),
+    /// One link: two nodes' data planes and stores over loopback, against a plain QUIC stream, iroh-blobs, nginx with HTTPS,
+    /// hashing and the disk.
+    Link(link::LinkArgs),
     /// A whole mesh in racks of network namespaces with shaped links: time, and bytes on every link, against what is least
     /// possible. Needs root.
     Mesh(mesh::MeshArgs),
@@ -82,7 +83,10 @@ pub(crate) async fn run(bench: Bench, cancel: CancellationToken) -> anyhow::Resu
             () = cancel.cancelled() => anyhow::bail!("interrupted; every process and network was removed"),
         },
         Bench::Delta(args) => delta::run(&args),
-        Bench::Link(args) => link::run(&args).await,
+        Bench::Link(args) => tokio::select! {
+            done = link::run(&args) => done,
+            () = cancel.cancelled() => anyhow::bail!("interrupted; every process was ended"),
+        },
         Bench::Reopen(args) => reopen::run(&args).await,
         Bench::Store(args) => store::run(&args).await,
         Bench::Trust(args) => trust::run(&args),
@@ -156,11 +160,27 @@ impl Rate {
 
 /// User and system time of this process.
 pub(crate) fn cpu_time() -> anyhow::Result<Duration> {
-    let usage = getrusage(UsageWho::RUSAGE_SELF).context("the process's CPU time")?;
+    cpu_time_of(UsageWho::RUSAGE_SELF)
+}
+
+/// User and system time of this process, or of all its children that have ended and were waited for.
+fn cpu_time_of(who: UsageWho) -> anyhow::Result<Duration> {
+    let usage = getrusage(who).context("the CPU time spent so far")?;
     let micros = |time: nix::sys::time::TimeVal| -> anyhow::Result<Duration> {
         Ok(Duration::from_secs(time.tv_sec().try_into()?) + Duration::from_micros(time.tv_usec().try_into()?))
     };
     Ok(micros(usage.user_time())? + micros(usage.system_time())?)
+}
+
+/// Where a program is installed, also one for administrators only.
+fn find_program(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    let mut folders: Vec<_> = std::env::split_paths(&path).collect();
+    folders.push("/usr/sbin".into());
+    folders
+        .into_iter()
+        .map(|folder| folder.join(program))
+        .find(|file| file.is_file())
 }
 
 /// Bytes that do not compress and are the same every time.

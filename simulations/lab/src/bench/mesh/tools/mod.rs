@@ -24,7 +24,10 @@ use super::{
     network::Network,
     report::{Outcome, Usage},
 };
-use crate::demo::{place::Place, processes::Processes};
+use crate::{
+    bench::find_program,
+    demo::{place::Place, processes::Processes},
+};
 
 /// Between two looks at what the tools have finished.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -52,7 +55,7 @@ pub(super) fn missing(contender: Contender) -> Vec<&'static str> {
     programs
         .iter()
         .copied()
-        .filter(|program| find(program).is_none())
+        .filter(|program| find_program(program).is_none())
         .collect()
 }
 
@@ -73,18 +76,8 @@ pub(super) fn refusal(contender: Contender, fault: Fault) -> Option<String> {
     ))
 }
 
-fn find(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH")?;
-    let mut folders: Vec<_> = std::env::split_paths(&path).collect();
-    folders.push("/usr/sbin".into());
-    folders
-        .into_iter()
-        .map(|folder| folder.join(program))
-        .find(|file| file.is_file())
-}
-
 fn installed(program: &str) -> Result<PathBuf> {
-    find(program).with_context(|| format!("{program} is not installed"))
+    find_program(program).with_context(|| format!("{program} is not installed"))
 }
 
 /// The members of one tool's swarm, and their processes. A node's first process has its name, any other one that name and an

@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use axum::{Router, extract::ConnectInfo, extract::RawQuery, routing::get};
 
-use super::{IMAGE, ORIGIN, Others, Prepared, find, installed};
-use crate::demo::place::Place;
+use super::{IMAGE, ORIGIN, Others, Prepared, installed};
+use crate::{bench::find_program, demo::place::Place};
 
 const TRACKER_PORT: u16 = 6969;
 const PORT: u16 = 6881;
@@ -23,7 +23,7 @@ const LIBTORRENT: &str = include_str!("libtorrent.py");
 
 /// A Python that has libtorrent: Debian's is not always the first one found.
 pub(super) fn python() -> Option<PathBuf> {
-    let candidates = find("python3").into_iter().chain(["/usr/bin/python3".into()]);
+    let candidates = find_program("python3").into_iter().chain(["/usr/bin/python3".into()]);
     candidates.into_iter().find(|python| {
         let mut command = Command::new(python);
         command.args(["-c", "import libtorrent"]).stdin(Stdio::null());

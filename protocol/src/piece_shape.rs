@@ -1,7 +1,7 @@
 //! One piece as the tree sees it: which hash pairs prove it, in which order they cross the wire, and the check of them.
 //!
 //! A piece's proof is the way from the root to the piece's subtree and the subtree itself, in pre-order. The encoding is
-//! the one of [`firmesh_protocol::chunk::encode`]: length, then pairs and chunk groups in that order.
+//! the one of [`encode`](crate::chunk::encode): length, then pairs and chunk groups in that order.
 
 use bao_tree::{
     BaoTree, ChunkNum, ChunkRanges, TreeNode,
@@ -9,23 +9,24 @@ use bao_tree::{
     iter::{BaoChunk, ResponseIter},
 };
 use blake3::hazmat::{HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root};
-use firmesh_protocol::{
+
+use crate::{
     chunk::{BLOCK_SIZE, PieceLayout},
     ids::ArtifactId,
 };
 
 /// Two hashes of 32 bytes.
-pub(super) const PAIR_BYTES: usize = 64;
+pub const PAIR_BYTES: usize = 64;
 
 /// The artifact's length in front of an encoding.
-pub(super) const LENGTH_BYTES: usize = 8;
+pub const LENGTH_BYTES: usize = 8;
 
 /// Where the parts of one piece lie in its encoding.
 #[derive(Debug)]
-pub(super) struct Shape {
+pub struct Shape {
     steps: Vec<Step>,
     /// The encoding's length.
-    pub(super) encoded_bytes: usize,
+    pub encoded_bytes: usize,
 }
 
 /// Offsets count from the beginning of the encoding.
@@ -48,7 +49,7 @@ enum Step {
 
 impl Shape {
     /// The shape of a piece that exists.
-    pub(super) fn of(layout: PieceLayout, piece: u32) -> Self {
+    pub fn of(layout: PieceLayout, piece: u32) -> Self {
         let range = layout.bytes(piece);
         let first = ChunkNum::full_chunks(range.start);
         // A range that reaches the end has no end: the tree counts whole chunks, and the last one may be short.
@@ -101,7 +102,7 @@ impl Shape {
     }
 
     /// Where each chunk group lies in the encoding, in order: offset and length.
-    pub(super) fn groups(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+    pub fn groups(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
         self.steps.iter().filter_map(|step| match *step {
             Step::Group { at, bytes, .. } => Some((at, bytes)),
             Step::Pair { .. } => None,
@@ -109,7 +110,7 @@ impl Shape {
     }
 
     /// Where each pair of hashes lies in the encoding, in order.
-    pub(super) fn pairs(&self) -> impl Iterator<Item = (usize, TreeNode)> + '_ {
+    pub fn pairs(&self) -> impl Iterator<Item = (usize, TreeNode)> + '_ {
         self.steps.iter().filter_map(|step| match *step {
             Step::Pair { at, node, .. } => Some((at, node)),
             Step::Group { .. } => None,
@@ -117,7 +118,7 @@ impl Shape {
     }
 
     /// Checks every pair of hashes against the root, and with `contents` every chunk group against its pair.
-    pub(super) fn check(&self, encoded: &[u8], root: ArtifactId, contents: bool) -> Result<(), DecodeError> {
+    pub fn check(&self, encoded: &[u8], root: ArtifactId, contents: bool) -> Result<(), DecodeError> {
         let mut expected = vec![*root.as_bytes()];
         for step in &self.steps {
             let hash = expected
@@ -178,7 +179,7 @@ fn group_hash(content: &[u8], start: ChunkNum, is_root: bool) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use firmesh_protocol::chunk::{GROUP_BYTES, HashTree, PIECE_BYTES, encode};
+    use crate::chunk::{GROUP_BYTES, HashTree, PIECE_BYTES, encode};
     use proptest::prelude::*;
 
     /// Lengths around every boundary of the tree.

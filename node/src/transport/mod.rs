@@ -526,15 +526,18 @@ pub fn transport_config(peer: SocketAddr, datagram_bytes_max: DatagramBound) -> 
     let mut mtu = quinn::MtuDiscoveryConfig::default();
     mtu.upper_bound(datagram_bytes_max.towards(peer))
         .minimum_change(MTU_STEP);
-    // Every other packet acknowledged costs the way back 2 % of what the way there carries.
+    // Every other packet acknowledged costs the way back 2 % of what the way there carries, and every acknowledgement as
+    // much work as a burst of data.
     let mut acks = quinn::AckFrequencyConfig::default();
-    acks.ack_eliciting_threshold(10_u32.into());
+    acks.ack_eliciting_threshold(30_u32.into());
     config
         .max_concurrent_bidi_streams(STREAMS_MAX.into())
         .max_concurrent_uni_streams(0_u32.into())
         .stream_receive_window((4_u32 << 20).into())
         .receive_window((16_u32 << 20).into())
         .send_window(16 << 20)
+        // The piece that was asked for first is whole first, and can be passed on, instead of all at the same time.
+        .send_fairness(false)
         .keep_alive_interval(Some(Duration::from_secs(2)))
         .max_idle_timeout(Some(quinn::IdleTimeout::from(quinn::VarInt::from_u32(6_000))))
         .mtu_discovery_config(Some(mtu))

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{getsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 use quinn::{
     AsyncUdpSocket, Runtime as _, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
@@ -30,6 +30,10 @@ const SPAN: Duration = Duration::from_millis(5);
 /// Bytes in a [`SPAN`] above which there are no pauses: two pauses' worth fill a third of the kernel's default buffer of
 /// 208 KiB, which counts about half as much again for every datagram.
 const SPAN_BYTES_MAX: usize = 120_000;
+
+/// What the kernel is asked to hold of what has come in, in bytes. With its usual 208 KiB, a burst of a few large sends
+/// overflows it wherever the link is fast, and half of the rate is lost to sending again.
+const RECEIVE_BUFFER_BYTES: usize = 2 << 20;
 
 /// IPv4's header, without options, and UDP's.
 const HEADER_BYTES: i32 = 28;
@@ -105,7 +109,10 @@ fn link_carries(peer: SocketAddr) -> Option<u16> {
 
 /// Binds a socket that gathers.
 pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-    let inner = TokioRuntime.wrap_udp_socket(std::net::UdpSocket::bind(listen)?)?;
+    let socket = std::net::UdpSocket::bind(listen)?;
+    // The kernel gives what its administrator allows, which may be less.
+    setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER_BYTES)?;
+    let inner = TokioRuntime.wrap_udp_socket(socket)?;
     Ok(Arc::new(Gathering {
         inner,
         state: Mutex::default(),

@@ -2,8 +2,8 @@
 //!
 //! For every piece the members of a group (a site, a rack) are ranked by rendezvous hashing; the first of them that is
 //! alive imports the piece across the group's boundary, everybody else waits for it and takes it inside. The rank does
-//! not depend on the group, so a site's importer is also its own rack's: no boundary is crossed twice. Nobody
-//! coordinates; a silent, stalled or banned member drops out of the ranking and the next one takes over.
+//! not depend on the group, so a site's importer is also its own rack's: no boundary is crossed twice. The first of the
+//! whole fleet asks the origin, and the other sites take the piece from its site. Nobody coordinates; a silent, stalled or banned member drops out of the ranking and the next one takes over.
 //!
 //! Invariants: a piece is asked for once at a time, except a late one that is hedged once; a banned peer is never asked
 //! again; requests in flight are bounded per source and in all; `Announce` follows only a verified, durable piece.

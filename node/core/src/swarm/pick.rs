@@ -173,7 +173,7 @@ impl View<'_> {
         };
         let place = if in_reach(&answering) {
             answering.best.map(|(_, at)| Place::Peer(at))
-        } else if self.origin_room.is_some() && self.reach.within(0).contains(piece) {
+        } else if self.origin_room.is_some() && self.reach.of_origin().contains(piece) {
             (self.origin_room > Some(0)).then_some(Place::Origin)
         } else if self.anarchy && in_reach(&failing) {
             failing.best.map(|(_, at)| Place::Peer(at))
@@ -196,7 +196,7 @@ impl View<'_> {
             askable.unite(&pieces);
         }
         if self.origin_room > Some(0) {
-            let mut nowhere_else = self.reach.within(0).clone();
+            let mut nowhere_else = self.reach.of_origin().clone();
             let answering = self.peers.iter().filter(|peer| !peer.failing);
             answering.for_each(|peer| nowhere_else.subtract(peer.pieces));
             askable.unite(&nowhere_else);

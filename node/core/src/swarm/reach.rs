@@ -30,7 +30,7 @@ pub(super) struct Basis {
     pub(super) pieces: u32,
 }
 
-/// For every number of shared levels the pieces that may be asked of a source that shares no more.
+/// For the origin, and then for every number of shared levels, the pieces that may be asked there.
 #[derive(Debug)]
 pub(super) struct Reach {
     basis: Basis,
@@ -40,7 +40,7 @@ pub(super) struct Reach {
 impl Reach {
     /// Works it out. `weight` gives the rendezvous weight of a member, by its place in the basis, or of this node.
     pub(super) fn of(basis: Basis, me: &NodeId, weight: impl Fn(Option<usize>, usize) -> u64) -> Self {
-        let mut within = vec![PieceSet::empty(basis.pieces); basis.depth.max(1)];
+        let mut within = vec![PieceSet::empty(basis.pieces); basis.depth.max(1) + 1];
         for piece in 0..basis.pieces {
             let at = piece as usize;
             let own = weight(None, at);
@@ -51,8 +51,9 @@ impl Reach {
                 let is_ahead = Some((theirs, &importer.id)) > mine && class(theirs) < importer.classes;
                 is_ahead.then_some(importer.shared)
             });
-            let reach = ahead.max().unwrap_or(0).min(basis.depth.saturating_sub(1));
-            for set in &mut within[reach..] {
+            // The first of all asks the origin; everybody else the largest group in which it is the first.
+            let nearest = |shared: usize| 1 + shared.min(basis.depth.saturating_sub(1));
+            for set in &mut within[ahead.max().map_or(0, nearest)..] {
                 set.insert(piece);
             }
         }
@@ -64,8 +65,13 @@ impl Reach {
         self.basis == *basis
     }
 
-    /// The pieces that may be asked of a source that shares so many levels with this node.
+    /// The pieces that may be asked of a peer that shares so many levels with this node.
     pub(super) fn within(&self, shared: usize) -> &PieceSet {
-        &self.within[shared.min(self.within.len() - 1)]
+        &self.within[(1 + shared).min(self.within.len() - 1)]
+    }
+
+    /// The pieces that may be asked of the origin.
+    pub(super) fn of_origin(&self) -> &PieceSet {
+        &self.within[0]
     }
 }

@@ -42,6 +42,7 @@ struct Site {
     origin: bool,
     origin_pieces: u32,
     crossed_racks: u32,
+    crossed_sites: u32,
     in_flight: BinaryHeap<Reverse<Delivery>>,
     sources: BTreeMap<(usize, u64), Source>,
     cancelled: BTreeSet<(usize, u64)>,
@@ -56,11 +57,17 @@ fn brought(id: FetchId) -> Input {
 
 impl Site {
     fn new(racks: usize, per_rack: usize, pieces: u32) -> Self {
+        Self::of_several(1, racks, per_rack, pieces)
+    }
+
+    /// Sites of so many racks each, every one in a region of its own.
+    fn of_several(sites: usize, racks: usize, per_rack: usize, pieces: u32) -> Self {
         let tuning = Tuning::default();
-        let nodes: Vec<_> = (0..racks * per_rack)
+        let nodes: Vec<_> = (0..sites * racks * per_rack)
             .map(|at| {
                 let id = NodeId::new(format!("n{at}")).unwrap();
-                let path: TopologyPath = format!("eu/s1/r{}/n{at}", at / per_rack).parse().unwrap();
+                let (region, rack) = (at / (racks * per_rack), at / per_rack);
+                let path: TopologyPath = format!("g{region}/s1/r{rack}/n{at}").parse().unwrap();
                 let swarm = Swarm::new(id.clone(), path.clone(), tuning.clone(), at as u64);
                 (id, path, Manner::Honest, swarm)
             })
@@ -73,6 +80,7 @@ impl Site {
             origin: true,
             origin_pieces: 0,
             crossed_racks: 0,
+            crossed_sites: 0,
             in_flight: BinaryHeap::new(),
             sources: BTreeMap::new(),
             cancelled: BTreeSet::new(),
@@ -241,6 +249,7 @@ impl Site {
                     .have(&self.artifact)
                     .is_some_and(|have| have.contains(piece));
                 self.crossed_racks += u32::from(self.nodes[from].1.parent() != self.nodes[at].1.parent());
+                self.crossed_sites += u32::from(self.nodes[from].1.shared_levels(&self.nodes[at].1) == 0);
                 match self.nodes[from].2 {
                     Manner::Honest => (!serves).then_some(FetchFailure::NotHeld),
                     Manner::Corrupt => Some(FetchFailure::Corrupt),
@@ -269,6 +278,26 @@ fn the_image_leaves_the_origin_once_and_enters_each_rack_once() {
     assert!(site.run(Duration::from_secs(60)));
     assert_eq!(site.origin_pieces, 64);
     assert_eq!(site.crossed_racks, 2 * 64);
+}
+
+/// Sites that have nothing in common but the fleet take from each other before they ask the origin.
+#[test]
+fn the_image_leaves_the_origin_once_for_all_sites() {
+    let mut fleet = Site::of_several(3, 2, 3, 64);
+    fleet.start(&[]);
+    assert!(fleet.run(Duration::from_secs(60)));
+    assert_eq!(fleet.origin_pieces, 64);
+    // Who lags is relieved of pieces, one of which it may have asked for already.
+    assert!(
+        (2 * 64..=2 * 64 + 1).contains(&fleet.crossed_sites),
+        "{}",
+        fleet.crossed_sites
+    );
+    assert!(
+        (5 * 64..=5 * 64 + 1).contains(&fleet.crossed_racks),
+        "{}",
+        fleet.crossed_racks
+    );
 }
 
 #[test]

@@ -15,6 +15,7 @@ pub mod limits;
 pub mod manifest;
 pub mod piece_tree;
 pub mod pieces;
+pub mod possession;
 pub mod recipe;
 pub mod report;
 pub mod revocation;

@@ -9,13 +9,14 @@ use firmesh_protocol::{
     brake::BRAKES_MAX,
     identity::NodeIdentity,
     ids::NodeId,
-    limits::{AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
+    limits::{ANSWERS_MAX, AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
     report::{AttemptReport, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
     trust::{EnvelopeError, KeySet, KeySetError},
 };
 use tracing::{error, warn};
 
 use crate::{
+    possession::Judged,
     runtime::{ActionError, Runtime},
     store::{StoredDevice, Write},
     telemetry::chain,
@@ -92,6 +93,8 @@ pub(crate) struct Sync {
     pub(crate) identity: NodeIdentity,
     pub(crate) certificate: Vec<u8>,
     pub(crate) request: SyncRequest,
+    /// Its answers to challenges, as far as they could be checked.
+    pub(crate) judged: Vec<Judged>,
 }
 
 impl Runtime {
@@ -101,6 +104,7 @@ impl Runtime {
             identity: NodeIdentity { node: id, path, key },
             certificate,
             request,
+            judged,
         } = sync;
         let not_current = || SyncError::NotCurrent(id.clone());
         let state = self.world.nodes.get(&id).ok_or_else(not_current)?;
@@ -201,6 +205,7 @@ impl Runtime {
             writes,
         )
         .await?;
+        self.settle_proofs(&id, judged).await?;
         self.metrics.syncs.inc();
         self.metrics.reports.inc_by(reported);
         self.world.roster_version = roster_version;
@@ -249,6 +254,7 @@ impl Runtime {
             revocations: (request.revocations_version < self.world.revocations.list.version)
                 .then(|| self.world.revocations.envelope.clone())
                 .flatten(),
+            challenges: self.challenges_for(&id),
         })
     }
 }
@@ -262,6 +268,7 @@ fn check_bounds(node: &NodeId, request: &SyncRequest) -> Result<(), SyncError> {
         ("banned peers", request.banned.len(), HOLDINGS_MAX),
         ("checkpoints heard", request.audit.heard.len(), AUDIT_HEARD_MAX),
         ("brakes", request.brakes.len(), BRAKES_MAX),
+        ("answers to challenges", request.possession.len(), ANSWERS_MAX),
         ("bytes of its record", request.record.to_bytes().len(), RECORD_BYTES_MAX),
     ];
     match bounds.into_iter().find(|(_, count, most)| count > most) {

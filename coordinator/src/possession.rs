@@ -7,11 +7,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use firmesh_coordinator_core::Input;
 use firmesh_protocol::{
+    identity::NodeIdentity,
     ids::{ArtifactId, NodeId},
     limits::{ANSWERS_MAX, CHALLENGES_MAX},
     manifest::Artifact,
@@ -23,8 +25,9 @@ use tracing::{error, info, warn};
 
 use crate::{
     origin::Origin,
-    runtime::{ActionError, Coordinator, Runtime},
+    runtime::{ActionError, Command, Coordinator, Runtime},
     telemetry::chain,
+    world::World,
 };
 
 /// Answers checked at once: each reads 4 MiB here and there.
@@ -139,43 +142,55 @@ pub(crate) struct Judged {
 #[derive(Debug)]
 pub(crate) struct Judge {
     origin: Origin,
-    turns: Semaphore,
+    turns: Arc<Semaphore>,
+    /// Nodes whose answers are being checked: one that sends them again meanwhile has no turn more.
+    busy: Mutex<BTreeSet<NodeId>>,
 }
 
 impl Judge {
     pub(crate) fn new(origin: Origin) -> Self {
         Self {
             origin,
-            turns: Semaphore::new(CHECKS_MAX),
+            turns: Arc::new(Semaphore::new(CHECKS_MAX)),
+            busy: Mutex::default(),
         }
     }
 
-    /// Checks what a node answers to its open challenges, as many as there is time for.
+    /// Checks what a member answers to its open challenges, as much as there is time for, and has it taken in.
     pub(crate) async fn judge(
         &self,
         coordinator: &Coordinator,
-        node: &NodeId,
+        identity: &NodeIdentity,
+        certificate: &[u8],
         answers: &[Answer],
-    ) -> Result<Vec<Judged>, ActionError> {
-        let mut judged = Vec::new();
+    ) -> Result<(), ActionError> {
+        let node = &identity.node;
         if answers.is_empty() {
-            return Ok(judged);
+            return Ok(());
         }
-        let (id, answers) = (node.clone(), answers.to_vec());
-        let open = coordinator
-            .read(move |world| world.challenges.open(&id, &answers))
-            .await?;
-        let end = Instant::now() + CHECKS_WITHIN;
-        for (answer, artifact) in open {
-            let Ok(Ok(turn)) = tokio::time::timeout_at(end, self.turns.acquire()).await else {
+        let Some(_busy) = Busy::enter(&self.busy, node) else {
+            return Ok(());
+        };
+        let (id, key, certificate, answers) = (node.clone(), identity.key, certificate.to_vec(), answers.to_vec());
+        let open = move |world: &World| {
+            let is_member = world.member(&id, key, &certificate).is_ok();
+            is_member.then(|| world.challenges.open(&id, &answers))
+        };
+        let open = coordinator.read(open).await?.unwrap_or_default();
+        let (mut judged, end) = (Vec::new(), Instant::now() + CHECKS_WITHIN);
+        for (Answer { challenge, proof }, artifact) in open {
+            let turn = Arc::clone(&self.turns).acquire_owned();
+            let Ok(Ok(turn)) = tokio::time::timeout_at(end, turn).await else {
                 break;
             };
-            let (origin, node) = (self.origin.clone(), node.clone());
-            let work = tokio::task::spawn_blocking(move || origin.proof(&artifact, &answer.challenge, &node));
-            let (challenge, id) = (answer.challenge, answer.challenge.artifact);
-            match work.await {
+            let (id, origin, node) = (artifact.id, self.origin.clone(), node.clone());
+            let work = move || {
+                let _turn = turn; // kept to the end, also when the node does not wait for it
+                origin.proof(&artifact, &challenge, &node)
+            };
+            match tokio::task::spawn_blocking(work).await {
                 Ok(Ok(expected)) => {
-                    let holds = answer.proof.is(&expected);
+                    let holds = proof.is(&expected);
                     judged.push(Judged { challenge, holds });
                 }
                 Ok(Err(error)) => {
@@ -183,9 +198,38 @@ impl Judge {
                 }
                 Err(error) => error!(artifact = %id, %error, "the check of a proof was broken off"),
             }
-            drop(turn);
         }
-        Ok(judged)
+        match judged.is_empty() {
+            true => Ok(()),
+            false => {
+                coordinator
+                    .ask(|reply| Command::Settle(node.clone(), judged, reply))
+                    .await
+            }
+        }
+    }
+}
+
+/// A node's place among those whose answers are being checked, until it is dropped.
+struct Busy<'a> {
+    nodes: &'a Mutex<BTreeSet<NodeId>>,
+    node: &'a NodeId,
+}
+
+impl<'a> Busy<'a> {
+    fn enter(nodes: &'a Mutex<BTreeSet<NodeId>>, node: &'a NodeId) -> Option<Self> {
+        let is_new = nodes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(node.clone());
+        is_new.then_some(Self { nodes, node })
+    }
+}
+
+impl Drop for Busy<'_> {
+    fn drop(&mut self) {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.remove(self.node);
     }
 }
 

@@ -34,6 +34,7 @@ use crate::{
     config::Settings,
     enrolment::EnrolError,
     events::Events,
+    possession::Judged,
     publish::{PublicationError, Published, check_campaign},
     store::{Store, StoreError, StoredPermit, Write},
     telemetry::{Metrics, chain},
@@ -111,6 +112,7 @@ pub(crate) enum Command {
     ),
     Revoke(NodeId, RevokeRequest, Reply<(), EnrolError>),
     Brake(Box<Envelope>, Reply<Brake, BrakeActionError>),
+    Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
     Sync(
         Box<crate::sync::Sync>,
         Reply<firmesh_protocol::api::SyncResponse, crate::sync::SyncError>,
@@ -259,6 +261,7 @@ impl Runtime {
             }
             Command::Revoke(node, request, reply) => drop(reply.send(self.revoke(&node, request).await)),
             Command::Brake(envelope, reply) => drop(reply.send(self.brake(&envelope).await)),
+            Command::Settle(node, judged, reply) => drop(reply.send(self.settle_proofs(&node, judged).await)),
             Command::Sync(sync, reply) => drop(reply.send(self.sync(*sync).await)),
         }
     }

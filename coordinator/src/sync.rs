@@ -11,16 +11,15 @@ use firmesh_protocol::{
     ids::NodeId,
     limits::{ANSWERS_MAX, AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
     report::{AttemptReport, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
-    trust::{EnvelopeError, KeySet, KeySetError},
+    trust::{EnvelopeError, KeySet, KeySetError, PublicKey},
 };
 use tracing::{error, warn};
 
 use crate::{
-    possession::Judged,
     runtime::{ActionError, Runtime},
     store::{StoredDevice, Write},
     telemetry::chain,
-    world::NodeState,
+    world::{NodeState, World},
 };
 
 /// A node is shown to watchers at most so often.
@@ -93,8 +92,6 @@ pub(crate) struct Sync {
     pub(crate) identity: NodeIdentity,
     pub(crate) certificate: Vec<u8>,
     pub(crate) request: SyncRequest,
-    /// Its answers to challenges, as far as they could be checked.
-    pub(crate) judged: Vec<Judged>,
 }
 
 impl Runtime {
@@ -104,16 +101,8 @@ impl Runtime {
             identity: NodeIdentity { node: id, path, key },
             certificate,
             request,
-            judged,
         } = sync;
-        let not_current = || SyncError::NotCurrent(id.clone());
-        let state = self.world.nodes.get(&id).ok_or_else(not_current)?;
-        if self.world.revocations.list.contains(&key) {
-            return Err(SyncError::Revoked(id));
-        }
-        if !state.stored.has(&certificate) {
-            return Err(not_current());
-        }
+        let state = self.world.member(&id, key, &certificate)?;
         check_bounds(&id, &request)?;
         let keys = KeySet::of("node", 1, [key])?;
         let not_signed = |what| move |source| (what, source);
@@ -205,7 +194,6 @@ impl Runtime {
             writes,
         )
         .await?;
-        self.settle_proofs(&id, judged).await?;
         self.metrics.syncs.inc();
         self.metrics.reports.inc_by(reported);
         self.world.roster_version = roster_version;
@@ -256,6 +244,17 @@ impl Runtime {
                 .flatten(),
             challenges: self.challenges_for(&id),
         })
+    }
+}
+
+impl World {
+    /// The node that speaks, if its certificate is in force.
+    pub(crate) fn member(&self, id: &NodeId, key: PublicKey, certificate: &[u8]) -> Result<&NodeState, SyncError> {
+        if self.revocations.list.contains(&key) {
+            return Err(SyncError::Revoked(id.clone()));
+        }
+        let state = self.nodes.get(id).filter(|state| state.stored.has(certificate));
+        state.ok_or_else(|| SyncError::NotCurrent(id.clone()))
     }
 }
 

@@ -54,7 +54,6 @@ impl Proof {
 
 /// Asks a node to prove that it holds an artifact.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Challenge {
     /// The artifact.
     pub artifact: ArtifactId,

@@ -2,9 +2,9 @@
 //!
 //! Invariants: a device is in flight from its permit until its end is reported, and a quarantined one until a person
 //! clears it; no permit takes a rack or the total above the cap of any campaign that has devices in flight there; a
-//! permit's sequence is used once; no update is permitted before the device's node has proven that it holds what it needs
-//! for it, the way back included (going back needs no proof: it was given before); a [`Output::Persist`] comes before the permit that relies on it, and the shell makes
-//! all outputs of one `handle` durable together.
+//! permit's sequence is used once; no update is permitted before the device's node has proven that it holds the new image
+//! and the one to go back to (going back needs no proof: it was given before); a [`Output::Persist`] comes before the
+//! permit that relies on it, and the shell makes all outputs of one `handle` durable together.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -386,7 +386,9 @@ impl Engine {
             }
             Input::Enrolled(node) => {
                 for campaign in self.campaigns.values_mut() {
-                    campaign.forget_proofs(&node);
+                    if !campaign.record.state.is_terminal() {
+                        campaign.forget_proofs(&node);
+                    }
                     for device in campaign.select(|attempt| attempt.node == node && attempt.record.report_sequence > 0)
                     {
                         campaign.edit(&device, |attempt| attempt.record.report_sequence = 0);

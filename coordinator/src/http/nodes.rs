@@ -159,13 +159,13 @@ async fn recipe(State(app): Shared, _: Peer, Path(id): Path<String>) -> Result<J
 async fn sync(State(app): Shared, peer: Peer, Body(request): Body<SyncRequest>) -> Result<Json<SyncResponse>, Failure> {
     let Peer { identity, certificate } = peer;
     let seen = request.audit.clone();
-    let judging = app.judge.judge(&app.coordinator, &identity.node, &request.possession);
-    let judged = judging.await?;
+    app.judge
+        .judge(&app.coordinator, &identity, &certificate, &request.possession)
+        .await?;
     let sync = Box::new(Sync {
         identity,
         certificate,
         request,
-        judged,
     });
     let synced = app.coordinator.ask(|reply| Command::Sync(sync, reply)).await;
     let mut response = synced.map_err(|error| {

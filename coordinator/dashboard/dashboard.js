@@ -43,7 +43,8 @@ const draw = () => {
   drawing = true;
   requestAnimationFrame(() => {
     drawing = false;
-    fill("campaigns", [...state.campaigns.values()].map((c) => [c.id, c.state, `${c.wave + 1} of ${c.waves.length}`, bar(c.states), c.reason]));
+    fill("campaigns", [...state.campaigns.values()].map((c) => [c.id, c.state, `${c.wave + 1} of ${c.waves.length}`, bar(c.states),
+      `${c.possession.proven} of ${c.possession.nodes} nodes`, c.reason]));
     fill("nodes", [...state.nodes.values()].map((n) => {
       const [held, total] = n.holdings.reduce(([a, b], h) => [a + h.pieces, b + h.pieces_total], [0, 0]);
       return [n.node, n.path, n.last_seen ?? (n.enrolled ? "never" : "not enrolled"), `${held} / ${total}`,

@@ -13,6 +13,7 @@ mod events;
 mod evidence;
 mod http;
 mod origin;
+mod possession;
 pub mod provenance;
 mod publish;
 mod runtime;

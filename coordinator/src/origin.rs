@@ -16,9 +16,10 @@ use bytes::Bytes;
 use firmesh_protocol::{
     chunk::{EncodeError, HashTree, encode, encode_groups},
     groups::Groups,
-    ids::{ArtifactId, Sha256},
+    ids::{ArtifactId, NodeId, Sha256},
     limits::ARTIFACT_BYTES_MAX,
     manifest::Artifact,
+    possession::{Challenge, Proof, Prover, WrongGroup},
     recipe::Recipe,
 };
 use futures_util::{Stream, StreamExt as _};
@@ -75,6 +76,9 @@ pub(crate) enum SliceError {
     /// Not a slice of the artifact, or its bytes have changed on the disk.
     #[error("the slice cannot be served")]
     Encode(#[from] EncodeError),
+    /// The artifact has another length than is stored of it.
+    #[error("the stored artifact does not have the groups that a proof is about")]
+    Group(#[from] WrongGroup),
 }
 
 /// The artifact folder.
@@ -239,6 +243,22 @@ impl Origin {
         Ok(encode_groups(data, &tree, piece, groups)?)
     }
 
+    /// What a node that holds the artifact answers to a challenge. Reads the groups of the sample, each checked against
+    /// the tree, so that nobody is blamed for damage here. Blocks.
+    pub(crate) fn proof(&self, artifact: &Artifact, challenge: &Challenge, node: &NodeId) -> Result<Proof, SliceError> {
+        let disk = |source| unreadable(artifact.id, source);
+        let data = File::open(self.data_path(artifact.id)).map_err(disk)?;
+        let tree = self.tree(artifact).map_err(disk)?;
+        let mut prover = Prover::new(challenge, node, artifact.length);
+        while let Some(range) = prover.wants() {
+            let encoded = encode(&data, &tree, &range)?;
+            // One group's encoding ends with the group.
+            let bytes = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+            prover.add(&encoded[encoded.len().saturating_sub(bytes)..])?;
+        }
+        Ok(prover.finish().expect("every group that was wanted was added"))
+    }
+
     fn tree(&self, artifact: &Artifact) -> io::Result<Arc<HashTree>> {
         if let Some(tree) = self
             .trees
@@ -322,6 +342,37 @@ mod tests {
         std::fs::write(origin.data_path(artifact.id), vec![0; 100_000]).unwrap();
         assert!(matches!(
             origin.slice(&artifact, &range),
+            Err(SliceError::Encode(EncodeError::Unreadable { .. }))
+        ));
+    }
+
+    /// An artifact that rotted here must not be held against a node that has it.
+    #[tokio::test]
+    async fn a_proof_is_that_of_the_bytes_that_came_in_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let origin = Origin::open(folder.path().to_owned()).unwrap();
+        let image: Vec<u8> = (0..5_000_000_u32).map(|at| (at % 251) as u8).collect();
+        let artifact = origin.import(body(&image), None).await.unwrap();
+        let challenge = Challenge {
+            artifact: artifact.id,
+            nonce: [7; 32].into(),
+        };
+        let node = "n1".parse().unwrap();
+        let mut prover = Prover::new(&challenge, &node, artifact.length);
+        let mut sampled = 0;
+        while let Some(range) = prover.wants() {
+            sampled = range.start;
+            prover.add(&image[range.start as usize..range.end as usize]).unwrap();
+        }
+        let proof = origin.proof(&artifact, &challenge, &node).unwrap();
+        assert!(proof.is(&prover.finish().unwrap()));
+
+        let mut rotten = image;
+        rotten[sampled as usize] ^= 1;
+        std::fs::write(origin.data_path(artifact.id), rotten).unwrap();
+        let refused = origin.proof(&artifact, &challenge, &node);
+        assert!(matches!(
+            refused,
             Err(SliceError::Encode(EncodeError::Unreadable { .. }))
         ));
     }

@@ -19,7 +19,7 @@ use firmesh_protocol::{
     brake::Brake,
     identity::NodeIdentity,
     ids::{CampaignId, DeviceId, NodeId, Sha256},
-    manifest::CampaignManifest,
+    manifest::{Artifact, CampaignManifest},
     report::Permit,
     time::{Timestamp, WallTime},
     trust::Envelope,
@@ -34,11 +34,12 @@ use crate::{
     config::Settings,
     enrolment::EnrolError,
     events::Events,
+    possession::Judged,
     publish::{PublicationError, Published, check_campaign},
     store::{Store, StoreError, StoredPermit, Write},
     telemetry::{Metrics, chain},
     vetting::Vetted,
-    world::{RestoreError, World, on_our_clock},
+    world::{RestoreError, World, by_sha256, images, on_our_clock},
 };
 
 /// The process's two clocks.
@@ -111,6 +112,7 @@ pub(crate) enum Command {
     ),
     Revoke(NodeId, RevokeRequest, Reply<(), EnrolError>),
     Brake(Box<Envelope>, Reply<Brake, BrakeActionError>),
+    Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
     Sync(
         Box<crate::sync::Sync>,
         Reply<firmesh_protocol::api::SyncResponse, crate::sync::SyncError>,
@@ -259,6 +261,7 @@ impl Runtime {
             }
             Command::Revoke(node, request, reply) => drop(reply.send(self.revoke(&node, request).await)),
             Command::Brake(envelope, reply) => drop(reply.send(self.brake(&envelope).await)),
+            Command::Settle(node, judged, reply) => drop(reply.send(self.settle_proofs(&node, judged).await)),
             Command::Sync(sync, reply) => drop(reply.send(self.sync(*sync).await)),
         }
     }
@@ -282,6 +285,12 @@ impl Runtime {
                 Output::Persist(Record::Attempt(id, record)) => {
                     kinds.extend(self.world.engine.attempt(&id, &record.device).map(EventKind::Attempt));
                     writes.push(Write::Attempt(id, record));
+                }
+                Output::Persist(Record::Possession(id, record)) => {
+                    if !record.proven {
+                        kinds.extend(self.world.campaign_event(&id).map(EventKind::Campaign));
+                    }
+                    writes.push(Write::Possession(id, record));
                 }
                 Output::IssuePermit(order) => {
                     let evidence = self.evidence_for(&order, &mut writes).await?;
@@ -390,7 +399,9 @@ impl Runtime {
         let (before, validity) = (&self.world.published, self.settings.metadata_validity);
         let next = before.with(publication, self.authority.online_key(), &artifacts, wall, validity)?;
         vetted.check(before, &next)?;
-        let loaded = self.check_new_campaigns(&next).await?;
+        let loaded = self
+            .check_new_campaigns(&next, &by_sha256(artifacts.into_values()))
+            .await?;
         // First, so that nothing starts on an approval that is gone, whatever happens in between.
         for id in self.withdrawn(&next) {
             warn!(campaign = %id, "those who signed for it have withdrawn it, or a release of it");
@@ -418,7 +429,11 @@ impl Runtime {
         Ok(Versions { versions })
     }
 
-    async fn check_new_campaigns(&self, next: &Published) -> Result<Vec<Loaded>, PublishActionError> {
+    async fn check_new_campaigns(
+        &self,
+        next: &Published,
+        artifacts: &BTreeMap<Sha256, Artifact>,
+    ) -> Result<Vec<Loaded>, PublishActionError> {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let Some(fleet) = &next.fleet else {
             return Ok(Vec::new());
@@ -445,11 +460,13 @@ impl Runtime {
             }
             let expires_at = on_our_clock(manifest.expires, now, wall);
             loaded.push(Loaded {
+                images: images(&manifest, artifacts),
                 manifest,
                 plan,
                 expires_at,
                 record: None,
                 attempts: Vec::new(),
+                possession: Vec::new(),
             });
         }
         Ok(loaded)

@@ -26,6 +26,7 @@ use crate::{
     events::Events,
     http::{self, App, PeerAcceptor},
     origin::Origin,
+    possession::Judge,
     provenance::PolicyLoadError,
     runtime::{Clock, Runtime},
     store::{Store, StoreError},
@@ -141,6 +142,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let app = App {
         coordinator,
         store,
+        judge: Judge::new(origin.clone()),
         origin,
         authority,
         events,

@@ -8,7 +8,7 @@ use std::{
     sync::Arc,
 };
 
-use firmesh_coordinator_core::{AttemptRecord, CampaignRecord};
+use firmesh_coordinator_core::{AttemptRecord, CampaignRecord, PossessionRecord};
 use firmesh_protocol::{
     audit::Event,
     ids::{ArtifactId, CampaignId, NodeId, Sha256, TopologyPath},
@@ -155,7 +155,9 @@ pub(crate) enum Write {
     Campaign(CampaignRecord),
     /// An attempt.
     Attempt(CampaignId, AttemptRecord),
-    /// A campaign's attempts and permits are forgotten: another edition takes its place before it has started.
+    /// How a node of a campaign stands towards an image.
+    Possession(CampaignId, PossessionRecord),
+    /// A campaign's attempts, permits and proofs are forgotten: another edition takes its place before it has started.
     Restart(CampaignId),
     /// A permit.
     Permit(StoredPermit),
@@ -190,6 +192,7 @@ pub(crate) struct Stored {
     pub devices: Vec<StoredDevice>,
     pub campaigns: Vec<CampaignRecord>,
     pub attempts: Vec<(CampaignId, AttemptRecord)>,
+    pub possession: Vec<(CampaignId, PossessionRecord)>,
     pub permits: Vec<StoredPermit>,
     pub roster_version: u64,
     pub brakes: Vec<Envelope>,
@@ -314,11 +317,10 @@ impl Store {
             devices: self.rows("devices", "SELECT record FROM devices", json).await?,
             campaigns: self.rows("campaigns", "SELECT record FROM campaigns", json).await?,
             attempts: self
-                .rows(
-                    "attempts",
-                    "SELECT campaign, record FROM attempts",
-                    |(id, text): (String, String)| Ok((CampaignId::new(id)?, json((text,))?)),
-                )
+                .rows("attempts", "SELECT campaign, record FROM attempts", of_campaign)
+                .await?,
+            possession: self
+                .rows("possession", "SELECT campaign, record FROM possession", of_campaign)
                 .await?,
             permits: self
                 .rows(
@@ -497,6 +499,10 @@ fn json<T: DeserializeOwned>((text,): (String,)) -> Result<T, RowError> {
     Ok(serde_json::from_str(&text)?)
 }
 
+fn of_campaign<T: DeserializeOwned>((id, text): (String, String)) -> Result<(CampaignId, T), RowError> {
+    Ok((CampaignId::new(id)?, json((text,))?))
+}
+
 fn text(record: &impl Serialize) -> String {
     serde_json::to_string(record).expect("stored records have only names, numbers, text and lists")
 }
@@ -530,7 +536,13 @@ fn queries(write: Write) -> Vec<Query> {
             .bind(id.to_string())
             .bind(record.device.to_string())
             .bind(text(&record))),
+        Write::Possession(id, record) => one(query("INSERT OR REPLACE INTO possession VALUES (?, ?, ?, ?)")
+            .bind(id.to_string())
+            .bind(record.node.to_string())
+            .bind(record.artifact.to_string())
+            .bind(text(&record))),
         Write::Restart(id) => vec![
+            query("DELETE FROM possession WHERE campaign = ?").bind(id.to_string()),
             query("DELETE FROM attempts WHERE campaign = ?").bind(id.to_string()),
             query("DELETE FROM permits WHERE campaign = ?").bind(id.to_string()),
         ],

@@ -9,9 +9,9 @@ use firmesh_protocol::{
     brake::BRAKES_MAX,
     identity::NodeIdentity,
     ids::NodeId,
-    limits::{AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
+    limits::{ANSWERS_MAX, AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
     report::{AttemptReport, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
-    trust::{EnvelopeError, KeySet, KeySetError},
+    trust::{EnvelopeError, KeySet, KeySetError, PublicKey},
 };
 use tracing::{error, warn};
 
@@ -19,7 +19,7 @@ use crate::{
     runtime::{ActionError, Runtime},
     store::{StoredDevice, Write},
     telemetry::chain,
-    world::NodeState,
+    world::{NodeState, World},
 };
 
 /// A node is shown to watchers at most so often.
@@ -102,14 +102,7 @@ impl Runtime {
             certificate,
             request,
         } = sync;
-        let not_current = || SyncError::NotCurrent(id.clone());
-        let state = self.world.nodes.get(&id).ok_or_else(not_current)?;
-        if self.world.revocations.list.contains(&key) {
-            return Err(SyncError::Revoked(id));
-        }
-        if !state.stored.has(&certificate) {
-            return Err(not_current());
-        }
+        let state = self.world.member(&id, key, &certificate)?;
         check_bounds(&id, &request)?;
         let keys = KeySet::of("node", 1, [key])?;
         let not_signed = |what| move |source| (what, source);
@@ -249,7 +242,19 @@ impl Runtime {
             revocations: (request.revocations_version < self.world.revocations.list.version)
                 .then(|| self.world.revocations.envelope.clone())
                 .flatten(),
+            challenges: self.challenges_for(&id),
         })
+    }
+}
+
+impl World {
+    /// The node that speaks, if its certificate is in force.
+    pub(crate) fn member(&self, id: &NodeId, key: PublicKey, certificate: &[u8]) -> Result<&NodeState, SyncError> {
+        if self.revocations.list.contains(&key) {
+            return Err(SyncError::Revoked(id.clone()));
+        }
+        let state = self.nodes.get(id).filter(|state| state.stored.has(certificate));
+        state.ok_or_else(|| SyncError::NotCurrent(id.clone()))
     }
 }
 
@@ -262,6 +267,7 @@ fn check_bounds(node: &NodeId, request: &SyncRequest) -> Result<(), SyncError> {
         ("banned peers", request.banned.len(), HOLDINGS_MAX),
         ("checkpoints heard", request.audit.heard.len(), AUDIT_HEARD_MAX),
         ("brakes", request.brakes.len(), BRAKES_MAX),
+        ("answers to challenges", request.possession.len(), ANSWERS_MAX),
         ("bytes of its record", request.record.to_bytes().len(), RECORD_BYTES_MAX),
     ];
     match bounds.into_iter().find(|(_, count, most)| count > most) {

@@ -8,7 +8,7 @@ use firmesh_coordinator_core::{Engine, EngineSettings, Inventory, KnownDevice, L
 use firmesh_protocol::{
     api::{CampaignState, CampaignView, DeviceView, Holding, NodeView, Traffic},
     ids::{CampaignId, DeviceId, NodeId, Sha256},
-    manifest::{CampaignManifest, ManifestError, Plan, Release},
+    manifest::{Artifact, CampaignManifest, ManifestError, Plan, Release, ReleaseRef},
     report::PermitKind,
     time::{Timestamp, WallTime},
     trust::Envelope,
@@ -17,6 +17,7 @@ use firmesh_protocol::{
 use crate::{
     brakes::Brakes,
     enrolment::Revocations,
+    possession::Challenges,
     publish::Published,
     store::{Store, StoreError, Stored, StoredDevice, StoredNode, StoredPermit},
 };
@@ -92,6 +93,8 @@ pub(crate) struct World {
     pub(crate) roster_version: u64,
     pub(crate) brakes: Brakes,
     pub(crate) revocations: Revocations,
+    /// What nodes are asked to prove.
+    pub(crate) challenges: Challenges,
     /// Evidence for gates that passed, by campaign and wave: the digests of its envelopes.
     pub(crate) evidence: BTreeMap<(CampaignId, u32), Vec<Sha256>>,
     /// Which start of a coordinator this is.
@@ -146,6 +149,7 @@ impl World {
             revocations: stored
                 .revocations
                 .map_or_else(Revocations::default, Revocations::restore),
+            challenges: Challenges::default(),
             evidence: BTreeMap::new(),
             epoch: 0,
         })
@@ -276,6 +280,7 @@ async fn campaigns(
     now: Timestamp,
     wall: WallTime,
 ) -> Result<Vec<Loaded>, RestoreError> {
+    let artifacts = by_sha256(store.artifacts().await?);
     let mut loaded = Vec::new();
     for record in &stored.campaigns {
         let id = &record.id;
@@ -294,15 +299,34 @@ async fn campaigns(
             .iter()
             .filter(|(name, _)| name == id)
             .map(|(_, attempt)| attempt.clone());
+        let possession = stored.possession.iter().filter(|(name, _)| name == id);
         loaded.push(Loaded {
             expires_at: on_our_clock(manifest.expires, now, wall),
+            images: images(&manifest, &artifacts),
             manifest,
             plan,
             record: Some(record.clone()),
             attempts: attempts.collect(),
+            possession: possession.map(|(_, record)| record.clone()).collect(),
         });
     }
     Ok(loaded)
+}
+
+/// Artifacts by the digest that manifests pin them with.
+pub(crate) fn by_sha256(artifacts: impl IntoIterator<Item = Artifact>) -> BTreeMap<Sha256, Artifact> {
+    let artifacts = artifacts.into_iter();
+    artifacts.map(|artifact| (artifact.sha256, artifact)).collect()
+}
+
+/// The images of the releases that a manifest pins, by target.
+pub(crate) fn images(
+    manifest: &CampaignManifest,
+    artifacts: &BTreeMap<Sha256, Artifact>,
+) -> BTreeMap<String, Artifact> {
+    let pinned = manifest.releases.iter().chain(&manifest.previous);
+    let image = |pin: &ReleaseRef| Some((pin.target.clone(), artifacts.get(&pin.sha256)?.clone()));
+    pinned.filter_map(image).collect()
 }
 
 /// A moment of the calendar on the process's clock; now, if it is past.

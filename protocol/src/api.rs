@@ -12,6 +12,7 @@ use crate::{
     brake::Brake,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, CampaignManifest, HeldDevice, Release},
+    possession::{Answer, Challenge},
     report::{AttemptState, DeviceFacts},
     time::WallTime,
     trust::Envelope,
@@ -187,6 +188,10 @@ pub struct SyncRequest {
     /// What it knows of the audit log.
     #[serde(default)]
     pub audit: AuditSeen,
+    /// Proofs that it holds what it was asked for: at most [`ANSWERS_MAX`](crate::limits::ANSWERS_MAX), each until the
+    /// coordinator has taken it. Left out where there are none: an older coordinator does not know the field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub possession: Vec<Answer>,
 }
 
 /// What a node knows of the audit log, and wants to have proven.
@@ -253,6 +258,11 @@ pub struct SyncResponse {
     pub brakes_version: u64,
     /// The signed `RevocationList`, if the node's is older.
     pub revocations: Option<Envelope>,
+    /// What the node is to prove before its devices get a permit: at most
+    /// [`CHALLENGES_MAX`](crate::limits::CHALLENGES_MAX), each until it is answered well. An older node does not know the
+    /// field, and gets no permits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub challenges: Vec<Challenge>,
 }
 
 /// `POST /node/v1/renew`: another certificate for the same key, asked for with the one in force.
@@ -399,6 +409,18 @@ pub struct WaveView {
     pub gate: GateVerdict,
 }
 
+/// How many of a campaign's nodes have proven that they hold the images of their devices.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PossessionView {
+    /// Nodes that look after a planned device.
+    pub nodes: u32,
+    /// Those that have proven every image they need, the ones to go back to included.
+    pub proven: u32,
+    /// Proofs that did not hold, by node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub wrong_proofs: BTreeMap<NodeId, u32>,
+}
+
 /// `GET /api/v1/campaigns/{id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CampaignView {
@@ -412,6 +434,9 @@ pub struct CampaignView {
     pub waves: Vec<WaveView>,
     /// All planned devices by state.
     pub states: BTreeMap<AttemptState, u32>,
+    /// Which nodes have proven that they hold what their devices get.
+    #[serde(default)]
+    pub possession: PossessionView,
     /// Devices left out by the plan.
     pub held: Vec<HeldDevice>,
     /// Why it stands where it stands.

@@ -277,11 +277,13 @@ macro_rules! digest_type {
     };
 }
 
+pub(crate) use digest_type;
+
 /// A text that is not a digest.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("a digest is 64 lower-case hexadecimal characters, this text has {length} characters or is not hexadecimal")]
 pub struct DigestError {
-    length: usize,
+    pub(crate) length: usize,
 }
 
 digest_type!(

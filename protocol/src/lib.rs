@@ -16,6 +16,7 @@ pub mod manifest;
 pub mod piece_shape;
 pub mod piece_tree;
 pub mod pieces;
+pub mod possession;
 pub mod recipe;
 pub mod report;
 pub mod revocation;

@@ -66,3 +66,10 @@ pub const SUCCINCT_BITS_MAX: u32 = 32;
 
 /// A file name that a version in front, `.json` behind and a temporary suffix still fit on every file system (255).
 pub const FILE_NAME_BYTES_MAX: usize = 200;
+
+/// Challenges in one answer to a sync: both images of every component of a node's devices. More of them come when these
+/// are answered.
+pub const CHALLENGES_MAX: usize = 64;
+
+/// Answers to challenges in one sync. Each costs the coordinator 4 MiB of reads; the others follow in the next.
+pub const ANSWERS_MAX: usize = 8;

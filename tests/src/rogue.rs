@@ -254,6 +254,7 @@ async fn sync(State(desk): State<Desk>, Json(request): Json<SyncRequest>) -> Jso
         brakes_version: wares.brakes.len() as u64,
         revocations: wares.revocations.clone(),
         audit: None,
+        challenges: Vec::new(),
     })
 }
 

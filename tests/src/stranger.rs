@@ -76,6 +76,11 @@ impl Card {
 
     /// A heartbeat whose record is this card's, as an HTTP request.
     pub fn heartbeat(&self, node: &str, path: &str) -> Result<Vec<u8>> {
+        self.sync(node, path, |_| ())
+    }
+
+    /// The same, with whatever else it says.
+    pub fn sync(&self, node: &str, path: &str, says: impl FnOnce(&mut SyncRequest)) -> Result<Vec<u8>> {
         let record = NodeRecord {
             node: node.parse()?,
             path: path.parse()?,
@@ -85,7 +90,7 @@ impl Card {
             sequence: 1,
         };
         let key = SecretKey::from_seed(&self.seed);
-        let request = SyncRequest {
+        let mut request = SyncRequest {
             record: Envelope::sign(NODE_RECORD_TYPE, serde_json::to_vec(&record)?, [&key]),
             devices: Vec::new(),
             reports: Vec::new(),
@@ -98,7 +103,9 @@ impl Card {
             brakes_version: 0,
             revocations_version: 0,
             audit: AuditSeen::default(),
+            possession: Vec::new(),
         };
+        says(&mut request);
         let body = serde_json::to_string(&request)?;
         let head = format!(
             "POST /node/v1/sync HTTP/1.1\r\nhost: coordinator\r\nconnection: close\r\ncontent-type: application/json\r\n\

@@ -12,13 +12,15 @@ use std::{
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
     gate::{GateCount, judge},
-    ids::{CampaignId, DeviceId, NodeId, TopologyPath},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
     limits::REASON_BYTES_MAX,
-    manifest::{CampaignManifest, Plan},
+    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
     report::{AttemptReport, AttemptState, PermitKind},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::possession::{Possession, PossessionRecord};
 
 /// A campaign as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,6 +72,10 @@ pub(crate) struct Attempt {
     pub(crate) rack: TopologyPath,
     pub(crate) node: NodeId,
     pub(crate) can_go_back: bool,
+    /// The images it gets, and may have to go back to.
+    pub(crate) needs: Vec<ArtifactId>,
+    /// Whether its node has proven that it holds them.
+    pub(crate) is_proven: bool,
     /// When its last permit was issued.
     pub(crate) permitted_at: Timestamp,
     /// When the first permit of this kind was issued: a word from its node is awaited since.
@@ -101,6 +107,8 @@ impl Attempt {
 pub(crate) struct Campaign {
     pub(crate) manifest: CampaignManifest,
     pub(crate) plan: Plan,
+    pub(crate) images: BTreeMap<String, Artifact>,
+    pub(crate) possession: Possession,
     pub(crate) record: CampaignRecord,
     pub(crate) attempts: BTreeMap<DeviceId, Attempt>,
     pub(crate) expires_at: Timestamp,
@@ -110,7 +118,14 @@ pub(crate) struct Campaign {
 }
 
 impl Campaign {
-    pub(crate) fn new(manifest: CampaignManifest, plan: Plan, expires_at: Timestamp, now: Timestamp) -> Self {
+    /// A campaign whose every planned release has its image among `images`.
+    pub(crate) fn new(
+        manifest: CampaignManifest,
+        plan: Plan,
+        images: BTreeMap<String, Artifact>,
+        expires_at: Timestamp,
+        now: Timestamp,
+    ) -> Self {
         let record = CampaignRecord {
             id: manifest.id.clone(),
             state: CampaignState::Scheduled,
@@ -119,7 +134,8 @@ impl Campaign {
             reason: "published with both thresholds, not started".to_owned(),
             decisions: Vec::new(),
         };
-        let attempt = |(wave, planned): (usize, &firmesh_protocol::manifest::PlannedDevice)| {
+        let mut possession = Possession::default();
+        let attempt = |(wave, planned): (usize, &PlannedDevice)| {
             let record = AttemptRecord {
                 device: planned.device.clone(),
                 kind: PermitKind::Update,
@@ -132,12 +148,16 @@ impl Campaign {
                 presumed: false,
                 cleared: false,
             };
+            let needs: Vec<_> = targets(planned).map(|target| images[target].id).collect();
+            possession.need(&planned.node, &needs);
             let attempt = Attempt {
                 record,
                 wave: u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves"),
                 rack: planned.rack.clone(),
                 node: planned.node.clone(),
                 can_go_back: planned.previous.is_some(),
+                needs,
+                is_proven: false,
                 permitted_at: now,
                 awaited_since: now,
                 started_at: None,
@@ -150,6 +170,8 @@ impl Campaign {
             manifest,
             attempts,
             plan,
+            images,
+            possession,
             record,
             expires_at,
             soak_until: None,
@@ -159,7 +181,13 @@ impl Campaign {
     }
 
     /// Puts stored records in place of the fresh ones; what they do not name stays fresh.
-    pub(crate) fn restore(&mut self, record: CampaignRecord, attempts: Vec<AttemptRecord>, now: Timestamp) {
+    pub(crate) fn restore(
+        &mut self,
+        record: CampaignRecord,
+        attempts: Vec<AttemptRecord>,
+        possession: Vec<PossessionRecord>,
+        now: Timestamp,
+    ) {
         self.is_dirty = false;
         self.record = record;
         for stored in attempts {
@@ -168,6 +196,7 @@ impl Campaign {
                 attempt.started_at = attempt.has_started().then_some(now);
             }
         }
+        self.restore_proofs(possession);
     }
 
     pub(crate) fn edit(&mut self, device: &DeviceId, edit: impl FnOnce(&mut Attempt)) {
@@ -512,6 +541,7 @@ impl Campaign {
             wave: u32::try_from(self.record.gates.len().saturating_sub(1)).unwrap_or(u32::MAX),
             waves: waves.collect(),
             states: tally(self.attempts.values()),
+            possession: self.possession.view(),
             held: self.plan.held.clone(),
             reason: self.record.reason.clone(),
         }
@@ -528,6 +558,13 @@ impl Campaign {
             version: attempt.record.version.clone(),
         })
     }
+}
+
+/// The releases of a device: the one it gets, and the one it goes back to, if there is one.
+pub(crate) fn targets(planned: &PlannedDevice) -> impl Iterator<Item = &String> {
+    [Some(&planned.release), planned.previous.as_ref()]
+        .into_iter()
+        .flatten()
 }
 
 fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap<AttemptState, u32> {

@@ -51,7 +51,9 @@ pub(crate) fn choose(
             PermitKind::Update => attempt.is_untouched() && !load.going_back.contains(&record.device),
             PermitKind::Rollback => campaign.must_go_back(attempt),
         };
-        if is_lapsed || (is_new && load.admit(&record.device, &attempt.rack, campaign)) {
+        // What a device goes back to was proven before it went forward.
+        let is_proven = attempt.is_proven || kind == PermitKind::Rollback;
+        if is_proven && (is_lapsed || (is_new && load.admit(&record.device, &attempt.rack, campaign))) {
             chosen.entry(attempt.wave).or_default().push(record.device.clone());
         }
     }

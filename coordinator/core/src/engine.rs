@@ -2,25 +2,27 @@
 //!
 //! Invariants: a device is in flight from its permit until its end is reported, and a quarantined one until a person
 //! clears it; no permit takes a rack or the total above the cap of any campaign that has devices in flight there; a
-//! permit's sequence is used once; a [`Output::Persist`] comes before the permit that relies on it, and the shell makes
-//! all outputs of one `handle` durable together.
+//! permit's sequence is used once; no update is permitted before the device's node has proven that it holds the new image
+//! and the one to go back to (going back needs no proof: it was given before); a [`Output::Persist`] comes before the
+//! permit that relies on it, and the shell makes all outputs of one `handle` durable together.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     time::Duration,
 };
 
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView},
-    ids::{CampaignId, DeviceId, NodeId, TopologyPath},
-    manifest::{CampaignManifest, Plan},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
+    manifest::{Artifact, CampaignManifest, Plan},
     report::{AttemptReport, AttemptState, PermitKind},
     time::Timestamp,
 };
 
 use crate::{
-    campaign::{Attempt, AttemptRecord, Campaign, CampaignRecord},
+    campaign::{Attempt, AttemptRecord, Campaign, CampaignRecord, targets},
     caps::{Load, choose, may_be_permitted, may_be_permitted_again, permit},
+    possession::PossessionRecord,
 };
 
 /// How far two clocks may differ before a lapsed permit is taken for surely lapsed at the node.
@@ -59,7 +61,17 @@ pub enum Input {
         /// What it reports.
         reports: Vec<AttemptReport>,
     },
-    /// A node has enrolled, perhaps with a new journal: it counts its reports from the start.
+    /// Proofs of a node that it holds images were checked. They count for every campaign that needs them.
+    Proofs {
+        /// The node, by its certificate.
+        node: NodeId,
+        /// The images whose proof holds.
+        proven: BTreeSet<ArtifactId>,
+        /// Those whose proof does not.
+        wrong: BTreeSet<ArtifactId>,
+    },
+    /// A node has enrolled, perhaps with a new journal and an empty store: it counts its reports from the start, and what
+    /// it had proven it has to prove again.
     Enrolled(NodeId),
     /// A person has looked at a quarantined device and put it back in service.
     Clear(DeviceId),
@@ -74,12 +86,16 @@ pub struct Loaded {
     pub manifest: CampaignManifest,
     /// The plan whose digest the manifest names.
     pub plan: Plan,
+    /// The images of the releases that the manifest pins, by target.
+    pub images: BTreeMap<String, Artifact>,
     /// `manifest.expires` on the process's clock.
     pub expires_at: Timestamp,
     /// The stored record; `None` for a campaign just published.
     pub record: Option<CampaignRecord>,
     /// The stored attempts.
     pub attempts: Vec<AttemptRecord>,
+    /// What is stored about its nodes' proofs.
+    pub possession: Vec<PossessionRecord>,
 }
 
 /// Something to be stored: replaces what was stored under the same name.
@@ -89,6 +105,8 @@ pub enum Record {
     Campaign(CampaignRecord),
     /// An attempt of the campaign.
     Attempt(CampaignId, AttemptRecord),
+    /// How a node of the campaign stands towards an image.
+    Possession(CampaignId, PossessionRecord),
 }
 
 /// A permit to be signed, stored and handed out.
@@ -253,6 +271,18 @@ impl Engine {
         Some(&self.campaigns.get(id)?.attempts.get(device)?.node)
     }
 
+    /// The images that a node has to prove that it holds, for campaigns that are or may be started.
+    #[must_use]
+    pub fn unproven(&self, node: &NodeId) -> BTreeMap<ArtifactId, &Artifact> {
+        let is_asked =
+            |campaign: &&Campaign| matches!(campaign.record.state, CampaignState::Scheduled | CampaignState::Active);
+        let asked = self.campaigns.values().filter(is_asked);
+        asked
+            .flat_map(|campaign| campaign.unproven_images(node))
+            .map(|image| (image.id, image))
+            .collect()
+    }
+
     /// The reports on a wave's updates that have ended, by node and sequence: what its gate was judged by.
     #[must_use]
     pub fn ended_reports(&self, id: &CampaignId, wave: u32) -> Vec<(NodeId, u64)> {
@@ -347,8 +377,18 @@ impl Engine {
                 self.heard.insert(node, now);
                 Ok(())
             }
+            Input::Proofs { node, proven, wrong } => {
+                let running = self.campaigns.values_mut();
+                for campaign in running.filter(|campaign| !campaign.record.state.is_terminal()) {
+                    campaign.judge_proofs(&node, &proven, &wrong);
+                }
+                Ok(())
+            }
             Input::Enrolled(node) => {
                 for campaign in self.campaigns.values_mut() {
+                    if !campaign.record.state.is_terminal() {
+                        campaign.forget_proofs(&node);
+                    }
                     for device in campaign.select(|attempt| attempt.node == node && attempt.record.report_sequence > 0)
                     {
                         campaign.edit(&device, |attempt| attempt.record.report_sequence = 0);
@@ -362,7 +402,10 @@ impl Engine {
     }
 
     fn load(&mut self, loaded: Vec<Loaded>) -> Result<(), InputError> {
-        for Loaded { manifest, plan, .. } in &loaded {
+        for Loaded {
+            manifest, plan, images, ..
+        } in &loaded
+        {
             let id = manifest.id.clone();
             let refused = |problem: String| InputError::BadPlan {
                 id: id.clone(),
@@ -374,6 +417,12 @@ impl Engine {
                 .map_err(|error| refused(error.to_string()))?;
             if plan.campaign != id {
                 return Err(refused(format!("the plan is for campaign {}", plan.campaign)));
+            }
+            let mut planned = plan.devices().flat_map(|(_, planned)| targets(planned));
+            if let Some(target) = planned.find(|target| !images.contains_key(*target)) {
+                return Err(refused(format!(
+                    "it plans {target}, which the manifest does not pin or whose image is not here"
+                )));
             }
             let state = self.campaigns.get(&id).map(|known| known.record.state);
             if let Some(state) = state.filter(|state| *state != CampaignState::Scheduled) {
@@ -387,14 +436,16 @@ impl Engine {
         for Loaded {
             manifest,
             plan,
+            images,
             expires_at,
             record,
             attempts,
+            possession,
         } in loaded
         {
-            let mut campaign = Campaign::new(manifest, plan, expires_at, self.now);
+            let mut campaign = Campaign::new(manifest, plan, images, expires_at, self.now);
             if let Some(record) = record {
-                campaign.restore(record, attempts, self.now);
+                campaign.restore(record, attempts, possession, self.now);
             }
             self.campaigns.insert(campaign.record.id.clone(), campaign);
         }
@@ -537,6 +588,10 @@ impl Engine {
             if std::mem::take(&mut campaign.is_dirty) {
                 self.outputs
                     .push_back(Output::Persist(Record::Campaign(campaign.record.clone())));
+            }
+            for record in campaign.possession.changed() {
+                self.outputs
+                    .push_back(Output::Persist(Record::Possession(id.clone(), record)));
             }
             for device in std::mem::take(&mut campaign.dirty) {
                 let record = campaign.attempts[&device].record.clone();

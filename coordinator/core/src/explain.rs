@@ -1,20 +1,26 @@
 //! Why a campaign, a wave or a device stands where it stands: what was decided, then what is waited for.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
-    api::{CampaignState, Explanation},
+    api::{CampaignState, Explanation, PossessionView},
     ids::{CampaignId, DeviceId},
 };
 
 use crate::{
-    campaign::{Attempt, Campaign},
+    campaign::{Attempt, Campaign, targets},
     caps::Load,
     engine::Engine,
 };
 
 /// Devices explained one by one before the rest is summed up.
 const DEVICES_SHOWN: usize = 200;
+
+/// The name of a hold: the device's node has not proven that it holds what the device needs.
+const AWAITING: &str = "awaiting_possession";
+
+/// The name of a refusal: a node's proof does not hold.
+const WRONG_PROOF: &str = "wrong_possession_proof";
 
 /// What an explanation is asked about.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,7 +45,10 @@ impl Engine {
                 let mut found = vec![Explanation {
                     subject: format!("campaign {id}"),
                     finding: campaign.record.reason.clone(),
-                    evidence: tally(campaign, |_| true),
+                    evidence: tally(campaign, |_| true)
+                        .into_iter()
+                        .chain(possession(campaign))
+                        .collect(),
                 }];
                 found.extend(campaign.record.decisions.iter().cloned());
                 let unwell = campaign.select(|attempt| !attempt.record.state.is_success());
@@ -105,6 +114,41 @@ fn tally(campaign: &Campaign, pick: impl Fn(&Attempt) -> bool) -> Vec<String> {
         .collect()
 }
 
+/// How many nodes have proven that they hold their images, and whose proofs did not hold.
+fn possession(campaign: &Campaign) -> Vec<String> {
+    let PossessionView {
+        nodes,
+        proven,
+        wrong_proofs,
+    } = campaign.possession.view();
+    let counts = format!("{proven} of {nodes} nodes have proven that they hold their images");
+    let wrong = wrong_proofs
+        .into_iter()
+        .map(|(node, count)| format!("{WRONG_PROOF}: {count} by node {node}"));
+    std::iter::once(counts).chain(wrong).collect()
+}
+
+/// What keeps a device from its permit until its node has proven possession, with the proofs that did not hold.
+fn unproven(campaign: &Campaign, attempt: &Attempt, evidence: &mut Vec<String>) -> String {
+    let wave = campaign.plan.waves.get(attempt.wave as usize).into_iter().flatten();
+    let planned = wave.filter(|planned| planned.device == attempt.record.device);
+    let missing: BTreeSet<_> = campaign.possession.unproven(&attempt.node).collect();
+    let mut targets: Vec<_> = planned.flat_map(targets).collect();
+    targets.retain(|target| missing.contains(&campaign.images[*target].id));
+    let wrong: BTreeMap<_, _> = campaign.possession.wrong_proofs(&attempt.node).collect();
+    for target in &targets {
+        if let Some(count) = wrong.get(&campaign.images[*target].id) {
+            evidence.push(format!("{WRONG_PROOF}: {count} by node {} for {target}", attempt.node));
+        }
+    }
+    let targets: Vec<_> = targets.into_iter().map(String::as_str).collect();
+    format!(
+        "waits: {AWAITING}: node {} has not proven that it holds {}",
+        attempt.node,
+        targets.join(", ")
+    )
+}
+
 fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt, load: &Load) -> Explanation {
     let record = &attempt.record;
     let mut evidence = vec![format!(
@@ -157,6 +201,9 @@ fn waiting_for(
             |other| format!("campaign {}", other.record.id),
         );
         return format!("waits: {other} has it in flight");
+    }
+    if state == CampaignState::Active && !attempt.is_proven {
+        return unproven(campaign, attempt, evidence);
     }
     let (per_rack, total) = load.caps(&attempt.rack, campaign);
     let in_rack: Vec<_> = load

@@ -9,9 +9,11 @@ mod engine;
 mod explain;
 mod fleet;
 mod planner;
+mod possession;
 
 pub use campaign::{AttemptRecord, CampaignRecord};
 pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record};
 pub use explain::Subject;
 pub use fleet::{Inventory, KnownDevice, rack_of};
 pub use planner::{PlanError, plan};
+pub use possession::PossessionRecord;

@@ -10,7 +10,7 @@ use firmesh_protocol::{
     report::{AttemptState, PermitKind},
 };
 use proptest::prelude::*;
-use world::{Rules, World, id};
+use world::{NEW, OLD, Rules, World, id};
 
 #[test]
 fn a_healthy_campaign_opens_wave_after_wave_and_completes() {
@@ -218,6 +218,81 @@ fn two_campaigns_share_the_caps_of_a_rack() {
 }
 
 #[test]
+fn no_device_starts_before_its_node_has_proven_both_images_of_it() {
+    let rules = Rules {
+        racks: 2,
+        per_rack: 1,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::unproven(&[("spring", rules)]);
+    let [first, second] = [0, 1].map(|at| world.nodes()[at].clone());
+    assert_eq!(world.engine.unproven(&first).len(), 2, "asked for ahead of the start");
+    world.prove(&first, NEW, true);
+    world.start("spring");
+    assert!(world.permits.is_empty(), "the way back is not proven");
+    let device = world.devices()[0].clone();
+    world.prove(&first, OLD, false);
+    let why = |world: &World| {
+        world
+            .engine
+            .explain(&id("spring"), &Subject::Device(device.clone()))
+            .unwrap()
+    };
+    let waits = &why(&world)[0];
+    assert_eq!(
+        waits.finding,
+        "waits: awaiting_possession: node r0n1 has not proven that it holds firmware/old.bin"
+    );
+    let named = "wrong_possession_proof: 1 by node r0n1 for firmware/old.bin";
+    assert!(waits.evidence.iter().any(|line| line == named), "{waits:?}");
+    world.restart();
+    let view = world.engine.campaign(&id("spring")).unwrap().possession;
+    assert_eq!((view.nodes, view.proven, view.wrong_proofs[&first]), (2, 0, 1));
+
+    world.prove(&first, OLD, true);
+    assert_eq!(world.permits.len(), 1);
+    assert_eq!(world.permits[0].devices, [device]);
+    assert!(world.engine.unproven(&first).is_empty());
+    assert_eq!(world.engine.unproven(&second).len(), 2);
+    // What was proven is not asked for again, nor taken back by what is said later.
+    world.prove(&first, OLD, false);
+    world.prove(&second, NEW, true);
+    world.prove(&second, OLD, true);
+    let view = world.engine.campaign(&id("spring")).unwrap().possession;
+    assert_eq!((view.nodes, view.proven, view.wrong_proofs[&first]), (2, 2, 1));
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(world.state("spring"), CampaignState::Completed);
+}
+
+/// It may have lost its store with its journal.
+#[test]
+fn a_node_enrolled_again_proves_again_before_anything_new_starts_and_its_devices_go_back_without() {
+    let rules = Rules {
+        racks: 1,
+        per_rack: 3,
+        cap_rack: 1,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    let first = world.engine.in_flight().into_keys().next().unwrap();
+    world.enrol_again("r0n1");
+    world.report(&first, AttemptState::Success);
+    assert_eq!(world.permits.len(), 1, "the next device waits");
+    world.prove_everything();
+    assert_eq!(world.permits.len(), 2);
+    let second = world.engine.in_flight().into_keys().next().unwrap();
+    world.enrol_again("r0n1");
+    world.report(&second, AttemptState::Failed);
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(world.state("spring"), CampaignState::RolledBack);
+    let back = world.permits.last().unwrap();
+    assert_eq!((back.kind, &back.devices[..]), (PermitKind::Rollback, &[first][..]));
+}
+
+#[test]
 fn orders_out_of_place_are_refused_and_change_nothing() {
     let mut world = World::new(&[("spring", Rules::default())]);
     assert!(matches!(
@@ -245,6 +320,7 @@ enum Act {
     Resume(bool),
     Cancel(bool),
     Clear(prop::sample::Index),
+    Prove(prop::sample::Index, bool, bool),
     Restart,
 }
 
@@ -258,6 +334,8 @@ fn act() -> impl Strategy<Value = Act> {
         2 => any::<bool>().prop_map(Act::Resume),
         1 => prop::bool::weighted(0.2).prop_map(Act::Cancel),
         1 => index().prop_map(Act::Clear),
+        6 => (index(), any::<bool>(), prop::bool::weighted(0.8))
+            .prop_map(|(node, new, holds)| Act::Prove(node, new, holds)),
         3 => Just(Act::Restart),
     ]
 }
@@ -298,8 +376,8 @@ fn rules() -> impl Strategy<Value = Rules> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// The world checks after every input: caps, sequences, wave order, no permit for a stopped campaign, and that the
-    /// engine rebuilt from what was persisted says the same.
+    /// The world checks after every input: caps, sequences, wave order, no permit for a stopped campaign, none without
+    /// proofs, and that the engine rebuilt from what was persisted says the same.
     #[test]
     fn nothing_random_breaks_a_promise_and_every_device_ends(
         one in rules(),
@@ -310,7 +388,7 @@ proptest! {
         // The same devices stand in the same racks.
         let (first_device, racks) = if shared { (0, one.racks) } else { (1_000, two.racks) };
         let two = Rules { first_device, racks, ..two };
-        let mut world = World::new(&[("one", one), ("two", two)]);
+        let mut world = World::unproven(&[("one", one), ("two", two)]);
         world.start("one");
         world.start("two");
         let name = |which| id(if which { "one" } else { "two" });
@@ -326,12 +404,17 @@ proptest! {
                     let devices = world.devices();
                     drop(world.input(Input::Clear(index.get(&devices).clone())));
                 }
+                Act::Prove(node, new, holds) => {
+                    let node = node.get(&world.nodes()).clone();
+                    world.prove(&node, if new { NEW } else { OLD }, holds);
+                }
                 Act::Restart => world.restart(),
             }
         }
         for which in [true, false] {
             drop(world.input(Input::Resume(name(which))));
         }
+        world.prove_everything();
         world.run_until_quiet(|_| AttemptState::Success);
         for campaign in ["one", "two"] {
             // What a gate or a full rack still holds, a person ends.

@@ -143,6 +143,7 @@ impl Drafts {
             | Write::Trusted(..)
             | Write::Device(_)
             | Write::Attempt(..)
+            | Write::Possession(..)
             | Write::Evidence(..)
             | Write::RosterVersion(_) => Vec::new(),
         }

@@ -15,8 +15,8 @@ use axum::Router;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    authority::Authority, config::Settings, events::Events, origin::Origin, runtime::Coordinator, store::Store,
-    telemetry::Metrics,
+    authority::Authority, config::Settings, events::Events, origin::Origin, possession::Judge, runtime::Coordinator,
+    store::Store, telemetry::Metrics,
 };
 
 pub use tls::TlsError;
@@ -27,6 +27,7 @@ pub(crate) struct App {
     pub(crate) coordinator: Coordinator,
     pub(crate) store: Store,
     pub(crate) origin: Origin,
+    pub(crate) judge: Judge,
     pub(crate) authority: Arc<Authority>,
     pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,

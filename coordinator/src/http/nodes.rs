@@ -159,6 +159,9 @@ async fn recipe(State(app): Shared, _: Peer, Path(id): Path<String>) -> Result<J
 async fn sync(State(app): Shared, peer: Peer, Body(request): Body<SyncRequest>) -> Result<Json<SyncResponse>, Failure> {
     let Peer { identity, certificate } = peer;
     let seen = request.audit.clone();
+    app.judge
+        .judge(&app.coordinator, &identity, &certificate, &request.possession)
+        .await?;
     let sync = Box::new(Sync {
         identity,
         certificate,

@@ -243,7 +243,7 @@ impl From<SliceError> for Failure {
             SliceError::Encode(EncodeError::OutOfRange { .. }) => {
                 Self::new(StatusCode::RANGE_NOT_SATISFIABLE, "out_of_range", detail)
             }
-            SliceError::Disk { .. } | SliceError::Encode(_) => {
+            SliceError::Disk { .. } | SliceError::Encode(_) | SliceError::Group(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "artifact_damaged", detail)
             }
         }

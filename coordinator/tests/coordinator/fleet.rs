@@ -18,6 +18,7 @@ use firmesh_protocol::{
         Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA,
         ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
     },
+    possession::{Answer, Challenge, Prover},
     report::{
         AttemptReport, AttemptState, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit, PermitKind,
         REPORT_TYPE,
@@ -388,13 +389,39 @@ impl Fleet {
             .unwrap()
     }
 
+    /// A heartbeat of a node that proves whatever it is asked for.
     pub(crate) async fn sync(&self, node: &NodeProcess, reports: &[(&DeviceId, AttemptState)]) -> SyncResponse {
+        let answer = self.say(node, reports, Vec::new()).await;
+        match answer.challenges.is_empty() {
+            true => answer,
+            false => {
+                self.say(
+                    node,
+                    &[],
+                    answer.challenges.iter().map(|asked| node.prove(asked)).collect(),
+                )
+                .await
+            }
+        }
+    }
+
+    /// A heartbeat with these answers to challenges.
+    pub(crate) async fn say(
+        &self,
+        node: &NodeProcess,
+        reports: &[(&DeviceId, AttemptState)],
+        possession: Vec<Answer>,
+    ) -> SyncResponse {
         let mut signed = Vec::new();
         for (device, state) in reports {
             self.sequence.set(self.sequence.get() + 1);
             signed.push(node.report(device, *state, self.sequence.get()));
         }
-        good(self.node_post(node, "/node/v1/sync", &node.sync_request(&signed)).await).await
+        let request = SyncRequest {
+            possession,
+            ..node.sync_request(&signed)
+        };
+        good(self.node_post(node, "/node/v1/sync", &request).await).await
     }
 
     pub(crate) async fn events(&self, last: Option<&str>) -> Events {
@@ -516,6 +543,19 @@ impl NodeProcess {
         tls_client(ca, Some((certificate.clone(), &self.pair)))
     }
 
+    /// The answer of a node that holds both images.
+    pub(crate) fn prove(&self, challenge: &Challenge) -> Answer {
+        let images = [IMAGE, OLD_IMAGE].into_iter();
+        let mut held = images.filter(|image| ArtifactId::of(image) == challenge.artifact);
+        let image = held.next().unwrap();
+        let mut prover = Prover::new(challenge, &self.node, image.len() as u64);
+        while let Some(range) = prover.wants() {
+            prover.add(&image[range.start as usize..range.end as usize]).unwrap();
+        }
+        let (challenge, proof) = (*challenge, prover.finish().unwrap());
+        Answer { challenge, proof }
+    }
+
     fn report(&self, device: &DeviceId, state: AttemptState, sequence: u64) -> Envelope {
         let report = AttemptReport {
             campaign: CampaignId::new("spring").unwrap(),
@@ -564,6 +604,7 @@ impl NodeProcess {
             brakes_version: 0,
             revocations_version: 0,
             audit: AuditSeen::default(),
+            possession: Vec::new(),
         }
     }
 }

@@ -6,9 +6,10 @@ mod fleet;
 use firmesh_protocol::{
     api::{
         AttemptView, CampaignState, CampaignView, DeviceView, EnrolRequest, EnrolResponse, EnrolmentTicket,
-        Explanation, NodeView, Page, Publication, Published, ReleaseView, SyncResponse,
+        Explanation, NodeView, Page, Publication, Published, ReleaseView, SyncRequest, SyncResponse,
     },
     chunk::decode,
+    possession::Answer,
     report::{AttemptState, Permit},
 };
 use fleet::{Fleet, IMAGE, NodeProcess};
@@ -88,6 +89,63 @@ async fn a_campaign_runs_from_the_image_to_completion_over_a_restart() {
     assert_eq!(devices.items.len(), 2);
     let nodes: Page<NodeView> = fleet.get("/api/v1/nodes").await;
     assert!(nodes.items[0].enrolled);
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn no_permit_before_a_node_has_proven_that_it_holds_both_images_and_a_lie_is_named() {
+    let mut fleet = Fleet::start().await;
+    fleet.found().await;
+    let node = fleet.enrol("n1", "eu/s1/r1/n1").await;
+    fleet.say(&node, &[], Vec::new()).await;
+    fleet.campaign("spring").await;
+    let asked = fleet.say(&node, &[], Vec::new()).await.challenges;
+    assert_eq!(asked.len(), 2, "ahead of the start: the new image and the way back");
+    assert_eq!(fleet.say(&node, &[], Vec::new()).await.challenges, asked);
+    fleet.post::<CampaignView>("/api/v1/campaigns/spring/start", &()).await;
+
+    // The right proof of one image, and the same for the other.
+    let [truth, other] = [node.prove(&asked[0]), node.prove(&asked[1])];
+    let lie = Answer {
+        proof: truth.proof,
+        ..other
+    };
+    let answer = fleet.say(&node, &[], vec![truth, lie]).await;
+    assert!(answer.permits.is_empty() && answer.challenges.is_empty(), "{answer:?}");
+    // What was refused is not good for anything any more, however often it is said.
+    fleet.say(&node, &[], vec![other, lie]).await;
+    let view: CampaignView = fleet.get("/api/v1/campaigns/spring").await;
+    let possession = &view.possession;
+    assert_eq!((possession.nodes, possession.proven), (1, 0));
+    assert_eq!(possession.wrong_proofs[&"n1".parse().unwrap()], 1);
+    let why: Vec<Explanation> = fleet.get("/api/v1/campaigns/spring/explain").await;
+    let said = |text: &str| {
+        let mut lines = why
+            .iter()
+            .flat_map(|found| [&found.finding].into_iter().chain(&found.evidence));
+        assert!(lines.any(|line| line.contains(text)), "{text}: {why:?}");
+    };
+    said("awaiting_possession: node n1");
+    said("wrong_possession_proof: 1 by node n1");
+    let too_much = SyncRequest {
+        possession: vec![truth; 9],
+        ..node.sync_request(&[])
+    };
+    let refused = fleet.node_post(&node, "/node/v1/sync", &too_much).await;
+    assert_eq!(refused.status(), StatusCode::UNPROCESSABLE_ENTITY);
+
+    // What was proven stays proven over a restart, and so does the lie; the rest is asked for anew.
+    fleet.restart().await;
+    let again = fleet.say(&node, &[], Vec::new()).await;
+    assert_eq!(again.challenges.len(), 1);
+    assert_eq!(again.challenges[0].artifact, other.challenge.artifact);
+    assert_ne!(again.challenges[0].nonce, other.challenge.nonce);
+    assert!(again.permits.is_empty());
+    let proof = node.prove(&again.challenges[0]);
+    let permitted = fleet.say(&node, &[], vec![proof]).await;
+    assert_eq!((permitted.permits.len(), permitted.challenges.len()), (1, 0));
+    let view: CampaignView = fleet.get("/api/v1/campaigns/spring").await;
+    assert_eq!((view.possession.nodes, view.possession.proven), (1, 1));
     fleet.stop().await;
 }
 

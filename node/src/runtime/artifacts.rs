@@ -68,7 +68,7 @@ pub(super) struct Tracked {
 }
 
 /// Whether the whole of an artifact has the SHA-256 that the approvers pinned. It is looked at when a device needs the
-/// image: whoever only passes pieces on is content with the tree, and SHA-256 costs more than moving the bytes.
+/// image or it has to be proven: whoever only passes pieces on is content with the tree, and SHA-256 costs more than moving the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sha256Check {
     /// Not needed yet.
@@ -124,7 +124,8 @@ impl Runtime {
                     }
                     info!(%artifact, "every piece of an artifact is here");
                     self.fleet.sync_soon();
-                    if self.devices.is_awaited(artifact) || self.deltas.is_recipe(&artifact) {
+                    let is_asked_for = self.possession.asks_for(&artifact);
+                    if is_asked_for || self.devices.is_awaited(artifact) || self.deltas.is_recipe(&artifact) {
                         self.check_whole(artifact);
                     }
                     complete.push(artifact);
@@ -405,6 +406,7 @@ impl Runtime {
                 info!(%artifact, "an artifact has the SHA-256 that was approved");
                 self.recipe_is_here(artifact, length)?;
                 self.release_parked(artifact);
+                self.prove_next();
                 self.consider()
             }
             Ok(found) => {
@@ -440,6 +442,7 @@ impl Runtime {
             tracked.sha256_check = Sha256Check::Open;
         }
         self.images.remove(artifact);
+        self.possession.lost(&artifact);
         self.last_error = Some(format!(
             "piece {piece} of artifact {artifact} changed on disk; it is fetched again"
         ));

@@ -223,6 +223,7 @@ impl Runtime {
             brakes_version: self.brakes.version,
             revocations_version: self.revocations.list.version,
             audit: self.audit.ask(),
+            possession: self.possession.answers(),
         };
         self.fleet.syncing = true;
         self.fleet.last_sync = Instant::now();
@@ -266,6 +267,7 @@ impl Runtime {
             self.fleet.roster_version = response.roster_version;
         }
         self.heed_halts(&response.campaigns)?;
+        self.heed_challenges(&response.challenges);
         self.refresh_if_stale(response.timestamp_version, &response.campaigns);
         let is_logged = self.heed_audit(response.audit.as_ref());
         let no_campaign_is_missing = response

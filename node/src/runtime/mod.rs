@@ -10,6 +10,7 @@
 //! - `bundles`: a campaign and its images by hand
 //! - `delta`: new images out of old ones
 //! - `evidence`: the signed reports that permits rest on
+//! - `possession`: proofs that images are here
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
 //! - `room`: what the store keeps and what it gives up
@@ -24,6 +25,7 @@ mod bundles;
 mod coordinator;
 mod delta;
 mod evidence;
+mod possession;
 mod renewal;
 mod room;
 mod safety;
@@ -47,6 +49,7 @@ use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
     manifest::Artifact,
     pieces::PieceSet,
+    possession::{Challenge, Proof},
     report::{DeviceFacts, NodeRecord},
     time::{Timestamp, WallTime},
     trust::TrustedFleet,
@@ -78,6 +81,7 @@ use attempts::Devices;
 use coordinator::Fleet;
 use delta::{Deltas, Made};
 use evidence::Evidence;
+use possession::Possession;
 use room::Room;
 use safety::{Brakes, Revocations};
 pub use start::{RunError, run};
@@ -123,6 +127,10 @@ enum Event {
     Hashed {
         artifact: ArtifactId,
         sha256: std::io::Result<Sha256>,
+    },
+    Proven {
+        challenge: Challenge,
+        proof: std::io::Result<Proof>,
     },
     Synced(Box<Result<SyncResponse, UplinkError>>),
     Refreshed(Box<Refreshed>),
@@ -194,6 +202,7 @@ struct Runtime {
     fetches: BTreeMap<FetchId, (Source, AbortHandle)>,
     traffic: Traffic,
     fleet: Fleet,
+    possession: Possession,
     evidence: Evidence,
     brakes: Brakes,
     revocations: Revocations,
@@ -262,6 +271,10 @@ impl Runtime {
             Event::Planned { image, plan } => self.on_planned(image, plan),
             Event::Made { image, piece, made } => self.on_made(image, piece, made),
             Event::Hashed { artifact, sha256 } => self.on_hashed(artifact, sha256),
+            Event::Proven { challenge, proof } => {
+                self.on_proven(&challenge, proof);
+                Ok(())
+            }
             Event::Synced(result) => self.on_synced(*result),
             Event::Refreshed(refreshed) => self.on_refreshed(*refreshed),
             Event::Gossip(gossip) => self.on_gossip(gossip),

@@ -213,6 +213,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         devices: Devices::new(backends, journal.standings()?),
         room: Room::new(pieces.clone(), settings.room.clone(), journal.images()?),
         fleet: Fleet::new(own_record.clone()),
+        possession: super::possession::Possession::default(),
         evidence: super::evidence::Evidence::default(),
         brakes: super::safety::Brakes::default(),
         revocations: super::safety::Revocations::default(),

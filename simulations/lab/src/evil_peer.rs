@@ -200,6 +200,7 @@ impl Stolen {
             brakes_version: 0,
             revocations_version: 0,
             audit: AuditSeen::default(),
+            possession: Vec::new(),
         };
         let mut every = tokio::time::interval(Duration::from_secs(1));
         loop {

@@ -1,17 +1,20 @@
 //! A fleet around the engine: obeys permits, keeps what is persisted, and checks the promises after every input.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use firmesh_coordinator_core::{
-    AttemptRecord, CampaignRecord, Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record,
-    check,
+    AttemptRecord, CampaignRecord, Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder,
+    PossessionRecord, Record, check,
 };
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
-    ids::{CampaignId, DeviceId, Sha256},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     manifest::{
-        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan, PlannedDevice,
-        ReleaseRef, Selector, Strategy,
+        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
+        PlannedDevice, ReleaseRef, Selector, Strategy,
     },
     report::{AttemptReport, AttemptState, Permit, PermitKind},
     time::{Timestamp, WallTime},
@@ -67,6 +70,7 @@ struct Stored {
     expires_at: Timestamp,
     record: Option<CampaignRecord>,
     attempts: BTreeMap<DeviceId, AttemptRecord>,
+    possession: BTreeMap<(NodeId, ArtifactId), PossessionRecord>,
 }
 
 pub(crate) struct World {
@@ -75,10 +79,20 @@ pub(crate) struct World {
     now: Timestamp,
     stored: BTreeMap<CampaignId, Stored>,
     report_sequence: u64,
+    /// Who has proven what, as this side has it.
+    proven: BTreeSet<(NodeId, ArtifactId)>,
 }
 
 impl World {
+    /// A fleet whose nodes have proven everything.
     pub(crate) fn new(campaigns: &[(&str, Rules)]) -> Self {
+        let mut world = Self::unproven(campaigns);
+        world.prove_everything();
+        world
+    }
+
+    /// A fleet whose nodes have proven nothing yet.
+    pub(crate) fn unproven(campaigns: &[(&str, Rules)]) -> Self {
         let stored = campaigns
             .iter()
             .map(|(name, rules)| (id(name), stored(name, rules)))
@@ -90,6 +104,7 @@ impl World {
             now: Timestamp::default(),
             stored,
             report_sequence: 0,
+            proven: BTreeSet::new(),
         };
         world.load();
         world
@@ -102,9 +117,11 @@ impl World {
             .map(|stored| Loaded {
                 manifest: stored.manifest.clone(),
                 plan: stored.plan.clone(),
+                images: images(),
                 expires_at: stored.expires_at,
                 record: stored.record.clone(),
                 attempts: stored.attempts.values().cloned().collect(),
+                possession: stored.possession.values().cloned().collect(),
             })
             .collect();
         self.input(Input::Load(loaded)).unwrap();
@@ -150,6 +167,12 @@ impl World {
                         .unwrap()
                         .attempts
                         .insert(record.device.clone(), record);
+                }
+                Output::Persist(Record::Possession(campaign, record)) => {
+                    assert!(permits.is_empty(), "a permit came before what it relies on");
+                    let key = (record.node.clone(), record.artifact);
+                    assert_eq!(record.proven, self.proven.contains(&key), "{record:?}");
+                    self.stored.get_mut(&campaign).unwrap().possession.insert(key, record);
                 }
                 Output::IssuePermit(order) => permits.push(order),
             }
@@ -209,6 +232,16 @@ impl World {
                     .all(|wave| wave.gate == GateVerdict::Pass)
             );
             assert!(view.waves.iter().all(|wave| wave.gate != GateVerdict::Fail));
+            let permitted = stored.plan.devices().map(|(_, planned)| planned);
+            for planned in permitted.filter(|planned| order.devices.contains(&planned.device)) {
+                for target in [Some(&planned.release), planned.previous.as_ref()]
+                    .into_iter()
+                    .flatten()
+                {
+                    let proof = (planned.node.clone(), images()[target].id);
+                    assert!(self.proven.contains(&proof), "{} without {target}", planned.device);
+                }
+            }
         }
     }
 
@@ -227,7 +260,33 @@ impl World {
         self.input(Input::Heard { node, reports }).unwrap();
     }
 
+    pub(crate) fn nodes(&self) -> Vec<NodeId> {
+        let plans = self.stored.values().map(|stored| stored.plan.nodes.keys().cloned());
+        plans.flatten().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// A node's proof that it holds an image, of which another may not hold.
+    pub(crate) fn prove(&mut self, node: &NodeId, target: &str, holds: bool) {
+        let image = BTreeSet::from([images()[target].id]);
+        let (proven, wrong) = match holds {
+            true => (image, BTreeSet::new()),
+            false => (BTreeSet::new(), image),
+        };
+        self.proven.extend(proven.iter().map(|id| (node.clone(), *id)));
+        let node = node.clone();
+        self.input(Input::Proofs { node, proven, wrong }).unwrap();
+    }
+
+    pub(crate) fn prove_everything(&mut self) {
+        for node in self.nodes() {
+            for target in [NEW, OLD] {
+                self.prove(&node, target, true);
+            }
+        }
+    }
+
     pub(crate) fn enrol_again(&mut self, node: &str) {
+        self.proven.retain(|(known, _)| known.as_str() != node);
         self.input(Input::Enrolled(node.parse().unwrap())).unwrap();
         self.report_sequence = 0;
     }
@@ -384,6 +443,18 @@ impl World {
     }
 }
 
+pub(crate) const NEW: &str = "firmware/new.bin";
+pub(crate) const OLD: &str = "firmware/old.bin";
+
+fn images() -> BTreeMap<String, Artifact> {
+    let image = |target: &str| {
+        let (id, sha256) = (ArtifactId::of(target.as_bytes()), Sha256::of(target.as_bytes()));
+        let artifact = Artifact { id, sha256, length: 9 };
+        (target.to_owned(), artifact)
+    };
+    [NEW, OLD].map(image).into()
+}
+
 fn stored(name: &str, rules: &Rules) -> Stored {
     let place = |number: usize| {
         let rack = number % rules.racks;
@@ -391,9 +462,9 @@ fn stored(name: &str, rules: &Rules) -> Stored {
             device: DeviceId::new(format!("d{}", rules.first_device + number)).unwrap(),
             node: format!("r{rack}n1").parse().unwrap(),
             rack: format!("eu/s1/r{rack}").parse().unwrap(),
-            release: "firmware/new.bin".to_owned(),
+            release: NEW.to_owned(),
             from_version: "1.0".to_owned(),
-            previous: rules.goes_back.then(|| "firmware/old.bin".to_owned()),
+            previous: rules.goes_back.then(|| OLD.to_owned()),
         }
     };
     let total = rules.racks * rules.per_rack;
@@ -417,7 +488,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         sequence: 1,
         expires: WallTime::from_unix_seconds(0),
         releases: vec![ReleaseRef {
-            target: "firmware/new.bin".to_owned(),
+            target: NEW.to_owned(),
             sha256: Sha256::of(b"new"),
         }],
         previous: Vec::new(),
@@ -461,5 +532,6 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         expires_at,
         record: None,
         attempts: BTreeMap::new(),
+        possession: BTreeMap::new(),
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::Context as _;
 use firmesh_protocol::{
-    api::{AttemptView, CampaignState, CampaignView, Event, EventKind, WaveView},
+    api::{AttemptView, CampaignState, CampaignView, Event, EventKind, PossessionView, WaveView},
     ids::CampaignId,
     report::AttemptState,
 };
@@ -236,7 +236,7 @@ pub(crate) fn headline(view: &CampaignView) -> String {
     format!("{} {state}, wave {wave} of {waves}: {states}{reason}", view.id)
 }
 
-/// A campaign with its waves and who is left out.
+/// A campaign with its waves, who has proven that it holds the images, and who is left out.
 pub(crate) fn lines(view: &CampaignView) -> Vec<String> {
     let wave = |wave: &WaveView| {
         let open = if wave.open { "open" } else { "closed" };
@@ -254,8 +254,14 @@ pub(crate) fn lines(view: &CampaignView) -> Vec<String> {
         .held
         .iter()
         .map(|held| format!("  left out {}: {}", held.device, held.reason));
+    let PossessionView { nodes, proven, .. } = &view.possession;
+    let possession = format!("  possession: {proven} of {nodes} nodes have proven that they hold their images");
+    let wrong = view.possession.wrong_proofs.iter();
+    let wrong = wrong.map(|(node, count)| format!("  wrong_possession_proof: {count} by node {node}"));
     std::iter::once(headline(view))
         .chain(view.waves.iter().map(wave))
+        .chain([possession])
+        .chain(wrong)
         .chain(held)
         .collect()
 }
@@ -276,6 +282,7 @@ mod tests {
             wave: 0,
             waves: Vec::new(),
             states: BTreeMap::from([(AttemptState::Success, 3), (AttemptState::Failed, 1)]),
+            possession: PossessionView::default(),
             held: Vec::new(),
             reason: "gate of wave 1".to_owned(),
         }

@@ -17,6 +17,7 @@ use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, CampaignManifest, Constraints, Plan, ReleaseInfo},
     pieces::PieceSet,
+    possession::{Answer, Challenge, Nonce, Proof},
     report::{AttemptState, DeviceFacts, PERMIT_TYPE, PermitKind},
     time::WallTime,
     trust::{
@@ -523,6 +524,10 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
         version: Some("1.0.0".to_owned()),
         executor: "redfish".to_owned(),
     };
+    let challenge = Challenge {
+        artifact: ArtifactId::of(b"image"),
+        nonce: Nonce::from([7; 32]),
+    };
     let sync = api::SyncRequest {
         record: fleet.signed_record(),
         devices: vec![facts],
@@ -540,6 +545,10 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
             heard: vec![2],
             fork: None,
         },
+        possession: vec![Answer {
+            challenge,
+            proof: Proof::from([9; 32]),
+        }],
     };
     let payload = serde_json::to_vec(&fleet.permit())?;
     let answer = api::SyncResponse {
@@ -557,6 +566,7 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
         brakes: Some(Vec::new()),
         brakes_version: 0,
         revocations: Some(fleet.authority.sign_revocations(&fleet.revocations())),
+        challenges: vec![challenge],
     };
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).context("metadata is text");
     let files: BTreeMap<String, String> = fleet

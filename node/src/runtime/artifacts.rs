@@ -68,7 +68,7 @@ pub(super) struct Tracked {
 }
 
 /// Whether the whole of an artifact has the SHA-256 that the approvers pinned. It is looked at when a device needs the
-/// image or it has to be proven: whoever only passes pieces on is content with the tree, and SHA-256 costs more than moving the bytes.
+/// image: whoever only passes pieces on is content with the tree, and SHA-256 costs more than moving the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sha256Check {
     /// Not needed yet.
@@ -124,10 +124,10 @@ impl Runtime {
                     }
                     info!(%artifact, "every piece of an artifact is here");
                     self.fleet.sync_soon();
-                    let is_asked_for = self.possession.asks_for(&artifact);
-                    if is_asked_for || self.devices.is_awaited(artifact) || self.deltas.is_recipe(&artifact) {
+                    if self.devices.is_awaited(artifact) || self.deltas.is_recipe(&artifact) {
                         self.check_whole(artifact);
                     }
+                    self.prove_next();
                     complete.push(artifact);
                 }
             }
@@ -406,7 +406,6 @@ impl Runtime {
                 info!(%artifact, "an artifact has the SHA-256 that was approved");
                 self.recipe_is_here(artifact, length)?;
                 self.release_parked(artifact);
-                self.prove_next();
                 self.consider()
             }
             Ok(found) => {

@@ -1,7 +1,7 @@
 //! Proving to the coordinator that an image is here: the challenges it names, and the answers to them.
 //!
-//! Invariants: an answer is worked out from bytes that were read back from the store and checked on the way, after the
-//! whole was found to have the SHA-256 that was approved; one image is read at a time; an answer that the coordinator has
+//! Invariants: an answer is worked out from bytes that were read back from the store and checked against the image's tree on
+//! the way, once every piece is here (its SHA-256 is looked at when a device needs it); one image is read at a time; an answer that the coordinator has
 //! not taken yet is sent again, and dropped when a piece of its image is lost.
 
 use std::{collections::BTreeMap, io, pin::Pin};
@@ -15,7 +15,7 @@ use firmesh_protocol::{
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tracing::info;
 
-use super::{Event, Runtime, Sha256Check};
+use super::{Event, Runtime};
 use crate::store::Read;
 
 /// What the coordinator wants to have proven.
@@ -41,11 +41,6 @@ enum Standing {
 }
 
 impl Possession {
-    /// Whether an artifact is to be proven.
-    pub(super) fn asks_for(&self, artifact: &ArtifactId) -> bool {
-        self.asked.contains_key(artifact)
-    }
-
     /// What is ready to be sent.
     pub(super) fn answers(&self) -> Vec<Answer> {
         let answer = |(artifact, asked): (&ArtifactId, &Asked)| {
@@ -118,10 +113,8 @@ impl Runtime {
     /// Begins to work out the next answer, if an image that is asked for is whole and nothing else is being read.
     pub(super) fn prove_next(&mut self) {
         for artifact in self.possession.waiting() {
-            self.check_whole(artifact);
-            let checked = self.tracked.get(&artifact).map(|tracked| tracked.sha256_check);
             let is_whole = self.swarm.have(&artifact).is_some_and(PieceSet::is_full);
-            if is_whole && checked == Some(Sha256Check::Passed) && !self.possession.is_reading {
+            if is_whole && !self.possession.is_reading {
                 self.prove(artifact);
             }
         }
@@ -240,7 +233,7 @@ mod tests {
         possession.begin(old.artifact);
         let anew = ask(b"old", 2);
         possession.heed(&[anew]);
-        assert!(!possession.asks_for(&new.artifact), "it is proven");
+        assert!(!possession.asked.contains_key(&new.artifact), "it is proven");
         assert!(!possession.end(&old, Some(proof)));
         assert_eq!(possession.begin(anew.artifact), Some(anew));
         possession.lost(&anew.artifact);

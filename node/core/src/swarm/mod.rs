@@ -240,7 +240,9 @@ pub enum Output {
 pub struct Tuning {
     /// Requests in flight in all.
     pub in_flight_max: usize,
-    /// Requests in flight to one peer.
+    /// Requests in flight to one peer, unless it answers so fast that more of them fill its link.
+    pub per_peer: usize,
+    /// Requests in flight to a peer that answers as fast as can be.
     pub per_peer_max: usize,
     /// How long a member that was not heard of yet is waited for, counted from the moment the artifact was wanted.
     pub join_grace: Duration,
@@ -264,7 +266,8 @@ impl Default for Tuning {
     fn default() -> Self {
         Self {
             in_flight_max: 20,
-            per_peer_max: 2,
+            per_peer: 2,
+            per_peer_max: 8,
             join_grace: Duration::from_secs(3),
             stall_after: Duration::from_secs(5),
             join_grace_connected: Duration::from_secs(10),

@@ -17,7 +17,7 @@ use super::{
     Output, Source, Swarm,
     claims::Claim,
     reach::{Basis, Importer, Reach},
-    window::{Distance, Windows},
+    window::{Distance, Windows, per_peer},
 };
 
 /// A request later than its source's mean by this factor is late.
@@ -376,7 +376,9 @@ impl Swarm {
                     pieces: member.pieces(artifact)?,
                     shared: member.path.shared_levels(&self.path),
                     load: load_of(&Source::Peer(id.clone())),
-                    load_max: self.tuning.per_peer_max,
+                    load_max: member.mean().map_or(self.tuning.per_peer, |mean| {
+                        per_peer(mean, self.tuning.per_peer, self.tuning.per_peer_max)
+                    }),
                     mean: member.mean().unwrap_or_default(),
                     failing: member.is_failing(),
                 })

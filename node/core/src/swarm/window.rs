@@ -27,6 +27,13 @@ pub(super) enum Distance {
     Origin,
 }
 
+/// Requests worth having in flight to one peer whose answers take `mean`: `most` where they come at once, `least` where
+/// each takes [`TARGET`] or longer. The mean holds the requests in flight, so that their number settles.
+pub(super) fn per_peer(mean: Duration, least: usize, most: usize) -> usize {
+    let fit = TARGET.as_micros() / mean.as_micros().max(1);
+    usize::try_from(fit).unwrap_or(usize::MAX).clamp(least, most.max(least))
+}
+
 /// One thing for each distance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Windows<T> {
@@ -123,6 +130,12 @@ impl Window {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_answers_fast_is_asked_for_more() {
+        let of = |millis| per_peer(Duration::from_millis(millis), 2, 8);
+        assert_eq!([0, 5, 10, 20, 40, 80, 5_000].map(of), [8, 8, 8, 4, 2, 2, 2]);
+    }
 
     #[test]
     fn the_window_follows_the_link() {

@@ -19,7 +19,7 @@ use serde::Deserialize;
 use crate::{
     store::{KeyError, Pace, StoreKey},
     transport::{
-        DatagramBound,
+        DatagramBound, DscpMarks,
         budget::{Budget, pieces_in_flight},
     },
 };
@@ -92,6 +92,9 @@ pub struct DataConfig {
     /// Default: 6500, because what fits a path is found out by trying, and large ones cost half. Less where larger packets go
     /// astray on the way, in a tunnel that cuts them up or a switch that counts them as broken.
     pub datagram_bytes_max: DatagramBound,
+    /// The code points of differentiated services that slices are sent with, by the urgency of their campaign, for networks
+    /// that go by them. What a campaign calls `background` makes room for other traffic in any case.
+    pub dscp: DscpMarks,
 }
 
 impl Default for DataConfig {
@@ -100,6 +103,7 @@ impl Default for DataConfig {
             listen: loopback(),
             advertise: None,
             datagram_bytes_max: DatagramBound::default(),
+            dscp: DscpMarks::default(),
         }
     }
 }
@@ -528,6 +532,8 @@ mod tests {
             let data = format!("[data]\ndatagram_bytes_max = {bytes}\n[coordinator]");
             refused("[coordinator]", &data, bytes);
         }
+        let dscp = "[data]\ndscp = { background = 64 }\n[coordinator]";
+        refused("[coordinator]", dscp, "code point 64");
         for (line, names) in [
             ("quota_bytes = -1", "quota_bytes"),
             ("reserve_bytes = \"much\"", "reserve_bytes"),

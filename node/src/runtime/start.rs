@@ -155,6 +155,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             listen: settings.data.listen,
             budgets: settings.budgets.clone(),
             datagram_bytes_max: settings.data.datagram_bytes_max,
+            dscp: settings.data.dscp,
         },
         Arc::clone(&store),
         transport_tx,

@@ -8,6 +8,8 @@
 //! and the bytes of any answer, are bounded.
 
 pub mod budget;
+mod class;
+mod ledbat;
 mod precedence;
 mod slices;
 mod socket;
@@ -40,8 +42,10 @@ use crate::{
     store::ChunkStore,
 };
 use budget::{Budget, Budgets};
+use class::{ByClass, Class, Marking};
+pub use class::{Dscp, DscpError, DscpMarks};
 use precedence::Precedence;
-pub use socket::{DatagramBound, DatagramBoundError};
+pub use socket::{DatagramBound, DatagramBoundError, RECEIVE_BUFFER_BYTES};
 
 /// The ALPN of slice requests: iroh-blobs' own.
 pub const BLOBS_ALPN: &[u8] = iroh_blobs::ALPN;
@@ -91,6 +95,8 @@ pub struct Plane {
     pub budgets: Vec<Budget>,
     /// The largest datagram that is taken, and tried.
     pub datagram_bytes_max: DatagramBound,
+    /// How datagrams are marked.
+    pub dscp: DscpMarks,
 }
 
 /// Who may be a peer.
@@ -166,6 +172,7 @@ struct Inner {
     precedence: Precedence,
     budgets: Budgets,
     datagram_bytes_max: DatagramBound,
+    marking: Arc<Marking>,
     tasks: TaskTracker,
     cancel: CancellationToken,
 }
@@ -197,6 +204,7 @@ impl Transport {
             listen,
             budgets,
             datagram_bytes_max,
+            dscp,
         }: Plane,
         store: Arc<dyn ChunkStore>,
         events: mpsc::Sender<TransportEvent>,
@@ -205,7 +213,8 @@ impl Transport {
         let mut server = identity.peer_server_config()?;
         server.alpn_protocols = vec![CONTROL_ALPN.to_vec(), BLOBS_ALPN.to_vec()];
         let server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(server)?));
-        let endpoint = socket::bind(listen).and_then(|socket| {
+        let marking = Arc::new(Marking::new(dscp));
+        let endpoint = socket::bind(listen, Arc::clone(&marking)).and_then(|socket| {
             let runtime = Arc::new(quinn::TokioRuntime);
             let config = endpoint_config(datagram_bytes_max);
             quinn::Endpoint::new_with_abstract_socket(config, Some(server.clone()), socket, runtime)
@@ -230,6 +239,7 @@ impl Transport {
             precedence: Precedence::default(),
             budgets: Budgets::new(budgets),
             datagram_bytes_max,
+            marking,
             tasks: TaskTracker::new(),
             cancel,
         }));
@@ -367,7 +377,10 @@ impl Transport {
             let transport = self.clone();
             let mut config = self.0.server.clone();
             let peer = incoming.remote_address();
-            config.transport_config(transport_config(peer, self.0.datagram_bytes_max));
+            let class = Arc::new(Class::default());
+            let mut quic = transport_config(peer, self.0.datagram_bytes_max);
+            quic.congestion_controller_factory(Arc::new(ByClass(Arc::clone(&class))));
+            config.transport_config(Arc::new(quic));
             let connecting = match incoming.accept_with(Arc::new(config)) {
                 Ok(connecting) => connecting,
                 Err(error) => {
@@ -377,7 +390,7 @@ impl Transport {
             };
             self.spawn(async move {
                 match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-                    Ok(Ok(connection)) => transport.accepted(connection).await,
+                    Ok(Ok(connection)) => transport.accepted(connection, class).await,
                     Ok(Err(error)) => debug!(%error, "a handshake failed"),
                     Err(_elapsed) => debug!("a handshake took too long"),
                 }
@@ -385,7 +398,7 @@ impl Transport {
         }
     }
 
-    async fn accepted(self, connection: quinn::Connection) {
+    async fn accepted(self, connection: quinn::Connection, class: Arc<Class>) {
         let peer = match self.member(&connection) {
             Ok(peer) => peer,
             Err(reason) => {
@@ -406,7 +419,10 @@ impl Transport {
                 *open
             };
             if open <= SLICE_CONNECTIONS_MAX {
-                self.serve(&peer, &connection).await;
+                let remote = connection.remote_address();
+                self.0.marking.begin(remote, Arc::clone(&class));
+                self.serve(&peer, &connection, &class).await;
+                self.0.marking.end(remote, &class);
                 let quinn::ConnectionStats { udp_tx, path, .. } = connection.stats();
                 debug!(
                     %peer, sent_bytes = udp_tx.bytes, sent = udp_tx.datagrams, sends = udp_tx.ios,
@@ -452,7 +468,7 @@ impl Transport {
         addr: SocketAddr,
         mut config: quinn::ClientConfig,
     ) -> Result<quinn::Connection, Box<dyn std::error::Error + Send + Sync>> {
-        config.transport_config(transport_config(addr, self.0.datagram_bytes_max));
+        config.transport_config(Arc::new(transport_config(addr, self.0.datagram_bytes_max)));
         let connecting = self.0.endpoint.connect_with(config, addr, peer.as_str())?;
         let connection = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await??;
         match self.member(&connection) {
@@ -521,7 +537,7 @@ pub fn endpoint_config(datagram_bytes_max: DatagramBound) -> quinn::EndpointConf
 
 /// QUIC as the data plane has it towards `peer`: also for whoever measures against it.
 #[must_use]
-pub fn transport_config(peer: SocketAddr, datagram_bytes_max: DatagramBound) -> Arc<quinn::TransportConfig> {
+pub fn transport_config(peer: SocketAddr, datagram_bytes_max: DatagramBound) -> quinn::TransportConfig {
     let mut config = quinn::TransportConfig::default();
     let mut mtu = quinn::MtuDiscoveryConfig::default();
     mtu.upper_bound(datagram_bytes_max.towards(peer))
@@ -542,7 +558,7 @@ pub fn transport_config(peer: SocketAddr, datagram_bytes_max: DatagramBound) -> 
         .max_idle_timeout(Some(quinn::IdleTimeout::from(quinn::VarInt::from_u32(6_000))))
         .mtu_discovery_config(Some(mtu))
         .ack_frequency_config(Some(acks));
-    Arc::new(config)
+    config
 }
 
 #[cfg(test)]

@@ -71,6 +71,13 @@ impl Precedence {
     }
 }
 
+impl Turn<'_> {
+    /// How urgent the slice is.
+    pub(super) fn priority(&self) -> Priority {
+        self.priority
+    }
+}
+
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
         let mut state = self.of.state();

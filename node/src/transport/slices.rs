@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     time::{Instant, SystemTime},
 };
 
@@ -20,6 +20,7 @@ use tracing::debug;
 use super::{
     FetchError, Inner, Received, Transport,
     budget::{Scope, Way},
+    class::Class,
     identity_of,
 };
 
@@ -132,7 +133,7 @@ impl Transport {
     }
 
     /// Answers slice requests until the peer goes.
-    pub(super) async fn serve(&self, peer: &NodeId, connection: &quinn::Connection) {
+    pub(super) async fn serve(&self, peer: &NodeId, connection: &quinn::Connection, class: &Arc<Class>) {
         let Ok(identity) = identity_of(connection) else {
             return;
         };
@@ -142,11 +143,11 @@ impl Transport {
                 connection.close(1_u32.into(), reason.as_bytes());
                 return;
             }
-            let (transport, peer) = (self.clone(), peer.clone());
+            let (transport, peer, class) = (self.clone(), peer.clone(), Arc::clone(class));
             // Not ended by `cancel`: a half answer that ends in order would look like a lie. Closing the endpoint ends it.
             self.0.tasks.spawn(async move {
                 let mut send = send;
-                if let Err(error) = transport.serve_slice(&peer, &mut send, recv).await {
+                if let Err(error) = transport.serve_slice(&peer, &class, &mut send, recv).await {
                     // A stream that is dropped ends in order, and a half answer that does looks like a lie.
                     send.reset(RESET_TROUBLE).ok(); // it may have been reset for a better reason already
                     debug!(%peer, %error, "a slice was not served");
@@ -158,6 +159,7 @@ impl Transport {
     pub(super) async fn serve_slice(
         &self,
         peer: &NodeId,
+        class: &Class,
         send: &mut quinn::SendStream,
         mut recv: quinn::RecvStream,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -178,7 +180,8 @@ impl Transport {
             &self.0.served.to_other_racks
         };
         let artifact = ArtifactId::from(*request.hash.as_bytes());
-        let _turn = self.0.precedence.turn(artifact).await;
+        let turn = self.0.precedence.turn(artifact).await;
+        let _carried = class.carry(turn.priority());
         let mut slice = match wanted {
             Wanted::Range(range) => self.0.store.slice(artifact, range),
             Wanted::Groups(piece, groups) => stream::once(self.0.store.groups(artifact, piece, groups)).boxed(),

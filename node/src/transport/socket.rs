@@ -6,20 +6,26 @@
 
 use std::{
     fmt, io,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd as _,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use nix::sys::socket::{getsockopt, setsockopt, sockopt};
+use nix::{
+    libc,
+    sys::socket::{ControlMessage, MsgFlags, SockaddrStorage, getsockopt, sendmsg, setsockopt, sockopt},
+};
 use quinn::{
     AsyncUdpSocket, Runtime as _, TokioRuntime, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 use serde::Deserialize;
 use tokio::time::Sleep;
+
+use super::class::Marking;
 
 /// How long arrivals are gathered: the resolution of tokio's timers.
 const PAUSE: Duration = Duration::from_millis(1);
@@ -32,8 +38,9 @@ const SPAN: Duration = Duration::from_millis(5);
 const SPAN_BYTES_MAX: usize = 120_000;
 
 /// What the kernel is asked to hold of what has come in, in bytes. With its usual 208 KiB, a burst of a few large sends
-/// overflows it wherever the link is fast, and half of the rate is lost to sending again.
-const RECEIVE_BUFFER_BYTES: usize = 2 << 20;
+/// overflows it wherever the link is fast, and half of the rate is lost to sending again. Whoever measures against the data
+/// plane needs it, too.
+pub const RECEIVE_BUFFER_BYTES: usize = 2 << 20;
 
 /// IPv4's header, without options, and UDP's.
 const HEADER_BYTES: i32 = 28;
@@ -108,13 +115,18 @@ fn link_carries(peer: SocketAddr) -> Option<u16> {
 }
 
 /// Binds a socket that gathers.
-pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+pub(super) fn bind(listen: SocketAddr, marking: Arc<Marking>) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     let socket = std::net::UdpSocket::bind(listen)?;
     // The kernel gives what its administrator allows, which may be less.
     setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER_BYTES)?;
+    let marked = Marked {
+        socket: socket.try_clone()?,
+        marking,
+    };
     let inner = TokioRuntime.wrap_udp_socket(socket)?;
     Ok(Arc::new(Gathering {
         inner,
+        marked,
         state: Mutex::default(),
     }))
 }
@@ -122,7 +134,66 @@ pub(super) fn bind(listen: SocketAddr) -> io::Result<Arc<dyn AsyncUdpSocket>> {
 #[derive(Debug)]
 struct Gathering {
     inner: Arc<dyn AsyncUdpSocket>,
+    marked: Marked,
     state: Mutex<State>,
+}
+
+/// The same socket again, for datagrams with a mark: quinn's own way of sending leaves no room for one.
+#[derive(Debug)]
+struct Marked {
+    socket: std::net::UdpSocket,
+    marking: Arc<Marking>,
+}
+
+impl Marked {
+    /// Sends datagrams with the mark that is due; `None` if none is.
+    fn send(&self, transmit: &Transmit<'_>) -> Option<nix::Result<usize>> {
+        let mark = self.marking.of(transmit.destination);
+        if mark == 0 {
+            return None;
+        }
+        let field = mark | transmit.ecn.map_or(0, |ecn| ecn as u8);
+        let wide = i32::from(field);
+        let is_v4 = transmit.destination.ip().to_canonical().is_ipv4();
+        let mut control = vec![match is_v4 {
+            true => ControlMessage::Ipv4Tos(&field),
+            false => ControlMessage::Ipv6TClass(&wide),
+        }];
+        let segment = transmit
+            .segment_size
+            .filter(|bytes| *bytes < transmit.contents.len())
+            .and_then(|bytes| u16::try_from(bytes).ok());
+        control.extend(segment.as_ref().map(ControlMessage::UdpGsoSegments));
+        // An answer comes from the address that was asked.
+        let (from_v4, from_v6) = match transmit.src_ip {
+            Some(IpAddr::V4(from)) => (Some(source_v4(from)), None),
+            Some(IpAddr::V6(from)) => (None, Some(source_v6(from))),
+            None => (None, None),
+        };
+        control.extend(from_v4.as_ref().map(ControlMessage::Ipv4PacketInfo));
+        control.extend(from_v6.as_ref().map(ControlMessage::Ipv6PacketInfo));
+        let to = SockaddrStorage::from(transmit.destination);
+        let parts = [io::IoSlice::new(transmit.contents)];
+        let flags = MsgFlags::MSG_DONTWAIT;
+        Some(sendmsg(self.socket.as_raw_fd(), &parts, &control, flags, Some(&to)))
+    }
+}
+
+fn source_v4(from: Ipv4Addr) -> libc::in_pktinfo {
+    libc::in_pktinfo {
+        ipi_ifindex: 0, // by whichever link leads there
+        ipi_spec_dst: libc::in_addr {
+            s_addr: u32::from_ne_bytes(from.octets()),
+        },
+        ipi_addr: libc::in_addr { s_addr: 0 },
+    }
+}
+
+fn source_v6(from: Ipv6Addr) -> libc::in6_pktinfo {
+    libc::in6_pktinfo {
+        ipi6_ifindex: 0,
+        ipi6_addr: libc::in6_addr { s6_addr: from.octets() },
+    }
 }
 
 #[derive(Default)]
@@ -161,7 +232,9 @@ impl AsyncUdpSocket for Gathering {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.inner.try_send(transmit)
+        // Whatever was wrong, the usual way says it, or waits, or finds a way around.
+        let is_sent = self.marked.send(transmit).is_some_and(|sent| sent.is_ok());
+        if is_sent { Ok(()) } else { self.inner.try_send(transmit) }
     }
 
     fn poll_recv(
@@ -225,7 +298,12 @@ impl fmt::Debug for State {
 
 #[cfg(test)]
 mod tests {
+    use firmesh_protocol::manifest::Priority;
+    use nix::sys::socket::{ControlMessageOwned, recvmsg};
+    use quinn::udp::EcnCodepoint;
+
     use super::*;
+    use crate::transport::class::{Class, DscpMarks};
 
     #[test]
     fn datagrams_are_no_larger_than_the_way_there_carries_or_the_bound_allows() {
@@ -237,6 +315,52 @@ mod tests {
         }
         for bytes in [0, DatagramBound::MIN - 1, DatagramBound::MAX + 1, u16::MAX] {
             assert_eq!(DatagramBound::try_from(bytes), Err(DatagramBoundError { bytes }));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_marked_arrives_with_its_mark_from_the_address_that_was_asked() {
+        let marking = Arc::new(Marking::new(DscpMarks::default()));
+        let (sender, taker) = (
+            bind(SocketAddr::from(([0, 0, 0, 0], 0)), Arc::clone(&marking)).unwrap(),
+            std::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap(),
+        );
+        setsockopt(&taker, sockopt::IpRecvTos, &true).unwrap();
+        let to = taker.local_addr().unwrap();
+        let class = Arc::new(Class::default());
+        marking.begin(to, Arc::clone(&class));
+        for (priority, mark) in [
+            (Priority::Background, 1),
+            (Priority::Normal, 0),
+            (Priority::Emergency, 10),
+        ] {
+            let _carried = class.carry(priority);
+            let transmit = Transmit {
+                destination: to,
+                ecn: Some(EcnCodepoint::Ect0),
+                contents: &[7; 3_000],
+                segment_size: Some(1_400),
+                src_ip: Some(IpAddr::from([127, 0, 0, 2])),
+            };
+            let mut poller = Arc::clone(&sender).create_io_poller();
+            std::future::poll_fn(|cx| poller.as_mut().poll_writable(cx))
+                .await
+                .unwrap();
+            sender.try_send(&transmit).unwrap();
+            for bytes in [1_400, 1_400, 200] {
+                let (mut buffer, mut space) = ([0; 2_000], nix::cmsg_space!(u8));
+                let mut parts = [io::IoSliceMut::new(&mut buffer)];
+                let fd = taker.as_raw_fd();
+                let came = recvmsg::<SockaddrStorage>(fd, &mut parts, Some(&mut space), MsgFlags::empty()).unwrap();
+                let field = came.cmsgs().unwrap().find_map(|message| match message {
+                    ControlMessageOwned::Ipv4Tos(field) => Some(field),
+                    _ => None,
+                });
+                assert_eq!(field, Some(mark << 2 | 0b10));
+                assert_eq!(came.bytes, bytes);
+                let from = *came.address.unwrap().as_sockaddr_in().unwrap();
+                assert_eq!(from.ip(), Ipv4Addr::new(127, 0, 0, 2));
+            }
         }
     }
 

@@ -80,6 +80,7 @@ impl Peer {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             budgets: Vec::new(),
             datagram_bytes_max,
+            dscp: DscpMarks::default(),
         };
         let cancel = CancellationToken::new();
         let transport = Transport::open(&identity, id.clone(), &path, plane, Arc::clone(&store), tx, cancel).unwrap();

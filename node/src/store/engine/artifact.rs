@@ -6,13 +6,15 @@
 //!
 //! Invariants: bytes are checked against the root before anything is written; a record is written only after its piece's
 //! content is durable, and a piece counts as held only after its record is; what leaves the disk was checked again on the
-//! way out (the content by its tag, or by its hash where it is not sealed, and the proof up to the root); what fails that
+//! way out (the content by its tag, or by its hash where it is not sealed, and the proof up to the root), but for plain
+//! content that goes to a neighbour, who checks it, too, and was hashed here less than [`HASHED_FOR`] ago; what fails that
 //! check is dropped, and its record with it. What came in last is served from memory, as it was verified.
 
 use std::{
     collections::{BTreeSet, VecDeque},
     io::{self, IoSlice, IoSliceMut},
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant},
 };
 
 use bao_tree::io::DecodeError as TreeError;
@@ -46,6 +48,10 @@ const _: () = assert!(PAIRS_AT + PAIRS_MAX * PAIR_BYTES <= RECORD_BYTES && PIECE
 /// Pieces kept in memory after they came in.
 const RECENT_MAX: usize = 32;
 
+/// How long a neighbour gets a piece without its content being hashed again. Whoever gets it hashes it, too; this is for disks
+/// that rot, so that a node is not taken for a liar.
+const HASHED_FOR: Duration = Duration::from_secs(3_600);
+
 /// Records read at once when an artifact is opened.
 const RECORDS_AT_ONCE: u32 = 64;
 
@@ -71,6 +77,30 @@ struct State {
     held: PieceSet,
     /// Held once, found damaged since, not here again yet.
     damaged: BTreeSet<u32>,
+    hashed: Hashed,
+}
+
+/// The pieces whose content was hashed lately.
+#[derive(Debug)]
+struct Hashed {
+    pieces: PieceSet,
+    since: Instant,
+}
+
+impl Hashed {
+    fn none(pieces: u32) -> Self {
+        Self {
+            pieces: PieceSet::empty(pieces),
+            since: Instant::now(),
+        }
+    }
+
+    fn contains(&mut self, piece: u32) -> bool {
+        if self.since.elapsed() > HASHED_FOR {
+            *self = Self::none(self.pieces.total());
+        }
+        self.pieces.contains(piece)
+    }
 }
 
 /// A piece whose content is written and whose record is not.
@@ -110,6 +140,7 @@ impl Artifact {
             state: Mutex::new(State {
                 held,
                 damaged: BTreeSet::new(),
+                hashed: Hashed::none(layout.pieces()),
             }),
             recent: Mutex::default(),
             waiting: Mutex::default(),
@@ -179,7 +210,10 @@ impl Artifact {
     pub(super) fn encoded_for_peer(&self, piece: u32) -> io::Result<Bytes> {
         match self.recent(piece) {
             Some(encoded) => Ok(encoded),
-            None => Ok(self.encoded(piece)?.1),
+            None => {
+                let is_hashed = self.state().hashed.contains(piece);
+                Ok(self.encoded_and_checked(piece, !is_hashed)?.1)
+            }
         }
     }
 
@@ -197,6 +231,11 @@ impl Artifact {
     /// A held piece with its proof, as [`firmesh_protocol::chunk::encode`] has it. `NotFound` if it is not held,
     /// `InvalidData` if it is damaged.
     pub(super) fn encoded(&self, piece: u32) -> io::Result<(Shape, Bytes)> {
+        self.encoded_and_checked(piece, true)
+    }
+
+    /// The same; with `contents` every chunk group is hashed, too.
+    fn encoded_and_checked(&self, piece: u32, contents: bool) -> io::Result<(Shape, Bytes)> {
         let state = self.state();
         let (held, damaged) = (state.held.contains(piece), state.damaged.contains(&piece));
         drop(state);
@@ -211,8 +250,13 @@ impl Artifact {
             ));
         }
         let shape = Shape::of(self.layout, piece);
-        let error = match self.read(piece, &shape) {
-            Ok(encoded) => return Ok((shape, encoded.into())),
+        let error = match self.read(piece, &shape, contents) {
+            Ok(encoded) => {
+                if contents {
+                    self.state().hashed.pieces.insert(piece);
+                }
+                return Ok((shape, encoded.into()));
+            }
             Err(error) => error,
         };
         let is_damage = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
@@ -239,7 +283,7 @@ impl Artifact {
         Ok(Some(bytes.end - bytes.start))
     }
 
-    fn read(&self, piece: u32, shape: &Shape) -> io::Result<Vec<u8>> {
+    fn read(&self, piece: u32, shape: &Shape, contents: bool) -> io::Result<Vec<u8>> {
         let mut record = vec![0; RECORD_BYTES];
         self.records
             .read(&mut [IoSliceMut::new(&mut record)], record_at(piece))?;
@@ -269,7 +313,7 @@ impl Artifact {
         }
         // What opens is what was verified before it was sealed: only the proof is left to check.
         shape
-            .check(&encoded, self.root, !self.seal.encrypts())
+            .check(&encoded, self.root, contents && !self.seal.encrypts())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok(encoded)
     }
@@ -306,6 +350,7 @@ impl Artifact {
                 let mut state = self.state();
                 for waiting in &batch {
                     state.held.insert(waiting.piece);
+                    state.hashed.pieces.insert(waiting.piece);
                     state.damaged.remove(&waiting.piece);
                 }
             }
@@ -332,6 +377,7 @@ impl Artifact {
         let mut state = self.state();
         if state.held.remove(piece) {
             state.damaged.insert(piece);
+            state.hashed.pieces.remove(piece);
         }
         drop(state);
         locked(&self.recent).retain(|(number, _)| *number != piece);

@@ -12,12 +12,13 @@ use firmesh_coordinator::authority::Authority;
 use firmesh_node::{
     BLOBS_ALPN,
     identity::{Identity, NodeKey},
-    transport::{DatagramBound, endpoint_config, transport_config},
+    transport::{DatagramBound, RECEIVE_BUFFER_BYTES, endpoint_config, transport_config},
 };
 use firmesh_protocol::{
     ids::{NodeId, TopologyPath},
     time::WallTime,
 };
+use nix::sys::socket::{setsockopt, sockopt};
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
@@ -85,13 +86,14 @@ impl PlainQuic {
         let mut tls = ends.from.identity.peer_server_config()?;
         tls.alpn_protocols = vec![BLOBS_ALPN.to_vec()];
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
-        server.transport_config(transport_config(LOOPBACK, most));
+        server.transport_config(Arc::new(transport_config(LOOPBACK, most)));
         let mut tls = ends.to.identity.client_config()?;
         tls.alpn_protocols = vec![BLOBS_ALPN.to_vec()];
         let mut client = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
-        client.transport_config(transport_config(LOOPBACK, most));
+        client.transport_config(Arc::new(transport_config(LOOPBACK, most)));
         let endpoint = |server| -> std::io::Result<quinn::Endpoint> {
             let (socket, runtime) = (std::net::UdpSocket::bind(LOOPBACK)?, Arc::new(quinn::TokioRuntime));
+            setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BUFFER_BYTES)?;
             quinn::Endpoint::new(endpoint_config(most), server, socket, runtime)
         };
         let mut to = endpoint(None)?;

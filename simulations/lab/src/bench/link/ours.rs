@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use anyhow::{Result, ensure};
 use firmesh_node::{
     store::ChunkStore,
-    transport::{DatagramBound, Member, Plane, Transport},
+    transport::{DatagramBound, DscpMarks, Member, Plane, Transport},
 };
 use firmesh_protocol::{
     chunk::{PieceLayout, encode},
@@ -73,6 +73,7 @@ impl Node {
             listen: LOOPBACK,
             budgets: Vec::new(),
             datagram_bytes_max,
+            dscp: DscpMarks::default(),
         };
         let (id, path, held) = (end.id.clone(), &end.path, Arc::clone(&store));
         let cancel = CancellationToken::new();

@@ -43,7 +43,9 @@ pub(super) struct Case {
     pub(super) fault: Option<Fault>,
     /// Of every node: scope and Mbit/s.
     pub(super) budgets: Vec<(String, u32)>,
-    /// Whether the image is an emergency that comes while a background image of the same length moves.
+    /// The campaign's.
+    pub(super) priority: Priority,
+    /// Whether the campaign comes while a background image of the same length moves.
     pub(super) beside: bool,
 }
 
@@ -97,14 +99,7 @@ pub(super) async fn run(
     if case.beside {
         move_another(&mut world, &mut people, image).await?;
     }
-    let rules = rules(
-        CAMPAIGN,
-        if case.beside {
-            Priority::Emergency
-        } else {
-            Priority::Normal
-        },
-    );
+    let rules = rules(CAMPAIGN, case.priority);
     people.plan(&world.api, &world.about, &[release], &[], rules).await?;
     people.sign("approver")?;
     faults.before_the_campaign(network, &mut world)?;

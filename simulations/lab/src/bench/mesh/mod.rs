@@ -16,6 +16,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use firmesh_protocol::manifest::Priority;
 use firmesh_simulations::mesh::{Fault, Topology, TopologyArgs};
 use serde::Serialize;
 
@@ -69,6 +70,8 @@ pub(super) enum Contender {
     Firmesh,
     /// This project: the image is an emergency, and a background image of the same length has begun to move before it.
     FirmeshBeside,
+    /// This project: the image may wait, and makes room for other traffic. There is none here: what its caution costs.
+    FirmeshBackground,
     /// aria2 with BitTorrent: one seed and a tracker at the origin; not encrypted.
     Aria2,
     /// libtorrent with BitTorrent: the same; not encrypted.
@@ -88,6 +91,7 @@ impl Contender {
         match self {
             Self::Firmesh => "firmesh",
             Self::FirmeshBeside => "firmesh-beside",
+            Self::FirmeshBackground => "firmesh-background",
             Self::Aria2 => "aria2",
             Self::Libtorrent => "libtorrent",
             Self::LibtorrentSuperSeed => "libtorrent-super-seed",
@@ -141,11 +145,17 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
                 is_delayed = network.is_delayed;
                 let limit = args.limit(&topology);
                 match contender {
-                    Contender::Firmesh | Contender::FirmeshBeside => {
+                    Contender::Firmesh | Contender::FirmeshBeside | Contender::FirmeshBackground => {
+                        let (priority, beside) = match contender {
+                            Contender::FirmeshBeside => (Priority::Emergency, true),
+                            Contender::FirmeshBackground => (Priority::Background, false),
+                            _ => (Priority::Normal, false),
+                        };
                         let case = fleet::Case {
                             fault: args.fault,
                             budgets: args.budget.clone(),
-                            beside: *contender == Contender::FirmeshBeside,
+                            priority,
+                            beside,
                         };
                         fleet::run(&network, &topology, &image, &state, case, limit).await
                     }

@@ -41,7 +41,7 @@ const IMAGE: &str = "image.bin";
 /// Programs that a contender needs and that are not installed.
 pub(super) fn missing(contender: Contender) -> Vec<&'static str> {
     let programs: &[&str] = match contender {
-        Contender::Firmesh | Contender::FirmeshBeside => &[],
+        Contender::Firmesh | Contender::FirmeshBeside | Contender::FirmeshBackground => &[],
         Contender::Aria2 => &["aria2c"],
         Contender::Libtorrent | Contender::LibtorrentSuperSeed => {
             return match torrent::python() {
@@ -62,7 +62,7 @@ pub(super) fn missing(contender: Contender) -> Vec<&'static str> {
 /// Why a fault cannot be measured with another tool.
 pub(super) fn refusal(contender: Contender, fault: Fault) -> Option<String> {
     let why = match (contender, fault) {
-        (Contender::Firmesh, _) => return None,
+        (Contender::Firmesh | Contender::FirmeshBackground, _) => return None,
         (Contender::FirmeshBeside, _) => "two images at once are measured without faults",
         (Contender::Chain, Fault::OriginKilled) => {
             "the origin is killed once more than one image has left it, and a chain takes no more than one"
@@ -117,7 +117,7 @@ pub(super) async fn run(
 ) -> Result<Outcome> {
     let mut others = Others::new(network, topology, image, folder)?;
     let prepared = match contender {
-        Contender::Firmesh | Contender::FirmeshBeside => bail!("firmesh is not another tool"),
+        Contender::Firmesh | Contender::FirmeshBeside | Contender::FirmeshBackground => bail!("firmesh is not another tool"),
         Contender::Aria2 => others.seed_with_aria2().await?,
         Contender::Libtorrent => others.seed_with_libtorrent("seed").await?,
         Contender::LibtorrentSuperSeed => others.seed_with_libtorrent("super-seed").await?,

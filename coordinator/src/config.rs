@@ -4,10 +4,12 @@
 use std::{
     env, io,
     net::{IpAddr, SocketAddr},
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use firmesh_coordinator_core::TURNS;
 use firmesh_protocol::{time::WallTime, trust::OnlineExpiry};
 use serde::Deserialize;
 
@@ -66,6 +68,9 @@ pub struct NodesConfig {
     pub url: Option<String>,
     /// More names and addresses for the coordinator's certificate, beside localhost, 127.0.0.1 and `listen`.
     pub names: Vec<String>,
+    /// Slices of images served at once, 1 to 1,024; other requests for slices wait in line. Default: 32, which keep an uplink busy
+    /// and let a piece come soon: see [`firmesh_coordinator_core::TURNS`].
+    pub slices_at_once: NonZeroUsize,
     /// A node not heard of for so long is taken as out of reach when planning. Default: a minute, some heartbeats.
     pub silent_after: String,
     /// How long an enrolment token is good for. Default: a day, to carry it to a rack.
@@ -81,6 +86,7 @@ impl Default for NodesConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8641)),
             url: None,
             names: Vec::new(),
+            slices_at_once: TURNS,
             silent_after: "1m".to_owned(),
             enrolment_token_ttl: "1d".to_owned(),
             certificate_validity: "90d".to_owned(),
@@ -178,6 +184,8 @@ pub struct Settings {
     pub node_url: Option<String>,
     /// More names for the coordinator's certificate.
     pub names: Vec<String>,
+    /// Slices of images served at once.
+    pub slices_at_once: NonZeroUsize,
     /// When a node counts as out of reach.
     pub silent_after: Duration,
     /// How long an enrolment token is good for.
@@ -219,6 +227,9 @@ pub enum ConfigError {
         problem: String,
     },
 }
+
+/// Each is up to 16 MiB in memory.
+const SLICES_AT_ONCE_MAX: usize = 1_024;
 
 const CONFIG_BYTES_MAX: u64 = 1 << 20;
 
@@ -266,6 +277,12 @@ impl Config {
                 format!("has {name:?}, which is neither a host name nor an address"),
             ));
         }
+        if self.nodes.slices_at_once.get() > SLICES_AT_ONCE_MAX {
+            return Err(value(
+                "nodes.slices_at_once",
+                format!("is {}, it must be 1 to {SLICES_AT_ONCE_MAX}", self.nodes.slices_at_once),
+            ));
+        }
         Ok(Settings {
             state_dir: overrides.state_dir.or(self.state_dir).unwrap_or_else(default_state_dir),
             operators,
@@ -273,6 +290,7 @@ impl Config {
             nodes: overrides.nodes.unwrap_or(self.nodes.listen),
             node_url: self.nodes.url,
             names: self.nodes.names,
+            slices_at_once: self.nodes.slices_at_once,
             silent_after: duration("nodes.silent_after", &self.nodes.silent_after)?,
             enrolment_token_ttl: duration("nodes.enrolment_token_ttl", &self.nodes.enrolment_token_ttl)?,
             certificate_validity: duration("nodes.certificate_validity", &self.nodes.certificate_validity)?,
@@ -414,6 +432,7 @@ mod tests {
             ),
             ("[nodes]\nurl = \"http://x\"", "nodes.url"),
             ("[nodes]\nnames = [\"a b\"]", "nodes.names"),
+            ("[nodes]\nslices_at_once = 1025", "nodes.slices_at_once"),
             ("[permits]\nttl = \"soon\"", "permits.ttl"),
             ("[permits]\nttl = \"0s\"", "permits.ttl"),
             ("[permits]\nttl = \"1ü\"", "permits.ttl"),

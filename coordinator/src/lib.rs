@@ -21,6 +21,7 @@ mod server;
 mod store;
 mod sync;
 mod telemetry;
+mod turns;
 mod vetting;
 mod world;
 

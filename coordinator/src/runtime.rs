@@ -68,7 +68,8 @@ impl Clock {
         WallTime::from_unix_seconds(since.as_secs().cast_signed())
     }
 
-    fn instant(&self, at: Timestamp) -> tokio::time::Instant {
+    /// The same moment for timers.
+    pub(crate) fn instant(&self, at: Timestamp) -> tokio::time::Instant {
         (self.start + at.since_start()).into()
     }
 }

@@ -31,6 +31,7 @@ use crate::{
     runtime::{Clock, Runtime},
     store::{Store, StoreError},
     telemetry::Metrics,
+    turns::Turns,
     vetting::Vetting,
     world::RestoreError,
 };
@@ -144,6 +145,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         store,
         judge: Judge::new(origin.clone()),
         origin,
+        turns: Turns::new(settings.slices_at_once, clock),
         authority,
         events,
         metrics,

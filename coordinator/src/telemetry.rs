@@ -58,14 +58,19 @@ pub(crate) struct Metrics {
     pub(crate) nodes: Gauge,
     pub(crate) devices: Gauge,
     pub(crate) in_flight: Gauge,
+    pub(crate) turns_taken: Gauge,
+    pub(crate) turns_waiting: Gauge,
+    /// Set when asked for, as the gauges are: the turns count themselves.
+    pub(crate) turns_overdue: Counter,
+    pub(crate) turns_refused: Counter,
 }
 
 impl Metrics {
     pub(crate) fn new() -> Arc<Self> {
         let mut registry = Registry::with_prefix("firmesh_coordinator");
         let origin_bytes = Family::default();
-        let [syncs, reports, permits, refusals] = [(); 4].map(|()| Counter::default());
-        let [nodes, devices, in_flight] = [(); 3].map(|()| Gauge::default());
+        let [syncs, reports, permits, refusals, turns_overdue, turns_refused] = [(); 6].map(|()| Counter::default());
+        let [nodes, devices, in_flight, turns_taken, turns_waiting] = [(); 5].map(|()| Gauge::default());
         registry.register(
             "origin_bytes",
             "Encoded artifact bytes served, by node",
@@ -82,6 +87,26 @@ impl Metrics {
         registry.register("nodes", "Nodes known", nodes.clone());
         registry.register("devices", "Devices known", devices.clone());
         registry.register("in_flight", "Devices that the caps count", in_flight.clone());
+        registry.register(
+            "origin_turns_taken",
+            "Slices in service, within their time",
+            turns_taken.clone(),
+        );
+        registry.register(
+            "origin_turns_waiting",
+            "Requests for slices that wait in line",
+            turns_waiting.clone(),
+        );
+        registry.register(
+            "origin_turns_overdue",
+            "Slices that took too long and are served beside the turns",
+            turns_overdue.clone(),
+        );
+        registry.register(
+            "origin_turns_refused",
+            "Requests for slices that found the line full or waited too long",
+            turns_refused.clone(),
+        );
         Arc::new(Self {
             registry,
             origin_bytes,
@@ -92,6 +117,10 @@ impl Metrics {
             nodes,
             devices,
             in_flight,
+            turns_taken,
+            turns_waiting,
+            turns_overdue,
+            turns_refused,
         })
     }
 

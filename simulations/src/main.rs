@@ -1,8 +1,9 @@
 //! Rehearsals: the cores that run in production, in a world of virtual time.
 
-use std::{process::ExitCode, time::Duration};
+use std::{num::NonZeroUsize, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
+use firmesh_coordinator_core::TURNS;
 use firmesh_node_core::swarm::Tuning;
 use firmesh_simulations::mesh::{Fault, Summary, TopologyArgs, World};
 
@@ -26,6 +27,9 @@ struct MeshArgs {
     /// What goes wrong in the middle.
     #[arg(long, value_enum)]
     fault: Option<Fault>,
+    /// How many the origin serves at once.
+    #[arg(long, default_value_t = TURNS)]
+    turns: NonZeroUsize,
     /// The first seed.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -58,7 +62,7 @@ fn mesh(args: &MeshArgs) -> anyhow::Result<bool> {
     let topology = args.fault.map_or(topology, |fault| fault.topology(topology));
     let mut whole = true;
     for seed in args.seed..args.seed.saturating_add(args.seeds) {
-        let mut world = World::new(topology, args.fault, Tuning::default(), seed);
+        let mut world = World::new(topology, args.fault, Tuning::default(), args.turns, seed);
         let summary = world.run(Duration::from_secs(args.limit));
         whole &= summary.complete == summary.nodes;
         match args.json {

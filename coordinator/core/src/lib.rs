@@ -10,6 +10,7 @@ mod explain;
 mod fleet;
 mod planner;
 mod possession;
+mod turns;
 
 pub use campaign::{AttemptRecord, CampaignRecord};
 pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record};
@@ -17,3 +18,4 @@ pub use explain::Subject;
 pub use fleet::{Inventory, KnownDevice, rack_of};
 pub use planner::{PlanError, plan};
 pub use possession::PossessionRecord;
+pub use turns::{TURNS, TurnId, Turns};

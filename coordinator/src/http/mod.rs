@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     authority::Authority, config::Settings, events::Events, origin::Origin, possession::Judge, runtime::Coordinator,
-    store::Store, telemetry::Metrics,
+    store::Store, telemetry::Metrics, turns::Turns,
 };
 
 pub use tls::TlsError;
@@ -27,6 +27,7 @@ pub(crate) struct App {
     pub(crate) coordinator: Coordinator,
     pub(crate) store: Store,
     pub(crate) origin: Origin,
+    pub(crate) turns: Turns,
     pub(crate) judge: Judge,
     pub(crate) authority: Arc<Authority>,
     pub(crate) events: Arc<Events>,

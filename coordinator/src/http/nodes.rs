@@ -1,23 +1,26 @@
 //! The nodes' face, `/node/v1`: everything but enrolment needs a certificate of the fleet CA.
 
-use std::sync::Arc;
+use std::{io, ops::Range, sync::Arc};
 
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Path, Query, State},
-    http::header,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use bytes::Bytes;
 use firmesh_protocol::{
     api::{EnrolRequest, EnrolResponse, RenewRequest, SyncRequest, SyncResponse},
     chunk::{PIECE_BYTES, SLICE_BYTES_MAX},
     groups::Groups,
-    ids::{ArtifactId, CampaignId, Sha256},
+    ids::{ArtifactId, CampaignId, NodeId, Sha256},
     limits::ENVELOPE_BYTES_MAX,
     manifest::Artifact,
 };
+use futures_util::stream;
 use serde::Deserialize;
+use tracing::warn;
 
 use super::{
     App,
@@ -25,7 +28,11 @@ use super::{
     problem::{Body, Failure},
     tls::Peer,
 };
-use crate::{runtime::Command, sync::Sync};
+use crate::{
+    runtime::Command,
+    sync::Sync,
+    turns::{Place, Turn},
+};
 
 type Shared = State<Arc<App>>;
 
@@ -125,16 +132,60 @@ async fn slice(
         None => app.origin.recipe(id),
     };
     let artifact = artifact.ok_or_else(|| Failure::not_found(format!("artifact {id}")))?;
-    let origin = app.origin.clone();
-    let encoded = tokio::task::spawn_blocking(move || match groups {
-        Some((piece, groups)) => origin.groups(&artifact, piece, groups),
-        None => origin.slice(&artifact, &(offset..end)),
-    });
-    let encoded = encoded
-        .await
-        .map_err(|error| Failure::bad_request(error.to_string()))??;
-    app.metrics.served(&peer.identity.node, encoded.len());
-    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], encoded).into_response())
+    let slice = Slice {
+        app,
+        node: peer.identity.node,
+        artifact,
+        range: offset..end,
+        groups,
+    };
+    let body = match slice.app.turns.now() {
+        Some(turn) => slice.serve(turn).await?.into(),
+        // The head of the answer goes ahead, so that the node sees how far away we are and that we live.
+        None => {
+            let place = slice.app.turns.line_up(&slice.node);
+            let place =
+                place.map_err(|error| Failure::new(StatusCode::TOO_MANY_REQUESTS, "no_turn", error.to_string()))?;
+            axum::body::Body::from_stream(stream::once(slice.serve_later(place)))
+        }
+    };
+    Ok(([(header::CONTENT_TYPE, "application/octet-stream")], body).into_response())
+}
+
+/// A slice that was asked for.
+struct Slice {
+    app: Arc<App>,
+    node: NodeId,
+    artifact: Artifact,
+    range: Range<u64>,
+    groups: Option<(u32, Groups)>,
+}
+
+impl Slice {
+    async fn serve(self, turn: Turn) -> Result<Bytes, Failure> {
+        let origin = self.app.origin.clone();
+        let encoded = tokio::task::spawn_blocking(move || match self.groups {
+            Some((piece, groups)) => origin.groups(&self.artifact, piece, groups),
+            None => origin.slice(&self.artifact, &self.range),
+        });
+        let encoded = encoded
+            .await
+            .map_err(|error| Failure::bad_request(error.to_string()))??;
+        self.app.metrics.served(&self.node, encoded.len());
+        Ok(turn.of(encoded))
+    }
+
+    /// An error breaks the answer off, and the node asks again.
+    async fn serve_later(self, place: Place) -> io::Result<Bytes> {
+        let node = self.node.clone();
+        let broken_off = |error: String| {
+            warn!(%node, error, "an answer was broken off before its first byte");
+            io::Error::other(error)
+        };
+        let turn = place.turn().await.map_err(|error| broken_off(error.to_string()))?;
+        let served = self.serve(turn).await;
+        served.map_err(|failure| broken_off(failure.0.detail))
+    }
 }
 
 /// The groups that a query names, and their piece.

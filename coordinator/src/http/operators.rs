@@ -1,6 +1,9 @@
 //! The operators' face, `/api/v1`: reading is open on loopback, every change needs the token.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use axum::{
     Json, Router,
@@ -145,6 +148,17 @@ async fn metrics(State(app): Shared) -> Result<Response, Failure> {
     set(&app.metrics.nodes, nodes);
     set(&app.metrics.devices, devices);
     set(&app.metrics.in_flight, in_flight);
+    let turns = app.turns.counts();
+    set(&app.metrics.turns_taken, turns.taken);
+    set(&app.metrics.turns_waiting, turns.waiting);
+    app.metrics
+        .turns_overdue
+        .inner()
+        .store(turns.overdue, Ordering::Relaxed);
+    app.metrics
+        .turns_refused
+        .inner()
+        .store(turns.refused, Ordering::Relaxed);
     let kind = [(
         header::CONTENT_TYPE,
         "application/openmetrics-text; version=1.0.0; charset=utf-8",

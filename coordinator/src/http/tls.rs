@@ -16,8 +16,9 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer},
     server::WebPkiClientVerifier,
 };
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tower_layer::Layer as _;
+use tracing::debug;
 
 use super::{App, problem::Failure};
 use crate::authority::{Authority, AuthorityError};
@@ -61,16 +62,15 @@ pub(crate) struct PeerCertificate(Option<CertificateDer<'static>>);
 #[derive(Debug, Clone)]
 pub(crate) struct PeerAcceptor(pub(crate) RustlsAcceptor);
 
-impl<I, S> Accept<I, S> for PeerAcceptor
-where
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    S: Send + 'static,
-{
-    type Stream = <RustlsAcceptor as Accept<I, S>>::Stream;
+impl<S: Send + 'static> Accept<TcpStream, S> for PeerAcceptor {
+    type Stream = <RustlsAcceptor as Accept<TcpStream, S>>::Stream;
     type Service = AddExtension<S, PeerCertificate>;
     type Future = Pin<Box<dyn Future<Output = io::Result<(Self::Stream, Self::Service)>> + Send>>;
 
-    fn accept(&self, stream: I, service: S) -> Self::Future {
+    fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
+        if let Err(error) = hold_little(&stream) {
+            debug!(%error, "the kernel holds more of each answer than it should");
+        }
         let accepted = self.0.accept(stream, service);
         Box::pin(async move {
             let (stream, service) = accepted.await?;
@@ -81,6 +81,15 @@ where
             Ok((stream, Extension(PeerCertificate(peer)).layer(service)))
         })
     }
+}
+
+/// What the kernel takes of a connection ahead of what it can send, in bytes. Whatever waits there has left its turn already
+/// ([`crate::turns`]), so it is a quarter of a piece; and it lasts for 50 microseconds at 10 Gbit/s, until this process is awake.
+const UNSENT_BYTES_MAX: u32 = 64 << 10;
+
+/// Has the kernel take no more than it can soon send.
+fn hold_little(stream: &TcpStream) -> io::Result<()> {
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES_MAX)
 }
 
 /// The node on the other side; requests without a certificate are refused.

@@ -380,6 +380,18 @@ impl Fleet {
         response.error_for_status().unwrap().bytes().await.unwrap().to_vec()
     }
 
+    /// Waits until every turn at the origin has ended.
+    pub(crate) async fn turns_end(&self) {
+        let ended = async {
+            while !self
+                .text("/metrics")
+                .await
+                .contains("firmesh_coordinator_origin_turns_taken 0\n")
+            {}
+        };
+        tokio::time::timeout(PATIENCE, ended).await.unwrap();
+    }
+
     pub(crate) async fn node_post(&self, node: &NodeProcess, path: &str, body: &impl Serialize) -> Response {
         node.client()
             .post(format!("{}{path}", self.addresses.node_url))

@@ -35,6 +35,8 @@ async fn a_campaign_runs_from_the_image_to_completion_over_a_restart() {
         .await;
     assert!(decode(&encoded, artifact.id, artifact.length, &(0..16_384)).unwrap() == IMAGE[..16_384]);
 
+    fleet.turns_end().await;
+
     fleet.campaign("spring").await;
     let scheduled: CampaignView = fleet.get("/api/v1/campaigns/spring").await;
     assert_eq!(scheduled.state, CampaignState::Scheduled);

@@ -116,7 +116,8 @@ impl World {
 
     fn kill_origin(&mut self) {
         self.origin_is_alive = false;
-        let gone = self.break_off(|_, fetch| fetch.is_some_and(|fetch| fetch.source == Source::Origin));
+        let mut gone = self.break_off(|_, fetch| fetch.is_some_and(|fetch| fetch.source == Source::Origin));
+        gone.extend(self.dismiss());
         for (at, id) in gone {
             let (why, life) = (FetchFailure::Unreachable, self.nodes[at].life);
             self.later(ORIGIN_LATENCY, Event::Told(at, life, Input::Failed { id, why }));

@@ -8,12 +8,14 @@
 
 mod fault;
 mod fluid;
+mod origin;
 #[cfg(test)]
 mod tests;
 mod topology;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    num::NonZeroUsize,
     time::Duration,
 };
 
@@ -33,6 +35,7 @@ use serde::Serialize;
 
 pub use fault::{CUT, Fault, ORIGIN_PERCENT};
 use fluid::{FlowId, Fluid, LinkId};
+use origin::Line;
 pub use topology::{Topology, TopologyArgs};
 
 /// From node to node.
@@ -102,6 +105,8 @@ enum Event {
     Missed(usize, usize, u32),
     /// The cut uplink is mended.
     Mended,
+    /// A turn at the origin has had its time.
+    TurnDue,
 }
 
 /// One request of a node.
@@ -151,6 +156,7 @@ pub struct World {
     uplinks: Vec<(LinkId, LinkId)>,
     is_cut: bool,
     origin_is_alive: bool,
+    line: Line,
     nodes: Vec<Node>,
     flows: BTreeMap<FlowId, (usize, FetchId)>,
     /// By time, then in the order in which they were foreseen.
@@ -164,8 +170,9 @@ pub struct World {
 
 impl World {
     /// A site in which every node that takes part from the beginning is connected, and the campaign is about to be heard of.
+    /// The origin serves `turns` at once.
     #[must_use]
-    pub fn new(topology: Topology, fault: Option<Fault>, tuning: Tuning, seed: u64) -> Self {
+    pub fn new(topology: Topology, fault: Option<Fault>, tuning: Tuning, turns: NonZeroUsize, seed: u64) -> Self {
         let mut fluid = Fluid::default();
         let mbit = |mbit: u64| mbit as f64;
         let origin_up = fluid.link(mbit(topology.origin_mbit));
@@ -228,6 +235,7 @@ impl World {
             uplinks,
             is_cut: false,
             origin_is_alive: true,
+            line: Line::new(turns),
             nodes,
             flows: BTreeMap::new(),
             events: BTreeMap::new(),
@@ -278,6 +286,7 @@ impl World {
                 };
                 fetch.flow = None;
                 let latency = latency(&fetch.source);
+                self.line.ended(flow);
                 self.later(latency + DISK, Event::Durable(at, life, id));
             }
         }
@@ -285,6 +294,7 @@ impl World {
             let event = event.remove();
             self.happen(event);
         }
+        self.serve();
         for at in 0..self.nodes.len() {
             let due = self.nodes[at].swarm.as_ref().and_then(Swarm::deadline);
             if due.is_some_and(|due| due <= self.now) {
@@ -292,6 +302,7 @@ impl World {
             }
         }
         self.strike();
+        self.serve();
     }
 
     fn later(&mut self, after: Duration, event: Event) {
@@ -330,6 +341,8 @@ impl World {
                 self.cut(false);
                 self.each_across(|world, one, other| world.later(START, Event::Met(one, other)));
             }
+            // Whoever is next is served when all that happens now has happened.
+            Event::TurnDue => self.line.looked(),
         }
     }
 
@@ -363,6 +376,7 @@ impl World {
                 if let Some(flow) = node.fetches.remove(&id).and_then(|fetch| fetch.flow) {
                     self.fluid.stop(flow);
                     self.flows.remove(&flow);
+                    self.line.ended(flow);
                 }
             }
             Output::Announce {
@@ -411,8 +425,7 @@ impl World {
         let why = match &fetch.source {
             Source::Origin => {
                 if self.origin_is_alive {
-                    let route = vec![self.origin_up, self.uplinks[rack].1, down];
-                    self.flow((ORIGIN, at), route, id, piece);
+                    self.line.join(at, life, id);
                     return;
                 }
                 FetchFailure::Unreachable
@@ -441,7 +454,7 @@ impl World {
         self.later(after, Event::Told(at, life, Input::Failed { id, why }));
     }
 
-    fn flow(&mut self, ends: fluid::Ends, route: Vec<LinkId>, id: FetchId, piece: u32) {
+    fn flow(&mut self, ends: fluid::Ends, route: Vec<LinkId>, id: FetchId, piece: u32) -> FlowId {
         let bytes = self.layout.bytes(piece);
         let flow = self
             .fluid
@@ -450,6 +463,7 @@ impl World {
         if let Some(fetch) = self.nodes[ends.1].fetches.get_mut(&id) {
             fetch.flow = Some(flow);
         }
+        flow
     }
 
     fn durable(&mut self, at: usize, id: FetchId) {
@@ -554,7 +568,10 @@ impl World {
             .flows
             .extract_if(.., |_, (to, id)| of(*to, nodes[*to].fetches.get(id)));
         let gone: Vec<_> = gone.collect();
-        gone.iter().for_each(|(flow, _)| self.fluid.stop(*flow));
+        for (flow, _) in &gone {
+            self.fluid.stop(*flow);
+            self.line.ended(*flow);
+        }
         gone.into_iter().map(|(_, request)| request).collect()
     }
 

@@ -2,13 +2,15 @@
 //!
 //! A wire carries 1.058 bytes per byte of the image, so nothing can be nearer to the bound than that.
 
+use firmesh_coordinator_core::TURNS;
+
 use super::{topology::Named, *};
 
 /// A millionth of an image, for sums of fractions.
 const ROUNDING: f64 = 1e-6;
 
 fn run(topology: Topology, fault: Option<Fault>) -> Summary {
-    World::new(topology, fault, Tuning::default(), 1).run(Duration::from_secs(300))
+    World::new(topology, fault, Tuning::default(), TURNS, 1).run(Duration::from_secs(300))
 }
 
 /// Everybody has the image within `ratio` of the bound, and no wire was paid twice.
@@ -107,7 +109,7 @@ fn the_same_seed_gives_the_same_run() {
             size_mib: 8,
             ..three_racks()
         };
-        World::new(topology, Some(Fault::PeersKilled), Tuning::default(), 7).run(Duration::from_secs(60))
+        World::new(topology, Some(Fault::PeersKilled), Tuning::default(), TURNS, 7).run(Duration::from_secs(60))
     };
     let summary = once();
     assert_eq!(summary.complete, 10);

@@ -117,7 +117,9 @@ pub(super) async fn run(
 ) -> Result<Outcome> {
     let mut others = Others::new(network, topology, image, folder)?;
     let prepared = match contender {
-        Contender::Firmesh | Contender::FirmeshBeside | Contender::FirmeshBackground => bail!("firmesh is not another tool"),
+        Contender::Firmesh | Contender::FirmeshBeside | Contender::FirmeshBackground => {
+            bail!("firmesh is not another tool")
+        }
         Contender::Aria2 => others.seed_with_aria2().await?,
         Contender::Libtorrent => others.seed_with_libtorrent("seed").await?,
         Contender::LibtorrentSuperSeed => others.seed_with_libtorrent("super-seed").await?,

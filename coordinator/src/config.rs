@@ -68,7 +68,7 @@ pub struct NodesConfig {
     pub url: Option<String>,
     /// More names and addresses for the coordinator's certificate, beside localhost, 127.0.0.1 and `listen`.
     pub names: Vec<String>,
-    /// Slices of images served at once, 1 to 1,024; other requests for slices wait in line. Default: 32, which keep an uplink busy
+    /// Slices of images served at once, 1 to 1,024; other requests for slices wait in line. Default: 24, which keep an uplink busy
     /// and let a piece come soon: see [`firmesh_coordinator_core::TURNS`].
     pub slices_at_once: NonZeroUsize,
     /// A node not heard of for so long is taken as out of reach when planning. Default: a minute, some heartbeats.

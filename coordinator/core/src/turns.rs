@@ -17,8 +17,8 @@ use firmesh_protocol::time::Timestamp;
 /// more make every piece late. A turn ends when its last byte was handed to the kernel, so what is on its way takes no
 /// turn. On a path of 10 Gbit/s and 20 ms a hundred pieces are on their way, but to connections that are warm (a window of
 /// a piece or more) the next piece follows as fast as it can be read. One that is cold needs some three round trips for a
-/// piece, so 32 fill about a Gbit/s until they are warm.
-pub const TURNS: NonZeroUsize = NonZeroUsize::new(32).expect("32 is not 0");
+/// piece, so 24 fill almost a Gbit/s until they are warm.
+pub const TURNS: NonZeroUsize = NonZeroUsize::new(24).expect("24 is not 0");
 
 /// How often a turn begins at least while somebody waits: a turn lasts for so long times the number of turns at most. Pieces
 /// of 256 KiB keep to that on an uplink of 34 Mbit/s, however many are served beside each other; and nodes whose own links

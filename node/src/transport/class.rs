@@ -23,12 +23,21 @@ use serde::Deserialize;
 use super::ledbat::Ledbat;
 
 /// The urgency of what one connection carries.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Class {
     /// Slices in service, by urgency.
     in_service: [AtomicU32; PRIORITIES.len()],
-    /// What the last one was, for the time between slices.
+    /// What the last one was, for the time between slices; normal before the first.
     last: AtomicU8,
+}
+
+impl Default for Class {
+    fn default() -> Self {
+        Self {
+            in_service: Default::default(),
+            last: AtomicU8::new(number_of(Priority::Normal) as u8),
+        }
+    }
 }
 
 /// The least urgent first.
@@ -258,6 +267,7 @@ mod tests {
     #[test]
     fn a_connection_is_as_urgent_as_the_most_urgent_slice_or_the_last() {
         let class = Class::default();
+        assert_eq!(class.now(), Priority::Normal);
         let idle = class.carry(Priority::Background);
         assert_eq!(class.now(), Priority::Background);
         let urgent = class.carry(Priority::Emergency);

@@ -15,7 +15,7 @@ use std::{
 
 use bytes::Bytes;
 use firmesh_protocol::{
-    chunk::{GROUP_BYTES, PIECE_BYTES, PieceLayout},
+    chunk::{GROUP_BYTES, PIECE_BYTES_MAX, PieceLayout},
     groups::Groups,
     ids::ArtifactId,
     limits::ARTIFACT_BYTES_MAX,
@@ -30,7 +30,7 @@ use crate::store::{ChunkStore, Read};
 const SOURCES_MAX: usize = 4;
 
 /// Below this a new version costs less than the questions about it.
-pub(crate) const DELTA_BYTES_MIN: u64 = 4 * PIECE_BYTES;
+pub(crate) const DELTA_BYTES_MIN: u64 = 4 * PIECE_BYTES_MAX;
 
 /// How long an image is not asked for while its recipe is on the way: after a restart the peers have to be met first, and
 /// an importer of the recipe that died is waited for up to 5 s.
@@ -179,8 +179,8 @@ impl Plan {
         for (chunk, (start, found)) in self.recipe.chunks().iter().zip(self.starts.iter().zip(&self.found)) {
             if *found == Place::NOWHERE {
                 let last = start + u64::from(chunk.bytes) - 1;
-                for piece in start / PIECE_BYTES..=last / PIECE_BYTES {
-                    whole.remove(piece as u32);
+                for piece in layout.piece_at(*start)..=layout.piece_at(last) {
+                    whole.remove(piece);
                 }
             }
         }
@@ -296,7 +296,7 @@ impl Search {
 
     async fn through(&mut self, source: u8, mut reader: Pin<Box<dyn Read>>, deadline: Instant) -> io::Result<()> {
         let mut chunker = Chunker::new(CHUNK_SIZES);
-        let mut buffer = vec![0; PIECE_BYTES as usize];
+        let mut buffer = vec![0; PIECE_BYTES_MAX as usize];
         let mut at = 0;
         while self.missing > 0 && Instant::now() < deadline {
             match reader.read(&mut buffer).await? {

@@ -27,14 +27,20 @@ pub const BLOCK_SIZE: BlockSize = BlockSize::from_chunk_log(4);
 /// The unit of verification, in bytes.
 pub const GROUP_BYTES: u64 = 16 << 10;
 
-/// The unit of swarm scheduling, in bytes: what a node passes on it must hold whole, so each hop costs the time of one
-/// piece, 21 ms at 100 Mbit/s. Its proof is 0.6 % of it.
-pub const PIECE_BYTES: u64 = 256 << 10;
+/// The longest piece, in bytes: 21 ms at 100 Mbit/s. Its proof is 0.6 % of it.
+pub const PIECE_BYTES_MAX: u64 = 256 << 10;
+
+/// The shortest piece of an artifact that has several. Its proof is 1 % of it.
+pub const PIECE_BYTES_MIN: u64 = 64 << 10;
+
+/// With fewer pieces than this the way to the last node is long, with more each costs more than it brings (decision 0017).
+const PIECES_AIMED_AT: u64 = 256;
 
 /// The most bytes one request may ask for: 64 pieces.
 pub const SLICE_BYTES_MAX: u64 = 16 << 20;
 
-/// How an artifact is cut into pieces. The last piece may be shorter.
+/// How an artifact is cut into pieces, the unit of swarm scheduling: what a node passes on it must hold whole, so each hop
+/// costs the time of one piece. The length decides, so everybody cuts alike. The last piece may be shorter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PieceLayout {
     length: u64,
@@ -42,12 +48,14 @@ pub struct PieceLayout {
 }
 
 impl PieceLayout {
-    /// The layout of an artifact of `length` bytes in pieces of [`PIECE_BYTES`].
+    /// The layout of an artifact of `length` bytes.
     #[must_use]
     pub fn new(length: u64) -> Self {
         Self {
             length,
-            piece_bytes: PIECE_BYTES,
+            piece_bytes: (length / PIECES_AIMED_AT)
+                .next_power_of_two()
+                .clamp(PIECE_BYTES_MIN, PIECE_BYTES_MAX),
         }
     }
 
@@ -55,6 +63,18 @@ impl PieceLayout {
     #[must_use]
     pub fn length(&self) -> u64 {
         self.length
+    }
+
+    /// The length of every piece but the last, in bytes: a power of two.
+    #[must_use]
+    pub fn piece_bytes(&self) -> u64 {
+        self.piece_bytes
+    }
+
+    /// The piece that a byte lies in, or would behind the end.
+    #[must_use]
+    pub fn piece_at(&self, byte: u64) -> u32 {
+        u32::try_from(byte / self.piece_bytes).unwrap_or(u32::MAX)
     }
 
     /// The number of pieces.
@@ -272,7 +292,8 @@ pub fn decode(encoded: &[u8], root: ArtifactId, length: u64, range: &Range<u64>)
 }
 
 /// The most bytes an encoded piece can have: its content, 64 bytes of tree per chunk group, and the way to the root.
-pub const ENCODED_PIECE_BYTES_MAX: usize = (PIECE_BYTES + PIECE_BYTES / GROUP_BYTES * 64 + 8 + 64 * 64) as usize;
+pub const ENCODED_PIECE_BYTES_MAX: usize =
+    (PIECE_BYTES_MAX + PIECE_BYTES_MAX / GROUP_BYTES * 64 + 8 + 64 * 64) as usize;
 
 #[cfg(test)]
 mod tests {
@@ -285,7 +306,7 @@ mod tests {
 
     #[test]
     fn the_tree_has_the_plain_blake3_root_and_serves_any_piece() {
-        let data = image(3 * PIECE_BYTES as usize + 5_000);
+        let data = image(3 * PIECE_BYTES_MIN as usize + 5_000);
         let tree = HashTree::build(&data[..], data.len() as u64).unwrap();
         assert_eq!(tree.root, ArtifactId::of(&data));
         let layout = PieceLayout::new(data.len() as u64);
@@ -325,13 +346,39 @@ mod tests {
     }
 
     #[test]
+    fn small_images_have_small_pieces() {
+        const MIB: u64 = 1 << 20;
+        let cut = |length: u64| {
+            let layout = PieceLayout::new(length);
+            (layout.piece_bytes() >> 10, layout.pieces())
+        };
+        let lengths = [1, MIB, 16 * MIB, 17 * MIB, 32 * MIB, 64 * MIB, 65 * MIB, 4096 * MIB];
+        let expected = [
+            (64, 1),
+            (64, 16),
+            (64, 256),
+            (128, 136),
+            (128, 256),
+            (256, 256),
+            (256, 260),
+            (256, 16_384),
+        ];
+        assert_eq!(lengths.map(cut), expected);
+        let layout = PieceLayout::new(20 * MIB);
+        assert_eq!(
+            [0, 131_071, 131_072, 20 * MIB].map(|byte| layout.piece_at(byte)),
+            [0, 0, 1, 160]
+        );
+    }
+
+    #[test]
     fn pieces_that_lie_whole_in_a_range_are_counted_to_the_short_last_one() {
-        let layout = PieceLayout::new(2 * PIECE_BYTES + 10);
+        let layout = PieceLayout::new(2 * PIECE_BYTES_MIN + 10);
         let whole = |range| layout.whole_pieces(range).collect::<Vec<_>>();
         assert_eq!(whole(0..layout.length()), [0, 1, 2]);
         assert_eq!(whole(1..layout.length()), [1, 2]);
-        assert_eq!(whole(0..2 * PIECE_BYTES), [0, 1]);
-        assert_eq!(whole(0..PIECE_BYTES - 1), [0_u32; 0]);
+        assert_eq!(whole(0..2 * PIECE_BYTES_MIN), [0, 1]);
+        assert_eq!(whole(0..PIECE_BYTES_MIN - 1), [0_u32; 0]);
     }
 
     proptest! {

@@ -179,7 +179,7 @@ fn group_hash(content: &[u8], start: ChunkNum, is_root: bool) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{GROUP_BYTES, HashTree, PIECE_BYTES, encode};
+    use crate::chunk::{GROUP_BYTES, HashTree, PIECE_BYTES_MIN, encode};
     use proptest::prelude::*;
 
     /// Lengths around every boundary of the tree.
@@ -190,7 +190,7 @@ mod tests {
             1_u64..5_000,
             near(1024, 70),
             near(GROUP_BYTES, 200),
-            near(PIECE_BYTES, 4),
+            near(PIECE_BYTES_MIN, 4),
             1_u64..4_000_000
         ]
     }

@@ -8,7 +8,7 @@
 use blake3::hazmat::{ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root};
 
 use crate::{
-    chunk::{GROUP_BYTES, PIECE_BYTES, PieceLayout},
+    chunk::{GROUP_BYTES, PIECE_BYTES_MAX, PIECE_BYTES_MIN, PieceLayout},
     ids::ArtifactId,
 };
 
@@ -150,7 +150,7 @@ impl PieceTree {
 /// The hash of one piece of an artifact, at byte `at`; `only` if the artifact has no other.
 #[must_use]
 pub fn piece_hash(content: &[u8], at: u64, only: bool) -> [u8; HASH_BYTES] {
-    debug_assert!(content.len() as u64 <= PIECE_BYTES && at.is_multiple_of(PIECE_BYTES));
+    debug_assert!(content.len() as u64 <= PIECE_BYTES_MAX && at.is_multiple_of(PIECE_BYTES_MIN));
     match only {
         true => *blake3::hash(content).as_bytes(),
         false => subtree_hash(content, at),
@@ -210,10 +210,10 @@ mod tests {
     use proptest::prelude::*;
 
     fn tree_of(data: &[u8]) -> Result<PieceTree, TreeError> {
-        let only = data.len() as u64 <= PIECE_BYTES;
+        let only = data.len() as u64 <= PIECE_BYTES_MIN;
         let pieces = data
-            .chunks(PIECE_BYTES as usize)
-            .zip((0..).step_by(PIECE_BYTES as usize));
+            .chunks(PIECE_BYTES_MIN as usize)
+            .zip((0..).step_by(PIECE_BYTES_MIN as usize));
         let hashes = pieces.map(|(piece, at)| piece_hash(piece, at, only)).collect();
         PieceTree::new(ArtifactId::of(data), data.len() as u64, hashes)
     }
@@ -226,7 +226,7 @@ mod tests {
             1_u64..5_000,
             near(1024, 70),
             near(GROUP_BYTES, 80),
-            near(PIECE_BYTES, 9)
+            near(PIECE_BYTES_MIN, 9)
         ]
     }
 
@@ -246,7 +246,7 @@ mod tests {
             }
             let at = at.index(data.len());
             data[at] ^= 1 << bit;
-            let piece = (at as u64 / PIECE_BYTES) as u32;
+            let piece = (at as u64 / PIECE_BYTES_MIN) as u32;
             let range = tree.layout().bytes(piece);
             prop_assert!(tree.encode(piece, &data[range.start as usize..range.end as usize]).is_none());
             prop_assert!(tree.encode(tree.layout().pieces(), &[]).is_none());

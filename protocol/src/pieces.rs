@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{chunk::PIECE_BYTES, limits::ARTIFACT_BYTES_MAX};
+use crate::{chunk::PIECE_BYTES_MAX, limits::ARTIFACT_BYTES_MAX};
 
 /// Pieces of the largest artifact.
-pub const PIECES_MAX: u32 = (ARTIFACT_BYTES_MAX / PIECE_BYTES) as u32;
+pub const PIECES_MAX: u32 = (ARTIFACT_BYTES_MAX / PIECE_BYTES_MAX) as u32;
 
 /// A set of piece numbers below a fixed total.
 ///

@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    chunk::{PIECE_BYTES, PieceLayout},
+    chunk::{PIECE_BYTES_MAX, PieceLayout},
     ids::ArtifactId,
     piece_tree::{HASH_BYTES, PieceTree, TreeError, piece_hash},
 };
@@ -50,10 +50,10 @@ pub const RECIPE_IMAGE_BYTES_MAX: u64 = (CHUNKS_MAX * CHUNK_SIZES.mean) as u64;
 
 /// The longest recipe.
 pub const RECIPE_BYTES_MAX: u64 =
-    (MAGIC.len() + CHUNKS_MAX * ENTRY_BYTES) as u64 + RECIPE_IMAGE_BYTES_MAX / PIECE_BYTES * HASH_BYTES as u64;
+    (MAGIC.len() + CHUNKS_MAX * ENTRY_BYTES) as u64 + RECIPE_IMAGE_BYTES_MAX / PIECE_BYTES_MAX * HASH_BYTES as u64;
 
 /// In front of every recipe; the last byte is its version.
-const MAGIC: &[u8; 8] = b"FMRECIP\x01";
+const MAGIC: &[u8; 8] = b"FMRECIP\x02";
 
 /// A chunk in a recipe: its length less one (2 bytes, little endian), and its name.
 const ENTRY_BYTES: usize = 2 + 8;
@@ -211,7 +211,7 @@ impl Recipe {
         let layout = PieceLayout::new(length);
         let mut chunker = Chunker::new(CHUNK_SIZES);
         let (mut chunks, mut hashes) = (Vec::new(), Vec::new());
-        let mut content = vec![0; PIECE_BYTES as usize];
+        let mut content = vec![0; layout.piece_bytes() as usize];
         for piece in 0..layout.pieces() {
             let range = layout.bytes(piece);
             let content = &mut content[..(range.end - range.start) as usize];

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{ids::ArtifactId, pieces::PieceSet};
 
 /// The version of the control stream's messages.
-pub const WIRE_VERSION: u16 = 1;
+pub const WIRE_VERSION: u16 = 2;
 
 /// ALPN of the control stream.
 pub const CONTROL_ALPN: &[u8] = b"firmesh/control/1";

@@ -1,7 +1,7 @@
 //! Recipes as somebody else may write them: bounded, refused by name, and never believed about the image's hashes.
 
 use firmesh_protocol::{
-    chunk::PIECE_BYTES,
+    chunk::{PIECE_BYTES_MAX, PIECE_BYTES_MIN},
     ids::ArtifactId,
     recipe::{CHUNK_SIZES, CHUNKS_MAX, Chunk, Chunker, RECIPE_BYTES_MAX, RECIPE_IMAGE_BYTES_MAX, Recipe, RecipeError},
 };
@@ -38,7 +38,10 @@ fn chunks(parts: &[&[u8]]) -> Vec<Chunk> {
 
 #[test]
 fn what_does_not_fit_the_image_is_refused_by_name() {
-    let (image, other) = (noise(1, 3 * PIECE_BYTES as usize), noise(2, 3 * PIECE_BYTES as usize));
+    let (image, other) = (
+        noise(1, 3 * PIECE_BYTES_MIN as usize),
+        noise(2, 3 * PIECE_BYTES_MIN as usize),
+    );
     let good = recipe_of(&image).to_bytes();
     assert_eq!(read(&good, &image).unwrap(), recipe_of(&image));
     let code = |bytes: &[u8], image: &[u8]| read(bytes, image).unwrap_err().code();
@@ -62,7 +65,7 @@ fn what_does_not_fit_the_image_is_refused_by_name() {
     assert_eq!(none.code(), "recipe_unexpected");
     let nothing = Recipe::from_bytes(&good, ArtifactId::of(&image), 0).unwrap_err();
     assert_eq!(nothing.code(), "recipe_unexpected");
-    let longest = 8 + RECIPE_IMAGE_BYTES_MAX / PIECE_BYTES * 32 + CHUNKS_MAX as u64 * 10;
+    let longest = 8 + RECIPE_IMAGE_BYTES_MAX / PIECE_BYTES_MAX * 32 + CHUNKS_MAX as u64 * 10;
     assert_eq!(RECIPE_BYTES_MAX, longest);
 }
 

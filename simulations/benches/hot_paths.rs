@@ -11,7 +11,7 @@ use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterio
 use firmesh_coordinator_core::{Inventory, KnownDevice, plan};
 use firmesh_node_core::swarm::{FetchId, Input, Output, Swarm, Tuning};
 use firmesh_protocol::{
-    chunk::{HashTree, PIECE_BYTES, PieceLayout, encode, verified_items},
+    chunk::{HashTree, PIECE_BYTES_MAX, PieceLayout, encode, verified_items},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{
         Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, Priority, RELEASE_SCHEMA,
@@ -44,14 +44,14 @@ criterion_main!(hot_paths);
 
 /// One piece: hashed, proven to a neighbour, and checked on the way in.
 fn pieces(criterion: &mut Criterion) {
-    let image = image(64 * PIECE_BYTES);
+    let image = image(256 * PIECE_BYTES_MAX);
     let tree = HashTree::build(&image[..], image.len() as u64).expect("an image in memory is hashed");
     let layout = PieceLayout::new(tree.length);
     let (piece, range) = (21, layout.bytes(21));
     let content = &image[range.start as usize..range.end as usize];
     let encoded = encode(&image[..], &tree, &range).expect("a piece that exists");
     let mut group = criterion.benchmark_group("piece of 256 KiB");
-    group.throughput(Throughput::Bytes(PIECE_BYTES));
+    group.throughput(Throughput::Bytes(PIECE_BYTES_MAX));
     group.bench_function("BLAKE3 alone", |bencher| {
         bencher.iter(|| blake3::hash(black_box(content)))
     });

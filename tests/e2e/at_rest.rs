@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use firmesh_protocol::{api::CampaignState, chunk::PIECE_BYTES};
+use firmesh_protocol::{api::CampaignState, chunk::PIECE_BYTES_MIN};
 use firmesh_tests::{
     binaries::Program,
     cluster::{Cluster, Shape},
@@ -94,7 +94,7 @@ async fn an_encrypted_node_takes_part_and_its_disk_shows_nothing_of_the_image() 
         .await?;
         let status = holds_everything(fleet, ENCRYPTED).await?;
         let fetched = fetched(&status);
-        ensure!(fetched == PIECE_BYTES, "{fetched} bytes for one piece: {status}");
+        ensure!(fetched == PIECE_BYTES_MIN, "{fetched} bytes for one piece: {status}");
         ensure!(
             status["banned"].as_object().is_some_and(serde_json::Map::is_empty),
             "{status}"

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
-use firmesh_protocol::{api::CampaignState, ids::ArtifactId};
+use firmesh_protocol::{api::CampaignState, chunk::PieceLayout, ids::ArtifactId};
 use firmesh_tests::{
     cluster::{Cluster, Shape},
     setup::{MODEL, NEW, NEXT, rules, stage_release},
@@ -45,9 +45,8 @@ async fn a_new_version_costs_the_network_what_changed() -> Result<()> {
         let victim = fleet.node("r2-n2")?;
         until("the node to take part", WITHIN, async || {
             let (_, total) = victim.pieces().await?;
-            Ok(Seen::when(total > 2 * (IMAGE_BYTES as u64 >> 18), || {
-                format!("{total} pieces")
-            }))
+            let of_image = u64::from(PieceLayout::new(IMAGE_BYTES as u64).pieces());
+            Ok(Seen::when(total > 2 * of_image, || format!("{total} pieces")))
         })
         .await?;
         victim.process.kill()?;

@@ -5,6 +5,7 @@ use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use firmesh_protocol::{
     api::{CampaignState, Holding, SyncRequest, SyncResponse},
+    chunk::PieceLayout,
     ids::{ArtifactId, NodeId},
     possession::{Answer, Challenge, Proof, Prover},
     report::DeviceFacts,
@@ -171,10 +172,13 @@ impl Liar {
             version: Some(OLD.to_owned()),
             executor: "redfish".to_owned(),
         };
-        let held = self.images.iter().map(|image| Holding {
-            artifact: ArtifactId::of(image),
-            pieces: 16,
-            pieces_total: 16,
+        let held = self.images.iter().map(|image| {
+            let pieces = PieceLayout::new(image.len() as u64).pieces();
+            Holding {
+                artifact: ArtifactId::of(image),
+                pieces,
+                pieces_total: pieces,
+            }
         });
         let boast = |request: &mut SyncRequest| {
             request.devices = vec![facts];

@@ -4,7 +4,7 @@ use std::{fs, io::Write as _, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use firmesh_protocol::{
-    chunk::PIECE_BYTES,
+    chunk::PieceLayout,
     ids::Sha256,
     site_bundle::{Bundle, Head, write_head},
 };
@@ -19,8 +19,8 @@ use serde_json::Value;
 
 const WITHIN: Duration = Duration::from_secs(60);
 const IMAGE_BYTES: usize = 48 << 20;
-/// Of the new image and of the previous one.
-const PIECES: u64 = (IMAGE_BYTES as u64 + (1 << 20)) / PIECE_BYTES;
+/// The new image and the previous one.
+const IMAGES: [u64; 2] = [IMAGE_BYTES as u64, 1 << 20];
 const CARRIED_TO: &str = "r1-n1";
 const NEIGHBOUR: &str = "r1-n2";
 
@@ -57,8 +57,8 @@ async fn a_site_without_a_coordinator_gets_its_images_from_a_bundle_and_shares_t
         let mut import = Process::start(Program::Operator, args, &node.folder().join("import.log"), |_| ())?;
         at_the_moment("a part of the images to be here", WITHIN, async || {
             let (held, _) = node.pieces().await?;
-            Ok(Seen::when(held * 4 >= PIECES, || {
-                format!("{held} of {PIECES}: {}", import.log())
+            Ok(Seen::when(held * 4 >= total_pieces(), || {
+                format!("{held} of {}: {}", total_pieces(), import.log())
             }))
         })
         .await?;
@@ -72,11 +72,11 @@ async fn a_site_without_a_coordinator_gets_its_images_from_a_bundle_and_shares_t
         println!("after both were killed: {done}");
         let (given, before) = (number(&done, "pieces_given")?, number(&done, "pieces_held_before")?);
         ensure!(
-            before * 4 >= PIECES && before < PIECES,
+            before * 4 >= total_pieces() && before < total_pieces(),
             "the kill was not in the middle: {done}"
         );
         ensure!(
-            given + before == PIECES,
+            given + before == total_pieces(),
             "something was read twice, or left out: {done}"
         );
         let status = holds_everything(fleet.node(CARRIED_TO)?).await?;
@@ -98,7 +98,7 @@ async fn a_site_without_a_coordinator_gets_its_images_from_a_bundle_and_shares_t
         let status = holds_everything(fleet.node(NEIGHBOUR)?).await?;
         println!("the neighbour's traffic: {}", status["traffic"]);
         ensure!(
-            number(&status["traffic"], "from_rack")? == PIECES * PIECE_BYTES,
+            number(&status["traffic"], "from_rack")? == IMAGES.iter().sum::<u64>(),
             "{status}"
         );
         ensure!(status["coordinator_reachable"] == false, "{status}");
@@ -208,7 +208,7 @@ async fn refuses_what_is_not_whole_or_not_ours(fleet: &mut Cluster) -> Result<()
     println!("{}", said.trim());
     ensure!(said.contains("altered or damaged"), "{said}");
     let (held, _) = fleet.node(NEIGHBOUR)?.pieces().await?;
-    ensure!(held < PIECES, "a piece that does not verify was kept");
+    ensure!(held < total_pieces(), "a piece that does not verify was kept");
     // As if it had never been: the neighbour is to start with nothing.
     let node = fleet.node(NEIGHBOUR)?;
     node.process.stop(WITHIN).await?;
@@ -222,6 +222,14 @@ fn path(path: &Path) -> Result<&str> {
     path.to_str().context("a path that is not text")
 }
 
+/// Pieces of all images together.
+fn total_pieces() -> u64 {
+    IMAGES
+        .iter()
+        .map(|length| u64::from(PieceLayout::new(*length).pieces()))
+        .sum()
+}
+
 fn number(value: &Value, field: &str) -> Result<u64> {
     value[field]
         .as_u64()
@@ -232,7 +240,7 @@ async fn holds_everything(node: &Node) -> Result<Value> {
     until("the node to hold everything", WITHIN, async || {
         let (held, total) = node.pieces().await?;
         let status = node.status().await?;
-        Ok(match held == PIECES && total == PIECES {
+        Ok(match held == total_pieces() && total == total_pieces() {
             true => Seen::Yes(status),
             false => Seen::NotYet(format!("{held} of {total}")),
         })

@@ -10,7 +10,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use firmesh_protocol::{api::CampaignState, chunk::PIECE_BYTES};
+use firmesh_protocol::{api::CampaignState, chunk::PIECE_BYTES_MIN};
 use firmesh_tests::{
     binaries::Program,
     cluster::{Cluster, Node, Shape},
@@ -53,7 +53,7 @@ async fn an_image_nobody_needs_makes_room_and_one_that_rots_is_mended_by_a_neigh
             &format!("{}\n{}", rules(2, (120, 20)), closed_window()?),
         )?;
         for name in [SMALL, LARGE] {
-            holds(fleet.node(name)?, 36).await?;
+            holds(fleet.node(name)?, 144).await?;
         }
         let events = fleet.device_events().await?;
         ensure!(
@@ -65,7 +65,7 @@ async fn an_image_nobody_needs_makes_room_and_one_that_rots_is_mended_by_a_neigh
             "a device was touched outside its window"
         );
         println!("both images are here: approved, not started, days before the window opens");
-        let first = root_of(&fleet.node(SMALL)?.status().await?, 32)?;
+        let first = root_of(&fleet.node(SMALL)?.status().await?, 128)?;
 
         fleet.operator.ok(&["campaign", "cancel", "spring"])?;
         fleet.campaign_ends("spring", WITHIN).await?;
@@ -115,13 +115,13 @@ async fn an_image_nobody_needs_makes_room_and_one_that_rots_is_mended_by_a_neigh
         let node = fleet.node(SMALL)?;
         node.process.kill()?;
         node.restart().await?;
-        holds(node, 36).await?;
+        holds(node, 144).await?;
         let status = node.status().await?;
         ensure!(fetched(&status) == 0, "{}", status["traffic"]);
-        let root = root_of(&status, 32)?;
+        let root = root_of(&status, 128)?;
         ensure!(root != first, "the image that went is back");
         // What the device runs and what it ran before stay, though no campaign is on.
-        let kept = [root.clone(), root_of(&status, 4)?];
+        let kept = [root.clone(), root_of(&status, 16)?];
         until(
             "the running image and the one before it to be pinned",
             WITHIN,
@@ -138,10 +138,10 @@ async fn an_image_nobody_needs_makes_room_and_one_that_rots_is_mended_by_a_neigh
             .into_iter()
             .find(|file| file.extension().is_some_and(|kind| kind == "content"))
             .context("no content")?;
-        flip(&content, 5 * PIECE_BYTES + 1_234)?;
+        flip(&content, 5 * PIECE_BYTES_MIN + 1_234)?;
         let status = until("the rotten piece to be found and fetched again", WITHIN, async || {
             let status = node.status().await?;
-            let mended = status["store"]["scrub"]["pieces_lost"] == 1 && fetched(&status) == PIECE_BYTES;
+            let mended = status["store"]["scrub"]["pieces_lost"] == 1 && fetched(&status) == PIECE_BYTES_MIN;
             Ok(if mended {
                 Seen::Yes(status)
             } else {
@@ -149,7 +149,7 @@ async fn an_image_nobody_needs_makes_room_and_one_that_rots_is_mended_by_a_neigh
             })
         })
         .await?;
-        holds(node, 36).await?;
+        holds(node, 144).await?;
         println!("scrub: {}, traffic: {}", status["store"]["scrub"], status["traffic"]);
         ensure!(status["coordinator_reachable"] == false, "{status}");
         ensure!(

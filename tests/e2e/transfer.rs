@@ -1,11 +1,14 @@
 //! Points 2, 3 and 4: the transfer survives a killed node, a dead origin and evil peers, and never moves a byte twice.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use firmesh_protocol::{
     api::{CampaignState, NodeView, Page},
-    chunk::PIECE_BYTES,
+    chunk::PIECE_BYTES_MAX,
 };
 use firmesh_tests::{
     cluster::{Cluster, Shape},
@@ -66,7 +69,7 @@ async fn a_killed_node_asks_for_no_piece_again_that_was_durable() -> Result<()> 
             );
             // Whatever was found was not fetched.
             ensure!(
-                fetched <= (total - durable) * PIECE_BYTES,
+                fetched <= (total - durable) * PIECE_BYTES_MAX,
                 "{fetched} bytes for {} pieces: {status}",
                 total - durable
             );
@@ -124,6 +127,38 @@ async fn coordinator_and_origin_may_die_once_a_copy_is_in_the_mesh() -> Result<(
             Ok(())
         },
     )
+    .await
+}
+
+/// A node that asks the coordinator every two minutes hears of a campaign from its neighbours at once.
+#[tokio::test]
+async fn a_fleet_hears_of_a_campaign_when_its_first_node_does() -> Result<()> {
+    Cluster::with(Shape::default(), async |fleet| {
+        let node = fleet.node("r1-n2")?;
+        node.process.stop(WITHIN).await?;
+        let file = node.folder().join("node.toml");
+        let config = fs::read_to_string(&file)?;
+        ensure!(config.contains(r#"poll_interval = "300ms""#), "{config}");
+        fs::write(&file, config.replace("300ms", "2m"))?;
+        node.restart().await?;
+        until("the node to reach the coordinator", WITHIN, async || {
+            let status = node.status().await?;
+            Ok(Seen::when(status["coordinator_reachable"] == true, || {
+                status.to_string()
+            }))
+        })
+        .await?;
+        let polled_at = Instant::now();
+        fleet.start_campaign("spring", &rules(2, (120, 20)))?;
+        let node = fleet.node("r1-n2")?;
+        until("the node to hear of the campaign", WITHIN, async || {
+            let status = node.status().await?;
+            Ok(Seen::when(status["campaigns"][0] == "spring", || status.to_string()))
+        })
+        .await?;
+        println!("heard {:?} after its last poll", polled_at.elapsed());
+        Ok(())
+    })
     .await
 }
 

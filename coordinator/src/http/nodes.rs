@@ -12,7 +12,7 @@ use axum::{
 use bytes::Bytes;
 use firmesh_protocol::{
     api::{EnrolRequest, EnrolResponse, RenewRequest, SyncRequest, SyncResponse},
-    chunk::{PIECE_BYTES, SLICE_BYTES_MAX},
+    chunk::{PieceLayout, SLICE_BYTES_MAX},
     groups::Groups,
     ids::{ArtifactId, CampaignId, NodeId, Sha256},
     limits::ENVELOPE_BYTES_MAX,
@@ -126,12 +126,13 @@ async fn slice(
     let id: ArtifactId = named(&id)?;
     let end = offset.checked_add(length).filter(|_| length <= SLICE_BYTES_MAX);
     let end = end.ok_or_else(|| Failure::bad_request(format!("a slice has at most {SLICE_BYTES_MAX} bytes")))?;
-    let groups = groups.map(|groups| piece_groups(offset, &groups)).transpose()?;
     let artifact = match app.store.artifact(id).await? {
         Some(artifact) => Some(artifact),
         None => app.origin.recipe(id),
     };
     let artifact = artifact.ok_or_else(|| Failure::not_found(format!("artifact {id}")))?;
+    let layout = PieceLayout::new(artifact.length);
+    let groups = groups.map(|groups| piece_groups(layout, offset, &groups)).transpose()?;
     let slice = Slice {
         app,
         node: peer.identity.node,
@@ -189,10 +190,11 @@ impl Slice {
 }
 
 /// The groups that a query names, and their piece.
-fn piece_groups(offset: u64, groups: &str) -> Result<(u32, Groups), Failure> {
-    let piece = u32::try_from(offset / PIECE_BYTES).ok();
-    let piece = piece.filter(|_| offset.is_multiple_of(PIECE_BYTES));
-    let piece = piece.ok_or_else(|| Failure::bad_request(format!("no piece begins at byte {offset}")))?;
+fn piece_groups(layout: PieceLayout, offset: u64, groups: &str) -> Result<(u32, Groups), Failure> {
+    let piece = layout.piece_at(offset);
+    if layout.bytes(piece).start != offset || offset >= layout.length() {
+        return Err(Failure::bad_request(format!("no piece begins at byte {offset}")));
+    }
     let not_groups = |_| Failure::bad_request("groups are four hexadecimal digits, a bit for each group".to_owned());
     Ok((piece, groups.parse().map_err(not_groups)?))
 }

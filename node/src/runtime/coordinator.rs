@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    io,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -12,10 +11,8 @@ use firmesh_executors::JournalError;
 use firmesh_node_core::{approved::ApprovedCampaign, swarm};
 use firmesh_protocol::{
     api::{SyncRequest, SyncResponse},
-    identity::{NodeIdentity, verify_node_record},
     ids::{CampaignId, DeviceId, NodeId},
-    limits::PEERS_MAX,
-    report::{NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit, PermitKind},
+    report::{NodeRecord, PERMIT_TYPE, Permit, PermitKind},
     time::WallTime,
     trust::{Envelope, Input, KeySet, PublicKey, TrustedFleet},
 };
@@ -24,9 +21,7 @@ use tracing::{debug, info, warn};
 use super::{Chain, Event, Refreshed, Runtime};
 use crate::{
     campaigns,
-    files::write_durably,
-    mesh::{Gossip, MeshCommand, Topic, peer_id},
-    transport::Member,
+    mesh::{Gossip, MeshCommand, Topic},
     trust_store::system_time,
     uplink::{Uplink, UplinkError},
 };
@@ -39,9 +34,6 @@ const SYNC_GAP: Duration = Duration::from_millis(200);
 
 /// How long before metadata that was refused is asked for again.
 const REFUSED_AGAIN: Duration = Duration::from_secs(30);
-
-/// The roster as last heard, so that a restart without a coordinator finds its peers.
-const ROSTER_FILE: &str = "roster.json";
 
 /// What this node knows of the fleet.
 pub(super) struct Fleet {
@@ -65,6 +57,8 @@ pub(super) struct Fleet {
     sync_at: Instant,
     last_sync: Instant,
     syncing: bool,
+    /// When a peer last spoke of something that only the coordinator can explain.
+    rumour_at: Option<Instant>,
     refreshing: bool,
     /// The metadata version that was refused last, and when: it is not asked for again at once.
     refused: Option<(u64, Instant)>,
@@ -90,6 +84,7 @@ impl Fleet {
             sync_at: now,
             last_sync: now.checked_sub(SYNC_GAP).unwrap_or(now),
             syncing: false,
+            rumour_at: None,
             refreshing: false,
             refused: None,
         }
@@ -121,6 +116,19 @@ impl Fleet {
     /// Lets the next sync begin as soon as the last one is over.
     pub(super) fn sync_soon(&mut self) {
         self.sync_at = self.sync_at.min(self.last_sync + SYNC_GAP);
+    }
+
+    /// A peer speaks of an image that this node has not heard of: the next sync begins early, so that a fleet hears of a
+    /// campaign about when its first node does. The nodes spread out over a tenth of the polls' interval, by name, and each
+    /// does it once in an interval at most: peers may lie.
+    pub(super) fn heed_rumour(&mut self, me: &NodeId, poll_interval: Duration) {
+        let now = Instant::now();
+        if self.rumour_at.is_none_or(|at| now.duration_since(at) >= poll_interval) {
+            self.rumour_at = Some(now);
+            let byte = blake3::hash(me.as_str().as_bytes()).as_bytes()[0];
+            let spread = poll_interval / 10 * u32::from(byte) / 256;
+            self.sync_at = self.sync_at.min(now.max(self.last_sync + SYNC_GAP) + spread);
+        }
     }
 
     /// Permits that name a device and have not lapsed, of campaigns that are on, oldest first.
@@ -163,11 +171,7 @@ impl Runtime {
     pub(super) async fn begin_fleet(&mut self) -> Result<(), JournalError> {
         self.begin_safety();
         self.fleet.epoch = self.journal.epoch()?;
-        let path = self.settings.state_dir.join(ROSTER_FILE);
-        let stored = std::fs::read(&path)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Vec<Envelope>>(&bytes).ok());
-        self.learn_records(stored.unwrap_or_default())?;
+        self.begin_roster()?;
         let refreshed = {
             let mut trust = self.trust.lock().await;
             let fleet = trust.stored_fleet().await;
@@ -235,6 +239,9 @@ impl Runtime {
     pub(super) fn on_synced(&mut self, result: Result<SyncResponse, UplinkError>) -> Result<(), JournalError> {
         self.fleet.syncing = false;
         self.fleet.sync_at = Instant::now() + self.settings.poll_interval;
+        if self.fleet.rumour_at.is_some_and(|at| at > self.fleet.last_sync) {
+            self.fleet.sync_soon();
+        }
         self.drop_lapsed_members()?;
         let response = match result {
             Ok(response) => response,
@@ -529,97 +536,6 @@ impl Runtime {
         if good { self.consider() } else { Ok(()) }
     }
 
-    /// Takes over every record that verifies and is newer than the one known. Answers whether all verified.
-    fn learn_records(&mut self, envelopes: Vec<Envelope>) -> Result<bool, JournalError> {
-        let (mut all_good, mut changed) = (true, false);
-        for envelope in envelopes {
-            match verify_node_record(&envelope, &self.identity.fleet_ca, self.fleet.now()) {
-                Ok((record, identity)) if self.revocations.list.contains(&identity.key) => {
-                    all_good = false;
-                    self.refuse("revoked", format!("the key of node {} was revoked", record.node));
-                }
-                Ok((record, _)) => {
-                    let known = self.fleet.roster.get(&record.node).map(|(known, _)| known.sequence);
-                    let room = known.is_some() || self.fleet.roster.len() < PEERS_MAX;
-                    if known.is_none_or(|known| known < record.sequence) && room {
-                        self.fleet.roster.insert(record.node.clone(), (record, envelope));
-                        changed = true;
-                    }
-                }
-                Err(error) => {
-                    all_good = false;
-                    self.refuse("node_record", Chain(&error).to_string());
-                }
-            }
-        }
-        if changed {
-            self.roster_changed()?;
-        }
-        Ok(all_good)
-    }
-
-    /// The coordinator's roster is the whole inventory: who is not in it any more is no peer any more.
-    fn forget_leavers(&mut self, roster: &[Envelope]) -> Result<(), JournalError> {
-        let listed: BTreeSet<NodeId> = roster
-            .iter()
-            .filter_map(|envelope| verify_node_record(envelope, &self.identity.fleet_ca, self.fleet.now()).ok())
-            .map(|(record, _)| record.node)
-            .collect();
-        // If nothing verifies, something is wrong here (the clock?): that is no reason to forget everybody.
-        if listed.is_empty() {
-            return Ok(());
-        }
-        let before = self.fleet.roster.len();
-        self.fleet
-            .roster
-            .retain(|node, _| listed.contains(node) || *node == self.settings.node);
-        if self.fleet.roster.len() < before {
-            self.roster_changed()?;
-        }
-        Ok(())
-    }
-
-    pub(super) fn roster_changed(&mut self) -> Result<(), JournalError> {
-        let records = || self.fleet.roster.values().map(|(record, _)| record);
-        let known: Vec<_> = records()
-            .filter_map(|record| {
-                let certificate = hex::decode(&record.certificate).ok()?;
-                Some((record, NodeIdentity::from_verified_certificate(&certificate).ok()?.key))
-            })
-            .collect();
-        let peers = known
-            .iter()
-            .filter_map(|(record, key)| {
-                let addr = record.data_addr.parse().ok()?;
-                let member = Member {
-                    path: record.path.clone(),
-                    addr,
-                    key: *key,
-                };
-                Some((record.node.clone(), member))
-            })
-            .collect();
-        let members = known
-            .iter()
-            .filter_map(|(record, key)| Some((peer_id(key)?, record.mesh_addr.parse().ok())))
-            .collect();
-        let paths = records()
-            .map(|record| (record.node.clone(), record.path.clone()))
-            .collect();
-        let envelopes: Vec<_> = self.fleet.roster.values().map(|(_, envelope)| envelope).collect();
-        let stored = serde_json::to_vec(&envelopes)
-            .map_err(io::Error::other)
-            .and_then(|bytes| write_durably(&self.settings.state_dir.join(ROSTER_FILE), &bytes, 0o644));
-        if let Err(error) = stored {
-            self.local_error(&error);
-        }
-        self.transport.set_roster(peers);
-        self.tell_mesh(MeshCommand::Members(members));
-        self.tell_swarm(swarm::Input::Roster { members: paths })?;
-        self.transport.dial_missing();
-        Ok(())
-    }
-
     pub(super) fn tell_mesh(&self, command: MeshCommand) {
         // A full queue means the mesh is behind; the coordinator and the next change say the same again.
         if self.mesh.try_send(command).is_err() {
@@ -644,10 +560,4 @@ async fn fetch_metadata(uplink: Uplink, name: String, bytes_max: u64, broken_off
 
 fn lock(broken_off: &Mutex<Option<UplinkError>>) -> MutexGuard<'_, Option<UplinkError>> {
     broken_off.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// This node's record, signed.
-pub(super) fn sign_record(record: &NodeRecord, key: &crate::identity::NodeKey) -> Envelope {
-    let payload = serde_json::to_vec(record).expect("a record has only names and numbers");
-    Envelope::sign(NODE_RECORD_TYPE, payload, [&key.secret()])
 }

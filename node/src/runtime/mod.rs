@@ -28,6 +28,7 @@ mod evidence;
 mod possession;
 mod renewal;
 mod room;
+mod roster;
 mod safety;
 mod start;
 
@@ -364,6 +365,9 @@ impl Runtime {
             TransportEvent::Down(peer) => swarm::Input::PeerDown { peer },
             TransportEvent::Misbehaved(peer, reason) => swarm::Input::PeerMisbehaved { peer, reason },
             TransportEvent::Said(peer, PeerMessage::Holds { artifact, pieces }) => {
+                if !self.tracked.contains_key(&artifact) {
+                    self.fleet.heed_rumour(&self.settings.node, self.settings.poll_interval);
+                }
                 swarm::Input::PeerHolds { peer, artifact, pieces }
             }
             TransportEvent::Said(peer, PeerMessage::Got { artifact, pieces }) => {

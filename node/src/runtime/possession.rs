@@ -209,7 +209,8 @@ mod tests {
         let file = fs::File::options().write(true).open(content).unwrap();
         file.write_all_at(&[!image[600_000]], 600_000).unwrap();
         assert!(proof_of(store.reader(artifact), prover()).await.is_err());
-        assert_eq!(lost_rx.recv().await, Some(Lost { artifact, piece: 2 }));
+        let piece = layout.piece_at(600_000);
+        assert_eq!(lost_rx.recv().await, Some(Lost { artifact, piece }));
     }
 
     #[test]

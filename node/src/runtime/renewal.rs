@@ -6,7 +6,7 @@ use firmesh_executors::JournalError;
 use firmesh_protocol::report::NodeRecord;
 use tracing::{info, warn};
 
-use super::{Chain, Event, Runtime, coordinator::sign_record};
+use super::{Chain, Event, Runtime, roster::sign_record};
 use crate::{
     config::Settings,
     mesh::{MeshCommand, Topic},

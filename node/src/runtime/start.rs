@@ -19,8 +19,9 @@ use tracing::{info, warn};
 use super::{
     Event, Runtime,
     attempts::Devices,
-    coordinator::{Fleet, sign_record},
+    coordinator::Fleet,
     room::{Room, warn_of_absent_pins},
+    roster::sign_record,
 };
 use crate::{
     audit::AuditWatch,

@@ -5,7 +5,11 @@ mod engine;
 use std::{fmt, io, ops::Range, pin::Pin, sync::Arc};
 
 use bytes::Bytes;
-use firmesh_protocol::{chunk::PieceLayout, groups::Groups, ids::ArtifactId, pieces::PieceSet};
+use firmesh_protocol::{
+    chunk::{ChunkRanges, PieceLayout},
+    ids::ArtifactId,
+    pieces::PieceSet,
+};
 use futures_util::{future::BoxFuture, stream::BoxStream};
 use nix::errno::Errno;
 use tokio::io::{AsyncRead, AsyncSeek};
@@ -44,8 +48,9 @@ pub trait ChunkStore: fmt::Debug + Send + Sync {
     /// held (`NotFound`), or cannot be given for another reason (any other kind).
     fn slice(&self, artifact: ArtifactId, range: Range<u64>) -> BoxStream<'static, io::Result<Bytes>>;
 
-    /// Some chunk groups of a piece, encoded with their proof; errors as of [`slice`](Self::slice).
-    fn groups(&self, artifact: ArtifactId, piece: u32, groups: Groups) -> BoxFuture<'static, io::Result<Bytes>>;
+    /// Some chunk groups of one piece, as the tree counts them, encoded with their proof; errors as of
+    /// [`slice`](Self::slice).
+    fn groups(&self, artifact: ArtifactId, chunks: ChunkRanges) -> BoxFuture<'static, io::Result<Bytes>>;
 
     /// The artifacts whose every piece is held, with their lengths.
     fn whole(&self) -> BoxFuture<'_, Result<Vec<(ArtifactId, u64)>, StoreError>>;

@@ -10,7 +10,7 @@ use std::{
 };
 
 use firmesh_protocol::{
-    chunk::PIECE_BYTES,
+    chunk::PIECE_BYTES_MAX,
     time::WallTime,
     window::{Window, check},
 };
@@ -77,7 +77,7 @@ impl Budget {
 pub(crate) fn pieces_in_flight(budgets: &[Budget], most: usize) -> usize {
     let own = budgets.iter().filter(|budget| budget.scope == Scope::Node);
     let least = own.map(Budget::rate).fold(f64::INFINITY, f64::min);
-    let pieces = least * 0.5 / PIECE_BYTES as f64;
+    let pieces = least * 0.5 / PIECE_BYTES_MAX as f64;
     (pieces.min(most as f64) as usize).max(1)
 }
 

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::BytesMut;
 use firmesh_protocol::{
-    chunk::{ChunkRanges, ENCODED_PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
+    chunk::{ChunkRanges, ENCODED_PIECE_BYTES_MAX, PIECE_BYTES_MAX, PieceLayout, SLICE_BYTES_MAX},
     groups::Groups,
     ids::{ArtifactId, NodeId, TopologyPath},
     time::WallTime,
@@ -184,7 +184,7 @@ impl Transport {
         let _carried = class.carry(turn.priority());
         let mut slice = match wanted {
             Wanted::Range(range) => self.0.store.slice(artifact, range),
-            Wanted::Groups(piece, groups) => stream::once(self.0.store.groups(artifact, piece, groups)).boxed(),
+            Wanted::Groups(chunks) => stream::once(self.0.store.groups(artifact, chunks)).boxed(),
         };
         while let Some(part) = slice.next().await {
             match part {
@@ -241,7 +241,8 @@ impl Transport {
 /// What a request asks for.
 pub(super) enum Wanted {
     Range(std::ops::Range<u64>),
-    Groups(u32, Groups),
+    /// Which piece they are of, and whether they are groups at all, the store knows, which knows the artifact's length.
+    Groups(ChunkRanges),
 }
 
 impl Wanted {
@@ -251,7 +252,9 @@ impl Wanted {
             return None;
         };
         let [start, end] = chunks.boundaries() else {
-            return Groups::of_chunks(chunks).map(|(piece, groups)| Self::Groups(piece, groups));
+            let (first, last) = (chunks.boundaries().first()?.0, chunks.boundaries().last()?.0);
+            let is_bounded = chunks.boundaries().len().is_multiple_of(2) && last - first <= PIECE_BYTES_MAX / 1024;
+            return is_bounded.then(|| Self::Groups(chunks.clone()));
         };
         let (start, end) = (start.0.checked_mul(1024)?, end.0.checked_mul(1024)?);
         (start < end && end - start <= SLICE_BYTES_MAX).then_some(Self::Range(start..end))

@@ -14,7 +14,7 @@ use clap::{Args, Subcommand};
 use firmesh_coordinator::ceremony::read_bounded;
 use firmesh_protocol::{
     api::About,
-    chunk::{HashTree, PIECE_BYTES, PieceLayout, encode},
+    chunk::{HashTree, PieceLayout, encode},
     ids::{CampaignId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX, ROOT_BYTES_MAX},
     manifest::{Artifact, CampaignManifest, ReleaseRef},
@@ -296,6 +296,12 @@ async fn give(
     output: &Output,
 ) -> anyhow::Result<(u64, u64)> {
     let artifact = wanted.artifact;
+    let named = bundle.head().artifacts.iter().find(|named| named.id == artifact);
+    let layout = PieceLayout::new(named.map_or(0, |named| named.length));
+    let bytes_of = move |piece| {
+        let bytes = layout.bytes(piece);
+        bytes.end - bytes.start
+    };
     let read = wanted.held.missing().map(|piece| match bundle.piece(artifact, piece) {
         Ok(Some(encoded)) => Ok((piece, encoded)),
         Ok(None) => Err(anyhow::anyhow!(
@@ -303,13 +309,13 @@ async fn give(
         )),
         Err(error) => Err(error.into()),
     });
-    let progress = &output.bar("giving", wanted.held.missing().count() as u64 * PIECE_BYTES);
+    let progress = &output.bar("giving", wanted.held.missing().map(bytes_of).sum());
     let puts = stream::iter(read).map(|piece| async move {
         let (piece, encoded) = piece?;
         let length = encoded.len() as u64;
         let path = format!("/bundle/{artifact}/{piece}");
         node.send(Method::PUT, &path, |request| request.body(encoded)).await?;
-        progress.inc(PIECE_BYTES);
+        progress.inc(bytes_of(piece));
         anyhow::Ok(length)
     });
     let lengths: Vec<u64> = puts.buffered(PIECES_AT_ONCE).try_collect().await?;

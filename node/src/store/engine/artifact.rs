@@ -20,7 +20,8 @@ use std::{
 use bao_tree::io::DecodeError as TreeError;
 use bytes::{Bytes, BytesMut};
 use firmesh_protocol::{
-    chunk::{DecodeError, GROUP_BYTES, PIECE_BYTES, PieceLayout},
+    chunk::{DecodeError, GROUP_BYTES, PieceLayout},
+    groups::PIECE_GROUPS,
     ids::ArtifactId,
     piece_shape::{LENGTH_BYTES, PAIR_BYTES, Shape},
     pieces::{PIECES_MAX, PieceSet},
@@ -38,7 +39,7 @@ use crate::store::Lost;
 /// A record's place: a page, so that no write of one touches a page of another.
 pub(super) const RECORD_BYTES: usize = 4 << 10;
 const HASH_BYTES: usize = 32;
-const GROUPS_MAX: usize = (PIECE_BYTES / GROUP_BYTES) as usize;
+const GROUPS_MAX: usize = PIECE_GROUPS as usize;
 const TAGS_AT: usize = HASH_BYTES;
 const PAIRS_AT: usize = TAGS_AT + GROUPS_MAX * TAG_BYTES;
 /// The pairs of a piece's subtree, and those above it in the tallest tree.
@@ -178,7 +179,7 @@ impl Artifact {
             for (number, (at, bytes)) in shape.groups().enumerate() {
                 let tag = self
                     .seal
-                    .seal(first_group(piece) + number as u64, &mut content[at..at + bytes]);
+                    .seal(self.first_group(piece) + number as u64, &mut content[at..at + bytes]);
                 record[tag_at(number)].copy_from_slice(&tag);
             }
             content.freeze()
@@ -306,7 +307,7 @@ impl Artifact {
         self.content.read(&mut groups, self.layout.bytes(piece).start)?;
         for (number, (at, bytes)) in shape.groups().enumerate() {
             let tag = record[tag_at(number)].try_into().expect("a tag's bytes");
-            let group = first_group(piece) + number as u64;
+            let group = self.first_group(piece) + number as u64;
             if !self.seal.open(group, tag, &mut encoded[at..at + bytes]) {
                 return Err(damage(piece, "does not open"));
             }
@@ -316,6 +317,10 @@ impl Artifact {
             .check(&encoded, self.root, contents && !self.seal.encrypts())
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         Ok(encoded)
+    }
+
+    fn first_group(&self, piece: u32) -> u64 {
+        self.layout.bytes(piece).start / GROUP_BYTES
     }
 
     fn verify(&self, shape: &Shape, encoded: &[u8]) -> Result<(), DecodeError> {
@@ -449,10 +454,6 @@ fn record_at(piece: u32) -> u64 {
 fn tag_at(number: usize) -> std::ops::Range<usize> {
     let at = TAGS_AT + number * TAG_BYTES;
     at..at + TAG_BYTES
-}
-
-fn first_group(piece: u32) -> u64 {
-    u64::from(piece) * (PIECE_BYTES / GROUP_BYTES)
 }
 
 fn damage(piece: u32, what: &str) -> io::Error {

@@ -10,7 +10,7 @@ use std::{
 
 use bytes::Bytes;
 use firmesh_protocol::{
-    chunk::{HashTree, PIECE_BYTES, PieceLayout, encode},
+    chunk::{HashTree, PIECE_BYTES_MIN, PieceLayout, encode},
     ids::ArtifactId,
     time::WallTime,
 };
@@ -28,7 +28,7 @@ use super::{
 use crate::store::ChunkStore as _;
 
 const PIECES: u32 = 5;
-const LENGTH: u64 = 4 * PIECE_BYTES + 70_000;
+const LENGTH: u64 = 4 * PIECE_BYTES_MIN + 20_000;
 
 /// What happened to two files, in order.
 #[derive(Debug, Clone)]
@@ -293,10 +293,10 @@ fn a_full_disk_is_said_and_what_fits_later_comes_in() {
     for room in [
         0,
         1,
-        500_000,
-        PIECE_BYTES as usize,
-        PIECE_BYTES as usize + 100,
-        2 * PIECE_BYTES as usize,
+        125_000,
+        PIECE_BYTES_MIN as usize,
+        PIECE_BYTES_MIN as usize + 100,
+        2 * PIECE_BYTES_MIN as usize,
     ] {
         let disk = Arc::<Mutex<Disk>>::default();
         let artifact = image.open(&disk, None);

@@ -46,7 +46,7 @@ use bao_tree::{
 };
 use bytes::Bytes;
 use firmesh_protocol::{
-    chunk::{BLOCK_SIZE, GROUP_BYTES, PIECE_BYTES, PieceLayout, SLICE_BYTES_MAX, chunks_of},
+    chunk::{BLOCK_SIZE, GROUP_BYTES, PieceLayout, SLICE_BYTES_MAX, chunks_of},
     groups::Groups,
     ids::{ArtifactId, Sha256},
     limits::ARTIFACT_BYTES_MAX,
@@ -315,8 +315,7 @@ impl PieceStore {
                 "not a slice of the artifact",
             ));
         }
-        let [first, last] = [range.start, range.end - 1].map(|at| u32::try_from(at / PIECE_BYTES));
-        let (first, last) = (first.map_err(io::Error::other)?, last.map_err(io::Error::other)?);
+        let [first, last] = [range.start, range.end - 1].map(|at| layout.piece_at(at));
         if layout.bytes(first) == range {
             return artifact.encoded_for_peer(first);
         }
@@ -332,13 +331,15 @@ impl PieceStore {
         view.encode(&chunks_of(&range))
     }
 
-    fn groups_now(&self, root: ArtifactId, piece: u32, groups: Groups) -> io::Result<Bytes> {
+    fn groups_now(&self, root: ArtifactId, chunks: &ChunkRanges) -> io::Result<Bytes> {
         let artifact = self.opened(root)?;
         let layout = artifact.layout();
-        if groups.is_empty() || !groups.without(Groups::all(layout, piece)).is_empty() {
-            let problem = format!("piece {piece} has not the groups {groups}");
+        let groups = Groups::of_chunks(layout, chunks)
+            .filter(|(piece, groups)| !groups.is_empty() && groups.without(Groups::all(layout, *piece)).is_empty());
+        let Some((piece, groups)) = groups else {
+            let problem = "not some groups of one of the artifact's pieces";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
-        }
+        };
         let view = View {
             root,
             layout,
@@ -399,9 +400,9 @@ impl ChunkStore for PieceStore {
         stream::once(async move { blocking(move || store.slice_now(artifact, &range)).await }).boxed()
     }
 
-    fn groups(&self, artifact: ArtifactId, piece: u32, groups: Groups) -> BoxFuture<'static, io::Result<Bytes>> {
+    fn groups(&self, artifact: ArtifactId, chunks: ChunkRanges) -> BoxFuture<'static, io::Result<Bytes>> {
         let store = self.clone();
-        blocking(move || store.groups_now(artifact, piece, groups)).boxed()
+        blocking(move || store.groups_now(artifact, &chunks)).boxed()
     }
 
     fn whole(&self) -> BoxFuture<'_, Result<Vec<(ArtifactId, u64)>, StoreError>> {
@@ -440,10 +441,10 @@ impl View {
 
 impl ReadAt for View {
     fn read_at(&self, position: u64, buffer: &mut [u8]) -> io::Result<usize> {
-        let piece = (position / PIECE_BYTES).checked_sub(self.first.into());
+        let piece = self.layout.piece_at(position).checked_sub(self.first);
         let loaded = piece.and_then(|piece| self.pieces.get(usize::try_from(piece).ok()?));
         let (shape, encoded) = loaded.ok_or(io::ErrorKind::UnexpectedEof)?;
-        let skip = position % PIECE_BYTES;
+        let skip = position % self.layout.piece_bytes();
         let group = shape.groups().nth((skip / GROUP_BYTES) as usize);
         let (at, bytes) = group.ok_or(io::ErrorKind::UnexpectedEof)?;
         let part = &encoded[at..at + bytes];

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::Bytes;
 use firmesh_protocol::{
-    chunk::{GROUP_BYTES, PIECE_BYTES},
+    chunk::{GROUP_BYTES, PieceLayout},
     ids::ArtifactId,
     piece_shape::Shape,
 };
@@ -26,7 +26,7 @@ type Loaded = (u32, Shape, Bytes);
 pub(super) struct PieceReader {
     store: PieceStore,
     artifact: ArtifactId,
-    length: u64,
+    layout: PieceLayout,
     position: u64,
     loaded: Option<Loaded>,
     loading: Option<JoinHandle<io::Result<Loaded>>>,
@@ -38,7 +38,7 @@ impl PieceReader {
         Self {
             store,
             artifact,
-            length,
+            layout: PieceLayout::new(length),
             position: 0,
             loaded: None,
             loading: None,
@@ -61,7 +61,7 @@ impl AsyncRead for PieceReader {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            if self.position >= self.length || buffer.remaining() == 0 {
+            if self.position >= self.layout.length() || buffer.remaining() == 0 {
                 return Poll::Ready(Ok(()));
             }
             if let Some(loading) = &mut self.loading {
@@ -69,10 +69,10 @@ impl AsyncRead for PieceReader {
                 self.loading = None;
                 self.loaded = Some(loaded.unwrap_or_else(|error| Err(blocking_failed(&error)))?);
             }
-            let piece = u32::try_from(self.position / PIECE_BYTES).map_err(io::Error::other)?;
+            let piece = self.layout.piece_at(self.position);
             match &self.loaded {
                 Some((loaded, shape, encoded)) if *loaded == piece => {
-                    let (skip, mut taken) = (self.position % PIECE_BYTES, 0);
+                    let (skip, mut taken) = (self.position % self.layout.piece_bytes(), 0);
                     let (first, mut offset) = ((skip / GROUP_BYTES) as usize, (skip % GROUP_BYTES) as usize);
                     for (at, bytes) in shape.groups().skip(first) {
                         let part = &encoded[at + offset..at + bytes];
@@ -96,7 +96,7 @@ impl AsyncSeek for PieceReader {
     fn start_seek(mut self: Pin<&mut Self>, position: SeekFrom) -> io::Result<()> {
         let target = match position {
             SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(by) => self.length.checked_add_signed(by),
+            SeekFrom::End(by) => self.layout.length().checked_add_signed(by),
             SeekFrom::Current(by) => self.position.checked_add_signed(by),
         };
         self.position =

@@ -20,7 +20,8 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 pub(super) const TAG_BYTES: usize = 16;
 
 const CONTENT_CONTEXT: &str = "firmesh 2026 piece store: AES-256-GCM of 16 KiB groups of one artifact";
-const RECORD_CONTEXT: &str = "firmesh 2026 piece store: keyed hash of piece records of one artifact";
+const RECORD_CONTEXT: &str =
+    "firmesh 2026 piece store: keyed hash of piece records of one artifact, its length giving the pieces'";
 const CHECK_CONTEXT: &str = "firmesh 2026 piece store: check value of the key";
 
 /// The key of a node's store: 32 bytes.

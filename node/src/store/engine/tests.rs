@@ -1,7 +1,8 @@
 use std::{fs, os::unix::fs::FileExt, time::Duration};
 
 use super::*;
-use firmesh_protocol::chunk::{DecodeError, HashTree, encode};
+use bao_tree::ChunkNum;
+use firmesh_protocol::chunk::{DecodeError, HashTree, PIECE_BYTES_MIN, encode, encode_groups};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::sync::CancellationToken;
@@ -79,7 +80,7 @@ fn keys() -> [Option<StoreKey>; 2] {
 #[tokio::test]
 async fn pieces_go_in_verified_survive_and_come_out_as_they_came() {
     for key in keys() {
-        let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(2 * PIECE_BYTES + 70_000));
+        let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(2 * PIECE_BYTES_MIN + 20_000));
         let (store, _lost) = open(folder.path(), key.as_ref()).await;
         assert_eq!(image.held(&store).await, [0_u32; 0]);
         image.put(&store, [2, 0]).await;
@@ -88,23 +89,52 @@ async fn pieces_go_in_verified_survive_and_come_out_as_they_came() {
         assert_eq!(sent, image.encoded(&image.layout.bytes(2)));
         let missing = image.slice(&store, image.layout.bytes(1)).await.unwrap_err();
         assert_eq!(missing.kind(), io::ErrorKind::NotFound);
-        assert!(image.read(&store, PIECE_BYTES).await.is_err());
+        assert!(image.read(&store, PIECE_BYTES_MIN).await.is_err());
         drop(store);
 
         let (store, _lost) = open(folder.path(), key.as_ref()).await;
         assert_eq!(image.held(&store).await, [0, 2]);
         image.put(&store, [1, 1]).await;
         assert_eq!(image.held(&store).await, [0, 1, 2]);
-        for from in [0, PIECE_BYTES - 5, PIECE_BYTES + 20_000, image.layout.length()] {
+        for from in [0, PIECE_BYTES_MIN - 5, PIECE_BYTES_MIN + 20_000, image.layout.length()] {
             assert_eq!(image.read(&store, from).await.unwrap(), image.bytes[from as usize..]);
         }
     }
 }
 
+/// Only the store knows how an artifact is cut: who asks for groups may know it otherwise, or lie.
+#[tokio::test]
+async fn groups_are_given_of_one_piece_and_nothing_else() {
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(2 * PIECE_BYTES_MIN + 20_000));
+    let (store, _lost) = open(folder.path(), None).await;
+    image.put(&store, [0, 1]).await;
+    let (root, layout) = (image.tree.root, image.layout);
+    let groups: Groups = "0009".parse().unwrap();
+    let encoded = store.groups(root, groups.chunks(layout, 1)).await.unwrap();
+    let expected = encode_groups(&image.bytes[..], &image.tree, 1, groups).unwrap();
+    assert_eq!(encoded, expected);
+    let chunks = |ranges: &[std::ops::Range<u64>]| {
+        ranges.iter().fold(ChunkRanges::empty(), |all, range| {
+            all | ChunkRanges::from(ChunkNum(range.start)..ChunkNum(range.end))
+        })
+    };
+    // Of two pieces, not on a boundary of groups, and behind the end.
+    for bad in [
+        chunks(&[0..16, 64..80]),
+        chunks(&[0..16, 33..48]),
+        chunks(&[128..144, 160..176]),
+    ] {
+        let error = store.groups(root, bad.clone()).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput, "{bad:?}");
+    }
+    let absent = store.groups(root, chunks(&[128..144, 144..148])).await.unwrap_err();
+    assert_eq!(absent.kind(), io::ErrorKind::NotFound);
+}
+
 #[tokio::test]
 async fn pieces_that_come_all_at_once_are_all_there() {
     for key in keys() {
-        let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(12 * PIECE_BYTES + 1));
+        let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(12 * PIECE_BYTES_MIN + 1));
         let (store, _lost) = open(folder.path(), key.as_ref()).await;
         let puts = (0..image.layout.pieces()).chain(0..image.layout.pieces()).map(|piece| {
             let encoded = image.encoded(&image.layout.bytes(piece));
@@ -122,7 +152,7 @@ async fn pieces_that_come_all_at_once_are_all_there() {
 
 #[tokio::test]
 async fn a_corrupt_piece_is_refused_and_nothing_is_stored() {
-    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(PIECE_BYTES + 70_000));
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(PIECE_BYTES_MIN + 20_000));
     let (store, _lost) = open(folder.path(), None).await;
     let whole = image.encoded(&image.layout.bytes(0));
     let put = async |encoded: Vec<u8>| {
@@ -171,7 +201,7 @@ async fn a_corrupt_piece_is_refused_and_nothing_is_stored() {
 
 #[tokio::test]
 async fn an_encrypted_store_has_no_window_of_the_image_on_disk() {
-    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(PIECE_BYTES + 70_000));
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(PIECE_BYTES_MIN + 20_000));
     let seen = async |key: Option<&StoreKey>, folder: &Path| {
         let (store, _lost) = open(folder, key).await;
         image.put(&store, [0, 1]).await;
@@ -268,7 +298,7 @@ proptest! {
         encrypted in any::<bool>(),
         while_open in any::<bool>(),
     ) {
-        let image = Image::new(2 * PIECE_BYTES + 40_000);
+        let image = Image::new(2 * PIECE_BYTES_MIN + 40_000);
         run(async {
             let folder = tempfile::tempdir().unwrap();
             let key = keys()[usize::from(encrypted)].clone();
@@ -315,7 +345,7 @@ proptest! {
 #[tokio::test]
 async fn an_evicted_artifact_is_gone_and_can_come_again_and_what_is_open_stays_readable() {
     for key in keys() {
-        let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(2 * PIECE_BYTES + 1));
+        let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(2 * PIECE_BYTES_MIN + 1));
         let (store, _lost) = open(folder.path(), key.as_ref()).await;
         image.put(&store, 0..3).await;
         let root = image.tree.root;
@@ -333,7 +363,7 @@ async fn an_evicted_artifact_is_gone_and_can_come_again_and_what_is_open_stays_r
         let mut rest = Vec::new();
         let error = reader.read_to_end(&mut rest).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert_eq!([&first[..], &rest].concat(), image.bytes[..PIECE_BYTES as usize]);
+        assert_eq!([&first[..], &rest].concat(), image.bytes[..PIECE_BYTES_MIN as usize]);
         assert_eq!(opened.encoded(1).unwrap().1, image.encoded(&image.layout.bytes(1)));
         assert_eq!(artifacts_in(folder.path()).unwrap(), BTreeMap::new());
 
@@ -346,7 +376,7 @@ async fn an_evicted_artifact_is_gone_and_can_come_again_and_what_is_open_stays_r
 
 #[tokio::test]
 async fn pieces_that_come_while_their_artifact_is_evicted_are_held_or_not_but_never_wrong() {
-    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(24 * PIECE_BYTES));
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(24 * PIECE_BYTES_MIN));
     let (store, _lost) = open(folder.path(), None).await;
     for _ in 0..4 {
         let puts = (0..24).map(|piece| {
@@ -367,7 +397,7 @@ async fn pieces_that_come_while_their_artifact_is_evicted_are_held_or_not_but_ne
 
 #[tokio::test]
 async fn a_survey_counts_what_lies_on_the_disk_and_what_will() {
-    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(8 * PIECE_BYTES));
+    let (folder, image) = (tempfile::tempdir().unwrap(), Image::new(8 * PIECE_BYTES_MIN));
     let (store, _lost) = open(folder.path(), None).await;
     assert!(store.survey().await.unwrap().artifacts.is_empty());
     image.put(&store, [7]).await;
@@ -377,10 +407,10 @@ async fn a_survey_counts_what_lies_on_the_disk_and_what_will() {
     };
     assert_eq!((seen.artifact, seen.length), (image.tree.root, image.layout.length()));
     assert!(
-        (PIECE_BYTES..2 * PIECE_BYTES).contains(&seen.bytes_now),
+        (PIECE_BYTES_MIN..2 * PIECE_BYTES_MIN).contains(&seen.bytes_now),
         "a hole was counted: {seen:?}"
     );
-    assert_eq!(bytes_whole(image.layout.length()), 8 * (PIECE_BYTES + 4096));
+    assert_eq!(bytes_whole(image.layout.length()), 8 * (PIECE_BYTES_MIN + 4096));
     assert!(
         seen.last_needed.unix_seconds() > 1_700_000_000,
         "nothing was noted: the file's own time counts"
@@ -422,7 +452,7 @@ async fn until(awaited: &str, mut holds: impl FnMut() -> bool) {
 async fn a_scrub_finds_what_rots_says_so_once_and_goes_on_after_a_restart_where_it_was() {
     for key in keys() {
         let folder = tempfile::tempdir().unwrap();
-        let (one, two) = (Image::new(6 * PIECE_BYTES), Image::new(5 * PIECE_BYTES + 9));
+        let (one, two) = (Image::new(6 * PIECE_BYTES_MIN), Image::new(5 * PIECE_BYTES_MIN + 9));
         let (store, mut lost) = open(folder.path(), key.as_ref()).await;
         one.put(&store, 0..6).await;
         two.put(&store, [0, 2, 5]).await;
@@ -430,7 +460,7 @@ async fn a_scrub_finds_what_rots_says_so_once_and_goes_on_after_a_restart_where_
             .path()
             .join(file_name(one.tree.root, one.layout.length(), CONTENT));
         let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
-        let at = 4 * PIECE_BYTES + 77;
+        let at = 4 * PIECE_BYTES_MIN + 77;
         let mut byte = [0];
         FileExt::read_exact_at(&file, &mut byte, at).unwrap();
         FileExt::write_all_at(&file, &[byte[0] ^ 8], at).unwrap();
@@ -448,9 +478,9 @@ async fn a_scrub_finds_what_rots_says_so_once_and_goes_on_after_a_restart_where_
             (cancel, tokio::spawn(async move { store.scrub(pace, now, stop).await }))
         };
         // A piece takes an eighth of a second; stopped after some.
-        let (cancel, task) = scrub(&store, 8 * PIECE_BYTES);
+        let (cancel, task) = scrub(&store, 8 * PIECE_BYTES_MIN);
         until("the scrub of two pieces", || {
-            store.scrubbed().bytes_checked >= 2 * PIECE_BYTES
+            store.scrubbed().bytes_checked >= 2 * PIECE_BYTES_MIN
         })
         .await;
         cancel.cancel();
@@ -466,7 +496,7 @@ async fn a_scrub_finds_what_rots_says_so_once_and_goes_on_after_a_restart_where_
         until("the first pass", || store.scrubbed().passes == 1).await;
         let after = store.scrubbed();
         // Whole pieces only, and each once: what came before the restart is not read again.
-        let sound = 5 * PIECE_BYTES + 2 * PIECE_BYTES + 9;
+        let sound = 5 * PIECE_BYTES_MIN + 2 * PIECE_BYTES_MIN + 9;
         assert_eq!(
             (after.bytes_checked, after.pieces_lost, after.at),
             (sound, 1, None),
@@ -487,7 +517,7 @@ async fn a_scrub_finds_what_rots_says_so_once_and_goes_on_after_a_restart_where_
         let again = store.scrubbed();
         assert_eq!(
             (again.bytes_checked, again.pieces_lost),
-            (2 * sound + PIECE_BYTES, 1),
+            (2 * sound + PIECE_BYTES_MIN, 1),
             "{again:?}"
         );
     }

@@ -13,8 +13,7 @@ use std::{
 use bytes::Bytes;
 use firmesh_node::store::{ChunkStore, PutError, Read, StoreError};
 use firmesh_protocol::{
-    chunk::{PieceLayout, chunks_of, verified_items},
-    groups::Groups,
+    chunk::{ChunkRanges, PieceLayout, chunks_of, verified_items},
     ids::ArtifactId,
     pieces::PieceSet,
 };
@@ -140,20 +139,10 @@ impl ChunkStore for IrohStore {
             .boxed()
     }
 
-    fn groups(&self, artifact: ArtifactId, piece: u32, groups: Groups) -> BoxFuture<'static, io::Result<Bytes>> {
+    fn groups(&self, artifact: ArtifactId, chunks: ChunkRanges) -> BoxFuture<'static, io::Result<Bytes>> {
         let store = self.clone();
         async move {
-            let observed = store
-                .store
-                .blobs()
-                .observe(hash(artifact))
-                .await
-                .map_err(io::Error::other)?;
-            let layout = PieceLayout::new(observed.size());
-            let export = store
-                .store
-                .blobs()
-                .export_bao(hash(artifact), groups.chunks(layout, piece));
+            let export = store.store.blobs().export_bao(hash(artifact), chunks);
             export.bao_to_vec().await.map(Bytes::from).map_err(io::Error::other)
         }
         .boxed()

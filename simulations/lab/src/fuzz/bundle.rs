@@ -4,7 +4,7 @@ use std::io::{self, Cursor};
 
 use anyhow::Result;
 use firmesh_protocol::{
-    chunk::{HashTree, PIECE_BYTES, PieceLayout, decode, encode},
+    chunk::{HashTree, PIECE_BYTES_MIN, PieceLayout, decode, encode},
     ids::{CampaignId, Sha256},
     manifest::Artifact,
     site_bundle::{Bundle, Head, write_artifact, write_head},
@@ -14,7 +14,7 @@ use super::targets::{Target, said};
 
 /// A bundle is whole or refused; of a whole one every piece is there, and verifies or does not.
 pub(super) fn site_bundle() -> Result<Target> {
-    let image: Vec<u8> = (0..PIECE_BYTES + 20_000).map(|at| (at / 7) as u8).collect();
+    let image: Vec<u8> = (0..PIECE_BYTES_MIN + 20_000).map(|at| (at / 7) as u8).collect();
     let tree = HashTree::build(&image[..], image.len() as u64)?;
     let layout = PieceLayout::new(tree.length);
     let head = Head {

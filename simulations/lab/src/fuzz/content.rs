@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use firmesh_protocol::{
-    chunk::{ChunkRanges, HashTree, PIECE_BYTES, PieceLayout, decode, decode_groups, encode, encode_groups},
+    chunk::{ChunkRanges, HashTree, PIECE_BYTES_MIN, PieceLayout, decode, decode_groups, encode, encode_groups},
     groups::Groups,
     recipe::Recipe,
 };
@@ -33,7 +33,7 @@ fn encoded_piece() -> Result<Target> {
 }
 
 fn encoded_groups() -> Result<Target> {
-    let image = image(PIECE_BYTES as u32 + 50_000);
+    let image = image(PIECE_BYTES_MIN as u32 + 50_000);
     let tree = HashTree::build(&image[..], image.len() as u64)?;
     let (root, layout) = (tree.root, PieceLayout::new(tree.length));
     let groups: Groups = "000a".parse()?;
@@ -48,7 +48,7 @@ fn encoded_groups() -> Result<Target> {
         {
             let chunks: ChunkRanges = asked.chunks(layout, 1);
             let existing = asked.without(asked.without(Groups::all(layout, 1)));
-            assert!(existing.is_empty() || Groups::of_chunks(&chunks) == Some((1, existing)));
+            assert!(existing.is_empty() || Groups::of_chunks(layout, &chunks) == Some((1, existing)));
             return Ok(());
         }
         for (at, bytes) in decode_groups(input, root, layout, 1, groups).map_err(said)? {
@@ -62,7 +62,7 @@ fn encoded_groups() -> Result<Target> {
 }
 
 fn recipe() -> Result<Target> {
-    let image = image(3 * PIECE_BYTES as u32 + 5_000);
+    let image = image(3 * PIECE_BYTES_MIN as u32 + 5_000);
     let length = image.len() as u64;
     let root = firmesh_protocol::ids::ArtifactId::of(&image);
     let recipe = Recipe::build(&image[..], root, length)?.context("an image of this length has a recipe")?;

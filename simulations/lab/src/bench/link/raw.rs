@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, ensure};
 use bytes::Bytes;
 use firmesh_node::transport::DatagramBound;
-use firmesh_protocol::chunk::PIECE_BYTES;
+use firmesh_protocol::chunk::PIECE_BYTES_MAX;
 
 use super::{
     Load,
@@ -31,7 +31,7 @@ async fn serve(endpoint: quinn::Endpoint, image: Bytes) -> Result<()> {
     let connection = endpoint.accept().await.context("nobody connects")?.await?;
     let (mut send, mut recv) = connection.accept_bi().await?;
     recv.read_to_end(1).await?;
-    let (mut rest, piece) = (image, usize::try_from(PIECE_BYTES)?);
+    let (mut rest, piece) = (image, usize::try_from(PIECE_BYTES_MAX)?);
     while !rest.is_empty() {
         send.write_chunk(rest.split_to(piece.min(rest.len()))).await?;
     }

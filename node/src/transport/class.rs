@@ -202,7 +202,7 @@ impl Controller for Control {
         // The window that does not count must not grow for what the other one held back.
         let held_back = self.gives_way() && self.scavenger.window() < self.usual.window();
         self.usual.on_ack(now, sent, bytes, app_limited || held_back, rtt);
-        self.scavenger.acked(now, sent, bytes, app_limited);
+        self.scavenger.acked(now, sent, rtt.get(), bytes, app_limited);
         self.has_acked = true;
     }
 

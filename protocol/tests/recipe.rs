@@ -50,7 +50,7 @@ fn what_does_not_fit_the_image_is_refused_by_name() {
     assert_eq!(code(&good, b"an image of one piece"), "recipe_length");
     assert_eq!(code(b"", &image), "recipe_format");
     let mut later = good.clone();
-    later[7] = 2;
+    later[7] += 1;
     assert_eq!(code(&later, &image), "recipe_format");
     assert_eq!(code(&good[..good.len() - 1], &image), "recipe_length");
     assert_eq!(code(&good[..good.len() - 10], &image), "recipe_chunks");

@@ -10,6 +10,8 @@ use std::{
     fs::File,
     path::{Path, PathBuf},
     sync::Mutex,
+    thread,
+    time::{Duration, Instant},
 };
 
 use firmesh_executors::{Journal, JournalError};
@@ -53,6 +55,15 @@ pub struct OpenError {
     source: Box<dyn Error + Send + Sync>,
 }
 
+/// How long the lock of a journal is waited for: whoever had it may be on its way out, and so may be what it started.
+const UNLOCKED_WITHIN: Duration = Duration::from_secs(3);
+const LOOKS_AGAIN: Duration = Duration::from_millis(20);
+
+/// Whether another process, or another part of this one, has the journal open: sled says so in words alone.
+fn is_locked(error: &sled::Error) -> bool {
+    matches!(error, sled::Error::Io(error) if error.to_string().contains("could not acquire lock"))
+}
+
 impl NodeJournal {
     /// Opens or creates the journal in `folder`.
     pub fn open(folder: &Path) -> Result<Self, OpenError> {
@@ -60,12 +71,17 @@ impl NodeJournal {
             folder: folder.to_owned(),
             source,
         };
-        let db = sled::Config::new()
+        let config = sled::Config::new()
             .path(folder)
             .cache_capacity(8 << 20)
-            .flush_every_ms(None)
-            .open()
-            .map_err(|error| failed(error.into()))?;
+            .flush_every_ms(None);
+        let began = Instant::now();
+        let db = loop {
+            match config.open() {
+                Err(error) if is_locked(&error) && began.elapsed() < UNLOCKED_WITHIN => thread::sleep(LOOKS_AGAIN),
+                opened => break opened.map_err(|error| failed(error.into()))?,
+            }
+        };
         let tree = |name: &str| db.open_tree(name).map_err(|error| failed(error.into()));
         Ok(Self {
             attempts: tree("attempts")?,
@@ -395,5 +411,23 @@ mod tests {
         assert!(!journal.is_halted(&campaign).unwrap());
         journal.keep_halted(&campaign, true).unwrap();
         assert!(journal.is_halted(&campaign).unwrap());
+    }
+
+    /// As a process that dies is still there for a moment, or a child of it that has the lock until it runs.
+    #[test]
+    fn a_lock_that_is_about_to_go_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        drop(NodeJournal::open(folder.path()).unwrap());
+        let holder = File::open(folder.path().join("db")).unwrap();
+        holder.lock().unwrap();
+        let path = folder.path().to_owned();
+        let opener = thread::spawn(move || NodeJournal::open(&path).map(drop));
+        let began = Instant::now();
+        while !opener.is_finished() && began.elapsed() < Duration::from_millis(300) {
+            thread::yield_now();
+        }
+        assert!(!opener.is_finished(), "{:?}", opener.join());
+        holder.unlock().unwrap();
+        opener.join().unwrap().unwrap();
     }
 }

@@ -14,7 +14,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firmesh_executors::{Journal, JournalError};
+use firmesh_executors::{Journal, JournalError, Outcome};
 use firmesh_node_core::install::AttemptStanding;
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, DeviceId},
@@ -244,6 +244,37 @@ impl NodeJournal {
             .collect()
     }
 
+    /// Notes how a device's attempt in a campaign ended: its record goes when the device's next one begins.
+    pub fn keep_outcome(
+        &self,
+        campaign: &CampaignId,
+        device: &DeviceId,
+        kind: PermitKind,
+        outcome: &Outcome,
+    ) -> Result<(), JournalError> {
+        let bytes = serde_json::to_vec(outcome).map_err(failed("keep an outcome"))?;
+        self.facts
+            .insert(outcome_key(campaign, device, kind), bytes)
+            .map_err(failed("keep an outcome"))?;
+        self.make_durable("keep an outcome")
+    }
+
+    /// How a device's attempt in a campaign ended, if it has.
+    pub fn outcome(
+        &self,
+        campaign: &CampaignId,
+        device: &DeviceId,
+        kind: PermitKind,
+    ) -> Result<Option<Outcome>, JournalError> {
+        let stored = self
+            .facts
+            .get(outcome_key(campaign, device, kind))
+            .map_err(failed("read an outcome"))?;
+        stored
+            .map(|bytes| serde_json::from_slice(&bytes).map_err(failed("read an outcome")))
+            .transpose()
+    }
+
     /// Notes the epoch of the coordinator that is followed.
     pub fn keep_epoch(&self, epoch: u64) -> Result<(), JournalError> {
         self.facts
@@ -320,11 +351,18 @@ impl Journal for NodeJournal {
 }
 
 fn standing_key(campaign: &CampaignId, device: &DeviceId, kind: PermitKind) -> String {
-    let kind = match kind {
+    format!("standing/{campaign}/{device}/{}", kind_name(kind))
+}
+
+fn outcome_key(campaign: &CampaignId, device: &DeviceId, kind: PermitKind) -> String {
+    format!("outcome/{campaign}/{device}/{}", kind_name(kind))
+}
+
+fn kind_name(kind: PermitKind) -> &'static str {
+    match kind {
         PermitKind::Update => "update",
         PermitKind::Rollback => "rollback",
-    };
-    format!("standing/{campaign}/{device}/{kind}")
+    }
 }
 
 fn permit_key(campaign: &CampaignId, sequence: u64) -> Vec<u8> {

@@ -1,11 +1,21 @@
 //! Rehearsals: the cores that run in production, in a world of virtual time.
 
-use std::{num::NonZeroUsize, process::ExitCode, time::Duration};
+use std::{
+    num::NonZeroUsize,
+    ops::Range,
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
 
 use clap::{Parser, Subcommand};
 use firmesh_coordinator_core::TURNS;
 use firmesh_node_core::swarm::Tuning;
-use firmesh_simulations::mesh::{Fault, Summary, TopologyArgs, World};
+use firmesh_simulations::{
+    mesh::{Fault, Summary, TopologyArgs, World},
+    rehearsal::{self, Finding, Hunt, Profile, Progress, Total},
+};
 
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -18,6 +28,10 @@ struct Sim {
 enum Command {
     /// Spreads one image over a site: what the swarm's scheduling makes of a network, without transport and processors.
     Mesh(MeshArgs),
+    /// Looks for seeds that break a promise: whole fleets under faults, in virtual time, on all processors.
+    Hunt(HuntArgs),
+    /// Goes through one seed again and tells what happens.
+    Replay(ReplayArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -44,9 +58,61 @@ struct MeshArgs {
     json: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct HuntArgs {
+    /// The seeds, such as 0..100000: the last one is not gone through.
+    #[arg(long, value_parser = range, default_value = "0..10000")]
+    seeds: Range<u64>,
+    /// What the runs are about.
+    #[arg(long, value_enum, default_value_t = Profile::Chaos)]
+    profile: Profile,
+    /// Threads; as many as there are processors if not given.
+    #[arg(long)]
+    threads: Option<NonZeroUsize>,
+    /// End after so many seconds, however many seeds are left.
+    #[arg(long, value_name = "SECONDS")]
+    within: Option<u64>,
+    /// End with so many failures.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    findings: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct ReplayArgs {
+    /// The seed.
+    #[arg(long)]
+    seed: u64,
+    /// What the run is about.
+    #[arg(long, value_enum, default_value_t = Profile::Chaos)]
+    profile: Profile,
+    /// Of the seed's faults, only these (numbers as this command lists them).
+    #[arg(long, value_delimiter = ',')]
+    only: Option<Vec<usize>>,
+    /// Tell everything that happens.
+    #[arg(long)]
+    story: bool,
+}
+
+fn range(text: &str) -> Result<Range<u64>, String> {
+    let (from, to) = text.split_once("..").ok_or("give two numbers as in 0..10000")?;
+    let number = |text: &str| text.parse().map_err(|error| format!("{text:?}: {error}"));
+    let range = number(from)?..number(to)?;
+    if range.is_empty() {
+        return Err(format!("{text} has no seeds: the first must be below the last"));
+    }
+    Ok(range)
+}
+
 fn main() -> ExitCode {
-    let Command::Mesh(args) = Sim::parse().command;
-    match mesh(&args) {
+    let done = match Sim::parse().command {
+        Command::Mesh(args) => mesh(&args),
+        Command::Hunt(args) => hunt(&args),
+        Command::Replay(args) => Ok(replay(&args)),
+    };
+    match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -71,6 +137,143 @@ fn mesh(args: &MeshArgs) -> anyhow::Result<bool> {
         }
     }
     Ok(whole)
+}
+
+/// Whether no seed broke a promise.
+fn hunt(args: &HuntArgs) -> anyhow::Result<bool> {
+    let threads = match args.threads {
+        Some(threads) => threads,
+        None => thread::available_parallelism()?,
+    };
+    let what = Hunt {
+        profile: args.profile,
+        seeds: args.seeds.clone(),
+        threads,
+        findings_max: usize::try_from(args.findings)?,
+    };
+    let began = Instant::now();
+    let told = Mutex::new(began);
+    let goes_on = |progress: Progress| {
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !args.json && told.elapsed() >= Duration::from_secs(2) {
+            *told = Instant::now();
+            eprintln!("{}", progress_line(&progress, &what, began.elapsed()));
+        }
+        args.within
+            .is_none_or(|seconds| began.elapsed() < Duration::from_secs(seconds))
+    };
+    let total = rehearsal::hunt(&what, &goes_on);
+    match args.json {
+        true => println!("{}", serde_json::to_string(&total)?),
+        false => tell(&what, &total, began.elapsed()),
+    }
+    Ok(total.findings.is_empty())
+}
+
+fn progress_line(progress: &Progress, what: &Hunt, took: Duration) -> String {
+    let all = what.seeds.end - what.seeds.start;
+    let rate = progress.seeds as f64 / took.as_secs_f64();
+    let left = (all - progress.seeds) as f64 / rate;
+    format!(
+        "{} of {all} seeds, {rate:.0}/s, {:.0} events/s, {} failures, {left:.0} s left",
+        progress.seeds,
+        progress.events as f64 / took.as_secs_f64(),
+        progress.findings,
+    )
+}
+
+fn tell(what: &Hunt, total: &Total, took: Duration) {
+    for finding in &total.findings {
+        tell_finding(finding);
+    }
+    let Total {
+        seeds,
+        events,
+        tally,
+        trace,
+        findings,
+    } = total;
+    let processors_s = took.as_secs_f64() * what.threads.get() as f64;
+    println!(
+        "{}: {seeds} seeds, {events} events in {:.1} s on {} threads ({:.0} seeds a second and thread); trace {trace:016x}",
+        what.profile.as_str(),
+        took.as_secs_f64(),
+        what.threads,
+        *seeds as f64 / processors_s,
+    );
+    println!(
+        "  attempts {}, updated {}, sent back and back {}, quarantined {}; processes killed {}, power cuts {}, of these in a write {}",
+        tally.attempts,
+        tally.updated,
+        tally.rolled_back,
+        tally.quarantined,
+        tally.kills,
+        tally.power_cuts,
+        tally.cuts_in_write,
+    );
+    match findings.len() {
+        0 => println!("  no promise was broken"),
+        count => println!("  {count} seeds broke a promise"),
+    }
+}
+
+fn tell_finding(finding: &Finding) {
+    let Finding {
+        profile,
+        seed,
+        broken,
+        faults,
+        faults_drawn,
+    } = finding;
+    println!(
+        "seed {seed} breaks `{}` at {:.3} s: {}",
+        broken.promise.as_str(),
+        broken.at_ms as f64 / 1e3,
+        broken.how
+    );
+    println!("  with {} of its {faults_drawn} faults:", faults.len());
+    for fault in faults {
+        println!("  {fault}");
+    }
+    let drawn = rehearsal::faults_of(*profile, *seed);
+    let numbers: Vec<_> = faults
+        .iter()
+        .filter_map(|fault| drawn.iter().position(|other| other == fault))
+        .collect();
+    let only: Vec<_> = numbers.iter().map(usize::to_string).collect();
+    println!(
+        "  again: firmesh-sim replay --profile {} --seed {seed} --only {} --story",
+        profile.as_str(),
+        only.join(",")
+    );
+}
+
+/// Whether the seed keeps all promises.
+fn replay(args: &ReplayArgs) -> bool {
+    let drawn = rehearsal::faults_of(args.profile, args.seed);
+    let is_chosen = |number: &usize| args.only.as_ref().is_none_or(|only| only.contains(number));
+    let chosen: Vec<_> = (0..drawn.len())
+        .filter(is_chosen)
+        .map(|number| drawn[number].clone())
+        .collect();
+    for (number, fault) in drawn.iter().enumerate() {
+        println!("{} {number:>2} {fault}", if is_chosen(&number) { '*' } else { ' ' });
+    }
+    let (verdict, story) = rehearsal::narrate(args.profile, args.seed, chosen);
+    if args.story {
+        story.iter().for_each(|line| println!("{line}"));
+    }
+    println!(
+        "over after {:.3} s and {} events, trace {:016x}",
+        verdict.ended_ms as f64 / 1e3,
+        verdict.events,
+        verdict.trace
+    );
+    match &verdict.broken {
+        Some(broken) => println!("broken: `{}`: {}", broken.promise.as_str(), broken.how),
+        None => println!("no promise was broken"),
+    }
+    verdict.broken.is_none()
 }
 
 fn line(seed: u64, summary: &Summary) -> String {

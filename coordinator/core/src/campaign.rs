@@ -301,7 +301,7 @@ impl Campaign {
         let Some(wave) = self.record.gates.len().checked_sub(1) else {
             return self.open_wave(0);
         };
-        let verdict = judge(&self.manifest.gate, self.count(wave));
+        let verdict = self.verdict(wave);
         let known = self.record.gates[wave];
         match (known, verdict) {
             (GateVerdict::Pass, _) => self.after_pass(now, wave),
@@ -475,6 +475,25 @@ impl Campaign {
             count.good += usize::from(state.is_success());
         }
         count
+    }
+
+    /// The gate's verdict. What the coordinator presumes may fail a wave and never pass it: nodes go by signed reports
+    /// alone, and would not follow.
+    pub(crate) fn verdict(&self, wave: usize) -> GateVerdict {
+        let (rule, count) = (&self.manifest.gate, self.count(wave));
+        let planned = self.plan.waves.get(wave).into_iter().flatten();
+        let reported = planned.filter(|planned| self.attempts[&planned.device].record.end_report.is_some());
+        let shown = GateCount {
+            ended: reported.count(),
+            ..count
+        };
+        match (judge(rule, count), judge(rule, shown)) {
+            (GateVerdict::Pass, shown) if shown != GateVerdict::Pass => match count.ended == count.devices {
+                true => GateVerdict::Hold,
+                false => GateVerdict::Unknown,
+            },
+            (verdict, _) => verdict,
+        }
     }
 
     fn is_of_failed_wave(&self, attempt: &Attempt) -> bool {

@@ -133,8 +133,9 @@ impl Load {
             }
             for attempt in campaign.attempts.values().filter(|attempt| counts(attempt)) {
                 load.add(&attempt.record.device, &attempt.rack);
-                // What an old campaign left quarantined takes a place, but its caps bind nobody any more.
-                if attempt.is_running() {
+                // What an old campaign left quarantined takes a place, but its caps bind nobody any more. What is only
+                // presumed so may be at it still: its node was not heard of, and goes on when it is back.
+                if attempt.is_running() || attempt.record.presumed {
                     load.tighten(&attempt.rack, campaign);
                 }
             }

@@ -62,7 +62,7 @@ pub struct Facts<'a> {
     pub gate: Option<&'a WaveEvidence>,
     /// Whether all the evidence that the permit names is here.
     pub evidence_is_here: bool,
-    /// When the first permit of the wave that this node knows was issued.
+    /// Since when this node has known of the wave, by its own clock: never by a permit's word.
     pub wave_opened: Option<WallTime>,
 }
 

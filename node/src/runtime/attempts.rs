@@ -7,7 +7,8 @@ use std::{
 };
 
 use firmesh_executors::{
-    AttemptRecord, Backend, Ended, Goal, Journal, JournalError, News, RunError as AttemptError, Start, run_attempt,
+    AttemptRecord, Backend, Ended, Goal, Journal, JournalError, News, Outcome, RunError as AttemptError, Start,
+    run_attempt,
 };
 use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, admit};
 use firmesh_protocol::{
@@ -137,15 +138,11 @@ impl Runtime {
                 self.resume_attempt(&device, record);
             }
         }
-        // Started, but killed before the first record: not started after all. Other campaigns' devices stay as they are.
-        let latest: BTreeMap<_, _> = self.journal.attempts()?;
-        self.devices.standings.retain(|key, standing| {
-            let recorded_elsewhere = latest
-                .get(&key.1)
-                .and_then(|bytes| AttemptRecord::from_bytes(bytes).ok());
-            let overwritten = recorded_elsewhere.is_some_and(|record| record.goal.campaign != key.0);
-            *standing == AttemptStanding::Ended || overwritten || taken_up.contains(key)
-        });
+        // Started, but killed before the first record: not started after all. A record that is there is then of an earlier
+        // attempt, for no device begins another one before this one has ended.
+        self.devices
+            .standings
+            .retain(|key, standing| *standing == AttemptStanding::Ended || taken_up.contains(key));
         let all: Vec<_> = self.devices.devices.keys().cloned().collect();
         for device in all {
             self.look(&device, Duration::ZERO);
@@ -261,6 +258,38 @@ impl Runtime {
                     None => {}
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// A new permit for what was started here before it came: whoever issued it does not know how that ended (its
+    /// database is a copy from before), and would issue it for ever.
+    pub(super) fn tell_again(&mut self, permit: &Permit) -> Result<(), JournalError> {
+        for device in &permit.devices {
+            let key = (permit.campaign.clone(), device.clone(), permit.kind);
+            let Some(known) = self.devices.devices.get(device) else {
+                continue;
+            };
+            let goes_on = known.running.as_ref().is_some_and(|goal| goal.campaign == key.0);
+            if goes_on || !self.devices.standings.contains_key(&key) {
+                continue;
+            }
+            // One that ended before outcomes were kept is a person's to judge.
+            let Some(Outcome { state, reason, version }) = self.journal.outcome(&key.0, device, permit.kind)? else {
+                continue;
+            };
+            self.devices.told.remove(&key);
+            self.report(News {
+                device: device.clone(),
+                campaign: permit.campaign.clone(),
+                manifest_sha256: permit.manifest_sha256,
+                wave: permit.wave,
+                kind: permit.kind,
+                permit_sequence: permit.sequence,
+                state,
+                reason,
+                version,
+            })?;
         }
         Ok(())
     }
@@ -397,6 +426,7 @@ impl Runtime {
         match result {
             Ok(Ended::Interrupted) => return Ok(()),
             Ok(Ended::Over(outcome)) => {
+                self.journal.keep_outcome(&goal.campaign, device, goal.kind, &outcome)?;
                 if outcome.state.is_success() {
                     self.journal
                         .raise_security_floor(device, goal.image.info.security_epoch)?;

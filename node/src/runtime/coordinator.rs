@@ -49,6 +49,9 @@ pub(super) struct Fleet {
     halted: BTreeSet<CampaignId>,
     permits: BTreeMap<(CampaignId, u64), Permit>,
     permits_synced: BTreeMap<CampaignId, u64>,
+    /// When this process first knew of a permit for a wave's updates. What a permit says of its own age is its signer's
+    /// word, and an early one would let devices go back before their wave had its time.
+    waves_known: BTreeMap<(CampaignId, u32), WallTime>,
     pub(super) roster: BTreeMap<NodeId, (NodeRecord, Envelope)>,
     roster_version: u64,
     own_record: Envelope,
@@ -77,6 +80,7 @@ impl Fleet {
             halted: BTreeSet::new(),
             permits: BTreeMap::new(),
             permits_synced: BTreeMap::new(),
+            waves_known: BTreeMap::new(),
             roster: BTreeMap::new(),
             roster_version: 0,
             own_record,
@@ -100,11 +104,18 @@ impl Fleet {
         self.own_record = record;
     }
 
-    /// When the first permit for a wave's updates, as far as this node knows them, was issued.
+    /// Since when this process has known of a wave.
     pub(super) fn wave_opened(&self, campaign: &CampaignId, wave: u32) -> Option<WallTime> {
-        let of_wave =
-            |permit: &&Permit| permit.campaign == *campaign && permit.wave == wave && permit.kind == PermitKind::Update;
-        self.permits.values().filter(of_wave).map(|permit| permit.issued).min()
+        self.waves_known.get(&(campaign.clone(), wave)).copied()
+    }
+
+    fn take_permit(&mut self, permit: Permit) {
+        if permit.kind == PermitKind::Update {
+            let now = self.now();
+            let wave = (permit.campaign.clone(), permit.wave);
+            self.waves_known.entry(wave).or_insert(now);
+        }
+        self.permits.insert((permit.campaign.clone(), permit.sequence), permit);
     }
 
     /// Whether a campaign may go on: approved, listed when the coordinator was last heard, and not over by its own date.
@@ -196,8 +207,7 @@ impl Runtime {
         }
         for envelope in self.journal.permits()? {
             if let Some(permit) = self.fleet.open_permit(&envelope) {
-                let key = (permit.campaign.clone(), permit.sequence);
-                self.fleet.permits.insert(key, permit);
+                self.fleet.take_permit(permit);
             }
         }
         let permits: Vec<_> = self.fleet.permits.values().cloned().collect();
@@ -493,7 +503,8 @@ impl Runtime {
             info!(%campaign, wave = permit.wave, sequence, devices = permit.devices.len(), kind = ?permit.kind, "a permit");
         }
         self.want_evidence(&permit);
-        self.fleet.permits.insert(key, permit.clone());
+        self.fleet.take_permit(permit.clone());
+        self.tell_again(&permit)?;
         Ok(Some(permit))
     }
 

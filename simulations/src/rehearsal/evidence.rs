@@ -1,0 +1,112 @@
+//! The reports that nodes have signed, and the evidence made of them.
+//!
+//! A signature is made when somebody looks at it: most reports are never evidence, and a run goes through thousands of
+//! them. What nodes believe goes through the production verifier; its answer for one document is kept, but for runs that
+//! are sampled, in which every node verifies by itself.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use firmesh_node_core::approved::ApprovedCampaign;
+use firmesh_protocol::{
+    evidence::{GateEvidence, WaveEvidence},
+    ids::{CampaignId, Sha256},
+    report::{AttemptReport, Permit, REPORT_TYPE},
+    trust::Envelope,
+};
+
+use super::scenario::Scenario;
+
+/// All evidence of a run.
+#[derive(Debug)]
+pub(super) struct Evidence {
+    documents: BTreeMap<Sha256, Arc<Document>>,
+    /// By the node's number and the report's.
+    signed: BTreeMap<(usize, u64), Envelope>,
+    shown: BTreeMap<(Sha256, u64), Option<WaveEvidence>>,
+    is_sampled: bool,
+}
+
+#[derive(Debug)]
+struct Document {
+    campaign: CampaignId,
+    wave: u32,
+    reports: Vec<AttemptReport>,
+}
+
+impl Evidence {
+    pub(super) fn new(is_sampled: bool) -> Self {
+        Self {
+            documents: BTreeMap::new(),
+            signed: BTreeMap::new(),
+            shown: BTreeMap::new(),
+            is_sampled,
+        }
+    }
+
+    /// Puts reports on a wave together; answers the name of the document.
+    pub(super) fn collect(&mut self, campaign: &CampaignId, wave: u32, reports: Vec<AttemptReport>) -> Sha256 {
+        let mut name = format!("{campaign} {wave}");
+        for report in &reports {
+            name.push_str(&format!(" {}/{}", report.node, report.sequence));
+        }
+        let digest = Sha256::of(name.as_bytes());
+        self.documents.entry(digest).or_insert_with(|| {
+            Arc::new(Document {
+                campaign: campaign.clone(),
+                wave,
+                reports,
+            })
+        });
+        digest
+    }
+
+    /// What the documents that a permit names show to a node.
+    pub(super) fn shown(
+        &mut self,
+        scenario: &Scenario,
+        approved: &ApprovedCampaign,
+        permit: &Permit,
+    ) -> Option<WaveEvidence> {
+        let wave = permit.gate()?;
+        let [digest] = permit.evidence[..] else {
+            return None;
+        };
+        // The wave it is looked at for belongs to the question: a liar may name a document about another.
+        let key = (
+            digest,
+            u64::from(wave) << 1 | u64::from(approved.manifest.sequence != 1),
+        );
+        if !self.is_sampled
+            && let Some(known) = self.shown.get(&key)
+        {
+            return known.clone();
+        }
+        let document = Arc::clone(self.documents.get(&digest)?);
+        let gate = GateEvidence {
+            campaign: document.campaign.clone(),
+            manifest_sha256: approved.manifest_sha256,
+            wave: document.wave,
+            reports: document
+                .reports
+                .iter()
+                .map(|report| self.envelope(scenario, report))
+                .collect(),
+        };
+        let mut shown = WaveEvidence::new(wave);
+        let held = shown.add(approved.manifest_sha256, &approved.manifest, &approved.plan, &gate);
+        let shown = held.is_ok().then_some(shown);
+        self.shown.insert(key, shown.clone());
+        shown
+    }
+
+    fn envelope(&mut self, scenario: &Scenario, report: &AttemptReport) -> Envelope {
+        let node = scenario
+            .place(&report.node)
+            .expect("reports are made by nodes of the fleet");
+        let signed = self.signed.entry((node, report.sequence)).or_insert_with(|| {
+            let payload = serde_json::to_vec(report).expect("a report has only names, numbers and text");
+            Envelope::sign(REPORT_TYPE, payload, [scenario.places[node].key])
+        });
+        signed.clone()
+    }
+}

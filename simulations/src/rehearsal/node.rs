@@ -1,0 +1,764 @@
+//! A node's process around the install rules and the attempt machine: what it keeps, what it says, and how it takes up
+//! its work after a crash.
+//!
+//! Follows the node's runtime step by step: a standing is durable before an attempt begins, a record before the act that
+//! it names, a report before it is sent. Any of these writes may be the last one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Input, Outcome, Output, Step};
+use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, admit};
+use firmesh_protocol::{
+    brake::Braked,
+    ids::{ArtifactId, CampaignId, DeviceId, Sha256},
+    report::{AttemptReport, AttemptState, DeviceFacts, Permit, PermitKind},
+    time::WallTime,
+};
+
+use super::{
+    Event, NodeEvent, World,
+    coordinator::{Answer, Heartbeat, at, wall},
+    device::{Device, Runs, failed},
+    scenario::{Kind, facts},
+};
+
+/// Between two heartbeats of a node that has nothing to say.
+const POLL_MS: u64 = 20_000;
+/// The shortest time between two.
+const SYNC_GAP_MS: u64 = 200;
+/// How often idle devices are looked at, and what is held is considered again.
+const LOOK_MS: u64 = 15_000;
+/// Between two looks at a device in an attempt: a BMC is asked twice a second in production, and nothing but events comes
+/// of it.
+const PACE_MS: u64 = 4_000;
+/// Reports in one heartbeat.
+const REPORTS_MAX: usize = 200;
+
+type StandingKey = (CampaignId, DeviceId, PermitKind);
+
+/// What survives a crash.
+#[derive(Debug, Default)]
+pub(super) struct Disk {
+    pub(super) permits: BTreeMap<(CampaignId, u64), Arc<Permit>>,
+    pub(super) standings: BTreeMap<StandingKey, AttemptStanding>,
+    pub(super) records: BTreeMap<usize, AttemptRecord>,
+    outcomes: BTreeMap<StandingKey, Outcome>,
+    reports: BTreeMap<u64, AttemptReport>,
+    /// Acknowledged and forgotten, but not for good before the next write.
+    forgotten: BTreeMap<u64, AttemptReport>,
+    pub(super) last_report: u64,
+    floors: BTreeMap<usize, u32>,
+    epoch: u64,
+    pub(super) halted: BTreeSet<CampaignId>,
+    pub(super) brakes: BTreeSet<Braked>,
+    images: BTreeSet<ArtifactId>,
+}
+
+/// What does not.
+#[derive(Debug, Default)]
+pub(super) struct Life {
+    pub(super) running: BTreeMap<usize, Running>,
+    versions: BTreeMap<usize, Option<String>>,
+    told: BTreeMap<StandingKey, (AttemptState, String)>,
+    permits_seen: BTreeMap<CampaignId, u64>,
+    waves_known: BTreeMap<(CampaignId, u32), WallTime>,
+    evidence: BTreeSet<Sha256>,
+    fetching: BTreeSet<Sha256>,
+    syncing: bool,
+    sync_at: u64,
+    last_sync: u64,
+}
+
+/// An attempt under way.
+#[derive(Debug)]
+pub(super) struct Running {
+    attempt: Attempt,
+    pub(super) goal: Goal,
+    act: Option<Act>,
+    /// Names the event that is waited for.
+    token: u64,
+}
+
+#[derive(Debug)]
+struct Act {
+    step: Step,
+    /// The answer, if it is known already.
+    answer: Option<Input>,
+    is_lost: bool,
+    is_late: bool,
+}
+
+/// A node.
+#[derive(Debug, Default)]
+pub(super) struct Node {
+    pub(super) disk: Disk,
+    /// While the process runs.
+    pub(super) life: Option<Life>,
+    pub(super) incarnation: u32,
+    pub(super) skew_ms: i64,
+    pub(super) drift_ppm: i64,
+    /// Killed at the so-manieth write from now; whether that one is durable.
+    pub(super) dies_at: Option<(u64, bool, u64)>,
+}
+
+/// The node's process was killed: whatever it was at is not gone on with.
+#[derive(Debug)]
+pub(super) struct Killed;
+
+impl World {
+    pub(super) fn node_wall(&self, n: usize) -> WallTime {
+        let node = &self.nodes[n];
+        let drift = self.now_ms.cast_signed() / 1_000 * node.drift_ppm / 1_000;
+        wall(&self.scenario, self.now_ms, node.skew_ms + drift)
+    }
+
+    /// Starts a node's process on what it has kept.
+    pub(super) fn start_node(&mut self, n: usize) {
+        let node = &mut self.nodes[n];
+        node.incarnation += 1;
+        node.life = Some(Life::default());
+        let mut taken_up = BTreeSet::new();
+        let mut resumed = Vec::new();
+        for (d, record) in &node.disk.records {
+            let (goal, device) = (&record.goal, &self.scenario.devices[*d].id);
+            let key = (goal.campaign.clone(), device.clone(), goal.kind);
+            if node.disk.standings.get(&key) == Some(&AttemptStanding::InFlight) {
+                taken_up.insert((key.0.clone(), device.clone(), PermitKind::Update));
+                taken_up.insert(key);
+                let record = match self.is_sampled {
+                    true => AttemptRecord::from_bytes(&record.to_bytes()).expect("a record reads back"),
+                    false => record.clone(),
+                };
+                resumed.push((*d, record));
+            }
+        }
+        // Started, but killed before the first record: not started after all.
+        let mut dropped = Vec::new();
+        node.disk.standings.retain(|key, standing| {
+            let stays = *standing == AttemptStanding::Ended || taken_up.contains(key);
+            if !stays {
+                dropped.push(key.clone());
+            }
+            stays
+        });
+        for (campaign, device, kind) in dropped {
+            self.watch.not_started(&campaign, &device, kind);
+        }
+        for permit in self.nodes[n].disk.permits.values().cloned().collect::<Vec<_>>() {
+            // The process has only just begun: it cannot have been killed.
+            let _: Result<(), Killed> = self.know_wave(n, &permit);
+        }
+        let first = 1 + self.dice.below(500);
+        self.after(first, Event::Node(n, self.nodes[n].incarnation, NodeEvent::Look));
+        self.after(first, Event::Node(n, self.nodes[n].incarnation, NodeEvent::Sync));
+        for (d, record) in resumed {
+            if self.nodes[n].life.is_none() {
+                return;
+            }
+            let goal = record.goal.clone();
+            self.watch.resumed(d, self.now_ms);
+            let attempt = Attempt::resume(record, at(self.now_ms));
+            // A crash in the middle leaves the rest for the next start.
+            let _: Result<(), Killed> = self.run_attempt(n, d, goal, attempt);
+        }
+    }
+
+    pub(super) fn kill_node(&mut self, n: usize, down_ms: u64) {
+        let node = &mut self.nodes[n];
+        let Some(life) = node.life.take() else { return };
+        if let Some(story) = &mut self.story {
+            story.push(format!(
+                "{:>10.3} node {n} is killed for {down_ms} ms",
+                self.now_ms as f64 / 1e3
+            ));
+        }
+        node.incarnation += 1;
+        node.dies_at = None;
+        let forgotten = std::mem::take(&mut node.disk.forgotten);
+        node.disk.reports.extend(forgotten);
+        for (d, running) in life.running {
+            if running.act.is_some() {
+                self.devices[d].break_off(self.now_ms);
+            }
+            self.watch.interrupted(d, self.now_ms);
+        }
+        self.after(down_ms, Event::NodeUp(n));
+    }
+
+    /// Makes a change durable, unless the process dies over it.
+    fn write<T>(&mut self, n: usize, change: impl FnOnce(&mut Disk) -> T) -> Result<T, Killed> {
+        let node = &mut self.nodes[n];
+        let dies = node.dies_at.as_mut().and_then(|(writes, durable, down_ms)| {
+            *writes = writes.saturating_sub(1);
+            (*writes == 0).then_some((*durable, *down_ms))
+        });
+        if let Some((false, down_ms)) = dies {
+            self.kill_node(n, down_ms);
+            return Err(Killed);
+        }
+        node.disk.forgotten.clear();
+        let changed = change(&mut node.disk);
+        if let Some((true, down_ms)) = dies {
+            self.kill_node(n, down_ms);
+            return Err(Killed);
+        }
+        Ok(changed)
+    }
+
+    fn life(&mut self, n: usize) -> Result<&mut Life, Killed> {
+        self.nodes[n].life.as_mut().ok_or(Killed)
+    }
+
+    pub(super) fn on_node(&mut self, n: usize, event: NodeEvent) -> Result<(), Killed> {
+        match event {
+            NodeEvent::Look => {
+                self.after(LOOK_MS, Event::Node(n, self.nodes[n].incarnation, NodeEvent::Look));
+                self.look(n)
+            }
+            NodeEvent::Sync => self.sync(n),
+            NodeEvent::Answer(answer) => self.answered(n, answer.map(|answer| *answer)),
+            NodeEvent::Attempt { device, token } => self.wake_attempt(n, device, token),
+            NodeEvent::Permit(permit) => {
+                self.learn_permit(n, &permit)?;
+                self.consider(n)
+            }
+            NodeEvent::Evidence(digest) => {
+                let is_here = self.reaches_coordinator(n);
+                let life = self.life(n)?;
+                life.fetching.remove(&digest);
+                if is_here {
+                    life.evidence.insert(digest);
+                    self.consider(n)?;
+                }
+                Ok(())
+            }
+            NodeEvent::Image(image) => {
+                self.nodes[n].disk.images.insert(image);
+                self.sync_soon(n)?;
+                self.consider(n)
+            }
+            NodeEvent::Brake(braked) => self.learn_brake(n, braked),
+        }
+    }
+
+    /// Looks at idle devices.
+    fn look(&mut self, n: usize) -> Result<(), Killed> {
+        for d in 0..self.devices.len() {
+            if self.scenario.devices[d].node != n || self.life(n)?.running.contains_key(&d) {
+                continue;
+            }
+            let version = match self.devices[d].runs(self.now_ms) {
+                Runs::Kept(version) | Runs::OnTrial(version) => Some(version),
+                Runs::Nothing => None,
+            };
+            let life = self.life(n)?;
+            // A device that never answered is not known at all.
+            if version.is_some() || life.versions.contains_key(&d) {
+                life.versions.insert(d, version);
+            }
+        }
+        self.consider(n)
+    }
+
+    fn sync(&mut self, n: usize) -> Result<(), Killed> {
+        let now_ms = self.now_ms;
+        let life = self.life(n)?;
+        if life.syncing || now_ms < life.sync_at {
+            return Ok(());
+        }
+        (life.syncing, life.last_sync) = (true, now_ms);
+        let permits_seen = life.permits_seen.clone();
+        let disk = &self.nodes[n].disk;
+        let heartbeat = Heartbeat {
+            node: n,
+            reports: disk.reports.values().take(REPORTS_MAX).cloned().collect(),
+            complete: disk.images.clone(),
+            permits_seen,
+            brakes: disk.brakes.clone(),
+        };
+        self.send_heartbeat(n, heartbeat);
+        Ok(())
+    }
+
+    fn sync_soon(&mut self, n: usize) -> Result<(), Killed> {
+        let now_ms = self.now_ms;
+        let life = self.life(n)?;
+        let at = now_ms.max(life.last_sync + SYNC_GAP_MS);
+        if at < life.sync_at || life.sync_at <= now_ms {
+            life.sync_at = at;
+            let incarnation = self.nodes[n].incarnation;
+            self.after(at - now_ms, Event::Node(n, incarnation, NodeEvent::Sync));
+        }
+        Ok(())
+    }
+
+    fn answered(&mut self, n: usize, answer: Option<Answer>) -> Result<(), Killed> {
+        let next = self.now_ms + POLL_MS;
+        let life = self.life(n)?;
+        life.syncing = false;
+        life.sync_at = next;
+        let incarnation = self.nodes[n].incarnation;
+        self.after(POLL_MS, Event::Node(n, incarnation, NodeEvent::Sync));
+        let Some(answer) = answer else { return Ok(()) };
+        let disk = &mut self.nodes[n].disk;
+        let kept = disk.reports.split_off(&(answer.acked + 1));
+        let acknowledged = std::mem::replace(&mut disk.reports, kept);
+        disk.forgotten.extend(acknowledged);
+        if !disk.reports.is_empty() {
+            self.sync_soon(n)?;
+        }
+        for braked in answer.brakes {
+            self.learn_brake(n, braked)?;
+        }
+        for approved in 0..self.scenario.campaigns.len() {
+            let id = self.scenario.campaigns[approved].campaign.manifest.id.clone();
+            let halted = !answer.campaigns.contains(&id);
+            if halted != self.nodes[n].disk.halted.contains(&id) {
+                self.write(n, |disk| match halted {
+                    true => disk.halted.insert(id),
+                    false => disk.halted.remove(&id),
+                })?;
+            }
+        }
+        for permit in answer.permits {
+            if self.learn_permit(n, &permit)? {
+                let seen = self.life(n)?.permits_seen.entry(permit.campaign.clone()).or_default();
+                *seen = permit.sequence.max(*seen);
+                self.gossip(n, &NodeEvent::Permit(permit));
+            }
+        }
+        self.consider(n)
+    }
+
+    fn learn_brake(&mut self, n: usize, braked: Braked) -> Result<(), Killed> {
+        if self.nodes[n].disk.brakes.contains(&braked) {
+            return Ok(());
+        }
+        self.write(n, |disk| disk.brakes.insert(braked.clone()))?;
+        self.gossip(n, &NodeEvent::Brake(braked));
+        self.sync_soon(n)
+    }
+
+    /// Whether the permit counts here.
+    fn learn_permit(&mut self, n: usize, permit: &Arc<Permit>) -> Result<bool, Killed> {
+        let key = (permit.campaign.clone(), permit.sequence);
+        if self.nodes[n].disk.permits.contains_key(&key) {
+            return Ok(true);
+        }
+        let epoch = self.nodes[n].disk.epoch;
+        if permit.expires <= self.node_wall(n) || permit.epoch < epoch {
+            return Ok(false);
+        }
+        if permit.epoch > epoch {
+            self.write(n, |disk| disk.epoch = permit.epoch)?;
+        }
+        self.write(n, |disk| disk.permits.insert(key, Arc::clone(permit)))?;
+        self.watch.learned(self.now_ms, n, permit);
+        self.know_wave(n, permit)?;
+        self.want_evidence(n, permit)?;
+        self.tell_again(n, permit)?;
+        Ok(true)
+    }
+
+    fn know_wave(&mut self, n: usize, permit: &Permit) -> Result<(), Killed> {
+        let now = self.node_wall(n);
+        if permit.kind == PermitKind::Update {
+            let wave = (permit.campaign.clone(), permit.wave);
+            self.life(n)?.waves_known.entry(wave).or_insert(now);
+        }
+        Ok(())
+    }
+
+    /// A new permit for what was started before it came: its coordinator does not know how that ended.
+    fn tell_again(&mut self, n: usize, permit: &Permit) -> Result<(), Killed> {
+        let scenario = Arc::clone(&self.scenario);
+        for d in 0..scenario.devices.len() {
+            let device = &scenario.devices[d].id;
+            let key = (permit.campaign.clone(), device.clone(), permit.kind);
+            let life = self.life(n)?;
+            let goes_on = life
+                .running
+                .get(&d)
+                .is_some_and(|running| running.goal.campaign == key.0);
+            let disk = &self.nodes[n].disk;
+            if scenario.devices[d].node != n
+                || !permit.devices.contains(device)
+                || goes_on
+                || !disk.standings.contains_key(&key)
+            {
+                continue;
+            }
+            let Some(Outcome { state, reason, version }) = disk.outcomes.get(&key).cloned() else {
+                continue;
+            };
+            self.life(n)?.told.remove(&key);
+            let mut report = self.word(n, permit, d, state, reason);
+            report.version = version;
+            self.keep_report(n, report)?;
+        }
+        Ok(())
+    }
+
+    /// A report on a device under a permit, not numbered yet.
+    fn word(&self, n: usize, permit: &Permit, d: usize, state: AttemptState, reason: String) -> AttemptReport {
+        let life = self.nodes[n].life.as_ref();
+        AttemptReport {
+            campaign: permit.campaign.clone(),
+            manifest_sha256: permit.manifest_sha256,
+            wave: permit.wave,
+            kind: permit.kind,
+            permit_sequence: permit.sequence,
+            device: self.scenario.devices[d].id.clone(),
+            node: self.scenario.places[n].id.clone(),
+            sequence: 0,
+            state,
+            reason,
+            version: life.and_then(|life| life.versions.get(&d).cloned().flatten()),
+            at: self.node_wall(n),
+        }
+    }
+
+    fn want_evidence(&mut self, n: usize, permit: &Permit) -> Result<(), Killed> {
+        for digest in &permit.evidence {
+            let life = self.life(n)?;
+            if !life.evidence.contains(digest) && life.fetching.insert(*digest) {
+                let after = 50 + self.dice.below(3_000);
+                let incarnation = self.nodes[n].incarnation;
+                self.after(after, Event::Node(n, incarnation, NodeEvent::Evidence(*digest)));
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts every device that may start now, and says why the others may not.
+    pub(super) fn consider(&mut self, n: usize) -> Result<(), Killed> {
+        let now = self.node_wall(n);
+        let disk = &self.nodes[n].disk;
+        let live = disk
+            .permits
+            .values()
+            .filter(|permit| now < permit.expires && !disk.halted.contains(&permit.campaign));
+        let live: Vec<_> = live.cloned().collect();
+        if live.is_empty() {
+            return Ok(());
+        }
+        let idle: Vec<_> = {
+            let life = self.life(n)?;
+            life.versions
+                .keys()
+                .filter(|d| !life.running.contains_key(d))
+                .copied()
+                .collect()
+        };
+        for d in idle {
+            let device = self.scenario.devices[d].id.clone();
+            for permit in live.iter().filter(|permit| permit.devices.contains(&device)) {
+                let key = (permit.campaign.clone(), device.clone(), permit.kind);
+                if self.nodes[n].disk.standings.contains_key(&key) {
+                    continue;
+                }
+                match self.decide(n, d, permit)? {
+                    Some(Ok(admission)) => {
+                        self.start_fresh(n, d, permit, admission)?;
+                        break;
+                    }
+                    Some(Err(hold)) => self.report_hold(n, d, permit, &hold)?,
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decide(&mut self, n: usize, d: usize, permit: &Permit) -> Result<Option<Result<Admission, Hold>>, Killed> {
+        let scenario = Arc::clone(&self.scenario);
+        let Some(approved) = scenario.campaign(&permit.campaign) else {
+            return Ok(None);
+        };
+        let version = self.life(n)?.versions.get(&d).cloned().flatten();
+        let wants = permit.gate().is_some() && !permit.evidence.is_empty();
+        let here = permit.evidence.iter().all(|digest| {
+            self.nodes[n]
+                .life
+                .as_ref()
+                .is_some_and(|life| life.evidence.contains(digest))
+        });
+        if wants && !here {
+            self.want_evidence(n, permit)?;
+        }
+        let gate = match wants && here {
+            true => self.evidence.shown(&scenario, &approved.campaign, permit),
+            false => None,
+        };
+        let (disk, place) = (&self.nodes[n].disk, &scenario.places[n]);
+        let device: DeviceFacts = facts(&scenario.devices[d], version.as_deref());
+        let id = &device.device;
+        let of_campaign = disk.standings.iter().filter(|(key, _)| key.0 == permit.campaign);
+        let attempts = of_campaign
+            .map(|((_, device, kind), standing)| ((device.clone(), *kind), *standing))
+            .collect();
+        let elsewhere = || {
+            let others = disk.standings.iter().filter(|(key, _)| key.0 != permit.campaign);
+            others.filter(|(_, standing)| **standing == AttemptStanding::InFlight)
+        };
+        let wave = (permit.campaign.clone(), permit.wave);
+        let facts = Facts {
+            now: self.node_wall(n),
+            node: &place.id,
+            key: place.key.public(),
+            path: &place.path,
+            device: &device,
+            complete: &disk.images,
+            attempts: &attempts,
+            other_in_flight: elsewhere().count(),
+            engaged_elsewhere: elsewhere().find(|(key, _)| key.1 == *id).map(|(key, _)| key.0.clone()),
+            security_epoch: disk.floors.get(&d).copied().unwrap_or_default(),
+            brakes: &disk.brakes,
+            gate: gate.as_ref(),
+            evidence_is_here: !wants || here,
+            wave_opened: self.nodes[n]
+                .life
+                .as_ref()
+                .and_then(|life| life.waves_known.get(&wave).copied()),
+        };
+        Ok(Some(admit(&approved.campaign, permit, &facts)))
+    }
+
+    fn start_fresh(&mut self, n: usize, d: usize, permit: &Permit, admission: Admission) -> Result<(), Killed> {
+        let scenario = Arc::clone(&self.scenario);
+        let approved = scenario.campaign(&permit.campaign).expect("it was decided on");
+        let device = scenario.devices[d].id.clone();
+        let goal = Goal {
+            device: device.clone(),
+            campaign: permit.campaign.clone(),
+            manifest_sha256: permit.manifest_sha256,
+            wave: admission.wave,
+            kind: permit.kind,
+            permit_sequence: permit.sequence,
+            image: admission.release,
+            security_epoch_min: match permit.kind {
+                PermitKind::Update => self.nodes[n].disk.floors.get(&d).copied().unwrap_or_default(),
+                PermitKind::Rollback => 0,
+            },
+            deadlines: approved.campaign.manifest.deadlines,
+            answers_min: Goal::ANSWERS_MIN,
+            pace_ms: PACE_MS,
+        };
+        let key = (permit.campaign.clone(), device, permit.kind);
+        self.write(n, |disk| disk.standings.insert(key, AttemptStanding::InFlight))?;
+        self.judge_start(n, d, permit, &goal);
+        let attempt = Attempt::new(goal.clone(), at(self.now_ms));
+        self.run_attempt(n, d, goal, attempt)
+    }
+
+    fn run_attempt(&mut self, n: usize, d: usize, goal: Goal, attempt: Attempt) -> Result<(), Killed> {
+        let running = Running {
+            attempt,
+            goal,
+            act: None,
+            token: 0,
+        };
+        self.life(n)?.running.insert(d, running);
+        self.drive(n, d)
+    }
+
+    /// Carries out what an attempt asks for, until it waits.
+    fn drive(&mut self, n: usize, d: usize) -> Result<(), Killed> {
+        loop {
+            let Some(running) = self.life(n)?.running.get_mut(&d) else {
+                return Ok(());
+            };
+            match running.attempt.poll() {
+                None => break,
+                Some(Output::Persist(record)) => {
+                    self.write(n, |disk| disk.records.insert(d, *record))?;
+                }
+                Some(Output::Report(report)) => {
+                    let goal = running.goal.clone();
+                    if report.version.is_some() {
+                        self.life(n)?.versions.insert(d, report.version.clone());
+                    }
+                    self.report(n, &goal, report.state, report.reason, report.version)?;
+                }
+                Some(Output::Done(outcome)) => return self.attempt_ended(n, d, &outcome),
+                Some(Output::Step(step)) => self.begin_act(n, d, step)?,
+            }
+        }
+        let now_ms = self.now_ms;
+        let (token, drawn) = (self.next_token(), self.dice.below(1 << 20));
+        let running = self.life(n)?.running.get_mut(&d).ok_or(Killed)?;
+        running.token = token;
+        let deadline = running
+            .attempt
+            .deadline()
+            .expect("an attempt without a deadline is over");
+        let deadline = u64::try_from(deadline.since_start().as_millis()).unwrap_or(u64::MAX);
+        let wake = match &mut running.act {
+            None => deadline,
+            Some(act) => {
+                let ends = now_ms + Device::takes_ms(&act.step, drawn);
+                act.is_late = ends > deadline;
+                ends.min(deadline)
+            }
+        };
+        let writes_slot = running
+            .act
+            .as_ref()
+            .is_some_and(|act| matches!(act.step, Step::Stage { .. }) && act.answer.is_none());
+        if writes_slot
+            && self.scenario.devices[d].kind == Kind::Host
+            && let Some(permille) = self.cuts_in_write[d].pop()
+        {
+            let after = (wake - now_ms) * permille / 1_000;
+            self.after(after, Event::PowerCut(d));
+        }
+        let incarnation = self.nodes[n].incarnation;
+        let event = Event::Node(n, incarnation, NodeEvent::Attempt { device: d, token });
+        self.after(wake.saturating_sub(now_ms), event);
+        Ok(())
+    }
+
+    fn begin_act(&mut self, n: usize, d: usize, step: Step) -> Result<(), Killed> {
+        let goal = self.life(n)?.running.get(&d).ok_or(Killed)?.goal.clone();
+        self.judge_act(n, d, &goal, &step);
+        let answer = self.devices[d].begin(self.now_ms, &step);
+        let is_lost = self.dice.below(1_000) < self.scenario.deaf_permille && self.now_ms < super::QUIET_AFTER_MS;
+        let running = self.life(n)?.running.get_mut(&d).ok_or(Killed)?;
+        running.act = Some(Act {
+            step,
+            answer,
+            is_lost,
+            is_late: false,
+        });
+        Ok(())
+    }
+
+    fn wake_attempt(&mut self, n: usize, d: usize, token: u64) -> Result<(), Killed> {
+        let now_ms = self.now_ms;
+        let life = self.nodes[n].life.as_mut().ok_or(Killed)?;
+        let Some(running) = life.running.get_mut(&d).filter(|running| running.token == token) else {
+            return Ok(());
+        };
+        let input = match running.act.take() {
+            None => Input::Tick,
+            Some(act) if act.is_late => {
+                self.devices[d].break_off(now_ms);
+                failed("not done by its deadline", true)
+            }
+            Some(act) => {
+                let answer = act.answer.unwrap_or_else(|| self.devices[d].end(now_ms, &act.step));
+                match act.is_lost {
+                    true => failed("the answer was lost", true),
+                    false => answer,
+                }
+            }
+        };
+        running.attempt.handle(at(now_ms), input);
+        self.drive(n, d)
+    }
+
+    fn attempt_ended(&mut self, n: usize, d: usize, outcome: &Outcome) -> Result<(), Killed> {
+        let Some(running) = self.life(n)?.running.remove(&d) else {
+            return Ok(());
+        };
+        let goal = running.goal;
+        self.judge_end(d, &goal, outcome);
+        let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
+        self.write(n, |disk| disk.outcomes.insert(key, outcome.clone()))?;
+        if outcome.state.is_success() {
+            let epoch = goal.image.info.security_epoch;
+            self.write(n, |disk| {
+                let floor = disk.floors.entry(d).or_default();
+                *floor = epoch.max(*floor);
+            })?;
+        }
+        if outcome.state != AttemptState::Quarantined {
+            let key = |kind| (goal.campaign.clone(), goal.device.clone(), kind);
+            self.write(n, |disk| disk.standings.insert(key(goal.kind), AttemptStanding::Ended))?;
+            if goal.kind == PermitKind::Rollback {
+                self.write(n, |disk| {
+                    disk.standings.insert(key(PermitKind::Update), AttemptStanding::Ended)
+                })?;
+            }
+        }
+        self.look(n)
+    }
+
+    fn report_hold(&mut self, n: usize, d: usize, permit: &Permit, hold: &Hold) -> Result<(), Killed> {
+        let state = match hold {
+            Hold::NotPossessed(_) => AttemptState::Downloading,
+            Hold::CapFull { .. } | Hold::Engaged(_) | Hold::EvidenceMissing | Hold::Soaking { .. } => {
+                AttemptState::Blocked
+            }
+            Hold::WindowClosed { .. } => AttemptState::WaitingWindow,
+            Hold::Braked(_) | Hold::NothingToRollBack | Hold::CampaignExpired(_) => AttemptState::Cancelled,
+            Hold::WrongModel { .. }
+            | Hold::WrongComponent { .. }
+            | Hold::BelowSecurityFloor { .. }
+            | Hold::OneWay(_)
+            | Hold::OneWayNotAccepted(_)
+            | Hold::WrongExecutor { .. }
+            | Hold::NoPrevious => AttemptState::Failed,
+            _ => return Ok(()),
+        };
+        let report = self.word(n, permit, d, state, hold.code().to_owned());
+        self.keep_report(n, report)
+    }
+
+    fn report(
+        &mut self,
+        n: usize,
+        goal: &Goal,
+        state: AttemptState,
+        reason: String,
+        version: Option<String>,
+    ) -> Result<(), Killed> {
+        let report = AttemptReport {
+            campaign: goal.campaign.clone(),
+            manifest_sha256: goal.manifest_sha256,
+            wave: goal.wave,
+            kind: goal.kind,
+            permit_sequence: goal.permit_sequence,
+            device: goal.device.clone(),
+            node: self.scenario.places[n].id.clone(),
+            sequence: 0,
+            state,
+            reason,
+            version,
+            at: self.node_wall(n),
+        };
+        self.keep_report(n, report)
+    }
+
+    /// Numbers news, keeps it, and sends it with the next heartbeat. The same news twice is said once.
+    fn keep_report(&mut self, n: usize, mut report: AttemptReport) -> Result<(), Killed> {
+        let key = (report.campaign.clone(), report.device.clone(), report.kind);
+        let told = (report.state, report.reason.clone());
+        if self.life(n)?.told.get(&key) == Some(&told) {
+            return Ok(());
+        }
+        report.sequence = self.write(n, |disk| {
+            disk.last_report += 1;
+            disk.last_report
+        })?;
+        self.watch.reported(self.now_ms, n, &report);
+        self.tell(|| {
+            format!(
+                "{} reports {} {} ({:?}): {} {}",
+                report.node, report.sequence, report.device, report.kind, report.state, report.reason
+            )
+        });
+        self.write(n, |disk| disk.reports.insert(report.sequence, report))?;
+        self.life(n)?.told.insert(key, told);
+        self.sync_soon(n)
+    }
+
+    /// Whether nothing is left to be done or said here.
+    pub(super) fn is_node_idle(&self, n: usize) -> bool {
+        let node = &self.nodes[n];
+        node.disk.reports.is_empty() && node.life.as_ref().is_some_and(|life| life.running.is_empty())
+    }
+}

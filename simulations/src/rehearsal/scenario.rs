@@ -1,0 +1,434 @@
+//! A fleet and its campaigns, made from a seed: small enough to be gone through in a millisecond, and different enough
+//! that racks, caps, waves, windows and overlapping campaigns all meet.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
+};
+
+use firmesh_coordinator_core::{Inventory, KnownDevice, plan};
+use firmesh_node_core::approved::ApprovedCampaign;
+use firmesh_protocol::{
+    ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    manifest::{
+        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
+        Priority, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
+    },
+    report::DeviceFacts,
+    time::WallTime,
+    trust::SecretKey,
+    units::BasisPoints,
+    window::{Blackout, Weekday, Window},
+};
+
+use super::{Profile, dice::Dice};
+use crate::device::{Catalogue, Firmware, Identity};
+
+/// The version every device runs at first.
+pub(super) const FIRST_VERSION: &str = "1.0";
+const VENDOR: &str = "Acme";
+/// Nodes whose keys are kept ready: making one costs more than a whole look at a device.
+const NODES_MAX: usize = 9;
+/// Thursday, 2026-01-15, midnight in UTC: no zone of the windows below changes its clocks for weeks.
+const MIDNIGHT: i64 = 1_768_435_200;
+/// Zones of windows, with the seconds that their clocks are ahead of UTC on that day.
+const ZONES: [(&str, i64); 4] = [
+    ("UTC", 0),
+    ("America/New_York", -5 * 3_600),
+    ("Asia/Kolkata", 5 * 3_600 + 1_800),
+    ("Pacific/Auckland", 13 * 3_600),
+];
+
+/// What kind of device: which executor looks after it, and what can go wrong with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// A management controller behind Redfish.
+    Bmc,
+    /// A BIOS behind Redfish: only a restart of the system brings its image to life.
+    Bios,
+    /// A host with two slots.
+    Host,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Bmc, Self::Bios, Self::Host];
+
+    pub(super) fn component(self) -> &'static str {
+        match self {
+            Self::Bmc => "bmc",
+            Self::Bios => "bios",
+            Self::Host => "host",
+        }
+    }
+
+    fn executor(self) -> &'static str {
+        match self {
+            Self::Bmc | Self::Bios => "redfish",
+            Self::Host => "ab_slot",
+        }
+    }
+
+    pub(super) fn identity(self) -> Identity {
+        Identity {
+            vendor: VENDOR.to_owned(),
+            model: format!("{}-model", self.component()),
+            component: Component::new(self.component()).expect("a short name"),
+        }
+    }
+}
+
+/// A node and where it stands.
+#[derive(Debug)]
+pub(super) struct Place {
+    pub(super) id: NodeId,
+    pub(super) path: TopologyPath,
+    pub(super) rack: TopologyPath,
+    pub(super) key: &'static SecretKey,
+}
+
+/// A device and who looks after it.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) id: DeviceId,
+    pub(super) node: usize,
+    pub(super) kind: Kind,
+}
+
+/// When devices may start, in a form that a second opinion can compute with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DailyWindow {
+    /// Seconds after midnight UTC at which it opens, every day.
+    pub(super) opens_s: i64,
+    /// For how long.
+    pub(super) lasts_s: i64,
+}
+
+/// One campaign, approved, with what a second opinion needs.
+#[derive(Debug)]
+pub(super) struct Approved {
+    pub(super) campaign: Arc<ApprovedCampaign>,
+    pub(super) images: BTreeMap<String, Artifact>,
+    pub(super) window: Option<DailyWindow>,
+    /// When an operator starts it, in milliseconds.
+    pub(super) starts_ms: u64,
+}
+
+/// Everything that does not change in a run.
+#[derive(Debug)]
+pub(super) struct Scenario {
+    pub(super) places: Vec<Place>,
+    pub(super) devices: Vec<Placed>,
+    pub(super) campaigns: Vec<Approved>,
+    pub(super) catalogue: Catalogue,
+    /// The moment at which virtual time begins.
+    pub(super) begins: WallTime,
+    pub(super) permit_ttl_s: u64,
+    /// How often in a thousand the answer of a device is lost.
+    pub(super) deaf_permille: u64,
+}
+
+impl Scenario {
+    /// The fleet of a seed.
+    pub(super) fn new(profile: Profile, dice: &mut Dice) -> Self {
+        let racks = dice.between(1, 3);
+        let mut places = Vec::new();
+        let mut devices = Vec::new();
+        for rack in 1..=racks {
+            let rack_path: TopologyPath = format!("s/r{rack}").parse().expect("a short path");
+            for number in 1..=dice.between(1, 3) {
+                let name = format!("r{rack}n{number}");
+                let node = places.len();
+                places.push(Place {
+                    id: NodeId::new(name.clone()).expect("a short name"),
+                    path: format!("s/r{rack}/{name}").parse().expect("a short path"),
+                    rack: rack_path.clone(),
+                    key: &keys()[node],
+                });
+                for device in 1..=dice.between(1, 3) {
+                    let kind = match profile {
+                        Profile::Power => Kind::Host,
+                        _ => *dice.pick(&Kind::ALL),
+                    };
+                    devices.push(Placed {
+                        id: DeviceId::new(format!("{name}d{device}")).expect("a short name"),
+                        node,
+                        kind,
+                    });
+                }
+            }
+        }
+        let begins = WallTime::from_unix_seconds(MIDNIGHT + dice.below(86_400).cast_signed());
+        let mut scenario = Self {
+            places,
+            devices,
+            campaigns: Vec::new(),
+            catalogue: Catalogue::new(),
+            begins,
+            permit_ttl_s: 60 * dice.between(2, 8),
+            deaf_permille: if dice.one_in(3) { dice.below(100) } else { 0 },
+        };
+        let mut inventory = scenario.inventory();
+        let first = scenario.approve(0, &inventory, 0, dice);
+        scenario.campaigns.push(first);
+        if dice.one_in(3) {
+            // Planned against the same fleet as the first: whichever comes later finds devices engaged, or moved on.
+            let starts_ms = dice.below(900_000);
+            if dice.one_in(2) {
+                let kept: BTreeSet<_> = inventory.devices.keys().filter(|_| dice.one_in(2)).cloned().collect();
+                inventory.devices.retain(|id, _| kept.contains(id));
+            }
+            let second = scenario.approve(1, &inventory, starts_ms, dice);
+            scenario.campaigns.push(second);
+        }
+        scenario
+    }
+
+    fn inventory(&self) -> Inventory {
+        let known = |device: &Placed| {
+            let place = &self.places[device.node];
+            let known = KnownDevice {
+                facts: facts(device, Some(FIRST_VERSION)),
+                node: place.id.clone(),
+                node_key: place.key.public(),
+                path: place.path.clone(),
+                node_reachable: true,
+                quarantined: false,
+            };
+            (device.id.clone(), known)
+        };
+        Inventory {
+            devices: self.devices.iter().map(known).collect(),
+        }
+    }
+
+    fn approve(&mut self, number: u32, inventory: &Inventory, starts_ms: u64, dice: &mut Dice) -> Approved {
+        let version = if number == 0 { "2.0" } else { "3.0" };
+        // A later campaign may bring an image that is older by its security epoch.
+        let epoch = if number == 0 { 2 } else { dice.between(1, 3) as u32 };
+        let one_way_accepted = dice.one_in(2);
+        let (mut releases, mut previous) = (Vec::new(), Vec::new());
+        for kind in Kind::ALL {
+            let reversibility = match (kind, dice.below(8)) {
+                (_, 0) => Reversibility::OneWay,
+                (Kind::Host, _) => Reversibility::Reversible,
+                _ => Reversibility::Reflash,
+            };
+            releases.push(release(kind, version, epoch, reversibility));
+            previous.push(release(kind, FIRST_VERSION, 1, Reversibility::Reflash));
+        }
+        for Release { artifact, info, .. } in releases.iter().chain(&previous) {
+            let (version, model) = (info.version.clone(), info.models[0].clone());
+            self.catalogue.insert(artifact.sha256, Firmware { version, model });
+        }
+        let window = dice.one_in(4).then(|| self.window(dice));
+        let deadlines = Deadlines {
+            attempt_s: 60 * dice.between(5, 10) as u32,
+            back_s: 60,
+        };
+        let advance = 100 * dice.between(50, 100) as u32;
+        let mut manifest = CampaignManifest {
+            schema: MANIFEST_SCHEMA.to_owned(),
+            id: CampaignId::new(format!("c{number}")).expect("a short name"),
+            sequence: u64::from(number) + 1,
+            expires: self.begins + std::time::Duration::from_secs(if dice.one_in(8) { 1_800 } else { 7 * 86_400 }),
+            releases: releases.iter().map(pin).collect(),
+            previous: previous.iter().map(pin).collect(),
+            selector: Selector {
+                devices: inventory.devices.keys().cloned().collect(),
+                ..Selector::default()
+            },
+            strategy: Strategy::Canary { shares: shares(dice) },
+            caps: Caps {
+                per_rack: dice.between(1, 3) as u32,
+                total: dice.between(1, 6) as u32,
+            },
+            gate: GateRule {
+                advance: share(advance),
+                rollback: share(dice.between(u64::from(advance) / 2, u64::from(advance)) as u32),
+                sample_min: dice.between(1, 3) as u32,
+                soak_s: if dice.one_in(2) {
+                    0
+                } else {
+                    60 * dice.between(1, 5) as u32
+                },
+            },
+            constraints: Constraints {
+                windows: window.iter().map(|(window, _)| window.clone()).collect(),
+                blackouts: self.blackout(dice),
+                executors: Vec::new(),
+                one_way_accepted,
+            },
+            deadlines,
+            priority: Priority::Normal,
+            automatic_rollback: !dice.one_in(6),
+            permit_keys: vec![coordinator_key().public().to_string()],
+            plan_sha256: Sha256::of(b""),
+        };
+        let published: Vec<_> = releases.iter().chain(&previous).cloned().collect();
+        let plan = match plan(inventory, &manifest, &published, self.begins) {
+            Ok(plan) => plan,
+            // Nothing can be planned: a campaign without devices is one, too.
+            Err(_) => Plan {
+                schema: PLAN_SCHEMA.to_owned(),
+                campaign: manifest.id.clone(),
+                waves: Vec::new(),
+                nodes: BTreeMap::new(),
+                held: Vec::new(),
+            },
+        };
+        manifest.plan_sha256 = Sha256::of(&plan.to_bytes());
+        let campaign = ApprovedCampaign {
+            manifest_sha256: Sha256::of(&serde_json::to_vec(&manifest).expect("a manifest is text and numbers")),
+            manifest,
+            plan,
+            releases: published
+                .iter()
+                .map(|release| (release.target.clone(), release.clone()))
+                .collect(),
+        };
+        Approved {
+            images: published
+                .into_iter()
+                .map(|release| (release.target, release.artifact))
+                .collect(),
+            campaign: Arc::new(campaign),
+            window: window.map(|(_, daily)| daily),
+            starts_ms,
+        }
+    }
+
+    /// A window that opens every day, within an hour of the beginning or before it.
+    fn window(&self, dice: &mut Dice) -> (Window, DailyWindow) {
+        let (zone, ahead_s) = *dice.pick(&ZONES);
+        let day = 86_400;
+        let lasts_s = 3_600 * dice.between(2, 12).cast_signed();
+        let since_midnight = self.begins.unix_seconds().rem_euclid(day);
+        let from = since_midnight + 3_600 - dice.below(lasts_s.cast_unsigned()).cast_signed();
+        let opens_s = from.rem_euclid(day) / 60 * 60;
+        let local = (opens_s + ahead_s).rem_euclid(day);
+        let window = Window {
+            zone: zone.to_owned(),
+            days: vec![
+                Weekday::Mon,
+                Weekday::Tue,
+                Weekday::Wed,
+                Weekday::Thu,
+                Weekday::Fri,
+                Weekday::Sat,
+                Weekday::Sun,
+            ],
+            from: format!("{:02}:{:02}", local / 3_600, local % 3_600 / 60),
+            duration_s: u32::try_from(lasts_s).expect("hours"),
+        };
+        (window, DailyWindow { opens_s, lasts_s })
+    }
+
+    fn blackout(&self, dice: &mut Dice) -> Vec<Blackout> {
+        if !dice.one_in(8) {
+            return Vec::new();
+        }
+        let from = self.begins + std::time::Duration::from_secs(dice.below(1_200));
+        let until = from + std::time::Duration::from_secs(60 * dice.between(1, 30));
+        vec![Blackout { from, until }]
+    }
+
+    pub(super) fn device(&self, id: &DeviceId) -> Option<usize> {
+        self.devices.iter().position(|device| device.id == *id)
+    }
+
+    pub(super) fn place(&self, id: &NodeId) -> Option<usize> {
+        self.places.iter().position(|place| place.id == *id)
+    }
+
+    pub(super) fn campaign(&self, id: &CampaignId) -> Option<&Approved> {
+        self.campaigns
+            .iter()
+            .find(|approved| approved.campaign.manifest.id == *id)
+    }
+}
+
+/// What a node reads from a device.
+pub(super) fn facts(device: &Placed, version: Option<&str>) -> DeviceFacts {
+    let Identity {
+        vendor,
+        model,
+        component,
+    } = device.kind.identity();
+    DeviceFacts {
+        device: device.id.clone(),
+        vendor,
+        model,
+        component,
+        version: version.map(str::to_owned),
+        executor: device.kind.executor().to_owned(),
+    }
+}
+
+/// The digest of the image of a version.
+pub(super) fn image(kind: Kind, version: &str) -> Sha256 {
+    Sha256::of(target(kind, version).as_bytes())
+}
+
+/// The key that signs permits and evidence.
+pub(super) fn coordinator_key() -> &'static SecretKey {
+    &keys()[NODES_MAX]
+}
+
+fn keys() -> &'static [SecretKey] {
+    static KEYS: OnceLock<Vec<SecretKey>> = OnceLock::new();
+    KEYS.get_or_init(|| {
+        (0..=NODES_MAX)
+            .map(|number| SecretKey::from_seed(&[u8::try_from(number).expect("a handful") + 1; 32]))
+            .collect()
+    })
+}
+
+fn target(kind: Kind, version: &str) -> String {
+    format!("firmware/{}-{version}.bin", kind.component())
+}
+
+fn release(kind: Kind, version: &str, security_epoch: u32, reversibility: Reversibility) -> Release {
+    let target = target(kind, version);
+    let Identity {
+        vendor,
+        model,
+        component,
+    } = kind.identity();
+    let id = ArtifactId::of(target.as_bytes());
+    Release {
+        artifact: Artifact {
+            id,
+            sha256: image(kind, version),
+            length: 1 << 20,
+        },
+        info: ReleaseInfo {
+            schema: RELEASE_SCHEMA.to_owned(),
+            blake3: id,
+            vendor,
+            models: vec![model],
+            component,
+            version: version.to_owned(),
+            security_epoch,
+            from_versions: Vec::new(),
+            reversibility,
+            provenance: None,
+        },
+        target,
+    }
+}
+
+fn pin(release: &Release) -> ReleaseRef {
+    ReleaseRef {
+        target: release.target.clone(),
+        sha256: release.artifact.sha256,
+    }
+}
+
+fn shares(dice: &mut Dice) -> Vec<BasisPoints> {
+    const CUTS: [&[u32]; 4] = [&[10_000], &[3_000, 10_000], &[5_000, 10_000], &[1_000, 4_000, 10_000]];
+    dice.pick(&CUTS).iter().copied().map(share).collect()
+}
+
+fn share(basis_points: u32) -> BasisPoints {
+    BasisPoints::new(basis_points).expect("at most the whole")
+}

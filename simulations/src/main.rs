@@ -1,5 +1,7 @@
 //! Rehearsals: the cores that run in production, in a world of virtual time.
 
+mod planted;
+
 use std::{
     num::NonZeroUsize,
     ops::Range,
@@ -32,6 +34,8 @@ enum Command {
     Hunt(HuntArgs),
     /// Goes through one seed again and tells what happens.
     Replay(ReplayArgs),
+    /// Plants bugs into a copy of the sources, and hunts for each: shows that the hunt finds what it is for.
+    Planted(planted::PlantedArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -111,6 +115,7 @@ fn main() -> ExitCode {
         Command::Mesh(args) => mesh(&args),
         Command::Hunt(args) => hunt(&args),
         Command::Replay(args) => Ok(replay(&args)),
+        Command::Planted(args) => planted::planted(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

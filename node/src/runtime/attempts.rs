@@ -34,8 +34,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 pub(super) struct Devices {
     devices: BTreeMap<DeviceId, Device>,
     standings: Standings,
-    /// What was last reported of an attempt.
-    told: BTreeMap<(CampaignId, DeviceId, PermitKind), AttemptStatus>,
+    /// What was last reported of an attempt, and under which permit.
+    told: BTreeMap<(CampaignId, DeviceId, PermitKind), (AttemptStatus, u64)>,
 }
 
 struct Device {
@@ -78,7 +78,7 @@ impl Devices {
     }
 
     pub(super) fn attempts(&self) -> Vec<AttemptStatus> {
-        self.told.values().cloned().collect()
+        self.told.values().map(|(told, _)| told.clone()).collect()
     }
 
     /// Whether an interrupted attempt goes on when an image is here.
@@ -278,7 +278,6 @@ impl Runtime {
             let Some(Outcome { state, reason, version }) = self.journal.outcome(&key.0, device, permit.kind)? else {
                 continue;
             };
-            self.devices.told.remove(&key);
             self.report(News {
                 device: device.clone(),
                 campaign: permit.campaign.clone(),
@@ -497,7 +496,8 @@ impl Runtime {
         })
     }
 
-    /// Signs news, keeps it, and sends it with the next sync. The same news twice is said once.
+    /// Signs news, keeps it, and sends it with the next sync. The same news twice is said once, but for an end that the
+    /// coordinator does not seem to know: it permits the device again.
     fn report(&mut self, news: News) -> Result<(), JournalError> {
         let key = (news.campaign.clone(), news.device.clone(), news.kind);
         let mut reason = news.reason;
@@ -516,11 +516,10 @@ impl Runtime {
             reason: reason.clone(),
             version: news.version.clone(),
         };
-        let same = self
-            .devices
-            .told
-            .get(&key)
-            .is_some_and(|old| old.state == told.state && old.reason == told.reason);
+        let same = self.devices.told.get(&key).is_some_and(|(old, permit)| {
+            let is_asked_again = told.state.is_terminal() && news.permit_sequence > *permit;
+            old.state == told.state && old.reason == told.reason && !is_asked_again
+        });
         if same {
             return Ok(());
         }
@@ -542,7 +541,7 @@ impl Runtime {
         let payload = serde_json::to_vec(&report).expect("a report has only names, numbers and text");
         let envelope = Envelope::sign(REPORT_TYPE, payload, [&self.identity.key.secret()]);
         self.journal.keep_report(sequence, &envelope)?;
-        self.devices.told.insert(key, told);
+        self.devices.told.insert(key, (told, news.permit_sequence));
         self.fleet.sync_soon();
         Ok(())
     }

@@ -431,6 +431,11 @@ impl Coordinator {
         self.database.epoch
     }
 
+    /// The brakes that are stored.
+    pub(super) fn brakes(&self) -> impl Iterator<Item = &Braked> {
+        self.database.brakes.iter()
+    }
+
     /// Everything that nodes have reported on a campaign.
     pub(super) fn reports(&self, campaign: &CampaignId) -> Vec<AttemptReport> {
         let reports = self.database.reports.values();

@@ -404,6 +404,7 @@ impl World {
             Event::CoordinatorUp(c) => {
                 if !self.coordinators[c].is_up() {
                     self.coordinators[c].start(&self.scenario, self.now_ms);
+                    self.note_paused();
                     self.ask_for_tick(c);
                     self.command(c, Input::Tick);
                 }
@@ -435,7 +436,7 @@ impl World {
         match outcome {
             Outcome::Stored(permits) => {
                 for permit in permits {
-                    self.watch.issued(self.now_ms, permit);
+                    self.judge_permit(permit);
                     self.tell(|| format!("coordinator {c} issues {permit:?}"));
                 }
             }
@@ -448,6 +449,9 @@ impl World {
             }
         }
         self.ask_for_tick(c);
+        if c == MAIN && matches!(outcome, Outcome::Stored(_)) {
+            self.judge_rolled_back();
+        }
         matches!(outcome, Outcome::Stored(_))
     }
 
@@ -496,6 +500,13 @@ impl World {
         let scenario = Arc::clone(&self.scenario);
         let (outcome, mut answer) = self.coordinators[c].hear(&scenario, self.now_ms, heartbeat, &mut self.evidence);
         self.followed(c, &outcome);
+        if c == MAIN && !matches!(outcome, Outcome::Died { .. }) {
+            for braked in self.coordinators[c].brakes() {
+                if let Braked::Campaign { id, .. } = braked {
+                    self.watch.stopped(self.now_ms, id);
+                }
+            }
+        }
         if let Some(answer) = answer.as_mut().filter(|_| self.now_ms < self.links.lies_until) {
             self.lie(n, answer);
         }
@@ -612,6 +623,10 @@ impl World {
             return self.after(ORDER_AGAIN_MS, Event::Order(order));
         }
         let before = self.state(&id);
+        if matches!(order, Order::Resume(_)) {
+            // Its permits come with it.
+            self.watch.paused(&id, false);
+        }
         let input = match order {
             Order::Start(_) => Input::Start(id.clone()),
             Order::Pause(..) => Input::Pause(id.clone()),
@@ -620,9 +635,15 @@ impl World {
         };
         let is_stored = self.command(MAIN, input);
         self.tell(|| format!("{order:?}: {is_stored}"));
+        if !is_stored {
+            self.note_paused();
+        }
         match order {
             Order::Cancel(_) if is_stored => self.watch.stopped(self.now_ms, &id),
-            Order::Pause(number, for_ms) if is_stored => self.after(for_ms, Event::Order(Order::Resume(number))),
+            Order::Pause(number, for_ms) if is_stored => {
+                self.watch.paused(&id, true);
+                self.after(for_ms, Event::Order(Order::Resume(number)));
+            }
             // Refused by the database, or nobody knows: said again, unless the state has moved on.
             _ if !is_stored
                 && self
@@ -632,6 +653,15 @@ impl World {
                 self.after(ORDER_AGAIN_MS, Event::Order(order));
             }
             _ => {}
+        }
+    }
+
+    /// An order may have been stored by a process that died over it.
+    fn note_paused(&mut self) {
+        for approved in &self.scenario.campaigns {
+            let id = &approved.campaign.manifest.id;
+            let state = self.coordinators[MAIN].engine().and_then(|engine| engine.state(id));
+            self.watch.paused(id, state == Some(CampaignState::Paused));
         }
     }
 

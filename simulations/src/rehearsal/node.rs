@@ -54,7 +54,7 @@ pub(super) struct Disk {
     epoch: u64,
     pub(super) halted: BTreeSet<CampaignId>,
     pub(super) brakes: BTreeSet<Braked>,
-    images: BTreeSet<ArtifactId>,
+    pub(super) images: BTreeSet<ArtifactId>,
 }
 
 /// What does not.
@@ -62,7 +62,7 @@ pub(super) struct Disk {
 pub(super) struct Life {
     pub(super) running: BTreeMap<usize, Running>,
     versions: BTreeMap<usize, Option<String>>,
-    told: BTreeMap<StandingKey, (AttemptState, String)>,
+    told: BTreeMap<StandingKey, (AttemptState, String, u64)>,
     permits_seen: BTreeMap<CampaignId, u64>,
     waves_known: BTreeMap<(CampaignId, u32), WallTime>,
     evidence: BTreeSet<Sha256>,
@@ -394,7 +394,6 @@ impl World {
             let Some(Outcome { state, reason, version }) = disk.outcomes.get(&key).cloned() else {
                 continue;
             };
-            self.life(n)?.told.remove(&key);
             let mut report = self.word(n, permit, d, state, reason);
             report.version = version;
             self.keep_report(n, report)?;
@@ -733,11 +732,16 @@ impl World {
         self.keep_report(n, report)
     }
 
-    /// Numbers news, keeps it, and sends it with the next heartbeat. The same news twice is said once.
+    /// Numbers news, keeps it, and sends it with the next heartbeat. The same news twice is said once, but for an end that
+    /// the coordinator does not seem to know.
     fn keep_report(&mut self, n: usize, mut report: AttemptReport) -> Result<(), Killed> {
         let key = (report.campaign.clone(), report.device.clone(), report.kind);
-        let told = (report.state, report.reason.clone());
-        if self.life(n)?.told.get(&key) == Some(&told) {
+        let told = (report.state, report.reason.clone(), report.permit_sequence);
+        let is_same = self.life(n)?.told.get(&key).is_some_and(|old| {
+            let is_asked_again = told.0.is_terminal() && told.2 > old.2;
+            (old.0, &old.1) == (told.0, &told.1) && !is_asked_again
+        });
+        if is_same {
             return Ok(());
         }
         report.sequence = self.write(n, |disk| {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_executors_core::{Goal, Outcome, Step};
 use firmesh_protocol::{
+    api::{CampaignState, GateVerdict},
     brake::Braked,
     ids::{CampaignId, DeviceId},
     manifest::{CampaignManifest, Reversibility},
@@ -38,12 +39,14 @@ pub enum Promise {
     Window,
     /// Every host starts again, whatever happens in between; a slot in use is never written.
     Bootable,
-    /// No act on a device without its record on disk.
+    /// No act on a device without a record on disk that names it.
     Durable,
     /// Numbers never come twice; no device goes to a lower security epoch forward.
     Monotonic,
-    /// A device is started once for a campaign, and once on its way back.
+    /// A device is started once for a campaign, and once on its way back, and never for two campaigns at a time.
     Once,
+    /// No update is permitted, or begun, before the device's node holds the image and the one to go back to.
+    Held,
     /// A coordinator that was left behind starts nothing at nodes that know better.
     Fenced,
     /// What was stopped starts nothing.
@@ -52,7 +55,8 @@ pub enum Promise {
     Bounded,
     /// What is reported is what the device runs.
     Truthful,
-    /// Once nothing goes wrong any more, everything comes to an end.
+    /// Once nothing goes wrong any more, everything comes to an end, and no failed wave keeps what it should have given
+    /// back.
     Live,
     /// No assertion of ours fails.
     Sound,
@@ -71,6 +75,7 @@ impl Promise {
             Self::Durable => "durable",
             Self::Monotonic => "monotonic",
             Self::Once => "once",
+            Self::Held => "held",
             Self::Fenced => "fenced",
             Self::Halted => "halted",
             Self::Bounded => "bounded",
@@ -159,6 +164,9 @@ pub(super) struct Watch {
     waves: BTreeMap<(usize, CampaignId, u32), u64>,
     /// When campaigns were stopped for good.
     stopped: BTreeMap<CampaignId, u64>,
+    paused: BTreeSet<CampaignId>,
+    /// Campaigns that said that they are rolled back.
+    rolled_back: BTreeSet<CampaignId>,
     /// The highest coordinator's epoch that a node has kept.
     fences: BTreeMap<usize, u64>,
     /// When a device last lost power.
@@ -187,11 +195,19 @@ impl Watch {
             let how = format!("permit {} of {} after {before}", permit.sequence, permit.campaign);
             self.blame(at_ms, Promise::Monotonic, how);
         }
-        let is_stopped = self.stopped.contains_key(&permit.campaign) && permit.kind == PermitKind::Update;
-        if is_stopped && self.coordinator_is_sound {
+        let is_halted = self.stopped.contains_key(&permit.campaign) || self.paused.contains(&permit.campaign);
+        if is_halted && permit.kind == PermitKind::Update && self.coordinator_is_sound {
             let how = format!("permit {} of {}, which was stopped", permit.sequence, permit.campaign);
             self.blame(at_ms, Promise::Halted, how);
         }
+    }
+
+    /// A campaign was paused or resumed, and that is stored.
+    pub(super) fn paused(&mut self, campaign: &CampaignId, is_paused: bool) {
+        match is_paused {
+            true => self.paused.insert(campaign.clone()),
+            false => self.paused.remove(campaign),
+        };
     }
 
     /// A campaign was stopped for good, and that is stored.
@@ -278,6 +294,44 @@ impl Watch {
 }
 
 impl World {
+    /// A coordinator has stored a permit.
+    pub(super) fn judge_permit(&mut self, permit: &Permit) {
+        self.watch.issued(self.now_ms, permit);
+        let Some(approved) = self
+            .scenario
+            .campaign(&permit.campaign)
+            .filter(|_| permit.kind == PermitKind::Update)
+        else {
+            return;
+        };
+        let expires = approved.campaign.manifest.expires.unix_seconds();
+        let late = self.node_wall(0).unix_seconds() - expires;
+        let unheld = permit.devices.iter().find(|device| {
+            let d = self.scenario.device(device).expect("a device of the fleet");
+            !self.holds_images(self.scenario.devices[d].node, device, approved)
+        });
+        let unheld = unheld.map(|device| format!("{device} is permitted before its node holds both images"));
+        if late > i64::try_from(2 * CLOCKS_DIFFER_MS / 1_000).unwrap_or_default() {
+            let how = format!(
+                "permit {} of {}, {late} s after it expired",
+                permit.sequence, permit.campaign
+            );
+            self.watch.blame(self.now_ms, Promise::Authorised, how);
+        }
+        if let Some(how) = unheld {
+            self.watch.blame(self.now_ms, Promise::Held, how);
+        }
+    }
+
+    fn holds_images(&self, n: usize, device: &DeviceId, approved: &Approved) -> bool {
+        let planned = approved.campaign.planned(device);
+        let targets = planned
+            .into_iter()
+            .flat_map(|(_, planned)| [Some(&planned.release), planned.previous.as_ref()]);
+        let mut images = targets.flatten().filter_map(|target| approved.images.get(target));
+        images.all(|image| self.nodes[n].disk.images.contains(&image.id))
+    }
+
     /// A node is about to begin an attempt: its standing is on disk.
     pub(super) fn judge_start(&mut self, n: usize, d: usize, permit: &Permit, goal: &Goal) {
         let scenario = std::sync::Arc::clone(&self.scenario);
@@ -297,6 +351,18 @@ impl World {
             let how = format!(
                 "{} is started again for {} ({:?})",
                 goal.device, goal.campaign, goal.kind
+            );
+            self.watch.blame(self.now_ms, Promise::Once, how);
+        }
+        let elsewhere = self
+            .watch
+            .started
+            .iter()
+            .any(|(other, started)| other.1 == goal.device && other.0 != goal.campaign && started.in_flight);
+        if elsewhere {
+            let how = format!(
+                "{} is started for {} while another campaign has it",
+                goal.device, goal.campaign
             );
             self.watch.blame(self.now_ms, Promise::Once, how);
         }
@@ -327,6 +393,7 @@ impl World {
                 .map(|how| (Promise::Window, how)),
             self.stopped(n, permit, approved).map(|how| (Promise::Halted, how)),
             self.backwards(d, goal).map(|how| (Promise::Monotonic, how)),
+            (!self.holds_images(n, &goal.device, approved)).then(|| (Promise::Held, "an image is not here".to_owned())),
         ];
         for (promise, how) in problems.into_iter().flatten() {
             let how = format!(
@@ -340,6 +407,9 @@ impl World {
     fn unauthorised(&self, n: usize, d: usize, permit: &Permit, goal: &Goal, approved: &Approved) -> Option<String> {
         let (manifest, plan) = (&approved.campaign.manifest, &approved.campaign.plan);
         let device = &self.scenario.devices[d].id;
+        if permit.manifest_sha256 != approved.campaign.manifest_sha256 {
+            return Some("the permit is for another edition".to_owned());
+        }
         let wave = plan.waves.get(permit.wave as usize)?;
         let Some(planned) = wave.iter().find(|planned| planned.device == *device) else {
             return Some("it does not stand in this wave".to_owned());
@@ -518,8 +588,12 @@ impl World {
         }
         let now_ms = self.now_ms;
         self.tell(|| format!("{}: {}", goal.device, act_name(step)));
-        if self.nodes[n].disk.records.get(&d).map(|record| &record.goal) != Some(goal) {
-            let how = format!("an act on {} without a record of its goal: {step:?}", goal.device);
+        let record = self.nodes[n].disk.records.get(&d).filter(|record| record.goal == *goal);
+        let phase = record
+            .and_then(|record| serde_json::to_value(record).ok())
+            .map(|record| record["phase"].clone());
+        if !phase.as_ref().is_some_and(|phase| names(phase, step)) {
+            let how = format!("{} on {}, on record is {phase:?}", act_name(step), goal.device);
             self.watch.blame(now_ms, Promise::Durable, how);
         }
         let Step::Stage { image, slot } = step else {
@@ -651,6 +725,47 @@ impl World {
         }
     }
 
+    /// A campaign that says it is rolled back has sent back what could go. One that ends well only after that keeps what
+    /// it runs: its node was silent for so long that it counted as lost.
+    pub(super) fn judge_rolled_back(&mut self) {
+        let scenario = std::sync::Arc::clone(&self.scenario);
+        let Some(engine) = self.coordinators[0].engine() else {
+            return;
+        };
+        let is_back = |state| state == CampaignState::RolledBack;
+        let ended = engine
+            .states()
+            .filter(|(id, state)| is_back(*state) && !self.watch.rolled_back.contains(*id));
+        let ended: Vec<_> = ended.map(|(id, _)| id.clone()).collect();
+        for id in ended {
+            let approved = scenario
+                .campaign(&id)
+                .expect("the engine knows approved campaigns only");
+            let engine = self.coordinators[0].engine();
+            let view = engine.and_then(|engine| engine.campaign(&id));
+            let attempts = engine.and_then(|engine| engine.attempts(&id)).unwrap_or_default();
+            let waves = view.map(|view| view.waves).unwrap_or_default();
+            let failed = |wave: u32| {
+                waves
+                    .iter()
+                    .any(|view| view.wave == wave && view.gate == GateVerdict::Fail)
+            };
+            for attempt in attempts
+                .iter()
+                .filter(|a| a.state == AttemptState::Success && failed(a.wave))
+            {
+                let planned = approved.campaign.planned(&attempt.device);
+                let can_go_back = planned.is_some_and(|(_, planned)| planned.previous.is_some());
+                let key = (id.clone(), attempt.device.clone(), PermitKind::Rollback);
+                if can_go_back && !self.watch.started.contains_key(&key) {
+                    let how = format!("{id} is rolled back, {} was never sent back", attempt.device);
+                    self.watch.blame(self.now_ms, Promise::Live, how);
+                }
+            }
+            self.watch.rolled_back.insert(id);
+        }
+    }
+
     /// What the coordinator believes of devices that only one campaign was for.
     fn judge_records(&mut self) {
         let scenario = std::sync::Arc::clone(&self.scenario);
@@ -684,6 +799,21 @@ impl World {
             }
         }
     }
+}
+
+/// Whether a recorded phase, as it is stored, is that of an act.
+fn names(phase: &serde_json::Value, step: &Step) -> bool {
+    let phases: &[&str] = match step {
+        Step::Observe { .. } => return true,
+        Step::Stage { .. } => &["staging"],
+        Step::Activate { .. } => &["activating"],
+        Step::Reset(_) => &["resetting", "clearing"],
+        Step::Confirm => &["confirming"],
+        Step::Abort { .. } => &["aborting", "clearing"],
+    };
+    phases
+        .iter()
+        .any(|name| phase.as_str() == Some(name) || phase.get(name).is_some())
 }
 
 fn act_name(step: &Step) -> String {

@@ -5,7 +5,7 @@
 //! again (signed envelopes) or is checked when read (records).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     error::Error,
     fs::File,
     path::{Path, PathBuf},
@@ -25,6 +25,10 @@ use serde::{Deserialize, Serialize};
 
 /// Where devices stand, by campaign, device and kind of attempt.
 pub type Standings = BTreeMap<(CampaignId, DeviceId, PermitKind), AttemptStanding>;
+
+/// Permits on which a device will not be started whatever comes, because its coordinator was told so: campaign, device,
+/// kind and sequence.
+pub type Declined = BTreeSet<(CampaignId, DeviceId, PermitKind, u64)>;
 
 /// The images of one device, as far as this node installed them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,27 +225,49 @@ impl NodeJournal {
     ) -> Result<(), JournalError> {
         let value = [u8::from(standing == AttemptStanding::InFlight)];
         self.facts
-            .insert(standing_key(campaign, device, kind), &value)
+            .insert(format!("standing/{}", attempt_key(campaign, device, kind)), &value)
             .map_err(failed("keep a standing"))?;
         self.make_durable("keep a standing")
     }
 
     /// Where devices stand in campaigns in which they were started.
     pub fn standings(&self) -> Result<Standings, JournalError> {
-        self.facts
-            .scan_prefix(b"standing/")
-            .map(|entry| {
-                let (key, value) = entry.map_err(failed("read standings"))?;
-                let standing = match &value[..] {
-                    [0] => AttemptStanding::Ended,
-                    _ => AttemptStanding::InFlight,
-                };
-                Ok((
-                    standing_of(&key).ok_or_else(|| failed("read standings")("a malformed key"))?,
-                    standing,
-                ))
-            })
-            .collect()
+        let entries = self.facts.scan_prefix("standing/").map(|entry| {
+            let (key, value) = entry.map_err(failed("read standings"))?;
+            let standing = match &value[..] {
+                [0] => AttemptStanding::Ended,
+                _ => AttemptStanding::InFlight,
+            };
+            let malformed = || failed("read standings")("a malformed key");
+            Ok((attempt_of(&key).ok_or_else(malformed)?, standing))
+        });
+        entries.collect()
+    }
+
+    /// Notes that a device will not be started on this permit.
+    pub fn keep_declined(
+        &self,
+        campaign: &CampaignId,
+        device: &DeviceId,
+        kind: PermitKind,
+        permit: u64,
+    ) -> Result<(), JournalError> {
+        let key = format!("declined/{}/{permit}", attempt_key(campaign, device, kind));
+        self.facts.insert(key, &[]).map_err(failed("keep a refusal"))?;
+        self.make_durable("keep a refusal")
+    }
+
+    /// The permits that devices will not be started on.
+    pub fn declined(&self) -> Result<Declined, JournalError> {
+        let entries = self.facts.scan_prefix("declined/").keys().map(|key| {
+            let key = key.map_err(failed("read refusals"))?;
+            let malformed = || failed("read refusals")("a malformed key");
+            let text = std::str::from_utf8(&key).ok().and_then(|text| text.rsplit_once('/'));
+            let (attempt, permit) = text.ok_or_else(malformed)?;
+            let (campaign, device, kind) = attempt_of(attempt.as_bytes()).ok_or_else(malformed)?;
+            Ok((campaign, device, kind, permit.parse().map_err(|_| malformed())?))
+        });
+        entries.collect()
     }
 
     /// Notes how a device's attempt in a campaign ended: its record goes when the device's next one begins.
@@ -254,7 +280,7 @@ impl NodeJournal {
     ) -> Result<(), JournalError> {
         let bytes = serde_json::to_vec(outcome).map_err(failed("keep an outcome"))?;
         self.facts
-            .insert(outcome_key(campaign, device, kind), bytes)
+            .insert(format!("outcome/{}", attempt_key(campaign, device, kind)), bytes)
             .map_err(failed("keep an outcome"))?;
         self.make_durable("keep an outcome")
     }
@@ -268,7 +294,7 @@ impl NodeJournal {
     ) -> Result<Option<Outcome>, JournalError> {
         let stored = self
             .facts
-            .get(outcome_key(campaign, device, kind))
+            .get(format!("outcome/{}", attempt_key(campaign, device, kind)))
             .map_err(failed("read an outcome"))?;
         stored
             .map(|bytes| serde_json::from_slice(&bytes).map_err(failed("read an outcome")))
@@ -350,19 +376,12 @@ impl Journal for NodeJournal {
     }
 }
 
-fn standing_key(campaign: &CampaignId, device: &DeviceId, kind: PermitKind) -> String {
-    format!("standing/{campaign}/{device}/{}", kind_name(kind))
-}
-
-fn outcome_key(campaign: &CampaignId, device: &DeviceId, kind: PermitKind) -> String {
-    format!("outcome/{campaign}/{device}/{}", kind_name(kind))
-}
-
-fn kind_name(kind: PermitKind) -> &'static str {
-    match kind {
+fn attempt_key(campaign: &CampaignId, device: &DeviceId, kind: PermitKind) -> String {
+    let kind = match kind {
         PermitKind::Update => "update",
         PermitKind::Rollback => "rollback",
-    }
+    };
+    format!("{campaign}/{device}/{kind}")
 }
 
 fn permit_key(campaign: &CampaignId, sequence: u64) -> Vec<u8> {
@@ -381,7 +400,7 @@ fn readable(stored: sled::Result<sled::IVec>, operation: &'static str) -> Option
     }
 }
 
-fn standing_of(key: &[u8]) -> Option<(CampaignId, DeviceId, PermitKind)> {
+fn attempt_of(key: &[u8]) -> Option<(CampaignId, DeviceId, PermitKind)> {
     let mut parts = std::str::from_utf8(key).ok()?.split('/').skip(1);
     let (campaign, device) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     let kind = match parts.next()? {
@@ -406,6 +425,8 @@ fn failed<E: Into<Box<dyn Error + Send + Sync>>>(operation: &'static str) -> imp
 
 #[cfg(test)]
 mod tests {
+    use firmesh_protocol::report::AttemptState;
+
     use super::*;
 
     #[test]
@@ -434,7 +455,28 @@ mod tests {
                 .keep_standing(&campaign, &device, PermitKind::Update, AttemptStanding::Ended)
                 .unwrap();
         }
+        let outcome = Outcome {
+            state: AttemptState::Success,
+            reason: String::new(),
+            version: Some("2".to_owned()),
+        };
+        {
+            let journal = NodeJournal::open(folder.path()).unwrap();
+            journal
+                .keep_outcome(&campaign, &device, PermitKind::Update, &outcome)
+                .unwrap();
+            journal
+                .keep_declined(&campaign, &device, PermitKind::Rollback, 12)
+                .unwrap();
+        }
         let journal = NodeJournal::open(folder.path()).unwrap();
+        assert_eq!(
+            journal.outcome(&campaign, &device, PermitKind::Update).unwrap(),
+            Some(outcome)
+        );
+        assert_eq!(journal.outcome(&campaign, &device, PermitKind::Rollback).unwrap(), None);
+        let declined = (campaign.clone(), device.clone(), PermitKind::Rollback, 12);
+        assert_eq!(journal.declined().unwrap(), [declined].into());
         assert_eq!(journal.load(&device).unwrap().as_deref(), Some(&b"record"[..]));
         assert_eq!(journal.permits().unwrap().len(), 1);
         assert_eq!(journal.next("reports").unwrap(), 2);

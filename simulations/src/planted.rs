@@ -105,15 +105,19 @@ struct Finding {
 
 /// Whether every bug was found, or its survival is explained.
 pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
-    let list = fs::read_to_string(args.source.join(LIST)).with_context(|| {
+    let source = args
+        .source
+        .canonicalize()
+        .with_context(|| args.source.display().to_string())?;
+    let list = fs::read_to_string(source.join(LIST)).with_context(|| {
         format!(
             "{LIST} is not in {}: give the root of the sources with --source",
-            args.source.display()
+            source.display()
         )
     })?;
     let List { bug: bugs } = toml::from_str(&list).with_context(|| format!("{LIST} is not a list of bugs"))?;
-    let copy = args.source.join("target/planted");
-    plant(&args.source, &copy, &bugs)?;
+    let copy = source.join("target/planted");
+    plant(&source, &copy, &bugs)?;
     eprintln!(
         "building {} with {} bugs, each behind its switch ...",
         copy.display(),
@@ -148,11 +152,12 @@ pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
 }
 
 fn look_for<'a>(sim: &Path, number: u32, bug: &'a Bug, args: &PlantedArgs) -> anyhow::Result<Hunted<'a>> {
-    const ALL: [Profile; 5] = [
+    const ALL: [Profile; 6] = [
         Profile::Devices,
         Profile::Chaos,
         Profile::Network,
         Profile::Power,
+        Profile::Rollback,
         Profile::Liar,
     ];
     let began = Instant::now();
@@ -215,6 +220,7 @@ fn hunt(sim: &Path, number: u32, profile: Profile, seeds: u64, within: u64) -> a
 
 /// Copies the sources and puts the bugs in.
 fn plant(source: &Path, copy: &Path, bugs: &[Bug]) -> anyhow::Result<()> {
+    fs::create_dir_all(copy).with_context(|| format!("{} could not be made", copy.display()))?;
     for name in TOP.into_iter().chain(FOLDERS) {
         copy_changed(&source.join(name), &copy.join(name)).with_context(|| format!("{name} could not be copied"))?;
     }

@@ -113,6 +113,8 @@ pub(crate) struct Campaign {
     pub(crate) attempts: BTreeMap<DeviceId, Attempt>,
     pub(crate) expires_at: Timestamp,
     pub(crate) soak_until: Option<Timestamp>,
+    /// Waves whose gate failed and whose devices have to go back.
+    sent_back: BTreeSet<u32>,
     pub(crate) is_dirty: bool,
     pub(crate) dirty: BTreeSet<DeviceId>,
 }
@@ -175,6 +177,7 @@ impl Campaign {
             record,
             expires_at,
             soak_until: None,
+            sent_back: BTreeSet::new(),
             is_dirty: true,
             dirty,
         }
@@ -197,6 +200,7 @@ impl Campaign {
             }
         }
         self.restore_proofs(possession);
+        self.judge_failed_waves();
     }
 
     pub(crate) fn edit(&mut self, device: &DeviceId, edit: impl FnOnce(&mut Attempt)) {
@@ -280,13 +284,16 @@ impl Campaign {
         });
     }
 
-    /// Moves the campaign on as far as the facts allow. `is_stuck` says whether quarantined devices alone fill a
-    /// device's caps.
+    /// Moves the campaign on as far as the facts allow. `is_stuck` says whether quarantined devices alone keep a
+    /// device from being permitted.
     pub(crate) fn advance(&mut self, now: Timestamp, is_stuck: impl Fn(&Attempt) -> bool) {
         if matches!(self.record.state, CampaignState::Active | CampaignState::Paused) && now >= self.expires_at {
             self.expire();
         }
         while self.record.state == CampaignState::Active && self.step(now) {}
+        if self.record.state == CampaignState::RollingBack {
+            self.judge_failed_waves();
+        }
         if self.record.state == CampaignState::RollingBack || self.record.state.is_terminal() {
             // Also for a device that was reported as busy without a permit and says now that it is not.
             self.cancel_untouched("the campaign ended before it was this device's turn");
@@ -496,14 +503,41 @@ impl Campaign {
         }
     }
 
+    /// Which failed waves go back: those that fail by what nodes have signed, where whoever has said nothing counts as lost.
+    /// A wave that failed because its devices were silent may turn out to have done well, once they speak: then no node
+    /// would follow, and what has not gone back stays.
+    fn judge_failed_waves(&mut self) {
+        let failed = (0..)
+            .zip(&self.record.gates)
+            .filter(|(_, gate)| **gate == GateVerdict::Fail);
+        let fails = |wave: u32| {
+            let planned = self.plan.waves.get(wave as usize).into_iter().flatten();
+            let went_well =
+                |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback || attempt.record.state.is_success();
+            let attempts: Vec<_> = planned.map(|planned| &self.attempts[&planned.device]).collect();
+            let (devices, good) = (
+                attempts.len(),
+                attempts.iter().filter(|attempt| went_well(attempt)).count(),
+            );
+            let ended = devices;
+            judge(&self.manifest.gate, GateCount { devices, ended, good }) == GateVerdict::Fail
+        };
+        self.sent_back = failed.map(|(wave, _)| wave).filter(|wave| fails(*wave)).collect();
+    }
+
+    /// Whether devices of a wave are to go back.
+    pub(crate) fn goes_back(&self, wave: u32) -> bool {
+        self.sent_back.contains(&wave)
+    }
+
     fn is_of_failed_wave(&self, attempt: &Attempt) -> bool {
         self.record.gates.get(attempt.wave as usize) == Some(&GateVerdict::Fail)
     }
 
-    /// Whether the device runs the new version and the failed gate sends it back.
+    /// Whether the device runs the new version and its wave goes back.
     pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
         let runs_new = attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success;
-        runs_new && attempt.can_go_back && self.is_of_failed_wave(attempt)
+        runs_new && attempt.can_go_back && self.goes_back(attempt.wave)
     }
 
     fn finish_rollback(&mut self, is_stuck: impl Fn(&Attempt) -> bool) {
@@ -522,7 +556,17 @@ impl Campaign {
         let lost = self.select(|a| (sent_back(a) && !is_back(a.record.state)) || self.must_go_back(a));
         let one_way =
             self.select(|a| self.is_of_failed_wave(a) && !a.can_go_back && a.record.state == AttemptState::Success);
+        let turned_out_well = |a: &Attempt| {
+            self.is_of_failed_wave(a) && !self.goes_back(a.wave) && a.can_go_back && a.record.kind == PermitKind::Update
+        };
+        let kept = self.select(|a| turned_out_well(a) && a.record.state == AttemptState::Success);
         let mut reason = format!("{} devices went back", back.len());
+        if !kept.is_empty() {
+            reason += &format!(
+                ", {} keep the new version because their wave did well after all",
+                kept.len()
+            );
+        }
         if !lost.is_empty() {
             reason += &format!(", {} could not", lost.len());
         }

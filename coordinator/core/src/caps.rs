@@ -8,6 +8,7 @@ use std::{
 use firmesh_protocol::{
     api::CampaignState,
     ids::{DeviceId, TopologyPath},
+    manifest::Caps,
     report::{AttemptState, PermitKind},
     time::Timestamp,
 };
@@ -27,7 +28,8 @@ pub(crate) fn may_be_permitted(campaign: &Campaign, kind: PermitKind, now: Times
 pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt, now: Timestamp) -> bool {
     let kind = attempt.record.kind;
     let is_paused = campaign.record.state == CampaignState::Paused && now < campaign.expires_at;
-    (is_paused && kind == PermitKind::Update) || may_be_permitted(campaign, kind, now)
+    let is_wanted = kind == PermitKind::Update || campaign.goes_back(attempt.wave);
+    (is_paused && kind == PermitKind::Update) || (is_wanted && may_be_permitted(campaign, kind, now))
 }
 
 /// The devices that may start now, by wave, and those whose permit lapsed unused.
@@ -46,6 +48,7 @@ pub(crate) fn choose(
         let is_lapsed = is_running
             && attempt.started_at.is_none()
             && attempt.permitted_at + ttl <= now
+            && may_be_permitted_again(campaign, attempt, now)
             && load.is_within(&attempt.rack, campaign);
         let is_new = match kind {
             PermitKind::Update => attempt.is_untouched() && !load.going_back.contains(&record.device),
@@ -147,9 +150,8 @@ impl Load {
         self.racks.get(rack).copied().unwrap_or_default()
     }
 
-    /// The most devices that may be in flight in the rack, and in all, once `campaign` has one there.
-    pub(crate) fn caps(&self, rack: &TopologyPath, campaign: &Campaign) -> (usize, usize) {
-        let caps = &campaign.manifest.caps;
+    /// The most devices that may be in flight in the rack, and in all, once a campaign with these caps has one there.
+    pub(crate) fn caps(&self, rack: &TopologyPath, caps: &Caps) -> (usize, usize) {
         let per_rack = self
             .rack_caps
             .get(rack)
@@ -157,9 +159,15 @@ impl Load {
         (per_rack as usize, self.total_cap.min(caps.total) as usize)
     }
 
+    /// Whether nothing that is counted here will make room for the device by itself.
+    pub(crate) fn shuts_out(&self, device: &DeviceId, rack: &TopologyPath, caps: &Caps) -> bool {
+        let (per_rack, total) = self.caps(rack, caps);
+        self.in_rack(rack) >= per_rack || self.devices.len() >= total || self.devices.contains_key(device)
+    }
+
     /// Whether one more device may start; counts it if so. A device in flight elsewhere may not.
     fn admit(&mut self, device: &DeviceId, rack: &TopologyPath, campaign: &Campaign) -> bool {
-        let (per_rack, total) = self.caps(rack, campaign);
+        let (per_rack, total) = self.caps(rack, &campaign.manifest.caps);
         let fits = self.in_rack(rack) < per_rack && self.devices.len() < total;
         let admitted = fits && !self.devices.contains_key(device);
         if admitted {
@@ -171,7 +179,7 @@ impl Load {
 
     /// Whether what is in flight keeps the caps: a device that comes back to life after a person cleared it may not.
     fn is_within(&self, rack: &TopologyPath, campaign: &Campaign) -> bool {
-        let (per_rack, total) = self.caps(rack, campaign);
+        let (per_rack, total) = self.caps(rack, &campaign.manifest.caps);
         self.in_rack(rack) <= per_rack && self.devices.len() <= total
     }
 
@@ -182,7 +190,7 @@ impl Load {
     }
 
     fn tighten(&mut self, rack: &TopologyPath, campaign: &Campaign) {
-        let (per_rack, total) = self.caps(rack, campaign);
+        let (per_rack, total) = self.caps(rack, &campaign.manifest.caps);
         self.rack_caps
             .insert(rack.clone(), u32::try_from(per_rack).unwrap_or(u32::MAX));
         self.total_cap = u32::try_from(total).unwrap_or(u32::MAX);

@@ -555,8 +555,7 @@ impl Engine {
         for campaign in self.campaigns.values_mut() {
             let caps = campaign.manifest.caps;
             campaign.advance(self.now, |attempt| {
-                quarantined.in_rack(&attempt.rack) >= caps.per_rack as usize
-                    || quarantined.devices.len() >= caps.total as usize
+                quarantined.shuts_out(&attempt.record.device, &attempt.rack, &caps)
             });
         }
     }

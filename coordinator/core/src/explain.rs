@@ -205,7 +205,7 @@ fn waiting_for(
     if state == CampaignState::Active && !attempt.is_proven {
         return unproven(campaign, attempt, evidence);
     }
-    let (per_rack, total) = load.caps(&attempt.rack, campaign);
+    let (per_rack, total) = load.caps(&attempt.rack, &campaign.manifest.caps);
     let in_rack: Vec<_> = load
         .devices
         .iter()

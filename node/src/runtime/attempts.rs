@@ -22,7 +22,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{Event, Runtime, Sha256Check, evidence::Shown};
-use crate::{journal::Standings, status::AttemptStatus};
+use crate::{
+    journal::{Declined, Standings},
+    status::AttemptStatus,
+};
 
 /// How often an idle device is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(10);
@@ -34,6 +37,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 pub(super) struct Devices {
     devices: BTreeMap<DeviceId, Device>,
     standings: Standings,
+    declined: Declined,
     /// What was last reported of an attempt, and under which permit.
     told: BTreeMap<(CampaignId, DeviceId, PermitKind), (AttemptStatus, u64)>,
 }
@@ -49,7 +53,7 @@ struct Device {
 }
 
 impl Devices {
-    pub(super) fn new(backends: Vec<Backend>, standings: Standings) -> Self {
+    pub(super) fn new(backends: Vec<Backend>, standings: Standings, declined: Declined) -> Self {
         let device = |backend: Backend| {
             let id = backend.device().clone();
             (
@@ -66,6 +70,7 @@ impl Devices {
         Self {
             devices: backends.into_iter().map(device).collect(),
             standings,
+            declined,
             told: BTreeMap::new(),
         }
     }
@@ -240,7 +245,8 @@ impl Runtime {
         for device in idle {
             for permit in self.fleet.permits_for(&device) {
                 let key = (permit.campaign.clone(), device.clone(), permit.kind);
-                if self.devices.standings.contains_key(&key) {
+                let named = (key.0.clone(), key.1.clone(), key.2, permit.sequence);
+                if self.devices.standings.contains_key(&key) || self.devices.declined.contains(&named) {
                     continue;
                 }
                 let shown = self.shown_by(&permit);
@@ -476,6 +482,14 @@ impl Runtime {
             self.refuse(hold.code(), format!("{device}: {hold}"));
         }
         let Some(state) = state else { return Ok(()) };
+        if state.is_terminal() {
+            // Its place under the caps is given to others once this is heard: it must not start on this permit after all.
+            let (campaign, kind) = (permit.campaign.clone(), permit.kind);
+            self.journal.keep_declined(&campaign, device, kind, permit.sequence)?;
+            self.devices
+                .declined
+                .insert((campaign, device.clone(), kind, permit.sequence));
+        }
         // No standing is kept: the device was not started, and the same refusal is told once per start of the node.
         let version = self
             .devices

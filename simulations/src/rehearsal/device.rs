@@ -113,6 +113,17 @@ impl Device {
         }
     }
 
+    /// Whether a host runs this image, or is starting it: it is no surprise to it any more.
+    pub(super) fn has_run(&self, wanted: Sha256) -> bool {
+        match &self.what {
+            What::Bmc(_) => false,
+            What::Host(slotted) => match slotted.host.state {
+                HostState::Up { sha256, .. } | HostState::Starting { sha256, .. } => sha256 == wanted,
+                HostState::Dead => false,
+            },
+        }
+    }
+
     pub(super) fn misbehaviour(&self) -> Option<Misbehaviour> {
         match &self.what {
             What::Bmc(bmc) => bmc.misbehaviour,

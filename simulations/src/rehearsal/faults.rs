@@ -91,7 +91,7 @@ impl fmt::Display for Planned {
 pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Vec<Planned> {
     let mut faults = Vec::new();
     if profile != Profile::Network || dice.one_in(2) {
-        bad_images(scenario, dice, &mut faults);
+        bad_images(profile, scenario, dice, &mut faults);
     }
     let count = match profile {
         Profile::Power => dice.between(5, 40),
@@ -105,6 +105,8 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Ve
         };
         let fault = match profile {
             Profile::Devices => device_fault(scenario, dice),
+            Profile::Rollback if dice.one_in(2) => process_fault(scenario, dice),
+            Profile::Rollback => network_fault(scenario, dice),
             Profile::Power => power_fault(scenario, dice),
             Profile::Network => network_fault(scenario, dice),
             Profile::Liar => match dice.below(4) {
@@ -128,11 +130,15 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Ve
 }
 
 /// An image that does not work on some of its devices: what gates are for.
-fn bad_images(scenario: &Scenario, dice: &mut Dice, faults: &mut Vec<Planned>) {
-    if !dice.one_in(2) {
-        return;
-    }
-    let share = dice.between(1, 4);
+fn bad_images(profile: Profile, scenario: &Scenario, dice: &mut Dice, faults: &mut Vec<Planned>) {
+    // From the beginning, or once devices have been updated that will have to go back.
+    let at_ms = match profile {
+        Profile::Rollback => dice.between(60_000, 300_000),
+        _ if dice.one_in(2) => return,
+        _ if dice.one_in(3) => 0,
+        _ => dice.below(600_000),
+    };
+    let share = dice.between(2, 4);
     for (device, placed) in scenario.devices.iter().enumerate() {
         if dice.below(4) >= share {
             continue;
@@ -144,7 +150,7 @@ fn bad_images(scenario: &Scenario, dice: &mut Dice, faults: &mut Vec<Planned>) {
             Kind::Bmc | Kind::Bios => Misbehaviour::FailUpdate,
         };
         faults.push(Planned {
-            at_ms: 0,
+            at_ms,
             fault: Fault::Misbehave { device, how },
         });
     }

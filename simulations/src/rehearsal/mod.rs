@@ -45,6 +45,8 @@ use node::Node;
 use promises::Watch;
 use scenario::Scenario;
 
+use crate::device::Misbehaviour;
+
 /// How long a heartbeat waits for its answer.
 const SLOW_ANSWER_MS: u64 = 10_000;
 /// How long before an operator's order that met nobody is repeated.
@@ -67,6 +69,8 @@ pub enum Profile {
     Devices,
     /// Hosts with two slots that lose power, mostly while a slot is written.
     Power,
+    /// Images that turn out to be bad when many devices have them already.
+    Rollback,
     /// Messages lost, delayed and cut off one way; clocks that are off; coordinators that are left behind.
     Network,
     /// All of it, with operators who pause, cancel and brake.
@@ -82,6 +86,7 @@ impl Profile {
         match self {
             Self::Devices => "devices",
             Self::Power => "power",
+            Self::Rollback => "rollback",
             Self::Network => "network",
             Self::Chaos => "chaos",
             Self::Liar => "liar",
@@ -689,7 +694,7 @@ impl World {
         self.tell(|| format!("fault {number}: {fault:?}"));
         let until = |for_ms: u64| (now_ms + for_ms).min(QUIET_AFTER_MS);
         match fault {
-            Fault::Misbehave { device, how } => self.devices[device].misbehave(how),
+            Fault::Misbehave { device, how } => self.misbehave(device, how),
             Fault::PowerCut { device } => self.cut_power(device),
             Fault::PowerCutInWrite { device, permille } => self.cuts_in_write[device].push(permille),
             Fault::KillNode { node, down_ms } => {
@@ -757,6 +762,15 @@ impl World {
         }
     }
 
+    fn misbehave(&mut self, d: usize, how: Misbehaviour) {
+        // An image that has come up on a host comes up again.
+        let is_proven = |sha256| self.devices[d].has_run(sha256);
+        match how {
+            Misbehaviour::FailBoot { sha256 } if is_proven(sha256) => {}
+            _ => self.devices[d].misbehave(how),
+        }
+    }
+
     /// Looks whether everything is over, and does what an operator does who finds a campaign waiting for him.
     fn review(&mut self) {
         self.after(REVIEW_MS, Event::Review);
@@ -811,7 +825,9 @@ impl World {
         for (number, id, state) in states {
             match state {
                 Some(CampaignState::Paused) => self.order(Order::Resume(number)),
-                Some(CampaignState::Active) if self.waits_for_a_person(&id) => self.order(Order::Cancel(number)),
+                Some(CampaignState::Active | CampaignState::RollingBack) if self.waits_for_a_person(&id) => {
+                    self.order(Order::Cancel(number));
+                }
                 _ => {}
             }
         }
@@ -839,7 +855,9 @@ impl World {
                 .iter()
                 .any(|wave| wave.open && wave.gate == GateVerdict::Hold)
         });
-        holds || self.stuck_since.is_some_and(|since| since + PATIENCE_MS < self.now_ms)
+        // What two coordinators have made of it, or a liar, is a person's to end.
+        let is_muddled = !self.watch.coordinator_is_sound && self.now_ms > 2 * QUIET_AFTER_MS;
+        holds || is_muddled || self.stuck_since.is_some_and(|since| since + PATIENCE_MS < self.now_ms)
     }
 
     /// Whether there is something in flight by somebody's books, and all of it is quarantined.

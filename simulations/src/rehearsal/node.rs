@@ -46,6 +46,7 @@ pub(super) struct Disk {
     pub(super) standings: BTreeMap<StandingKey, AttemptStanding>,
     pub(super) records: BTreeMap<usize, AttemptRecord>,
     outcomes: BTreeMap<StandingKey, Outcome>,
+    declined: BTreeSet<(StandingKey, u64)>,
     reports: BTreeMap<u64, AttemptReport>,
     /// Acknowledged and forgotten, but not for good before the next write.
     forgotten: BTreeMap<u64, AttemptReport>,
@@ -456,7 +457,8 @@ impl World {
             let device = self.scenario.devices[d].id.clone();
             for permit in live.iter().filter(|permit| permit.devices.contains(&device)) {
                 let key = (permit.campaign.clone(), device.clone(), permit.kind);
-                if self.nodes[n].disk.standings.contains_key(&key) {
+                let disk = &self.nodes[n].disk;
+                if disk.standings.contains_key(&key) || disk.declined.contains(&(key, permit.sequence)) {
                     continue;
                 }
                 match self.decide(n, d, permit)? {
@@ -703,6 +705,14 @@ impl World {
             | Hold::NoPrevious => AttemptState::Failed,
             _ => return Ok(()),
         };
+        if state.is_terminal() {
+            let key = (
+                permit.campaign.clone(),
+                self.scenario.devices[d].id.clone(),
+                permit.kind,
+            );
+            self.write(n, |disk| disk.declined.insert((key, permit.sequence)))?;
+        }
         let report = self.word(n, permit, d, state, hold.code().to_owned());
         self.keep_report(n, report)
     }

@@ -153,7 +153,7 @@ pub(super) struct Watch {
     pub(super) broken: Option<Broken>,
     pub(super) tally: Tally,
     /// Several coordinators, or one that lies: caps over several nodes rest on nobody then.
-    coordinator_is_sound: bool,
+    pub(super) coordinator_is_sound: bool,
     started: BTreeMap<Key, Started>,
     /// Signed words on how updates ended, by campaign and device: whether well, and when by the node's clock.
     ended: BTreeMap<(CampaignId, DeviceId), Vec<(bool, WallTime)>>,
@@ -504,13 +504,11 @@ impl World {
                 .map_or(0, |at| self.now_ms - at);
             let patience = u64::from(manifest.deadlines.attempt_s) * 1_000;
             let is_overdue = known_for + CLOCKS_DIFFER_MS >= patience;
-            if is_overdue && !self.watch.coordinator_is_sound {
-                // Whoever keeps reports back makes devices look lost, once they had their time.
+            if is_overdue {
+                // Who is silent for that long counts as lost, also if he reports well in the end.
                 return None;
             }
-            let best = devices - bad;
-            let may_still = if is_overdue { best.min(good.len()) } else { best };
-            return reaches(may_still, manifest.gate.rollback.get()).then(|| {
+            return reaches(devices - bad, manifest.gate.rollback.get()).then(|| {
                 format!(
                     "{bad} of {devices} ended badly, {} well: wave {wave} has not failed",
                     good.len()
@@ -745,22 +743,31 @@ impl World {
             let view = engine.and_then(|engine| engine.campaign(&id));
             let attempts = engine.and_then(|engine| engine.attempts(&id)).unwrap_or_default();
             let waves = view.map(|view| view.waves).unwrap_or_default();
-            let failed = |wave: u32| {
-                waves
+            // A wave that failed because devices were silent, and did well by what they say after all, keeps the rest.
+            let did_well = |wave: u32| {
+                let planned = &approved.campaign.plan.waves[wave as usize];
+                let words = planned
                     .iter()
-                    .any(|view| view.wave == wave && view.gate == GateVerdict::Fail)
+                    .filter_map(|p| self.watch.ended.get(&(id.clone(), p.device.clone())));
+                let good = words.filter(|words| words.iter().any(|(good, _)| *good)).count();
+                good * 10_000 >= approved.campaign.manifest.gate.rollback.get() as usize * planned.len()
             };
-            for attempt in attempts
-                .iter()
-                .filter(|a| a.state == AttemptState::Success && failed(a.wave))
-            {
+            let failed = |wave: u32| {
+                let is_failed = waves
+                    .iter()
+                    .any(|view| view.wave == wave && view.gate == GateVerdict::Fail);
+                is_failed && !did_well(wave)
+            };
+            let left = attempts.iter().find(|attempt| {
                 let planned = approved.campaign.planned(&attempt.device);
                 let can_go_back = planned.is_some_and(|(_, planned)| planned.previous.is_some());
                 let key = (id.clone(), attempt.device.clone(), PermitKind::Rollback);
-                if can_go_back && !self.watch.started.contains_key(&key) {
-                    let how = format!("{id} is rolled back, {} was never sent back", attempt.device);
-                    self.watch.blame(self.now_ms, Promise::Live, how);
-                }
+                let was_sent = self.watch.started.contains_key(&key);
+                attempt.state == AttemptState::Success && failed(attempt.wave) && can_go_back && !was_sent
+            });
+            if let Some(left) = left {
+                let how = format!("{id} is rolled back, {} was never sent back", left.device);
+                self.watch.blame(self.now_ms, Promise::Live, how);
             }
             self.watch.rolled_back.insert(id);
         }

@@ -168,7 +168,7 @@ impl Scenario {
             deaf_permille: if dice.one_in(3) { dice.below(100) } else { 0 },
         };
         let mut inventory = scenario.inventory();
-        let first = scenario.approve(0, &inventory, 0, dice);
+        let first = scenario.approve(profile, 0, &inventory, 0, dice);
         scenario.campaigns.push(first);
         if dice.one_in(3) {
             // Planned against the same fleet as the first: whichever comes later finds devices engaged, or moved on.
@@ -177,7 +177,7 @@ impl Scenario {
                 let kept: BTreeSet<_> = inventory.devices.keys().filter(|_| dice.one_in(2)).cloned().collect();
                 inventory.devices.retain(|id, _| kept.contains(id));
             }
-            let second = scenario.approve(1, &inventory, starts_ms, dice);
+            let second = scenario.approve(profile, 1, &inventory, starts_ms, dice);
             scenario.campaigns.push(second);
         }
         scenario
@@ -201,10 +201,17 @@ impl Scenario {
         }
     }
 
-    fn approve(&mut self, number: u32, inventory: &Inventory, starts_ms: u64, dice: &mut Dice) -> Approved {
+    fn approve(
+        &mut self,
+        profile: Profile,
+        number: u32,
+        inventory: &Inventory,
+        starts_ms: u64,
+        dice: &mut Dice,
+    ) -> Approved {
         let version = if number == 0 { "2.0" } else { "3.0" };
-        // A later campaign may bring an image that is older by its security epoch.
-        let epoch = if number == 0 { 2 } else { dice.between(1, 3) as u32 };
+        // A later campaign may bring an image that is older by its security epoch, and nothing leads back from a higher one.
+        let epoch = if dice.one_in(3) { dice.between(1, 3) as u32 } else { 1 };
         let one_way_accepted = dice.one_in(2);
         let (mut releases, mut previous) = (Vec::new(), Vec::new());
         for kind in Kind::ALL {
@@ -225,7 +232,7 @@ impl Scenario {
             attempt_s: 60 * dice.between(5, 10) as u32,
             back_s: 60,
         };
-        let advance = 100 * dice.between(50, 100) as u32;
+        let advance = 100 * dice.between(60, 100) as u32;
         let mut manifest = CampaignManifest {
             schema: MANIFEST_SCHEMA.to_owned(),
             id: CampaignId::new(format!("c{number}")).expect("a short name"),
@@ -244,7 +251,7 @@ impl Scenario {
             },
             gate: GateRule {
                 advance: share(advance),
-                rollback: share(dice.between(u64::from(advance) / 2, u64::from(advance)) as u32),
+                rollback: share(dice.between(u64::from(advance) * 3 / 4, u64::from(advance)) as u32),
                 sample_min: dice.between(1, 3) as u32,
                 soak_s: if dice.one_in(2) {
                     0
@@ -264,6 +271,14 @@ impl Scenario {
             permit_keys: vec![coordinator_key().public().to_string()],
             plan_sha256: Sha256::of(b""),
         };
+        if profile == Profile::Rollback {
+            // One wave that is well on its way when it fails: all of it goes back.
+            manifest.strategy = Strategy::Canary {
+                shares: vec![share(10_000)],
+            };
+            (manifest.gate.advance, manifest.gate.rollback) = (share(9_500), share(9_000));
+            (manifest.caps, manifest.automatic_rollback) = (Caps { per_rack: 3, total: 6 }, true);
+        }
         let published: Vec<_> = releases.iter().chain(&previous).cloned().collect();
         let plan = match plan(inventory, &manifest, &published, self.begins) {
             Ok(plan) => plan,

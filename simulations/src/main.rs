@@ -1,5 +1,10 @@
 //! Rehearsals: the cores that run in production, in a world of virtual time.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a command takes real time; what it goes through does not"
+)]
+
 mod planted;
 
 use std::{

@@ -111,6 +111,111 @@ fn a_node_that_falls_silent_leaves_its_device_quarantined_not_forgotten() {
     assert_eq!(world.engine.deadline(), None);
 }
 
+/// Found by the hunt: a gate passed on a device that was only presumed to have ended, its evidence could never show that,
+/// and no node followed.
+#[test]
+fn what_is_only_presumed_does_not_pass_a_gate() {
+    let rules = Rules {
+        racks: 1,
+        per_rack: 4,
+        cap_rack: 4,
+        shares: vec![5_000, 10_000],
+        advance: 5_000,
+        rollback: 0,
+        sample_min: 2,
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    let wave: Vec<_> = world.engine.in_flight().into_keys().collect();
+    assert_eq!(wave.len(), 2);
+    world.report(&wave[0], AttemptState::Success);
+    world.run_clock(Duration::from_secs(100_000));
+    assert!(world.engine.is_quarantined(&wave[1]), "nobody said how it ended");
+    let gate = |world: &World| world.engine.campaign(&id("spring")).unwrap().waves[0].gate;
+    assert_eq!(gate(&world), GateVerdict::Hold, "one of two has spoken");
+    world.report(&wave[1], AttemptState::Failed);
+    assert_eq!(
+        gate(&world),
+        GateVerdict::Pass,
+        "one of two did well, and both have spoken"
+    );
+}
+
+/// Found by the hunt: a node that was cut off went on with its device, while another campaign filled the rack to its own,
+/// larger cap.
+#[test]
+fn the_caps_of_a_device_that_is_only_presumed_quarantined_go_on_to_bind_others() {
+    let rules = |cap_rack, first_device| Rules {
+        racks: 1,
+        per_rack: 3,
+        cap_rack,
+        first_device,
+        shares: vec![10_000],
+        rollback: 0,
+        advance: 1,
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("one", rules(1, 0)), ("two", rules(3, 100))]);
+    world.start("one");
+    let cut_off = world.engine.in_flight().into_keys().next().unwrap();
+    world.report(&cut_off, AttemptState::Installing);
+    world.run_clock(Duration::from_secs(100_000));
+    assert!(world.engine.is_quarantined(&cut_off));
+    world.input(Input::Cancel(id("one"))).unwrap();
+    world.start("two");
+    assert_eq!(world.engine.in_flight().len(), 1, "its node may be at it still");
+    world.report(&cut_off, AttemptState::Quarantined);
+    assert_eq!(
+        world.engine.in_flight().len(),
+        3,
+        "now that it has spoken, only its place counts"
+    );
+}
+
+/// Found by the hunt: a wave failed because its nodes were silent. They came back and had done well; no node followed a
+/// permit to go back any more, and the campaign went on to ask for ever.
+#[test]
+fn a_wave_that_did_well_after_all_keeps_what_has_not_gone_back() {
+    let rules = Rules {
+        racks: 1,
+        per_rack: 4,
+        cap_rack: 4,
+        shares: vec![10_000],
+        advance: 9_000,
+        rollback: 9_000,
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    let wave: Vec<_> = world.engine.in_flight().into_keys().collect();
+    let (spoke, silent) = wave.split_at(2);
+    spoke
+        .iter()
+        .for_each(|device| world.report(device, AttemptState::Success));
+    silent
+        .iter()
+        .for_each(|device| world.report(device, AttemptState::Installing));
+    world.run_clock(Duration::from_secs(1_600));
+    assert_eq!(
+        world.state("spring"),
+        CampaignState::RollingBack,
+        "half of it counts as lost"
+    );
+    let back = world.permits.last().unwrap();
+    assert_eq!((back.kind, back.devices.len()), (PermitKind::Rollback, 2));
+    silent
+        .iter()
+        .for_each(|device| world.report(device, AttemptState::Success));
+    let permits = world.permits.len();
+    for _ in 0..10 {
+        world.run_clock(Duration::from_secs(1_000));
+        world.nodes().iter().for_each(|node| world.hear(node.as_str()));
+    }
+    assert_eq!(world.permits.len(), permits, "nobody is sent back from what works");
+    assert!(world.state("spring").is_terminal(), "{:?}", world.state("spring"));
+}
+
 #[test]
 fn a_soak_is_waited_out_and_a_pause_stops_new_starts() {
     let rules = Rules {

@@ -2,11 +2,14 @@
 
 use std::fmt;
 
+use firmesh_coordinator_core::Input;
+use firmesh_protocol::brake::Braked;
 use serde::Serialize;
 
 use super::{
-    Profile,
+    Event, MAIN, NodeEvent, OLD, Profile, World,
     dice::Dice,
+    operator::Order,
     scenario::{Kind, Scenario, image},
 };
 use crate::device::Misbehaviour;
@@ -268,5 +271,100 @@ fn operator_fault(scenario: &Scenario, dice: &mut Dice) -> Fault {
             campaign,
             node: dice.index(scenario.places.len()),
         },
+    }
+}
+
+impl World {
+    pub(super) fn strike(&mut self, number: usize) {
+        let now_ms = self.now_ms;
+        let fault = self.faults[number].fault.clone();
+        self.tell(|| format!("fault {number}: {fault:?}"));
+        let until = |for_ms: u64| (now_ms + for_ms).min(QUIET_AFTER_MS);
+        match fault {
+            Fault::Misbehave { device, how } => self.misbehave(device, how),
+            Fault::PowerCut { device } => self.cut_power(device),
+            Fault::PowerCutInWrite { device, permille } => self.cuts_in_write[device].push(permille),
+            Fault::KillNode { node, down_ms } => {
+                self.watch.tally.kills += 1;
+                self.kill_node(node, down_ms);
+            }
+            Fault::KillNodeAtWrite {
+                node,
+                writes,
+                durable,
+                down_ms,
+            } => {
+                self.watch.tally.kills += 1;
+                self.nodes[node].dies_at = Some((writes, durable, down_ms));
+            }
+            Fault::KillCoordinator { down_ms } => {
+                self.watch.tally.kills += 1;
+                self.coordinators[MAIN].kill();
+                self.after(down_ms, Event::CoordinatorUp(MAIN));
+            }
+            Fault::KillCoordinatorAtCommit {
+                commits,
+                durable,
+                down_ms,
+            } => self.coordinators[MAIN].dies_at = Some((commits, durable, down_ms)),
+            Fault::RefuseCommits { commits } => self.coordinators[MAIN].refusing = commits,
+            Fault::TakeOver { old_keeps, for_ms } => {
+                if self.coordinators[MAIN].is_up() && !self.coordinators[OLD].is_up() {
+                    let new = self.coordinators[MAIN].copy();
+                    self.coordinators[OLD] = std::mem::replace(&mut self.coordinators[MAIN], new);
+                    self.coordinators[MAIN].start(&self.scenario, now_ms);
+                    old_keeps.into_iter().for_each(|n| self.follows[n] = OLD);
+                    self.ask_for_tick(OLD);
+                    self.command(MAIN, Input::Tick);
+                    self.after(until(for_ms) - now_ms, Event::OldGone);
+                }
+            }
+            Fault::Cut { node, up, down, for_ms } => {
+                if up {
+                    self.links.up_cut_until[node] = until(for_ms);
+                }
+                if down {
+                    self.links.down_cut_until[node] = until(for_ms);
+                }
+            }
+            Fault::CutMesh { for_ms } => self.links.mesh_cut_until = until(for_ms),
+            Fault::Lose { permille, for_ms } => self.links.lose = (permille, until(for_ms)),
+            Fault::Slow { by_ms, for_ms } => self.links.slow = (by_ms, until(for_ms)),
+            Fault::Skew { node, by_ms, drift_ppm } => {
+                (self.nodes[node].skew_ms, self.nodes[node].drift_ppm) = (by_ms, drift_ppm);
+            }
+            Fault::SkewCoordinator { by_ms } => self.coordinators[MAIN].skew_ms = by_ms,
+            Fault::Lie { for_ms } => self.links.lies_until = until(for_ms),
+            Fault::Pause { campaign, for_ms } => self.order(Order::Pause(campaign, for_ms)),
+            Fault::Cancel { campaign } => self.order(Order::Cancel(campaign)),
+            Fault::Brake { campaign, node } => {
+                let approved = &self.scenario.campaigns[campaign].campaign;
+                let braked = Braked::Campaign {
+                    id: approved.manifest.id.clone(),
+                    manifest_sha256: approved.manifest_sha256,
+                };
+                let incarnation = self.nodes[node].incarnation;
+                self.after(0, Event::Node(node, incarnation, NodeEvent::Brake(braked)));
+            }
+        }
+    }
+
+    fn misbehave(&mut self, d: usize, how: Misbehaviour) {
+        // An image that has come up on a host comes up again.
+        let is_proven = |sha256| self.devices[d].has_run(sha256);
+        match how {
+            Misbehaviour::FailBoot { sha256 } if is_proven(sha256) => {}
+            _ => self.devices[d].misbehave(how),
+        }
+    }
+
+    pub(super) fn cut_power(&mut self, d: usize) {
+        self.tell(|| format!("power cut at device {d}"));
+        self.watch.tally.power_cuts += 1;
+        self.watch.dark.insert(d, self.now_ms);
+        if self.devices[d].cut_power(self.now_ms) {
+            self.watch.tally.cuts_in_write += 1;
+        }
+        self.judge_restart(d);
     }
 }

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Input, Outcome, Output, Step};
+use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Outcome};
 use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, admit};
 use firmesh_protocol::{
     brake::Braked,
@@ -20,9 +20,10 @@ use firmesh_protocol::{
 
 use super::{
     Event, NodeEvent, World,
+    attempts::Running,
     coordinator::{Answer, Heartbeat, at, wall},
-    device::{Device, Runs, failed},
-    scenario::{Kind, facts},
+    device::Runs,
+    scenario::facts,
 };
 
 /// Between two heartbeats of a node that has nothing to say.
@@ -31,9 +32,6 @@ const POLL_MS: u64 = 20_000;
 const SYNC_GAP_MS: u64 = 200;
 /// How often idle devices are looked at, and what is held is considered again.
 const LOOK_MS: u64 = 15_000;
-/// Between two looks at a device in an attempt: a BMC is asked twice a second in production, and nothing but events comes
-/// of it.
-const PACE_MS: u64 = 4_000;
 /// Reports in one heartbeat.
 const REPORTS_MAX: usize = 200;
 
@@ -45,13 +43,13 @@ pub(super) struct Disk {
     pub(super) permits: BTreeMap<(CampaignId, u64), Arc<Permit>>,
     pub(super) standings: BTreeMap<StandingKey, AttemptStanding>,
     pub(super) records: BTreeMap<usize, AttemptRecord>,
-    outcomes: BTreeMap<StandingKey, Outcome>,
+    pub(super) outcomes: BTreeMap<StandingKey, Outcome>,
     declined: BTreeSet<(StandingKey, u64)>,
     reports: BTreeMap<u64, AttemptReport>,
     /// Acknowledged and forgotten, but not for good before the next write.
     forgotten: BTreeMap<u64, AttemptReport>,
     pub(super) last_report: u64,
-    floors: BTreeMap<usize, u32>,
+    pub(super) floors: BTreeMap<usize, u32>,
     epoch: u64,
     pub(super) halted: BTreeSet<CampaignId>,
     pub(super) brakes: BTreeSet<Braked>,
@@ -62,7 +60,7 @@ pub(super) struct Disk {
 #[derive(Debug, Default)]
 pub(super) struct Life {
     pub(super) running: BTreeMap<usize, Running>,
-    versions: BTreeMap<usize, Option<String>>,
+    pub(super) versions: BTreeMap<usize, Option<String>>,
     told: BTreeMap<StandingKey, (AttemptState, String, u64)>,
     permits_seen: BTreeMap<CampaignId, u64>,
     waves_known: BTreeMap<(CampaignId, u32), WallTime>,
@@ -71,25 +69,6 @@ pub(super) struct Life {
     syncing: bool,
     sync_at: u64,
     last_sync: u64,
-}
-
-/// An attempt under way.
-#[derive(Debug)]
-pub(super) struct Running {
-    attempt: Attempt,
-    pub(super) goal: Goal,
-    act: Option<Act>,
-    /// Names the event that is waited for.
-    token: u64,
-}
-
-#[derive(Debug)]
-struct Act {
-    step: Step,
-    /// The answer, if it is known already.
-    answer: Option<Input>,
-    is_lost: bool,
-    is_late: bool,
 }
 
 /// A node.
@@ -181,7 +160,7 @@ impl World {
         let forgotten = std::mem::take(&mut node.disk.forgotten);
         node.disk.reports.extend(forgotten);
         for (d, running) in life.running {
-            if running.act.is_some() {
+            if running.is_acting() {
                 self.devices[d].break_off(self.now_ms);
             }
             self.watch.interrupted(d, self.now_ms);
@@ -190,7 +169,7 @@ impl World {
     }
 
     /// Makes a change durable, unless the process dies over it.
-    fn write<T>(&mut self, n: usize, change: impl FnOnce(&mut Disk) -> T) -> Result<T, Killed> {
+    pub(super) fn write<T>(&mut self, n: usize, change: impl FnOnce(&mut Disk) -> T) -> Result<T, Killed> {
         let node = &mut self.nodes[n];
         let dies = node.dies_at.as_mut().and_then(|(writes, durable, down_ms)| {
             *writes = writes.saturating_sub(1);
@@ -209,7 +188,7 @@ impl World {
         Ok(changed)
     }
 
-    fn life(&mut self, n: usize) -> Result<&mut Life, Killed> {
+    pub(super) fn life(&mut self, n: usize) -> Result<&mut Life, Killed> {
         self.nodes[n].life.as_mut().ok_or(Killed)
     }
 
@@ -246,7 +225,7 @@ impl World {
     }
 
     /// Looks at idle devices.
-    fn look(&mut self, n: usize) -> Result<(), Killed> {
+    pub(super) fn look(&mut self, n: usize) -> Result<(), Killed> {
         for d in 0..self.devices.len() {
             if self.scenario.devices[d].node != n || self.life(n)?.running.contains_key(&d) {
                 continue;
@@ -528,166 +507,6 @@ impl World {
         Ok(Some(admit(&approved.campaign, permit, &facts)))
     }
 
-    fn start_fresh(&mut self, n: usize, d: usize, permit: &Permit, admission: Admission) -> Result<(), Killed> {
-        let scenario = Arc::clone(&self.scenario);
-        let approved = scenario.campaign(&permit.campaign).expect("it was decided on");
-        let device = scenario.devices[d].id.clone();
-        let goal = Goal {
-            device: device.clone(),
-            campaign: permit.campaign.clone(),
-            manifest_sha256: permit.manifest_sha256,
-            wave: admission.wave,
-            kind: permit.kind,
-            permit_sequence: permit.sequence,
-            image: admission.release,
-            security_epoch_min: match permit.kind {
-                PermitKind::Update => self.nodes[n].disk.floors.get(&d).copied().unwrap_or_default(),
-                PermitKind::Rollback => 0,
-            },
-            deadlines: approved.campaign.manifest.deadlines,
-            answers_min: Goal::ANSWERS_MIN,
-            pace_ms: PACE_MS,
-        };
-        let key = (permit.campaign.clone(), device, permit.kind);
-        self.write(n, |disk| disk.standings.insert(key, AttemptStanding::InFlight))?;
-        self.judge_start(n, d, permit, &goal);
-        let attempt = Attempt::new(goal.clone(), at(self.now_ms));
-        self.run_attempt(n, d, goal, attempt)
-    }
-
-    fn run_attempt(&mut self, n: usize, d: usize, goal: Goal, attempt: Attempt) -> Result<(), Killed> {
-        let running = Running {
-            attempt,
-            goal,
-            act: None,
-            token: 0,
-        };
-        self.life(n)?.running.insert(d, running);
-        self.drive(n, d)
-    }
-
-    /// Carries out what an attempt asks for, until it waits.
-    fn drive(&mut self, n: usize, d: usize) -> Result<(), Killed> {
-        loop {
-            let Some(running) = self.life(n)?.running.get_mut(&d) else {
-                return Ok(());
-            };
-            match running.attempt.poll() {
-                None => break,
-                Some(Output::Persist(record)) => {
-                    self.write(n, |disk| disk.records.insert(d, *record))?;
-                }
-                Some(Output::Report(report)) => {
-                    let goal = running.goal.clone();
-                    if report.version.is_some() {
-                        self.life(n)?.versions.insert(d, report.version.clone());
-                    }
-                    self.report(n, &goal, report.state, report.reason, report.version)?;
-                }
-                Some(Output::Done(outcome)) => return self.attempt_ended(n, d, &outcome),
-                Some(Output::Step(step)) => self.begin_act(n, d, step)?,
-            }
-        }
-        let now_ms = self.now_ms;
-        let (token, drawn) = (self.next_token(), self.dice.below(1 << 20));
-        let running = self.life(n)?.running.get_mut(&d).ok_or(Killed)?;
-        running.token = token;
-        let deadline = running
-            .attempt
-            .deadline()
-            .expect("an attempt without a deadline is over");
-        let deadline = u64::try_from(deadline.since_start().as_millis()).unwrap_or(u64::MAX);
-        let wake = match &mut running.act {
-            None => deadline,
-            Some(act) => {
-                let ends = now_ms + Device::takes_ms(&act.step, drawn);
-                act.is_late = ends > deadline;
-                ends.min(deadline)
-            }
-        };
-        let writes_slot = running
-            .act
-            .as_ref()
-            .is_some_and(|act| matches!(act.step, Step::Stage { .. }) && act.answer.is_none());
-        if writes_slot
-            && self.scenario.devices[d].kind == Kind::Host
-            && let Some(permille) = self.cuts_in_write[d].pop()
-        {
-            let after = (wake - now_ms) * permille / 1_000;
-            self.after(after, Event::PowerCut(d));
-        }
-        let incarnation = self.nodes[n].incarnation;
-        let event = Event::Node(n, incarnation, NodeEvent::Attempt { device: d, token });
-        self.after(wake.saturating_sub(now_ms), event);
-        Ok(())
-    }
-
-    fn begin_act(&mut self, n: usize, d: usize, step: Step) -> Result<(), Killed> {
-        let goal = self.life(n)?.running.get(&d).ok_or(Killed)?.goal.clone();
-        self.judge_act(n, d, &goal, &step);
-        let answer = self.devices[d].begin(self.now_ms, &step);
-        let is_lost = self.dice.below(1_000) < self.scenario.deaf_permille && self.now_ms < super::QUIET_AFTER_MS;
-        let running = self.life(n)?.running.get_mut(&d).ok_or(Killed)?;
-        running.act = Some(Act {
-            step,
-            answer,
-            is_lost,
-            is_late: false,
-        });
-        Ok(())
-    }
-
-    fn wake_attempt(&mut self, n: usize, d: usize, token: u64) -> Result<(), Killed> {
-        let now_ms = self.now_ms;
-        let life = self.nodes[n].life.as_mut().ok_or(Killed)?;
-        let Some(running) = life.running.get_mut(&d).filter(|running| running.token == token) else {
-            return Ok(());
-        };
-        let input = match running.act.take() {
-            None => Input::Tick,
-            Some(act) if act.is_late => {
-                self.devices[d].break_off(now_ms);
-                failed("not done by its deadline", true)
-            }
-            Some(act) => {
-                let answer = act.answer.unwrap_or_else(|| self.devices[d].end(now_ms, &act.step));
-                match act.is_lost {
-                    true => failed("the answer was lost", true),
-                    false => answer,
-                }
-            }
-        };
-        running.attempt.handle(at(now_ms), input);
-        self.drive(n, d)
-    }
-
-    fn attempt_ended(&mut self, n: usize, d: usize, outcome: &Outcome) -> Result<(), Killed> {
-        let Some(running) = self.life(n)?.running.remove(&d) else {
-            return Ok(());
-        };
-        let goal = running.goal;
-        self.judge_end(d, &goal, outcome);
-        let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
-        self.write(n, |disk| disk.outcomes.insert(key, outcome.clone()))?;
-        if outcome.state.is_success() {
-            let epoch = goal.image.info.security_epoch;
-            self.write(n, |disk| {
-                let floor = disk.floors.entry(d).or_default();
-                *floor = epoch.max(*floor);
-            })?;
-        }
-        if outcome.state != AttemptState::Quarantined {
-            let key = |kind| (goal.campaign.clone(), goal.device.clone(), kind);
-            self.write(n, |disk| disk.standings.insert(key(goal.kind), AttemptStanding::Ended))?;
-            if goal.kind == PermitKind::Rollback {
-                self.write(n, |disk| {
-                    disk.standings.insert(key(PermitKind::Update), AttemptStanding::Ended)
-                })?;
-            }
-        }
-        self.look(n)
-    }
-
     fn report_hold(&mut self, n: usize, d: usize, permit: &Permit, hold: &Hold) -> Result<(), Killed> {
         let state = match hold {
             Hold::NotPossessed(_) => AttemptState::Downloading,
@@ -717,7 +536,7 @@ impl World {
         self.keep_report(n, report)
     }
 
-    fn report(
+    pub(super) fn report(
         &mut self,
         n: usize,
         goal: &Goal,

@@ -246,11 +246,13 @@ impl Runtime {
             for permit in self.fleet.permits_for(&device) {
                 let key = (permit.campaign.clone(), device.clone(), permit.kind);
                 let named = (key.0.clone(), key.1.clone(), key.2, permit.sequence);
-                if self.devices.standings.contains_key(&key) || self.devices.declined.contains(&named) {
+                if self.devices.standings.contains_key(&key) {
                     continue;
                 }
                 let shown = self.shown_by(&permit);
                 match self.decide(&device, &permit, &shown) {
+                    // The coordinator was told that nothing comes of this permit.
+                    Some(Ok(_)) if self.devices.declined.contains(&named) => {}
                     Some(Ok(admission)) => {
                         self.start_fresh(&device, &permit, admission)?;
                         break;
@@ -484,11 +486,12 @@ impl Runtime {
         let Some(state) = state else { return Ok(()) };
         if state.is_terminal() {
             // Its place under the caps is given to others once this is heard: it must not start on this permit after all.
-            let (campaign, kind) = (permit.campaign.clone(), permit.kind);
-            self.journal.keep_declined(&campaign, device, kind, permit.sequence)?;
-            self.devices
-                .declined
-                .insert((campaign, device.clone(), kind, permit.sequence));
+            let named = (permit.campaign.clone(), device.clone(), permit.kind, permit.sequence);
+            if !self.devices.declined.contains(&named) {
+                self.journal
+                    .keep_declined(&permit.campaign, device, permit.kind, permit.sequence)?;
+                self.devices.declined.insert(named);
+            }
         }
         // No standing is kept: the device was not started, and the same refusal is told once per start of the node.
         let version = self

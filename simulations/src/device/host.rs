@@ -73,6 +73,8 @@ impl Host {
 
     /// Restarts: the boot loader reads the environment and the slots' digests, and leaves an environment behind.
     pub fn reset(&mut self, now_ms: u64, env: &BootEnv, digests: [Option<Sha256>; 2]) -> BootEnv {
+        // Whoever looks at the environment now and then may have missed it.
+        self.note_env(now_ms, env);
         self.log.add(
             now_ms,
             EventKind::Reset {

@@ -437,10 +437,12 @@ impl World {
             for permit in live.iter().filter(|permit| permit.devices.contains(&device)) {
                 let key = (permit.campaign.clone(), device.clone(), permit.kind);
                 let disk = &self.nodes[n].disk;
-                if disk.standings.contains_key(&key) || disk.declined.contains(&(key, permit.sequence)) {
+                if disk.standings.contains_key(&key) {
                     continue;
                 }
+                let is_declined = disk.declined.contains(&(key, permit.sequence));
                 match self.decide(n, d, permit)? {
+                    Some(Ok(_)) if is_declined => {}
                     Some(Ok(admission)) => {
                         self.start_fresh(n, d, permit, admission)?;
                         break;
@@ -530,7 +532,9 @@ impl World {
                 self.scenario.devices[d].id.clone(),
                 permit.kind,
             );
-            self.write(n, |disk| disk.declined.insert((key, permit.sequence)))?;
+            if !self.nodes[n].disk.declined.contains(&(key.clone(), permit.sequence)) {
+                self.write(n, |disk| disk.declined.insert((key, permit.sequence)))?;
+            }
         }
         let report = self.word(n, permit, d, state, hold.code().to_owned());
         self.keep_report(n, report)

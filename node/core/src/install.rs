@@ -16,7 +16,7 @@ use firmesh_protocol::{
     evidence::WaveEvidence,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Release, Reversibility},
-    report::{DeviceFacts, Permit, PermitKind},
+    report::{AttemptState, DeviceFacts, Permit, PermitKind},
     time::WallTime,
     trust::PublicKey,
     window,
@@ -240,6 +240,35 @@ impl Hold {
             Self::NotPossessed(_) => "not_possessed",
             Self::Engaged(_) => "engaged",
             Self::CapFull { .. } => "cap_full",
+        }
+    }
+
+    /// What is reported of the device; nothing where the permit is void: that says nothing about the device, and the
+    /// coordinator has to issue a better one.
+    #[must_use]
+    pub fn state(&self) -> Option<AttemptState> {
+        match self {
+            Self::NotPossessed(_) => Some(AttemptState::Downloading),
+            Self::CapFull { .. } | Self::Engaged(_) | Self::EvidenceMissing | Self::Soaking { .. } => {
+                Some(AttemptState::Blocked)
+            }
+            Self::WindowClosed { .. } => Some(AttemptState::WaitingWindow),
+            Self::Braked(_) | Self::NothingToRollBack | Self::CampaignExpired(_) => Some(AttemptState::Cancelled),
+            Self::WrongModel { .. }
+            | Self::WrongComponent { .. }
+            | Self::BelowSecurityFloor { .. }
+            | Self::OneWay(_)
+            | Self::OneWayNotAccepted(_)
+            | Self::WrongExecutor { .. }
+            | Self::NoPrevious => Some(AttemptState::Failed),
+            Self::OtherManifest(_)
+            | Self::NotPermitted
+            | Self::NotPlanned(_)
+            | Self::PermitExpired(_)
+            | Self::OtherKey { .. }
+            | Self::GateNotShown { .. }
+            | Self::RollbackNotApproved
+            | Self::AlreadyStarted => None,
         }
     }
 

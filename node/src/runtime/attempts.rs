@@ -455,30 +455,7 @@ impl Runtime {
     }
 
     fn report_hold(&mut self, device: &DeviceId, permit: &Permit, hold: &Hold) -> Result<(), JournalError> {
-        let state = match hold {
-            Hold::NotPossessed(_) => Some(AttemptState::Downloading),
-            Hold::CapFull { .. } | Hold::Engaged(_) | Hold::EvidenceMissing | Hold::Soaking { .. } => {
-                Some(AttemptState::Blocked)
-            }
-            Hold::WindowClosed { .. } => Some(AttemptState::WaitingWindow),
-            Hold::Braked(_) | Hold::NothingToRollBack | Hold::CampaignExpired(_) => Some(AttemptState::Cancelled),
-            Hold::WrongModel { .. }
-            | Hold::WrongComponent { .. }
-            | Hold::BelowSecurityFloor { .. }
-            | Hold::OneWay(_)
-            | Hold::OneWayNotAccepted(_)
-            | Hold::WrongExecutor { .. }
-            | Hold::NoPrevious => Some(AttemptState::Failed),
-            // A permit that is void says nothing about the device: the coordinator has to issue a better one.
-            Hold::OtherManifest(_)
-            | Hold::NotPermitted
-            | Hold::NotPlanned(_)
-            | Hold::PermitExpired(_)
-            | Hold::OtherKey { .. }
-            | Hold::GateNotShown { .. }
-            | Hold::RollbackNotApproved
-            | Hold::AlreadyStarted => None,
-        };
+        let state = hold.state();
         // What no sound coordinator permits is told by its name; the rest is a matter of time.
         if matches!(state, None | Some(AttemptState::Failed)) || matches!(hold, Hold::CapFull { .. }) {
             self.refuse(hold.code(), format!("{device}: {hold}"));

@@ -510,21 +510,8 @@ impl World {
     }
 
     fn report_hold(&mut self, n: usize, d: usize, permit: &Permit, hold: &Hold) -> Result<(), Killed> {
-        let state = match hold {
-            Hold::NotPossessed(_) => AttemptState::Downloading,
-            Hold::CapFull { .. } | Hold::Engaged(_) | Hold::EvidenceMissing | Hold::Soaking { .. } => {
-                AttemptState::Blocked
-            }
-            Hold::WindowClosed { .. } => AttemptState::WaitingWindow,
-            Hold::Braked(_) | Hold::NothingToRollBack | Hold::CampaignExpired(_) => AttemptState::Cancelled,
-            Hold::WrongModel { .. }
-            | Hold::WrongComponent { .. }
-            | Hold::BelowSecurityFloor { .. }
-            | Hold::OneWay(_)
-            | Hold::OneWayNotAccepted(_)
-            | Hold::WrongExecutor { .. }
-            | Hold::NoPrevious => AttemptState::Failed,
-            _ => return Ok(()),
+        let Some(state) = hold.state() else {
+            return Ok(());
         };
         if state.is_terminal() {
             let key = (

@@ -75,7 +75,7 @@ pub struct Gossip {
 /// What the runtime tells the mesh.
 #[derive(Debug)]
 pub enum MeshCommand {
-    /// The members now: their keys and where they listen.
+    /// The members now: their keys, and where those listen that a connection is kept with.
     Members(BTreeMap<PeerId, Option<Multiaddr>>),
     /// Tell everybody.
     Publish(Topic, Vec<u8>),

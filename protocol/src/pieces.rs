@@ -153,6 +153,15 @@ impl PieceSet {
         self.combine(other, |mine, theirs| mine & theirs);
     }
 
+    /// Adds what two other sets of pieces of the same artifact both hold.
+    pub fn unite_common(&mut self, one: &Self, other: &Self) {
+        debug_assert_eq!([one.total, other.total], [self.total; 2], "sets of different artifacts");
+        for (mine, (one, other)) in self.words.iter_mut().zip(one.words.iter().zip(&other.words)) {
+            *mine |= one & other;
+        }
+        self.keep_to_total();
+    }
+
     /// The pieces in the set, in order.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         ones(self.words.iter().copied())
@@ -168,7 +177,11 @@ impl PieceSet {
         for (mine, theirs) in self.words.iter_mut().zip(&other.words) {
             *mine = with(*mine, *theirs);
         }
-        // Where the totals differ all the same, nothing gets in beyond this one's end.
+        self.keep_to_total();
+    }
+
+    /// Where totals differ all the same, nothing gets in beyond this one's end.
+    fn keep_to_total(&mut self) {
         if let (Some(last), tail @ 1..) = (self.words.last_mut(), self.total % 64) {
             *last &= u64::MAX >> (64 - tail);
         }

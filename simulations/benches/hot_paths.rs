@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     hint::black_box,
+    sync::Arc,
     time::Duration,
 };
 
@@ -220,8 +221,8 @@ impl Node {
             asked: VecDeque::new(),
             said: 0,
         };
-        let roster: BTreeMap<_, _> = (0..members).map(|member| (name(member), path(member))).collect();
-        node.swarm.handle(now, Input::Roster { members: roster });
+        let members = Arc::new((0..members).map(|member| (name(member), path(member))).collect());
+        node.swarm.handle(now, Input::Roster { members });
         for (peer, number) in node.peers.clone().into_iter().zip(1..) {
             let (artifact, pieces) = (
                 node.artifact,

@@ -5,3 +5,4 @@
 pub mod device;
 pub mod mesh;
 pub mod rehearsal;
+pub mod scale;

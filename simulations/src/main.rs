@@ -6,6 +6,7 @@
 )]
 
 mod planted;
+mod spread;
 
 use std::{
     num::NonZeroUsize,
@@ -41,6 +42,8 @@ enum Command {
     Replay(ReplayArgs),
     /// Plants bugs into a copy of the sources, and hunts for each: shows that the hunt finds what it is for.
     Planted(planted::PlantedArgs),
+    /// Spreads one image over a fleet of hundreds of thousands of nodes, site by site, on all processors.
+    Scale(spread::ScaleArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -121,6 +124,7 @@ fn main() -> ExitCode {
         Command::Hunt(args) => hunt(&args),
         Command::Replay(args) => Ok(replay(&args)),
         Command::Planted(args) => planted::planted(&args),
+        Command::Scale(args) => spread::scale(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,

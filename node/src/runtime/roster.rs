@@ -4,7 +4,7 @@
 //! Invariant: a record counts only with a certificate of the fleet's CA whose key is not revoked, and never replaces one that
 //! is as new.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, sync::Arc};
 
 use firmesh_executors::JournalError;
 use firmesh_node_core::swarm;
@@ -88,6 +88,9 @@ impl Runtime {
 
     pub(super) fn roster_changed(&mut self) -> Result<(), JournalError> {
         let records = || self.fleet.roster.values().map(|(record, _)| record);
+        let places = records().map(|record| (record.node.clone(), record.path.clone()));
+        let roster: Arc<swarm::Roster> = Arc::new(places.collect());
+        let neighbours = roster.neighbours(&self.settings.node, &self.settings.path);
         let known: Vec<_> = records()
             .filter_map(|record| {
                 let certificate = hex::decode(&record.certificate).ok()?;
@@ -102,16 +105,18 @@ impl Runtime {
                     path: record.path.clone(),
                     addr,
                     key: *key,
+                    is_neighbour: neighbours.contains(&record.node),
                 };
                 Some((record.node.clone(), member))
             })
             .collect();
         let members = known
             .iter()
-            .filter_map(|(record, key)| Some((peer_id(key)?, record.mesh_addr.parse().ok())))
-            .collect();
-        let paths = records()
-            .map(|record| (record.node.clone(), record.path.clone()))
+            .filter_map(|(record, key)| {
+                let is_neighbour = neighbours.contains(&record.node);
+                let addr = is_neighbour.then(|| record.mesh_addr.parse().ok()).flatten();
+                Some((peer_id(key)?, addr))
+            })
             .collect();
         let envelopes: Vec<_> = self.fleet.roster.values().map(|(_, envelope)| envelope).collect();
         let stored = serde_json::to_vec(&envelopes)
@@ -122,7 +127,7 @@ impl Runtime {
         }
         self.transport.set_roster(peers);
         self.tell_mesh(MeshCommand::Members(members));
-        self.tell_swarm(swarm::Input::Roster { members: paths })?;
+        self.tell_swarm(swarm::Input::Roster { members: roster })?;
         self.transport.dial_missing();
         Ok(())
     }

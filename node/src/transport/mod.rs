@@ -84,6 +84,8 @@ pub struct Member {
     pub addr: SocketAddr,
     /// The key it has now: a certificate for an earlier one opens nothing.
     pub key: PublicKey,
+    /// Whether to keep a connection with it; any other member may still connect.
+    pub is_neighbour: bool,
 }
 
 /// Where the data plane listens, and how much it may move.
@@ -278,14 +280,14 @@ impl Transport {
         peers.roster = roster;
     }
 
-    /// Connects to every member of the roster that this node is the one to dial, and is not connected to: of two nodes
+    /// Connects to every neighbour that this node is the one to dial, and is not connected to: of two nodes
     /// the one with the smaller name dials.
     pub fn dial_missing(&self) {
         let mut peers = self.peers();
         let missing: Vec<_> = peers
             .roster
             .iter()
-            .filter(|(id, _)| self.0.me < **id && !peers.banned.contains(*id))
+            .filter(|(id, member)| self.0.me < **id && member.is_neighbour && !peers.banned.contains(*id))
             .filter(|(id, _)| !peers.control.contains_key(*id) && !peers.dialling.contains(*id))
             .map(|(id, member)| (id.clone(), member.addr))
             .collect();

@@ -112,6 +112,7 @@ fn roster(peers: &[&Peer]) -> Roster {
                 path,
                 addr,
                 key: peer.key,
+                is_neighbour: true,
             },
         )
     };

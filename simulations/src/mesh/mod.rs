@@ -16,6 +16,7 @@ mod topology;
 use std::{
     collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
+    sync::Arc,
     time::Duration,
 };
 
@@ -227,7 +228,7 @@ impl World {
             topology,
             fault,
             tuning,
-            artifact: ArtifactId::of(b"image"),
+            artifact: ArtifactId::of(&seed.to_le_bytes()),
             layout,
             now: Timestamp::default(),
             fluid,
@@ -511,11 +512,8 @@ impl World {
     }
 
     fn start(&mut self, at: usize) {
-        let members: BTreeMap<_, _> = self
-            .nodes
-            .iter()
-            .map(|node| (node.id.clone(), node.path.clone()))
-            .collect();
+        let places = self.nodes.iter().map(|node| (node.id.clone(), node.path.clone()));
+        let members = Arc::new(places.collect());
         let node = &mut self.nodes[at];
         node.life += 1;
         node.swarm = Some(Swarm::new(

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use firmesh_protocol::{ids::ArtifactId, time::Timestamp};
 
-use super::{FetchId, Source};
+use super::{FetchId, Source, window::Distance};
 
 /// One request in flight.
 #[derive(Debug, Clone)]
 pub(super) struct Claim {
     pub(super) source: Source,
+    pub(super) distance: Distance,
     pub(super) artifact: ArtifactId,
     pub(super) piece: u32,
     pub(super) since: Timestamp,

@@ -1,6 +1,6 @@
 //! Who is there, what they hold, and how well they answer.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use firmesh_protocol::{
     ids::{ArtifactId, NodeId, TopologyPath},
@@ -8,7 +8,11 @@ use firmesh_protocol::{
     time::Timestamp,
 };
 
-use super::Source;
+use super::{
+    Source,
+    roster::{NodeKey, Place, Roster},
+    window::Distance,
+};
 
 /// Artifacts that one peer may announce: more than a fleet has in campaigns at once.
 const ARTIFACTS_MAX: usize = 256;
@@ -23,10 +27,14 @@ struct Held {
     grew_at: Timestamp,
 }
 
-/// One other node.
+/// One other node that is, or is to be, connected.
 #[derive(Debug)]
 pub(super) struct Member {
-    pub(super) path: TopologyPath,
+    pub(super) key: NodeKey,
+    /// Levels of the topology shared with this node.
+    pub(super) shared: usize,
+    /// Requests to it that are in flight.
+    pub(super) asked: usize,
     connected: bool,
     held: BTreeMap<ArtifactId, Held>,
     service: Service,
@@ -35,6 +43,19 @@ pub(super) struct Member {
 }
 
 impl Member {
+    fn new(place: &Place, from: &TopologyPath) -> Self {
+        Self {
+            key: place.key,
+            shared: place.path.shared_levels(from),
+            asked: 0,
+            connected: false,
+            held: BTreeMap::new(),
+            service: Service::default(),
+            false_announcements: 0,
+            banned: None,
+        }
+    }
+
     pub(super) fn is_failing(&self) -> bool {
         self.service.failures >= FAILURES_MAX
     }
@@ -85,7 +106,11 @@ impl Service {
 /// The other nodes of the fleet, and the origin.
 #[derive(Debug, Default)]
 pub(super) struct Members {
+    roster: Arc<Roster>,
+    /// The neighbours, and whoever else has connected.
     nodes: BTreeMap<NodeId, Member>,
+    /// Grows when who is a stranger changes.
+    epoch: u64,
     origin_available: bool,
     origin: Service,
     rest_all_until: Option<Timestamp>,
@@ -93,28 +118,45 @@ pub(super) struct Members {
 
 impl Members {
     /// Takes over the roster: newcomers appear, leavers go, what is known of the others stays.
-    pub(super) fn set_roster(&mut self, roster: BTreeMap<NodeId, TopologyPath>, me: &NodeId) {
-        self.nodes.retain(|id, _| roster.contains_key(id));
-        for (id, path) in roster {
-            if id == *me {
-                continue;
+    pub(super) fn set_roster(&mut self, roster: Arc<Roster>, me: &NodeId, path: &TopologyPath) {
+        let neighbours = roster.neighbours(me, path);
+        let is_known = |member: &Member| member.connected || member.banned.is_some();
+        self.nodes.retain(|id, member| match roster.place_of(id) {
+            Some(place) => {
+                member.shared = place.path.shared_levels(path);
+                neighbours.contains(id) || is_known(member)
             }
-            self.nodes
-                .entry(id)
-                .and_modify(|member| member.path = path.clone())
-                .or_insert_with(|| Member {
-                    path,
-                    connected: false,
-                    held: BTreeMap::new(),
-                    service: Service::default(),
-                    false_announcements: 0,
-                    banned: None,
-                });
+            None => false,
+        });
+        for id in neighbours {
+            if let Some(place) = roster.place_of(&id) {
+                self.nodes.entry(id).or_insert_with(|| Member::new(place, path));
+            }
         }
+        self.roster = roster;
+        self.epoch += 1;
     }
 
-    pub(super) fn up(&mut self, peer: &NodeId) {
+    /// A peer's connection stands: a stranger is none any more.
+    pub(super) fn up(&mut self, peer: &NodeId, path: &TopologyPath) {
+        if let (false, Some(place)) = (self.nodes.contains_key(peer), self.roster.place_of(peer)) {
+            self.nodes.insert(peer.clone(), Member::new(place, path));
+            self.epoch += 1;
+        }
         self.change(peer, |member| member.connected = true);
+    }
+
+    /// Members of the fleet that this node does not connect with, and what changes when they do.
+    pub(super) fn strangers<'a>(&'a self, me: &'a NodeId) -> impl Iterator<Item = &'a Place> + 'a {
+        let is_stranger = move |id: &NodeId| id != me && !self.nodes.contains_key(id);
+        self.roster
+            .places()
+            .filter(move |(id, _)| is_stranger(id))
+            .map(|(_, place)| place)
+    }
+
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
     }
 
     pub(super) fn down(&mut self, peer: &NodeId) {
@@ -208,12 +250,8 @@ impl Members {
             .filter_map(|(id, member)| member.banned.map(|reason| (id, reason)))
     }
 
-    pub(super) fn names(&self) -> impl Iterator<Item = &NodeId> {
-        self.nodes.keys()
-    }
-
     pub(super) fn path_of(&self, peer: &NodeId) -> Option<&TopologyPath> {
-        self.nodes.get(peer).map(|member| &member.path)
+        self.roster.place_of(peer).map(|place| &place.path)
     }
 
     pub(super) fn set_origin(&mut self, available: bool) {
@@ -222,6 +260,26 @@ impl Members {
 
     pub(super) fn origin_is_usable(&self, now: Timestamp) -> bool {
         self.origin_available && !self.origin.rests(now) && !self.all_rest(now)
+    }
+
+    /// A request goes out; answers how far.
+    pub(super) fn ask(&mut self, source: &Source, depth: usize) -> Distance {
+        let Source::Peer(peer) = source else {
+            return Distance::Origin;
+        };
+        let member = self.nodes.get_mut(peer);
+        let shared = member.map_or(0, |member| {
+            member.asked += 1;
+            member.shared
+        });
+        Distance::between(shared, depth)
+    }
+
+    /// A request is in flight no more, however it ended.
+    pub(super) fn asked_no_more(&mut self, source: &Source) {
+        if let Some(member) = source.peer().and_then(|peer| self.nodes.get_mut(peer)) {
+            member.asked = member.asked.saturating_sub(1);
+        }
     }
 
     /// A request brought its piece; a peer that serves is forgiven one false announcement.
@@ -259,11 +317,6 @@ impl Members {
         }
     }
 
-    /// What a member holds of an artifact, if it has said so.
-    pub(super) fn held_by(&self, member: &NodeId, artifact: &ArtifactId) -> Option<&PieceSet> {
-        self.nodes.get(member)?.pieces(artifact)
-    }
-
     /// How many members hold something of an artifact.
     pub(super) fn holders(&self, artifact: &ArtifactId) -> usize {
         let of_it = self.nodes.values().filter_map(|member| member.pieces(artifact));
@@ -293,14 +346,14 @@ impl Members {
         awaited: bool,
         awaited_if_connected: bool,
         stalled_before: Timestamp,
-    ) -> impl Iterator<Item = (&'a NodeId, &'a TopologyPath)> {
-        self.nodes.iter().filter_map(move |(id, member)| {
+    ) -> impl Iterator<Item = &'a Member> {
+        self.nodes.values().filter(move |member| {
             let answers = member.banned.is_none() && !member.is_failing();
             let counts = match member.held.get(artifact) {
                 Some(held) => member.connected && (held.pieces.is_full() || held.grew_at >= stalled_before),
                 None => awaited || (awaited_if_connected && member.connected),
             };
-            (answers && counts).then_some((id, &member.path))
+            answers && counts
         })
     }
 

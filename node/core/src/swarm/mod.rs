@@ -14,12 +14,14 @@ mod news;
 mod pick;
 mod reach;
 mod reserve;
+mod roster;
 #[cfg(test)]
 mod tests;
 mod window;
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
@@ -36,6 +38,8 @@ use members::Members;
 pub use news::Audience;
 use news::News;
 use reserve::Reserved;
+pub use roster::Roster;
+use roster::{NodeKey, Strangers};
 use window::{Distance, Window, Windows};
 
 /// Names one request of this node; never reused.
@@ -102,10 +106,10 @@ pub enum Input {
         /// When to ask for those that are still missing.
         until: Timestamp,
     },
-    /// The nodes of the fleet, this one included or not: who may be waited for.
+    /// The nodes of the fleet: who may be waited for.
     Roster {
         /// Where each node stands.
-        members: BTreeMap<NodeId, TopologyPath>,
+        members: Arc<Roster>,
     },
     /// A peer's connection stands.
     PeerUp {
@@ -295,12 +299,16 @@ struct Transfer {
     /// When somebody, this node or a peer, last verified a piece that it did not hold before.
     moved_at: Timestamp,
     complete_told: bool,
+    /// Pieces that were stored here since it was wanted, and when the last of them was.
+    arrivals: u32,
+    arrived_at: Timestamp,
 }
 
 /// The swarm core of one node.
 #[derive(Debug)]
 pub struct Swarm {
     me: NodeId,
+    key: NodeKey,
     path: TopologyPath,
     tuning: Tuning,
     rng: ChaCha8Rng,
@@ -309,7 +317,8 @@ pub struct Swarm {
     claims: Claims,
     news: News,
     windows: Windows<Window>,
-    weights: BTreeMap<ArtifactId, pick::Weights>,
+    /// With the epoch of the members it was worked out in.
+    strangers: BTreeMap<ArtifactId, (u64, Strangers)>,
     reach: BTreeMap<ArtifactId, reach::Reach>,
     reserved: Reserved,
     outputs: VecDeque<Output>,
@@ -321,6 +330,7 @@ impl Swarm {
     #[must_use]
     pub fn new(me: NodeId, path: TopologyPath, tuning: Tuning, seed: u64) -> Self {
         Self {
+            key: NodeKey::of(&me),
             me,
             path,
             tuning,
@@ -330,7 +340,7 @@ impl Swarm {
             claims: Claims::default(),
             news: News::default(),
             windows: Windows::default(),
-            weights: BTreeMap::new(),
+            strangers: BTreeMap::new(),
             reach: BTreeMap::new(),
             reserved: Reserved::default(),
             outputs: VecDeque::new(),
@@ -360,8 +370,8 @@ impl Swarm {
                 pieces,
                 until,
             } => self.reserved.set(now, artifact, pieces, until),
-            Input::Roster { members } => self.members.set_roster(members, &self.me),
-            Input::PeerUp { peer } => self.members.up(&peer),
+            Input::Roster { members } => self.members.set_roster(members, &self.me, &self.path),
+            Input::PeerUp { peer } => self.members.up(&peer, &self.path),
             Input::PeerDown { peer } => self.peer_down(&peer),
             Input::PeerHolds { peer, artifact, pieces } => self.peer_holds(now, &peer, artifact, pieces),
             Input::PeerGot { peer, artifact, pieces } => self.peer_got(now, &peer, artifact, &pieces),
@@ -439,13 +449,15 @@ impl Swarm {
                 wanted_since: now,
                 moved_at: now,
                 complete_told: false,
+                arrivals: 0,
+                arrived_at: now,
             });
         self.tell_if_complete(now, artifact);
     }
 
     fn forget(&mut self, artifact: ArtifactId) {
         self.transfers.remove(&artifact);
-        self.weights.remove(&artifact);
+        self.strangers.remove(&artifact);
         self.reach.remove(&artifact);
         self.reserved.forget(&artifact);
         self.news.forget(&artifact);
@@ -489,22 +501,13 @@ impl Swarm {
     }
 
     fn fetched(&mut self, now: Timestamp, id: FetchId, waited: Duration) {
-        let Some(claim) = self.claims.finish(id) else { return };
+        let Some(claim) = self.finish(id) else { return };
         let took = now.since(claim.since);
         self.members.succeeded(&claim.source, took);
-        let distance = self.distance(&claim.source);
         self.windows
-            .arrived(distance, took.saturating_sub(waited), self.tuning.in_flight_max);
-        let brought_in = distance != Distance::Inside;
+            .arrived(claim.distance, took.saturating_sub(waited), self.tuning.in_flight_max);
+        let brought_in = claim.distance != Distance::Inside;
         self.stored(now, claim.artifact, claim.piece, brought_in);
-    }
-
-    fn distance(&self, source: &Source) -> Distance {
-        let path = source.peer().map(|peer| self.members.path_of(peer));
-        path.map_or(Distance::Origin, |path| {
-            let shared = path.map_or(0, |path| path.shared_levels(&self.path));
-            Distance::between(shared, self.path.depth())
-        })
     }
 
     /// Notes a piece; `brought_in` from outside the rack, where others wait for it.
@@ -517,6 +520,8 @@ impl Swarm {
         };
         if transfer.have.insert(piece) {
             transfer.moved_at = now;
+            transfer.arrivals += 1;
+            transfer.arrived_at = now;
             if brought_in {
                 self.outputs.push_back(Output::Announce {
                     artifact,
@@ -541,7 +546,7 @@ impl Swarm {
     }
 
     fn failed(&mut self, now: Timestamp, id: FetchId, why: FetchFailure) {
-        let Some(claim) = self.claims.finish(id) else { return };
+        let Some(claim) = self.finish(id) else { return };
         let retry_at = now + self.tuning.backoff;
         match (&claim.source, why) {
             (Source::Peer(peer), FetchFailure::Corrupt) => {
@@ -575,9 +580,15 @@ impl Swarm {
     }
 
     fn cancel(&mut self, id: FetchId, overdue: bool) -> Option<claims::Claim> {
-        let claim = self.claims.finish(id);
+        let claim = self.finish(id);
         self.outputs.push_back(Output::Cancel { id, overdue });
         claim
+    }
+
+    fn finish(&mut self, id: FetchId) -> Option<claims::Claim> {
+        let claim = self.claims.finish(id)?;
+        self.members.asked_no_more(&claim.source);
+        Some(claim)
     }
 
     fn ban(&mut self, peer: &NodeId, reason: &'static str) {

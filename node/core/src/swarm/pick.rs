@@ -2,7 +2,7 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     time::Duration,
 };
 
@@ -16,7 +16,9 @@ use rand_chacha::{ChaCha8Rng, rand_core::Rng as _};
 use super::{
     Output, Source, Swarm,
     claims::Claim,
+    Transfer,
     reach::{Basis, Importer, Reach},
+    roster::{NodeKey, PieceKey, Strangers},
     window::{Distance, Windows, per_peer},
 };
 
@@ -36,32 +38,21 @@ const LATE_LOOK: Duration = Duration::from_millis(100);
 /// Differences below this between holders are noise.
 const MEAN_MIN: Duration = Duration::from_millis(10);
 
+/// Nothing may come for so many times the mean time between two pieces before one more stranger is passed over.
+const PATIENCE_FACTOR: u32 = 8;
+
+/// The same, where pieces come one upon the other.
+const PATIENCE_MIN: Duration = Duration::from_millis(250);
+
 /// Classes of an importer's pieces.
 const CLASSES: u64 = 4;
 /// Fewer pieces than this say nothing about how fast a member is.
 const MIDDLE_MIN: u32 = 16;
 
-/// The rendezvous weights of one artifact's pieces, by node.
-pub(super) type Weights = BTreeMap<NodeId, Vec<u64>>;
-
-/// The rendezvous weights of a node for every piece (Thaler and Ravishankar's highest random weight). They do not depend
-/// on the level of the topology, so the first of a site is also the first of its rack.
-fn weights(artifact: &ArtifactId, node: &NodeId, pieces: u32) -> Vec<u64> {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(artifact.as_bytes()).update(node.as_str().as_bytes());
-    let mut stream = hasher.finalize_xof();
-    let mut word = [0; 8];
-    (0..pieces)
-        .map(|_| {
-            stream.fill(&mut word);
-            u64::from_le_bytes(word)
-        })
-        .collect()
-}
-
 /// What a round of picking looks at: computed once, asked for every piece that somebody may have room for.
 struct View<'a> {
-    mine: &'a [u64],
+    mine: NodeKey,
+    artifact: &'a ArtifactId,
     depth: usize,
     reach: &'a Reach,
     /// Peers that may be asked and hold something of the artifact.
@@ -191,9 +182,7 @@ impl View<'_> {
             has_room && (self.anarchy || !peer.failing)
         };
         for peer in self.peers.iter().filter(may_be_asked) {
-            let mut pieces = self.reach.within(peer.shared).clone();
-            pieces.intersect(peer.pieces);
-            askable.unite(&pieces);
+            askable.unite_common(self.reach.within(peer.shared), peer.pieces);
         }
         if self.origin_room > Some(0) {
             let mut nowhere_else = self.reach.of_origin().clone();
@@ -259,7 +248,6 @@ impl Swarm {
             if free == 0 {
                 return;
             }
-            self.learn_weights(artifact);
             self.learn_reach(now, artifact);
             let mut rng = self.rng.clone();
             let mut picks = self.pick(now, &artifact, free, &mut rng);
@@ -274,9 +262,16 @@ impl Swarm {
             let (asked, missing) = (self.claims.of_artifact(&artifact).len(), have.total() - have.count());
             if asked >= missing as usize {
                 // The end: whoever is late is soon to be hedged.
-                self.wake_at = Some(self.wake_at.map_or(now + LATE_LOOK, |at| at.min(now + LATE_LOOK)));
+                self.wake_by(now + LATE_LOOK);
+            }
+            if let Some(at) = self.next_passed_over(now, &artifact) {
+                self.wake_by(at);
             }
         }
+    }
+
+    fn wake_by(&mut self, at: Timestamp) {
+        self.wake_at = Some(self.wake_at.map_or(at, |due| due.min(at)));
     }
 
     /// Up to `free` pieces with their sources: first what this node is to bring into a group, because others wait for it,
@@ -307,7 +302,7 @@ impl Swarm {
                     Place::Peer(at) => view.distance(&view.peers[at]) == Distance::Across,
                 };
                 let order = if crosses {
-                    class(view.mine[piece as usize])
+                    class(view.mine.weight(PieceKey::of(view.artifact, piece)))
                 } else {
                     CLASSES
                 };
@@ -365,8 +360,6 @@ impl Swarm {
     }
 
     fn view<'a>(&'a self, now: Timestamp, artifact: &'a ArtifactId) -> Option<View<'a>> {
-        let mine = &self.weights.get(artifact)?.get(&self.me)?[..];
-        let load_of = |source: &Source| self.claims.iter().filter(|claim| claim.source == *source).count();
         let peers = self
             .members
             .usable(now)
@@ -374,8 +367,8 @@ impl Swarm {
                 Some(Holder {
                     id,
                     pieces: member.pieces(artifact)?,
-                    shared: member.path.shared_levels(&self.path),
-                    load: load_of(&Source::Peer(id.clone())),
+                    shared: member.shared,
+                    load: member.asked,
                     load_max: member.mean().map_or(self.tuning.per_peer, |mean| {
                         per_peer(mean, self.tuning.per_peer, self.tuning.per_peer_max)
                     }),
@@ -386,13 +379,14 @@ impl Swarm {
             .collect();
         let mut room = self.windows.requests(self.tuning.in_flight_max);
         for claim in self.claims.iter() {
-            let room = room.of_mut(self.distance(&claim.source));
+            let room = room.of_mut(claim.distance);
             *room = room.saturating_sub(1);
         }
         let is_usable = self.members.origin_is_usable(now);
         let origin_room = is_usable.then(|| *room.of(Distance::Origin));
         Some(View {
-            mine,
+            mine: self.key,
+            artifact,
             depth: self.path.depth(),
             reach: self.reach.get(artifact)?,
             peers,
@@ -410,7 +404,9 @@ impl Swarm {
 
     /// Who is to bring in what, worked out anew if something it rests on has changed.
     fn learn_reach(&mut self, now: Timestamp, artifact: ArtifactId) {
-        let (transfer, weights) = (&self.transfers[&artifact], &self.weights[&artifact]);
+        self.learn_strangers(artifact);
+        let transfer = &self.transfers[&artifact];
+        let total = transfer.have.total();
         let age = now.since(transfer.wanted_since);
         let stalled_before = now.since_start().saturating_sub(self.tuning.stall_after);
         let middle = self.middle_held(&artifact);
@@ -423,31 +419,72 @@ impl Swarm {
                 age < self.tuning.join_grace_connected,
                 Timestamp::after_start(stalled_before),
             )
-            .filter(|(id, _)| !anarchy && weights.contains_key(*id))
-            .map(|(id, path)| Importer {
-                id: id.clone(),
-                shared: path.shared_levels(&self.path),
-                classes: self.classes_of(&artifact, id, middle),
+            .filter(|_| !anarchy)
+            .map(|member| Importer {
+                key: member.key,
+                shared: member.shared,
+                // Who has not said anything yet is awaited for a while.
+                classes: member
+                    .pieces(&artifact)
+                    .map_or(CLASSES, |held| classes_for(held.count(), middle, total)),
             })
             .collect();
         let basis = Basis {
+            epoch: self.members.epoch(),
+            passed_over: self.passed_over(now, &artifact),
             importers,
-            my_classes: classes_for(transfer.have.count(), middle, transfer.have.total()),
+            my_classes: classes_for(transfer.have.count(), middle, total),
             depth: self.path.depth(),
-            pieces: transfer.have.total(),
+            pieces: total,
         };
         if self.reach.get(&artifact).is_some_and(|reach| reach.rests_on(&basis)) {
             return;
         }
-        let of = |id: &NodeId| &weights[id][..];
-        let (mine, theirs): (_, Vec<_>) = (
-            of(&self.me),
-            basis.importers.iter().map(|member| of(&member.id)).collect(),
-        );
-        let reach = Reach::of(basis, &self.me, |place, piece| {
-            place.map_or(mine, |place| theirs[place])[piece]
-        });
+        let reach = Reach::of(basis, self.key, &artifact, &self.strangers[&artifact].1);
         self.reach.insert(artifact, reach);
+    }
+
+    fn learn_strangers(&mut self, artifact: ArtifactId) {
+        let epoch = self.members.epoch();
+        if self.strangers.get(&artifact).is_none_or(|(of, _)| *of != epoch) {
+            let pieces = self.transfers[&artifact].have.total();
+            let strangers = self.members.strangers(&self.me);
+            let ranks = Strangers::of(strangers, self.key, &self.path, &artifact, pieces);
+            self.strangers.insert(artifact, (epoch, ranks));
+        }
+    }
+
+    /// How long nothing may come before one more stranger is passed over: pieces came at some pace until then.
+    fn patience(&self, transfer: &Transfer) -> Duration {
+        match transfer.arrivals {
+            0 => self.tuning.join_grace,
+            arrivals => {
+                let mean = transfer.arrived_at.since(transfer.wanted_since) / arrivals;
+                let longest = self.tuning.stall_after;
+                (mean * PATIENCE_FACTOR).clamp(PATIENCE_MIN.min(longest), longest)
+            }
+        }
+    }
+
+    /// How many strangers are passed over because nothing comes any more; none if there are none.
+    fn passed_over(&self, now: Timestamp, artifact: &ArtifactId) -> usize {
+        let has_strangers = self.strangers.get(artifact).is_some_and(|(_, strangers)| !strangers.are_none());
+        match self.transfers.get(artifact).filter(|_| has_strangers) {
+            None => 0,
+            Some(_) if self.is_anarchy(now, artifact) => usize::MAX,
+            Some(transfer) => {
+                let steps = now.since(transfer.arrived_at).as_millis() / self.patience(transfer).as_millis().max(1);
+                usize::try_from(steps).unwrap_or(usize::MAX)
+            }
+        }
+    }
+
+    /// When the next stranger is passed over.
+    fn next_passed_over(&self, now: Timestamp, artifact: &ArtifactId) -> Option<Timestamp> {
+        let transfer = self.transfers.get(artifact)?;
+        let (_, strangers) = self.strangers.get(artifact)?;
+        let steps = u32::try_from(self.passed_over(now, artifact)).ok()?.checked_add(1)?;
+        (!strangers.are_none()).then(|| transfer.arrived_at + self.patience(transfer).saturating_mul(steps))
     }
 
     /// What the middle one of all that still collect an artifact holds of it.
@@ -458,25 +495,6 @@ impl Swarm {
         held.get(held.len() / 2).copied().unwrap_or(0)
     }
 
-    fn classes_of(&self, artifact: &ArtifactId, member: &NodeId, middle: u32) -> u64 {
-        let total = self.have(artifact).map_or(0, PieceSet::total);
-        match self.members.held_by(member, artifact) {
-            Some(held) => classes_for(held.count(), middle, total),
-            // It has not said anything yet, and is awaited for a while.
-            None => CLASSES,
-        }
-    }
-
-    fn learn_weights(&mut self, artifact: ArtifactId) {
-        let pieces = self.transfers[&artifact].have.total();
-        let known = self.weights.entry(artifact).or_default();
-        for node in self.members.names().chain([&self.me]) {
-            if !known.contains_key(node) {
-                known.insert(node.clone(), weights(&artifact, node, pieces));
-            }
-        }
-    }
-
     fn begin(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32, source: Source) {
         let allowed = match self.members.mean_service(&source) {
             Some(mean) => (mean * 8).clamp(self.tuning.request_min, self.tuning.request_max),
@@ -484,6 +502,7 @@ impl Swarm {
         };
         let claim = Claim {
             source: source.clone(),
+            distance: self.members.ask(&source, self.path.depth()),
             artifact,
             piece,
             since: now,

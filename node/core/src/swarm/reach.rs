@@ -3,14 +3,17 @@
 //! It depends on who takes part and how well they keep up, which changes seldom, and is asked at every pick: so it is
 //! kept, as one set of pieces per level of the topology, until something it rests on changes.
 
-use firmesh_protocol::{ids::NodeId, pieces::PieceSet};
+use firmesh_protocol::{ids::ArtifactId, pieces::PieceSet};
 
-use super::pick::class;
+use super::{
+    pick::class,
+    roster::{NodeKey, PieceKey, Strangers},
+};
 
 /// A member that counts as an importer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Importer {
-    pub(super) id: NodeId,
+    pub(super) key: NodeKey,
     /// Levels shared with this node.
     pub(super) shared: usize,
     /// Of the classes of pieces, those that it has time for.
@@ -20,7 +23,11 @@ pub(super) struct Importer {
 /// What the sets rest on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Basis {
-    /// The members that count as importers, this node not among them.
+    /// Who is a stranger.
+    pub(super) epoch: u64,
+    /// How many strangers are passed over in the ranks of every piece.
+    pub(super) passed_over: usize,
+    /// The others that count as importers, this node not among them.
     pub(super) importers: Vec<Importer>,
     /// The classes that this node itself has time for.
     pub(super) my_classes: u64,
@@ -38,22 +45,22 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// Works it out. `weight` gives the rendezvous weight of a member, by its place in the basis, or of this node.
-    pub(super) fn of(basis: Basis, me: &NodeId, weight: impl Fn(Option<usize>, usize) -> u64) -> Self {
+    /// Works it out for the node with that key.
+    pub(super) fn of(basis: Basis, me: NodeKey, artifact: &ArtifactId, strangers: &Strangers) -> Self {
         let mut within = vec![PieceSet::empty(basis.pieces); basis.depth.max(1) + 1];
-        for piece in 0..basis.pieces {
-            let at = piece as usize;
-            let own = weight(None, at);
+        for (piece, key) in (0..basis.pieces).zip(PieceKey::all(artifact, basis.pieces)) {
+            let own = me.weight(key);
             // Whoever was relieved of it leaves it to all that have time for it.
             let mine = (class(own) < basis.my_classes).then_some((own, me));
-            let ahead = basis.importers.iter().enumerate().filter_map(|(place, importer)| {
-                let theirs = weight(Some(place), at);
-                let is_ahead = Some((theirs, &importer.id)) > mine && class(theirs) < importer.classes;
+            let ahead = basis.importers.iter().filter_map(|importer| {
+                let theirs = importer.key.weight(key);
+                let is_ahead = Some((theirs, importer.key)) > mine && class(theirs) < importer.classes;
                 is_ahead.then_some(importer.shared)
             });
+            let stranger = strangers.nearest(piece as usize, basis.passed_over, mine.is_none());
             // The first of all asks the origin; everybody else the largest group in which it is the first.
             let nearest = |shared: usize| 1 + shared.min(basis.depth.saturating_sub(1));
-            for set in &mut within[ahead.max().map_or(0, nearest)..] {
+            for set in &mut within[ahead.max().max(stranger).map_or(0, nearest)..] {
                 set.insert(piece);
             }
         }

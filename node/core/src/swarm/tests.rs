@@ -90,18 +90,11 @@ impl Site {
 
     /// Everybody meets everybody and wants the image; nodes in `seeds` have it already.
     fn start(&mut self, seeds: &[usize]) {
-        let roster: BTreeMap<_, _> = self
-            .nodes
-            .iter()
-            .map(|(id, path, _, _)| (id.clone(), path.clone()))
-            .collect();
+        let places = self.nodes.iter().map(|(id, path, _, _)| (id.clone(), path.clone()));
+        let members: Arc<Roster> = Arc::new(places.collect());
         for at in 0..self.nodes.len() {
-            self.tell(
-                at,
-                Input::Roster {
-                    members: roster.clone(),
-                },
-            );
+            let members = Arc::clone(&members);
+            self.tell(at, Input::Roster { members });
             self.tell(at, Input::Origin { available: self.origin });
         }
         for at in 0..self.nodes.len() {
@@ -350,6 +343,7 @@ fn a_peer_that_announces_endless_artifacts_is_banned() {
         .iter()
         .map(|(id, path, ..)| (id.clone(), path.clone()))
         .collect();
+    let members = Arc::new(members);
     swarm.handle(Timestamp::default(), Input::Roster { members });
     swarm.handle(Timestamp::default(), Input::PeerUp { peer: peer.clone() });
     for at in 0..1_000_u32 {
@@ -468,6 +462,7 @@ fn word_of_pieces_is_gathered_unless_others_wait_for_it() {
         swarm.handle(now, input);
         std::iter::from_fn(|| swarm.poll()).collect::<Vec<_>>()
     };
+    let members = Arc::new(members);
     tell(now, Input::Roster { members });
     let mut asked = Vec::new();
     for peer in [&neighbour, &stranger] {
@@ -645,7 +640,8 @@ fn a_peer_that_drops_an_artifact_is_asked_no_more_and_not_accused() {
     let (me, now) = (NodeId::new("n0").unwrap(), Timestamp::default());
     let mut swarm = Swarm::new(me.clone(), roster[&me].clone(), Tuning::default(), 1);
     let (artifact, have) = (ArtifactId::of(b"image"), PieceSet::empty(8));
-    swarm.handle(now, Input::Roster { members: roster });
+    let members = Arc::new(roster.into_iter().collect());
+    swarm.handle(now, Input::Roster { members });
     let priority = Priority::Normal;
     swarm.handle(
         now,

@@ -82,6 +82,7 @@ impl Node {
             path: end.path.clone(),
             addr: transport.local_addr()?,
             key: end.identity.key.public(),
+            is_neighbour: true,
         };
         Ok(Self {
             member,

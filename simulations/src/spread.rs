@@ -28,7 +28,6 @@ pub(crate) struct ScaleArgs {
 #[derive(Debug, Serialize)]
 struct Report<'a> {
     plan: &'a Plan,
-    piece_bytes: u64,
     nodes_in_all: u64,
     bound_s: f64,
     p50_s: Option<f64>,
@@ -63,7 +62,10 @@ pub(crate) fn scale(args: &ScaleArgs) -> anyhow::Result<bool> {
             *told = Instant::now();
             let (done, all) = (total.sites, plan.sites_in_all());
             let left = began.elapsed().as_secs_f64() / done as f64 * (all - done) as f64;
-            eprintln!("{done} of {all} sites, {} of {} nodes have it, {left:.0} s left", total.complete, total.nodes);
+            eprintln!(
+                "{done} of {all} sites, {} of {} nodes have it, {left:.0} s left",
+                total.complete, total.nodes
+            );
         }
         true
     };
@@ -81,7 +83,6 @@ fn report<'a>(plan: &'a Plan, total: &'a Total, took: Duration) -> Report<'a> {
     let each = |count: u64| count as f64 / total.nodes.max(1) as f64;
     Report {
         plan,
-        piece_bytes: plan.piece_bytes(),
         nodes_in_all: plan.nodes(),
         bound_s: plan.bound_s(),
         p50_s: total.within_s(500),
@@ -109,7 +110,7 @@ fn tell(report: &Report<'_>) {
         plan.racks,
         report.nodes_in_all,
         plan.image >> 20,
-        report.piece_bytes >> 10,
+        plan.piece >> 10,
         plan.wan_mbit
     );
     println!(

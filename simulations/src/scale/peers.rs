@@ -42,7 +42,13 @@ pub(super) enum Answer {
 impl Manner {
     /// One of the five, by chance.
     pub(super) fn bad(dice: u64) -> Self {
-        let all = [Self::WrongBytes, Self::Replay, Self::FalseBitfield, Self::Drip, Self::Silent];
+        let all = [
+            Self::WrongBytes,
+            Self::Replay,
+            Self::FalseBitfield,
+            Self::Drip,
+            Self::Silent,
+        ];
         all[(dice % all.len() as u64) as usize]
     }
 

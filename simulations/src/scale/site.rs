@@ -159,7 +159,7 @@ impl<'a> Site<'a> {
     pub(super) fn new(plan: &'a Plan, number: u64) -> Self {
         let seed = plan.seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(number);
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let pieces = u32::try_from(plan.image.div_ceil(plan.piece_bytes())).unwrap_or(u32::MAX);
+        let pieces = u32::try_from(plan.image.div_ceil(plan.piece)).unwrap_or(u32::MAX);
         let (region, site) = (number / u64::from(plan.sites), number % u64::from(plan.sites));
         let bad = u64::from(plan.byzantine);
         let nodes: Vec<_> = (0..plan.racks)
@@ -288,7 +288,11 @@ impl<'a> Site<'a> {
 
     /// How long a word takes to a neighbour: it is sent again if it is lost.
     fn word(&mut self) -> Duration {
-        let again = if self.by_chance(self.plan.loss) { SENT_AGAIN } else { Duration::ZERO };
+        let again = if self.by_chance(self.plan.loss) {
+            SENT_AGAIN
+        } else {
+            Duration::ZERO
+        };
         LATENCY + again
     }
 
@@ -389,15 +393,19 @@ impl<'a> Site<'a> {
 
     /// Bytes of a piece on the wire; what is lost of them is sent again.
     fn wire_bytes(&self, piece: u32) -> u64 {
-        let start = u64::from(piece) * self.plan.piece_bytes();
-        let payload = self.plan.piece_bytes().min(self.plan.image - start);
+        let start = u64::from(piece) * self.plan.piece;
+        let payload = self.plan.piece.min(self.plan.image - start);
         payload * WIRE / 1_000 * 100 / u64::from(100 - self.plan.loss)
     }
 
     /// Until the last packet of a piece is there that was lost on the way: somewhere among so many one is, mostly.
     fn sent_again(&mut self, bytes: u64) -> Duration {
         let last = (bytes / PACKET).min(1);
-        if last > 0 && self.by_chance(self.plan.loss) { SENT_AGAIN } else { Duration::ZERO }
+        if last > 0 && self.by_chance(self.plan.loss) {
+            SENT_AGAIN
+        } else {
+            Duration::ZERO
+        }
     }
 
     fn fetch(&mut self, at: u32, id: FetchId, source: &Source, piece: u32) {
@@ -439,7 +447,12 @@ impl<'a> Site<'a> {
             && let Some((at, life, id)) = self.waiting.pop_front()
         {
             let node = self.node(at);
-            let Some(piece) = node.fetches.get(&id).filter(|_| node.life == life).map(|fetch| fetch.piece) else {
+            let Some(piece) = node
+                .fetches
+                .get(&id)
+                .filter(|_| node.life == life)
+                .map(|fetch| fetch.piece)
+            else {
                 continue;
             };
             let bytes = self.wire_bytes(piece);

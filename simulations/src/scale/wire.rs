@@ -57,7 +57,10 @@ mod tests {
         assert_eq!(narrow.book(&mut wide, at(10), 2_000), at(13));
         let mut other = Wire::of(80);
         // The wide link has been free for long, and takes a tenth of a millisecond.
-        assert_eq!(other.book(&mut wide, at(20), 1_000), at(20) + Duration::from_micros(100));
+        assert_eq!(
+            other.book(&mut wide, at(20), 1_000),
+            at(20) + Duration::from_micros(100)
+        );
         let mut slow = Wire::of(8);
         assert_eq!(other.book(&mut slow, at(30), 1_000), at(31));
         assert_eq!(other.book(&mut slow, at(30), 10_000), at(41));

@@ -155,6 +155,11 @@ impl Members {
             .map(|(_, place)| place)
     }
 
+    /// Neighbours, and whoever else has connected.
+    pub(super) fn count(&self) -> usize {
+        self.nodes.len()
+    }
+
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
     }

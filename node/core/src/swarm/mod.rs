@@ -318,7 +318,7 @@ pub struct Swarm {
     news: News,
     windows: Windows<Window>,
     /// With the epoch of the members it was worked out in.
-    strangers: BTreeMap<ArtifactId, (u64, Strangers)>,
+    strangers: (u64, Strangers),
     reach: BTreeMap<ArtifactId, reach::Reach>,
     reserved: Reserved,
     outputs: VecDeque<Output>,
@@ -340,7 +340,7 @@ impl Swarm {
             claims: Claims::default(),
             news: News::default(),
             windows: Windows::default(),
-            strangers: BTreeMap::new(),
+            strangers: Default::default(),
             reach: BTreeMap::new(),
             reserved: Reserved::default(),
             outputs: VecDeque::new(),
@@ -457,7 +457,6 @@ impl Swarm {
 
     fn forget(&mut self, artifact: ArtifactId) {
         self.transfers.remove(&artifact);
-        self.strangers.remove(&artifact);
         self.reach.remove(&artifact);
         self.reserved.forget(&artifact);
         self.news.forget(&artifact);

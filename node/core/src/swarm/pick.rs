@@ -1,10 +1,6 @@
 //! Which piece to ask for next, and of whom.
 
-use std::{
-    cmp::Reverse,
-    collections::BTreeSet,
-    time::Duration,
-};
+use std::{cmp::Reverse, collections::BTreeSet, time::Duration};
 
 use firmesh_protocol::{
     ids::{ArtifactId, NodeId},
@@ -14,9 +10,8 @@ use firmesh_protocol::{
 use rand_chacha::{ChaCha8Rng, rand_core::Rng as _};
 
 use super::{
-    Output, Source, Swarm,
+    Output, Source, Swarm, Transfer,
     claims::Claim,
-    Transfer,
     reach::{Basis, Importer, Reach},
     roster::{NodeKey, PieceKey, Strangers},
     window::{Distance, Windows, per_peer},
@@ -360,23 +355,20 @@ impl Swarm {
     }
 
     fn view<'a>(&'a self, now: Timestamp, artifact: &'a ArtifactId) -> Option<View<'a>> {
-        let peers = self
-            .members
-            .usable(now)
-            .filter_map(|(id, member)| {
-                Some(Holder {
-                    id,
-                    pieces: member.pieces(artifact)?,
-                    shared: member.shared,
-                    load: member.asked,
-                    load_max: member.mean().map_or(self.tuning.per_peer, |mean| {
-                        per_peer(mean, self.tuning.per_peer, self.tuning.per_peer_max)
-                    }),
-                    mean: member.mean().unwrap_or_default(),
-                    failing: member.is_failing(),
-                })
+        let mut peers = Vec::with_capacity(self.members.count());
+        peers.extend(self.members.usable(now).filter_map(|(id, member)| {
+            Some(Holder {
+                id,
+                pieces: member.pieces(artifact)?,
+                shared: member.shared,
+                load: member.asked,
+                load_max: member.mean().map_or(self.tuning.per_peer, |mean| {
+                    per_peer(mean, self.tuning.per_peer, self.tuning.per_peer_max)
+                }),
+                mean: member.mean().unwrap_or_default(),
+                failing: member.is_failing(),
             })
-            .collect();
+        }));
         let mut room = self.windows.requests(self.tuning.in_flight_max);
         for claim in self.claims.iter() {
             let room = room.of_mut(claim.distance);
@@ -404,14 +396,15 @@ impl Swarm {
 
     /// Who is to bring in what, worked out anew if something it rests on has changed.
     fn learn_reach(&mut self, now: Timestamp, artifact: ArtifactId) {
-        self.learn_strangers(artifact);
+        self.learn_strangers();
         let transfer = &self.transfers[&artifact];
         let total = transfer.have.total();
         let age = now.since(transfer.wanted_since);
         let stalled_before = now.since_start().saturating_sub(self.tuning.stall_after);
         let middle = self.middle_held(&artifact);
         let anarchy = self.is_anarchy(now, &artifact);
-        let importers: Vec<_> = self
+        let mut importers = Vec::with_capacity(self.members.count());
+        let count_on = self
             .members
             .importers(
                 &artifact,
@@ -427,8 +420,8 @@ impl Swarm {
                 classes: member
                     .pieces(&artifact)
                     .map_or(CLASSES, |held| classes_for(held.count(), middle, total)),
-            })
-            .collect();
+            });
+        importers.extend(count_on);
         let basis = Basis {
             epoch: self.members.epoch(),
             passed_over: self.passed_over(now, &artifact),
@@ -440,17 +433,14 @@ impl Swarm {
         if self.reach.get(&artifact).is_some_and(|reach| reach.rests_on(&basis)) {
             return;
         }
-        let reach = Reach::of(basis, self.key, &artifact, &self.strangers[&artifact].1);
+        let reach = Reach::of(basis, self.key, &artifact, &self.strangers.1);
         self.reach.insert(artifact, reach);
     }
 
-    fn learn_strangers(&mut self, artifact: ArtifactId) {
+    fn learn_strangers(&mut self) {
         let epoch = self.members.epoch();
-        if self.strangers.get(&artifact).is_none_or(|(of, _)| *of != epoch) {
-            let pieces = self.transfers[&artifact].have.total();
-            let strangers = self.members.strangers(&self.me);
-            let ranks = Strangers::of(strangers, self.key, &self.path, &artifact, pieces);
-            self.strangers.insert(artifact, (epoch, ranks));
+        if self.strangers.0 != epoch {
+            self.strangers = (epoch, Strangers::of(self.members.strangers(&self.me), &self.path));
         }
     }
 
@@ -468,8 +458,7 @@ impl Swarm {
 
     /// How many strangers are passed over because nothing comes any more; none if there are none.
     fn passed_over(&self, now: Timestamp, artifact: &ArtifactId) -> usize {
-        let has_strangers = self.strangers.get(artifact).is_some_and(|(_, strangers)| !strangers.are_none());
-        match self.transfers.get(artifact).filter(|_| has_strangers) {
+        match self.transfers.get(artifact).filter(|_| !self.strangers.1.are_none()) {
             None => 0,
             Some(_) if self.is_anarchy(now, artifact) => usize::MAX,
             Some(transfer) => {
@@ -482,14 +471,14 @@ impl Swarm {
     /// When the next stranger is passed over.
     fn next_passed_over(&self, now: Timestamp, artifact: &ArtifactId) -> Option<Timestamp> {
         let transfer = self.transfers.get(artifact)?;
-        let (_, strangers) = self.strangers.get(artifact)?;
         let steps = u32::try_from(self.passed_over(now, artifact)).ok()?.checked_add(1)?;
-        (!strangers.are_none()).then(|| transfer.arrived_at + self.patience(transfer).saturating_mul(steps))
+        (!self.strangers.1.are_none()).then(|| transfer.arrived_at + self.patience(transfer).saturating_mul(steps))
     }
 
     /// What the middle one of all that still collect an artifact holds of it.
     fn middle_held(&self, artifact: &ArtifactId) -> u32 {
-        let mut held: Vec<_> = self.members.collected_by(artifact).collect();
+        let mut held = Vec::with_capacity(self.members.count() + 1);
+        held.extend(self.members.collected_by(artifact));
         held.extend(self.have(artifact).map(PieceSet::count));
         held.sort_unstable();
         held.get(held.len() / 2).copied().unwrap_or(0)

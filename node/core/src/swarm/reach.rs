@@ -57,7 +57,7 @@ impl Reach {
                 let is_ahead = Some((theirs, importer.key)) > mine && class(theirs) < importer.classes;
                 is_ahead.then_some(importer.shared)
             });
-            let stranger = strangers.nearest(piece as usize, basis.passed_over, mine.is_none());
+            let stranger = strangers.nearest(key, basis.passed_over, mine.map(|_| own));
             // The first of all asks the origin; everybody else the largest group in which it is the first.
             let nearest = |shared: usize| 1 + shared.min(basis.depth.saturating_sub(1));
             for set in &mut within[ahead.max().max(stranger).map_or(0, nearest)..] {

@@ -9,18 +9,18 @@
 //! Everybody else is a stranger: nothing is heard of it but its pieces, by way of neighbours. It is counted on as importer
 //! by its rank, and passed over rank by rank when nothing comes any more.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-use firmesh_protocol::{
-    ids::{ArtifactId, NodeId, TopologyPath},
-    limits::PATH_SEGMENTS_MAX,
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
 };
+
+use firmesh_protocol::ids::{ArtifactId, NodeId, TopologyPath};
 
 /// In a group up to this size everybody is everybody's neighbour.
 const EVERYBODY: usize = 33;
 /// Circles on which a node has two neighbours.
 const CIRCLES: u64 = 6;
-/// So many strangers in the order of a piece can be passed over one by one; then all are.
+/// So many strangers in the ranks of a piece can be passed over one by one; then all are.
 const PASSED_OVER_MAX: usize = 8;
 
 /// The nodes of the fleet with their places, this one included or not.
@@ -86,7 +86,9 @@ impl PieceKey {
 
     fn nth(of_artifact: u64, piece: u32) -> Self {
         // Odd, so that no two pieces meet.
-        Self(mix(of_artifact.wrapping_add(u64::from(piece).wrapping_mul(0x9E37_79B9_7F4A_7C15))))
+        Self(mix(
+            of_artifact.wrapping_add(u64::from(piece).wrapping_mul(0x9E37_79B9_7F4A_7C15))
+        ))
     }
 }
 
@@ -141,100 +143,40 @@ impl Roster {
     }
 }
 
-/// Of one artifact, how the strangers stand to this node in the ranks of its pieces.
+/// The strangers of a node: those with which it shares most levels first.
 #[derive(Debug, Default)]
-pub(super) struct Strangers {
-    /// Of each piece; empty if there are no strangers.
-    ahead: Vec<Ahead>,
-    /// Levels that the nearest of all shares with this node.
-    nearest: Option<usize>,
-}
-
-/// The strangers that rank above this node for one piece.
-#[derive(Debug, Clone, Default)]
-struct Ahead {
-    /// The first of them: their weights and the levels they share with this node.
-    first: [(u64, u8); PASSED_OVER_MAX],
-    /// How many there are, by levels shared.
-    by_shared: [u32; PATH_SEGMENTS_MAX + 1],
-}
-
-impl Ahead {
-    /// Takes in one that ranks above this node, unless others fill the first places.
-    fn take_in(&mut self, weight: u64, shared: u8) {
-        let place = self.first.partition_point(|(theirs, _)| *theirs > weight);
-        if let Some(after @ [_, ..]) = self.first.get_mut(place..) {
-            after.rotate_right(1);
-            after[0] = (weight, shared);
-        }
-    }
-
-    /// Levels that the nearest of them shares, the first few passed over.
-    fn nearest(&self, passed_over: usize) -> Option<usize> {
-        let gone = self.first.get(..passed_over).filter(|gone| gone.len() < PASSED_OVER_MAX)?;
-        let left = |(shared, count): (usize, &u32)| {
-            let gone = gone.iter().filter(|(weight, of)| *weight > 0 && usize::from(*of) == shared);
-            (*count as usize > gone.count()).then_some(shared)
-        };
-        self.by_shared.iter().enumerate().rev().find_map(left)
-    }
-
-    /// The weight of the last of the first; 0 while there are fewer.
-    fn last_of_first(&self) -> u64 {
-        self.first[PASSED_OVER_MAX - 1].0
-    }
-}
+pub(super) struct Strangers(Vec<(usize, NodeKey)>);
 
 impl Strangers {
-    /// Works it out for a node with that key at that path.
-    pub(super) fn of<'a>(
-        strangers: impl Iterator<Item = &'a Place>,
-        me: NodeKey,
-        path: &TopologyPath,
-        artifact: &ArtifactId,
-        pieces: u32,
-    ) -> Self {
-        let mut strangers: Vec<_> = strangers
+    /// Those of a node that stands at `path`.
+    pub(super) fn of<'a>(strangers: impl Iterator<Item = &'a Place>, path: &TopologyPath) -> Self {
+        let mut all: Vec<_> = strangers
             .map(|place| (place.path.shared_levels(path), place.key))
             .collect();
-        strangers.sort_unstable_by_key(|(shared, _)| *shared);
-        let ahead = |piece: PieceKey| {
-            let (mine, mut ahead) = (me.weight(piece), Ahead::default());
-            for group in strangers.chunk_by(|(one, _), (other, _)| one == other) {
-                // This is gone through for every piece and stranger of a fleet: half of them are ahead, few of them first.
-                let (shared, mut count, mut floor) = (group[0].0, 0, ahead.last_of_first().max(mine));
-                for (_, key) in group {
-                    let theirs = key.weight(piece);
-                    count += u32::from(theirs > mine);
-                    if theirs > floor {
-                        ahead.take_in(theirs, u8::try_from(shared).unwrap_or(u8::MAX));
-                        floor = ahead.last_of_first().max(mine);
-                    }
-                }
-                if let Some(of_group) = ahead.by_shared.get_mut(shared) {
-                    *of_group = count;
-                }
-            }
-            ahead
-        };
-        let nearest = strangers.last().map(|(shared, _)| *shared);
-        let pieces = PieceKey::all(artifact, pieces).filter(|_| nearest.is_some());
-        Self {
-            ahead: pieces.map(ahead).collect(),
-            nearest,
-        }
+        all.sort_unstable_by_key(|(shared, _)| Reverse(*shared));
+        Self(all)
     }
 
     pub(super) fn are_none(&self) -> bool {
-        self.nearest.is_none()
+        self.0.is_empty()
     }
 
-    /// Levels that the nearest stranger shares which counts as a better importer of a piece than this node, if the first few
-    /// in its ranks are passed over; for a node that is relieved of the piece any stranger does.
-    pub(super) fn nearest(&self, piece: usize, passed_over: usize, relieved: bool) -> Option<usize> {
-        match relieved {
-            true => self.nearest.filter(|_| passed_over < PASSED_OVER_MAX),
-            false => self.ahead.get(piece)?.nearest(passed_over),
+    /// Levels that the nearest stranger shares which ranks above `mine` for a piece, if the first few in its ranks are passed
+    /// over; above a node that is relieved of the piece any stranger does.
+    pub(super) fn nearest(&self, piece: PieceKey, passed_over: usize, mine: Option<u64>) -> Option<usize> {
+        let ahead = || {
+            let weights = self.0.iter().map(|(shared, key)| (key.weight(piece), *shared));
+            weights.filter(|(weight, _)| mine.is_none_or(|mine| *weight > mine))
+        };
+        match passed_over {
+            // The usual case: of two that are asked one is ahead, mostly.
+            0 => ahead().next().map(|(_, shared)| shared),
+            1..PASSED_OVER_MAX => {
+                let mut ranks: Vec<_> = ahead().collect();
+                ranks.sort_unstable_by_key(|(weight, _)| Reverse(*weight));
+                ranks.iter().skip(passed_over).map(|(_, shared)| *shared).max()
+            }
+            _ => None,
         }
     }
 }
@@ -269,19 +211,28 @@ mod tests {
     fn in_a_large_fleet_neighbours_are_few_agree_and_reach_everybody() {
         let fleet = fleet(4, 100);
         let roster: Roster = fleet.clone().into_iter().collect();
-        let of: BTreeMap<_, _> = fleet.iter().map(|(id, path)| (id, roster.neighbours(id, path))).collect();
+        let of: BTreeMap<_, _> = fleet
+            .iter()
+            .map(|(id, path)| (id, roster.neighbours(id, path)))
+            .collect();
         for (id, neighbours) in &of {
             assert!((12..=24).contains(&neighbours.len()), "{id}: {}", neighbours.len());
             assert!(!neighbours.contains(*id));
             for other in neighbours {
                 assert!(of[other].contains(*id), "{other} does not know {id}");
             }
-            let in_site = neighbours.iter().filter(|other| fleet[*other].shared_levels(&fleet[*id]) == 2);
+            let in_site = neighbours
+                .iter()
+                .filter(|other| fleet[*other].shared_levels(&fleet[*id]) == 2);
             assert!(in_site.count() >= 6);
         }
         let mut reached: BTreeSet<&NodeId> = of.keys().take(1).copied().collect();
         for _ in 0..4 {
-            reached = reached.iter().flat_map(|id| &of[*id]).chain(reached.iter().copied()).collect();
+            reached = reached
+                .iter()
+                .flat_map(|id| &of[*id])
+                .chain(reached.iter().copied())
+                .collect();
         }
         assert_eq!(reached.len(), fleet.len(), "more than four hops");
     }
@@ -293,20 +244,20 @@ mod tests {
         let (me, path) = fleet.iter().next().unwrap();
         let artifact = ArtifactId::of(b"image");
         let strangers = || roster.places().filter(|(id, _)| *id != me).map(|(_, place)| place);
-        let ranks = Strangers::of(strangers(), NodeKey::of(me), path, &artifact, 50);
-        for piece in 0..50 {
-            let key = PieceKey::of(&artifact, piece);
+        let ranks = Strangers::of(strangers(), path);
+        for key in PieceKey::all(&artifact, 50) {
+            let mine = NodeKey::of(me).weight(key);
             let mut ahead: Vec<_> = strangers()
-                .filter(|place| place.key.weight(key) > NodeKey::of(me).weight(key))
+                .filter(|place| place.key.weight(key) > mine)
                 .map(|place| (place.key.weight(key), place.path.shared_levels(path)))
                 .collect();
             ahead.sort_unstable_by(|a, b| b.cmp(a));
             for passed_over in 0..PASSED_OVER_MAX {
                 let expected = ahead.iter().skip(passed_over).map(|(_, shared)| *shared).max();
-                assert_eq!(ranks.nearest(piece as usize, passed_over, false), expected);
+                assert_eq!(ranks.nearest(key, passed_over, Some(mine)), expected);
             }
-            assert_eq!(ranks.nearest(piece as usize, PASSED_OVER_MAX, false), None);
-            assert_eq!(ranks.nearest(piece as usize, 0, true), Some(2));
+            assert_eq!(ranks.nearest(key, PASSED_OVER_MAX, Some(mine)), None);
+            assert_eq!(ranks.nearest(key, 0, None), Some(2));
         }
     }
 }

@@ -54,6 +54,24 @@ pub struct News {
     pub version: Option<String>,
 }
 
+impl News {
+    /// Where an attempt at a goal stands.
+    #[must_use]
+    pub fn of(goal: &Goal, state: AttemptState, reason: String, version: Option<String>) -> Self {
+        Self {
+            device: goal.device.clone(),
+            campaign: goal.campaign.clone(),
+            manifest_sha256: goal.manifest_sha256,
+            wave: goal.wave,
+            kind: goal.kind,
+            permit_sequence: goal.permit_sequence,
+            state,
+            reason,
+            version,
+        }
+    }
+}
+
 /// How the loop ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ended {
@@ -208,18 +226,8 @@ impl<B: DeviceBackend> Run<'_, B> {
         let goal = self.attempt.goal();
         let Report { state, reason, version } = report;
         tracing::info!(device = %goal.device, campaign = %goal.campaign, wave = goal.wave, %state, %reason, "attempt");
-        let news = News {
-            device: goal.device.clone(),
-            campaign: goal.campaign.clone(),
-            manifest_sha256: goal.manifest_sha256,
-            wave: goal.wave,
-            kind: goal.kind,
-            permit_sequence: goal.permit_sequence,
-            state,
-            reason,
-            version,
-        };
         let device = goal.device.clone();
+        let news = News::of(goal, state, reason, version);
         self.reports
             .send(news)
             .await

@@ -1,12 +1,7 @@
 //! What a fleet does millions of times: `cargo bench`. Each group holds what its members are to be compared with, and every
 //! member says per how many bytes, messages or devices it counts.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    hint::black_box,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::VecDeque, hint::black_box, sync::Arc, time::Duration};
 
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime};
 use firmesh_coordinator_core::{Inventory, KnownDevice, plan};

@@ -112,6 +112,27 @@ impl AttemptRecord {
         self.phase.outcome()
     }
 
+    /// What is known of the attempt before its device has been asked again: how it ended, or what it is at.
+    #[must_use]
+    pub fn last_known(&self) -> Outcome {
+        let state = match &self.phase {
+            Phase::Ended { outcome } => return outcome.clone(),
+            Phase::Looking
+            | Phase::Clearing
+            | Phase::Staging { .. }
+            | Phase::Watching
+            | Phase::Activating { .. }
+            | Phase::Aborting { .. } => AttemptState::Installing,
+            Phase::Resetting { .. } => AttemptState::Rebooting,
+            Phase::Confirming { .. } => AttemptState::Validating,
+        };
+        Outcome {
+            state,
+            reason: "taken up again after a restart of the node".to_owned(),
+            version: None,
+        }
+    }
+
     /// The record as stored.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {

@@ -140,6 +140,10 @@ impl Runtime {
                 info!(%device, campaign = %key.0, "resuming an attempt");
                 taken_up.insert((key.0.clone(), device.clone(), PermitKind::Update));
                 taken_up.insert(key);
+                // In the first word to the coordinator already: who is heard of and says nothing of a device that was
+                // permitted has not touched it, and others take its place under the caps.
+                let Outcome { state, reason, version } = record.last_known();
+                self.report(News::of(&record.goal, state, reason, version))?;
                 self.resume_attempt(&device, record);
             }
         }
@@ -360,6 +364,8 @@ impl Runtime {
         };
         // Durable before anything happens: a device starts once, whatever crashes.
         self.stand(device, &permit.campaign, permit.kind, AttemptStanding::InFlight)?;
+        // Before the device is even looked at, which may take longer than the permit lasts: see `begin_devices`.
+        self.report(News::of(&goal, AttemptState::Installing, String::new(), None))?;
         self.start_attempt(device, goal.clone(), Start::Fresh(goal));
         Ok(())
     }

@@ -75,6 +75,7 @@ impl World {
         let key = (permit.campaign.clone(), device, permit.kind);
         self.write(n, |disk| disk.standings.insert(key, AttemptStanding::InFlight))?;
         self.judge_start(n, d, permit, &goal);
+        self.report(n, &goal, AttemptState::Installing, String::new(), None)?;
         let attempt = Attempt::new(goal.clone(), at(self.now_ms));
         self.run_attempt(n, d, goal, attempt)
     }

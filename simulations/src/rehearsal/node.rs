@@ -140,6 +140,10 @@ impl World {
             }
             let goal = record.goal.clone();
             self.watch.resumed(d, self.now_ms);
+            let Outcome { state, reason, version } = record.last_known();
+            if self.report(n, &goal, state, reason, version).is_err() {
+                return;
+            }
             let attempt = Attempt::resume(record, at(self.now_ms));
             // A crash in the middle leaves the rest for the next start.
             let _: Result<(), Killed> = self.run_attempt(n, d, goal, attempt);

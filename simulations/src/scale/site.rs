@@ -226,7 +226,7 @@ impl<'a> Site<'a> {
             self.later(heard, at, Event::Heard);
             if self.node(at).manner.is_honest() && self.by_chance(self.plan.crashes) {
                 let longest = Duration::from_secs_f64(self.plan.bound_s() * 1.5);
-                let dies = longest.mul_f64(self.rng.next_u32() as f64 / f64::from(u32::MAX));
+                let dies = longest.mul_f64(f64::from(self.rng.next_u32()) / f64::from(u32::MAX));
                 self.later(dies, at, Event::Crash);
             }
         }

@@ -37,7 +37,10 @@ fn a_site_of_strangers_is_filled_over_one_copy() {
         let images = images(bytes, &plan, among);
         assert!((1.057..1.07).contains(&images), "{images}: {total:?}");
     }
-    assert!(total.within_s(1_000).is_some_and(|last| last < plan.bound_s() * 1.5), "{total:?}");
+    assert!(
+        total.within_s(1_000).is_some_and(|last| last < plan.bound_s() * 1.5),
+        "{total:?}"
+    );
     assert_eq!(total.bans, 0);
 }
 

@@ -75,7 +75,7 @@ impl World {
             }
             return;
         }
-        let early = || self.nodes.iter().filter(|node| !node.is_late && node.lie.is_none());
+        let early = || self.nodes.iter().filter(|node| !node.is_late && Self::is_expected(node));
         let held: u32 = early().map(|node| node.held.count()).sum();
         let half = early().count() as u32 * self.layout.pieces() / 2;
         if held < half {

@@ -1,6 +1,9 @@
 //! Who is there, what they hold, and how well they answer.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use firmesh_protocol::{
     ids::{ArtifactId, NodeId, TopologyPath},
@@ -15,6 +18,23 @@ const ARTIFACTS_MAX: usize = 256;
 
 /// After so many requests in a row that brought nothing, a member is not counted on as importer any more.
 const FAILURES_MAX: u32 = 2;
+
+/// A member lags if it takes so many times what the quick ones take, and this long at least.
+const LAG_FACTOR: u32 = 4;
+const LAG_MIN: Duration = Duration::from_millis(700);
+/// So many members must have answered before it is known what is quick.
+const QUICK_MIN: usize = 3;
+
+/// What is to be expected of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It serves.
+    Proven,
+    /// It has not been seen to serve anything yet, and may well.
+    New,
+    /// It takes many times as long as others, or its last requests brought nothing.
+    Doubtful,
+}
 
 /// What a peer holds of one artifact, and when that last grew.
 #[derive(Debug)]
@@ -35,8 +55,21 @@ pub(super) struct Member {
 }
 
 impl Member {
-    pub(super) fn is_failing(&self) -> bool {
-        self.service.failures >= FAILURES_MAX
+    /// Where the quick members take `quick`; `waits` if it owes an answer for long.
+    pub(super) fn standing(&self, quick: Option<Duration>, waits: bool) -> Standing {
+        let Service {
+            mean,
+            failures,
+            has_served,
+            ..
+        } = self.service;
+        let lags = |quick: Duration| mean.is_some_and(|mean| mean > (quick * LAG_FACTOR).max(LAG_MIN));
+        match has_served {
+            true if failures >= FAILURES_MAX || quick.is_some_and(lags) => Standing::Doubtful,
+            true => Standing::Proven,
+            false if failures > 0 || waits => Standing::Doubtful,
+            false => Standing::New,
+        }
     }
 
     /// What a request to it takes on average.
@@ -57,6 +90,8 @@ struct Service {
     rests_until: Option<Timestamp>,
     /// Requests in a row that brought nothing.
     failures: u32,
+    /// Whether any request ever brought its piece.
+    has_served: bool,
 }
 
 impl Service {
@@ -64,6 +99,7 @@ impl Service {
         self.mean = Some(self.mean.map_or(took, |mean| (mean * 7 + took) / 8));
         self.rests_until = None;
         self.failures = 0;
+        self.has_served = true;
     }
 
     fn failed(&mut self, rests_until: Timestamp) {
@@ -259,6 +295,22 @@ impl Members {
         }
     }
 
+    /// What the quick ones of the members take: three in four of those that serve take longer. Slow ones do not move it, however many.
+    pub(super) fn quick(&self) -> Option<Duration> {
+        let serving = self.nodes.values().filter(|member| member.service.has_served);
+        let mut means: Vec<_> = serving.filter_map(|member| member.service.mean).collect();
+        means.sort_unstable();
+        (means.len() >= QUICK_MIN).then(|| means[means.len() / 4])
+    }
+
+    /// Whether a request to a source ever brought its piece.
+    pub(super) fn has_served(&self, source: &Source) -> bool {
+        match source {
+            Source::Origin => self.origin.has_served,
+            Source::Peer(peer) => self.nodes.get(peer).is_some_and(|member| member.service.has_served),
+        }
+    }
+
     /// What a member holds of an artifact, if it has said so.
     pub(super) fn held_by(&self, member: &NodeId, artifact: &ArtifactId) -> Option<&PieceSet> {
         self.nodes.get(member)?.pieces(artifact)
@@ -293,9 +345,12 @@ impl Members {
         awaited: bool,
         awaited_if_connected: bool,
         stalled_before: Timestamp,
+        owing: &'a BTreeSet<NodeId>,
     ) -> impl Iterator<Item = (&'a NodeId, &'a TopologyPath)> {
+        let quick = self.quick();
         self.nodes.iter().filter_map(move |(id, member)| {
-            let answers = member.banned.is_none() && !member.is_failing();
+            let is_doubtful = member.standing(quick, owing.contains(id)) == Standing::Doubtful;
+            let answers = member.banned.is_none() && !is_doubtful;
             let counts = match member.held.get(artifact) {
                 Some(held) => member.connected && (held.pieces.is_full() || held.grew_at >= stalled_before),
                 None => awaited || (awaited_if_connected && member.connected),

@@ -16,6 +16,7 @@ use rand_chacha::{ChaCha8Rng, rand_core::Rng as _};
 use super::{
     Output, Source, Swarm,
     claims::Claim,
+    members::Standing,
     reach::{Basis, Importer, Reach},
     window::{Distance, Windows, per_peer},
 };
@@ -35,6 +36,13 @@ const LATE_LOOK: Duration = Duration::from_millis(100);
 
 /// Differences below this between holders are noise.
 const MEAN_MIN: Duration = Duration::from_millis(10);
+
+/// Requests in flight to doubtful members, all together: enough to find out who serves again, and not the room that
+/// others fill.
+const DOUBTFUL_MAX: usize = 2;
+
+/// A member that has never served anything is doubtful while it owes an answer for longer than this.
+const OWES_MAX: Duration = Duration::from_millis(1_000);
 
 /// Classes of an importer's pieces.
 const CLASSES: u64 = 4;
@@ -66,12 +74,13 @@ struct View<'a> {
     reach: &'a Reach,
     /// Peers that may be asked and hold something of the artifact.
     peers: Vec<Holder<'a>>,
-    /// Nothing has moved anywhere for long: whoever was counted on is no use, and anybody may fetch anything.
-    anarchy: bool,
     /// Requests that still fit the windows towards peers.
     room: Windows<usize>,
     /// Requests that still fit the origin, if it can be asked at all.
     origin_room: Option<usize>,
+    /// Requests that may still go to members that have not served anything yet, and to doubtful ones.
+    new_room: usize,
+    doubtful_room: usize,
 }
 
 /// The class of an importer's piece: it brings in the lower classes first, and who lags is relieved of the higher ones.
@@ -105,8 +114,7 @@ struct Holder<'a> {
     load_max: usize,
     /// What it takes to bring a piece, as far as is known.
     mean: Duration,
-    /// Whether its last requests brought nothing.
-    failing: bool,
+    standing: Standing,
 }
 
 impl Holder<'_> {
@@ -119,6 +127,11 @@ impl Holder<'_> {
 
     fn has_room(&self) -> bool {
         self.load < self.load_max
+    }
+
+    /// Whether it is counted on.
+    fn serves(&self) -> bool {
+        self.standing != Standing::Doubtful
     }
 }
 
@@ -156,14 +169,17 @@ enum Place {
 
 impl View<'_> {
     /// How many peers hold the piece, and the source to ask: the least loaded of the nearest holders in reach; the
-    /// origin only if no peer in reach holds it; holders that fail only in anarchy. A busy neighbour is
-    /// waited for: crossing a boundary because of it would pay that wire twice.
+    /// origin only if no peer in reach holds it; doubtful holders, a few at a time, only if nobody else can
+    /// give it. A busy neighbour is waited for: crossing a boundary because of it would pay that wire twice.
     fn look(&self, piece: u32) -> (usize, Option<Place>) {
-        let [mut answering, mut failing] = [Nearest::default(), Nearest::default()];
+        let [mut answering, mut doubtful] = [Nearest::default(), Nearest::default()];
         for (at, peer) in self.peers.iter().enumerate() {
             if peer.pieces.contains(piece) {
-                let found = if peer.failing { &mut failing } else { &mut answering };
-                found.count_in(at, peer, *self.room.of(self.distance(peer)) > 0);
+                let found = match peer.standing {
+                    Standing::Proven | Standing::New => &mut answering,
+                    Standing::Doubtful => &mut doubtful,
+                };
+                found.count_in(at, peer, self.has_room_for(peer));
             }
         }
         let in_reach = |found: &Nearest| {
@@ -175,21 +191,28 @@ impl View<'_> {
             answering.best.map(|(_, at)| Place::Peer(at))
         } else if self.origin_room.is_some() && self.reach.of_origin().contains(piece) {
             (self.origin_room > Some(0)).then_some(Place::Origin)
-        } else if self.anarchy && in_reach(&failing) {
-            failing.best.map(|(_, at)| Place::Peer(at))
+        } else if in_reach(&doubtful) {
+            doubtful.best.map(|(_, at)| Place::Peer(at))
         } else {
             None
         };
-        (answering.holders + failing.holders, place)
+        (answering.holders + doubtful.holders, place)
+    }
+
+    /// Whether one more request to somebody like this peer, as far away, fits.
+    fn has_room_for(&self, peer: &Holder<'_>) -> bool {
+        let fits = match peer.standing {
+            Standing::Proven => true,
+            Standing::New => self.new_room > 0,
+            Standing::Doubtful => self.doubtful_room > 0,
+        };
+        fits && *self.room.of(self.distance(peer)) > 0
     }
 
     /// Of the pieces in `open`, those for which somebody may have room: [`look`](Self::look) finds nobody for the others.
     fn askable(&self, open: &PieceSet) -> PieceSet {
         let mut askable = PieceSet::empty(open.total());
-        let may_be_asked = |peer: &&Holder<'_>| {
-            let has_room = *self.room.of(self.distance(peer)) > 0 && peer.has_room();
-            has_room && (self.anarchy || !peer.failing)
-        };
+        let may_be_asked = |peer: &&Holder<'_>| self.has_room_for(peer) && peer.has_room();
         for peer in self.peers.iter().filter(may_be_asked) {
             let mut pieces = self.reach.within(peer.shared).clone();
             pieces.intersect(peer.pieces);
@@ -197,7 +220,7 @@ impl View<'_> {
         }
         if self.origin_room > Some(0) {
             let mut nowhere_else = self.reach.of_origin().clone();
-            let answering = self.peers.iter().filter(|peer| !peer.failing);
+            let answering = self.peers.iter().filter(|peer| peer.serves());
             answering.for_each(|peer| nowhere_else.subtract(peer.pieces));
             askable.unite(&nowhere_else);
         }
@@ -214,6 +237,14 @@ impl View<'_> {
         match place {
             Place::Peer(at) => {
                 self.peers[at].load += 1;
+                let counted = match self.peers[at].standing {
+                    Standing::Proven => None,
+                    Standing::New => Some(&mut self.new_room),
+                    Standing::Doubtful => Some(&mut self.doubtful_room),
+                };
+                if let Some(room) = counted {
+                    *room = room.saturating_sub(1);
+                }
                 let distance = self.distance(&self.peers[at]);
                 let room = self.room.of_mut(distance);
                 *room = room.saturating_sub(1);
@@ -354,7 +385,7 @@ impl Swarm {
                     Distance::Across | Distance::Origin => (HEDGE_FACTOR_ACROSS, HEDGE_MIN_ACROSS),
                 };
                 let is_late = waited > mean.max(least / factor) * factor;
-                is_late && !peer.failing && peer.pieces.contains(claim.piece) && peer.has_room()
+                is_late && peer.serves() && peer.pieces.contains(claim.piece) && peer.has_room()
             });
             holders
                 .map(|peer| (view.depth - peer.shared, peer.wait(), Source::Peer(peer.id.clone())))
@@ -366,11 +397,13 @@ impl Swarm {
 
     fn view<'a>(&'a self, now: Timestamp, artifact: &'a ArtifactId) -> Option<View<'a>> {
         let mine = &self.weights.get(artifact)?.get(&self.me)?[..];
+        let (quick, owing) = (self.members.quick(), self.owing(now));
         let load_of = |source: &Source| self.claims.iter().filter(|claim| claim.source == *source).count();
-        let peers = self
+        let peers: Vec<_> = self
             .members
             .usable(now)
             .filter_map(|(id, member)| {
+                let standing = member.standing(quick, owing.contains(id));
                 Some(Holder {
                     id,
                     pieces: member.pieces(artifact)?,
@@ -380,15 +413,22 @@ impl Swarm {
                         per_peer(mean, self.tuning.per_peer, self.tuning.per_peer_max)
                     }),
                     mean: member.mean().unwrap_or_default(),
-                    failing: member.is_failing(),
+                    standing,
                 })
             })
             .collect();
         let mut room = self.windows.requests(self.tuning.in_flight_max);
-        for claim in self.claims.iter() {
+        // What will hardly be answered takes no link's time.
+        let is_alive = |source: &Source| source.peer().is_none_or(|peer| !owing.contains(peer));
+        for claim in self.claims.iter().filter(|claim| is_alive(&claim.source)) {
             let room = room.of_mut(self.distance(&claim.source));
             *room = room.saturating_sub(1);
         }
+        let loads = |wanted: Standing| -> usize {
+            let asked = peers.iter().filter(|peer: &&Holder<'_>| peer.standing == wanted);
+            asked.map(|peer| peer.load).sum()
+        };
+        let (new, doubtful) = (loads(Standing::New), loads(Standing::Doubtful));
         let is_usable = self.members.origin_is_usable(now);
         let origin_room = is_usable.then(|| *room.of(Distance::Origin));
         Some(View {
@@ -396,13 +436,15 @@ impl Swarm {
             depth: self.path.depth(),
             reach: self.reach.get(artifact)?,
             peers,
-            anarchy: self.is_anarchy(now, artifact),
             room,
             origin_room,
+            new_room: (self.tuning.in_flight_max / 2).saturating_sub(new),
+            doubtful_room: DOUBTFUL_MAX.saturating_sub(doubtful),
         })
     }
 
-    /// Whether nothing of an artifact has moved anywhere for long.
+    /// Whether nothing of an artifact has moved anywhere for long: whoever was counted on is no use, and anybody may fetch
+    /// anything.
     fn is_anarchy(&self, now: Timestamp, artifact: &ArtifactId) -> bool {
         let moved_at = self.transfers.get(artifact).map(|transfer| transfer.moved_at);
         moved_at.is_some_and(|moved_at| now.since(moved_at) > self.tuning.stall_after * 2)
@@ -415,6 +457,7 @@ impl Swarm {
         let stalled_before = now.since_start().saturating_sub(self.tuning.stall_after);
         let middle = self.middle_held(&artifact);
         let anarchy = self.is_anarchy(now, &artifact);
+        let owing = self.owing(now);
         let importers: Vec<_> = self
             .members
             .importers(
@@ -422,6 +465,7 @@ impl Swarm {
                 age < self.tuning.join_grace,
                 age < self.tuning.join_grace_connected,
                 Timestamp::after_start(stalled_before),
+                &owing,
             )
             .filter(|(id, _)| !anarchy && weights.contains_key(*id))
             .map(|(id, path)| Importer {
@@ -467,6 +511,13 @@ impl Swarm {
         }
     }
 
+    /// Members that have never served anything, and owe an answer for long.
+    fn owing(&self, now: Timestamp) -> BTreeSet<NodeId> {
+        let is_late = |claim: &&Claim| now.since(claim.since) > OWES_MAX && !self.members.has_served(&claim.source);
+        let late = self.claims.iter().filter(is_late);
+        late.filter_map(|claim| claim.source.peer().cloned()).collect()
+    }
+
     fn learn_weights(&mut self, artifact: ArtifactId) {
         let pieces = self.transfers[&artifact].have.total();
         let known = self.weights.entry(artifact).or_default();
@@ -480,7 +531,14 @@ impl Swarm {
     fn begin(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32, source: Source) {
         let allowed = match self.members.mean_service(&source) {
             Some(mean) => (mean * 8).clamp(self.tuning.request_min, self.tuning.request_max),
-            None => self.tuning.request_first,
+            None => {
+                let origin = || self.members.mean_service(&Source::Origin);
+                let quick = self.members.quick().or_else(origin);
+                let allowed = quick.map(|quick| (quick * 8).max(self.tuning.request_min));
+                allowed.map_or(self.tuning.request_first, |allowed| {
+                    allowed.min(self.tuning.request_first)
+                })
+            }
         };
         let claim = Claim {
             source: source.clone(),

@@ -5,6 +5,7 @@
     reason = "a command takes real time; what it goes through does not"
 )]
 
+mod mesh_hunt;
 mod planted;
 mod spread;
 
@@ -21,7 +22,7 @@ use clap::{Parser, Subcommand};
 use firmesh_coordinator_core::TURNS;
 use firmesh_node_core::swarm::Tuning;
 use firmesh_simulations::{
-    mesh::{Fault, Summary, TopologyArgs, World},
+    mesh::{Adversity, Day, Fault, Summary, TopologyArgs, World},
     rehearsal::{self, Finding, Hunt, Profile, Progress, Total},
 };
 
@@ -36,6 +37,8 @@ struct Sim {
 enum Command {
     /// Spreads one image over a site: what the swarm's scheduling makes of a network, without transport and processors.
     Mesh(MeshArgs),
+    /// Looks for seeds that break a promise of the mesh: small sites with liars, crashes, losses and bad disks.
+    MeshHunt(mesh_hunt::MeshHuntArgs),
     /// Looks for seeds that break a promise: whole fleets under faults, in virtual time, on all processors.
     Hunt(HuntArgs),
     /// Goes through one seed again and tells what happens.
@@ -53,6 +56,8 @@ struct MeshArgs {
     /// What goes wrong in the middle.
     #[arg(long, value_enum)]
     fault: Option<Fault>,
+    #[command(flatten)]
+    adversity: Adversity,
     /// How many the origin serves at once.
     #[arg(long, default_value_t = TURNS)]
     turns: NonZeroUsize,
@@ -121,6 +126,7 @@ fn range(text: &str) -> Result<Range<u64>, String> {
 fn main() -> ExitCode {
     let done = match Sim::parse().command {
         Command::Mesh(args) => mesh(&args),
+        Command::MeshHunt(args) => mesh_hunt::mesh_hunt(&args),
         Command::Hunt(args) => hunt(&args),
         Command::Replay(args) => Ok(replay(&args)),
         Command::Planted(args) => planted::planted(&args),
@@ -136,21 +142,66 @@ fn main() -> ExitCode {
     }
 }
 
-/// Whether every node that was to have the image has it.
+/// Whether every node that was to have the image has it, and no promise was broken.
 fn mesh(args: &MeshArgs) -> anyhow::Result<bool> {
     let topology = args.topology.topology();
     let topology = args.fault.map_or(topology, |fault| fault.topology(topology));
     let mut whole = true;
     for seed in args.seed..args.seed.saturating_add(args.seeds) {
-        let mut world = World::new(topology, args.fault, Tuning::default(), args.turns, seed);
-        let summary = world.run(Duration::from_secs(args.limit));
-        whole &= summary.complete == summary.nodes;
+        let run = |fault, troubles| {
+            let day = Day {
+                fault,
+                troubles,
+                is_real: false,
+            };
+            World::on(day, topology, Tuning::default(), args.turns, seed).run(Duration::from_secs(args.limit))
+        };
+        let summary = run(args.fault, args.adversity.draw(&topology, seed));
+        whole &= summary.complete == summary.nodes && summary.broken.is_none();
+        let quiet = (!args.adversity.is_none()).then(|| run(None, Vec::new()));
+        let told = Told {
+            slowdown_p50: quiet.as_ref().map(|quiet| summary.p50_s / quiet.p50_s),
+            slowdown_last: quiet.as_ref().map(|quiet| summary.last_s / quiet.last_s),
+            summary: &summary,
+        };
         match args.json {
-            true => println!("{}", serde_json::to_string(&summary)?),
-            false => println!("{}", line(seed, &summary)),
+            true => println!("{}", serde_json::to_string(&told)?),
+            false => {
+                println!("{}", line(seed, &summary));
+                if let Some(quiet) = &quiet {
+                    println!("{}", beside(quiet, &summary));
+                }
+            }
         }
     }
     Ok(whole)
+}
+
+/// A run, and how it compares with the same without any fault.
+#[derive(Debug, serde::Serialize)]
+struct Told<'a> {
+    #[serde(flatten)]
+    summary: &'a Summary,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slowdown_p50: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slowdown_last: Option<f64>,
+}
+
+fn beside(quiet: &Summary, summary: &Summary) -> String {
+    let against = |now: f64, before: f64| format!("{now:.2} s ({:.2}x)", now / before);
+    let broken = summary.broken.as_ref().map_or_else(String::new, |broken| {
+        format!("; breaks `{}`: {}", broken.promise.as_str(), broken.how)
+    });
+    format!(
+        "  against a day without faults: half {}, 99 % {}, last {}; {} liars, {} banned; {:.3} images wasted{broken}",
+        against(summary.p50_s, quiet.p50_s),
+        against(summary.p99_s, quiet.p99_s),
+        against(summary.last_s, quiet.last_s),
+        summary.liars,
+        summary.banned,
+        summary.wasted,
+    )
 }
 
 /// Whether no seed broke a promise.

@@ -75,7 +75,11 @@ impl World {
             }
             return;
         }
-        let early = || self.nodes.iter().filter(|node| !node.is_late && !node.is_garbage);
+        let early = || {
+            self.nodes
+                .iter()
+                .filter(|node| !node.is_late && Self::is_expected(node))
+        };
         let held: u32 = early().map(|node| node.held.count()).sum();
         let half = early().count() as u32 * self.layout.pieces() / 2;
         if held < half {
@@ -143,21 +147,6 @@ impl World {
         let (out, into) = self.uplinks[0];
         self.fluid.set_rate(out, rate);
         self.fluid.set_rate(into, rate);
-    }
-
-    fn kill(&mut self, at: usize) {
-        let life = self.nodes[at].life;
-        let node = &mut self.nodes[at];
-        node.swarm = None;
-        node.life += 1;
-        node.heard = false;
-        node.fetches.clear();
-        let connected = std::mem::take(&mut node.connected);
-        let me = Source::Peer(node.id.clone());
-        self.break_off(|to, fetch| to == at || fetch.is_some_and(|fetch| fetch.source == me));
-        for other in connected.into_keys() {
-            self.later(SILENCE, Event::Missed(other, at, life));
-        }
     }
 
     /// Every pair of nodes with the uplink of rack 1 between them.

@@ -3,20 +3,25 @@
 //! It shows what scheduling makes of a network, apart from what transport and processors add: the same topologies and
 //! faults as the lab's bench, the same ratios, in seconds and the same at every run.
 //!
-//! Invariants: the same topology, fault and seed give the same [`Summary`]; a node is served nothing that its peer does
-//! not hold; a word that would cross a cut link is lost.
+//! Invariants: the same topology, day and seed give the same [`Summary`]; an honest node serves nothing that it does not
+//! hold; a word that would cross a cut link is lost; every [`Promise`] is judged after every event.
 
+mod books;
 mod fault;
 mod fluid;
+mod hunt;
+mod matter;
+mod member;
 mod origin;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod trouble;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     num::NonZeroUsize,
-    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +29,6 @@ use firmesh_node_core::swarm::{Audience, FetchFailure, FetchId, Input, Output, S
 use firmesh_protocol::{
     chunk::PieceLayout,
     ids::{ArtifactId, NodeId, TopologyPath},
-    manifest::Priority,
     pieces::PieceSet,
     time::Timestamp,
 };
@@ -32,12 +36,18 @@ use rand_chacha::{
     ChaCha8Rng,
     rand_core::{Rng as _, SeedableRng as _},
 };
-use serde::Serialize;
 
+use books::Books;
+pub use books::{Broken, Promise};
 pub use fault::{CUT, Fault, ORIGIN_PERCENT};
 use fluid::{FlowId, Fluid, LinkId};
+pub use hunt::{Case, Finding, Hunt, Total, hunt};
+use matter::{Bytes, Matter};
 use origin::Line;
+pub use summary::Summary;
 pub use topology::{Topology, TopologyArgs};
+use trouble::Chance;
+pub use trouble::{Adversity, Lie, Trouble};
 
 /// From node to node.
 const LATENCY: Duration = Duration::from_millis(1);
@@ -56,35 +66,15 @@ const WIRE: f64 = 1.058;
 /// In the place of a node's number, for the origin.
 const ORIGIN: usize = usize::MAX;
 
-/// What came of a transfer.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Summary {
-    /// Nodes that were to have the image: those that were not killed for good.
-    pub nodes: usize,
-    /// Nodes that have it.
-    pub complete: usize,
-    /// Seconds until the last of them had it; a slow node's own time does not count.
-    pub last_s: f64,
-    /// The least seconds that any way of distribution needs ([`Topology::bound_s`]), as payload.
-    pub bound_s: f64,
-    /// Bytes that left the origin, in images.
-    pub origin: f64,
-    /// Bytes into all racks, to the least possible.
-    pub import: f64,
-    /// Bytes out of all racks, to the least possible; nothing with one rack.
-    pub export: Option<f64>,
-    /// Nodes that were banned by somebody.
-    pub banned: usize,
-    /// When each node had the image, in seconds.
-    pub finished: BTreeMap<NodeId, f64>,
-}
-
-impl Summary {
-    /// How many times the bound the last node took.
-    #[must_use]
-    pub fn to_bound(&self) -> f64 {
-        self.last_s / self.bound_s
-    }
+/// What goes wrong.
+#[derive(Debug, Clone, Default)]
+pub struct Day {
+    /// With the network as a whole, when a transfer is half done.
+    pub fault: Option<Fault>,
+    /// With single nodes and connections.
+    pub troubles: Vec<Trouble>,
+    /// Whether real bytes are sent, hashed and read back. It needs an image in memory per node.
+    pub is_real: bool,
 }
 
 /// Something that happens at a moment that is known before.
@@ -106,6 +96,12 @@ enum Event {
     Missed(usize, usize, u32),
     /// The cut uplink is mended.
     Mended,
+    /// A node's process is killed, and started again after a while.
+    Crash(usize, Option<Duration>),
+    /// A transfer between nodes breaks off if it still lasts.
+    BrokenOff(FlowId),
+    /// A liar says something again.
+    Repeats(usize, u32),
     /// A turn at the origin has had its time.
     TurnDue,
 }
@@ -116,6 +112,8 @@ struct Fetch {
     source: Source,
     piece: u32,
     flow: Option<FlowId>,
+    /// What came and is being written; empty where bytes are not real.
+    written: Option<Vec<u8>>,
 }
 
 #[derive(Debug)]
@@ -125,15 +123,24 @@ struct Node {
     rack: usize,
     up: LinkId,
     down: LinkId,
-    /// Serves what it does not hold.
-    is_garbage: bool,
+    /// If it lies, how.
+    lie: Option<Lie>,
+    /// A link that a liar slows its uploads with.
+    drip: Option<LinkId>,
     is_late: bool,
     is_dead: bool,
     /// The process, if it runs.
     swarm: Option<Swarm>,
     /// Counts the process's starts and ends: what was meant for an earlier life is lost.
     life: u32,
+    /// What it goes by: pieces verified and durable, or what a liar claims.
     held: PieceSet,
+    /// Pieces whose bytes on its disk are right, as the world knows.
+    right: PieceSet,
+    /// The disk, where bytes are real.
+    disk: Bytes,
+    /// Pieces that were being written when the process ended, and whether all of their bytes got to the disk.
+    unsynced: Vec<(u32, bool)>,
     heard: bool,
     /// By peer, the life of it that was met.
     connected: BTreeMap<usize, u32>,
@@ -164,8 +171,17 @@ pub struct World {
     events: BTreeMap<(Timestamp, u64), Event>,
     serial: u64,
     struck: bool,
-    banned: BTreeSet<NodeId>,
+    /// By name, the places in `nodes`.
+    places: BTreeMap<NodeId, usize>,
+    slow: Option<usize>,
+    troubles: Vec<Trouble>,
+    books: Books,
+    /// Nodes that somebody has banned at some time.
+    banned: BTreeSet<usize>,
+    matter: Option<Matter>,
     rng: ChaCha8Rng,
+    /// For what goes wrong.
+    chance: Chance,
     seed: u64,
 }
 
@@ -174,6 +190,21 @@ impl World {
     /// The origin serves `turns` at once.
     #[must_use]
     pub fn new(topology: Topology, fault: Option<Fault>, tuning: Tuning, turns: NonZeroUsize, seed: u64) -> Self {
+        let day = Day {
+            fault,
+            ..Day::default()
+        };
+        Self::on(day, topology, tuning, turns, seed)
+    }
+
+    /// The same on a day of more troubles. The image must fit memory if its bytes are real.
+    #[must_use]
+    pub fn on(day: Day, topology: Topology, tuning: Tuning, turns: NonZeroUsize, seed: u64) -> Self {
+        let Day {
+            fault,
+            troubles,
+            is_real,
+        } = day;
         let mut fluid = Fluid::default();
         let mbit = |mbit: u64| mbit as f64;
         let origin_up = fluid.link(mbit(topology.origin_mbit));
@@ -193,7 +224,7 @@ impl World {
             places.push((0, per_rack, true));
         }
         let slow = (fault == Some(Fault::SlowNode)).then_some((racks - 1, per_rack - 1));
-        let nodes = places
+        let nodes: Vec<_> = places
             .into_iter()
             .filter_map(|(rack, number, is_garbage)| {
                 let rate = match slow == Some((rack, number)) {
@@ -207,7 +238,8 @@ impl World {
                     rack,
                     up: fluid.link(rate),
                     down: fluid.link(rate),
-                    is_garbage,
+                    lie: is_garbage.then_some(Lie::WrongBytes),
+                    drip: None,
                     is_late: number + late >= per_rack && !is_garbage,
                     is_dead: false,
                     swarm: None,
@@ -216,6 +248,9 @@ impl World {
                         true => PieceSet::full(layout.pieces()),
                         false => PieceSet::empty(layout.pieces()),
                     },
+                    right: PieceSet::empty(layout.pieces()),
+                    disk: Bytes::default(),
+                    unsynced: Vec::new(),
                     heard: false,
                     connected: BTreeMap::new(),
                     fetches: BTreeMap::new(),
@@ -224,11 +259,17 @@ impl World {
                 })
             })
             .collect();
+        let matter = is_real.then(|| Matter::new(layout, seed).expect("the image fits memory"));
+        let names = (0_usize..)
+            .zip(&nodes)
+            .map(|(at, node): (_, &Node)| (node.id.clone(), at));
         let mut world = Self {
             topology,
             fault,
             tuning,
-            artifact: ArtifactId::of(&seed.to_le_bytes()),
+            artifact: matter
+                .as_ref()
+                .map_or_else(|| ArtifactId::of(&seed.to_le_bytes()), Matter::root),
             layout,
             now: Timestamp::default(),
             fluid,
@@ -237,15 +278,25 @@ impl World {
             is_cut: false,
             origin_is_alive: true,
             line: Line::new(turns),
+            places: names.collect(),
+            slow: slow.map(|(rack, number)| rack * per_rack + number),
+            troubles: Vec::new(),
+            books: Books {
+                said: vec![PieceSet::empty(layout.pieces()); nodes.len()],
+                ..Books::default()
+            },
+            banned: BTreeSet::new(),
+            matter,
             nodes,
             flows: BTreeMap::new(),
             events: BTreeMap::new(),
             serial: 0,
             struck: matches!(fault, None | Some(Fault::SlowNode | Fault::GarbagePeer)),
-            banned: BTreeSet::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
+            chance: Chance::new(!seed),
             seed,
         };
+        world.beset(troubles);
         let early: Vec<_> = (0..world.nodes.len()).filter(|at| !world.nodes[*at].is_late).collect();
         for &at in &early {
             world.start(at);
@@ -261,10 +312,11 @@ impl World {
         world
     }
 
-    /// Runs until every node that is expected to has the image, or the time is over.
+    /// Runs until every node that is expected to has the image, a promise is broken, or the time is over, in which every node
+    /// was to have it.
     pub fn run(&mut self, limit: Duration) -> Summary {
         let end = Timestamp::after_start(limit);
-        while !self.is_over() {
+        while !self.is_over() && self.books.broken.is_none() {
             let event = self.events.keys().next().map(|(at, _)| *at);
             let ticks = self.nodes.iter().filter_map(|node| node.swarm.as_ref()?.deadline());
             let next = ticks.chain(event).chain(self.fluid.next_end()).min();
@@ -274,6 +326,7 @@ impl World {
             self.now = self.now.max(next);
             self.step();
         }
+        self.judge_end();
         self.summary()
     }
 
@@ -281,14 +334,16 @@ impl World {
         for flow in self.fluid.advance(self.now) {
             if let Some((at, id)) = self.flows.remove(&flow) {
                 let node = &mut self.nodes[at];
-                let life = node.life;
                 let Some(fetch) = node.fetches.get_mut(&id) else {
                     continue;
                 };
                 fetch.flow = None;
-                let latency = latency(&fetch.source);
+                let source = fetch.source.clone();
                 self.line.ended(flow);
-                self.later(latency + DISK, Event::Durable(at, life, id));
+                // After half of a piece nothing more comes from who stalls.
+                if self.lie_of(&source) != Some(Lie::Stall) {
+                    self.came(at, id);
+                }
             }
         }
         while let Some(event) = self.events.first_entry().filter(|event| event.key().0 <= self.now) {
@@ -318,7 +373,11 @@ impl World {
             Event::Asked(at, life, id) if lives(&self.nodes[at], life) => self.answer(at, id),
             Event::Durable(at, life, id) if lives(&self.nodes[at], life) => self.durable(at, id),
             Event::Heard(at, life) if lives(&self.nodes[at], life) => self.hear(at),
-            Event::Told(..) | Event::Asked(..) | Event::Durable(..) | Event::Heard(..) => {}
+            Event::Repeats(at, life) if lives(&self.nodes[at], life) => self.repeat(at),
+            Event::Told(..) | Event::Asked(..) | Event::Durable(..) | Event::Heard(..) | Event::Repeats(..) => {}
+            Event::Crash(at, back) => self.crash(at, back),
+            Event::BrokenOff(flow) => self.broken_off(flow),
+            Event::Started(at) if self.nodes[at].swarm.is_some() || self.nodes[at].is_dead => {}
             Event::Started(at) => {
                 self.start(at);
                 let life = self.nodes[at].life;
@@ -349,8 +408,11 @@ impl World {
 
     fn tell(&mut self, at: usize, input: Input) {
         let node = &mut self.nodes[at];
-        // A member that serves garbage does not collect.
-        let Some(swarm) = node.swarm.as_mut().filter(|_| !node.is_garbage) else {
+        if let Input::Failed { id, .. } = &input {
+            node.fetches.remove(id);
+        }
+        // A liar does not collect.
+        let Some(swarm) = node.swarm.as_mut().filter(|_| node.lie.is_none()) else {
             return;
         };
         swarm.handle(self.now, input);
@@ -358,6 +420,7 @@ impl World {
         for output in outputs {
             self.carry_out(at, output);
         }
+        self.judge_node(at);
     }
 
     fn carry_out(&mut self, at: usize, output: Output) {
@@ -366,12 +429,16 @@ impl World {
             Output::Fetch { id, source, piece, .. } => {
                 let (after, life) = (latency(&source), node.life);
                 let fetch = Fetch {
-                    source,
+                    source: source.clone(),
                     piece,
                     flow: None,
+                    written: None,
                 };
                 node.fetches.insert(id, fetch);
-                self.later(after, Event::Asked(at, life, id));
+                self.judge_request(at, &source, piece);
+                if !self.loses_request() {
+                    self.later(after, Event::Asked(at, life, id));
+                }
             }
             Output::Cancel { id, .. } => {
                 if let Some(flow) = node.fetches.remove(&id).and_then(|fetch| fetch.flow) {
@@ -386,6 +453,8 @@ impl World {
                 audience,
             } => {
                 let (peer, rack) = (node.id.clone(), node.rack);
+                self.judge_word(at, &pieces);
+                let node = &self.nodes[at];
                 for other in node.connected.keys().copied().collect::<Vec<_>>() {
                     let in_rack = self.nodes[other].rack == rack;
                     if audience == Audience::Everyone || in_rack == (audience == Audience::Rack) {
@@ -394,8 +463,12 @@ impl World {
                     }
                 }
             }
-            Output::Ban { peer, .. } => {
-                self.banned.insert(peer);
+            Output::Ban { peer, reason } => {
+                if let Some(&other) = self.places.get(&peer) {
+                    self.banned.insert(other);
+                    self.judge_ban(at, other, reason);
+                    self.part(at, other);
+                }
             }
             Output::Complete { .. } => {
                 node.whole_at.get_or_insert(self.now);
@@ -407,7 +480,7 @@ impl World {
 
     /// Sends a word from node to node; it is lost if it cannot arrive.
     fn say(&mut self, from: usize, to: usize, input: Input) {
-        if !self.is_apart(from, to) {
+        if !self.is_apart(from, to) && !self.loses_word(from, to) {
             let life = self.nodes[to].life;
             self.later(LATENCY, Event::Told(to, life, input));
         }
@@ -432,20 +505,20 @@ impl World {
                 FetchFailure::Unreachable
             }
             Source::Peer(peer) => {
-                let Some(from) = self.nodes.iter().position(|node| node.id == *peer) else {
-                    return;
-                };
+                let Some(&from) = self.places.get(peer) else { return };
                 let source = &self.nodes[from];
-                // Who is dead, or out of reach, says nothing.
-                if source.swarm.is_none() {
+                // Who is dead, or out of reach, says nothing; nor does many a liar.
+                if source.swarm.is_none() || source.lie.is_some_and(Lie::is_mute) {
                     return;
                 }
-                if source.held.contains(piece) {
+                if source.held.contains(piece) && source.lie != Some(Lie::NotHeld) {
                     let mut route = vec![source.up, down];
                     if source.rack != rack {
                         route.extend([self.uplinks[source.rack].0, self.uplinks[rack].1]);
                     }
-                    self.flow((from, at), route, id, piece);
+                    route.extend(source.drip);
+                    let flow = self.flow((from, at), route, id, piece);
+                    self.endanger(flow);
                     return;
                 }
                 FetchFailure::NotHeld
@@ -457,101 +530,16 @@ impl World {
 
     fn flow(&mut self, ends: fluid::Ends, route: Vec<LinkId>, id: FetchId, piece: u32) -> FlowId {
         let bytes = self.layout.bytes(piece);
+        let is_all = ends.0 == ORIGIN || self.nodes[ends.0].lie != Some(Lie::Stall);
+        let share = if is_all { WIRE } else { WIRE / 2.0 };
         let flow = self
             .fluid
-            .begin(ends, || route, (bytes.end - bytes.start) as f64 * WIRE);
+            .begin(ends, || route, (bytes.end - bytes.start) as f64 * share);
         self.flows.insert(flow, (ends.1, id));
         if let Some(fetch) = self.nodes[ends.1].fetches.get_mut(&id) {
             fetch.flow = Some(flow);
         }
         flow
-    }
-
-    fn durable(&mut self, at: usize, id: FetchId) {
-        let Some(Fetch { source, piece, .. }) = self.nodes[at].fetches.remove(&id) else {
-            return;
-        };
-        let from = self
-            .nodes
-            .iter()
-            .find(|node| source.peer().is_some_and(|peer| node.id == *peer));
-        let (is_garbage, rack) = from.map_or((false, None), |node| (node.is_garbage, Some(node.rack)));
-        let node = &mut self.nodes[at];
-        let input = match is_garbage {
-            true => Input::Failed {
-                id,
-                why: FetchFailure::Corrupt,
-            },
-            false => {
-                node.held.insert(piece);
-                node.imported += u64::from(rack != Some(node.rack));
-                let waited = latency(&source) * 2;
-                Input::Fetched { id, waited }
-            }
-        };
-        self.tell(at, input);
-    }
-
-    fn hear(&mut self, at: usize) {
-        let node = &mut self.nodes[at];
-        node.heard = true;
-        let (artifact, have, peer) = (self.artifact, node.held.clone(), node.id.clone());
-        for other in node.connected.keys().copied().collect::<Vec<_>>() {
-            let (peer, pieces) = (peer.clone(), have.clone());
-            self.say(at, other, Input::PeerHolds { peer, artifact, pieces });
-        }
-        let priority = Priority::Normal;
-        self.tell(
-            at,
-            Input::Want {
-                artifact,
-                have,
-                priority,
-            },
-        );
-    }
-
-    fn start(&mut self, at: usize) {
-        let places = self.nodes.iter().map(|node| (node.id.clone(), node.path.clone()));
-        let members = Arc::new(places.collect());
-        let node = &mut self.nodes[at];
-        node.life += 1;
-        node.swarm = Some(Swarm::new(
-            node.id.clone(),
-            node.path.clone(),
-            self.tuning.clone(),
-            self.seed.wrapping_mul(1_000).wrapping_add(at as u64),
-        ));
-        self.tell(at, Input::Roster { members });
-        let available = self.origin_is_alive;
-        self.tell(at, Input::Origin { available });
-    }
-
-    fn meet(&mut self, one: usize, other: usize) {
-        if self.is_apart(one, other) || [one, other].iter().any(|at| self.nodes[*at].swarm.is_none()) {
-            return;
-        }
-        for (at, peer) in [(one, other), (other, one)] {
-            let (id, life) = (self.nodes[peer].id.clone(), self.nodes[peer].life);
-            match self.nodes[at].connected.insert(peer, life) {
-                Some(known) if known == life => continue,
-                Some(_) => self.tell(at, Input::PeerDown { peer: id.clone() }),
-                None => {}
-            }
-            self.tell(at, Input::PeerUp { peer: id.clone() });
-            if self.nodes[peer].heard {
-                let (artifact, pieces) = (self.artifact, self.nodes[peer].held.clone());
-                self.say(
-                    peer,
-                    at,
-                    Input::PeerHolds {
-                        peer: id,
-                        artifact,
-                        pieces,
-                    },
-                );
-            }
-        }
     }
 
     /// Whether no word gets from one node to another.
@@ -574,42 +562,17 @@ impl World {
     }
 
     fn is_expected(node: &Node) -> bool {
-        !node.is_dead && !node.is_garbage
+        !node.is_dead && node.lie.is_none()
+    }
+
+    /// Which node a source is, if it is one.
+    fn place(&self, source: &Source) -> Option<usize> {
+        self.places.get(source.peer()?).copied()
     }
 
     fn is_over(&self) -> bool {
         let mut expected = self.nodes.iter().filter(|node| Self::is_expected(node));
         self.struck && expected.all(|node| node.whole_at.is_some())
-    }
-
-    fn summary(&self) -> Summary {
-        let expected: Vec<_> = self.nodes.iter().filter(|node| Self::is_expected(node)).collect();
-        let seconds = |at: Timestamp| at.since(Timestamp::default()).as_secs_f64();
-        let finished: BTreeMap<_, _> = expected
-            .iter()
-            .filter_map(|node| Some((node.id.clone(), seconds(node.whole_at?))))
-            .collect();
-        // Nobody can bring bytes to a slow node faster than its link.
-        let slow = (self.fault == Some(Fault::SlowNode)).then(|| expected.last().map(|node| &node.id));
-        let counted = finished
-            .iter()
-            .filter(|(id, _)| slow.flatten() != Some(*id))
-            .map(|(_, at)| *at);
-        let sum = |link: fn(&(LinkId, LinkId)) -> LinkId| -> f64 {
-            self.uplinks.iter().map(|both| self.fluid.carried(link(both))).sum()
-        };
-        let (image, least) = (self.topology.image_bytes() as f64, self.topology.export_min() as f64);
-        Summary {
-            nodes: expected.len(),
-            complete: finished.len(),
-            last_s: counted.fold(0.0, f64::max),
-            bound_s: self.topology.bound_s(),
-            origin: self.fluid.carried(self.origin_up) / image,
-            import: sum(|both| both.1) / self.topology.import_min() as f64,
-            export: (least > 0.0).then(|| sum(|both| both.0) / least),
-            banned: self.banned.len(),
-            finished,
-        }
     }
 }
 

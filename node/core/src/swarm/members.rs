@@ -20,6 +20,27 @@ const ARTIFACTS_MAX: usize = 256;
 /// After so many requests in a row that brought nothing, a member is not counted on as importer any more.
 const FAILURES_MAX: u32 = 2;
 
+/// A member lags if it takes so many times what the quick ones take, and this long at least.
+const LAG_FACTOR: u32 = 4;
+const LAG_MIN: Duration = Duration::from_millis(700);
+/// A member that has never served anything is doubtful while it owes an answer for so many times what the quick ones take
+/// (as for one that lags), this long at least, and at most.
+const OWES_MIN: Duration = Duration::from_millis(250);
+const OWES_MAX: Duration = Duration::from_millis(1_000);
+/// So many members must have answered before it is known what is quick.
+const QUICK_MIN: usize = 3;
+
+/// What is to be expected of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It serves.
+    Proven,
+    /// It has not been seen to serve anything yet, and may well.
+    New,
+    /// It takes many times as long as others, or its last requests brought nothing.
+    Doubtful,
+}
+
 /// What a peer holds of one artifact, and when that last grew.
 #[derive(Debug)]
 struct Held {
@@ -35,6 +56,8 @@ pub(super) struct Member {
     pub(super) shared: usize,
     /// Requests to it that are in flight.
     pub(super) asked: usize,
+    /// Since when there are any.
+    asked_since: Option<Timestamp>,
     connected: bool,
     held: BTreeMap<ArtifactId, Held>,
     service: Service,
@@ -48,6 +71,7 @@ impl Member {
             key: place.key,
             shared: place.path.shared_levels(from),
             asked: 0,
+            asked_since: None,
             connected: false,
             held: BTreeMap::new(),
             service: Service::default(),
@@ -56,8 +80,28 @@ impl Member {
         }
     }
 
-    pub(super) fn is_failing(&self) -> bool {
-        self.service.failures >= FAILURES_MAX
+    /// Where the quick members take `quick`.
+    pub(super) fn standing(&self, now: Timestamp, quick: Option<Duration>) -> Standing {
+        let Service {
+            mean,
+            failures,
+            has_served,
+            ..
+        } = self.service;
+        let lags = |quick: Duration| mean.is_some_and(|mean| mean > (quick * LAG_FACTOR).max(LAG_MIN));
+        match has_served {
+            true if failures >= FAILURES_MAX || quick.is_some_and(lags) => Standing::Doubtful,
+            true => Standing::Proven,
+            false if failures > 0 || self.owes(now, quick) => Standing::Doubtful,
+            false => Standing::New,
+        }
+    }
+
+    /// Whether it has never served anything, and owes an answer for long.
+    fn owes(&self, now: Timestamp, quick: Option<Duration>) -> bool {
+        let long = quick.map_or(OWES_MAX, |quick| (quick * LAG_FACTOR).clamp(OWES_MIN, OWES_MAX));
+        let waits = self.asked_since.is_some_and(|since| now.since(since) > long);
+        waits && !self.service.has_served
     }
 
     /// What a request to it takes on average.
@@ -78,6 +122,8 @@ struct Service {
     rests_until: Option<Timestamp>,
     /// Requests in a row that brought nothing.
     failures: u32,
+    /// Whether any request ever brought its piece.
+    has_served: bool,
 }
 
 impl Service {
@@ -85,6 +131,7 @@ impl Service {
         self.mean = Some(self.mean.map_or(took, |mean| (mean * 7 + took) / 8));
         self.rests_until = None;
         self.failures = 0;
+        self.has_served = true;
     }
 
     fn failed(&mut self, rests_until: Timestamp) {
@@ -268,13 +315,14 @@ impl Members {
     }
 
     /// A request goes out; answers how far.
-    pub(super) fn ask(&mut self, source: &Source, depth: usize) -> Distance {
+    pub(super) fn ask(&mut self, now: Timestamp, source: &Source, depth: usize) -> Distance {
         let Source::Peer(peer) = source else {
             return Distance::Origin;
         };
         let member = self.nodes.get_mut(peer);
         let shared = member.map_or(0, |member| {
             member.asked += 1;
+            member.asked_since.get_or_insert(now);
             member.shared
         });
         Distance::between(shared, depth)
@@ -284,6 +332,7 @@ impl Members {
     pub(super) fn asked_no_more(&mut self, source: &Source) {
         if let Some(member) = source.peer().and_then(|peer| self.nodes.get_mut(peer)) {
             member.asked = member.asked.saturating_sub(1);
+            member.asked_since = member.asked_since.filter(|_| member.asked > 0);
         }
     }
 
@@ -322,6 +371,20 @@ impl Members {
         }
     }
 
+    /// What the quick ones of the members take: three in four of those that serve take longer. Slow ones do not move it, however many.
+    pub(super) fn quick(&self) -> Option<Duration> {
+        let serving = self.nodes.values().filter(|member| member.service.has_served);
+        let mut means: Vec<_> = serving.filter_map(|member| member.service.mean).collect();
+        means.sort_unstable();
+        (means.len() >= QUICK_MIN).then(|| means[means.len() / 4])
+    }
+
+    /// Members that have never served anything, and owe an answer for long: few at any time, and none mostly.
+    pub(super) fn owing(&self, now: Timestamp, quick: Option<Duration>) -> Vec<&NodeId> {
+        let owing = self.nodes.iter().filter(|(_, member)| member.owes(now, quick));
+        owing.map(|(id, _)| id).collect()
+    }
+
     /// How many members hold something of an artifact.
     pub(super) fn holders(&self, artifact: &ArtifactId) -> usize {
         let of_it = self.nodes.values().filter_map(|member| member.pieces(artifact));
@@ -351,9 +414,11 @@ impl Members {
         awaited: bool,
         awaited_if_connected: bool,
         stalled_before: Timestamp,
+        now: Timestamp,
     ) -> impl Iterator<Item = &'a Member> {
+        let quick = self.quick();
         self.nodes.values().filter(move |member| {
-            let answers = member.banned.is_none() && !member.is_failing();
+            let answers = member.banned.is_none() && member.standing(now, quick) != Standing::Doubtful;
             let counts = match member.held.get(artifact) {
                 Some(held) => member.connected && (held.pieces.is_full() || held.grew_at >= stalled_before),
                 None => awaited || (awaited_if_connected && member.connected),

@@ -290,6 +290,12 @@ const OTHER_LENGTH: &str = "announced another number of pieces than the signed l
 /// How long news from peers is gathered before it is acted upon.
 const GATHER: Duration = Duration::from_millis(10);
 
+/// Nothing may come for so many times the mean time between two pieces before one more stranger is passed over.
+const PATIENCE_FACTOR: u32 = 8;
+
+/// The same, where pieces come one upon the other.
+const PATIENCE_MIN: Duration = Duration::from_millis(250);
+
 /// One artifact that this node collects and shares.
 #[derive(Debug)]
 struct Transfer {
@@ -299,9 +305,43 @@ struct Transfer {
     /// When somebody, this node or a peer, last verified a piece that it did not hold before.
     moved_at: Timestamp,
     complete_told: bool,
-    /// Pieces that were stored here since it was wanted, and when the last of them was.
-    arrivals: u32,
+    /// When a piece was last stored here, or it was wanted, and a moving average of the time between two.
     arrived_at: Timestamp,
+    gap: Option<Duration>,
+    /// Strangers that were passed over until then.
+    passed_over: usize,
+}
+
+impl Transfer {
+    /// How long nothing may come before one more stranger is passed over: pieces came at some pace until then.
+    fn patience(&self, tuning: &Tuning) -> Duration {
+        let longest = tuning.stall_after;
+        self.gap.map_or(tuning.join_grace, |gap| {
+            (gap * PATIENCE_FACTOR).clamp(PATIENCE_MIN.min(longest), longest)
+        })
+    }
+
+    /// How many strangers were not worth waiting for.
+    fn passed_over(&self, now: Timestamp, tuning: &Tuning) -> usize {
+        let steps = now.since(self.arrived_at).as_millis() / self.patience(tuning).as_millis().max(1);
+        let steps = usize::try_from(steps).unwrap_or(usize::MAX);
+        self.passed_over.saturating_add(steps)
+    }
+
+    /// When the next one is passed over.
+    fn next_passed_over(&self, now: Timestamp, tuning: &Tuning) -> Timestamp {
+        let steps = self.passed_over(now, tuning) - self.passed_over;
+        let steps = u32::try_from(steps).unwrap_or(u32::MAX).saturating_add(1);
+        self.arrived_at + self.patience(tuning).saturating_mul(steps)
+    }
+
+    /// A piece was stored. Who was passed over stays so, but never all of them: that takes one long silence.
+    fn arrived(&mut self, now: Timestamp, tuning: &Tuning) {
+        self.passed_over = self.passed_over(now, tuning).min(roster::PASSED_OVER_MAX - 1);
+        let waited = now.since(self.arrived_at).min(self.patience(tuning));
+        self.gap = Some(self.gap.map_or(waited, |gap| (gap * 7 + waited) / 8));
+        self.arrived_at = now;
+    }
 }
 
 /// The swarm core of one node.
@@ -449,8 +489,9 @@ impl Swarm {
                 wanted_since: now,
                 moved_at: now,
                 complete_told: false,
-                arrivals: 0,
                 arrived_at: now,
+                gap: None,
+                passed_over: 0,
             });
         self.tell_if_complete(now, artifact);
     }
@@ -519,8 +560,7 @@ impl Swarm {
         };
         if transfer.have.insert(piece) {
             transfer.moved_at = now;
-            transfer.arrivals += 1;
-            transfer.arrived_at = now;
+            transfer.arrived(now, &self.tuning);
             if brought_in {
                 self.outputs.push_back(Output::Announce {
                     artifact,

@@ -10,8 +10,9 @@ use firmesh_protocol::{
 use rand_chacha::{ChaCha8Rng, rand_core::Rng as _};
 
 use super::{
-    Output, Source, Swarm, Transfer,
+    Output, Source, Swarm,
     claims::Claim,
+    members::Standing,
     reach::{Basis, Importer, Reach},
     roster::{NodeKey, PieceKey, Strangers},
     window::{Distance, Windows, per_peer},
@@ -33,11 +34,9 @@ const LATE_LOOK: Duration = Duration::from_millis(100);
 /// Differences below this between holders are noise.
 const MEAN_MIN: Duration = Duration::from_millis(10);
 
-/// Nothing may come for so many times the mean time between two pieces before one more stranger is passed over.
-const PATIENCE_FACTOR: u32 = 8;
-
-/// The same, where pieces come one upon the other.
-const PATIENCE_MIN: Duration = Duration::from_millis(250);
+/// Requests in flight to doubtful members, all together: enough to find out who serves again, and not the room that
+/// others fill.
+const DOUBTFUL_MAX: usize = 2;
 
 /// Classes of an importer's pieces.
 const CLASSES: u64 = 4;
@@ -52,12 +51,15 @@ struct View<'a> {
     reach: &'a Reach,
     /// Peers that may be asked and hold something of the artifact.
     peers: Vec<Holder<'a>>,
-    /// Nothing has moved anywhere for long: whoever was counted on is no use, and anybody may fetch anything.
-    anarchy: bool,
     /// Requests that still fit the windows towards peers.
     room: Windows<usize>,
     /// Requests that still fit the origin, if it can be asked at all.
     origin_room: Option<usize>,
+    /// Members that have never served anything, and owe an answer for long.
+    owing: Vec<&'a NodeId>,
+    /// Requests that may still go to members that have not served anything yet, and to doubtful ones.
+    new_room: usize,
+    doubtful_room: usize,
 }
 
 /// The class of an importer's piece: it brings in the lower classes first, and who lags is relieved of the higher ones.
@@ -91,8 +93,7 @@ struct Holder<'a> {
     load_max: usize,
     /// What it takes to bring a piece, as far as is known.
     mean: Duration,
-    /// Whether its last requests brought nothing.
-    failing: bool,
+    standing: Standing,
 }
 
 impl Holder<'_> {
@@ -105,6 +106,11 @@ impl Holder<'_> {
 
     fn has_room(&self) -> bool {
         self.load < self.load_max
+    }
+
+    /// Whether it is counted on.
+    fn serves(&self) -> bool {
+        self.standing != Standing::Doubtful
     }
 }
 
@@ -142,14 +148,17 @@ enum Place {
 
 impl View<'_> {
     /// How many peers hold the piece, and the source to ask: the least loaded of the nearest holders in reach; the
-    /// origin only if no peer in reach holds it; holders that fail only in anarchy. A busy neighbour is
-    /// waited for: crossing a boundary because of it would pay that wire twice.
+    /// origin only if no peer in reach holds it; doubtful holders, a few at a time, only if nobody else can
+    /// give it. A busy neighbour is waited for: crossing a boundary because of it would pay that wire twice.
     fn look(&self, piece: u32) -> (usize, Option<Place>) {
-        let [mut answering, mut failing] = [Nearest::default(), Nearest::default()];
+        let [mut answering, mut doubtful] = [Nearest::default(), Nearest::default()];
         for (at, peer) in self.peers.iter().enumerate() {
             if peer.pieces.contains(piece) {
-                let found = if peer.failing { &mut failing } else { &mut answering };
-                found.count_in(at, peer, *self.room.of(self.distance(peer)) > 0);
+                let found = match peer.standing {
+                    Standing::Proven | Standing::New => &mut answering,
+                    Standing::Doubtful => &mut doubtful,
+                };
+                found.count_in(at, peer, self.has_room_for(peer));
             }
         }
         let in_reach = |found: &Nearest| {
@@ -161,27 +170,39 @@ impl View<'_> {
             answering.best.map(|(_, at)| Place::Peer(at))
         } else if self.origin_room.is_some() && self.reach.of_origin().contains(piece) {
             (self.origin_room > Some(0)).then_some(Place::Origin)
-        } else if self.anarchy && in_reach(&failing) {
-            failing.best.map(|(_, at)| Place::Peer(at))
+        } else if in_reach(&doubtful) {
+            doubtful.best.map(|(_, at)| Place::Peer(at))
         } else {
             None
         };
-        (answering.holders + failing.holders, place)
+        (answering.holders + doubtful.holders, place)
+    }
+
+    /// Whether a source has never served anything, and owes an answer for long.
+    fn owes(&self, source: &Source) -> bool {
+        source.peer().is_some_and(|peer| self.owing.contains(&peer))
+    }
+
+    /// Whether one more request to somebody like this peer, as far away, fits.
+    fn has_room_for(&self, peer: &Holder<'_>) -> bool {
+        let fits = match peer.standing {
+            Standing::Proven => true,
+            Standing::New => self.new_room > 0,
+            Standing::Doubtful => self.doubtful_room > 0,
+        };
+        fits && *self.room.of(self.distance(peer)) > 0
     }
 
     /// Of the pieces in `open`, those for which somebody may have room: [`look`](Self::look) finds nobody for the others.
     fn askable(&self, open: &PieceSet) -> PieceSet {
         let mut askable = PieceSet::empty(open.total());
-        let may_be_asked = |peer: &&Holder<'_>| {
-            let has_room = *self.room.of(self.distance(peer)) > 0 && peer.has_room();
-            has_room && (self.anarchy || !peer.failing)
-        };
+        let may_be_asked = |peer: &&Holder<'_>| self.has_room_for(peer) && peer.has_room();
         for peer in self.peers.iter().filter(may_be_asked) {
             askable.unite_common(self.reach.within(peer.shared), peer.pieces);
         }
         if self.origin_room > Some(0) {
             let mut nowhere_else = self.reach.of_origin().clone();
-            let answering = self.peers.iter().filter(|peer| !peer.failing);
+            let answering = self.peers.iter().filter(|peer| peer.serves());
             answering.for_each(|peer| nowhere_else.subtract(peer.pieces));
             askable.unite(&nowhere_else);
         }
@@ -198,6 +219,14 @@ impl View<'_> {
         match place {
             Place::Peer(at) => {
                 self.peers[at].load += 1;
+                let counted = match self.peers[at].standing {
+                    Standing::Proven => None,
+                    Standing::New => Some(&mut self.new_room),
+                    Standing::Doubtful => Some(&mut self.doubtful_room),
+                };
+                if let Some(room) = counted {
+                    *room = room.saturating_sub(1);
+                }
                 let distance = self.distance(&self.peers[at]);
                 let room = self.room.of_mut(distance);
                 *room = room.saturating_sub(1);
@@ -259,8 +288,8 @@ impl Swarm {
                 // The end: whoever is late is soon to be hedged.
                 self.wake_by(now + LATE_LOOK);
             }
-            if let Some(at) = self.next_passed_over(now, &artifact) {
-                self.wake_by(at);
+            if !self.strangers.1.are_none() {
+                self.wake_by(self.transfers[&artifact].next_passed_over(now, &self.tuning));
             }
         }
     }
@@ -281,7 +310,9 @@ impl Swarm {
         let have = &self.transfers[artifact].have;
         let mut open = PieceSet::full(have.total());
         open.subtract(have);
-        for claim in self.claims.iter().filter(|claim| claim.artifact == *artifact) {
+        // What only somebody was asked for who will hardly answer is asked of another.
+        let is_asked = |claim: &&Claim| claim.artifact == *artifact && !view.owes(&claim.source);
+        for claim in self.claims.iter().filter(is_asked) {
             open.remove(claim.piece);
         }
         if let Some(reserved) = self.reserved.pieces(artifact) {
@@ -344,7 +375,7 @@ impl Swarm {
                     Distance::Across | Distance::Origin => (HEDGE_FACTOR_ACROSS, HEDGE_MIN_ACROSS),
                 };
                 let is_late = waited > mean.max(least / factor) * factor;
-                is_late && !peer.failing && peer.pieces.contains(claim.piece) && peer.has_room()
+                is_late && peer.serves() && peer.pieces.contains(claim.piece) && peer.has_room()
             });
             holders
                 .map(|peer| (view.depth - peer.shared, peer.wait(), Source::Peer(peer.id.clone())))
@@ -355,6 +386,7 @@ impl Swarm {
     }
 
     fn view<'a>(&'a self, now: Timestamp, artifact: &'a ArtifactId) -> Option<View<'a>> {
+        let quick = self.members.quick();
         let mut peers = Vec::with_capacity(self.members.count());
         peers.extend(self.members.usable(now).filter_map(|(id, member)| {
             Some(Holder {
@@ -366,14 +398,22 @@ impl Swarm {
                     per_peer(mean, self.tuning.per_peer, self.tuning.per_peer_max)
                 }),
                 mean: member.mean().unwrap_or_default(),
-                failing: member.is_failing(),
+                standing: member.standing(now, quick),
             })
         }));
         let mut room = self.windows.requests(self.tuning.in_flight_max);
-        for claim in self.claims.iter() {
+        // What will hardly be answered takes no link's time.
+        let owing = self.members.owing(now, quick);
+        let is_alive = |source: &Source| source.peer().is_none_or(|peer| !owing.contains(&peer));
+        for claim in self.claims.iter().filter(|claim| is_alive(&claim.source)) {
             let room = room.of_mut(claim.distance);
             *room = room.saturating_sub(1);
         }
+        let loads = |wanted: Standing| -> usize {
+            let asked = peers.iter().filter(|peer: &&Holder<'_>| peer.standing == wanted);
+            asked.map(|peer| peer.load).sum()
+        };
+        let (new, doubtful) = (loads(Standing::New), loads(Standing::Doubtful));
         let is_usable = self.members.origin_is_usable(now);
         let origin_room = is_usable.then(|| *room.of(Distance::Origin));
         Some(View {
@@ -382,13 +422,16 @@ impl Swarm {
             depth: self.path.depth(),
             reach: self.reach.get(artifact)?,
             peers,
-            anarchy: self.is_anarchy(now, artifact),
             room,
             origin_room,
+            new_room: (self.tuning.in_flight_max / 2).saturating_sub(new),
+            owing,
+            doubtful_room: DOUBTFUL_MAX.saturating_sub(doubtful),
         })
     }
 
-    /// Whether nothing of an artifact has moved anywhere for long.
+    /// Whether nothing of an artifact has moved anywhere for long: whoever was counted on is no use, and anybody may fetch
+    /// anything.
     fn is_anarchy(&self, now: Timestamp, artifact: &ArtifactId) -> bool {
         let moved_at = self.transfers.get(artifact).map(|transfer| transfer.moved_at);
         moved_at.is_some_and(|moved_at| now.since(moved_at) > self.tuning.stall_after * 2)
@@ -411,6 +454,7 @@ impl Swarm {
                 age < self.tuning.join_grace,
                 age < self.tuning.join_grace_connected,
                 Timestamp::after_start(stalled_before),
+                now,
             )
             .filter(|_| !anarchy)
             .map(|member| Importer {
@@ -444,35 +488,14 @@ impl Swarm {
         }
     }
 
-    /// How long nothing may come before one more stranger is passed over: pieces came at some pace until then.
-    fn patience(&self, transfer: &Transfer) -> Duration {
-        match transfer.arrivals {
-            0 => self.tuning.join_grace,
-            arrivals => {
-                let mean = transfer.arrived_at.since(transfer.wanted_since) / arrivals;
-                let longest = self.tuning.stall_after;
-                (mean * PATIENCE_FACTOR).clamp(PATIENCE_MIN.min(longest), longest)
-            }
-        }
-    }
-
-    /// How many strangers are passed over because nothing comes any more; none if there are none.
+    /// How many strangers are passed over in the ranks of every piece; none if there are none.
     fn passed_over(&self, now: Timestamp, artifact: &ArtifactId) -> usize {
-        match self.transfers.get(artifact).filter(|_| !self.strangers.1.are_none()) {
+        let transfer = self.transfers.get(artifact);
+        match transfer.filter(|_| !self.strangers.1.are_none()) {
             None => 0,
             Some(_) if self.is_anarchy(now, artifact) => usize::MAX,
-            Some(transfer) => {
-                let steps = now.since(transfer.arrived_at).as_millis() / self.patience(transfer).as_millis().max(1);
-                usize::try_from(steps).unwrap_or(usize::MAX)
-            }
+            Some(transfer) => transfer.passed_over(now, &self.tuning),
         }
-    }
-
-    /// When the next stranger is passed over.
-    fn next_passed_over(&self, now: Timestamp, artifact: &ArtifactId) -> Option<Timestamp> {
-        let transfer = self.transfers.get(artifact)?;
-        let steps = u32::try_from(self.passed_over(now, artifact)).ok()?.checked_add(1)?;
-        (!self.strangers.1.are_none()).then(|| transfer.arrived_at + self.patience(transfer).saturating_mul(steps))
     }
 
     /// What the middle one of all that still collect an artifact holds of it.
@@ -487,11 +510,18 @@ impl Swarm {
     fn begin(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32, source: Source) {
         let allowed = match self.members.mean_service(&source) {
             Some(mean) => (mean * 8).clamp(self.tuning.request_min, self.tuning.request_max),
-            None => self.tuning.request_first,
+            None => {
+                let origin = || self.members.mean_service(&Source::Origin);
+                let quick = self.members.quick().or_else(origin);
+                let allowed = quick.map(|quick| (quick * 8).max(self.tuning.request_min));
+                allowed.map_or(self.tuning.request_first, |allowed| {
+                    allowed.min(self.tuning.request_first)
+                })
+            }
         };
         let claim = Claim {
             source: source.clone(),
-            distance: self.members.ask(&source, self.path.depth()),
+            distance: self.members.ask(now, &source, self.path.depth()),
             artifact,
             piece,
             since: now,

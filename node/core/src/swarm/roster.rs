@@ -21,7 +21,7 @@ const EVERYBODY: usize = 33;
 /// Circles on which a node has two neighbours.
 const CIRCLES: u64 = 6;
 /// So many strangers in the ranks of a piece can be passed over one by one; then all are.
-const PASSED_OVER_MAX: usize = 8;
+pub(super) const PASSED_OVER_MAX: usize = 8;
 
 /// The nodes of the fleet with their places, this one included or not.
 #[derive(Debug, Clone, Default)]

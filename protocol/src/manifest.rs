@@ -338,6 +338,12 @@ impl CampaignManifest {
         Ok(manifest)
     }
 
+    /// SHA-256 of what is rehearsed: the manifest with its plan, whatever its layout.
+    #[must_use]
+    pub fn rules_sha256(&self) -> Sha256 {
+        Sha256::of(&serde_json::to_vec(self).expect("a manifest has only names, numbers and lists"))
+    }
+
     /// The TUF target name of this campaign.
     #[must_use]
     pub fn target(&self) -> String {

@@ -10,6 +10,7 @@ mod explain;
 mod fleet;
 mod planner;
 mod possession;
+pub mod rehearse;
 mod turns;
 
 pub use campaign::{AttemptRecord, CampaignRecord};

@@ -2,6 +2,7 @@
 //!
 //! Pure: facts and the time go in, instructions come out. The shell around it owns the database, the keys and the sockets.
 
+mod attempts;
 mod campaign;
 mod caps;
 pub mod check;

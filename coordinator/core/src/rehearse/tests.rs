@@ -436,6 +436,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
         automatic_rollback: true,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
+        rehearsal_sha256: None,
     };
     change(&mut manifest);
     let place = |number: usize| {

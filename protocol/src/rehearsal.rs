@@ -29,9 +29,6 @@ pub const RUNS_MAX: u32 = 1_000;
 /// Faults of one rehearsal at most.
 pub const FAULTS_MAX: usize = 16;
 
-/// Runs of each scenario, if nobody says otherwise: enough for a 95th percentile.
-pub const RUNS_DEFAULT: u32 = 25;
-
 /// What an attempt consists of, as far as its time goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -175,8 +172,9 @@ pub struct RehearsalRequest {
     /// Where the dice begin: the same seed and the same facts give the same bytes.
     #[serde(default)]
     pub seed: u64,
-    /// Runs of each scenario, 1 to [`RUNS_MAX`].
-    pub runs: u32,
+    /// Runs of each scenario, 1 to [`RUNS_MAX`]; if absent 25, fewer for large campaigns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runs: Option<u32>,
     /// When the campaign would be started; now if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub starts: Option<WallTime>,

@@ -167,6 +167,21 @@ pub enum RehearseError {
     },
 }
 
+/// Runs of each scenario if nobody says otherwise: enough for a 95th percentile.
+const RUNS_USUAL: u64 = 25;
+
+/// What the engine does for a report grows with the campaign, so a run's work grows with its square: that of this many
+/// devices leaves room for all runs.
+const DEVICES_USUAL: u64 = 1_000;
+
+/// Runs of each scenario if nobody says otherwise: 25, and for large campaigns fewer, but five.
+#[must_use]
+pub fn usual_runs(plan: &Plan) -> u32 {
+    let devices = plan.devices().count() as u64;
+    let runs = RUNS_USUAL * DEVICES_USUAL.pow(2) / devices.pow(2).max(DEVICES_USUAL.pow(2));
+    u32::try_from(runs.max(5)).unwrap_or(5)
+}
+
 /// Plays the campaign. `goes_on` is asked now and then whether there is time left.
 pub fn rehearse(
     facts: &RehearsalFacts,

@@ -170,13 +170,17 @@ pub fn load_draft(folder: &TrustFolder, id: &CampaignId) -> Result<CampaignManif
     }
 }
 
-/// Reads a campaign as it was planned last, or its draft, if there is no plan or the draft has changed since.
+/// Reads a campaign as it was planned last, here or in the folder it was brought from; or its draft, if there is no plan or
+/// the draft has changed since.
 pub fn load_planned(folder: &TrustFolder, id: &CampaignId) -> Result<CampaignManifest, CampaignError> {
-    let draft = load_draft(folder, id)?;
     let staged = match read_bounded(&folder.manifest_path(id), MANIFEST_BYTES_MAX) {
         Ok(bytes) => CampaignManifest::from_bytes(&bytes)?,
-        Err(error) if error.is_not_found() => return Ok(draft),
+        Err(error) if error.is_not_found() => return load_draft(folder, id),
         Err(error) => return Err(error.into()),
+    };
+    let draft = match load_draft(folder, id) {
+        Err(CampaignError::NoDraft { .. }) => return Ok(staged),
+        draft => draft?,
     };
     let unplanned = CampaignManifest {
         plan_sha256: draft.plan_sha256,

@@ -444,6 +444,9 @@ fn a_rehearsal_of_this_plan_and_these_rules_is_bound_and_shown_to_those_who_sign
     changed.caps.total = 11;
     save_draft(&folder, &changed).unwrap();
     assert_eq!(load_planned(&folder, &draft.id).unwrap(), changed);
+    // Whoever was brought a planned campaign has no draft of it.
+    fs::remove_file(folder.path().join("campaigns/spring.draft.json")).unwrap();
+    assert_eq!(load_planned(&folder, &draft.id).unwrap(), bound);
 
     let refused = |draft: &CampaignManifest, plan_sha256, rehearsal: &Rehearsal| {
         let error = bind_rehearsal(draft.clone(), plan_sha256, rehearsal).unwrap_err();

@@ -102,7 +102,10 @@ async fn a_campaign_is_rehearsed_against_the_inventory_and_learns_from_the_one_b
     let mut fleet = Fleet::start().await;
     fleet.found().await;
     let node = fleet.enrol("n1", "eu/s1/r1/n1").await;
-    fleet.sync(&node, &[]).await;
+    let other = fleet.enrol("n2", "eu/s1/r2/n2").await;
+    for node in [&node, &other] {
+        fleet.sync(node, &[]).await;
+    }
     let request = RehearsalRequest {
         manifest: fleet.draft("summer"),
         seed: 3,
@@ -119,7 +122,7 @@ async fn a_campaign_is_rehearsed_against_the_inventory_and_learns_from_the_one_b
     );
     assert_eq!(
         (first.devices, first.nodes, first.runs, first.scenarios.len()),
-        (2, 1, 5, 5)
+        (4, 2, 5, 5)
     );
     assert_eq!(first.scenarios[0].endings, BTreeMap::from([(Ending::Completed, 5)]));
     assert_eq!(
@@ -168,14 +171,12 @@ async fn a_campaign_is_rehearsed_against_the_inventory_and_learns_from_the_one_b
     strange.manifest.schema = "firmesh-campaign/9".to_owned();
     refused(&strange, 400, "schema").await;
 
-    // A campaign goes by: its image is proven to be at the node, its devices' attempts are known.
+    // A campaign goes by: its image is proven to be at the node, then its devices' attempts are known.
     fleet.campaign("spring").await;
     fleet.post::<CampaignView>("/api/v1/campaigns/spring/start", &()).await;
-    let started = fleet.sync(&node, &[]).await;
-    let device = fleet.open_permit(&started.permits[0]).devices[0].clone();
-    let states = [AttemptState::Installing, AttemptState::Rebooting, AttemptState::Success];
-    let reports: Vec<_> = states.iter().map(|state| (&device, *state)).collect();
-    fleet.sync(&node, &reports).await;
+    for node in [&node, &other] {
+        fleet.sync(node, &[]).await;
+    }
     let request = RehearsalRequest {
         manifest: fleet.draft("summer"),
         assume: BTreeMap::from([(Step::Install, 100)]),
@@ -183,19 +184,28 @@ async fn a_campaign_is_rehearsed_against_the_inventory_and_learns_from_the_one_b
     };
     let second = rehearse(&fleet, &request).await;
     assert!(second.waves[0].bytes.sites.is_empty(), "{:?}", second.waves[0].bytes);
-    let asked = second
-        .assumptions
-        .steps
-        .iter()
-        .find(|step| step.step == Step::Install)
-        .unwrap();
-    assert_eq!((asked.source, asked.seconds.p95), (Source::Asked, 100));
-    let other_campaigns = |note: &String| note.contains("in flight or quarantined in other campaigns");
+    let other_campaigns = |note: &String| note.contains("1 devices are in flight or quarantined in other campaigns");
     assert!(
         second.assumptions.notes.iter().any(other_campaigns),
         "{:?}",
         second.assumptions.notes
     );
+    let states = [AttemptState::Installing, AttemptState::Rebooting, AttemptState::Success];
+    for (node, name) in [(&node, "n1"), (&other, "n2")] {
+        for number in 0..2 {
+            let device = format!("{name}-d{number}").parse().unwrap();
+            let reports: Vec<_> = states.iter().map(|state| (&device, *state)).collect();
+            fleet.sync(node, &reports).await;
+        }
+    }
+    let third = rehearse(&fleet, &request).await;
+    let step = |step: Step| {
+        let times = third.assumptions.steps.iter().find(|time| time.step == step).unwrap();
+        (times.source, times.samples)
+    };
+    assert_eq!(step(Step::Install), (Source::Asked, 0));
+    assert_eq!(step(Step::Reboot), (Source::Release, 4));
+    assert_eq!(step(Step::Restore), (Source::Usual, 0));
     fleet.stop().await;
 }
 

@@ -15,6 +15,7 @@ use axum_server::{
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -154,6 +155,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         clock,
         node_url: node_url.clone(),
         cancel: cancel.clone(),
+        rehearsal: Arc::new(Semaphore::new(1)),
     };
     let app = Arc::new(app);
 

@@ -377,6 +377,21 @@ impl Store {
         rows.into_iter().map(|text| json(text).map_err(row)).collect()
     }
 
+    /// The newest reports of a node, at most so many: as they were signed, and verified before they were stored.
+    pub(crate) async fn newest_reports(&self, node: &NodeId, count: u32) -> Result<Vec<Envelope>, StoreError> {
+        let query = "SELECT envelope FROM reports WHERE node = ? ORDER BY sequence DESC LIMIT ?";
+        let query = sqlx::query_as::<_, (String,)>(query).bind(node.to_string()).bind(count);
+        let rows = query.fetch_all(&self.pool).await.map_err(|source| StoreError::Access {
+            operation: "read",
+            source,
+        })?;
+        let row = |source| StoreError::Row {
+            table: "reports",
+            source,
+        };
+        rows.into_iter().map(|text| json(text).map_err(row)).collect()
+    }
+
     /// Evidence by its digest.
     pub(crate) async fn evidence(&self, sha256: Sha256) -> Result<Option<Vec<u8>>, StoreError> {
         let query = sqlx::query("SELECT envelope FROM evidence WHERE sha256 = ?").bind(sha256.to_string());

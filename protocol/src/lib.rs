@@ -18,6 +18,7 @@ pub mod piece_tree;
 pub mod pieces;
 pub mod possession;
 pub mod recipe;
+pub mod rehearsal;
 pub mod report;
 pub mod revocation;
 pub mod site_bundle;

@@ -325,6 +325,10 @@ pub struct CampaignManifest {
     pub permit_keys: Vec<String>,
     /// SHA-256 of the plan's bytes: approval is of who gets what and when, not only of the rules.
     pub plan_sha256: Sha256,
+    /// SHA-256 of the rehearsal that approvers were shown. For people: nothing that installs looks at it. A node from
+    /// before there was such a field refuses a manifest that has it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rehearsal_sha256: Option<Sha256>,
 }
 
 impl CampaignManifest {
@@ -336,6 +340,16 @@ impl CampaignManifest {
         })?;
         manifest.check()?;
         Ok(manifest)
+    }
+
+    /// SHA-256 of what is rehearsed: the manifest with its plan, whatever its layout.
+    #[must_use]
+    pub fn rules_sha256(&self) -> Sha256 {
+        let rules = Self {
+            rehearsal_sha256: None,
+            ..self.clone()
+        };
+        Sha256::of(&serde_json::to_vec(&rules).expect("a manifest has only names, numbers and lists"))
     }
 
     /// The TUF target name of this campaign.
@@ -627,7 +641,25 @@ mod tests {
             automatic_rollback: true,
             permit_keys: vec![format!("58{}", "66".repeat(31))],
             plan_sha256: Sha256::of(b"plan"),
+            rehearsal_sha256: None,
         }
+    }
+
+    /// Manifests that were signed before there were rehearsals keep their bytes, and so do those without one.
+    #[test]
+    fn a_rehearsal_is_a_last_field_that_others_leave_out() {
+        let without = serde_json::to_string(&manifest()).unwrap();
+        assert!(
+            without.ends_with(&format!("\"plan_sha256\":\"{}\"}}", Sha256::of(b"plan"))),
+            "{without}"
+        );
+        let rehearsed = CampaignManifest {
+            rehearsal_sha256: Some(Sha256::of(b"rehearsal")),
+            ..manifest()
+        };
+        let with = serde_json::to_vec(&rehearsed).unwrap();
+        assert_eq!(CampaignManifest::from_bytes(&with).unwrap(), rehearsed);
+        assert_eq!(rehearsed.rules_sha256(), manifest().rules_sha256());
     }
 
     #[test]

@@ -389,5 +389,6 @@ fn draft() -> CampaignManifest {
         automatic_rollback: true,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
+        rehearsal_sha256: None,
     }
 }

@@ -20,7 +20,10 @@ use firmesh_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::possession::{Possession, PossessionRecord};
+use crate::{
+    attempts::Attempts,
+    possession::{Possession, PossessionRecord},
+};
 
 /// A campaign as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,7 +113,7 @@ pub(crate) struct Campaign {
     pub(crate) images: BTreeMap<String, Artifact>,
     pub(crate) possession: Possession,
     pub(crate) record: CampaignRecord,
-    pub(crate) attempts: BTreeMap<DeviceId, Attempt>,
+    pub(crate) attempts: Attempts,
     pub(crate) expires_at: Timestamp,
     pub(crate) soak_until: Option<Timestamp>,
     /// Waves whose gate failed and whose devices have to go back.
@@ -137,7 +140,7 @@ impl Campaign {
             decisions: Vec::new(),
         };
         let mut possession = Possession::default();
-        let attempt = |(wave, planned): (usize, &PlannedDevice)| {
+        let mut attempt = |wave: usize, planned: &PlannedDevice| {
             let record = AttemptRecord {
                 device: planned.device.clone(),
                 kind: PermitKind::Update,
@@ -152,7 +155,7 @@ impl Campaign {
             };
             let needs: Vec<_> = targets(planned).map(|target| images[target].id).collect();
             possession.need(&planned.node, &needs);
-            let attempt = Attempt {
+            Attempt {
                 record,
                 wave: u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves"),
                 rack: planned.rack.clone(),
@@ -163,10 +166,11 @@ impl Campaign {
                 permitted_at: now,
                 awaited_since: now,
                 started_at: None,
-            };
-            (planned.device.clone(), attempt)
+            }
         };
-        let attempts = plan.devices().map(attempt).collect();
+        let of_wave =
+            |(wave, planned): (usize, &Vec<_>)| planned.iter().map(|planned| attempt(wave, planned)).collect();
+        let attempts = Attempts::new(plan.waves.iter().enumerate().map(of_wave));
         let dirty = BTreeSet::new();
         Self {
             manifest,
@@ -222,12 +226,8 @@ impl Campaign {
     }
 
     pub(crate) fn select(&self, pick: impl Fn(&Attempt) -> bool) -> Vec<DeviceId> {
-        self.plan
-            .devices()
-            .map(|(_, planned)| &planned.device)
-            .filter(|id| pick(&self.attempts[*id]))
-            .cloned()
-            .collect()
+        let picked = self.attempts.iter().filter(|attempt| pick(attempt));
+        picked.map(|attempt| attempt.record.device.clone()).collect()
     }
 
     pub(crate) fn enter(&mut self, state: CampaignState, reason: impl Into<String>) {
@@ -361,7 +361,7 @@ impl Campaign {
 
     fn after_pass(&mut self, now: Timestamp, wave: usize) -> bool {
         if wave + 1 == self.plan.waves.len() {
-            if self.attempts.values().all(|attempt| attempt.record.state.is_terminal()) {
+            if self.attempts.iter().all(|attempt| attempt.record.state.is_terminal()) {
                 self.finish();
             } else {
                 self.enter(
@@ -386,7 +386,7 @@ impl Campaign {
     fn finish(&mut self) {
         let missed = self
             .attempts
-            .values()
+            .iter()
             .filter(|attempt| !attempt.record.state.is_success())
             .count();
         let all = self.attempts.len();
@@ -475,8 +475,8 @@ impl Campaign {
 
     pub(crate) fn count(&self, wave: usize) -> GateCount {
         let mut count = GateCount::default();
-        for planned in self.plan.waves.get(wave).into_iter().flatten() {
-            let state = self.attempts[&planned.device].record.state;
+        for attempt in self.attempts.of_wave(wave) {
+            let state = attempt.record.state;
             count.devices += 1;
             count.ended += usize::from(state.is_terminal());
             count.good += usize::from(state.is_success());
@@ -488,8 +488,8 @@ impl Campaign {
     /// alone, and would not follow.
     pub(crate) fn verdict(&self, wave: usize) -> GateVerdict {
         let (rule, count) = (&self.manifest.gate, self.count(wave));
-        let planned = self.plan.waves.get(wave).into_iter().flatten();
-        let reported = planned.filter(|planned| self.attempts[&planned.device].record.end_report.is_some());
+        let attempts = self.attempts.of_wave(wave).iter();
+        let reported = attempts.filter(|attempt| attempt.record.end_report.is_some());
         let shown = GateCount {
             ended: reported.count(),
             ..count
@@ -511,10 +511,9 @@ impl Campaign {
             .zip(&self.record.gates)
             .filter(|(_, gate)| **gate == GateVerdict::Fail);
         let fails = |wave: u32| {
-            let planned = self.plan.waves.get(wave as usize).into_iter().flatten();
             let went_well =
                 |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback || attempt.record.state.is_success();
-            let attempts: Vec<_> = planned.map(|planned| &self.attempts[&planned.device]).collect();
+            let attempts = self.attempts.of_wave(wave as usize);
             let (devices, good) = (
                 attempts.len(),
                 attempts.iter().filter(|attempt| went_well(attempt)).count(),
@@ -542,7 +541,7 @@ impl Campaign {
 
     fn finish_rollback(&mut self, is_stuck: impl Fn(&Attempt) -> bool) {
         let is_waiting = |attempt: &Attempt| attempt.is_running() || (self.must_go_back(attempt) && !is_stuck(attempt));
-        if self.attempts.values().any(is_waiting) {
+        if self.attempts.iter().any(is_waiting) {
             return;
         }
         let is_back = |state| {
@@ -593,7 +592,7 @@ impl Campaign {
             WaveView {
                 wave: number,
                 devices: u32::try_from(wave.len()).unwrap_or(u32::MAX),
-                states: tally(wave.iter().map(|planned| &self.attempts[&planned.device])),
+                states: tally(self.attempts.of_wave(number as usize).iter()),
                 open: gate.is_some(),
                 gate: gate.copied().unwrap_or(GateVerdict::Unknown),
             }
@@ -603,7 +602,7 @@ impl Campaign {
             state: self.record.state,
             wave: u32::try_from(self.record.gates.len().saturating_sub(1)).unwrap_or(u32::MAX),
             waves: waves.collect(),
-            states: tally(self.attempts.values()),
+            states: tally(self.attempts.iter()),
             possession: self.possession.view(),
             held: self.plan.held.clone(),
             reason: self.record.reason.clone(),

@@ -41,8 +41,7 @@ pub(crate) fn choose(
     ttl: Duration,
 ) -> BTreeMap<u32, Vec<DeviceId>> {
     let mut chosen: BTreeMap<u32, Vec<DeviceId>> = BTreeMap::new();
-    let open = campaign.plan.waves.iter().take(campaign.record.gates.len()).flatten();
-    for attempt in open.map(|planned| &campaign.attempts[&planned.device]) {
+    for attempt in campaign.attempts.of_first_waves(campaign.record.gates.len()) {
         let record = &attempt.record;
         let is_running = attempt.is_running() && record.kind == kind;
         let is_lapsed = is_running
@@ -129,12 +128,12 @@ impl Load {
             if campaign.record.state == CampaignState::RollingBack {
                 let waiting = campaign
                     .attempts
-                    .values()
+                    .iter()
                     .filter(|attempt| campaign.must_go_back(attempt));
                 load.going_back
                     .extend(waiting.map(|attempt| attempt.record.device.clone()));
             }
-            for attempt in campaign.attempts.values().filter(|attempt| counts(attempt)) {
+            for attempt in campaign.attempts.iter().filter(|attempt| counts(attempt)) {
                 load.add(&attempt.record.device, &attempt.rack);
                 // What an old campaign left quarantined takes a place, but its caps bind nobody any more. What is only
                 // presumed so may be at it still: its node was not heard of, and goes on when it is back.
@@ -167,7 +166,12 @@ impl Load {
 
     /// Whether one more device may start; counts it if so. A device in flight elsewhere may not.
     fn admit(&mut self, device: &DeviceId, rack: &TopologyPath, campaign: &Campaign) -> bool {
-        let (per_rack, total) = self.caps(rack, &campaign.manifest.caps);
+        let own = &campaign.manifest.caps;
+        // Most devices of a large wave are asked about in vain: the campaign's own caps say so sooner than all others' do.
+        if self.devices.len() >= own.total as usize || self.in_rack(rack) >= own.per_rack as usize {
+            return false;
+        }
+        let (per_rack, total) = self.caps(rack, own);
         let fits = self.in_rack(rack) < per_rack && self.devices.len() < total;
         let admitted = fits && !self.devices.contains_key(device);
         if admitted {

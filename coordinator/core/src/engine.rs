@@ -283,13 +283,26 @@ impl Engine {
             .collect()
     }
 
+    /// The image that a device gets in a campaign.
+    #[must_use]
+    pub fn image_of(&self, id: &CampaignId, device: &DeviceId) -> Option<ArtifactId> {
+        self.campaigns.get(id)?.attempts.get(device)?.needs.first().copied()
+    }
+
+    /// Which nodes have proven to hold which image, in whatever campaign.
+    pub fn proven(&self) -> impl Iterator<Item = (&NodeId, ArtifactId)> {
+        self.campaigns
+            .values()
+            .flat_map(|campaign| campaign.possession.proven())
+    }
+
     /// The reports on a wave's updates that have ended, by node and sequence: what its gate was judged by.
     #[must_use]
     pub fn ended_reports(&self, id: &CampaignId, wave: u32) -> Vec<(NodeId, u64)> {
         let Some(campaign) = self.campaigns.get(id) else {
             return Vec::new();
         };
-        let of_wave = campaign.attempts.values().filter(|attempt| attempt.wave == wave);
+        let of_wave = campaign.attempts.by_device().filter(|attempt| attempt.wave == wave);
         of_wave
             .filter_map(|attempt| Some((attempt.node.clone(), attempt.record.end_report?)))
             .collect()
@@ -301,10 +314,11 @@ impl Engine {
         let mut campaigns: Vec<_> = self.campaigns.values().collect();
         campaigns.sort_by_key(|campaign| (!campaign.record.state.is_terminal(), campaign.manifest.sequence));
         let of = |c: &Campaign| {
-            c.attempts
-                .keys()
-                .filter_map(|id| Some((id.clone(), c.attempt_view(id)?)))
-                .collect()
+            let of = |attempt: &Attempt| {
+                let id = &attempt.record.device;
+                Some((id.clone(), c.attempt_view(id)?))
+            };
+            c.attempts.iter().filter_map(of).collect()
         };
         campaigns
             .into_iter()
@@ -602,5 +616,5 @@ impl Engine {
 }
 
 fn running(campaign: &Campaign) -> impl Iterator<Item = &Attempt> {
-    campaign.attempts.values().filter(|attempt| attempt.is_running())
+    campaign.attempts.iter().filter(|attempt| attempt.is_running())
 }

@@ -90,7 +90,7 @@ impl Engine {
                 );
                 Some(found)
             }
-            Subject::Device(id) if campaign.attempts.contains_key(id) => Some(vec![device(id)]),
+            Subject::Device(id) if campaign.attempts.contains(id) => Some(vec![device(id)]),
             Subject::Device(id) => {
                 let held = campaign.plan.held.iter().find(|held| held.device == *id)?;
                 Some(vec![Explanation {
@@ -105,7 +105,7 @@ impl Engine {
 
 fn tally(campaign: &Campaign, pick: impl Fn(&Attempt) -> bool) -> Vec<String> {
     let mut states = BTreeMap::new();
-    for attempt in campaign.attempts.values().filter(|attempt| pick(attempt)) {
+    for attempt in campaign.attempts.iter().filter(|attempt| pick(attempt)) {
         *states.entry(attempt.record.state).or_insert(0_u32) += 1;
     }
     states

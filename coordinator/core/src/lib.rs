@@ -2,6 +2,7 @@
 //!
 //! Pure: facts and the time go in, instructions come out. The shell around it owns the database, the keys and the sockets.
 
+mod attempts;
 mod campaign;
 mod caps;
 pub mod check;
@@ -10,6 +11,7 @@ mod explain;
 mod fleet;
 mod planner;
 mod possession;
+pub mod rehearse;
 mod turns;
 
 pub use campaign::{AttemptRecord, CampaignRecord};

@@ -68,6 +68,15 @@ impl Possession {
         needs.iter().all(|artifact| is_proven(artifact) == Some(true))
     }
 
+    /// What every node has proven.
+    pub(crate) fn proven(&self) -> impl Iterator<Item = (&NodeId, ArtifactId)> {
+        let of_node = |(node, standings): (_, &BTreeMap<ArtifactId, Standing>)| {
+            let proven = standings.iter().filter(|(_, standing)| standing.proven);
+            proven.map(|(artifact, _)| (node, *artifact)).collect::<Vec<_>>()
+        };
+        self.nodes.iter().flat_map(of_node)
+    }
+
     /// What a node has not proven yet.
     pub(crate) fn unproven(&self, node: &NodeId) -> impl Iterator<Item = ArtifactId> {
         let standings = self.nodes.get(node).into_iter().flatten();
@@ -147,7 +156,7 @@ impl Possession {
 impl Campaign {
     pub(crate) fn restore_proofs(&mut self, records: Vec<PossessionRecord>) {
         self.possession.restore(records);
-        for attempt in self.attempts.values_mut() {
+        for attempt in self.attempts.iter_mut() {
             attempt.is_proven = self.possession.covers(&attempt.node, &attempt.needs);
         }
     }
@@ -178,7 +187,7 @@ impl Campaign {
     }
 
     fn look_at_proofs(&mut self, node: &NodeId) {
-        for attempt in self.attempts.values_mut().filter(|attempt| attempt.node == *node) {
+        for attempt in self.attempts.iter_mut().filter(|attempt| attempt.node == *node) {
             attempt.is_proven = self.possession.covers(node, &attempt.needs);
         }
     }

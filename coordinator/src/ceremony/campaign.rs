@@ -9,6 +9,7 @@ use firmesh_protocol::{
         CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, ManifestError, Plan, Priority,
         ReleaseRef, Selector, Strategy,
     },
+    rehearsal::Rehearsal,
     time::WallTime,
     trust::{PublicKey, Target},
 };
@@ -40,6 +41,12 @@ pub enum CampaignError {
     /// The plan is not about this campaign, or not the one announced.
     #[error("the plan {problem}")]
     OtherPlan {
+        /// What does not match.
+        problem: String,
+    },
+    /// The rehearsal is not of this campaign as it is planned.
+    #[error("the rehearsal {problem}")]
+    OtherRehearsal {
         /// What does not match.
         problem: String,
     },
@@ -138,6 +145,7 @@ pub fn draft_campaign(
         automatic_rollback: file.automatic_rollback,
         permit_keys,
         plan_sha256: Sha256::from([0; 32]),
+        rehearsal_sha256: None,
     };
     manifest.check()?;
     Ok(manifest)
@@ -160,6 +168,55 @@ pub fn load_draft(folder: &TrustFolder, id: &CampaignId) -> Result<CampaignManif
         Err(error) if error.is_not_found() => Err(CampaignError::NoDraft { id: id.clone() }),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Reads a campaign as it was planned last, here or in the folder it was brought from; or its draft, if there is no plan or
+/// the draft has changed since.
+pub fn load_planned(folder: &TrustFolder, id: &CampaignId) -> Result<CampaignManifest, CampaignError> {
+    let staged = match read_bounded(&folder.manifest_path(id), MANIFEST_BYTES_MAX) {
+        Ok(bytes) => CampaignManifest::from_bytes(&bytes)?,
+        Err(error) if error.is_not_found() => return load_draft(folder, id),
+        Err(error) => return Err(error.into()),
+    };
+    let draft = match load_draft(folder, id) {
+        Err(CampaignError::NoDraft { .. }) => return Ok(staged),
+        draft => draft?,
+    };
+    let unplanned = CampaignManifest {
+        plan_sha256: draft.plan_sha256,
+        rehearsal_sha256: draft.rehearsal_sha256,
+        ..staged.clone()
+    };
+    Ok(if unplanned == draft { staged } else { draft })
+}
+
+/// Notes in a draft which rehearsal the approvers are shown; it must be of these rules and of the plan of this digest.
+pub fn bind_rehearsal(
+    draft: CampaignManifest,
+    plan_sha256: Sha256,
+    rehearsal: &Rehearsal,
+) -> Result<CampaignManifest, CampaignError> {
+    let other = |problem: String| Err(CampaignError::OtherRehearsal { problem });
+    if rehearsal.campaign != draft.id {
+        return other(format!(
+            "is of the campaign {}, not of {}",
+            rehearsal.campaign, draft.id
+        ));
+    }
+    if rehearsal.plan_sha256 != plan_sha256 {
+        return other(format!(
+            "is of the plan {}, the plan is {plan_sha256} now: simulate again",
+            rehearsal.plan_sha256
+        ));
+    }
+    let planned = CampaignManifest { plan_sha256, ..draft };
+    if rehearsal.rules_sha256 != planned.rules_sha256() {
+        return other("is of other rules than the draft's: simulate again".to_owned());
+    }
+    Ok(CampaignManifest {
+        rehearsal_sha256: Some(rehearsal.sha256()),
+        ..planned
+    })
 }
 
 /// Binds a draft to its plan: writes manifest and plan, and stages the manifest in `campaigns.json` for the approvers.

@@ -12,7 +12,9 @@ mod folder;
 mod keys;
 mod release;
 
-pub use campaign::{CampaignError, CampaignFile, adopt_plan, draft_campaign, load_draft, save_draft};
+pub use campaign::{
+    CampaignError, CampaignFile, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned, save_draft,
+};
 pub use doctor::{Examination, Finding, Level};
 pub use files::{ReadFileError, WriteFileError, read_bounded, write_file, write_secret};
 pub use folder::{

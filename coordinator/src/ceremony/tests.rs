@@ -4,7 +4,8 @@ use std::{fs, path::Path, time::Duration};
 
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, Sha256},
-    manifest::{PLAN_SCHEMA, Plan, PlannedDevice, Reversibility},
+    manifest::{CampaignManifest, PLAN_SCHEMA, Plan, PlannedDevice, Reversibility},
+    rehearsal::{Assumptions, REHEARSAL_SCHEMA, Rehearsal},
     time::WallTime,
     trust::{Ceremony, FileStatus, Repository, SecretKey, SignerRole, Signers, StoredMetadata},
 };
@@ -389,4 +390,70 @@ fn two_who_change_a_folder_exclude_each_other() {
     let mut again = TrustFolder::open(&path).unwrap();
     again.sign(&key(1), &[]).unwrap();
     assert!(again.status().unwrap()[0].is_complete());
+}
+
+#[test]
+fn a_rehearsal_of_this_plan_and_these_rules_is_bound_and_shown_to_those_who_sign() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut folder = drawn_up(scratch.path());
+    let draft = load_draft(&folder, &CampaignId::new("spring").unwrap()).unwrap();
+    let plan = plan_bytes();
+    let plan_sha256 = Sha256::of(&plan);
+    let planned = CampaignManifest {
+        plan_sha256,
+        ..draft.clone()
+    };
+    assert_eq!(load_planned(&folder, &draft.id).unwrap(), planned);
+    let rehearsal = Rehearsal {
+        schema: REHEARSAL_SCHEMA.to_owned(),
+        version: "0".to_owned(),
+        campaign: draft.id.clone(),
+        rules_sha256: planned.rules_sha256(),
+        plan_sha256,
+        seed: 1,
+        runs: 1,
+        starts: noon(),
+        devices: 1,
+        held: 0,
+        nodes: 1,
+        cap_per_rack: 1,
+        cap_total: 10,
+        assumptions: Assumptions {
+            permit_ttl_s: 900,
+            sync_s: 5,
+            wire_per_10000: 10_600,
+            steps: Vec::new(),
+            notes: Vec::new(),
+        },
+        waves: Vec::new(),
+        scenarios: Vec::new(),
+        timeline: Vec::new(),
+    };
+    let bound = bind_rehearsal(draft.clone(), plan_sha256, &rehearsal).unwrap();
+    assert_eq!(bound.rehearsal_sha256, Some(rehearsal.sha256()));
+    adopt_plan(&mut folder, bound.clone(), &plan, plan_sha256, noon() + 20 * DAY).unwrap();
+    let shown = folder.describe("campaigns.json").unwrap().join("\n");
+    assert!(
+        shown.contains(&format!("rehearsal sha256 {}", rehearsal.sha256())),
+        "{shown}"
+    );
+    // What was bound is rehearsed again as it is planned, and has the same rules.
+    assert_eq!(load_planned(&folder, &draft.id).unwrap(), bound);
+    // A draft that has changed since is another campaign.
+    let mut changed = draft.clone();
+    changed.caps.total = 11;
+    save_draft(&folder, &changed).unwrap();
+    assert_eq!(load_planned(&folder, &draft.id).unwrap(), changed);
+    // Whoever was brought a planned campaign has no draft of it.
+    fs::remove_file(folder.path().join("campaigns/spring.draft.json")).unwrap();
+    assert_eq!(load_planned(&folder, &draft.id).unwrap(), bound);
+
+    let refused = |draft: &CampaignManifest, plan_sha256, rehearsal: &Rehearsal| {
+        let error = bind_rehearsal(draft.clone(), plan_sha256, rehearsal).unwrap_err();
+        assert!(matches!(error, CampaignError::OtherRehearsal { .. }), "{error}");
+    };
+    refused(&changed, plan_sha256, &rehearsal);
+    refused(&draft, Sha256::of(b"another plan"), &rehearsal);
+    let campaign = CampaignId::new("autumn").unwrap();
+    refused(&draft, plan_sha256, &Rehearsal { campaign, ..rehearsal });
 }

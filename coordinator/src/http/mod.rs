@@ -5,6 +5,7 @@ mod dashboard;
 mod nodes;
 mod operators;
 mod problem;
+mod simulations;
 mod stream;
 mod targets;
 mod tls;
@@ -12,6 +13,7 @@ mod tls;
 use std::sync::Arc;
 
 use axum::Router;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -37,6 +39,8 @@ pub(crate) struct App {
     pub(crate) clock: crate::runtime::Clock,
     pub(crate) node_url: String,
     pub(crate) cancel: CancellationToken,
+    /// One rehearsal at a time: it takes a whole processor.
+    pub(crate) rehearsal: Arc<Semaphore>,
 }
 
 /// The operators' routes.

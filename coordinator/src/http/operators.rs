@@ -32,7 +32,7 @@ use tracing::info;
 use super::{
     App, audit,
     problem::{Body, Failure},
-    stream, targets,
+    simulations, stream, targets,
 };
 use crate::{
     ceremony::ReadFileError,
@@ -77,6 +77,10 @@ pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
         .route(
             "/api/v1/plans",
             post(make_plan).layer(DefaultBodyLimit::max(MANIFEST_BYTES_MAX as usize)),
+        )
+        .route(
+            "/api/v1/simulations",
+            post(simulations::rehearse_campaign).layer(DefaultBodyLimit::max(MANIFEST_BYTES_MAX as usize)),
         )
         .route("/api/v1/campaigns", get(campaigns))
         .route("/api/v1/campaigns/{id}", get(campaign))

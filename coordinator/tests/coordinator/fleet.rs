@@ -279,13 +279,13 @@ impl Fleet {
         artifact
     }
 
-    /// Plans, signs and publishes a campaign for all devices.
-    pub(crate) async fn campaign(&mut self, id: &str) {
+    /// A campaign for all devices, not planned.
+    pub(crate) fn draft(&self, id: &str) -> CampaignManifest {
         let pin = |name: &str, image| ReleaseRef {
             target: format!("firmware/{name}.bin"),
             sha256: Sha256::of(image),
         };
-        let mut manifest = CampaignManifest {
+        CampaignManifest {
             schema: MANIFEST_SCHEMA.to_owned(),
             id: CampaignId::new(id).unwrap(),
             sequence: 1,
@@ -312,7 +312,13 @@ impl Fleet {
             automatic_rollback: true,
             permit_keys: vec![self.about.permit_key.clone()],
             plan_sha256: Sha256::of(b""),
-        };
+            rehearsal_sha256: None,
+        }
+    }
+
+    /// Plans, signs and publishes a campaign for all devices.
+    pub(crate) async fn campaign(&mut self, id: &str) {
+        let mut manifest = self.draft(id);
         let planned: PlanResponse = self
             .post(
                 "/api/v1/plans",

@@ -3,6 +3,8 @@
 
 mod fleet;
 
+use std::collections::BTreeMap;
+
 use firmesh_protocol::{
     api::{
         AttemptView, CampaignState, CampaignView, DeviceView, EnrolRequest, EnrolResponse, EnrolmentTicket,
@@ -10,6 +12,7 @@ use firmesh_protocol::{
     },
     chunk::decode,
     possession::Answer,
+    rehearsal::{Ending, Fault, Rehearsal, RehearsalRequest, RehearsalResponse, Source, Step},
     report::{AttemptState, Permit},
 };
 use fleet::{Fleet, IMAGE, NodeProcess};
@@ -91,6 +94,118 @@ async fn a_campaign_runs_from_the_image_to_completion_over_a_restart() {
     assert_eq!(devices.items.len(), 2);
     let nodes: Page<NodeView> = fleet.get("/api/v1/nodes").await;
     assert!(nodes.items[0].enrolled);
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn a_campaign_is_rehearsed_against_the_inventory_and_learns_from_the_one_before() {
+    let mut fleet = Fleet::start().await;
+    fleet.found().await;
+    let node = fleet.enrol("n1", "eu/s1/r1/n1").await;
+    let other = fleet.enrol("n2", "eu/s1/r2/n2").await;
+    for node in [&node, &other] {
+        fleet.sync(node, &[]).await;
+    }
+    let request = RehearsalRequest {
+        manifest: fleet.draft("summer"),
+        seed: 3,
+        runs: Some(5),
+        starts: Some("2026-01-01T00:00:00Z".parse().unwrap()),
+        assume: BTreeMap::new(),
+        faults: Fault::usual(),
+    };
+    let first = rehearse(&fleet, &request).await;
+    assert_eq!(
+        rehearse(&fleet, &request).await,
+        first,
+        "the same facts, question and seed"
+    );
+    assert_eq!(
+        (first.devices, first.nodes, first.runs, first.scenarios.len()),
+        (4, 2, 5, 5)
+    );
+    assert_eq!(first.scenarios[0].endings, BTreeMap::from([(Ending::Completed, 5)]));
+    assert_eq!(
+        (first.scenarios[2].exposed.max, first.waves[0].devices),
+        (1, 1),
+        "a bad image stops in the first wave"
+    );
+    let wire: u64 = [IMAGE.len() as u64, 13].iter().map(|length| length * 106 / 100).sum();
+    assert_eq!(first.waves[0].bytes.sites[&"eu/s1".parse().unwrap()], wire);
+    assert!(first.assumptions.steps.iter().all(|step| step.source == Source::Usual));
+    // It changes nothing.
+    let campaigns: Page<CampaignView> = fleet.get("/api/v1/campaigns").await;
+    assert!(campaigns.items.is_empty());
+
+    let token = fleet.token();
+    let refused = async |request: &RehearsalRequest, status: u16, said: &str| {
+        let body = serde_json::to_string(request).unwrap();
+        let problem = fleet
+            .refused_by_operators("POST", "/api/v1/simulations", Some(&token), &body)
+            .await;
+        assert_eq!(problem.status, status, "{problem:?}");
+        assert!(problem.detail.contains(said), "{problem:?}");
+    };
+    refused(
+        &RehearsalRequest {
+            runs: Some(0),
+            ..request.clone()
+        },
+        422,
+        "0 runs",
+    )
+    .await;
+    let absent = Fault::Silent {
+        rack: Some("eu/s1/r9".parse().unwrap()),
+    };
+    refused(
+        &RehearsalRequest {
+            faults: vec![absent],
+            ..request.clone()
+        },
+        422,
+        "rack eu/s1/r9",
+    )
+    .await;
+    let mut strange = request.clone();
+    strange.manifest.schema = "firmesh-campaign/9".to_owned();
+    refused(&strange, 400, "schema").await;
+
+    // A campaign goes by: its image is proven to be at the node, then its devices' attempts are known.
+    fleet.campaign("spring").await;
+    fleet.post::<CampaignView>("/api/v1/campaigns/spring/start", &()).await;
+    for node in [&node, &other] {
+        fleet.sync(node, &[]).await;
+    }
+    let request = RehearsalRequest {
+        manifest: fleet.draft("summer"),
+        assume: BTreeMap::from([(Step::Install, 100)]),
+        ..request
+    };
+    let second = rehearse(&fleet, &request).await;
+    assert!(second.waves[0].bytes.sites.is_empty(), "{:?}", second.waves[0].bytes);
+    let other_campaigns = |note: &String| note.contains("1 devices are in flight or quarantined in other campaigns");
+    assert!(
+        second.assumptions.notes.iter().any(other_campaigns),
+        "{:?}",
+        second.assumptions.notes
+    );
+    let states = [AttemptState::Installing, AttemptState::Rebooting, AttemptState::Success];
+    for (node, name) in [(&node, "n1"), (&other, "n2")] {
+        for number in 0..2 {
+            let device = format!("{name}-d{number}").parse().unwrap();
+            let reports: Vec<_> = states.iter().map(|state| (&device, *state)).collect();
+            fleet.sync(node, &reports).await;
+        }
+    }
+    let third = rehearse(&fleet, &request).await;
+    let step = |step: Step| {
+        let times = third.assumptions.steps.iter().find(|time| time.step == step).unwrap();
+        (times.source, times.samples)
+    };
+    assert_eq!(step(Step::Install), (Source::Asked, 0));
+    assert_eq!(step(Step::Reboot), (Source::Release, 4));
+    assert_eq!(step(Step::Restore), (Source::Usual, 0));
     fleet.stop().await;
 }
 
@@ -397,4 +512,11 @@ async fn watchers_are_told_and_can_come_back() {
     let mut again = fleet.events(Some(&first.0)).await;
     assert_eq!(again.next().await, second);
     fleet.stop().await;
+}
+
+async fn rehearse(fleet: &Fleet, request: &RehearsalRequest) -> Rehearsal {
+    let answer: RehearsalResponse = fleet.post("/api/v1/simulations", request).await;
+    let rehearsal = Rehearsal::from_bytes(answer.rehearsal.as_bytes()).unwrap();
+    assert_eq!(rehearsal.sha256(), answer.rehearsal_sha256);
+    rehearsal
 }

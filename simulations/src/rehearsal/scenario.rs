@@ -270,6 +270,7 @@ impl Scenario {
             automatic_rollback: !dice.one_in(6),
             permit_keys: vec![coordinator_key().public().to_string()],
             plan_sha256: Sha256::of(b""),
+            rehearsal_sha256: None,
         };
         if profile == Profile::Rollback {
             // One wave that is well on its way when it fails: all of it goes back.

@@ -222,6 +222,7 @@ fn draft() -> CampaignManifest {
         automatic_rollback: true,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
+        rehearsal_sha256: None,
     }
 }
 

@@ -513,6 +513,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         automatic_rollback: true,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
+        rehearsal_sha256: None,
     };
     let plan = Plan {
         schema: PLAN_SCHEMA.to_owned(),

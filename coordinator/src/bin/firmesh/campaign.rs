@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use firmesh_coordinator::ceremony::{
-    CampaignFile, KeyRef, Secrets, adopt_plan, draft_campaign, load_draft, read_bounded, save_draft,
+    CampaignFile, KeyRef, Secrets, adopt_plan, bind_rehearsal, draft_campaign, load_draft, read_bounded, save_draft,
 };
 use firmesh_protocol::{
     api::{About, CampaignView, Explanation, Page, PlanRequest, PlanResponse},
@@ -16,7 +16,7 @@ use firmesh_protocol::{
 };
 use serde_json::{Value, json};
 
-use crate::{Expiry, Folder, Global, output::Output, trust, watch};
+use crate::{Expiry, Folder, Global, output::Output, simulate, trust, watch};
 
 const EXAMPLE: &str = r#"The campaign file (TOML), shares and thresholds in hundredths of a percent:
 
@@ -38,8 +38,10 @@ pub(crate) enum Command {
     Create(Create),
     /// Has the coordinator plan the draft, binds the plan to it, and stages it for the approvers.
     Plan(PlanArgs),
+    /// Plays the campaign against the inventory: how long its waves take, what they carry, what would stop it.
+    Simulate(simulate::Simulate),
     /// Takes a campaign back: from the version that is signed next, nobody starts for it any longer. Offline.
-    Remove(PlanArgs),
+    Remove(RemoveArgs),
     /// Signs campaigns.json after showing it. Offline.
     Sign(trust::Sign),
     /// Gives campaigns.json and its manifests to the coordinator.
@@ -77,6 +79,16 @@ pub(crate) struct Create {
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
     #[command(flatten)]
+    of: RemoveArgs,
+    /// The rehearsal of this plan (`simulate --out`): its digest becomes part of what is signed. Nodes older than that
+    /// refuse such a campaign.
+    #[arg(long, value_name = "FILE")]
+    rehearsal: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RemoveArgs {
+    #[command(flatten)]
     folder: Folder,
     /// The campaign.
     campaign: CampaignId,
@@ -106,6 +118,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
     match command {
         Command::Create(create) => self::create(global, &create, output).await,
         Command::Plan(args) => plan(global, &args, output).await,
+        Command::Simulate(args) => simulate::run(global, &args, output).await,
         Command::Remove(args) => remove(&args, output),
         Command::Sign(sign) => trust::sign(&sign, &["campaigns.json"], output),
         Command::Publish(folder) => trust::publish(global, &folder, &["campaigns.json"], output).await,
@@ -180,13 +193,16 @@ fn read_campaign_file(path: &Path) -> anyhow::Result<CampaignFile> {
     })
 }
 
-async fn plan(global: &Global, args: &PlanArgs, output: &Output) -> anyhow::Result<()> {
+async fn plan(global: &Global, PlanArgs { of: args, rehearsal }: &PlanArgs, output: &Output) -> anyhow::Result<()> {
     let mut folder = args.folder.open_locked()?;
-    let draft = load_draft(&folder, &args.campaign)?;
+    let mut draft = load_draft(&folder, &args.campaign)?;
     let request = PlanRequest {
         manifest: draft.clone(),
     };
     let PlanResponse { plan, plan_sha256 } = global.client()?.post("/api/v1/plans", &request).await?;
+    if let Some(path) = rehearsal {
+        draft = bind_rehearsal(draft, plan_sha256, &simulate::read(path)?)?;
+    }
     let (manifest, plan) = adopt_plan(
         &mut folder,
         draft,
@@ -199,7 +215,7 @@ async fn plan(global: &Global, args: &PlanArgs, output: &Output) -> anyhow::Resu
     })
 }
 
-fn remove(args: &PlanArgs, output: &Output) -> anyhow::Result<()> {
+fn remove(args: &RemoveArgs, output: &Output) -> anyhow::Result<()> {
     let (mut folder, target) = (args.folder.open_locked()?, campaign_target(&args.campaign));
     let known = folder.repository().campaigns().targets.contains_key(&target);
     anyhow::ensure!(known, "campaigns.json has no {target}");
@@ -213,6 +229,11 @@ fn remove(args: &PlanArgs, output: &Output) -> anyhow::Result<()> {
 
 fn plan_lines(manifest: &CampaignManifest, plan: &Plan) -> Vec<String> {
     let mut lines = vec![format!("plan of {}, sha256 {}", manifest.id, manifest.plan_sha256)];
+    lines.extend(
+        manifest
+            .rehearsal_sha256
+            .map(|sha256| format!("rehearsed, sha256 {sha256}")),
+    );
     for (number, wave) in plan.waves.iter().enumerate() {
         let devices: Vec<_> = wave.iter().take(8).map(|planned| planned.device.as_str()).collect();
         let more = wave.len().saturating_sub(devices.len());

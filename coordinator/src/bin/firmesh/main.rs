@@ -16,6 +16,7 @@ mod node;
 mod output;
 mod provenance;
 mod release;
+mod simulate;
 mod trust;
 mod tuf;
 mod watch;
@@ -269,6 +270,7 @@ mod tests {
             "release check --file i --vendor v --policy p --signature rsa:s --sbom b",
             "release show firmware/a.bin",
             "campaign create --file campaign.toml --permit-key coordinator.pub",
+            "campaign simulate spring --fault brick=2% --fault silent --assume install=600s --html spring.html --out spring.rehearsal.json",
             "campaign watch spring --json",
             "device clear d1",
             "node enrol n1 --path eu/s1/r1/n1 --out ticket.json",

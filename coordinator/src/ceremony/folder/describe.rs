@@ -95,8 +95,10 @@ fn describe_manifest(manifest: &CampaignManifest) -> String {
     let Strategy::Canary { shares } = &manifest.strategy;
     let shares: Vec<_> = shares.iter().map(ToString::to_string).collect();
     let releases: Vec<_> = manifest.releases.iter().map(|pinned| pinned.target.as_str()).collect();
+    let rehearsal = manifest.rehearsal_sha256;
+    let rehearsed = rehearsal.map_or_else(String::new, |sha256| format!("; rehearsal sha256 {sha256}"));
     format!(
-        "installs {}; waves up to {}; at most {} per rack and {} in all; expires {}; plan sha256 {}",
+        "installs {}; waves up to {}; at most {} per rack and {} in all; expires {}; plan sha256 {}{rehearsed}",
         releases.join(", "),
         shares.join(", "),
         manifest.caps.per_rack,

@@ -99,6 +99,7 @@ fn manifest() -> CampaignManifest {
         automatic_rollback: true,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(&plan().to_bytes()),
+        rehearsal_sha256: None,
     }
 }
 

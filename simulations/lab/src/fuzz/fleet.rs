@@ -239,6 +239,7 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
         automatic_rollback: true,
         permit_keys: vec![hex::encode(key(4).public().as_bytes())],
         plan_sha256: Sha256::of(&plan.to_bytes()),
+        rehearsal_sha256: None,
     })
 }
 

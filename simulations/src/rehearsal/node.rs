@@ -335,8 +335,12 @@ impl World {
         if permit.epoch > epoch {
             self.write(n, |disk| disk.epoch = permit.epoch)?;
         }
-        self.write(n, |disk| disk.permits.insert(key, Arc::clone(permit)))?;
-        self.watch.learned(self.now_ms, n, permit);
+        let kept = self.write(n, |disk| disk.permits.insert(key.clone(), Arc::clone(permit)));
+        // A process that dies over it may have kept it all the same, and knows of it when it is back.
+        if self.nodes[n].disk.permits.contains_key(&key) {
+            self.watch.learned(self.now_ms, n, permit);
+        }
+        kept?;
         self.know_wave(n, permit)?;
         self.want_evidence(n, permit)?;
         self.tell_again(n, permit)?;

@@ -152,13 +152,14 @@ pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
 }
 
 fn look_for<'a>(sim: &Path, number: u32, bug: &'a Bug, args: &PlantedArgs) -> anyhow::Result<Hunted<'a>> {
-    const ALL: [Profile; 6] = [
+    const ALL: [Profile; 7] = [
         Profile::Devices,
         Profile::Chaos,
         Profile::Network,
         Profile::Power,
         Profile::Rollback,
         Profile::Liar,
+        Profile::Slots,
     ];
     let began = Instant::now();
     let others = ALL.iter().filter(|profile| !bug.profiles.contains(profile));

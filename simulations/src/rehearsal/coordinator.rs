@@ -21,7 +21,7 @@ use firmesh_protocol::{
     time::{Timestamp, WallTime},
 };
 
-use super::{evidence::Evidence, scenario::Scenario};
+use super::{evidence::Evidence, scenario::Scenario, signed::Signed};
 
 /// What a node says in one heartbeat.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub(super) struct Heartbeat {
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     pub(super) acked: u64,
-    pub(super) permits: Vec<Arc<Permit>>,
+    pub(super) permits: Vec<Signed>,
     pub(super) campaigns: Vec<CampaignId>,
     pub(super) brakes: BTreeSet<Braked>,
 }
@@ -421,7 +421,9 @@ impl Coordinator {
         });
         Some(Answer {
             acked: self.database.acked.get(&heartbeat.node).copied().unwrap_or_default(),
-            permits: permits.map(|(_, (permit, _))| Arc::clone(permit)).collect(),
+            permits: permits
+                .map(|(_, (permit, _))| Signed::own(Arc::clone(permit)))
+                .collect(),
             campaigns,
             brakes: self.database.brakes.clone(),
         })
@@ -429,6 +431,12 @@ impl Coordinator {
 
     pub(super) fn epoch(&self) -> u64 {
         self.database.epoch
+    }
+
+    /// Every permit of a campaign that is stored, also those whose time is over.
+    pub(super) fn issued(&self, campaign: &CampaignId) -> Vec<Arc<Permit>> {
+        let permits = self.database.permits.iter().filter(|(key, _)| key.0 == *campaign);
+        permits.map(|(_, (permit, _))| Arc::clone(permit)).collect()
     }
 
     /// The brakes that are stored.

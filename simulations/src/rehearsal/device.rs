@@ -24,6 +24,8 @@ const BOOT_MS: u64 = 15_000;
 pub(super) struct Device {
     kind: Kind,
     what: What,
+    /// Nobody gets an answer from it until then.
+    silent_until: u64,
 }
 
 #[derive(Debug)]
@@ -103,7 +105,11 @@ impl Device {
                 }))
             }
         };
-        Self { kind, what }
+        Self {
+            kind,
+            what,
+            silent_until: 0,
+        }
     }
 
     pub(super) fn misbehave(&mut self, how: Misbehaviour) {
@@ -111,6 +117,15 @@ impl Device {
             What::Bmc(bmc) => bmc.misbehaviour = Some(how),
             What::Host(slotted) => slotted.host.misbehaviour = Some(how),
         }
+    }
+
+    /// It goes on with what it does, and answers nobody until then.
+    pub(super) fn silence(&mut self, until_ms: u64) {
+        self.silent_until = until_ms.max(self.silent_until);
+    }
+
+    pub(super) fn answers(&self, now_ms: u64) -> bool {
+        now_ms >= self.silent_until
     }
 
     /// Whether a host runs this image, or is starting it: it is no surprise to it any more.
@@ -197,6 +212,9 @@ impl Device {
     /// Begins an act. What is done at once is done; the answer is kept for the end.
     pub(super) fn begin(&mut self, now_ms: u64, step: &Step) -> Option<Input> {
         self.advance(now_ms);
+        if !self.answers(now_ms) {
+            return (!matches!(step, Step::Observe { .. })).then(|| failed("it is not to be reached", true));
+        }
         match &mut self.what {
             What::Bmc(bmc) => begin_on_bmc(bmc, now_ms, step),
             What::Host(slotted) => slotted.begin(now_ms, step),
@@ -206,6 +224,15 @@ impl Device {
     /// Ends an act that [`begin`](Self::begin) did not answer.
     pub(super) fn end(&mut self, now_ms: u64, step: &Step) -> Input {
         self.advance(now_ms);
+        if !self.answers(now_ms) {
+            return match step {
+                Step::Observe { .. } => Input::Observed(silent("it is not to be reached")),
+                _ => {
+                    self.break_off(now_ms);
+                    failed("the connection broke", true)
+                }
+            };
+        }
         let kind = self.kind;
         match (&mut self.what, step) {
             (What::Bmc(bmc), Step::Observe { task }) => Input::Observed(see_bmc(bmc, kind, now_ms, task.as_deref())),

@@ -16,6 +16,7 @@ use super::{
     device::Runs,
     promises::{Promise, Started},
     scenario::{Approved, DailyWindow, FIRST_VERSION, Kind},
+    signed::{Signed, Signer},
 };
 use crate::device::Misbehaviour;
 
@@ -51,6 +52,22 @@ impl World {
         }
         if let Some(how) = unheld {
             self.watch.blame(self.now_ms, Promise::Held, how);
+        }
+    }
+
+    /// A node has kept a permit.
+    pub(super) fn judge_kept(&mut self, n: usize, signed: &Signed, permit: &Permit) {
+        self.watch.learned(self.now_ms, n, permit);
+        let what = if signed.by != Signer::Coordinator {
+            Some("that nobody entitled signed".to_owned())
+        } else if permit.expires <= self.node_wall(n) {
+            Some(format!("that was good until {}", permit.expires))
+        } else {
+            None
+        };
+        if let Some(what) = what {
+            let how = format!("node {n} keeps permit {} of {}, {what}", permit.sequence, permit.campaign);
+            self.watch.blame(self.now_ms, Promise::Authorised, how);
         }
     }
 
@@ -271,11 +288,9 @@ impl World {
             self.node_wall(n).unix_seconds(),
             i64::from(manifest.deadlines.attempt_s),
         );
-        if let Some(DailyWindow { opens_s, lasts_s }) = approved.window {
-            let open_for = (now - opens_s).rem_euclid(86_400);
-            if open_for + takes > lasts_s {
-                return Some(format!("the window opened {open_for} s ago, for {lasts_s} s"));
-            }
+        let fits = |window: &DailyWindow| (now - window.opens_s).rem_euclid(86_400) + takes <= window.lasts_s;
+        if !approved.windows.is_empty() && !approved.windows.iter().any(fits) {
+            return Some(format!("{takes} s from {now} fit into none of {:?}", approved.windows));
         }
         let blackouts = &manifest.constraints.blackouts;
         let hit = blackouts

@@ -10,7 +10,10 @@ use std::{
 };
 
 use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Outcome};
-use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, admit};
+use firmesh_node_core::{
+    install::{Admission, AttemptStanding, Facts, Hold, admit},
+    permits::check_permit,
+};
 use firmesh_protocol::{
     brake::Braked,
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
@@ -24,6 +27,7 @@ use super::{
     coordinator::{Answer, Heartbeat, at, wall},
     device::Runs,
     scenario::facts,
+    signed::Signed,
 };
 
 /// Between two heartbeats of a node that has nothing to say.
@@ -50,7 +54,7 @@ pub(super) struct Disk {
     forgotten: BTreeMap<u64, AttemptReport>,
     pub(super) last_report: u64,
     pub(super) floors: BTreeMap<usize, u32>,
-    epoch: u64,
+    pub(super) epoch: u64,
     pub(super) halted: BTreeSet<CampaignId>,
     pub(super) brakes: BTreeSet<Braked>,
     pub(super) images: BTreeSet<ArtifactId>,
@@ -201,8 +205,8 @@ impl World {
             NodeEvent::Sync => self.sync(n),
             NodeEvent::Answer(answer) => self.answered(n, answer.map(|answer| *answer)),
             NodeEvent::Attempt { device, token } => self.wake_attempt(n, device, token),
-            NodeEvent::Permit(permit) => {
-                self.learn_permit(n, &permit)?;
+            NodeEvent::Permit(signed) => {
+                self.learn_permit(n, &signed)?;
                 self.consider(n)
             }
             NodeEvent::Evidence(digest) => {
@@ -231,8 +235,8 @@ impl World {
                 continue;
             }
             let version = match self.devices[d].runs(self.now_ms) {
-                Runs::Kept(version) | Runs::OnTrial(version) => Some(version),
-                Runs::Nothing => None,
+                Runs::Kept(version) | Runs::OnTrial(version) if self.devices[d].answers(self.now_ms) => Some(version),
+                _ => None,
             };
             let life = self.life(n)?;
             // A device that never answered is not known at all.
@@ -303,11 +307,12 @@ impl World {
                 })?;
             }
         }
-        for permit in answer.permits {
-            if self.learn_permit(n, &permit)? {
+        for signed in answer.permits {
+            if self.learn_permit(n, &signed)? {
+                let permit = &signed.permit;
                 let seen = self.life(n)?.permits_seen.entry(permit.campaign.clone()).or_default();
                 *seen = permit.sequence.max(*seen);
-                self.gossip(n, &NodeEvent::Permit(permit));
+                self.gossip(n, &NodeEvent::Permit(signed));
             }
         }
         self.consider(n)
@@ -323,13 +328,16 @@ impl World {
     }
 
     /// Whether the permit counts here.
-    fn learn_permit(&mut self, n: usize, permit: &Arc<Permit>) -> Result<bool, Killed> {
+    fn learn_permit(&mut self, n: usize, signed: &Signed) -> Result<bool, Killed> {
+        let Some(permit) = &self.open_permit(signed) else {
+            return Ok(false);
+        };
         let key = (permit.campaign.clone(), permit.sequence);
         if self.nodes[n].disk.permits.contains_key(&key) {
             return Ok(true);
         }
         let epoch = self.nodes[n].disk.epoch;
-        if permit.expires <= self.node_wall(n) || permit.epoch < epoch {
+        if check_permit(permit, self.node_wall(n), epoch).is_err() {
             return Ok(false);
         }
         if permit.epoch > epoch {
@@ -338,7 +346,7 @@ impl World {
         let kept = self.write(n, |disk| disk.permits.insert(key.clone(), Arc::clone(permit)));
         // A process that dies over it may have kept it all the same, and knows of it when it is back.
         if self.nodes[n].disk.permits.contains_key(&key) {
-            self.watch.learned(self.now_ms, n, permit);
+            self.judge_kept(n, signed, permit);
         }
         kept?;
         self.know_wave(n, permit)?;

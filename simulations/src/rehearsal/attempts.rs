@@ -200,6 +200,8 @@ impl World {
             }
         };
         running.attempt.handle(at(now_ms), input);
+        let goal = running.goal.clone();
+        self.judge_time(&goal);
         self.drive(n, d)
     }
 

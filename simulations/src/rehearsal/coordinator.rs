@@ -444,6 +444,10 @@ impl Coordinator {
         self.database.brakes.iter()
     }
 
+    pub(super) fn has_report(&self, node: usize, sequence: u64) -> bool {
+        self.database.reports.contains_key(&(node, sequence))
+    }
+
     /// Everything that nodes have reported on a campaign.
     pub(super) fn reports(&self, campaign: &CampaignId) -> Vec<AttemptReport> {
         let reports = self.database.reports.values();

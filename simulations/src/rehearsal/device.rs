@@ -24,8 +24,8 @@ const BOOT_MS: u64 = 15_000;
 pub(super) struct Device {
     kind: Kind,
     what: What,
-    /// Nobody gets an answer from it until then.
-    silent_until: u64,
+    /// Nobody gets an answer from it between these.
+    silent: (u64, u64),
 }
 
 #[derive(Debug)]
@@ -108,7 +108,7 @@ impl Device {
         Self {
             kind,
             what,
-            silent_until: 0,
+            silent: (0, 0),
         }
     }
 
@@ -120,12 +120,18 @@ impl Device {
     }
 
     /// It goes on with what it does, and answers nobody until then.
-    pub(super) fn silence(&mut self, until_ms: u64) {
-        self.silent_until = until_ms.max(self.silent_until);
+    pub(super) fn silence(&mut self, now_ms: u64, until_ms: u64) {
+        let since = if self.answers(now_ms) { now_ms } else { self.silent.0 };
+        self.silent = (since, until_ms.max(self.silent.1));
     }
 
     pub(super) fn answers(&self, now_ms: u64) -> bool {
-        now_ms >= self.silent_until
+        now_ms >= self.silent.1
+    }
+
+    /// Whether any look at it that ends now was in vain.
+    pub(super) fn is_long_silent(&self, now_ms: u64) -> bool {
+        !self.answers(now_ms) && self.silent.0 + 30_000 < now_ms
     }
 
     /// Whether a host runs this image, or is starting it: it is no surprise to it any more.

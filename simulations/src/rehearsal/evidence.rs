@@ -75,10 +75,7 @@ impl Evidence {
             return None;
         };
         // The wave it is looked at for belongs to the question: a liar may name a document about another.
-        let key = (
-            digest,
-            u64::from(wave) << 8 | approved.manifest.sequence,
-        );
+        let key = (digest, u64::from(wave) << 8 | approved.manifest.sequence);
         if !self.is_sampled
             && let Some(known) = self.shown.get(&key)
         {

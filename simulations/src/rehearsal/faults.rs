@@ -429,7 +429,7 @@ impl World {
                 by_ms,
                 for_ms,
             } => self.links.replay = (permille, by_ms, until(for_ms)),
-            Fault::Silence { device, for_ms } => self.devices[device].silence(until(for_ms)),
+            Fault::Silence { device, for_ms } => self.devices[device].silence(now_ms, until(for_ms)),
             Fault::Skew { node, by_ms, drift_ppm } => {
                 (self.nodes[node].skew_ms, self.nodes[node].drift_ppm) = (by_ms, drift_ppm);
             }

@@ -78,7 +78,8 @@ impl World {
         };
         let by = match self.dice.below(8) {
             0 => Signer::Stranger,
-            1 => Signer::Nobody,
+            1 => Signer::Forger,
+            2 => Signer::Nobody,
             _ => Signer::Coordinator,
         };
         let permit = Arc::new(permit);

@@ -4,6 +4,7 @@
 //! A run is a function of its seed, its profile and its list of faults: the same three give the same trace, on any number
 //! of threads. After every event the promises are checked; the first broken one ends the run.
 
+mod aftermath;
 mod attempts;
 mod coordinator;
 mod device;

@@ -22,7 +22,7 @@ use firmesh_protocol::{
 };
 
 use super::{
-    Event, NodeEvent, World,
+    Event, NodeEvent, Promise, World,
     attempts::Running,
     coordinator::{Answer, Heartbeat, at, wall},
     device::Runs,
@@ -290,6 +290,11 @@ impl World {
         let disk = &mut self.nodes[n].disk;
         let kept = disk.reports.split_off(&(answer.acked + 1));
         let acknowledged = std::mem::replace(&mut disk.reports, kept);
+        let is_stored = |sequence| self.coordinators.iter().any(|c| c.has_report(n, sequence));
+        if let Some(lost) = acknowledged.keys().find(|sequence| !is_stored(**sequence)) {
+            let how = format!("report {lost} of node {n} was acknowledged, and nobody has it");
+            self.watch.blame(self.now_ms, Promise::Durable, how);
+        }
         disk.forgotten.extend(acknowledged);
         if !disk.reports.is_empty() {
             self.sync_soon(n)?;
@@ -323,6 +328,7 @@ impl World {
             return Ok(());
         }
         self.write(n, |disk| disk.brakes.insert(braked.clone()))?;
+        self.watch.braked.insert((n, braked.clone()));
         self.gossip(n, &NodeEvent::Brake(braked));
         self.sync_soon(n)
     }

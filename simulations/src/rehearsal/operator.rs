@@ -117,7 +117,11 @@ impl World {
         if self.now_ms < QUIET_AFTER_MS {
             return;
         }
-        let has_windows = self.scenario.campaigns.iter().any(|approved| !approved.windows.is_empty());
+        let has_windows = self
+            .scenario
+            .campaigns
+            .iter()
+            .any(|approved| !approved.windows.is_empty());
         let ends_ms = if has_windows { ENDS_WITH_WINDOWS_MS } else { ENDS_MS };
         // A liar can delay for good; that is all it can.
         let is_lied_to = self.links.lies_until > 0;

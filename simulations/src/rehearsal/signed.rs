@@ -25,6 +25,8 @@ pub(super) enum Signer {
     Coordinator,
     /// A key that nobody named.
     Stranger,
+    /// A stranger, in the named key's name.
+    Forger,
     /// Nobody at all.
     Nobody,
 }
@@ -40,12 +42,15 @@ impl Signed {
 
     fn envelope(&self) -> Envelope {
         let payload = serde_json::to_vec(&*self.permit).expect("a permit has only names and numbers");
-        let keys = match self.by {
-            Signer::Coordinator => Some(coordinator_key()),
-            Signer::Stranger => Some(stranger()),
+        let named = coordinator_key();
+        let signature = |key: &SecretKey| key.sign(&Envelope::to_be_signed(PERMIT_TYPE, &payload));
+        let signatures = match self.by {
+            Signer::Coordinator => Some((named.public(), signature(named))),
+            Signer::Stranger => Some((stranger().public(), signature(stranger()))),
+            Signer::Forger => Some((named.public(), signature(stranger()))),
             Signer::Nobody => None,
         };
-        Envelope::sign(PERMIT_TYPE, payload, keys)
+        Envelope::with_signatures(PERMIT_TYPE, payload.clone(), signatures)
     }
 }
 

@@ -111,6 +111,45 @@ fn a_node_that_falls_silent_leaves_its_device_quarantined_not_forgotten() {
     assert_eq!(world.engine.deadline(), None);
 }
 
+/// Found by the hunt: a campaign was permitted a device before the one that had updated it failed, and permitted it again
+/// and again when it waited to be sent back.
+#[test]
+fn what_waits_for_its_way_back_is_not_permitted_again_by_another_campaign() {
+    let rules = Rules {
+        racks: 1,
+        per_rack: 2,
+        shares: vec![10_000],
+        advance: 10_000,
+        rollback: 10_000,
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules.clone()), ("autumn", rules)]);
+    let (good, bad) = (world.devices().remove(0), world.devices().remove(1));
+    world.start("spring");
+    world.report(&good, AttemptState::Success);
+    world.start("autumn");
+    world.report(&bad, AttemptState::Failed);
+    assert_eq!(world.state("spring"), CampaignState::RollingBack);
+    let permitted = |world: &World, name: &str, kind| {
+        let orders = world.permits.iter();
+        let of =
+            orders.filter(|order| order.campaign == id(name) && order.kind == kind && order.devices.contains(&good));
+        of.count()
+    };
+    assert_eq!(permitted(&world, "autumn", PermitKind::Update), 1);
+    for _ in 0..20 {
+        world.run_clock(Duration::from_secs(60));
+        for node in world.nodes() {
+            world.hear(node.as_str());
+        }
+    }
+    assert_eq!(permitted(&world, "autumn", PermitKind::Update), 1);
+    assert!(permitted(&world, "spring", PermitKind::Rollback) > 0);
+    world.report(&good, AttemptState::RolledBack);
+    assert_eq!(world.state("spring"), CampaignState::RolledBack);
+    assert_eq!(permitted(&world, "autumn", PermitKind::Update), 2, "its turn has come");
+}
+
 /// Found by the hunt: a gate passed on a device that was only presumed to have ended, its evidence could never show that,
 /// and no node followed.
 #[test]

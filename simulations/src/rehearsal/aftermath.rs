@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use firmesh_protocol::{
-    api::{CampaignState, GateVerdict},
+    api::{AttemptView, CampaignState, GateVerdict},
     ids::DeviceId,
     report::{AttemptState, PermitKind},
 };
@@ -12,7 +12,7 @@ use super::{
     MAIN, World,
     device::Runs,
     promises::Promise,
-    scenario::{FIRST_VERSION, Placed},
+    scenario::{Approved, FIRST_VERSION, Placed},
 };
 
 impl World {
@@ -61,34 +61,14 @@ impl World {
                 .campaign(&id)
                 .expect("the engine knows approved campaigns only");
             let engine = self.coordinators[MAIN].engine();
-            let view = engine.and_then(|engine| engine.campaign(&id));
             let attempts = engine.and_then(|engine| engine.attempts(&id)).unwrap_or_default();
-            let waves = view.map(|view| view.waves).unwrap_or_default();
-            // A wave that failed because devices were silent, and did well by what they say after all, keeps the rest.
-            let did_well = |wave: u32| {
-                let planned = &approved.campaign.plan.waves[wave as usize];
-                let words = planned
-                    .iter()
-                    .filter_map(|p| self.watch.ended.get(&(id.clone(), p.device.clone())));
-                let good = words.filter(|words| words.iter().any(|(good, _)| *good)).count();
-                good * 10_000 >= approved.campaign.manifest.gate.rollback.get() as usize * planned.len()
-            };
-            let failed = |wave: u32| {
-                let is_failed = waves
-                    .iter()
-                    .any(|view| view.wave == wave && view.gate == GateVerdict::Fail);
-                is_failed && !did_well(wave)
-            };
             let left = attempts.iter().find(|attempt| {
-                let planned = approved.campaign.planned(&attempt.device);
-                let can_go_back = planned.is_some_and(|(_, planned)| planned.previous.is_some());
-                let is_left = attempt.state == AttemptState::Success && failed(attempt.wave) && can_go_back;
                 let key = (id.clone(), attempt.device.clone(), PermitKind::Rollback);
                 let was_tried = match state {
                     CampaignState::RolledBack => self.watch.started.contains_key(&key),
                     _ => self.watch.sent_back.contains(&(key.0, key.1)) || self.is_shut_out(&attempt.device),
                 };
-                is_left && !was_tried
+                self.is_to_go_back(approved, attempt) && !was_tried
             });
             if let Some(left) = left.filter(|_| approved.campaign.manifest.automatic_rollback) {
                 let how = format!("{id} is {state:?}, {} was never sent back", left.device);
@@ -96,6 +76,31 @@ impl World {
             }
             self.watch.judged.insert(id);
         }
+    }
+
+    /// Whether a device was updated in a wave that failed, and can go back.
+    pub(super) fn is_to_go_back(&self, approved: &Approved, attempt: &AttemptView) -> bool {
+        let (manifest, plan) = (&approved.campaign.manifest, &approved.campaign.plan);
+        // A wave that failed because devices were silent, and did well by what they say after all, keeps the rest.
+        let did_well = || {
+            let planned = &plan.waves[attempt.wave as usize];
+            let words = planned
+                .iter()
+                .filter_map(|p| self.watch.ended.get(&(manifest.id.clone(), p.device.clone())));
+            let good = words.filter(|words| words.iter().any(|(good, _)| *good)).count();
+            good * 10_000 >= manifest.gate.rollback.get() as usize * planned.len()
+        };
+        let view = self.coordinators[MAIN]
+            .engine()
+            .and_then(|engine| engine.campaign(&manifest.id));
+        let has_failed = view.is_some_and(|view| {
+            view.waves
+                .iter()
+                .any(|view| view.wave == attempt.wave && view.gate == GateVerdict::Fail)
+        });
+        let planned = approved.campaign.planned(&attempt.device);
+        let can_go_back = planned.is_some_and(|(_, planned)| planned.previous.is_some());
+        attempt.state == AttemptState::Success && can_go_back && has_failed && !did_well()
     }
 
     /// Whether quarantined devices may take the place of one that should go back, by anybody's caps.

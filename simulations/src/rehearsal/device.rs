@@ -26,6 +26,8 @@ pub(super) struct Device {
     what: What,
     /// Nobody gets an answer from it between these.
     silent: (u64, u64),
+    /// Whether it was told to die some day: then it is no surprise.
+    may_die: bool,
 }
 
 #[derive(Debug)]
@@ -42,6 +44,8 @@ struct SlottedHost {
     slots: [Option<Sha256>; 2],
     /// The slot being written, with the digest it will have.
     writing: Option<(Slot, Sha256)>,
+    /// How often an image on trial was started since it was armed.
+    trials: u32,
 }
 
 /// What a device runs, by its own word: nobody else's counts.
@@ -102,6 +106,7 @@ impl Device {
                     env: BootEnv::new(Slot::A, content),
                     slots: [Some(first), None],
                     writing: None,
+                    trials: 0,
                 }))
             }
         };
@@ -109,10 +114,12 @@ impl Device {
             kind,
             what,
             silent: (0, 0),
+            may_die: false,
         }
     }
 
     pub(super) fn misbehave(&mut self, how: Misbehaviour) {
+        self.may_die |= how == Misbehaviour::NeverBack;
         match &mut self.what {
             What::Bmc(bmc) => bmc.misbehaviour = Some(how),
             What::Host(slotted) => slotted.host.misbehaviour = Some(how),
@@ -145,11 +152,8 @@ impl Device {
         }
     }
 
-    pub(super) fn misbehaviour(&self) -> Option<Misbehaviour> {
-        match &self.what {
-            What::Bmc(bmc) => bmc.misbehaviour,
-            What::Host(slotted) => slotted.host.misbehaviour,
-        }
+    pub(super) fn may_die(&self) -> bool {
+        self.may_die
     }
 
     /// What it runs now.
@@ -171,6 +175,14 @@ impl Device {
         match &self.what {
             What::Bmc(bmc) => !bmc.answers(now_ms.saturating_add(1 << 40)),
             What::Host(slotted) => slotted.host.state == HostState::Dead,
+        }
+    }
+
+    /// How often an image on trial was started since it was armed.
+    pub(super) fn trials(&self) -> u32 {
+        match &self.what {
+            What::Bmc(_) => 0,
+            What::Host(slotted) => slotted.trials,
         }
     }
 
@@ -282,7 +294,13 @@ impl Device {
 
 impl SlottedHost {
     fn restart(&mut self, now_ms: u64) {
+        let trial = self.env.trial;
         self.env = self.host.reset(now_ms, &self.env, self.slots);
+        if let HostState::Starting { slot, .. } = self.host.state
+            && trial == Some(slot)
+        {
+            self.trials += 1;
+        }
     }
 
     fn see(&self, kind: Kind) -> Observed {
@@ -338,6 +356,7 @@ impl SlottedHost {
                 let whole = matches!(self.env.slot(*slot), SlotContent::Ready { sha256, .. } if self.slots[*slot as usize] == Some(*sha256));
                 if whole {
                     self.env.trial = Some(*slot);
+                    self.trials = 0;
                     Some(Input::Acted)
                 } else {
                     Some(failed("the slot holds no image", false))

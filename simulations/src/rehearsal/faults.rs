@@ -53,6 +53,8 @@ pub enum Fault {
         durable: bool,
         down_ms: u64,
     },
+    /// A node is gone for good, with all that it had to say.
+    LoseNode { node: usize },
     /// The coordinator's process is killed, and started again later.
     KillCoordinator { down_ms: u64 },
     /// The coordinator's process is killed at one of its next commits, before or after it is durable.
@@ -116,9 +118,15 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
             let fault = Fault::Shaky { device, permille };
             faults.push(Planned { at_ms: 0, fault });
         }
-        if dice.one_in(4) {
-            let fault = process_fault(scenario, dice);
-            let at_ms = dice.below(BUSY_MS);
+        for _ in 0..dice.between(0, 4) {
+            let at_ms = dice.below(QUIET_AFTER_MS);
+            let fault = match dice.one_in(3) {
+                true => process_fault(scenario, dice),
+                false => Fault::Silence {
+                    device: dice.index(scenario.devices.len()),
+                    for_ms: 1_000 * dice.between(20, 200),
+                },
+            };
             faults.push(Planned { at_ms, fault });
         }
         return faults;
@@ -145,7 +153,8 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
             Profile::Liar => match dice.below(8) {
                 0 => device_fault(scenario, dice),
                 1 => network_fault(scenario, dice),
-                2 | 3 => Fault::Brake {
+                2 => process_fault(scenario, dice),
+                3 => Fault::Brake {
                     campaign: dice.index(scenario.campaigns.len()),
                     node: dice.index(scenario.places.len()),
                 },
@@ -178,9 +187,10 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
     let node = dice.index(scenario.places.len());
     let for_ms = 1_000 * dice.between(20, 900);
     let kind = match profile {
-        Profile::Devices | Profile::Power | Profile::Slots => 0,
-        Profile::Network => dice.between(2, 7),
-        Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(8),
+        Profile::Devices => dice.between(0, 2) * 8,
+        Profile::Power | Profile::Slots => 0,
+        Profile::Network => dice.between(2, 8),
+        Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(9),
     };
     match kind {
         0 | 1 => Fault::Silence {
@@ -193,6 +203,7 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
             off_ms: dice.between(500, 15_000),
             for_ms,
         },
+        8.. => Fault::LoseNode { node },
         4 | 5 => Fault::HoldBack {
             permille: dice.between(10, 500),
             by_ms: dice.between(1_000, 60_000),
@@ -371,6 +382,11 @@ impl World {
             } => {
                 self.watch.tally.kills += 1;
                 self.nodes[node].dies_at = Some((writes, durable, down_ms));
+            }
+            Fault::LoseNode { node } => {
+                self.watch.tally.kills += 1;
+                self.nodes[node].is_lost = true;
+                self.kill_node(node, 0);
             }
             Fault::KillCoordinator { down_ms } => {
                 self.watch.tally.kills += 1;

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use firmesh_executors_core::{Goal, Outcome, Step};
 use firmesh_protocol::{
+    api::CampaignState,
     brake::Braked,
     ids::DeviceId,
     manifest::{CampaignManifest, Reversibility},
@@ -11,13 +12,12 @@ use firmesh_protocol::{
 };
 
 use super::{
-    World,
+    MAIN, World,
     device::Runs,
     promises::{Promise, Started},
     scenario::{Approved, DailyWindow, Kind},
     signed::{Signed, Signer},
 };
-use crate::device::Misbehaviour;
 
 /// How far honest clocks differ at most, in milliseconds: what nodes forgive.
 const CLOCKS_DIFFER_MS: u64 = 60_000;
@@ -28,7 +28,7 @@ const OVERTIME_S: u64 = 60;
 
 impl World {
     /// A coordinator has stored a permit.
-    pub(super) fn judge_permit(&mut self, permit: &Permit) {
+    pub(super) fn judge_permit(&mut self, c: usize, permit: &Permit) {
         self.watch.issued(self.now_ms, permit);
         let Some(approved) = self
             .scenario
@@ -51,8 +51,30 @@ impl World {
             );
             self.watch.blame(self.now_ms, Promise::Authorised, how);
         }
+        if c == MAIN {
+            self.judge_moved_on(permit);
+        }
         if let Some(how) = unheld {
             self.watch.blame(self.now_ms, Promise::Held, how);
+        }
+    }
+
+    /// What waits for its way back in one campaign is not moved on by another.
+    fn judge_moved_on(&mut self, permit: &Permit) {
+        let engine = self.coordinators[MAIN].engine();
+        let others = self.scenario.campaigns.iter().filter(|other| {
+            let id = &other.campaign.manifest.id;
+            *id != permit.campaign && engine.and_then(|engine| engine.state(id)) == Some(CampaignState::RollingBack)
+        });
+        let waiting = others.flat_map(|other| {
+            let id = &other.campaign.manifest.id;
+            let views = permit.devices.iter().filter_map(|device| engine?.attempt(id, device));
+            views.filter(|view| self.is_to_go_back(other, view))
+        });
+        let moved = waiting.map(|view| format!("{} waits for its way back in {}", view.device, view.campaign));
+        if let Some(how) = moved.take(1).collect::<Vec<_>>().pop() {
+            let how = format!("permit {} of {}: {how}", permit.sequence, permit.campaign);
+            self.watch.blame(self.now_ms, Promise::Once, how);
         }
     }
 
@@ -440,8 +462,13 @@ impl World {
     /// A device has been restarted, by whatever.
     pub(super) fn judge_restart(&mut self, d: usize) {
         let device = &self.devices[d];
-        if device.is_dead(self.now_ms) && device.misbehaviour() != Some(Misbehaviour::NeverBack) {
+        if device.is_dead(self.now_ms) && !device.may_die() {
             let how = format!("{} starts no more", self.scenario.devices[d].id);
+            self.watch.blame(self.now_ms, Promise::Bootable, how);
+        }
+        let trials = device.trials();
+        if trials > 1 {
+            let how = format!("{} starts the same trial {trials} times", self.scenario.devices[d].id);
             self.watch.blame(self.now_ms, Promise::Bootable, how);
         }
     }
@@ -456,6 +483,7 @@ impl World {
             )
         });
         self.judge_time(goal);
+        self.judge_restart(d);
         let dark = self.watch.dark.get(&d).is_some_and(|dark| dark + DARK_MS > now_ms);
         let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
         let Some(started) = self.watch.started.get_mut(&key) else {
@@ -510,9 +538,10 @@ impl World {
         }
         let says_unchanged = matches!(outcome.state, AttemptState::Failed | AttemptState::TimedOut);
         let is_unknown = runs == Runs::Nothing || self.devices[d].is_long_silent(now_ms);
-        if says_unchanged && was_written && is_unknown && !may_have_changed {
+        let may_differ = was_written || goal.kind == PermitKind::Rollback;
+        if says_unchanged && may_differ && is_unknown && !may_have_changed {
             let how = format!(
-                "{} ended {} ({}): it was written and answers nobody, nobody knows what it runs",
+                "{} ended {} ({}): it answers nobody, and nobody knows what it runs",
                 goal.device, outcome.state, outcome.reason
             );
             self.watch.blame(now_ms, Promise::Truthful, how);

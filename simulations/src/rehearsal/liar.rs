@@ -26,9 +26,9 @@ impl World {
     pub(super) fn lie(&mut self, n: usize, answer: &mut Answer) {
         let scenario = Arc::clone(&self.scenario);
         let approved = self.dice.pick(&scenario.campaigns);
-        let lies = match self.dice.below(12) {
-            0 | 1 => self.made_up(n, approved),
-            2..=4 => self.hurried(n, approved),
+        let lies = match self.dice.below(24) {
+            0 => self.made_up(n, approved),
+            1..=4 => self.hurried(n, approved),
             5 => self.old(approved),
             _ => None,
         };
@@ -86,13 +86,22 @@ impl World {
         Some(Signed { permit, by })
     }
 
-    /// A permit that might be due, if only it were not for soak time, a brake, a window, or a device of the wave before
-    /// that has not spoken yet.
+    /// A permit that might be due, if only it were not for soak time, a brake, a window, an approval that is over or was
+    /// never given, or a device that has not ended yet.
     fn hurried(&mut self, n: usize, approved: &Approved) -> Option<Signed> {
         let wave = self.a_wave(approved, 0)?;
         let manifest = &approved.campaign.manifest;
         let scenario = Arc::clone(&self.scenario);
-        let evidence = wave.checked_sub(1).map(|before| self.best_evidence(approved, before));
+        let (kind, evidence) = match self.dice.one_in(4) {
+            true => (PermitKind::Rollback, Some(self.worst_evidence(approved, wave))),
+            false => {
+                let before = wave.checked_sub(1);
+                (
+                    PermitKind::Update,
+                    before.map(|before| self.best_evidence(approved, before)),
+                )
+            }
+        };
         let wall = self.coordinators[MAIN].wall(&scenario, self.now_ms);
         let planned = &approved.campaign.plan.waves[wave as usize];
         let here = planned
@@ -102,7 +111,7 @@ impl World {
         let permit = Permit {
             campaign: manifest.id.clone(),
             manifest_sha256: approved.campaign.manifest_sha256,
-            kind: PermitKind::Update,
+            kind,
             wave,
             sequence: self.dice.below(1 << 16),
             // It knows what its nodes have seen.
@@ -154,6 +163,22 @@ impl World {
             }
         }
         self.evidence.collect(id, wave, last.into_values().collect())
+    }
+
+    /// What nodes signed about a wave that has not gone well, or not yet.
+    fn worst_evidence(&mut self, approved: &Approved, wave: u32) -> Sha256 {
+        let id = &approved.campaign.manifest.id;
+        let all_ended = self.dice.one_in(2);
+        let reports = self.coordinators[MAIN].reports(id).into_iter();
+        let words = reports.filter(|report| report.wave == wave && (!all_ended || is_end(report, wave)));
+        let mut worst = BTreeMap::new();
+        for report in words {
+            let known = worst.entry(report.device.clone()).or_insert_with(|| report.clone());
+            if !report.state.is_success() {
+                *known = report;
+            }
+        }
+        self.evidence.collect(id, wave, worst.into_values().collect())
     }
 
     /// A choice of what nodes really signed, called evidence for some wave.

@@ -397,7 +397,7 @@ impl World {
                 }
             }
             Event::NodeUp(n) => {
-                if self.nodes[n].life.is_none() {
+                if self.nodes[n].life.is_none() && !self.nodes[n].is_lost {
                     self.start_node(n);
                 }
             }
@@ -451,7 +451,7 @@ impl World {
         match outcome {
             Outcome::Stored(permits) => {
                 for permit in permits {
-                    self.judge_permit(permit);
+                    self.judge_permit(c, permit);
                     self.tell(|| format!("coordinator {c} issues {permit:?}"));
                 }
             }

@@ -82,6 +82,8 @@ pub(super) struct Node {
     /// While the process runs.
     pub(super) life: Option<Life>,
     pub(super) incarnation: u32,
+    /// It never comes back.
+    pub(super) is_lost: bool,
     pub(super) skew_ms: i64,
     pub(super) drift_ppm: i64,
     /// Killed at the so-manieth write from now; whether that one is durable.
@@ -601,6 +603,6 @@ impl World {
     /// Whether nothing is left to be done or said here.
     pub(super) fn is_node_idle(&self, n: usize) -> bool {
         let node = &self.nodes[n];
-        node.disk.reports.is_empty() && node.life.as_ref().is_some_and(|life| life.running.is_empty())
+        node.is_lost || node.disk.reports.is_empty() && node.life.as_ref().is_some_and(|life| life.running.is_empty())
     }
 }

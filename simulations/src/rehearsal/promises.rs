@@ -25,13 +25,14 @@ pub enum Promise {
     Gate,
     /// Nothing starts that cannot end inside a window and outside all blackouts.
     Window,
-    /// Every host starts again, whatever happens in between; a slot in use is never written.
+    /// Every host starts again, whatever happens in between; a slot in use is never written, a trial is started once.
     Bootable,
     /// No act on a device without a record on disk that names it, and nothing is acknowledged that is not stored.
     Durable,
     /// Numbers never come twice; no device goes to a lower security epoch forward.
     Monotonic,
-    /// A device is started once for a campaign, and once on its way back, and never for two campaigns at a time.
+    /// A device is started once for a campaign, and once on its way back, never for two campaigns at a time, and
+    /// not for another while it waits for its way back.
     Once,
     /// No update is permitted, or begun, before the device's node holds the image and the one to go back to.
     Held,

@@ -244,20 +244,25 @@ impl Scenario {
             attempt_s: 60 * dice.between(5, 10) as u32,
             back_s: 60,
         };
-        if let Some(dice) = later
-            && dice.one_in(3)
-        {
-            windows = self.brief_windows(dice, deadlines.attempt_s).into();
+        let mut soon_over_s = None;
+        if let Some(dice) = later {
+            if dice.one_in(3) {
+                windows = self.brief_windows(dice, deadlines.attempt_s).into();
+            }
+            if dice.one_in(6) {
+                soon_over_s = Some(60 * dice.between(3, 20));
+            }
         }
         if profile == Profile::Slots {
             windows.clear();
         }
         let advance = 100 * dice.between(60, 100) as u32;
+        let usual_s = if dice.one_in(8) { 1_800 } else { 7 * 86_400 };
         let mut manifest = CampaignManifest {
             schema: MANIFEST_SCHEMA.to_owned(),
             id: CampaignId::new(format!("c{number}")).expect("a short name"),
             sequence: u64::from(number) + 1,
-            expires: self.begins + std::time::Duration::from_secs(if dice.one_in(8) { 1_800 } else { 7 * 86_400 }),
+            expires: self.begins + std::time::Duration::from_secs(soon_over_s.unwrap_or(usual_s)),
             releases: releases.iter().map(pin).collect(),
             previous: previous.iter().map(pin).collect(),
             selector: Selector {

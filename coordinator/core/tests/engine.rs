@@ -150,6 +150,51 @@ fn what_waits_for_its_way_back_is_not_permitted_again_by_another_campaign() {
     assert_eq!(permitted(&world, "autumn", PermitKind::Update), 2, "its turn has come");
 }
 
+#[test]
+fn what_waits_for_its_way_back_is_not_moved_on_under_wider_caps() {
+    let tight = Rules {
+        racks: 2,
+        per_rack: 3,
+        cap_rack: 1,
+        shares: vec![10_000],
+        advance: 10_000,
+        rollback: 10_000,
+        ..Rules::default()
+    };
+    let wide = Rules {
+        cap_rack: 2,
+        ..tight.clone()
+    };
+    let mut world = World::new(&[("spring", tight), ("autumn", wide)]);
+    world.start("spring");
+    let rack = world.engine.in_flight().into_values().next().unwrap();
+    let in_rack = |world: &World, is_this: bool| {
+        let in_flight = world.engine.in_flight().into_iter();
+        let here: Vec<_> = in_flight.filter(|(_, other)| (*other == rack) == is_this).collect();
+        here.into_iter().map(|(device, _)| device).collect::<Vec<_>>()
+    };
+    let updated: Vec<_> = (0..3)
+        .map(|_| {
+            let device = in_rack(&world, true).remove(0);
+            world.report(&device, AttemptState::Success);
+            device
+        })
+        .collect();
+    world.start("autumn");
+    let moved_on = in_rack(&world, true);
+    assert_eq!(moved_on.len(), 2);
+    let bad = in_rack(&world, false).remove(0);
+    world.report(&bad, AttemptState::Failed);
+    assert_eq!(world.state("spring"), CampaignState::RollingBack);
+    let waiting = updated.iter().find(|device| !moved_on.contains(device)).unwrap();
+    world.report(&moved_on[0], AttemptState::Success);
+    assert_eq!(
+        in_rack(&world, true),
+        [moved_on[1].clone()],
+        "{waiting} stays where it is"
+    );
+}
+
 /// Found by the hunt: a gate passed on a device that was only presumed to have ended, its evidence could never show that,
 /// and no node followed.
 #[test]

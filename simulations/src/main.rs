@@ -267,7 +267,8 @@ fn tell(what: &Hunt, total: &Total, took: Duration) {
         *seeds as f64 / processors_s,
     );
     println!(
-        "  attempts {}, updated {}, sent back and back {}, quarantined {}; processes killed {}, power cuts {}, of these in a write {}",
+        "  attempts {}, updated {}, automatic rollbacks of devices {}, quarantined {}; processes killed {}, power cuts {}, of \
+         these in the middle of writing a slot {}",
         tally.attempts,
         tally.updated,
         tally.rolled_back,

@@ -5,6 +5,7 @@
 
 use std::{
     fs, io,
+    ops::Range,
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -16,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 /// Where the bugs are listed, from the root of the sources.
 const LIST: &str = "simulations/planted/bugs.toml";
+/// The seeds that once broke a promise, from the root of the sources: gone through first.
+const CORPUS: &str = "simulations/corpus/found.toml";
 /// Which bug is planted, for the processes that are started.
 const SWITCH: &str = "FIRMESH_PLANTED";
 /// What is copied of the sources, besides the folders of the workspace's members.
@@ -57,6 +60,17 @@ pub(crate) struct PlantedArgs {
 #[serde(deny_unknown_fields)]
 struct List {
     bug: Vec<Bug>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Corpus {
+    seed: Vec<Known>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Known {
+    profile: Profile,
+    seed: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -116,6 +130,9 @@ pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
         )
     })?;
     let List { bug: bugs } = toml::from_str(&list).with_context(|| format!("{LIST} is not a list of bugs"))?;
+    let corpus = fs::read_to_string(source.join(CORPUS)).with_context(|| CORPUS.to_owned())?;
+    let Corpus { seed: corpus } =
+        toml::from_str(&corpus).with_context(|| format!("{CORPUS} is not a list of seeds"))?;
     let copy = source.join("target/planted");
     plant(&source, &copy, &bugs)?;
     eprintln!(
@@ -124,7 +141,7 @@ pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
         bugs.len()
     );
     let sim = build(&copy)?;
-    let sound = hunt(&sim, 0, Profile::Chaos, 2_000.min(args.seeds), args.within)?;
+    let sound = hunt(&sim, 0, Profile::Chaos, 0..2_000.min(args.seeds), args.within)?;
     ensure!(
         sound.findings.is_empty(),
         "without any bug a promise is broken: hunt that down first"
@@ -132,7 +149,7 @@ pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
 
     let (mut all, mut found) = (0, 0);
     for (number, bug) in (1..).zip(&bugs).filter(|(_, bug)| bug.name.contains(&args.only)) {
-        let hunted = look_for(&sim, number, bug, args)?;
+        let hunted = look_for(&sim, number, bug, &corpus, args)?;
         all += 1;
         found += usize::from(hunted.found.is_some());
         match args.json {
@@ -151,20 +168,33 @@ pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
     Ok(found + explained >= all)
 }
 
-fn look_for<'a>(sim: &Path, number: u32, bug: &'a Bug, args: &PlantedArgs) -> anyhow::Result<Hunted<'a>> {
-    const ALL: [Profile; 6] = [
+fn look_for<'a>(
+    sim: &Path,
+    number: u32,
+    bug: &'a Bug,
+    corpus: &[Known],
+    args: &PlantedArgs,
+) -> anyhow::Result<Hunted<'a>> {
+    const ALL: [Profile; 7] = [
         Profile::Devices,
         Profile::Chaos,
         Profile::Network,
         Profile::Power,
         Profile::Rollback,
         Profile::Liar,
+        Profile::Slots,
     ];
     let began = Instant::now();
     let others = ALL.iter().filter(|profile| !bug.profiles.contains(profile));
     let profiles: Vec<_> = bug.profiles.iter().chain(others).copied().collect();
-    // First a little of each, then all of each.
+    // First what broke promises before, then a little of each, then all of each.
     let first = args.seeds.min(2_000);
+    let known = corpus
+        .iter()
+        .map(|known| (known.profile, known.seed..known.seed.saturating_add(1)));
+    let unknown = [first, args.seeds]
+        .into_iter()
+        .flat_map(|seeds| profiles.iter().map(move |profile| (*profile, 0..seeds)));
     let mut hunted = Hunted {
         bug: &bug.name,
         found: None,
@@ -172,15 +202,12 @@ fn look_for<'a>(sim: &Path, number: u32, bug: &'a Bug, args: &PlantedArgs) -> an
         seconds: 0.0,
         survives: bug.survives.as_deref(),
     };
-    for seeds in [first, args.seeds] {
-        for &profile in &profiles {
-            let total = hunt(sim, number, profile, seeds, args.within)?;
-            hunted.seeds += total.seeds;
-            if let Some(Finding { seed, promise }) = total.findings.into_iter().next() {
-                hunted.found = Some(Found { promise, profile, seed });
-                hunted.seconds = began.elapsed().as_secs_f64();
-                return Ok(hunted);
-            }
+    for (profile, seeds) in known.chain(unknown) {
+        let total = hunt(sim, number, profile, seeds, args.within)?;
+        hunted.seeds += total.seeds;
+        if let Some(Finding { seed, promise }) = total.findings.into_iter().next() {
+            hunted.found = Some(Found { promise, profile, seed });
+            break;
         }
     }
     hunted.seconds = began.elapsed().as_secs_f64();
@@ -203,10 +230,11 @@ fn line(hunted: &Hunted<'_>) -> String {
     format!("{bug:<60} {seeds:>7} seeds {seconds:>6.1} s  {what}")
 }
 
-fn hunt(sim: &Path, number: u32, profile: Profile, seeds: u64, within: u64) -> anyhow::Result<Total> {
+fn hunt(sim: &Path, number: u32, profile: Profile, seeds: Range<u64>, within: u64) -> anyhow::Result<Total> {
     let output = Command::new(sim)
         .args(["hunt", "--json", "--profile", profile.as_str()])
-        .args(["--seeds", &format!("0..{seeds}"), "--within", &within.to_string()])
+        .args(["--seeds", &format!("{}..{}", seeds.start, seeds.end)])
+        .args(["--within", &within.to_string()])
         .env(SWITCH, number.to_string())
         // A bug may break an assertion of ours: that is a finding, and its words are noise.
         .env("RUST_BACKTRACE", "0")

@@ -48,9 +48,10 @@ pub(crate) fn choose(
             && attempt.started_at.is_none()
             && attempt.permitted_at + ttl <= now
             && may_be_permitted_again(campaign, attempt, now)
+            && !load.is_taken_back(attempt)
             && load.is_within(&attempt.rack, campaign);
         let is_new = match kind {
-            PermitKind::Update => attempt.is_untouched() && !load.going_back.contains(&record.device),
+            PermitKind::Update => attempt.is_untouched() && !load.is_taken_back(attempt),
             PermitKind::Rollback => campaign.must_go_back(attempt),
         };
         // What a device goes back to was proven before it went forward.
@@ -156,6 +157,11 @@ impl Load {
             .get(rack)
             .map_or(caps.per_rack, |cap| (*cap).min(caps.per_rack));
         (per_rack as usize, self.total_cap.min(caps.total) as usize)
+    }
+
+    /// Whether a device that is to be updated waits for its way back in another campaign.
+    pub(crate) fn is_taken_back(&self, attempt: &Attempt) -> bool {
+        attempt.record.kind == PermitKind::Update && self.going_back.contains(&attempt.record.device)
     }
 
     /// Whether nothing that is counted here will make room for the device by itself.

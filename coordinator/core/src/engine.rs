@@ -527,10 +527,13 @@ impl Engine {
     }
 
     /// Ends attempts whose end nobody will report. A device that may have been touched is quarantined, and so keeps its
-    /// place under the caps; one whose node is alive and let the permit lapse was not touched.
+    /// place under the caps; one whose node is alive and let the permit lapse was not touched. Such a one gives its place up
+    /// if another campaign waits to take the device back.
     fn end_overdue_attempts(&mut self) {
         let mut silent = Vec::new();
         let mut lapsed = Vec::new();
+        let mut returned = Vec::new();
+        let load = Load::of(self.campaigns.values());
         for (id, campaign) in &self.campaigns {
             for attempt in running(campaign) {
                 let device = attempt.record.device.clone();
@@ -539,11 +542,12 @@ impl Engine {
                 let spoke_since = self.heard.get(&attempt.node).is_some_and(|heard| *heard > lapses);
                 if silent_at.is_some_and(|at| at <= self.now) {
                     silent.push((id.clone(), device));
-                } else if attempt.started_at.is_none()
-                    && spoke_since
-                    && !may_be_permitted_again(campaign, attempt, self.now)
-                {
-                    lapsed.push((id.clone(), device));
+                } else if attempt.started_at.is_none() && spoke_since {
+                    if !may_be_permitted_again(campaign, attempt, self.now) {
+                        lapsed.push((id.clone(), device));
+                    } else if load.is_taken_back(attempt) {
+                        returned.push((id.clone(), device));
+                    }
                 }
             }
         }
@@ -561,6 +565,15 @@ impl Engine {
         }
         for each in lapsed {
             end(each, AttemptState::Cancelled, "its permit lapsed before it started");
+        }
+        for (id, device) in returned {
+            if let Some(campaign) = self.campaigns.get_mut(&id) {
+                campaign.edit(&device, |attempt| {
+                    attempt.record.permit = None;
+                    attempt.record.state = AttemptState::Pending;
+                    attempt.record.reason = "another campaign takes the device back first".to_owned();
+                });
+            }
         }
     }
 

@@ -111,6 +111,90 @@ fn a_node_that_falls_silent_leaves_its_device_quarantined_not_forgotten() {
     assert_eq!(world.engine.deadline(), None);
 }
 
+/// Found by the hunt: a campaign was permitted a device before the one that had updated it failed, and permitted it again
+/// and again when it waited to be sent back.
+#[test]
+fn what_waits_for_its_way_back_is_not_permitted_again_by_another_campaign() {
+    let rules = Rules {
+        racks: 1,
+        per_rack: 2,
+        shares: vec![10_000],
+        advance: 10_000,
+        rollback: 10_000,
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules.clone()), ("autumn", rules)]);
+    let (good, bad) = (world.devices().remove(0), world.devices().remove(1));
+    world.start("spring");
+    world.report(&good, AttemptState::Success);
+    world.start("autumn");
+    world.report(&bad, AttemptState::Failed);
+    assert_eq!(world.state("spring"), CampaignState::RollingBack);
+    let permitted = |world: &World, name: &str, kind| {
+        let orders = world.permits.iter();
+        let of =
+            orders.filter(|order| order.campaign == id(name) && order.kind == kind && order.devices.contains(&good));
+        of.count()
+    };
+    assert_eq!(permitted(&world, "autumn", PermitKind::Update), 1);
+    for _ in 0..20 {
+        world.run_clock(Duration::from_secs(60));
+        for node in world.nodes() {
+            world.hear(node.as_str());
+        }
+    }
+    assert_eq!(permitted(&world, "autumn", PermitKind::Update), 1);
+    assert!(permitted(&world, "spring", PermitKind::Rollback) > 0);
+    world.report(&good, AttemptState::RolledBack);
+    assert_eq!(world.state("spring"), CampaignState::RolledBack);
+    assert_eq!(permitted(&world, "autumn", PermitKind::Update), 2, "its turn has come");
+}
+
+#[test]
+fn what_waits_for_its_way_back_is_not_moved_on_under_wider_caps() {
+    let tight = Rules {
+        racks: 2,
+        per_rack: 3,
+        cap_rack: 1,
+        shares: vec![10_000],
+        advance: 10_000,
+        rollback: 10_000,
+        ..Rules::default()
+    };
+    let wide = Rules {
+        cap_rack: 2,
+        ..tight.clone()
+    };
+    let mut world = World::new(&[("spring", tight), ("autumn", wide)]);
+    world.start("spring");
+    let rack = world.engine.in_flight().into_values().next().unwrap();
+    let in_rack = |world: &World, is_this: bool| {
+        let in_flight = world.engine.in_flight().into_iter();
+        let here: Vec<_> = in_flight.filter(|(_, other)| (*other == rack) == is_this).collect();
+        here.into_iter().map(|(device, _)| device).collect::<Vec<_>>()
+    };
+    let updated: Vec<_> = (0..3)
+        .map(|_| {
+            let device = in_rack(&world, true).remove(0);
+            world.report(&device, AttemptState::Success);
+            device
+        })
+        .collect();
+    world.start("autumn");
+    let moved_on = in_rack(&world, true);
+    assert_eq!(moved_on.len(), 2);
+    let bad = in_rack(&world, false).remove(0);
+    world.report(&bad, AttemptState::Failed);
+    assert_eq!(world.state("spring"), CampaignState::RollingBack);
+    let waiting = updated.iter().find(|device| !moved_on.contains(device)).unwrap();
+    world.report(&moved_on[0], AttemptState::Success);
+    assert_eq!(
+        in_rack(&world, true),
+        [moved_on[1].clone()],
+        "{waiting} stays where it is"
+    );
+}
+
 /// Found by the hunt: a gate passed on a device that was only presumed to have ended, its evidence could never show that,
 /// and no node followed.
 #[test]

@@ -8,13 +8,13 @@ use std::{
 };
 
 use firmesh_executors::JournalError;
-use firmesh_node_core::{approved::ApprovedCampaign, swarm};
+use firmesh_node_core::{approved::ApprovedCampaign, permits::check_permit, swarm};
 use firmesh_protocol::{
     api::{SyncRequest, SyncResponse},
     ids::{CampaignId, DeviceId, NodeId},
-    report::{NodeRecord, PERMIT_TYPE, Permit, PermitKind},
+    report::{NodeRecord, Permit, PermitKind},
     time::WallTime,
-    trust::{Envelope, Input, KeySet, PublicKey, TrustedFleet},
+    trust::{Envelope, Input, TrustedFleet},
 };
 use tracing::{debug, info, warn};
 
@@ -154,27 +154,12 @@ impl Fleet {
             .collect()
     }
 
-    /// Opens a permit with the keys that an approved campaign names for it.
+    /// Opens a permit with the keys that its approved campaign names for it.
     fn open_permit(&self, envelope: &Envelope) -> Option<Permit> {
-        self.campaigns.values().find_map(|campaign| {
-            let permit = envelope
-                .open::<Permit>(&permit_keys(campaign), PERMIT_TYPE)
-                .ok()?
-                .into_inner();
-            (permit.campaign == campaign.manifest.id).then_some(permit)
-        })
+        self.campaigns
+            .values()
+            .find_map(|campaign| campaign.open_permit(envelope))
     }
-}
-
-/// The coordinators' keys that an approved campaign names.
-pub(super) fn permit_keys(campaign: &ApprovedCampaign) -> KeySet {
-    let keys: BTreeSet<_> = campaign
-        .manifest
-        .permit_keys
-        .iter()
-        .filter_map(|key| key.parse::<PublicKey>().ok())
-        .collect();
-    KeySet::of("permits", 1, keys).expect("a checked manifest names at most 16 keys, and a set has each once")
 }
 
 impl Runtime {
@@ -478,20 +463,8 @@ impl Runtime {
         if self.fleet.permits.contains_key(&key) {
             return Ok(Some(permit));
         }
-        if permit.expires <= self.fleet.now() {
-            let detail = format!(
-                "permit {} of campaign {} expired at {}",
-                permit.sequence, permit.campaign, permit.expires
-            );
-            self.refuse("expired_permit", detail);
-            return Ok(None);
-        }
-        if permit.epoch < self.fleet.epoch {
-            let detail = format!(
-                "permit {} of campaign {} is of epoch {}, a coordinator of epoch {} has taken over",
-                permit.sequence, permit.campaign, permit.epoch, self.fleet.epoch
-            );
-            self.refuse("stale_epoch", detail);
+        if let Err(refusal) = check_permit(&permit, self.fleet.now(), self.fleet.epoch) {
+            self.refuse(refusal.code(), refusal.to_string());
             return Ok(None);
         }
         if permit.epoch > self.fleet.epoch {

@@ -18,7 +18,7 @@ use firmesh_protocol::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Chain, Event, Runtime, coordinator::permit_keys};
+use super::{Chain, Event, Runtime};
 use crate::{
     files::write_durably,
     mesh::{GOSSIP_BYTES_MAX, MeshCommand, Topic},
@@ -135,7 +135,7 @@ impl Runtime {
         };
         let envelope = Envelope::from_bytes(bytes)?;
         let document = envelope
-            .open::<GateEvidence>(&permit_keys(approved), EVIDENCE_TYPE)?
+            .open::<GateEvidence>(&approved.permit_keys(), EVIDENCE_TYPE)?
             .into_inner();
         if self.evidence.documents.len() >= DOCUMENTS_MAX {
             self.evidence.documents.clear();

@@ -136,7 +136,7 @@ impl World {
             .is_some_and(|act| matches!(act.step, Step::Stage { .. }) && act.answer.is_none());
         if writes_slot
             && self.scenario.devices[d].kind == Kind::Host
-            && let Some(permille) = self.cuts_in_write[d].pop()
+            && let Some(permille) = self.cut_of_write(d)
         {
             let after = (wake - now_ms) * permille / 1_000;
             self.after(after, Event::PowerCut(d));
@@ -150,7 +150,15 @@ impl World {
     fn begin_act(&mut self, n: usize, d: usize, step: Step) -> Result<(), Killed> {
         let goal = self.life(n)?.running.get(&d).ok_or(Killed)?.goal.clone();
         self.judge_act(n, d, &goal, &step);
+        let is_cut = !matches!(step, Step::Observe { .. } | Step::Stage { .. }) && self.shakes(d);
+        let is_before = is_cut && self.dice.one_in(2);
+        if is_before {
+            self.cut_power(d);
+        }
         let answer = self.devices[d].begin(self.now_ms, &step);
+        if is_cut && !is_before {
+            self.cut_power(d);
+        }
         let is_lost = self.dice.below(1_000) < self.scenario.deaf_permille && self.now_ms < QUIET_AFTER_MS;
         let running = self.life(n)?.running.get_mut(&d).ok_or(Killed)?;
         running.act = Some(Act {
@@ -160,6 +168,16 @@ impl World {
             is_late: false,
         });
         Ok(())
+    }
+
+    /// After which part of a write, in thousandths, the power of a host fails, if it does.
+    fn cut_of_write(&mut self, d: usize) -> Option<u64> {
+        let planned = self.cuts_in_write[d].pop();
+        planned.or_else(|| self.shakes(d).then(|| self.dice.below(1_001)))
+    }
+
+    fn shakes(&mut self, d: usize) -> bool {
+        self.shaky[d] > 0 && self.now_ms < QUIET_AFTER_MS && self.dice.below(1_000) < self.shaky[d]
     }
 
     pub(super) fn wake_attempt(&mut self, n: usize, d: usize, token: u64) -> Result<(), Killed> {
@@ -183,6 +201,8 @@ impl World {
             }
         };
         running.attempt.handle(at(now_ms), input);
+        let goal = running.goal.clone();
+        self.judge_time(&goal);
         self.drive(n, d)
     }
 

@@ -21,7 +21,7 @@ use firmesh_protocol::{
     time::{Timestamp, WallTime},
 };
 
-use super::{evidence::Evidence, scenario::Scenario};
+use super::{evidence::Evidence, scenario::Scenario, signed::Signed};
 
 /// What a node says in one heartbeat.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ pub(super) struct Heartbeat {
 #[derive(Debug, Clone)]
 pub(super) struct Answer {
     pub(super) acked: u64,
-    pub(super) permits: Vec<Arc<Permit>>,
+    pub(super) permits: Vec<Signed>,
     pub(super) campaigns: Vec<CampaignId>,
     pub(super) brakes: BTreeSet<Braked>,
 }
@@ -421,7 +421,9 @@ impl Coordinator {
         });
         Some(Answer {
             acked: self.database.acked.get(&heartbeat.node).copied().unwrap_or_default(),
-            permits: permits.map(|(_, (permit, _))| Arc::clone(permit)).collect(),
+            permits: permits
+                .map(|(_, (permit, _))| Signed::own(Arc::clone(permit)))
+                .collect(),
             campaigns,
             brakes: self.database.brakes.clone(),
         })
@@ -431,9 +433,19 @@ impl Coordinator {
         self.database.epoch
     }
 
+    /// Every permit of a campaign that is stored, also those whose time is over.
+    pub(super) fn issued(&self, campaign: &CampaignId) -> Vec<Arc<Permit>> {
+        let permits = self.database.permits.iter().filter(|(key, _)| key.0 == *campaign);
+        permits.map(|(_, (permit, _))| Arc::clone(permit)).collect()
+    }
+
     /// The brakes that are stored.
     pub(super) fn brakes(&self) -> impl Iterator<Item = &Braked> {
         self.database.brakes.iter()
+    }
+
+    pub(super) fn has_report(&self, node: usize, sequence: u64) -> bool {
+        self.database.reports.contains_key(&(node, sequence))
     }
 
     /// Everything that nodes have reported on a campaign.

@@ -24,6 +24,10 @@ const BOOT_MS: u64 = 15_000;
 pub(super) struct Device {
     kind: Kind,
     what: What,
+    /// Nobody gets an answer from it between these.
+    silent: (u64, u64),
+    /// Whether it was told to die some day: then it is no surprise.
+    may_die: bool,
 }
 
 #[derive(Debug)]
@@ -40,6 +44,8 @@ struct SlottedHost {
     slots: [Option<Sha256>; 2],
     /// The slot being written, with the digest it will have.
     writing: Option<(Slot, Sha256)>,
+    /// How often an image on trial was started since it was armed.
+    trials: u32,
 }
 
 /// What a device runs, by its own word: nobody else's counts.
@@ -100,17 +106,39 @@ impl Device {
                     env: BootEnv::new(Slot::A, content),
                     slots: [Some(first), None],
                     writing: None,
+                    trials: 0,
                 }))
             }
         };
-        Self { kind, what }
+        Self {
+            kind,
+            what,
+            silent: (0, 0),
+            may_die: false,
+        }
     }
 
     pub(super) fn misbehave(&mut self, how: Misbehaviour) {
+        self.may_die |= how == Misbehaviour::NeverBack;
         match &mut self.what {
             What::Bmc(bmc) => bmc.misbehaviour = Some(how),
             What::Host(slotted) => slotted.host.misbehaviour = Some(how),
         }
+    }
+
+    /// It goes on with what it does, and answers nobody until then.
+    pub(super) fn silence(&mut self, now_ms: u64, until_ms: u64) {
+        let since = if self.answers(now_ms) { now_ms } else { self.silent.0 };
+        self.silent = (since, until_ms.max(self.silent.1));
+    }
+
+    pub(super) fn answers(&self, now_ms: u64) -> bool {
+        now_ms >= self.silent.1
+    }
+
+    /// Whether any look at it that ends now was in vain.
+    pub(super) fn is_long_silent(&self, now_ms: u64) -> bool {
+        !self.answers(now_ms) && self.silent.0 + 30_000 < now_ms
     }
 
     /// Whether a host runs this image, or is starting it: it is no surprise to it any more.
@@ -124,11 +152,8 @@ impl Device {
         }
     }
 
-    pub(super) fn misbehaviour(&self) -> Option<Misbehaviour> {
-        match &self.what {
-            What::Bmc(bmc) => bmc.misbehaviour,
-            What::Host(slotted) => slotted.host.misbehaviour,
-        }
+    pub(super) fn may_die(&self) -> bool {
+        self.may_die
     }
 
     /// What it runs now.
@@ -150,6 +175,14 @@ impl Device {
         match &self.what {
             What::Bmc(bmc) => !bmc.answers(now_ms.saturating_add(1 << 40)),
             What::Host(slotted) => slotted.host.state == HostState::Dead,
+        }
+    }
+
+    /// How often an image on trial was started since it was armed.
+    pub(super) fn trials(&self) -> u32 {
+        match &self.what {
+            What::Bmc(_) => 0,
+            What::Host(slotted) => slotted.trials,
         }
     }
 
@@ -197,6 +230,9 @@ impl Device {
     /// Begins an act. What is done at once is done; the answer is kept for the end.
     pub(super) fn begin(&mut self, now_ms: u64, step: &Step) -> Option<Input> {
         self.advance(now_ms);
+        if !self.answers(now_ms) {
+            return (!matches!(step, Step::Observe { .. })).then(|| failed("it is not to be reached", true));
+        }
         match &mut self.what {
             What::Bmc(bmc) => begin_on_bmc(bmc, now_ms, step),
             What::Host(slotted) => slotted.begin(now_ms, step),
@@ -206,6 +242,15 @@ impl Device {
     /// Ends an act that [`begin`](Self::begin) did not answer.
     pub(super) fn end(&mut self, now_ms: u64, step: &Step) -> Input {
         self.advance(now_ms);
+        if !self.answers(now_ms) {
+            return match step {
+                Step::Observe { .. } => Input::Observed(silent("it is not to be reached")),
+                _ => {
+                    self.break_off(now_ms);
+                    failed("the connection broke", true)
+                }
+            };
+        }
         let kind = self.kind;
         match (&mut self.what, step) {
             (What::Bmc(bmc), Step::Observe { task }) => Input::Observed(see_bmc(bmc, kind, now_ms, task.as_deref())),
@@ -249,7 +294,13 @@ impl Device {
 
 impl SlottedHost {
     fn restart(&mut self, now_ms: u64) {
+        let trial = self.env.trial;
         self.env = self.host.reset(now_ms, &self.env, self.slots);
+        if let HostState::Starting { slot, .. } = self.host.state
+            && trial == Some(slot)
+        {
+            self.trials += 1;
+        }
     }
 
     fn see(&self, kind: Kind) -> Observed {
@@ -305,6 +356,7 @@ impl SlottedHost {
                 let whole = matches!(self.env.slot(*slot), SlotContent::Ready { sha256, .. } if self.slots[*slot as usize] == Some(*sha256));
                 if whole {
                     self.env.trial = Some(*slot);
+                    self.trials = 0;
                     Some(Input::Acted)
                 } else {
                     Some(failed("the slot holds no image", false))

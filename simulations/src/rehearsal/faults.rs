@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::{
     Event, MAIN, NodeEvent, OLD, Profile, World,
     dice::Dice,
+    network::Flap,
     operator::Order,
     scenario::{Kind, Scenario, image},
 };
@@ -40,6 +41,9 @@ pub enum Fault {
     PowerCut { device: usize },
     /// Power fails after such a part of the device's next write of a slot.
     PowerCutInWrite { device: usize, permille: u64 },
+    /// Power fails in the middle of so many of a thousand of the device's writes of a slot, and right before or after as
+    /// many of what it writes for its boot loader.
+    Shaky { device: usize, permille: u64 },
     /// A node's process is killed, and started again later.
     KillNode { node: usize, down_ms: u64 },
     /// A node's process is killed at one of its next writes, before or after it is durable.
@@ -49,6 +53,8 @@ pub enum Fault {
         durable: bool,
         down_ms: u64,
     },
+    /// A node is gone for good, with all that it had to say.
+    LoseNode { node: usize },
     /// The coordinator's process is killed, and started again later.
     KillCoordinator { down_ms: u64 },
     /// The coordinator's process is killed at one of its next commits, before or after it is durable.
@@ -70,6 +76,19 @@ pub enum Fault {
     Lose { permille: u64, for_ms: u64 },
     /// Messages take longer.
     Slow { by_ms: u64, for_ms: u64 },
+    /// A node's link comes and goes.
+    Flap {
+        node: usize,
+        on_ms: u64,
+        off_ms: u64,
+        for_ms: u64,
+    },
+    /// So many of a thousand messages are overtaken by later ones.
+    HoldBack { permille: u64, by_ms: u64, for_ms: u64 },
+    /// So many of a thousand messages come a second time, up to so much later.
+    Replay { permille: u64, by_ms: u64, for_ms: u64 },
+    /// A device answers nobody, whatever it is at.
+    Silence { device: usize, for_ms: u64 },
     /// A node's clock is off by this, and drifts by so many parts in a million.
     Skew { node: usize, by_ms: i64, drift_ppm: i64 },
     /// The coordinator's clock is off by this.
@@ -91,8 +110,27 @@ impl fmt::Display for Planned {
 }
 
 /// The faults of a seed.
-pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Vec<Planned> {
+pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later: Option<&mut Dice>) -> Vec<Planned> {
     let mut faults = Vec::new();
+    if profile == Profile::Slots {
+        for device in 0..scenario.devices.len() {
+            let permille = dice.between(300, 1_000);
+            let fault = Fault::Shaky { device, permille };
+            faults.push(Planned { at_ms: 0, fault });
+        }
+        for _ in 0..dice.between(0, 4) {
+            let at_ms = dice.below(QUIET_AFTER_MS);
+            let fault = match dice.one_in(3) {
+                true => process_fault(scenario, dice),
+                false => Fault::Silence {
+                    device: dice.index(scenario.devices.len()),
+                    for_ms: 1_000 * dice.between(20, 200),
+                },
+            };
+            faults.push(Planned { at_ms, fault });
+        }
+        return faults;
+    }
     if profile != Profile::Network || dice.one_in(2) {
         bad_images(profile, scenario, dice, &mut faults);
     }
@@ -110,11 +148,16 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Ve
             Profile::Devices => device_fault(scenario, dice),
             Profile::Rollback if dice.one_in(2) => process_fault(scenario, dice),
             Profile::Rollback => network_fault(scenario, dice),
-            Profile::Power => power_fault(scenario, dice),
+            Profile::Power | Profile::Slots => power_fault(scenario, dice),
             Profile::Network => network_fault(scenario, dice),
-            Profile::Liar => match dice.below(4) {
+            Profile::Liar => match dice.below(8) {
                 0 => device_fault(scenario, dice),
                 1 => network_fault(scenario, dice),
+                2 => process_fault(scenario, dice),
+                3 => Fault::Brake {
+                    campaign: dice.index(scenario.campaigns.len()),
+                    node: dice.index(scenario.places.len()),
+                },
                 _ => Fault::Lie {
                     for_ms: 1_000 * dice.between(10, 1_200),
                 },
@@ -129,7 +172,49 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Ve
         faults.push(Planned { at_ms, fault });
     }
     faults.sort_by_key(|planned| planned.at_ms);
+    if let Some(dice) = later {
+        for _ in 0..dice.between(0, 4) {
+            let at_ms = dice.below(BUSY_MS);
+            let fault = later_fault(profile, scenario, dice);
+            faults.push(Planned { at_ms, fault });
+        }
+    }
     faults
+}
+
+/// What was added when seeds had names already.
+fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault {
+    let node = dice.index(scenario.places.len());
+    let for_ms = 1_000 * dice.between(20, 900);
+    let kind = match profile {
+        Profile::Devices => dice.between(0, 2) * 8,
+        Profile::Power | Profile::Slots => 0,
+        Profile::Network => dice.between(2, 8),
+        Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(9),
+    };
+    match kind {
+        0 | 1 => Fault::Silence {
+            device: dice.index(scenario.devices.len()),
+            for_ms,
+        },
+        2 | 3 => Fault::Flap {
+            node,
+            on_ms: dice.between(500, 30_000),
+            off_ms: dice.between(500, 15_000),
+            for_ms,
+        },
+        8.. => Fault::LoseNode { node },
+        4 | 5 => Fault::HoldBack {
+            permille: dice.between(10, 500),
+            by_ms: dice.between(1_000, 60_000),
+            for_ms,
+        },
+        _ => Fault::Replay {
+            permille: dice.between(100, 900),
+            by_ms: 1_000 * dice.between(1, 900),
+            for_ms,
+        },
+    }
 }
 
 /// An image that does not work on some of its devices: what gates are for.
@@ -284,6 +369,7 @@ impl World {
             Fault::Misbehave { device, how } => self.misbehave(device, how),
             Fault::PowerCut { device } => self.cut_power(device),
             Fault::PowerCutInWrite { device, permille } => self.cuts_in_write[device].push(permille),
+            Fault::Shaky { device, permille } => self.shaky[device] = permille,
             Fault::KillNode { node, down_ms } => {
                 self.watch.tally.kills += 1;
                 self.kill_node(node, down_ms);
@@ -296,6 +382,11 @@ impl World {
             } => {
                 self.watch.tally.kills += 1;
                 self.nodes[node].dies_at = Some((writes, durable, down_ms));
+            }
+            Fault::LoseNode { node } => {
+                self.watch.tally.kills += 1;
+                self.nodes[node].is_lost = true;
+                self.kill_node(node, 0);
             }
             Fault::KillCoordinator { down_ms } => {
                 self.watch.tally.kills += 1;
@@ -330,6 +421,31 @@ impl World {
             Fault::CutMesh { for_ms } => self.links.mesh_cut_until = until(for_ms),
             Fault::Lose { permille, for_ms } => self.links.lose = (permille, until(for_ms)),
             Fault::Slow { by_ms, for_ms } => self.links.slow = (by_ms, until(for_ms)),
+            Fault::Flap {
+                node,
+                on_ms,
+                off_ms,
+                for_ms,
+            } => {
+                let (since, until) = (now_ms, until(for_ms));
+                self.links.flaps[node] = Some(Flap {
+                    since,
+                    until,
+                    on_ms,
+                    off_ms,
+                });
+            }
+            Fault::HoldBack {
+                permille,
+                by_ms,
+                for_ms,
+            } => self.links.hold_back = (permille, by_ms, until(for_ms)),
+            Fault::Replay {
+                permille,
+                by_ms,
+                for_ms,
+            } => self.links.replay = (permille, by_ms, until(for_ms)),
+            Fault::Silence { device, for_ms } => self.devices[device].silence(now_ms, until(for_ms)),
             Fault::Skew { node, by_ms, drift_ppm } => {
                 (self.nodes[node].skew_ms, self.nodes[node].drift_ppm) = (by_ms, drift_ppm);
             }

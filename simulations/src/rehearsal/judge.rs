@@ -1,10 +1,10 @@
 //! The promises, judged where something happens: a permit that is stored, a start, an act, an end.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use firmesh_executors_core::{Goal, Outcome, Step};
 use firmesh_protocol::{
-    api::{CampaignState, GateVerdict},
+    api::CampaignState,
     brake::Braked,
     ids::DeviceId,
     manifest::{CampaignManifest, Reversibility},
@@ -15,18 +15,20 @@ use super::{
     MAIN, World,
     device::Runs,
     promises::{Promise, Started},
-    scenario::{Approved, DailyWindow, FIRST_VERSION, Kind},
+    scenario::{Approved, DailyWindow, Kind},
+    signed::{Signed, Signer},
 };
-use crate::device::Misbehaviour;
 
 /// How far honest clocks differ at most, in milliseconds: what nodes forgive.
 const CLOCKS_DIFFER_MS: u64 = 60_000;
-/// Stagings of one attempt at most.
-const STAGINGS_MAX: u32 = 3;
+/// How long after a power cut a device may be silent, in milliseconds.
+const DARK_MS: u64 = 120_000;
+/// How long an attempt may go on after its deadline: the last act is given up, and the device looked at once more.
+const OVERTIME_S: u64 = 60;
 
 impl World {
     /// A coordinator has stored a permit.
-    pub(super) fn judge_permit(&mut self, permit: &Permit) {
+    pub(super) fn judge_permit(&mut self, c: usize, permit: &Permit) {
         self.watch.issued(self.now_ms, permit);
         let Some(approved) = self
             .scenario
@@ -49,8 +51,49 @@ impl World {
             );
             self.watch.blame(self.now_ms, Promise::Authorised, how);
         }
+        if c == MAIN {
+            self.judge_moved_on(permit);
+        }
         if let Some(how) = unheld {
             self.watch.blame(self.now_ms, Promise::Held, how);
+        }
+    }
+
+    /// What waits for its way back in one campaign is not moved on by another.
+    fn judge_moved_on(&mut self, permit: &Permit) {
+        let engine = self.coordinators[MAIN].engine();
+        let others = self.scenario.campaigns.iter().filter(|other| {
+            let id = &other.campaign.manifest.id;
+            *id != permit.campaign && engine.and_then(|engine| engine.state(id)) == Some(CampaignState::RollingBack)
+        });
+        let waiting = others.flat_map(|other| {
+            let id = &other.campaign.manifest.id;
+            let views = permit.devices.iter().filter_map(|device| engine?.attempt(id, device));
+            views.filter(|view| self.is_to_go_back(other, view))
+        });
+        let moved = waiting.map(|view| format!("{} waits for its way back in {}", view.device, view.campaign));
+        if let Some(how) = moved.take(1).collect::<Vec<_>>().pop() {
+            let how = format!("permit {} of {}: {how}", permit.sequence, permit.campaign);
+            self.watch.blame(self.now_ms, Promise::Once, how);
+        }
+    }
+
+    /// A node has kept a permit.
+    pub(super) fn judge_kept(&mut self, n: usize, signed: &Signed, permit: &Permit) {
+        self.watch.learned(self.now_ms, n, permit);
+        let what = if signed.by != Signer::Coordinator {
+            Some("that nobody entitled signed".to_owned())
+        } else if permit.expires <= self.node_wall(n) {
+            Some(format!("that was good until {}", permit.expires))
+        } else {
+            None
+        };
+        if let Some(what) = what {
+            let how = format!(
+                "node {n} keeps permit {} of {}, {what}",
+                permit.sequence, permit.campaign
+            );
+            self.watch.blame(self.now_ms, Promise::Authorised, how);
         }
     }
 
@@ -97,6 +140,8 @@ impl World {
             );
             self.watch.blame(self.now_ms, Promise::Once, how);
         }
+        self.judge_left(d);
+        self.watch.left.remove(&d);
         let rack = scenario
             .places
             .iter()
@@ -106,17 +151,17 @@ impl World {
             node: n,
             device: d,
             rack,
-            from,
+            from: from.clone(),
             since_ms: self.now_ms,
             worked_ms: 0,
             restarts: 0,
-            stagings: 0,
+            acts: BTreeMap::new(),
             in_flight: true,
             ended: None,
         };
         self.watch.started.insert(key, started);
         let problems = [
-            self.unauthorised(n, d, permit, goal, approved)
+            self.unauthorised(n, d, permit, goal, approved, &from)
                 .map(|how| (Promise::Authorised, how)),
             self.over_cap(n, rack, approved).map(|how| (Promise::Cap, how)),
             self.before_gate(n, permit, approved).map(|how| (Promise::Gate, how)),
@@ -135,7 +180,15 @@ impl World {
         }
     }
 
-    fn unauthorised(&self, n: usize, d: usize, permit: &Permit, goal: &Goal, approved: &Approved) -> Option<String> {
+    fn unauthorised(
+        &self,
+        n: usize,
+        d: usize,
+        permit: &Permit,
+        goal: &Goal,
+        approved: &Approved,
+        from: &Runs,
+    ) -> Option<String> {
         let (manifest, plan) = (&approved.campaign.manifest, &approved.campaign.plan);
         let device = &self.scenario.devices[d].id;
         if permit.manifest_sha256 != approved.campaign.manifest_sha256 {
@@ -157,6 +210,21 @@ impl World {
             .any(|pin| Some(&pin.target) == target && pin.sha256 == goal.image.artifact.sha256);
         if !pinned || !permit.devices.contains(device) {
             return Some(format!("{} was not approved for it", goal.image.target));
+        }
+        if permit.kind == PermitKind::Rollback {
+            let forward = (goal.campaign.clone(), device.clone(), PermitKind::Update);
+            if !self.watch.started.contains_key(&forward) {
+                return Some("it never went forward".to_owned());
+            }
+            let versions = [Some(&planned.release), planned.previous.as_ref()].map(|target| {
+                let release = target.and_then(|target| approved.campaign.releases.get(target));
+                release.map(|release| &release.info.version)
+            });
+            if let Runs::Kept(version) = from
+                && !versions.contains(&Some(version))
+            {
+                return Some(format!("it runs {version}, which the campaign knows nothing of"));
+            }
         }
         let info = &goal.image.info;
         if !info.models.contains(&self.scenario.devices[d].kind.identity().model) {
@@ -271,11 +339,9 @@ impl World {
             self.node_wall(n).unix_seconds(),
             i64::from(manifest.deadlines.attempt_s),
         );
-        if let Some(DailyWindow { opens_s, lasts_s }) = approved.window {
-            let open_for = (now - opens_s).rem_euclid(86_400);
-            if open_for + takes > lasts_s {
-                return Some(format!("the window opened {open_for} s ago, for {lasts_s} s"));
-            }
+        let fits = |window: &DailyWindow| (now - window.opens_s).rem_euclid(86_400) + takes <= window.lasts_s;
+        if !approved.windows.is_empty() && !approved.windows.iter().any(fits) {
+            return Some(format!("{takes} s from {now} fit into none of {:?}", approved.windows));
         }
         let blackouts = &manifest.constraints.blackouts;
         let hit = blackouts
@@ -290,7 +356,7 @@ impl World {
             id: manifest.id.clone(),
             manifest_sha256: approved.campaign.manifest_sha256,
         };
-        if disk.brakes.contains(&edition) {
+        if self.watch.braked.contains(&(n, edition)) {
             return Some("the node knows that its brake was pulled".to_owned());
         }
         if disk.halted.contains(&manifest.id) {
@@ -325,6 +391,7 @@ impl World {
             let how = format!("{} on {}, on record is {phase:?}", act_name(step), goal.device);
             self.watch.blame(now_ms, Promise::Durable, how);
         }
+        self.judge_tries(goal, step);
         let Step::Stage { image, slot } = step else {
             return;
         };
@@ -337,22 +404,71 @@ impl World {
             let how = format!("slot {slot:?} of {} is written, in use are {in_use:?}", goal.device);
             self.watch.blame(now_ms, Promise::Bootable, how);
         }
+    }
+
+    /// Nothing is tried without end: not even by a process that is killed over it, but for resets, of which nobody can
+    /// know whether they came about.
+    fn judge_tries(&mut self, goal: &Goal, step: &Step) {
         let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
-        let stagings = self.watch.started.get_mut(&key).map(|started| {
-            started.stagings += 1;
-            started.stagings
-        });
-        if stagings.is_none_or(|stagings| stagings > STAGINGS_MAX) {
-            let how = format!("{} is written for the {stagings:?}th time in one attempt", goal.device);
-            self.watch.blame(now_ms, Promise::Bounded, how);
+        let Some(started) = self.watch.started.get_mut(&key) else {
+            return;
+        };
+        let (act, tries_max) = match step {
+            Step::Observe { .. } => return,
+            Step::Stage { .. } => ("written", 3),
+            Step::Activate { .. } => ("armed", 3),
+            Step::Confirm => ("confirmed", 3),
+            Step::Reset(_) => ("reset", 8 + 2 * started.restarts),
+            Step::Abort { .. } => ("disarmed", 4 + started.restarts),
+        };
+        let tries = started.acts.entry(act).or_default();
+        *tries += 1;
+        if *tries > tries_max {
+            let how = format!("{} is {act} for the {tries}th time in one attempt", goal.device);
+            self.watch.blame(self.now_ms, Promise::Bounded, how);
+        }
+    }
+
+    /// A node is at an attempt.
+    pub(super) fn judge_time(&mut self, goal: &Goal) {
+        let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
+        let Some(started) = self.watch.started.get(&key).filter(|started| started.ended.is_none()) else {
+            return;
+        };
+        let worked_s = (started.worked_ms + self.now_ms - started.since_ms) / 1_000;
+        let limit_s = u64::from(goal.deadlines.attempt_s) * (1 + started.restarts);
+        if worked_s > limit_s + OVERTIME_S {
+            let how = format!(
+                "the attempt on {} is at it for {worked_s} s, {limit_s} s are allowed",
+                goal.device
+            );
+            self.watch.blame(self.now_ms, Promise::Bounded, how);
+        }
+    }
+
+    /// A device that an attempt left in a known state is in that state still.
+    pub(super) fn judge_left(&mut self, d: usize) {
+        let runs = self.devices[d].runs(self.now_ms);
+        let left = self.watch.left.get(&d).filter(|left| **left != runs);
+        if let (Some(left), Runs::Kept(_)) = (left, &runs) {
+            let how = format!(
+                "{} was left running {left:?}, and has come to run {runs:?} by itself",
+                self.scenario.devices[d].id
+            );
+            self.watch.blame(self.now_ms, Promise::Truthful, how);
         }
     }
 
     /// A device has been restarted, by whatever.
     pub(super) fn judge_restart(&mut self, d: usize) {
         let device = &self.devices[d];
-        if device.is_dead(self.now_ms) && device.misbehaviour() != Some(Misbehaviour::NeverBack) {
+        if device.is_dead(self.now_ms) && !device.may_die() {
             let how = format!("{} starts no more", self.scenario.devices[d].id);
+            self.watch.blame(self.now_ms, Promise::Bootable, how);
+        }
+        let trials = device.trials();
+        if trials > 1 {
+            let how = format!("{} starts the same trial {trials} times", self.scenario.devices[d].id);
             self.watch.blame(self.now_ms, Promise::Bootable, how);
         }
     }
@@ -366,7 +482,9 @@ impl World {
                 goal.device, outcome.state, outcome.reason
             )
         });
-        let dark = self.watch.dark.get(&d).is_some_and(|dark| dark + 120_000 > now_ms);
+        self.judge_time(goal);
+        self.judge_restart(d);
+        let dark = self.watch.dark.get(&d).is_some_and(|dark| dark + DARK_MS > now_ms);
         let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
         let Some(started) = self.watch.started.get_mut(&key) else {
             let how = format!("an attempt on {} ends that never began", goal.device);
@@ -376,8 +494,7 @@ impl World {
             // Told again by a process that came back.
             return;
         }
-        let (limit_s, restarts) = (u64::from(goal.deadlines.attempt_s), started.restarts);
-        let worked_s = (started.worked_ms + now_ms - started.since_ms) / 1_000;
+        let (restarts, was_written) = (started.restarts, started.acts.contains_key("written"));
         let (from, is_quarantined) = (started.from.clone(), outcome.state == AttemptState::Quarantined);
         started.in_flight = is_quarantined;
         if goal.kind == PermitKind::Rollback && !is_quarantined {
@@ -396,13 +513,6 @@ impl World {
         if outcome.state.is_success() {
             let epoch = self.watch.epochs.entry(d).or_default();
             *epoch = goal.image.info.security_epoch.max(*epoch);
-        }
-        if worked_s > limit_s * (1 + restarts) + 60 {
-            let how = format!(
-                "the attempt on {} took {worked_s} s, {limit_s} s are allowed",
-                goal.device
-            );
-            self.watch.blame(now_ms, Promise::Bounded, how);
         }
         let reached = Runs::Kept(goal.image.info.version.clone());
         let is_true = match outcome.state {
@@ -426,116 +536,20 @@ impl World {
             );
             self.watch.blame(now_ms, Promise::Truthful, how);
         }
-    }
-
-    /// What is checked when everything is over.
-    pub(super) fn judge_all(&mut self) {
-        for d in 0..self.devices.len() {
-            let version = match self.devices[d].runs(self.now_ms) {
-                Runs::Kept(version) | Runs::OnTrial(version) => version,
-                Runs::Nothing => continue,
-            };
-            let id = &self.scenario.devices[d].id;
-            let was_sent = self.watch.started.iter().any(|(key, _)| {
-                let approved = self.scenario.campaign(&key.0);
-                let releases = approved
-                    .into_iter()
-                    .flat_map(|approved| approved.campaign.releases.values());
-                key.1 == *id && releases.into_iter().any(|release| release.info.version == version)
-            });
-            if version != FIRST_VERSION && !was_sent {
-                let how = format!("{id} runs {version}, which nobody sent it");
-                self.watch.blame(self.now_ms, Promise::Authorised, how);
-            }
-            self.judge_restart(d);
+        let says_unchanged = matches!(outcome.state, AttemptState::Failed | AttemptState::TimedOut);
+        let is_unknown = runs == Runs::Nothing || self.devices[d].is_long_silent(now_ms);
+        let may_differ = was_written || goal.kind == PermitKind::Rollback;
+        if says_unchanged && may_differ && is_unknown && !may_have_changed {
+            let how = format!(
+                "{} ended {} ({}): it answers nobody, and nobody knows what it runs",
+                goal.device, outcome.state, outcome.reason
+            );
+            self.watch.blame(now_ms, Promise::Truthful, how);
         }
-        if self.watch.coordinator_is_sound {
-            self.judge_records();
-        }
-    }
-
-    /// A campaign that says it is rolled back has sent back what could go. One that ends well only after that keeps what
-    /// it runs: its node was silent for so long that it counted as lost.
-    pub(super) fn judge_rolled_back(&mut self) {
-        let scenario = Arc::clone(&self.scenario);
-        let Some(engine) = self.coordinators[MAIN].engine() else {
-            return;
+        match runs {
+            Runs::Kept(_) if !is_quarantined => self.watch.left.insert(d, runs),
+            _ => self.watch.left.remove(&d),
         };
-        let is_back = |state| state == CampaignState::RolledBack;
-        let ended = engine
-            .states()
-            .filter(|(id, state)| is_back(*state) && !self.watch.rolled_back.contains(*id));
-        let ended: Vec<_> = ended.map(|(id, _)| id.clone()).collect();
-        for id in ended {
-            let approved = scenario
-                .campaign(&id)
-                .expect("the engine knows approved campaigns only");
-            let engine = self.coordinators[MAIN].engine();
-            let view = engine.and_then(|engine| engine.campaign(&id));
-            let attempts = engine.and_then(|engine| engine.attempts(&id)).unwrap_or_default();
-            let waves = view.map(|view| view.waves).unwrap_or_default();
-            // A wave that failed because devices were silent, and did well by what they say after all, keeps the rest.
-            let did_well = |wave: u32| {
-                let planned = &approved.campaign.plan.waves[wave as usize];
-                let words = planned
-                    .iter()
-                    .filter_map(|p| self.watch.ended.get(&(id.clone(), p.device.clone())));
-                let good = words.filter(|words| words.iter().any(|(good, _)| *good)).count();
-                good * 10_000 >= approved.campaign.manifest.gate.rollback.get() as usize * planned.len()
-            };
-            let failed = |wave: u32| {
-                let is_failed = waves
-                    .iter()
-                    .any(|view| view.wave == wave && view.gate == GateVerdict::Fail);
-                is_failed && !did_well(wave)
-            };
-            let left = attempts.iter().find(|attempt| {
-                let planned = approved.campaign.planned(&attempt.device);
-                let can_go_back = planned.is_some_and(|(_, planned)| planned.previous.is_some());
-                let key = (id.clone(), attempt.device.clone(), PermitKind::Rollback);
-                let was_sent = self.watch.started.contains_key(&key);
-                attempt.state == AttemptState::Success && failed(attempt.wave) && can_go_back && !was_sent
-            });
-            if let Some(left) = left {
-                let how = format!("{id} is rolled back, {} was never sent back", left.device);
-                self.watch.blame(self.now_ms, Promise::Live, how);
-            }
-            self.watch.rolled_back.insert(id);
-        }
-    }
-
-    /// What the coordinator believes of devices that only one campaign was for.
-    fn judge_records(&mut self) {
-        let scenario = Arc::clone(&self.scenario);
-        for approved in &scenario.campaigns {
-            let id = &approved.campaign.manifest.id;
-            let attempts = self.coordinators[MAIN].engine().and_then(|engine| engine.attempts(id));
-            for view in attempts
-                .into_iter()
-                .flatten()
-                .filter(|view| view.state == AttemptState::Success)
-            {
-                let others = self
-                    .watch
-                    .started
-                    .keys()
-                    .any(|key| key.1 == view.device && key.0 != *id);
-                let Some(d) = scenario.device(&view.device).filter(|_| !others) else {
-                    continue;
-                };
-                let planned = approved.campaign.planned(&view.device);
-                let version =
-                    planned.map(|(_, planned)| approved.campaign.releases[&planned.release].info.version.clone());
-                let runs = self.devices[d].runs(self.now_ms);
-                if matches!(&runs, Runs::Kept(found) if Some(found) != version.as_ref()) {
-                    let how = format!(
-                        "{} is on record as updated to {version:?}, it runs {runs:?}",
-                        view.device
-                    );
-                    self.watch.blame(self.now_ms, Promise::Truthful, how);
-                }
-            }
-        }
     }
 }
 

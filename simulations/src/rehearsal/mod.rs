@@ -4,6 +4,7 @@
 //! A run is a function of its seed, its profile and its list of faults: the same three give the same trace, on any number
 //! of threads. After every event the promises are checked; the first broken one ends the run.
 
+mod aftermath;
 mod attempts;
 mod coordinator;
 mod device;
@@ -12,11 +13,13 @@ mod evidence;
 mod faults;
 mod hunt;
 mod judge;
+mod liar;
 mod network;
 mod node;
 mod operator;
 mod promises;
 mod scenario;
+mod signed;
 #[cfg(test)]
 mod tests;
 
@@ -32,7 +35,6 @@ use firmesh_protocol::{
     api::CampaignState,
     brake::Braked,
     ids::{ArtifactId, CampaignId, Sha256},
-    report::Permit,
 };
 use serde::{Deserialize, Serialize};
 
@@ -49,9 +51,13 @@ use node::Node;
 use operator::{Order, REVIEW_MS};
 use promises::Watch;
 use scenario::Scenario;
+use signed::Signed;
 
 /// Of so many seeds, one is run with every signature checked by everybody and every record read back from its bytes.
 const SAMPLED: u64 = 16;
+/// What was added to the world when the corpus had seeds already happens in so many seeds of so many: the others keep the
+/// fleets and faults that they had.
+const LATER: (u64, u64) = (2, 8);
 
 /// What a run is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -69,6 +75,8 @@ pub enum Profile {
     Chaos,
     /// A coordinator that signs what nobody should follow.
     Liar,
+    /// Hosts whose power fails at every other write of a slot, or of what the boot loader goes by.
+    Slots,
 }
 
 impl Profile {
@@ -82,6 +90,7 @@ impl Profile {
             Self::Network => "network",
             Self::Chaos => "chaos",
             Self::Liar => "liar",
+            Self::Slots => "slots",
         }
     }
 }
@@ -104,9 +113,21 @@ pub struct Verdict {
 /// The faults of a seed.
 #[must_use]
 pub fn faults_of(profile: Profile, seed: u64) -> Vec<Planned> {
+    draw(profile, seed).1
+}
+
+/// The fleet of a seed, and what goes wrong in it.
+fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let mut dice = Dice::new(seed);
-    let scenario = Scenario::new(profile, &mut dice);
-    faults::draw(profile, &scenario, &mut dice)
+    let is_later = match profile {
+        Profile::Liar => true,
+        Profile::Slots => false,
+        _ => seed % LATER.1 < LATER.0,
+    };
+    let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));
+    let scenario = Scenario::new(profile, &mut dice, later.as_mut());
+    let faults = faults::draw(profile, &scenario, &mut dice, later.as_mut());
+    (scenario, faults)
 }
 
 /// Goes through a seed with its own faults, or with others in their place.
@@ -130,6 +151,10 @@ enum Event {
     NodeUp(usize),
     Image(usize, ArtifactId),
     Heartbeat(usize, u32, Box<Heartbeat>),
+    /// A heartbeat that was heard before: nobody waits for the answer.
+    HeartbeatAgain(usize, Box<Heartbeat>),
+    /// News from the mesh that was heard before, perhaps by an earlier process.
+    Again(usize, NodeEvent),
     CoordinatorUp(usize),
     Tick(usize, u64),
     Fault(usize),
@@ -147,7 +172,7 @@ enum NodeEvent {
     Sync,
     Answer(Option<Box<Answer>>),
     Attempt { device: usize, token: u64 },
-    Permit(Arc<Permit>),
+    Permit(Signed),
     Evidence(Sha256),
     Image(ArtifactId),
     Brake(Braked),
@@ -206,6 +231,8 @@ struct World {
     watch: Watch,
     /// Power cuts that wait for a device's next writes of a slot, the last first.
     cuts_in_write: Vec<Vec<u64>>,
+    /// At how many of a thousand writes a device's power fails.
+    shaky: Vec<u64>,
     events: u64,
     trace: u64,
     is_over: bool,
@@ -217,10 +244,8 @@ struct World {
 
 impl World {
     fn new(profile: Profile, seed: u64, faults: Option<Vec<Planned>>) -> Self {
-        let mut dice = Dice::new(seed);
-        let scenario = Arc::new(Scenario::new(profile, &mut dice));
-        let drawn = faults::draw(profile, &scenario, &mut dice);
-        let faults = faults.unwrap_or(drawn);
+        let (scenario, drawn) = draw(profile, seed);
+        let (scenario, faults) = (Arc::new(scenario), faults.unwrap_or(drawn));
         let is_sound = |planned: &Planned| !matches!(planned.fault, Fault::Lie { .. } | Fault::TakeOver { .. });
         let nodes = scenario.places.len();
         let is_sampled = seed.is_multiple_of(SAMPLED);
@@ -244,11 +269,13 @@ impl World {
             links: Links {
                 up_cut_until: vec![0; nodes],
                 down_cut_until: vec![0; nodes],
+                flaps: vec![None; nodes],
                 ..Links::default()
             },
             evidence: Evidence::new(is_sampled),
             watch: Watch::new(faults.iter().all(is_sound)),
             cuts_in_write: vec![Vec::new(); scenario.devices.len()],
+            shaky: vec![0; scenario.devices.len()],
             events: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             is_over: false,
@@ -315,7 +342,7 @@ impl World {
                     NodeEvent::Sync => 2,
                     NodeEvent::Answer(_) => 3,
                     NodeEvent::Attempt { token, .. } => 4 + (token << 8),
-                    NodeEvent::Permit(permit) => 5 + (permit.sequence << 8),
+                    NodeEvent::Permit(signed) => 5 + (signed.permit.sequence << 8),
                     NodeEvent::Evidence(_) => 6,
                     NodeEvent::Image(_) => 7,
                     NodeEvent::Brake(_) => 8,
@@ -332,6 +359,8 @@ impl World {
             Event::Order(_) => (16, 0),
             Event::OldGone => (17, 0),
             Event::Review => (18, 0),
+            Event::HeartbeatAgain(c, heartbeat) => (19 + ((heartbeat.reports.len() as u64) << 8), *c),
+            Event::Again(n, _) => (20, *n),
         };
         for word in [self.now_ms, kind, who as u64] {
             self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01b3);
@@ -368,7 +397,7 @@ impl World {
                 }
             }
             Event::NodeUp(n) => {
-                if self.nodes[n].life.is_none() {
+                if self.nodes[n].life.is_none() && !self.nodes[n].is_lost {
                     self.start_node(n);
                 }
             }
@@ -379,6 +408,14 @@ impl World {
                 None => self.after(REVIEW_MS, Event::Image(n, image)),
             },
             Event::Heartbeat(c, incarnation, heartbeat) => self.hear(c, incarnation, &heartbeat),
+            Event::HeartbeatAgain(c, heartbeat) => {
+                self.take_in(c, &heartbeat);
+            }
+            Event::Again(n, event) => {
+                if self.nodes[n].life.is_some() {
+                    let _: Result<(), node::Killed> = self.on_node(n, event);
+                }
+            }
             Event::CoordinatorUp(c) => {
                 if !self.coordinators[c].is_up() {
                     self.coordinators[c].start(&self.scenario, self.now_ms);
@@ -414,7 +451,7 @@ impl World {
         match outcome {
             Outcome::Stored(permits) => {
                 for permit in permits {
-                    self.judge_permit(permit);
+                    self.judge_permit(c, permit);
                     self.tell(|| format!("coordinator {c} issues {permit:?}"));
                 }
             }

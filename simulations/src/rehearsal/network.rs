@@ -1,13 +1,9 @@
-//! Messages between nodes and coordinators, and what is done to them: lost, delayed, cut off one way, and lied in.
+//! Messages between nodes and coordinators, and what is done to them: lost, delayed, overtaken, delivered twice, cut off
+//! one way or now and then, and lied in.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::sync::Arc;
 
-use firmesh_protocol::{
-    brake::Braked,
-    ids::{CampaignId, DeviceId, Sha256},
-    report::{Permit, PermitKind},
-    time::WallTime,
-};
+use firmesh_protocol::brake::Braked;
 
 use super::{
     Event, MAIN, NodeEvent, World,
@@ -25,7 +21,37 @@ pub(super) struct Links {
     pub(super) mesh_cut_until: u64,
     pub(super) lose: (u64, u64),
     pub(super) slow: (u64, u64),
+    pub(super) flaps: Vec<Option<Flap>>,
+    /// So many of a thousand take up to so long, until then.
+    pub(super) hold_back: (u64, u64, u64),
+    /// So many of a thousand come again up to so much later, until then.
+    pub(super) replay: (u64, u64, u64),
     pub(super) lies_until: u64,
+}
+
+/// A link that comes and goes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Flap {
+    pub(super) since: u64,
+    pub(super) until: u64,
+    pub(super) on_ms: u64,
+    pub(super) off_ms: u64,
+}
+
+impl Links {
+    fn is_up_cut(&self, n: usize, now_ms: u64) -> bool {
+        now_ms < self.up_cut_until[n] || self.is_off(n, now_ms)
+    }
+
+    fn is_down_cut(&self, n: usize, now_ms: u64) -> bool {
+        now_ms < self.down_cut_until[n] || self.is_off(n, now_ms)
+    }
+
+    fn is_off(&self, n: usize, now_ms: u64) -> bool {
+        self.flaps[n].is_some_and(|flap| {
+            now_ms < flap.until && (now_ms - flap.since) % (flap.on_ms + flap.off_ms).max(1) >= flap.on_ms
+        })
+    }
 }
 
 impl World {
@@ -39,30 +65,59 @@ impl World {
         } else {
             0
         };
-        let delay = 1 + self.dice.below(80) + slow;
+        let (permille, by_ms, until) = self.links.hold_back;
+        let held = self.happens(permille, by_ms, until).unwrap_or_default();
+        let delay = 1 + self.dice.below(80) + slow + held;
         (!is_lost).then_some(delay)
     }
 
+    /// After how long a message that takes so long comes a second time, if it does.
+    fn comes_again(&mut self, delay: u64) -> Option<u64> {
+        let (permille, by_ms, until) = self.links.replay;
+        Some(delay + self.happens(permille, by_ms, until)?)
+    }
+
+    /// No draw where nothing can happen: what was added later leaves older runs as they were.
+    fn happens(&mut self, permille: u64, by_ms: u64, until: u64) -> Option<u64> {
+        let happens = self.now_ms < until && self.dice.below(1_000) < permille;
+        happens.then(|| self.dice.below(by_ms + 1))
+    }
+
     pub(super) fn reaches_coordinator(&self, n: usize) -> bool {
-        let links = &self.links;
-        let is_cut = self.now_ms < links.up_cut_until[n].max(links.down_cut_until[n]);
+        let is_cut = self.links.is_up_cut(n, self.now_ms) || self.links.is_down_cut(n, self.now_ms);
         !is_cut && self.coordinators[self.follows[n]].is_up()
     }
 
     pub(super) fn send_heartbeat(&mut self, n: usize, heartbeat: Heartbeat) {
         let incarnation = self.nodes[n].incarnation;
-        let is_cut = self.now_ms < self.links.up_cut_until[n];
+        let is_cut = self.links.is_up_cut(n, self.now_ms);
         match self.under_way().filter(|_| !is_cut) {
-            Some(delay) => self.after(
-                delay,
-                Event::Heartbeat(self.follows[n], incarnation, Box::new(heartbeat)),
-            ),
+            Some(delay) => {
+                let to = self.follows[n];
+                let heartbeat = Box::new(heartbeat);
+                if let Some(again) = self.comes_again(delay) {
+                    self.after(again, Event::HeartbeatAgain(to, heartbeat.clone()));
+                }
+                self.after(delay, Event::Heartbeat(to, incarnation, heartbeat));
+            }
             None => self.after(SLOW_ANSWER_MS, Event::Node(n, incarnation, NodeEvent::Answer(None))),
         }
     }
 
     pub(super) fn hear(&mut self, c: usize, incarnation: u32, heartbeat: &Heartbeat) {
         let n = heartbeat.node;
+        let answer = self.take_in(c, heartbeat);
+        let is_cut = self.links.is_down_cut(n, self.now_ms);
+        let delay = self.under_way().filter(|_| !is_cut && answer.is_some());
+        let (delay, answer) = match delay {
+            Some(delay) => (delay, answer.map(Box::new)),
+            None => (SLOW_ANSWER_MS, None),
+        };
+        self.after(delay, Event::Node(n, incarnation, NodeEvent::Answer(answer)));
+    }
+
+    /// Lets a coordinator hear a heartbeat, perhaps one that its node has given up waiting for.
+    pub(super) fn take_in(&mut self, c: usize, heartbeat: &Heartbeat) -> Option<Answer> {
         let scenario = Arc::clone(&self.scenario);
         let (outcome, mut answer) = self.coordinators[c].hear(&scenario, self.now_ms, heartbeat, &mut self.evidence);
         self.followed(c, &outcome);
@@ -74,89 +129,9 @@ impl World {
             }
         }
         if let Some(answer) = answer.as_mut().filter(|_| self.now_ms < self.links.lies_until) {
-            self.lie(n, answer);
+            self.lie(heartbeat.node, answer);
         }
-        let is_cut = self.now_ms < self.links.down_cut_until[n];
-        let delay = self.under_way().filter(|_| !is_cut && answer.is_some());
-        let (delay, answer) = match delay {
-            Some(delay) => (delay, answer.map(Box::new)),
-            None => (SLOW_ANSWER_MS, None),
-        };
-        self.after(delay, Event::Node(n, incarnation, NodeEvent::Answer(answer)));
-    }
-
-    /// Adds permits that no sound coordinator would sign.
-    fn lie(&mut self, n: usize, answer: &mut Answer) {
-        let scenario = Arc::clone(&self.scenario);
-        for _ in 0..self.dice.below(5) / 4 {
-            let approved = self.dice.pick(&scenario.campaigns);
-            let (manifest, plan) = (&approved.campaign.manifest, &approved.campaign.plan);
-            if plan.waves.is_empty() {
-                continue;
-            }
-            let wave = self.dice.index(plan.waves.len() + 1);
-            let own = scenario
-                .devices
-                .iter()
-                .filter(|placed| placed.node == n || self.dice.one_in(4));
-            let devices: Vec<DeviceId> = own.map(|placed| placed.id.clone()).collect();
-            let kind = if self.dice.one_in(3) {
-                PermitKind::Rollback
-            } else {
-                PermitKind::Update
-            };
-            let wall = self.coordinators[MAIN].wall(&scenario, self.now_ms);
-            let evidence = self.false_evidence(&manifest.id, wave as u32);
-            let ago = self.dice.below(40_000).cast_signed();
-            let permit = Permit {
-                campaign: manifest.id.clone(),
-                manifest_sha256: match self.dice.below(8) {
-                    0 => Sha256::of(b"another edition"),
-                    _ => approved.campaign.manifest_sha256,
-                },
-                kind,
-                wave: wave as u32,
-                sequence: self.dice.below(1 << 16),
-                epoch: self.coordinators[MAIN].epoch() + self.dice.below(3),
-                issued: WallTime::from_unix_seconds(wall.unix_seconds() - ago),
-                expires: wall + Duration::from_secs(self.dice.below(7 * 86_400)),
-                devices,
-                evidence: evidence.into_iter().collect(),
-            };
-            answer.permits.push(Arc::new(permit));
-        }
-        // It hides what was stopped, too.
-        if self.dice.one_in(2) {
-            answer.campaigns = scenario
-                .campaigns
-                .iter()
-                .map(|approved| approved.campaign.manifest.id.clone())
-                .collect();
-            answer.brakes.clear();
-        }
-    }
-
-    /// A choice of what nodes really signed, called evidence for some wave.
-    fn false_evidence(&mut self, campaign: &CampaignId, wave: u32) -> Option<Sha256> {
-        if self.dice.one_in(4) {
-            return None;
-        }
-        let reports = self.coordinators[MAIN].reports(campaign);
-        let mut chosen = Vec::new();
-        let mut named = BTreeSet::new();
-        for report in reports {
-            let fits = report.wave == wave && report.state.is_terminal() && report.kind == PermitKind::Update;
-            let is_taken = if fits {
-                !self.dice.one_in(4)
-            } else {
-                self.dice.one_in(24)
-            };
-            if is_taken && (named.insert(report.device.clone()) || self.dice.one_in(16)) {
-                chosen.push(report);
-            }
-        }
-        let about = if self.dice.one_in(8) { wave + 1 } else { wave };
-        Some(self.evidence.collect(campaign, about, chosen))
+        answer
     }
 
     /// Tells every other node.
@@ -168,6 +143,9 @@ impl World {
             let incarnation = self.nodes[n].incarnation;
             if let Some(delay) = self.under_way() {
                 self.after(delay, Event::Node(n, incarnation, news.clone()));
+                if let Some(again) = self.comes_again(delay) {
+                    self.after(again, Event::Again(n, news.clone()));
+                }
             }
         }
     }

@@ -10,7 +10,10 @@ use std::{
 };
 
 use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Outcome};
-use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, admit};
+use firmesh_node_core::{
+    install::{Admission, AttemptStanding, Facts, Hold, admit},
+    permits::check_permit,
+};
 use firmesh_protocol::{
     brake::Braked,
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
@@ -19,11 +22,12 @@ use firmesh_protocol::{
 };
 
 use super::{
-    Event, NodeEvent, World,
+    Event, NodeEvent, Promise, World,
     attempts::Running,
     coordinator::{Answer, Heartbeat, at, wall},
     device::Runs,
     scenario::facts,
+    signed::Signed,
 };
 
 /// Between two heartbeats of a node that has nothing to say.
@@ -50,7 +54,7 @@ pub(super) struct Disk {
     forgotten: BTreeMap<u64, AttemptReport>,
     pub(super) last_report: u64,
     pub(super) floors: BTreeMap<usize, u32>,
-    epoch: u64,
+    pub(super) epoch: u64,
     pub(super) halted: BTreeSet<CampaignId>,
     pub(super) brakes: BTreeSet<Braked>,
     pub(super) images: BTreeSet<ArtifactId>,
@@ -78,6 +82,8 @@ pub(super) struct Node {
     /// While the process runs.
     pub(super) life: Option<Life>,
     pub(super) incarnation: u32,
+    /// It never comes back.
+    pub(super) is_lost: bool,
     pub(super) skew_ms: i64,
     pub(super) drift_ppm: i64,
     /// Killed at the so-manieth write from now; whether that one is durable.
@@ -205,8 +211,8 @@ impl World {
             NodeEvent::Sync => self.sync(n),
             NodeEvent::Answer(answer) => self.answered(n, answer.map(|answer| *answer)),
             NodeEvent::Attempt { device, token } => self.wake_attempt(n, device, token),
-            NodeEvent::Permit(permit) => {
-                self.learn_permit(n, &permit)?;
+            NodeEvent::Permit(signed) => {
+                self.learn_permit(n, &signed)?;
                 self.consider(n)
             }
             NodeEvent::Evidence(digest) => {
@@ -235,8 +241,8 @@ impl World {
                 continue;
             }
             let version = match self.devices[d].runs(self.now_ms) {
-                Runs::Kept(version) | Runs::OnTrial(version) => Some(version),
-                Runs::Nothing => None,
+                Runs::Kept(version) | Runs::OnTrial(version) if self.devices[d].answers(self.now_ms) => Some(version),
+                _ => None,
             };
             let life = self.life(n)?;
             // A device that never answered is not known at all.
@@ -290,6 +296,11 @@ impl World {
         let disk = &mut self.nodes[n].disk;
         let kept = disk.reports.split_off(&(answer.acked + 1));
         let acknowledged = std::mem::replace(&mut disk.reports, kept);
+        let is_stored = |sequence| self.coordinators.iter().any(|c| c.has_report(n, sequence));
+        if let Some(lost) = acknowledged.keys().find(|sequence| !is_stored(**sequence)) {
+            let how = format!("report {lost} of node {n} was acknowledged, and nobody has it");
+            self.watch.blame(self.now_ms, Promise::Durable, how);
+        }
         disk.forgotten.extend(acknowledged);
         if !disk.reports.is_empty() {
             self.sync_soon(n)?;
@@ -307,11 +318,12 @@ impl World {
                 })?;
             }
         }
-        for permit in answer.permits {
-            if self.learn_permit(n, &permit)? {
+        for signed in answer.permits {
+            if self.learn_permit(n, &signed)? {
+                let permit = &signed.permit;
                 let seen = self.life(n)?.permits_seen.entry(permit.campaign.clone()).or_default();
                 *seen = permit.sequence.max(*seen);
-                self.gossip(n, &NodeEvent::Permit(permit));
+                self.gossip(n, &NodeEvent::Permit(signed));
             }
         }
         self.consider(n)
@@ -322,25 +334,33 @@ impl World {
             return Ok(());
         }
         self.write(n, |disk| disk.brakes.insert(braked.clone()))?;
+        self.watch.braked.insert((n, braked.clone()));
         self.gossip(n, &NodeEvent::Brake(braked));
         self.sync_soon(n)
     }
 
     /// Whether the permit counts here.
-    fn learn_permit(&mut self, n: usize, permit: &Arc<Permit>) -> Result<bool, Killed> {
+    fn learn_permit(&mut self, n: usize, signed: &Signed) -> Result<bool, Killed> {
+        let Some(permit) = &self.open_permit(signed) else {
+            return Ok(false);
+        };
         let key = (permit.campaign.clone(), permit.sequence);
         if self.nodes[n].disk.permits.contains_key(&key) {
             return Ok(true);
         }
         let epoch = self.nodes[n].disk.epoch;
-        if permit.expires <= self.node_wall(n) || permit.epoch < epoch {
+        if check_permit(permit, self.node_wall(n), epoch).is_err() {
             return Ok(false);
         }
         if permit.epoch > epoch {
             self.write(n, |disk| disk.epoch = permit.epoch)?;
         }
-        self.write(n, |disk| disk.permits.insert(key, Arc::clone(permit)))?;
-        self.watch.learned(self.now_ms, n, permit);
+        let kept = self.write(n, |disk| disk.permits.insert(key.clone(), Arc::clone(permit)));
+        // A process that dies over it may have kept it all the same, and knows of it when it is back.
+        if self.nodes[n].disk.permits.contains_key(&key) {
+            self.judge_kept(n, signed, permit);
+        }
+        kept?;
         self.know_wave(n, permit)?;
         self.want_evidence(n, permit)?;
         self.tell_again(n, permit)?;
@@ -587,6 +607,6 @@ impl World {
     /// Whether nothing is left to be done or said here.
     pub(super) fn is_node_idle(&self, n: usize) -> bool {
         let node = &self.nodes[n];
-        node.disk.reports.is_empty() && node.life.as_ref().is_some_and(|life| life.running.is_empty())
+        node.is_lost || node.disk.reports.is_empty() && node.life.as_ref().is_some_and(|life| life.running.is_empty())
     }
 }

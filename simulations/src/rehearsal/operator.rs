@@ -14,6 +14,8 @@ const ORDER_AGAIN_MS: u64 = 5_000;
 pub(super) const REVIEW_MS: u64 = 30_000;
 /// How long an operator leaves alone what has come to a stand.
 const PATIENCE_MS: u64 = 3_600_000;
+/// How long everything is looked at when the last lie is told.
+const AFTER_LIES_MS: u64 = 600_000;
 /// By when everything must be over, without windows and with.
 const ENDS_MS: u64 = 10 * 3_600_000;
 const ENDS_WITH_WINDOWS_MS: u64 = 5 * 24 * 3_600_000;
@@ -117,11 +119,15 @@ impl World {
         if self.now_ms < QUIET_AFTER_MS {
             return;
         }
-        let has_windows = self.scenario.campaigns.iter().any(|approved| approved.window.is_some());
+        let has_windows = self
+            .scenario
+            .campaigns
+            .iter()
+            .any(|approved| !approved.windows.is_empty());
         let ends_ms = if has_windows { ENDS_WITH_WINDOWS_MS } else { ENDS_MS };
         // A liar can delay for good; that is all it can.
         let is_lied_to = self.links.lies_until > 0;
-        if self.now_ms > ends_ms || (is_lied_to && self.now_ms > 2 * QUIET_AFTER_MS) {
+        if self.now_ms > ends_ms || (is_lied_to && self.now_ms > QUIET_AFTER_MS + AFTER_LIES_MS) {
             if !is_lied_to {
                 let waits: Vec<_> = states
                     .iter()
@@ -187,6 +193,8 @@ impl World {
         let in_flight = engine.in_flight();
         let kept_by_nodes = self.watch.quarantined().next().is_some();
         let is_idle = in_flight.keys().all(|device| engine.is_quarantined(device));
-        is_idle && (kept_by_nodes || !in_flight.is_empty())
+        // Or what is left to do is a lost node's.
+        let is_one_lost = self.nodes.iter().any(|node| node.is_lost);
+        is_idle && (is_one_lost || kept_by_nodes || !in_flight.is_empty())
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
+    brake::Braked,
     ids::{CampaignId, DeviceId},
     report::{AttemptReport, AttemptState, Permit, PermitKind},
     time::WallTime,
@@ -24,13 +25,14 @@ pub enum Promise {
     Gate,
     /// Nothing starts that cannot end inside a window and outside all blackouts.
     Window,
-    /// Every host starts again, whatever happens in between; a slot in use is never written.
+    /// Every host starts again, whatever happens in between; a slot in use is never written, a trial is started once.
     Bootable,
-    /// No act on a device without a record on disk that names it.
+    /// No act on a device without a record on disk that names it, and nothing is acknowledged that is not stored.
     Durable,
     /// Numbers never come twice; no device goes to a lower security epoch forward.
     Monotonic,
-    /// A device is started once for a campaign, and once on its way back, and never for two campaigns at a time.
+    /// A device is started once for a campaign, and once on its way back, never for two campaigns at a time, and
+    /// not for another while it waits for its way back.
     Once,
     /// No update is permitted, or begun, before the device's node holds the image and the one to go back to.
     Held,
@@ -40,10 +42,10 @@ pub enum Promise {
     Halted,
     /// Attempts end in time and do not try without end.
     Bounded,
-    /// What is reported is what the device runs.
+    /// What is reported is what the device runs, and goes on to run until somebody acts on it again.
     Truthful,
     /// Once nothing goes wrong any more, everything comes to an end, and no failed wave keeps what it should have given
-    /// back.
+    /// back, unless giving it back was tried.
     Live,
     /// No assertion of ours fails.
     Sound,
@@ -129,7 +131,8 @@ pub(super) struct Started {
     pub(super) since_ms: u64,
     pub(super) worked_ms: u64,
     pub(super) restarts: u64,
-    pub(super) stagings: u32,
+    /// How often the device was written, armed, reset ...
+    pub(super) acts: BTreeMap<&'static str, u64>,
     pub(super) in_flight: bool,
     pub(super) ended: Option<AttemptState>,
 }
@@ -151,11 +154,17 @@ pub(super) struct Watch {
     pub(super) waves: BTreeMap<(usize, CampaignId, u32), u64>,
     /// When campaigns were stopped for good.
     pub(super) stopped: BTreeMap<CampaignId, u64>,
+    /// What was stopped for good, by the node that was told.
+    pub(super) braked: BTreeSet<(usize, Braked)>,
     paused: BTreeSet<CampaignId>,
-    /// Campaigns that said that they are rolled back.
-    pub(super) rolled_back: BTreeSet<CampaignId>,
+    /// Campaigns that said that they are rolled back, or failed.
+    pub(super) judged: BTreeSet<CampaignId>,
     /// The highest coordinator's epoch that a node has kept.
     fences: BTreeMap<usize, u64>,
+    /// What devices ran for good when their last attempt ended with that known.
+    pub(super) left: BTreeMap<usize, Runs>,
+    /// Devices that were permitted to go back.
+    pub(super) sent_back: BTreeSet<(CampaignId, DeviceId)>,
     /// When a device last lost power.
     pub(super) dark: BTreeMap<usize, u64>,
 }
@@ -181,6 +190,11 @@ impl Watch {
         if !is_next && self.coordinator_is_sound {
             let how = format!("permit {} of {} after {before}", permit.sequence, permit.campaign);
             self.blame(at_ms, Promise::Monotonic, how);
+        }
+        if permit.kind == PermitKind::Rollback {
+            let sent = permit.devices.iter();
+            self.sent_back
+                .extend(sent.map(|device| (permit.campaign.clone(), device.clone())));
         }
         let is_halted = self.stopped.contains_key(&permit.campaign) || self.paused.contains(&permit.campaign);
         if is_halted && permit.kind == PermitKind::Update && self.coordinator_is_sound {

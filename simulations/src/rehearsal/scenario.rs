@@ -31,6 +31,8 @@ const VENDOR: &str = "Acme";
 const NODES_MAX: usize = 9;
 /// Thursday, 2026-01-15, midnight in UTC: no zone of the windows below changes its clocks for weeks.
 const MIDNIGHT: i64 = 1_768_435_200;
+/// Campaigns that come one after the other over the same hosts, where it is about slots.
+const SLOT_CAMPAIGNS: u32 = 6;
 /// Zones of windows, with the seconds that their clocks are ahead of UTC on that day.
 const ZONES: [(&str, i64); 4] = [
     ("UTC", 0),
@@ -108,7 +110,8 @@ pub(super) struct DailyWindow {
 pub(super) struct Approved {
     pub(super) campaign: Arc<ApprovedCampaign>,
     pub(super) images: BTreeMap<String, Artifact>,
-    pub(super) window: Option<DailyWindow>,
+    /// None: at any time.
+    pub(super) windows: Vec<DailyWindow>,
     /// When an operator starts it, in milliseconds.
     pub(super) starts_ms: u64,
 }
@@ -129,13 +132,15 @@ pub(super) struct Scenario {
 
 impl Scenario {
     /// The fleet of a seed.
-    pub(super) fn new(profile: Profile, dice: &mut Dice) -> Self {
-        let racks = dice.between(1, 3);
+    pub(super) fn new(profile: Profile, dice: &mut Dice, mut later: Option<&mut Dice>) -> Self {
+        // Few nodes with many hosts: what is not about slots is kept short there.
+        let is_about_slots = profile == Profile::Slots;
+        let racks = if is_about_slots { 1 } else { dice.between(1, 3) };
         let mut places = Vec::new();
         let mut devices = Vec::new();
         for rack in 1..=racks {
             let rack_path: TopologyPath = format!("s/r{rack}").parse().expect("a short path");
-            for number in 1..=dice.between(1, 3) {
+            for number in 1..=if is_about_slots { 1 } else { dice.between(1, 3) } {
                 let name = format!("r{rack}n{number}");
                 let node = places.len();
                 places.push(Place {
@@ -144,9 +149,9 @@ impl Scenario {
                     rack: rack_path.clone(),
                     key: &keys()[node],
                 });
-                for device in 1..=dice.between(1, 3) {
+                for device in 1..=if is_about_slots { 8 } else { dice.between(1, 3) } {
                     let kind = match profile {
-                        Profile::Power => Kind::Host,
+                        Profile::Power | Profile::Slots => Kind::Host,
                         _ => *dice.pick(&Kind::ALL),
                     };
                     devices.push(Placed {
@@ -168,16 +173,22 @@ impl Scenario {
             deaf_permille: if dice.one_in(3) { dice.below(100) } else { 0 },
         };
         let mut inventory = scenario.inventory();
-        let first = scenario.approve(profile, 0, &inventory, 0, dice);
+        let first = scenario.approve(profile, 0, &inventory, 0, dice, later.as_deref_mut());
         scenario.campaigns.push(first);
-        if dice.one_in(3) {
+        if is_about_slots {
+            for number in 1..SLOT_CAMPAIGNS {
+                let starts_ms = u64::from(number) * 300_000;
+                let next = scenario.approve(profile, number, &inventory, starts_ms, dice, None);
+                scenario.campaigns.push(next);
+            }
+        } else if dice.one_in(3) {
             // Planned against the same fleet as the first: whichever comes later finds devices engaged, or moved on.
             let starts_ms = dice.below(900_000);
             if dice.one_in(2) {
                 let kept: BTreeSet<_> = inventory.devices.keys().filter(|_| dice.one_in(2)).cloned().collect();
                 inventory.devices.retain(|id, _| kept.contains(id));
             }
-            let second = scenario.approve(profile, 1, &inventory, starts_ms, dice);
+            let second = scenario.approve(profile, 1, &inventory, starts_ms, dice, later);
             scenario.campaigns.push(second);
         }
         scenario
@@ -208,8 +219,9 @@ impl Scenario {
         inventory: &Inventory,
         starts_ms: u64,
         dice: &mut Dice,
+        later: Option<&mut Dice>,
     ) -> Approved {
-        let version = if number == 0 { "2.0" } else { "3.0" };
+        let version = &format!("{}.0", number + 2);
         // A later campaign may bring an image that is older by its security epoch, and nothing leads back from a higher one.
         let epoch = if dice.one_in(3) { dice.between(1, 3) as u32 } else { 1 };
         let one_way_accepted = dice.one_in(2);
@@ -227,17 +239,30 @@ impl Scenario {
             let (version, model) = (info.version.clone(), info.models[0].clone());
             self.catalogue.insert(artifact.sha256, Firmware { version, model });
         }
-        let window = dice.one_in(4).then(|| self.window(dice));
+        let mut windows: Vec<_> = dice.one_in(4).then(|| self.window(dice)).into_iter().collect();
         let deadlines = Deadlines {
             attempt_s: 60 * dice.between(5, 10) as u32,
             back_s: 60,
         };
+        let mut soon_over_s = None;
+        if let Some(dice) = later {
+            if dice.one_in(3) {
+                windows = self.brief_windows(dice, deadlines.attempt_s).into();
+            }
+            if dice.one_in(6) {
+                soon_over_s = Some(60 * dice.between(3, 20));
+            }
+        }
+        if profile == Profile::Slots {
+            windows.clear();
+        }
         let advance = 100 * dice.between(60, 100) as u32;
+        let usual_s = if dice.one_in(8) { 1_800 } else { 7 * 86_400 };
         let mut manifest = CampaignManifest {
             schema: MANIFEST_SCHEMA.to_owned(),
             id: CampaignId::new(format!("c{number}")).expect("a short name"),
             sequence: u64::from(number) + 1,
-            expires: self.begins + std::time::Duration::from_secs(if dice.one_in(8) { 1_800 } else { 7 * 86_400 }),
+            expires: self.begins + std::time::Duration::from_secs(soon_over_s.unwrap_or(usual_s)),
             releases: releases.iter().map(pin).collect(),
             previous: previous.iter().map(pin).collect(),
             selector: Selector {
@@ -260,7 +285,7 @@ impl Scenario {
                 },
             },
             constraints: Constraints {
-                windows: window.iter().map(|(window, _)| window.clone()).collect(),
+                windows: windows.iter().map(|(window, _)| window.clone()).collect(),
                 blackouts: self.blackout(dice),
                 executors: Vec::new(),
                 one_way_accepted,
@@ -279,6 +304,17 @@ impl Scenario {
             };
             (manifest.gate.advance, manifest.gate.rollback) = (share(9_500), share(9_000));
             (manifest.caps, manifest.automatic_rollback) = (Caps { per_rack: 3, total: 6 }, true);
+        }
+        if profile == Profile::Slots {
+            // Everybody at once, and half of the campaigns take back what they brought.
+            manifest.strategy = Strategy::Canary {
+                shares: vec![share(10_000)],
+            };
+            let passes = share(if dice.one_in(2) { 10_000 } else { 0 });
+            (manifest.gate.advance, manifest.gate.rollback) = (passes, passes);
+            (manifest.caps, manifest.automatic_rollback) = (Caps { per_rack: 8, total: 8 }, true);
+            (manifest.constraints.blackouts, manifest.constraints.one_way_accepted) = (Vec::new(), true);
+            manifest.expires = self.begins + std::time::Duration::from_secs(7 * 86_400);
         }
         let published: Vec<_> = releases.iter().chain(&previous).cloned().collect();
         let plan = match plan(inventory, &manifest, &published, self.begins) {
@@ -308,18 +344,35 @@ impl Scenario {
                 .map(|release| (release.target, release.artifact))
                 .collect(),
             campaign: Arc::new(campaign),
-            window: window.map(|(_, daily)| daily),
+            windows: windows.into_iter().map(|(_, daily)| daily).collect(),
             starts_ms,
         }
     }
 
     /// A window that opens every day, within an hour of the beginning or before it.
     fn window(&self, dice: &mut Dice) -> (Window, DailyWindow) {
-        let (zone, ahead_s) = *dice.pick(&ZONES);
-        let day = 86_400;
+        let zone = *dice.pick(&ZONES);
         let lasts_s = 3_600 * dice.between(2, 12).cast_signed();
-        let since_midnight = self.begins.unix_seconds().rem_euclid(day);
-        let from = since_midnight + 3_600 - dice.below(lasts_s.cast_unsigned()).cast_signed();
+        let from_s = 3_600 - dice.below(lasts_s.cast_unsigned()).cast_signed();
+        self.daily(zone, from_s, lasts_s)
+    }
+
+    /// One that closes while the campaign is at it, and one that opens when everybody has had to wait for it.
+    fn brief_windows(&self, dice: &mut Dice, attempt_s: u32) -> [(Window, DailyWindow); 2] {
+        let zone = *dice.pick(&ZONES);
+        let lasts_s = i64::from(attempt_s) + 60 * dice.between(1, 30).cast_signed();
+        let closes_s = 60 * dice.between(3, 40).cast_signed();
+        let opens_s = closes_s + 60 * dice.between(5, 20).cast_signed();
+        [
+            self.daily(zone, closes_s - lasts_s, lasts_s),
+            self.daily(zone, opens_s, 4 * 3_600),
+        ]
+    }
+
+    /// A window that opens so many seconds after the beginning, and every day at that time.
+    fn daily(&self, (zone, ahead_s): (&str, i64), from_s: i64, lasts_s: i64) -> (Window, DailyWindow) {
+        let day = 86_400;
+        let from = self.begins.unix_seconds().rem_euclid(day) + from_s;
         let opens_s = from.rem_euclid(day) / 60 * 60;
         let local = (opens_s + ahead_s).rem_euclid(day);
         let window = Window {
@@ -334,7 +387,7 @@ impl Scenario {
                 Weekday::Sun,
             ],
             from: format!("{:02}:{:02}", local / 3_600, local % 3_600 / 60),
-            duration_s: u32::try_from(lasts_s).expect("hours"),
+            duration_s: u32::try_from(lasts_s).expect("a part of a day"),
         };
         (window, DailyWindow { opens_s, lasts_s })
     }

@@ -75,7 +75,11 @@ impl World {
             }
             return;
         }
-        let early = || self.nodes.iter().filter(|node| !node.is_late && Self::is_expected(node));
+        let early = || {
+            self.nodes
+                .iter()
+                .filter(|node| !node.is_late && Self::is_expected(node))
+        };
         let held: u32 = early().map(|node| node.held.count()).sum();
         let half = early().count() as u32 * self.layout.pieces() / 2;
         if held < half {

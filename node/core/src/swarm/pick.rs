@@ -494,12 +494,17 @@ impl Swarm {
         self.reach.insert(artifact, reach);
     }
 
-    /// What the middle one of all that still collect an artifact holds of it.
+    /// What the middle one of all that still collect an artifact holds of it; half of what the middle one of all holds if
+    /// that is more, for in the end those that only seem to collect may be the most of those that are left.
     fn middle_held(&self, artifact: &ArtifactId) -> u32 {
-        let mut held: Vec<_> = self.members.collected_by(artifact).collect();
-        held.extend(self.have(artifact).map(PieceSet::count));
-        held.sort_unstable();
-        held.get(held.len() / 2).copied().unwrap_or(0)
+        let mine = self.have(artifact).map(|have| (have.count(), have.is_full()));
+        let all: Vec<_> = self.members.held_of(artifact).chain(mine).collect();
+        let middle = |mut held: Vec<u32>| {
+            held.sort_unstable();
+            held.get(held.len() / 2).copied().unwrap_or(0)
+        };
+        let collecting = all.iter().filter(|(_, is_full)| !is_full).map(|(held, _)| *held);
+        middle(collecting.collect()).max(middle(all.iter().map(|(held, _)| *held).collect()) / 2)
     }
 
     fn classes_of(&self, artifact: &ArtifactId, member: &NodeId, middle: u32) -> u64 {

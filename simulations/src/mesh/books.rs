@@ -77,7 +77,7 @@ impl World {
     /// The first broken promise is kept: what follows may be its doing.
     pub(super) fn blame(&mut self, promise: Promise, how: String) {
         let at = self.now.since(Timestamp::default());
-        self.books.broken.get_or_insert(Broken {
+        self.books.broken.get_or_insert_with(|| Broken {
             promise,
             at_ms: u64::try_from(at.as_millis()).unwrap_or(u64::MAX),
             how,

@@ -40,6 +40,7 @@ use rand_chacha::{
 use books::Books;
 pub use books::{Broken, Promise};
 pub use fault::{CUT, Fault, ORIGIN_PERCENT};
+pub use firmesh_coordinator_core::TURNS;
 use fluid::{FlowId, Fluid, LinkId};
 pub use hunt::{Case, Finding, Hunt, Total, hunt};
 use matter::{Bytes, Matter};

@@ -116,3 +116,94 @@ fn the_same_seed_gives_the_same_run() {
     assert_eq!(summary.complete, 10);
     assert_eq!(once(), summary);
 }
+
+/// 3 racks of 4 with so many percent of liars: how much longer half of the others took than on a day without any, and what
+/// left the origin.
+fn among_liars(percent: u32, lies: &[Lie], seed: u64) -> (f64, f64) {
+    let topology = Topology {
+        nodes: 8,
+        size_mib: 32,
+        ..three_racks()
+    };
+    let troubles = Adversity {
+        byzantine: percent,
+        lies: lies.to_vec(),
+        ..Adversity::default()
+    };
+    let troubles = troubles.draw(&topology, seed);
+    let run = |troubles| {
+        let day = Day {
+            troubles,
+            ..Day::default()
+        };
+        World::on(day, topology, Tuning::default(), TURNS, seed).run(Duration::from_secs(120))
+    };
+    let (quiet, summary) = (run(Vec::new()), run(troubles));
+    println!(
+        "{percent} % {lies:?}: {:.2}, origin {:.3}",
+        summary.p50_s / quiet.p50_s,
+        summary.origin
+    );
+    assert_eq!(
+        (summary.complete, &summary.broken),
+        (summary.nodes, &None),
+        "{summary:?}"
+    );
+    (summary.p50_s / quiet.p50_s, summary.origin)
+}
+
+#[test]
+fn members_that_serve_what_is_wrong_or_nothing_at_all_are_found_out_at_once() {
+    for lies in [[Lie::WrongBytes], [Lie::Replay], [Lie::NotHeld]] {
+        let (slowdown, origin) = among_liars(30, &lies, 1);
+        assert!(slowdown <= 1.10 && origin <= 1.10, "{lies:?}: {slowdown}, {origin}");
+    }
+}
+
+/// They once held everybody up for minutes: they were the nearest holders, and the importers of their share.
+#[test]
+fn members_that_are_silent_or_slow_do_not_hold_the_others_up_for_long() {
+    for lies in [[Lie::Silence], [Lie::Drip], [Lie::Stall], [Lie::Dawdle]] {
+        let (slowdown, origin) = among_liars(30, &lies, 1);
+        assert!(slowdown <= 4.0 && origin <= 1.2, "{lies:?}: {slowdown}, {origin}");
+    }
+}
+
+#[test]
+fn half_of_all_members_may_lie() {
+    let (_, origin) = among_liars(50, &[], 2);
+    assert!(origin <= 1.5, "{origin}");
+}
+
+#[test]
+fn a_short_hunt_finds_no_broken_promise() {
+    let what = Hunt {
+        seeds: 0..80,
+        threads: std::thread::available_parallelism().unwrap(),
+        findings_max: 1,
+    };
+    let total = hunt(&what, &|_| true);
+    assert!(total.findings.is_empty(), "{:#?}", total.findings);
+    assert_eq!(total.seeds, 80);
+    assert!(total.real > 3 && total.troubles > 200, "{total:?}");
+}
+
+/// What breaks a promise is seen: a core that is told that wrong bytes are right.
+#[test]
+fn a_byte_that_is_believed_unseen_breaks_a_promise() {
+    let mut world = World::new(Named::C.topology(), None, Tuning::default(), TURNS, 1);
+    let artifact = world.artifact;
+    world.hear(0);
+    world.tell(0, Input::Stored { artifact, piece: 7 });
+    let broken = world.run(Duration::from_secs(2)).broken.expect("it is seen");
+    assert_eq!(broken.promise, Promise::Verified);
+}
+
+/// 421: a fault was to strike at half of what nobody collected any more. 1491: in the end most of those that seemed to
+/// collect were dawdlers, measured themselves by each other, and were importers again.
+#[test]
+fn seeds_that_broke_a_promise_break_none_again() {
+    for seed in [421, 1491] {
+        assert_eq!(Case::drawn(seed).run().broken, None, "seed {seed}");
+    }
+}

@@ -391,10 +391,10 @@ impl Members {
         of_it.filter(|pieces| pieces.count() > 0).count()
     }
 
-    /// How many pieces each member holds that still collects an artifact.
-    pub(super) fn collected_by<'a>(&'a self, artifact: &'a ArtifactId) -> impl Iterator<Item = u32> + 'a {
+    /// How many pieces each member holds that takes part in an artifact, and whether these are all.
+    pub(super) fn held_of<'a>(&'a self, artifact: &'a ArtifactId) -> impl Iterator<Item = (u32, bool)> + 'a {
         let of_it = self.nodes.values().filter_map(|member| member.pieces(artifact));
-        of_it.filter(|pieces| !pieces.is_full()).map(PieceSet::count)
+        of_it.map(|pieces| (pieces.count(), pieces.is_full()))
     }
 
     /// Peers that may be asked now, in order of name.

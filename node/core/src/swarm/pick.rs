@@ -498,13 +498,17 @@ impl Swarm {
         }
     }
 
-    /// What the middle one of all that still collect an artifact holds of it.
+    /// What the middle one of all that still collect an artifact holds of it; half of what the middle one of all holds if
+    /// that is more, for in the end those that only seem to collect may be the most of those that are left.
     fn middle_held(&self, artifact: &ArtifactId) -> u32 {
-        let mut held = Vec::with_capacity(self.members.count() + 1);
-        held.extend(self.members.collected_by(artifact));
-        held.extend(self.have(artifact).map(PieceSet::count));
-        held.sort_unstable();
-        held.get(held.len() / 2).copied().unwrap_or(0)
+        let mine = self.have(artifact).map(|have| (have.count(), have.is_full()));
+        let mut all = Vec::with_capacity(self.members.count() + 1);
+        all.extend(self.members.held_of(artifact).chain(mine));
+        all.sort_unstable();
+        let middle = |held: &[(u32, bool)]| held.get(held.len() / 2).map_or(0, |(held, _)| *held);
+        // Who is complete holds the most.
+        let collecting = all.partition_point(|(_, is_full)| !is_full);
+        middle(&all[..collecting]).max(middle(&all) / 2)
     }
 
     fn begin(&mut self, now: Timestamp, artifact: ArtifactId, piece: u32, source: Source) {

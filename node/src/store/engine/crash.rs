@@ -33,9 +33,21 @@ const LENGTH: u64 = 4 * PIECE_BYTES_MIN + 20_000;
 /// What happened to two files, in order.
 #[derive(Debug, Clone)]
 enum Event {
-    Written { file: usize, offset: u64, bytes: Vec<u8> },
-    Synced { file: usize },
-    Acknowledged { piece: u32 },
+    Written {
+        file: usize,
+        offset: u64,
+        bytes: Vec<u8>,
+    },
+    Synced {
+        file: usize,
+    },
+    /// A barrier failed: what was written before it may be lost, and no later barrier makes up for that.
+    SyncFailed {
+        file: usize,
+    },
+    Acknowledged {
+        piece: u32,
+    },
 }
 
 /// What becomes of a write that no barrier followed.
@@ -58,6 +70,8 @@ struct Disk {
     events: Vec<Event>,
     /// Bytes that may still be written, if there is a bound.
     room: Option<usize>,
+    /// Barriers that may still be made before one fails, if one does.
+    barriers: Option<usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -76,19 +90,17 @@ impl Disk {
     /// The disk as the first `count` events and a power cut leave it.
     fn after(events: &[Event], fates: &[Fate]) -> Self {
         let mut disk = Self::default();
-        let barrier = |file| {
-            let is_barrier = |event: &Event| matches!(event, Event::Synced { file: synced } if *synced == file);
-            events.iter().rposition(is_barrier).unwrap_or_default()
-        };
-        let (barriers, mut fates) = ([barrier(0), barrier(1)], fates.iter().cycle());
+        let mut fates = fates.iter().cycle();
         for (at, event) in events.iter().enumerate() {
             let Event::Written { file, offset, bytes } = event else {
                 continue;
             };
-            let fate = if at < barriers[*file] {
-                &Fate::Kept
-            } else {
-                fates.next().unwrap()
+            let barrier = events[at..].iter().find(
+                |event| matches!(event, Event::Synced { file: of } | Event::SyncFailed { file: of } if of == file),
+            );
+            let fate = match barrier {
+                Some(Event::Synced { .. }) => &Fate::Kept,
+                _ => fates.next().unwrap(),
             };
             match *fate {
                 Fate::Kept => disk.write(*file, *offset, bytes),
@@ -125,18 +137,25 @@ impl Medium for OnDisk {
         let bytes: Vec<u8> = buffers.iter().flat_map(|buffer| buffer.to_vec()).collect();
         let fits = disk.room.map_or(bytes.len(), |room| room.min(bytes.len()));
         disk.room = disk.room.map(|room| room - fits);
-        disk.write(self.file, offset, &bytes[..fits]);
-        if fits < bytes.len() {
-            return Err(Errno::ENOSPC.into());
-        }
-        let file = self.file;
+        let (file, is_all) = (self.file, fits == bytes.len());
+        disk.write(file, offset, &bytes[..fits]);
+        let bytes = bytes[..fits].to_vec();
         disk.events.push(Event::Written { file, offset, bytes });
-        Ok(())
+        is_all.then_some(()).ok_or_else(|| Errno::ENOSPC.into())
     }
 
     fn sync(&self) -> io::Result<()> {
-        let file = self.file;
-        self.disk.lock().unwrap().events.push(Event::Synced { file });
+        let (file, mut disk) = (self.file, self.disk.lock().unwrap());
+        match disk.barriers.as_mut() {
+            Some(0) => {
+                disk.barriers = None;
+                disk.events.push(Event::SyncFailed { file });
+                return Err(Errno::EIO.into());
+            }
+            Some(left) => *left -= 1,
+            None => {}
+        }
+        disk.events.push(Event::Synced { file });
         Ok(())
     }
 
@@ -204,8 +223,16 @@ fn fate() -> impl Strategy<Value = Fate> {
     ]
 }
 
+/// As many as `PROPTEST_CASES` says, or a few.
+fn cases() -> ProptestConfig {
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => ProptestConfig::default(),
+        None => ProptestConfig::with_cases(8),
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(8))]
+    #![proptest_config(cases())]
     #[test]
     fn a_power_cut_at_any_write_loses_nothing_acknowledged_and_shows_nothing_else(
         order in Just((0..PIECES).collect::<Vec<_>>()).prop_shuffle(),
@@ -245,6 +272,54 @@ proptest! {
         }
         prop_assert!(artifact.held().is_full());
         image.holds_only_the_truth(&artifact);
+    }
+
+    /// A barrier fails or the disk fills up in the middle, and power goes at any moment after.
+    #[test]
+    fn a_write_or_barrier_that_fails_is_said_and_a_power_cut_after_it_shows_nothing_but_the_truth(
+        barriers in prop::option::of(0_usize..2 * PIECES as usize),
+        room in prop::option::of(0_usize..LENGTH as usize + 10_000),
+        encrypted in any::<bool>(),
+        fates in prop::collection::vec(fate(), 12),
+    ) {
+        let (image, key) = (Image::new(), encrypted.then(|| StoreKey::from([3; 32])));
+        let disk = Arc::<Mutex<Disk>>::default();
+        let artifact = image.open(&disk, key.as_ref());
+        {
+            let mut disk = disk.lock().unwrap();
+            (disk.barriers, disk.room) = (barriers, room);
+        }
+        let mut refused = 0;
+        for piece in 0..PIECES {
+            match artifact.put(piece, image.encoded[piece as usize].clone()) {
+                Ok(()) => disk.lock().unwrap().events.push(Event::Acknowledged { piece }),
+                Err(PutFailure::Disk(_)) => {
+                    refused += 1;
+                    prop_assert!(!artifact.held().contains(piece), "piece {piece} counts, and was refused");
+                    // Some of it was deleted elsewhere.
+                    disk.lock().unwrap().room = None;
+                }
+                Err(other) => prop_assert!(false, "{other:?}"),
+            }
+        }
+        let is_first = |bound: Option<usize>| bound == Some(0);
+        prop_assert!(refused > 0 || !(is_first(barriers) || is_first(room)), "nothing was refused");
+        image.holds_only_the_truth(&artifact);
+        let events = disk.lock().unwrap().events.clone();
+        for count in 0..=events.len() {
+            let left = Arc::new(Mutex::new(Disk::after(&events[..count], &fates)));
+            let artifact = image.open(&left, key.as_ref());
+            for event in &events[..count] {
+                if let Event::Acknowledged { piece } = event {
+                    prop_assert!(artifact.held().contains(*piece), "piece {piece} was acknowledged before event {count}");
+                }
+            }
+            image.holds_only_the_truth(&artifact);
+        }
+        for piece in 0..PIECES {
+            artifact.put(piece, image.encoded[piece as usize].clone()).unwrap();
+        }
+        prop_assert!(artifact.held().is_full());
     }
 
     #[test]

@@ -7,6 +7,7 @@ mod fleet;
 mod network;
 mod report;
 mod tools;
+mod validate;
 
 use std::{
     collections::BTreeMap,
@@ -42,6 +43,9 @@ pub(crate) struct MeshArgs {
     /// What goes wrong in the middle; other tools are measured with origin-killed and peers-killed.
     #[arg(long, value_enum)]
     fault: Option<Fault>,
+    /// Run the simulator on the same network with the same fault, and say by how much it differs from what was measured.
+    #[arg(long)]
+    validate: bool,
     /// Print JSON, with every run.
     #[arg(long)]
     json: bool,
@@ -110,6 +114,8 @@ struct Figures<'a> {
     fault: Option<Fault>,
     origin_is_delayed: bool,
     medians: &'a [Row],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation: Option<validate::Validation>,
     runs: &'a BTreeMap<Contender, Vec<Outcome>>,
 }
 
@@ -181,6 +187,11 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
         std::fs::write(path, chart::svg(&topology, &rows))
             .with_context(|| format!("--svg: {} cannot be written", path.display()))?;
     }
+    let ours = rows
+        .iter()
+        .find(|row| row.contender == Contender::Firmesh)
+        .filter(|_| args.validate);
+    let validation = ours.map(|row| validate::Validation::of(row, topology, args.fault));
     if args.json {
         let figures = Figures {
             topology,
@@ -188,11 +199,15 @@ pub(super) async fn run(args: &MeshArgs) -> Result<()> {
             fault: args.fault,
             origin_is_delayed: is_delayed,
             medians: &rows,
+            validation,
             runs: &runs,
         };
         println!("{}", serde_json::to_string(&figures)?);
     } else {
         print(&topology, args.fault, is_delayed, &rows);
+        if let Some(validation) = &validation {
+            println!("{validation}");
+        }
         let ours = runs.get(&Contender::Firmesh).map_or(&[][..], Vec::as_slice);
         for (scope, mbit) in &args.budget {
             println!("{}", report::budget_line(scope, *mbit, ours));

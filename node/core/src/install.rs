@@ -46,6 +46,8 @@ pub struct Facts<'a> {
     pub path: &'a TopologyPath,
     /// The device as last read.
     pub device: &'a DeviceFacts,
+    /// The version that the device ran when it last answered, if it has since this process began.
+    pub last_version: Option<&'a str>,
     /// Artifacts that are complete and verified here.
     pub complete: &'a BTreeSet<ArtifactId>,
     /// This node's attempts of this campaign, by device and kind.
@@ -370,8 +372,8 @@ fn rollback_target<'a>(
     previous: Option<&'a Release>,
 ) -> Result<&'a Release, Hold> {
     let was_updated = facts.attempts.contains_key(&(device.clone(), PermitKind::Update));
-    let version = facts.device.version.as_deref();
-    // A device that somebody moved on since is not this campaign's to pull back.
+    // A device that somebody moved on since is not this campaign's to pull back, also while it is silent.
+    let version = facts.device.version.as_deref().or(facts.last_version);
     let runs = |other: &Release| version.is_none_or(|version| version == other.info.version);
     if !was_updated || !(runs(release) || previous.is_some_and(runs)) {
         return Err(Hold::NothingToRollBack);

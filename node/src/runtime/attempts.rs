@@ -45,6 +45,8 @@ pub(super) struct Devices {
 struct Device {
     backend: Arc<Backend>,
     facts: Option<DeviceFacts>,
+    /// What it ran when it last answered.
+    last_version: Option<String>,
     running: Option<Goal>,
     /// Interrupted, to be resumed once its image is complete here again.
     parked: Option<AttemptRecord>,
@@ -61,6 +63,7 @@ impl Devices {
                 Device {
                     backend: Arc::new(backend),
                     facts: None,
+                    last_version: None,
                     running: None,
                     parked: None,
                     looking: false,
@@ -219,6 +222,9 @@ impl Runtime {
         };
         known.looking = false;
         let answered = facts.is_some();
+        if let Some(version) = facts.as_ref().and_then(|facts| facts.version.as_ref()) {
+            known.last_version = Some(version.clone());
+        }
         let changed = match (facts, &mut known.facts) {
             (Some(new), old) => {
                 let changed = old.as_ref() != Some(&new);
@@ -307,7 +313,7 @@ impl Runtime {
 
     fn decide(&self, device: &DeviceId, permit: &Permit, shown: &Shown) -> Option<Result<Admission, Hold>> {
         let campaign = self.fleet.campaigns.get(&permit.campaign)?;
-        let facts = self.devices.devices.get(device)?.facts.as_ref()?;
+        let known = self.devices.devices.get(device)?;
         let complete: BTreeSet<ArtifactId> = self
             .tracked
             .iter()
@@ -326,7 +332,8 @@ impl Runtime {
             now: self.fleet.now(),
             node: &self.settings.node,
             path: &self.settings.path,
-            device: facts,
+            device: known.facts.as_ref()?,
+            last_version: known.last_version.as_deref(),
             complete: &complete,
             attempts: &attempts,
             other_in_flight: self.devices.in_flight_elsewhere(&permit.campaign),
@@ -411,14 +418,11 @@ impl Runtime {
     }
 
     pub(super) fn on_news(&mut self, news: News) -> Result<(), JournalError> {
-        if let Some(facts) = self
-            .devices
-            .devices
-            .get_mut(&news.device)
-            .and_then(|device| device.facts.as_mut())
-            && news.version.is_some()
-        {
-            facts.version.clone_from(&news.version);
+        if let (Some(known), Some(version)) = (self.devices.devices.get_mut(&news.device), &news.version) {
+            known.last_version = Some(version.clone());
+            if let Some(facts) = known.facts.as_mut() {
+                facts.version = Some(version.clone());
+            }
         }
         self.report(news)
     }

@@ -104,8 +104,10 @@ impl World {
                 }
                 Some(Output::Report(report)) => {
                     let goal = running.goal.clone();
-                    if report.version.is_some() {
-                        self.life(n)?.versions.insert(d, report.version.clone());
+                    if let Some(version) = &report.version {
+                        let life = self.life(n)?;
+                        life.versions.insert(d, Some(version.clone()));
+                        life.last_versions.insert(d, version.clone());
                     }
                     self.report(n, &goal, report.state, report.reason, report.version)?;
                 }

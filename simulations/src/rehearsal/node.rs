@@ -65,6 +65,8 @@ pub(super) struct Disk {
 pub(super) struct Life {
     pub(super) running: BTreeMap<usize, Running>,
     pub(super) versions: BTreeMap<usize, Option<String>>,
+    /// What each device ran when it last answered.
+    pub(super) last_versions: BTreeMap<usize, String>,
     told: BTreeMap<StandingKey, (AttemptState, String, u64)>,
     permits_seen: BTreeMap<CampaignId, u64>,
     waves_known: BTreeMap<(CampaignId, u32), WallTime>,
@@ -245,6 +247,9 @@ impl World {
                 _ => None,
             };
             let life = self.life(n)?;
+            if let Some(version) = &version {
+                life.last_versions.insert(d, version.clone());
+            }
             // A device that never answered is not known at all.
             if version.is_some() || life.versions.contains_key(&d) {
                 life.versions.insert(d, version);
@@ -484,7 +489,11 @@ impl World {
         let Some(approved) = scenario.campaign(&permit.campaign) else {
             return Ok(None);
         };
-        let version = self.life(n)?.versions.get(&d).cloned().flatten();
+        let life = self.life(n)?;
+        let (version, last_version) = (
+            life.versions.get(&d).cloned().flatten(),
+            life.last_versions.get(&d).cloned(),
+        );
         let wants = permit.gate().is_some() && !permit.evidence.is_empty();
         let here = permit.evidence.iter().all(|digest| {
             self.nodes[n]
@@ -517,6 +526,7 @@ impl World {
             key: place.key.public(),
             path: &place.path,
             device: &device,
+            last_version: last_version.as_deref(),
             complete: &disk.images,
             attempts: &attempts,
             other_in_flight: elsewhere().count(),

@@ -131,6 +131,7 @@ struct Case {
     campaign: ApprovedCampaign,
     permit: Permit,
     device: DeviceFacts,
+    last_version: Option<&'static str>,
     attempts: BTreeMap<(DeviceId, PermitKind), AttemptStanding>,
     now: i64,
     brakes: BTreeSet<Braked>,
@@ -151,6 +152,7 @@ impl Case {
                 version: Some("1".to_owned()),
                 executor: "redfish".to_owned(),
             },
+            last_version: None,
             attempts: BTreeMap::new(),
             now: 500,
             brakes: BTreeSet::new(),
@@ -181,6 +183,7 @@ impl Case {
                 key: key(node).public(),
                 path: &format!("eu/s1/r1/{node}").parse().unwrap(),
                 device: &self.device,
+                last_version: self.last_version,
                 complete: &complete,
                 attempts: &self.attempts,
                 other_in_flight: 0,
@@ -307,6 +310,11 @@ fn a_rollback_goes_to_the_previous_release_and_only_after_an_update() {
     back.gate = evidence(vec![report("d1", AttemptState::Failed, &key("n1"))]).unwrap();
     back.now = 3_000;
     assert_eq!(back.decide().unwrap().release, release("1"));
+    // Silent, and nothing is known of it since this process began: the attempt finds out.
+    back.device.version = None;
+    assert_eq!(back.decide().unwrap().release, release("1"));
+    back.last_version = Some("3");
+    assert_eq!(back.decide(), Err(Hold::NothingToRollBack));
     let d1 = DeviceId::new("d1").unwrap();
     let moved_on = decide(|p, d, a, _| {
         p.kind = PermitKind::Rollback;

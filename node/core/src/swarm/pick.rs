@@ -310,10 +310,12 @@ impl Swarm {
         let have = &self.transfers[artifact].have;
         let mut open = PieceSet::full(have.total());
         open.subtract(have);
-        // What only somebody was asked for who will hardly answer is asked of another.
-        let is_asked = |claim: &&Claim| claim.artifact == *artifact && !view.owes(&claim.source);
-        for claim in self.claims.iter().filter(is_asked) {
-            open.remove(claim.piece);
+        // What only one was asked for who will hardly answer is asked of another.
+        let mut owed = PieceSet::empty(have.total());
+        for claim in self.claims.iter().filter(|claim| claim.artifact == *artifact) {
+            if !view.owes(&claim.source) || !owed.insert(claim.piece) {
+                open.remove(claim.piece);
+            }
         }
         if let Some(reserved) = self.reserved.pieces(artifact) {
             open.subtract(reserved);

@@ -211,11 +211,18 @@ impl<'a> Site<'a> {
     fn begin(&mut self) {
         let lives = 0..u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         for at in lives.clone() {
-            let node = self.node(at);
-            let neighbours = self.roster.neighbours(&node.id, &node.path);
-            let neighbours = neighbours.iter().filter_map(|id| self.by_id.get(id).copied());
-            self.nodes[at as usize].neighbours = neighbours.collect();
             self.start(at);
+            let node = self.node(at);
+            let number = |id: &NodeId| self.by_id.get(id).copied();
+            self.nodes[at as usize].neighbours = match &node.swarm {
+                Some(swarm) => swarm.neighbours().filter_map(number).collect(),
+                None => self
+                    .roster
+                    .neighbours(&node.id, &node.path)
+                    .iter()
+                    .filter_map(number)
+                    .collect(),
+            };
         }
         for at in lives {
             for peer in self.node(at).neighbours.clone() {

@@ -158,6 +158,8 @@ pub(super) struct Members {
     nodes: BTreeMap<NodeId, Member>,
     /// Grows when who is a stranger changes.
     epoch: u64,
+    /// What it takes the quick ones to bring a piece, once that is known.
+    quick: Option<Duration>,
     origin_available: bool,
     origin: Service,
     rest_all_until: Option<Timestamp>,
@@ -182,6 +184,7 @@ impl Members {
         }
         self.roster = roster;
         self.epoch += 1;
+        self.learn_quick();
     }
 
     /// A peer's connection stands: a stranger is none any more.
@@ -200,6 +203,10 @@ impl Members {
             .places()
             .filter(move |(id, _)| is_stranger(id))
             .map(|(_, place)| place)
+    }
+
+    pub(super) fn neighbours(&self) -> impl Iterator<Item = &NodeId> {
+        self.nodes.keys()
     }
 
     /// Neighbours, and whoever else has connected.
@@ -344,6 +351,7 @@ impl Members {
             });
         }
         self.change_service(source, |service| service.succeeded(took));
+        self.learn_quick();
     }
 
     /// A request brought nothing: the source is left alone for a while.
@@ -354,6 +362,7 @@ impl Members {
     /// A request was given up after `waited`.
     pub(super) fn overdue(&mut self, source: &Source, waited: Duration, rests_until: Timestamp) {
         self.change_service(source, |service| service.overdue(waited, rests_until));
+        self.learn_quick();
     }
 
     pub(super) fn rest_everything_until(&mut self, until: Timestamp) {
@@ -373,10 +382,15 @@ impl Members {
 
     /// What the quick ones of the members take: three in four of those that serve take longer. Slow ones do not move it, however many.
     pub(super) fn quick(&self) -> Option<Duration> {
+        self.quick
+    }
+
+    fn learn_quick(&mut self) {
         let serving = self.nodes.values().filter(|member| member.service.has_served);
-        let mut means: Vec<_> = serving.filter_map(|member| member.service.mean).collect();
-        means.sort_unstable();
-        (means.len() >= QUICK_MIN).then(|| means[means.len() / 4])
+        let mut means = Vec::with_capacity(self.nodes.len());
+        means.extend(serving.filter_map(|member| member.service.mean));
+        let quarter = means.len() / 4;
+        self.quick = (means.len() >= QUICK_MIN).then(|| *means.select_nth_unstable(quarter).1);
     }
 
     /// Members that have never served anything, and owe an answer for long: few at any time, and none mostly.

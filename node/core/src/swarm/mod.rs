@@ -470,6 +470,11 @@ impl Swarm {
         self.members.banned()
     }
 
+    /// Members with which a connection is to be kept, and those that have connected by themselves.
+    pub fn neighbours(&self) -> impl Iterator<Item = &NodeId> {
+        self.members.neighbours()
+    }
+
     /// Where a member of the fleet stands.
     #[must_use]
     pub fn path_of(&self, peer: &NodeId) -> Option<&TopologyPath> {

@@ -316,6 +316,8 @@ proptest! {
             }
             image.holds_only_the_truth(&artifact);
         }
+        // The barrier that was to fail may lie beyond the first round: a sound disk takes the rest.
+        disk.lock().unwrap().barriers = None;
         for piece in 0..PIECES {
             artifact.put(piece, image.encoded[piece as usize].clone()).unwrap();
         }

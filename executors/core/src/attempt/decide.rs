@@ -357,7 +357,7 @@ impl Attempt {
             }
             Why::FallBack { reason } if !seen.on_trial() && is_from => {
                 if self.good_answer(seen) {
-                    return self.end(now, AttemptState::RolledBack, reason.clone());
+                    return self.end(now, self.fell_back(), reason.clone());
                 }
             }
             Why::EndTask { reason } if !seen.task_is_active() && is_from => {
@@ -465,6 +465,15 @@ impl Attempt {
             PermitKind::Rollback => AttemptState::RolledBack,
         };
         self.end(now, state, String::new());
+    }
+
+    /// How an attempt ends whose device fell back to what it ran before. For a way back that is a failure: it runs what it
+    /// should have left.
+    fn fell_back(&self) -> AttemptState {
+        match self.record.goal.kind {
+            PermitKind::Update => AttemptState::RolledBack,
+            PermitKind::Rollback => AttemptState::Failed,
+        }
     }
 
     /// Counts an answer; whether there have been enough in a row with one version.

@@ -53,14 +53,9 @@ fn an_ab_host_is_updated_by_a_confirmed_trial_and_keeps_its_previous_image() {
 
 #[test]
 fn going_back_to_the_kept_image_needs_no_staging() {
-    let mut device = Device::slots(Habit::Good);
-    (device.running, device.saved) = (Slot::B, Slot::B);
-    device.slots[1] = Some(NEW.to_owned());
-    let run = Run {
-        goal: goal(PermitKind::Rollback, OLD),
-        ..Run::of(device)
-    }
-    .end();
+    let mut device = Device::slots(Habit::Good).updated();
+    device.slots[0] = Some(OLD.to_owned());
+    let run = Run::back_to(device).end();
     assert_eq!(
         (run.outcome.state, run.device.version()),
         (AttemptState::RolledBack, OLD.to_owned()),
@@ -165,6 +160,16 @@ fn a_trial_of_something_else_is_ended_by_a_restart() {
 }
 
 #[test]
+fn a_way_back_that_falls_back_itself_is_no_rollback() {
+    let run = Run::back_to(Device::slots(Habit::WrongVersion).updated()).end();
+    assert_eq!(
+        (run.outcome.state, run.device.version()),
+        (AttemptState::Failed, NEW.to_owned()),
+        "{run:?}"
+    );
+}
+
+#[test]
 fn a_silent_device_is_not_touched() {
     let mut device = Device::bmc(Habit::Good);
     device.up_at = None;
@@ -181,11 +186,7 @@ fn a_silent_device_is_not_touched() {
 fn a_silent_device_that_was_to_go_back_is_quarantined() {
     let mut device = Device::bmc(Habit::Good);
     device.up_at = None;
-    let run = Run {
-        goal: goal(PermitKind::Rollback, OLD),
-        ..Run::of(device)
-    }
-    .end();
+    let run = Run::back_to(device).end();
     assert_eq!((run.outcome.state, run.acts), (AttemptState::Quarantined, 0));
 }
 
@@ -221,6 +222,7 @@ proptest! {
     #[test]
     fn every_attempt_ends_in_time_with_the_truth(
         has_slots: bool,
+        goes_back: bool,
         habit in prop::sample::select(vec![
             Habit::Good, Habit::Lie, Habit::Stall, Habit::FailTask, Habit::NeverBack, Habit::TrialFails, Habit::WrongVersion,
         ]),
@@ -234,7 +236,13 @@ proptest! {
         ),
     ) {
         let device = if has_slots { Device::slots(habit) } else { Device::bmc(habit) };
-        let mut run = Run { faults, ..Run::of(device) };
+        let (from, to, reached) = if goes_back {
+            (NEW, OLD, AttemptState::RolledBack)
+        } else {
+            (OLD, NEW, AttemptState::Success)
+        };
+        let run = if goes_back { Run::back_to(device.updated()) } else { Run::of(device) };
+        let mut run = Run { faults, ..run };
         if wrong_model {
             run.goal.image.info.models = vec!["R2".to_owned()];
         }
@@ -242,10 +250,11 @@ proptest! {
         let (device, state) = (&run.device, run.outcome.state);
         let armed = device.slots.len() == 2 && device.trial.is_some();
         match state {
-            AttemptState::Success => prop_assert!(device.version() == NEW && device.running == device.saved),
+            state if state == reached =>
+                prop_assert!(device.version() == to && device.running == device.saved, "{:?}", run),
             AttemptState::Failed | AttemptState::RolledBack =>
-                prop_assert!(device.version() == OLD && device.running == device.saved && !armed, "{:?}", run),
-            AttemptState::TimedOut => prop_assert!(device.version() == OLD && !armed, "{:?}", run),
+                prop_assert!(device.version() == from && device.running == device.saved && !armed, "{:?}", run),
+            AttemptState::TimedOut => prop_assert!(device.version() == from && !armed, "{:?}", run),
             AttemptState::Quarantined => prop_assert!(!run.outcome.reason.is_empty()),
             other => prop_assert!(false, "ended {other}"),
         }
@@ -289,6 +298,8 @@ struct Device {
     saved: Slot,
     trial: Option<Slot>,
     pending: Option<String>,
+    /// What the bytes of the last staging should be, whatever they run as.
+    asked_for: String,
     task: Option<(TaskState, Timestamp)>,
     up_at: Option<Timestamp>,
     boots: u32,
@@ -304,6 +315,7 @@ impl Device {
             saved: Slot::A,
             trial: None,
             pending: None,
+            asked_for: String::new(),
             task: None,
             up_at: Some(Timestamp::default()),
             boots: 1,
@@ -316,6 +328,15 @@ impl Device {
             slots: vec![Some(OLD.to_owned()), None],
             ..Self::bmc(habit)
         }
+    }
+
+    /// Runs the new version; a host holds nothing else.
+    fn updated(mut self) -> Self {
+        self.slots.fill(None);
+        self.running = if self.slots.len() == 2 { Slot::B } else { Slot::A };
+        self.saved = self.running;
+        self.slots[self.running as usize] = Some(NEW.to_owned());
+        self
     }
 
     fn version(&self) -> String {
@@ -333,7 +354,7 @@ impl Device {
             (false, _) => Staged::Hidden,
             (true, Some(Some(version))) => Staged::Image {
                 version: version.clone(),
-                sha256: Sha256::of(if version == "9.9" { NEW } else { version }.as_bytes()),
+                sha256: Sha256::of(if version == "9.9" { &self.asked_for } else { version }.as_bytes()),
                 armed: self.trial == Some(self.running.other()),
             },
             (true, _) => Staged::Nothing,
@@ -389,6 +410,7 @@ impl Device {
 
     fn stage(&mut self, now: Timestamp, version: &str, slot: Option<Slot>) {
         self.stagings += 1;
+        version.clone_into(&mut self.asked_for);
         let version = if self.habit == Habit::WrongVersion {
             "9.9"
         } else {
@@ -453,6 +475,14 @@ impl Run {
             acts: 0,
             counted: Duration::ZERO,
             outcome,
+        }
+    }
+
+    /// A rollback of an updated device.
+    fn back_to(device: Device) -> Self {
+        Self {
+            goal: goal(PermitKind::Rollback, OLD),
+            ..Self::of(device)
         }
     }
 

@@ -202,15 +202,92 @@ pub struct Selector {
     pub devices: Vec<DeviceId>,
 }
 
-/// How a campaign widens.
+/// How a campaign widens: what its waves are. Between two waves stands the gate, whatever the strategy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Strategy {
+    /// Everybody in one wave: for one device, or a few.
+    Direct {},
     /// Waves by growing share of the devices, cut across racks.
     Canary {
         /// Cumulative shares in basis points, strictly growing, the last one 10,000.
+        #[serde(default = "Strategy::canary_shares")]
         shares: Vec<BasisPoints>,
     },
+    /// One place after another, each in waves of its own.
+    Regional {
+        /// The places, none inside another. Devices elsewhere are held.
+        order: Vec<TopologyPath>,
+        /// Cumulative shares of a place's devices, as for [`Strategy::Canary`]; the whole place at once if left out.
+        #[serde(default = "Strategy::whole_place")]
+        shares: Vec<BasisPoints>,
+    },
+    /// Batches of one size, cut across racks.
+    Rolling {
+        /// Devices of a batch.
+        #[serde(default = "Strategy::rolling_batch")]
+        batch: u32,
+    },
+    /// Batches that grow with every one that succeeds, cut across racks.
+    Growing {
+        /// Devices of the first batch.
+        first: u32,
+        /// How large a batch is, measured by the one before it, in percent: 200 doubles. Above 100.
+        percent: u32,
+    },
+}
+
+/// Places that a regional campaign goes through at most.
+const REGIONS_MAX: usize = 1_000;
+
+impl Strategy {
+    fn canary_shares() -> Vec<BasisPoints> {
+        [1_000, 3_000, 5_000, 10_000]
+            .into_iter()
+            .filter_map(|share| BasisPoints::new(share).ok())
+            .collect()
+    }
+
+    fn whole_place() -> Vec<BasisPoints> {
+        vec![BasisPoints::WHOLE]
+    }
+
+    fn rolling_batch() -> u32 {
+        100
+    }
+
+    /// The first field that is wrong, and how.
+    fn problem(&self) -> Option<(&'static str, String)> {
+        let grow = |shares: &[BasisPoints]| {
+            let growing = shares.windows(2).all(|pair| pair[0] < pair[1]);
+            let starts = shares.first().is_some_and(|share| share.get() > 0);
+            growing && starts && shares.last() == Some(&BasisPoints::WHOLE) && shares.len() <= WAVES_MAX
+        };
+        match self {
+            Self::Canary { shares } | Self::Regional { shares, .. } if !grow(shares) => Some((
+                "strategy.shares",
+                "must grow from above 0 to exactly 10000 basis points".to_owned(),
+            )),
+            Self::Regional { order, .. } if order.is_empty() || order.len() > REGIONS_MAX => {
+                Some(("strategy.order", format!("must name 1 to {REGIONS_MAX} places")))
+            }
+            Self::Regional { order, .. } => {
+                let mut sorted: Vec<_> = order.iter().collect();
+                // A place comes right before what is inside it.
+                sorted.sort();
+                let pair = sorted.windows(2).find(|pair| pair[1].is_within(pair[0]))?;
+                let problem = format!("names {} and, inside it, {}", pair[0], pair[1]);
+                Some(("strategy.order", problem))
+            }
+            Self::Rolling { batch: 0 } => Some(("strategy.batch", "must be at least one device".to_owned())),
+            Self::Growing { first: 0, .. } => Some(("strategy.first", "must be at least one device".to_owned())),
+            Self::Growing { percent: ..=100, .. } => Some((
+                "strategy.percent",
+                "must be above 100, or no batch would grow".to_owned(),
+            )),
+            Self::Direct {} | Self::Canary { .. } | Self::Rolling { .. } | Self::Growing { .. } => None,
+        }
+    }
 }
 
 /// The most devices in flight at once. In flight: permitted and not yet ended; a quarantined device stays in flight.
@@ -388,14 +465,8 @@ impl CampaignManifest {
         {
             return bounds("releases", "must be targets of the form firmware/<name>");
         }
-        let Strategy::Canary { shares } = &self.strategy;
-        let growing = shares.windows(2).all(|pair| pair[0] < pair[1]);
-        let starts = shares.first().is_some_and(|share| share.get() > 0);
-        if !growing || !starts || shares.last() != Some(&BasisPoints::WHOLE) || shares.len() > WAVES_MAX {
-            return bounds(
-                "strategy.shares",
-                "must grow from above 0 to exactly 10000 basis points",
-            );
+        if let Some((field, problem)) = self.strategy.problem() {
+            return bounds(field, &problem);
         }
         if self.caps.per_rack == 0 || self.caps.total == 0 {
             return bounds("caps", "must be at least 1, or nothing could ever start");
@@ -689,6 +760,12 @@ mod tests {
                 shares: vec![BasisPoints::WHOLE, BasisPoints::WHOLE],
             }
         });
+        refused(|m| m.strategy = Strategy::Rolling { batch: 0 });
+        refused(|m| m.strategy = Strategy::Growing { first: 0, percent: 200 });
+        refused(|m| m.strategy = Strategy::Growing { first: 1, percent: 100 });
+        refused(|m| m.strategy = regional(&[]));
+        refused(|m| m.strategy = regional(&["us", "us"]));
+        refused(|m| m.strategy = regional(&["eu/ber/hall2", "us", "eu/ber/hall10", "eu", "eu/fra"]));
         refused(|m| m.gate.rollback = BasisPoints::WHOLE);
         refused(|m| m.permit_keys.clear());
         refused(|m| m.permit_keys = vec!["00".repeat(32)]);
@@ -708,6 +785,30 @@ mod tests {
                 duration_s: 599,
             }];
         });
+    }
+
+    fn regional(order: &[&str]) -> Strategy {
+        Strategy::Regional {
+            order: order.iter().map(|place| place.parse().unwrap()).collect(),
+            shares: vec![BasisPoints::WHOLE],
+        }
+    }
+
+    #[test]
+    fn every_strategy_comes_back_as_it_was_written() {
+        for strategy in [
+            Strategy::Direct {},
+            Strategy::Canary {
+                shares: Strategy::canary_shares(),
+            },
+            regional(&["us/nyc", "eu", "us/nyc2"]),
+            Strategy::Rolling { batch: 100 },
+            Strategy::Growing { first: 1, percent: 200 },
+        ] {
+            let written = CampaignManifest { strategy, ..manifest() };
+            let bytes = serde_json::to_vec(&written).unwrap();
+            assert_eq!(CampaignManifest::from_bytes(&bytes).unwrap(), written);
+        }
     }
 
     /// Releases that were signed before there was provenance keep their bytes; with it, the bytes are these.

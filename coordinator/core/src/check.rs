@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
-    manifest::{CampaignManifest, Plan, Release, Reversibility, Strategy},
+    manifest::{CampaignManifest, Plan, PlannedDevice, Release, Reversibility, Strategy},
     report::{Permit, PermitKind},
+    units::BasisPoints,
 };
 
 use crate::fleet::Inventory;
@@ -26,7 +27,7 @@ pub fn plan(plan: &Plan, manifest: &CampaignManifest, inventory: &Inventory, rel
     }
     check_places(plan, manifest, inventory, releases, &mut wrong);
     check_everybody_is_named(plan, manifest, inventory, &mut wrong);
-    check_waves(plan, manifest, &mut wrong);
+    check_waves(plan, manifest, inventory, &mut wrong);
     wrong
 }
 
@@ -144,25 +145,121 @@ fn check_everybody_is_named(plan: &Plan, manifest: &CampaignManifest, inventory:
     );
 }
 
-fn check_waves(plan: &Plan, manifest: &CampaignManifest, wrong: &mut Vec<String>) {
-    let total: u64 = plan.waves.iter().map(|wave| wave.len() as u64).sum();
-    let Strategy::Canary { shares } = &manifest.strategy;
-    let allowed: BTreeSet<u64> = shares
-        .iter()
-        .map(|share| (total * u64::from(share.get())).div_ceil(10_000))
-        .collect();
+/// A stretch of a plan's waves, in which every rack is to give each wave its share.
+struct Stretch<'a> {
+    /// The number of its first wave.
+    first: usize,
+    waves: Vec<&'a [PlannedDevice]>,
+}
+
+impl Stretch<'_> {
+    fn total(&self) -> u64 {
+        self.waves.iter().map(|wave| wave.len() as u64).sum()
+    }
+
+    /// Per rack: its devices in one wave, and in all of them.
+    fn of_racks(&self, wave: usize) -> BTreeMap<&TopologyPath, (u64, u64)> {
+        let mut shares = BTreeMap::<_, (u64, u64)>::new();
+        for (number, planned) in self
+            .waves
+            .iter()
+            .enumerate()
+            .flat_map(|(n, wave)| wave.iter().map(move |d| (n, d)))
+        {
+            let share = shares.entry(&planned.rack).or_default();
+            share.0 += u64::from(number == wave);
+            share.1 += 1;
+        }
+        shares
+    }
+}
+
+fn check_waves(plan: &Plan, manifest: &CampaignManifest, inventory: &Inventory, wrong: &mut Vec<String>) {
+    let all = || Stretch {
+        first: 0,
+        waves: plan.waves.iter().map(Vec::as_slice).collect(),
+    };
+    let ends_at_shares = |total: u64, shares: &[BasisPoints]| -> BTreeSet<u64> {
+        shares
+            .iter()
+            .map(|share| (total * u64::from(share.get())).div_ceil(10_000))
+            .collect()
+    };
+    match &manifest.strategy {
+        Strategy::Direct {} => check_stretch(&all(), &BTreeSet::from([all().total()]), wrong),
+        Strategy::Canary { shares } => check_stretch(&all(), &ends_at_shares(all().total(), shares), wrong),
+        Strategy::Regional { order, shares } => {
+            for stretch in by_place(plan, order, inventory, wrong) {
+                check_stretch(&stretch, &ends_at_shares(stretch.total(), shares), wrong);
+            }
+        }
+        Strategy::Rolling { batch } => {
+            let (total, batch) = (all().total(), u64::from(*batch));
+            let ends = (1..=total.div_ceil(batch)).map(|number| (number * batch).min(total));
+            check_stretch(&all(), &ends.collect(), wrong);
+        }
+        Strategy::Growing { first, percent } => {
+            let total = all().total();
+            let (mut ends, mut end, mut batch) = (BTreeSet::new(), 0, u64::from(*first));
+            while end < total {
+                end = total.min(end + batch);
+                ends.insert(end);
+                batch = u64::from(u32::MAX).min((batch * u64::from(*percent)).div_ceil(100));
+            }
+            check_stretch(&all(), &ends, wrong);
+        }
+    }
+}
+
+/// The waves of each place, in the order of the places; waves that mix places or stand in another order are wrong.
+fn by_place<'a>(
+    plan: &'a Plan,
+    order: &[TopologyPath],
+    inventory: &Inventory,
+    wrong: &mut Vec<String>,
+) -> Vec<Stretch<'a>> {
+    let place_of = |planned: &PlannedDevice| {
+        let path = &inventory.devices.get(&planned.device)?.path;
+        order.iter().position(|place| path.is_within(place))
+    };
+    let mut stretches = BTreeMap::<usize, Stretch<'a>>::new();
+    let mut last = None;
+    for (number, wave) in plan.waves.iter().enumerate() {
+        let places: BTreeSet<_> = wave.iter().map(place_of).collect();
+        match (places.first(), places.len()) {
+            (Some(Some(place)), 1) => {
+                if last > Some(*place) {
+                    wrong.push(format!("wave {number} is for {}, whose turn is over", order[*place]));
+                }
+                last = Some(*place);
+                let stretch = stretches.entry(*place).or_insert(Stretch {
+                    first: number,
+                    waves: Vec::new(),
+                });
+                stretch.waves.push(wave);
+            }
+            _ => wrong.push(format!("wave {number} is not for one place of the strategy")),
+        }
+    }
+    stretches.into_values().collect()
+}
+
+/// `ends` are the numbers of devices after which waves have to end.
+fn check_stretch(stretch: &Stretch<'_>, ends: &BTreeSet<u64>, wrong: &mut Vec<String>) {
+    let total = stretch.total();
     let mut reached = BTreeSet::new();
     let mut sum = 0;
-    for (number, wave) in plan.waves.iter().enumerate() {
+    for (at, wave) in stretch.waves.iter().enumerate() {
+        let number = stretch.first + at;
         sum += wave.len() as u64;
-        if wave.is_empty() || !allowed.contains(&sum) {
+        if wave.is_empty() || !ends.contains(&sum) {
             wrong.push(format!(
-                "wave {number} ends after {sum} of {total} devices, which no share of the strategy says"
+                "wave {number} ends after {sum} of {total} devices, which is not what the strategy says"
             ));
         }
         reached.insert(sum);
         // A rack may give a wave its own share and one device of rounding, for itself and for the cut before.
-        for (rack, (here, all)) in rack_shares(plan, number) {
+        for (rack, (here, all)) in stretch.of_racks(at) {
             if here * total > wave.len() as u64 * all + 2 * total {
                 wrong.push(format!(
                     "wave {number} takes {here} of the {all} devices of {rack}, more than its share"
@@ -170,19 +267,9 @@ fn check_waves(plan: &Plan, manifest: &CampaignManifest, wrong: &mut Vec<String>
             }
         }
     }
-    if total > 0 && reached != allowed {
+    if total > 0 && reached != *ends {
         wrong.push("the plan leaves out a wave that the strategy names".to_owned());
     }
-}
-
-fn rack_shares(plan: &Plan, wave: usize) -> BTreeMap<&TopologyPath, (u64, u64)> {
-    let mut shares = BTreeMap::<_, (u64, u64)>::new();
-    for (number, planned) in plan.devices() {
-        let share = shares.entry(&planned.rack).or_default();
-        share.0 += u64::from(number == wave);
-        share.1 += 1;
-    }
-    shares
 }
 
 /// What is wrong with `permit` under `plan`, given the devices in flight anywhere in the fleet before it, each with its

@@ -5,17 +5,14 @@ use std::path::PathBuf;
 use firmesh_protocol::{
     ids::{CampaignId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
-    manifest::{
-        CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, ManifestError, Plan, Priority,
-        ReleaseRef, Selector, Strategy,
-    },
+    manifest::{CampaignManifest, MANIFEST_SCHEMA, ManifestError, Plan, ReleaseRef},
     rehearsal::Rehearsal,
     time::WallTime,
     trust::{PublicKey, Target},
 };
-use serde::Deserialize;
 
 use super::{
+    campaign_file::CampaignFile,
     files::{ReadFileError, WriteFileError, read_bounded, write_file},
     folder::{FolderError, TrustFolder},
 };
@@ -61,48 +58,6 @@ pub enum CampaignError {
     Folder(#[from] FolderError),
 }
 
-/// A campaign as an operator writes it: the manifest without what is filled in by machine.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CampaignFile {
-    /// The campaign.
-    pub id: CampaignId,
-    /// No device starts after this moment.
-    pub expires: WallTime,
-    /// Target names of the releases to install.
-    pub releases: Vec<String>,
-    /// Target names of what devices may go back to.
-    #[serde(default)]
-    pub previous: Vec<String>,
-    /// For which devices; all if empty.
-    #[serde(default)]
-    pub selector: Selector,
-    /// How it widens.
-    pub strategy: Strategy,
-    /// How many at once.
-    pub caps: Caps,
-    /// The test between waves.
-    pub gate: GateRule,
-    /// Time limits.
-    pub deadlines: Deadlines,
-    /// How urgent its images are in the mesh: `background`, `normal` or `emergency`.
-    #[serde(default)]
-    pub priority: Priority,
-    /// What else must hold: windows, blackouts, executors, one-way releases.
-    #[serde(default)]
-    pub constraints: Constraints,
-    /// Whether a failed gate rolls the wave back by itself: yes, unless somebody wants to look first.
-    #[serde(default = "yes")]
-    pub automatic_rollback: bool,
-    /// The coordinators' keys whose permits count, in hexadecimal.
-    #[serde(default)]
-    pub permit_keys: Vec<PublicKey>,
-}
-
-fn yes() -> bool {
-    true
-}
-
 /// Fills in what an operator does not write: digests from `releases.json`, the next sequence number. Not planned yet.
 pub fn draft_campaign(
     folder: &TrustFolder,
@@ -136,10 +91,10 @@ pub fn draft_campaign(
         releases: file.releases.iter().map(pin).collect::<Result<_, _>>()?,
         previous: file.previous.iter().map(pin).collect::<Result<_, _>>()?,
         selector: file.selector,
+        gate: file.gate.rule(&file.strategy),
         strategy: file.strategy,
         caps: file.caps,
-        gate: file.gate,
-        deadlines: file.deadlines,
+        deadlines: file.deadlines.into(),
         constraints: file.constraints,
         priority: file.priority,
         automatic_rollback: file.automatic_rollback,
@@ -262,10 +217,7 @@ pub fn adopt_plan(
         }
     }
     let manifest = CampaignManifest { plan_sha256, ..draft };
-    write_file(
-        &folder.path().join(format!("campaigns/{}.plan.json", manifest.id)),
-        plan_bytes,
-    )?;
+    write_file(&folder.plan_path(&manifest.id), plan_bytes)?;
     folder.set_manifest(&manifest, expires)?;
     Ok((manifest, plan))
 }

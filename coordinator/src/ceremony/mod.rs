@@ -6,15 +6,15 @@
 //! unasked, and never read if others could have read it; what is signed is what was shown.
 
 mod campaign;
+mod campaign_file;
 mod doctor;
 mod files;
 mod folder;
 mod keys;
 mod release;
 
-pub use campaign::{
-    CampaignError, CampaignFile, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned, save_draft,
-};
+pub use campaign::{CampaignError, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned, save_draft};
+pub use campaign_file::{CampaignFile, DeadlinesFile, GateFile, Seconds};
 pub use doctor::{Examination, Finding, Level};
 pub use files::{ReadFileError, WriteFileError, read_bounded, write_file, write_secret};
 pub use folder::{

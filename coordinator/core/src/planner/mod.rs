@@ -1,8 +1,8 @@
 //! Planning: a pure function of the inventory, a campaign's draft, the releases and the time.
 //!
 //! Invariants: the same input gives the same bytes; every device that the selector matches stands in the plan exactly
-//! once, in a wave or held with a reason; a rack gives each wave the same share of its devices, so that no wave is one
-//! rack's whole loss.
+//! once, in a wave or held with a reason; a rack gives each wave the same share of its devices (of those in the place the
+//! wave is for), so that no wave is one rack's whole loss.
 
 mod waves;
 
@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 
 use firmesh_protocol::{
     ids::DeviceId,
-    limits::PLAN_DEVICES_MAX,
+    limits::{PLAN_DEVICES_MAX, WAVES_MAX},
     manifest::{
         CampaignManifest, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, PlannedDevice, Release, ReleaseRef,
         Reversibility, Selector, Strategy,
@@ -61,6 +61,11 @@ pub enum PlanError {
     /// More devices than one campaign may have.
     #[error("the selector matches {0} devices, a campaign has at most {PLAN_DEVICES_MAX}: split it by place")]
     TooManyDevices(usize),
+    /// More waves than one campaign may have.
+    #[error(
+        "the strategy cuts its devices into {0} waves, a campaign has at most {WAVES_MAX}: make its batches larger"
+    )]
+    TooManyWaves(usize),
 }
 
 /// Plans `draft` for the devices in `inventory`. `releases` are all published releases; the draft's `plan_sha256` is
@@ -102,7 +107,7 @@ pub fn plan(
         return Err(PlanError::TooManyDevices(matching.len() + unknown.len()));
     }
 
-    let mut planned = Vec::new();
+    let (mut planned, mut nodes) = (Vec::new(), BTreeMap::new());
     let mut held: BTreeMap<DeviceId, String> = unknown
         .into_iter()
         .map(|id| {
@@ -113,21 +118,23 @@ pub fn plan(
         })
         .collect();
     for (id, device) in matching {
-        match catalogue.place(id, device) {
-            Ok(place) => planned.push(place),
+        match stands_in_order(&draft.strategy, device).and_then(|()| catalogue.place(id, device)) {
+            Ok(place) => {
+                nodes.insert(place.node.clone(), device.node_key);
+                planned.push((device.path.clone(), place));
+            }
             Err(reason) => drop(held.insert(id.clone(), reason)),
         }
     }
-    let Strategy::Canary { shares } = &draft.strategy;
-    let keys = planned.iter().filter_map(|place: &PlannedDevice| {
-        let known = inventory.devices.get(&place.device)?;
-        Some((place.node.clone(), known.node_key))
-    });
+    let waves = waves::of(planned, &draft.strategy);
+    if waves.len() > WAVES_MAX {
+        return Err(PlanError::TooManyWaves(waves.len()));
+    }
     Ok(Plan {
         schema: PLAN_SCHEMA.to_owned(),
         campaign: draft.id.clone(),
-        nodes: keys.collect(),
-        waves: waves::cut(waves::spread(planned), shares),
+        nodes,
+        waves,
         held: held
             .into_iter()
             .map(|(device, reason)| HeldDevice { device, reason })
@@ -144,6 +151,17 @@ fn matches(selector: &Selector, id: &DeviceId, device: &KnownDevice) -> bool {
         selector.models.is_empty(),
         selector.models.contains(&device.facts.model),
     ) && or_any(selector.devices.is_empty(), selector.devices.contains(id))
+}
+
+/// A regional campaign is for the places it names, only.
+fn stands_in_order(strategy: &Strategy, device: &KnownDevice) -> Result<(), String> {
+    match strategy {
+        Strategy::Regional { order, .. } if !order.iter().any(|place| device.path.is_within(place)) => Err(format!(
+            "it stands at {}, in none of the places that the strategy goes through",
+            device.path
+        )),
+        _ => Ok(()),
+    }
 }
 
 fn resolve<'a>(wanted: &[ReleaseRef], releases: &'a [Release]) -> Result<Vec<&'a Release>, PlanError> {
@@ -284,5 +302,7 @@ fn brief_list(versions: &[String]) -> String {
     }
 }
 
+#[cfg(test)]
+mod golden;
 #[cfg(test)]
 mod tests;

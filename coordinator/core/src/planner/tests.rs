@@ -1,7 +1,7 @@
 //! Plans of small fleets, and the independent checker's opinion on random ones.
 
 use firmesh_protocol::{
-    ids::{ArtifactId, CampaignId, Component, NodeId, Sha256},
+    ids::{ArtifactId, CampaignId, Component, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA, ReleaseInfo},
     report::DeviceFacts,
     trust::SecretKey,
@@ -59,6 +59,100 @@ fn waves_take_their_share_of_every_rack() {
     let first: Vec<_> = plan.waves[0].iter().map(|planned| planned.rack.to_string()).collect();
     assert_eq!(first.iter().filter(|rack| rack.ends_with("rack2")).count(), 2);
     assert_eq!(first.iter().filter(|rack| rack.ends_with("rack0")).count(), 1);
+}
+
+#[test]
+fn a_regional_campaign_goes_from_place_to_place_and_holds_who_stands_elsewhere() {
+    let mut inventory = fleet(&[2, 2, 2], 1);
+    for device in inventory
+        .devices
+        .values_mut()
+        .filter(|device| device.node.as_str().starts_with("r1"))
+    {
+        device.path = format!("us/nyc1/rack1/{}", device.node).parse().unwrap();
+    }
+    let mut draft = draft();
+    let places = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+    draft.strategy = Strategy::Regional {
+        order: places(&["us", "eu/fra1/rack0"]),
+        shares: [5_000, 10_000].map(|share| BasisPoints::new(share).unwrap()).to_vec(),
+    };
+    let plan = plan(&inventory, &draft, &releases(), now()).unwrap();
+    let racks = plan
+        .waves
+        .iter()
+        .map(|wave| wave.iter().map(|planned| planned.rack.to_string()).collect::<Vec<_>>());
+    let (us, eu) = (vec!["us/nyc1/rack1".to_owned()], vec!["eu/fra1/rack0".to_owned()]);
+    assert_eq!(racks.collect::<Vec<_>>(), [us.clone(), us, eu.clone(), eu]);
+    assert_eq!(plan.held.len(), 2);
+    assert!(
+        plan.held
+            .iter()
+            .all(|held| held.reason.contains("stands at eu/fra1/rack2/")),
+        "{:?}",
+        plan.held
+    );
+    assert_eq!(
+        check::plan(&plan, &draft, &inventory, &releases()),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn batches_are_of_one_size_or_grow() {
+    let sizes = |strategy: Strategy| {
+        let draft = CampaignManifest { strategy, ..draft() };
+        let plan = plan(&fleet(&[10, 10, 20], 1), &draft, &releases(), now()).unwrap();
+        plan.waves.iter().map(Vec::len).collect::<Vec<_>>()
+    };
+    assert_eq!(sizes(Strategy::Direct {}), [40]);
+    assert_eq!(sizes(Strategy::Rolling { batch: 15 }), [15, 15, 10]);
+    assert_eq!(sizes(Strategy::Growing { first: 2, percent: 250 }), [2, 5, 13, 20]);
+}
+
+#[test]
+fn a_strategy_of_too_many_waves_says_what_to_do() {
+    let draft = CampaignManifest {
+        strategy: Strategy::Rolling { batch: 1 },
+        ..draft()
+    };
+    let refused = plan(&fleet(&[1_001], 1), &draft, &releases(), now()).unwrap_err();
+    assert!(refused.to_string().contains("make its batches larger"), "{refused}");
+}
+
+/// A plan that follows another strategy than it says is found out by the checker, whatever the two are.
+#[test]
+fn the_checker_knows_the_strategies_apart() {
+    let order = || vec!["eu/fra1/rack1".parse().unwrap(), "eu/fra1/rack0".parse().unwrap()];
+    let whole = || vec![BasisPoints::WHOLE];
+    let strategies = [
+        Strategy::Direct {},
+        Strategy::Canary {
+            shares: [1_000, 10_000].map(|share| BasisPoints::new(share).unwrap()).to_vec(),
+        },
+        Strategy::Regional {
+            order: order(),
+            shares: whole(),
+        },
+        Strategy::Regional {
+            order: order().into_iter().rev().collect(),
+            shares: whole(),
+        },
+        Strategy::Rolling { batch: 4 },
+        Strategy::Growing { first: 1, percent: 200 },
+    ];
+    let inventory = fleet(&[8, 8], 1);
+    for planned in &strategies {
+        for said in &strategies {
+            let [by, signed] = [planned, said].map(|strategy| CampaignManifest {
+                strategy: strategy.clone(),
+                ..draft()
+            });
+            let plan = plan(&inventory, &by, &releases(), now()).unwrap();
+            let wrong = check::plan(&plan, &signed, &inventory, &releases());
+            assert_eq!(wrong.is_empty(), planned == said, "{planned:?} as {said:?}: {wrong:?}");
+        }
+    }
 }
 
 #[test]
@@ -131,7 +225,7 @@ proptest! {
     fn the_checker_accepts_every_plan_and_the_bytes_repeat(
         racks in prop::collection::vec(0_usize..12, 1..8),
         per_node in 1_usize..4,
-        shares in prop::collection::btree_set(1_u32..10_000, 0..6),
+        strategy in strategy(),
         odd in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..5), 0..10),
     ) {
         let mut inventory = fleet(&racks, per_node);
@@ -147,9 +241,7 @@ proptest! {
             }
         }
         let mut draft = draft();
-        draft.strategy = Strategy::Canary {
-            shares: shares.into_iter().chain([10_000]).map(|share| BasisPoints::new(share).unwrap()).collect(),
-        };
+        draft.strategy = strategy;
         let first = plan(&inventory, &draft, &releases(), now()).unwrap();
         prop_assert_eq!(check::plan(&first, &draft, &inventory, &releases()), Vec::<String>::new());
         let again = plan(&inventory.clone(), &draft, &releases(), now()).unwrap();
@@ -157,7 +249,37 @@ proptest! {
     }
 }
 
-fn now() -> WallTime {
+/// Any strategy that fits [`fleet`]; not every place of the fleet need be in it.
+fn strategy() -> impl proptest::strategy::Strategy<Value = Strategy> {
+    use proptest::strategy::Strategy as _;
+    let shares = || {
+        prop::collection::btree_set(1_u32..10_000, 0..6).prop_map(|shares| {
+            let shares = shares.into_iter().chain([10_000]);
+            shares.map(|share| BasisPoints::new(share).unwrap()).collect::<Vec<_>>()
+        })
+    };
+    let order = prop::sample::subsequence((0..8).collect::<Vec<u32>>(), 1..=8)
+        .prop_shuffle()
+        .prop_map(|racks| {
+            let paths = racks
+                .into_iter()
+                .map(|rack| format!("eu/fra1/rack{rack}").parse().unwrap());
+            paths.collect::<Vec<TopologyPath>>()
+        });
+    prop::strategy::Union::new([
+        prop::strategy::Just(Strategy::Direct {}).boxed(),
+        shares().prop_map(|shares| Strategy::Canary { shares }).boxed(),
+        (order, shares())
+            .prop_map(|(order, shares)| Strategy::Regional { order, shares })
+            .boxed(),
+        (1_u32..50).prop_map(|batch| Strategy::Rolling { batch }).boxed(),
+        (1_u32..20, 101_u32..1_000)
+            .prop_map(|(first, percent)| Strategy::Growing { first, percent })
+            .boxed(),
+    ])
+}
+
+pub(super) fn now() -> WallTime {
     WallTime::from_unix_seconds(1_800_000_000)
 }
 
@@ -184,13 +306,13 @@ fn release(name: &str, version: &str) -> Release {
     }
 }
 
-fn releases() -> Vec<Release> {
+pub(super) fn releases() -> Vec<Release> {
     let mut new = release("new", "1.1");
     new.info.from_versions = vec!["1.0".to_owned()];
     vec![new, release("old", "1.0")]
 }
 
-fn draft() -> CampaignManifest {
+pub(super) fn draft() -> CampaignManifest {
     let [new, old] = ["new", "old"].map(|name| ReleaseRef {
         target: format!("firmware/{name}.bin"),
         sha256: Sha256::of(name.as_bytes()),
@@ -227,7 +349,7 @@ fn draft() -> CampaignManifest {
 }
 
 /// Racks of so many nodes each, every node with so many devices.
-fn fleet(nodes_of_racks: &[usize], devices_per_node: usize) -> Inventory {
+pub(super) fn fleet(nodes_of_racks: &[usize], devices_per_node: usize) -> Inventory {
     let mut inventory = Inventory::default();
     for (rack, nodes) in nodes_of_racks.iter().enumerate() {
         for (node, device) in (0..*nodes).flat_map(|node| (0..devices_per_node).map(move |device| (node, device))) {

@@ -451,7 +451,9 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
         }
     };
     let total = racks * per_rack;
-    let Strategy::Canary { shares } = &manifest.strategy;
+    let Strategy::Canary { shares } = &manifest.strategy else {
+        panic!("these fleets are for canaries");
+    };
     let mut from = 0;
     let wave = |share: &BasisPoints| {
         let to = share.of_rounded_up(total);

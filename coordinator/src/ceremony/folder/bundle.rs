@@ -344,12 +344,6 @@ impl TrustFolder {
         }
         Ok(())
     }
-
-    /// Where a campaign's plan lies.
-    #[must_use]
-    pub fn plan_path(&self, campaign: &CampaignId) -> PathBuf {
-        self.path.join(format!("campaigns/{campaign}.plan.json"))
-    }
 }
 
 /// The manifests and plans of a bundle by the name they are stored under; each is what its campaign names.

@@ -3,6 +3,7 @@
 use firmesh_protocol::{
     manifest::{CampaignManifest, ReleaseInfo, Strategy},
     trust::{DelegatedRole, KeyId, RepositoryError, RoleKeys, Root, SignedFile, Target, Targets},
+    units::BasisPoints,
 };
 
 use super::{FolderError, TrustFolder};
@@ -92,20 +93,38 @@ fn describe_releases(releases: &Targets) -> Vec<String> {
 }
 
 fn describe_manifest(manifest: &CampaignManifest) -> String {
-    let Strategy::Canary { shares } = &manifest.strategy;
-    let shares: Vec<_> = shares.iter().map(ToString::to_string).collect();
     let releases: Vec<_> = manifest.releases.iter().map(|pinned| pinned.target.as_str()).collect();
     let rehearsal = manifest.rehearsal_sha256;
     let rehearsed = rehearsal.map_or_else(String::new, |sha256| format!("; rehearsal sha256 {sha256}"));
     format!(
-        "installs {}; waves up to {}; at most {} per rack and {} in all; expires {}; plan sha256 {}{rehearsed}",
+        "installs {}; {}; at most {} per rack and {} in all; expires {}; plan sha256 {}{rehearsed}",
         releases.join(", "),
-        shares.join(", "),
+        describe_strategy(&manifest.strategy),
         manifest.caps.per_rack,
         manifest.caps.total,
         manifest.expires,
         manifest.plan_sha256
     )
+}
+
+fn describe_strategy(strategy: &Strategy) -> String {
+    let list = |all: &[BasisPoints]| all.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    match strategy {
+        Strategy::Direct {} => "all in one wave".to_owned(),
+        Strategy::Canary { shares } => format!("waves up to {}", list(shares)),
+        Strategy::Regional { order, shares } => {
+            let order: Vec<_> = order.iter().map(ToString::to_string).collect();
+            format!(
+                "place by place, {}, each in waves up to {}",
+                order.join(", "),
+                list(shares)
+            )
+        }
+        Strategy::Rolling { batch } => format!("batches of {batch} devices"),
+        Strategy::Growing { first, percent } => {
+            format!("batches from {first} devices on, each {percent} % of the one before it")
+        }
+    }
 }
 
 fn keys<'a>(ids: impl ExactSizeIterator<Item = &'a KeyId>) -> String {

@@ -315,6 +315,12 @@ impl TrustFolder {
         self.path.join(campaign_target(campaign))
     }
 
+    /// Where the plan of a campaign lies once it is planned.
+    #[must_use]
+    pub fn plan_path(&self, campaign: &CampaignId) -> PathBuf {
+        self.path.join(format!("campaigns/{campaign}.plan.json"))
+    }
+
     /// The campaigns that `campaigns.json` names. Names that are not a campaign's are left out: they may come from
     /// somebody else's folder, and no path is made of them.
     pub fn campaigns(&self) -> impl Iterator<Item = (CampaignId, &Target)> {

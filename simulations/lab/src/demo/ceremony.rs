@@ -157,11 +157,13 @@ impl People {
                 rollback: share(9_000)?,
                 sample_min: 1,
                 soak_s: 0,
-            },
+            }
+            .into(),
             deadlines: Deadlines {
                 attempt_s: 120,
                 back_s: 20,
-            },
+            }
+            .into(),
             constraints: Constraints::default(),
             priority: rules.priority,
             automatic_rollback: rules.automatic_rollback,

@@ -1,0 +1,239 @@
+//! A campaign as an operator writes it: durations as numbers or as ISO 8601 has them, and what is left out of the gate
+//! filled in by what suits the strategy. The manifest that is drafted from it says everything.
+
+use firmesh_protocol::{
+    ids::CampaignId,
+    manifest::{Caps, Constraints, Deadlines, GateRule, Priority, Selector, Strategy},
+    time::WallTime,
+    trust::PublicKey,
+    units::BasisPoints,
+};
+use jiff::{Span, SpanRelativeTo, Unit};
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+/// Ended attempts that a gate wants to see if the file does not say.
+const SAMPLE_MIN: u32 = 10;
+
+/// Success rates in basis points if the file does not say: below the first a wave holds, below the second it goes back.
+const ADVANCE: u32 = 9_900;
+const ROLLBACK: u32 = 9_500;
+
+/// The manifest without what is filled in by machine.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CampaignFile {
+    /// The campaign.
+    pub id: CampaignId,
+    /// No device starts after this moment.
+    pub expires: WallTime,
+    /// Target names of the releases to install.
+    pub releases: Vec<String>,
+    /// Target names of what devices may go back to.
+    #[serde(default)]
+    pub previous: Vec<String>,
+    /// For which devices; all if empty.
+    #[serde(default)]
+    pub selector: Selector,
+    /// How it widens.
+    pub strategy: Strategy,
+    /// How many at once.
+    pub caps: Caps,
+    /// The test between waves.
+    #[serde(default)]
+    pub gate: GateFile,
+    /// Time limits.
+    pub deadlines: DeadlinesFile,
+    /// How urgent its images are in the mesh: `background`, `normal` or `emergency`.
+    #[serde(default)]
+    pub priority: Priority,
+    /// What else must hold: windows, blackouts, executors, one-way releases.
+    #[serde(default)]
+    pub constraints: Constraints,
+    /// Whether a failed gate rolls the wave back by itself: yes, unless somebody wants to look first.
+    #[serde(default = "yes")]
+    pub automatic_rollback: bool,
+    /// The coordinators' keys whose permits count, in hexadecimal.
+    #[serde(default)]
+    pub permit_keys: Vec<PublicKey>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A gate of which anything may be left out.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GateFile {
+    /// See [`GateRule::advance`]; 99 % if left out.
+    pub advance: Option<BasisPoints>,
+    /// See [`GateRule::rollback`]; 95 % if left out, or `advance` if that is lower.
+    pub rollback: Option<BasisPoints>,
+    /// See [`GateRule::sample_min`]; 10 if left out.
+    pub sample_min: Option<u32>,
+    /// See [`GateRule::soak_s`]; what [`GateFile::rule`] says if left out.
+    #[serde(alias = "soak")]
+    pub soak_s: Option<Seconds>,
+}
+
+impl GateFile {
+    /// The rule, with what is left out as suits the strategy. Waves are watched for an hour in a canary, half an hour
+    /// between places, a quarter of an hour between batches.
+    #[must_use]
+    pub fn rule(&self, strategy: &Strategy) -> GateRule {
+        let soak_s = match strategy {
+            Strategy::Direct {} => 0,
+            Strategy::Canary { .. } => 3_600,
+            Strategy::Regional { .. } => 1_800,
+            Strategy::Rolling { .. } | Strategy::Growing { .. } => 900,
+        };
+        let share = |basis_points| BasisPoints::new(basis_points).unwrap_or(BasisPoints::WHOLE);
+        let advance = self.advance.unwrap_or_else(|| share(ADVANCE));
+        GateRule {
+            advance,
+            rollback: self.rollback.unwrap_or_else(|| share(ROLLBACK).min(advance)),
+            sample_min: self.sample_min.unwrap_or(SAMPLE_MIN),
+            soak_s: self.soak_s.map_or(soak_s, |Seconds(soak_s)| soak_s),
+        }
+    }
+}
+
+impl From<GateRule> for GateFile {
+    fn from(rule: GateRule) -> Self {
+        Self {
+            advance: Some(rule.advance),
+            rollback: Some(rule.rollback),
+            sample_min: Some(rule.sample_min),
+            soak_s: Some(Seconds(rule.soak_s)),
+        }
+    }
+}
+
+/// See [`Deadlines`].
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the manifest's type says it")]
+pub struct DeadlinesFile {
+    #[serde(alias = "attempt")]
+    pub attempt_s: Seconds,
+    #[serde(alias = "back")]
+    pub back_s: Seconds,
+}
+
+impl From<DeadlinesFile> for Deadlines {
+    fn from(file: DeadlinesFile) -> Self {
+        Self {
+            attempt_s: file.attempt_s.0,
+            back_s: file.back_s.0,
+        }
+    }
+}
+
+impl From<Deadlines> for DeadlinesFile {
+    fn from(deadlines: Deadlines) -> Self {
+        Self {
+            attempt_s: Seconds(deadlines.attempt_s),
+            back_s: Seconds(deadlines.back_s),
+        }
+    }
+}
+
+/// Seconds, written as a number or as an ISO 8601 duration such as `PT1H30M`; a day has 24 hours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seconds(pub u32);
+
+impl<'de> Deserialize<'de> for Seconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(
+            untagged,
+            expecting = "seconds as a whole number, or an ISO 8601 duration such as \"PT30M\""
+        )]
+        enum Written {
+            Number(u32),
+            Duration(String),
+        }
+        let text = match Written::deserialize(deserializer)? {
+            Written::Number(seconds) => return Ok(Self(seconds)),
+            Written::Duration(text) => text,
+        };
+        let read = || -> Result<f64, jiff::Error> {
+            text.parse::<Span>()?
+                .total((Unit::Second, SpanRelativeTo::days_are_24_hours()))
+        };
+        let shown = || text.chars().take(40).collect::<String>();
+        let seconds = read().map_err(|error| D::Error::custom(format!("{:?} is no duration: {error}", shown())))?;
+        if seconds.fract() != 0.0 || !(0.0..=f64::from(u32::MAX)).contains(&seconds) {
+            return Err(D::Error::custom(format!(
+                "{:?} is not a whole number of seconds",
+                shown()
+            )));
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "looked at just above"
+        )]
+        Ok(Self(seconds as u32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(strategy: &str, gate: &str) -> Result<GateRule, toml::de::Error> {
+        let file: CampaignFile = toml::from_str(&format!(
+            "id = \"spring\"\nexpires = \"2027-02-01T00:00:00Z\"\nreleases = []\nstrategy = {strategy}\n\
+             caps = {{ per_rack = 1, total = 10 }}\n{gate}\ndeadlines = {{ attempt = \"PT10M\", back_s = 60 }}"
+        ))?;
+        assert_eq!(Deadlines::from(file.deadlines).attempt_s, 600);
+        Ok(file.gate.rule(&file.strategy))
+    }
+
+    #[test]
+    fn a_gate_that_is_left_out_is_the_strategys() {
+        let soak_of = |strategy: &str| file(strategy, "").unwrap().soak_s;
+        assert_eq!(soak_of(r#"{ kind = "direct" }"#), 0);
+        assert_eq!(soak_of(r#"{ kind = "canary" }"#), 3_600);
+        assert_eq!(soak_of(r#"{ kind = "regional", order = ["us", "eu"] }"#), 1_800);
+        assert_eq!(soak_of(r#"{ kind = "rolling" }"#), 900);
+        assert_eq!(soak_of(r#"{ kind = "growing", first = 1, percent = 200 }"#), 900);
+        let rule = file(r#"{ kind = "rolling", batch = 7 }"#, "").unwrap();
+        assert_eq!(
+            (rule.advance.get(), rule.rollback.get(), rule.sample_min),
+            (9_900, 9_500, 10)
+        );
+    }
+
+    #[test]
+    fn what_the_file_says_counts() {
+        let rule = file(
+            r#"{ kind = "canary" }"#,
+            r#"gate = { advance = 9000, soak = "P1DT30M" }"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (rule.advance.get(), rule.rollback.get(), rule.soak_s),
+            (9_000, 9_000, 88_200)
+        );
+        let rule = file(r#"{ kind = "canary" }"#, "gate = { soak_s = 5 }").unwrap();
+        assert_eq!(rule.soak_s, 5);
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused_by_name() {
+        for (wrong, why) in [
+            ("\"soon\"", "\"soon\" is no duration"),
+            ("\"P1M\"", "is no duration"),
+            ("\"-PT1S\"", "is not a whole number of seconds"),
+            ("\"PT0.5S\"", "is not a whole number of seconds"),
+            ("\"P99999W\"", "is no"),
+            ("-1", "ISO 8601"),
+            ("true", "ISO 8601"),
+        ] {
+            let error = file(r#"{ kind = "canary" }"#, &format!("gate = {{ soak = {wrong} }}")).unwrap_err();
+            assert!(error.to_string().contains(why), "{wrong}: {error}");
+        }
+    }
+}

@@ -20,6 +20,7 @@ mod second_opinion;
 mod site_bundle;
 mod starve;
 mod store;
+mod strategies;
 mod transfer;
 mod victim;
 mod wire;

@@ -6,6 +6,7 @@ mod attempts;
 mod campaign;
 mod caps;
 pub mod check;
+mod diff;
 mod engine;
 mod explain;
 mod fleet;
@@ -15,6 +16,7 @@ pub mod rehearse;
 mod turns;
 
 pub use campaign::{AttemptRecord, CampaignRecord};
+pub use diff::{Difference, Place, diff};
 pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record};
 pub use explain::Subject;
 pub use fleet::{Inventory, KnownDevice, rack_of};

@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use firmesh_coordinator::ceremony::{
-    CampaignFile, KeyRef, Secrets, adopt_plan, bind_rehearsal, draft_campaign, load_draft, read_bounded, save_draft,
+    CampaignFile, KeyRef, Secrets, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned, read_bounded,
+    save_draft,
 };
+use firmesh_coordinator_core::Difference;
 use firmesh_protocol::{
     api::{About, CampaignView, Explanation, Page, PlanRequest, PlanResponse},
     ids::{CampaignId, DeviceId},
-    limits::MANIFEST_BYTES_MAX,
+    limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{CampaignManifest, Plan, campaign_target},
     trust::PublicKey,
 };
@@ -27,9 +29,15 @@ const EXAMPLE: &str = r#"The campaign file (TOML), shares and thresholds in hund
   selector = { models = ["R1"], paths = ["eu/fra1"] }
   strategy = { kind = "canary", shares = [1000, 5000, 10000] }
   caps = { per_rack = 1, total = 20 }
-  gate = { advance = 9900, rollback = 9000, sample_min = 1, soak_s = 60 }
-  deadlines = { attempt_s = 1800, back_s = 300 }
-  priority = "normal"    # or "background", or "emergency": its images overtake all others in the mesh"#;
+  gate = { advance = 9900, rollback = 9000, sample_min = 1, soak = "PT1H" }
+  deadlines = { attempt = "PT30M", back = "PT5M" }
+  priority = "normal"    # or "background", or "emergency": its images overtake all others in the mesh
+
+Strategies: { kind = "direct" }: all in one wave; { kind = "canary" }: 10, 30, 50, 100 % unless shares are given;
+{ kind = "regional", order = ["us", "eu/fra1"] }: place by place, each at once or in shares; { kind = "rolling", batch = 100 };
+{ kind = "growing", first = 1, percent = 200 }: batches that double. The gate stands between two waves; what is left out
+of it is advance = 9900, rollback = 9500, sample_min = 10, and a soak that suits the strategy: an hour in a canary, half
+an hour between places, a quarter of an hour between batches. Durations are seconds or ISO 8601."#;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -38,6 +46,8 @@ pub(crate) enum Command {
     Create(Create),
     /// Has the coordinator plan the draft, binds the plan to it, and stages it for the approvers.
     Plan(PlanArgs),
+    /// Says what would be planned now that the staged plan does not say, or what two plans say differently.
+    Diff(DiffArgs),
     /// Plays the campaign against the inventory: how long its waves take, what they carry, what would stop it.
     Simulate(simulate::Simulate),
     /// Takes a campaign back: from the version that is signed next, nobody starts for it any longer. Offline.
@@ -87,6 +97,18 @@ pub(crate) struct PlanArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    #[command(flatten)]
+    folder: Folder,
+    /// The campaign: its staged plan is compared with what the coordinator would plan now.
+    #[arg(required_unless_present = "plans", conflicts_with = "plans")]
+    campaign: Option<CampaignId>,
+    /// Two plan files instead. Offline.
+    #[arg(long, num_args = 2, value_names = ["BEFORE", "AFTER"])]
+    plans: Option<Vec<PathBuf>>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RemoveArgs {
     #[command(flatten)]
     folder: Folder,
@@ -119,6 +141,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         Command::Create(create) => self::create(global, &create, output).await,
         Command::Plan(args) => plan(global, &args, output).await,
         Command::Simulate(args) => simulate::run(global, &args, output).await,
+        Command::Diff(args) => diff(global, &args, output).await,
         Command::Remove(args) => remove(&args, output),
         Command::Sign(sign) => trust::sign(&sign, &["campaigns.json"], output),
         Command::Publish(folder) => trust::publish(global, &folder, &["campaigns.json"], output).await,
@@ -215,6 +238,31 @@ async fn plan(global: &Global, PlanArgs { of: args, rehearsal }: &PlanArgs, outp
     })
 }
 
+async fn diff(global: &Global, args: &DiffArgs, output: &Output) -> anyhow::Result<()> {
+    let (before, after) = match (&args.plans, &args.campaign) {
+        (Some(files), _) => (read_plan(&files[0])?, read_plan(&files[1])?),
+        (None, Some(campaign)) => {
+            let folder = args.folder.open()?;
+            let manifest = load_planned(&folder, campaign)?;
+            let staged = read_plan(&folder.plan_path(campaign))?;
+            let request = PlanRequest { manifest };
+            let answer: PlanResponse = global.client()?.post("/api/v1/plans", &request).await?;
+            (staged, Plan::from_bytes(answer.plan.as_bytes())?)
+        }
+        (None, None) => anyhow::bail!("name a campaign, or two plans with --plans"),
+    };
+    let found = firmesh_coordinator_core::diff(&before, &after);
+    output.show(&found, || match found.is_empty() {
+        true => vec!["the plans say the same of every device".to_owned()],
+        false => found.iter().map(Difference::line).collect(),
+    })
+}
+
+fn read_plan(path: &Path) -> anyhow::Result<Plan> {
+    let bytes = read_bounded(path, PLAN_BYTES_MAX)?;
+    Plan::from_bytes(&bytes).with_context(|| format!("{} is not a plan", path.display()))
+}
+
 fn remove(args: &RemoveArgs, output: &Output) -> anyhow::Result<()> {
     let (mut folder, target) = (args.folder.open_locked()?, campaign_target(&args.campaign));
     let known = folder.repository().campaigns().targets.contains_key(&target);
@@ -269,10 +317,14 @@ fn explanation_lines(found: &Explanation) -> Vec<String> {
 mod tests {
     use super::*;
 
+    /// The file between the heading and what the help says about strategies.
+    fn example() -> &'static str {
+        EXAMPLE.split("\n\n").nth(1).unwrap()
+    }
+
     #[test]
     fn the_example_in_the_help_is_a_campaign_file() {
-        let text = EXAMPLE.split_once("\n\n").unwrap().1;
-        let file: CampaignFile = toml::from_str(text).unwrap();
+        let file: CampaignFile = toml::from_str(example()).unwrap();
         assert_eq!(file.id.as_str(), "spring-bmc");
         assert!(file.automatic_rollback && file.permit_keys.is_empty());
     }
@@ -281,11 +333,7 @@ mod tests {
     fn a_campaign_file_with_an_unknown_rule_is_refused_by_place() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().join("campaign.toml");
-        std::fs::write(
-            &path,
-            format!("{}\nhurry = true\n", EXAMPLE.split_once("\n\n").unwrap().1),
-        )
-        .unwrap();
+        std::fs::write(&path, format!("{}\nhurry = true\n", example())).unwrap();
         let error = format!("{:#}", read_campaign_file(&path).unwrap_err());
         assert!(error.contains("campaign.toml") && error.contains("hurry"), "{error}");
     }

@@ -6,7 +6,10 @@ use std::{fs, os::unix::fs::PermissionsExt as _};
 
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
+    brake::{BRAKE_TYPE, Brake, Braked},
+    ids::Sha256,
     report::AttemptState,
+    trust::Envelope,
 };
 use serde_json::json;
 
@@ -215,6 +218,33 @@ async fn a_receiver_that_the_ca_does_not_vouch_for_is_told_nothing() {
     assert!(receiver.seen().is_empty());
     world.notifier.test("known").await.unwrap();
     assert_eq!(receiver.delivered(1).await[0].event, "test");
+}
+
+#[tokio::test]
+async fn a_brake_is_told_with_its_reason_to_whoever_hears_only_the_worst() {
+    let receiver = Receiver::start([]).await;
+    let world = TestWorld::new(&receiver.webhook("min_severity = \"critical\"\ncampaigns = [\"autumn\"]")).await;
+    let running = world.run();
+    let brake = Brake {
+        braked: Braked::Release {
+            target: "firmware/a.bin".to_owned(),
+            sha256: Sha256::of(b"a"),
+        },
+        reason: "it bricks fans".to_owned(),
+        issued: WallTime::from_unix_seconds(0),
+    };
+    let envelope = Envelope::sign(BRAKE_TYPE, serde_json::to_vec(&brake).unwrap(), []);
+    world
+        .commit(Write::Brake(Sha256::of(&envelope.to_bytes()), envelope))
+        .await;
+    let told = receiver.delivered(1).await.remove(0).event;
+    assert_eq!(
+        (&told["type"], &told["data"]["severity"]),
+        (&json!("io.firmesh.brake_pulled"), &json!("critical"))
+    );
+    assert_eq!(told["data"]["reason"], "it bricks fans");
+    assert_eq!(told["data"]["braked"], brake.braked.to_string());
+    running.stop().await;
 }
 
 /// Quarantine is told when it begins, whoever says so, and when a person ends it; and never twice.

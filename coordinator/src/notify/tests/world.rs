@@ -147,7 +147,7 @@ impl TestWorld {
             .await;
     }
 
-    async fn commit(&self, write: Write) {
+    pub(super) async fn commit(&self, write: Write) {
         self.store.commit(vec![write], Clock::start().wall()).await.unwrap();
     }
 

@@ -13,7 +13,10 @@ use firmesh_coordinator_core::TURNS;
 use firmesh_protocol::{time::WallTime, trust::OnlineExpiry};
 use serde::Deserialize;
 
-use crate::ceremony::{ReadFileError, read_bounded};
+use crate::{
+    ceremony::{ReadFileError, read_bounded},
+    notify::{self, Destination, NotificationConfig},
+};
 
 /// The configuration as written in `coordinator.toml`. Relative paths start at the file's folder.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -32,6 +35,8 @@ pub struct Config {
     pub permits: PermitsConfig,
     /// Where images come from.
     pub provenance: ProvenanceConfig,
+    /// Who is told what happens. Default: nobody.
+    pub notifications: Vec<NotificationConfig>,
     /// Logs.
     pub log: LogConfig,
 }
@@ -202,6 +207,8 @@ pub struct Settings {
     pub log_json: bool,
     /// The policy that new releases must meet.
     pub provenance_policy: Option<PathBuf>,
+    /// Who is told what happens.
+    pub notifications: Vec<Destination>,
 }
 
 /// Why a configuration was refused.
@@ -247,6 +254,9 @@ impl Config {
         }
         if let (Some(folder), Some(policy)) = (path.parent(), &mut config.provenance.policy) {
             *policy = folder.join(&*policy);
+        }
+        if let Some(folder) = path.parent() {
+            config.notifications.iter_mut().for_each(|to| to.start_at(folder));
         }
         Ok(config)
     }
@@ -300,6 +310,10 @@ impl Config {
             },
             permit_ttl: duration("permits.ttl", &self.permits.ttl)?,
             provenance_policy: self.provenance.policy,
+            notifications: notify::check(self.notifications, |text| {
+                duration("", text).map_err(|error| error.to_string().trim_start().to_owned())
+            })
+            .map_err(|problem| value("notifications", problem))?,
             log_filter: overrides.log_filter.unwrap_or(self.log.filter),
             log_json: self.log.json,
         })
@@ -333,7 +347,7 @@ impl MetadataValidity {
 }
 
 impl Settings {
-    /// The settings as text, for `--check-config`. There are no secrets among them.
+    /// The settings as text, for `--check-config`. There are no secrets among them, only where they stand.
     #[must_use]
     pub fn describe(&self) -> String {
         format!("{self:#?}")

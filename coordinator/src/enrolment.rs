@@ -105,6 +105,7 @@ impl Runtime {
             record: None,
             acked: 0,
             last_seen: None,
+            silent: false,
         });
         stored.ticket = Some(ticket);
         self.commit(vec![Write::Node(Box::new(stored.clone()))])

@@ -12,6 +12,7 @@ mod enrolment;
 mod events;
 mod evidence;
 mod http;
+mod notify;
 mod origin;
 mod possession;
 pub mod provenance;
@@ -32,6 +33,9 @@ pub use config::{
     PermitsConfig, ProvenanceConfig, Settings,
 };
 pub use http::TlsError;
+pub use notify::{
+    CourierError, Destination, MailTls, NoticeKind, NotificationConfig, SecretConfig, Severity, TargetConfig,
+};
 pub use server::{Addresses, RunError, run};
 pub use store::StoreError;
 pub use telemetry::{chain, start_logging};

@@ -34,6 +34,7 @@ use crate::{
     config::Settings,
     enrolment::EnrolError,
     events::Events,
+    notify::Watch,
     possession::Judged,
     publish::{PublicationError, Published, check_campaign},
     store::{Store, StoreError, StoredPermit, Write},
@@ -173,6 +174,7 @@ pub(crate) struct Runtime {
     pub(crate) settings: Arc<Settings>,
     pub(crate) clock: Clock,
     pub(crate) node_url: String,
+    pub(crate) watch: Watch,
     commands: mpsc::Receiver<Command>,
     renew_at: Timestamp,
     fatal: Option<RestoreError>,
@@ -200,6 +202,7 @@ impl Runtime {
             settings,
             clock,
             node_url,
+            watch: Watch::new(clock.now(), clock.wall()),
             commands,
             renew_at,
             fatal: None,
@@ -216,11 +219,8 @@ impl Runtime {
         self.renew().await;
         self.tick().await;
         while self.fatal.is_none() {
-            let wake = self
-                .world
-                .engine
-                .deadline()
-                .map_or(self.renew_at, |at| at.min(self.renew_at));
+            let due = self.renew_at.min(self.watch.look_at);
+            let wake = self.world.engine.deadline().map_or(due, |at| at.min(due));
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
@@ -228,6 +228,9 @@ impl Runtime {
                     self.tick().await;
                     if self.clock.now() >= self.renew_at {
                         self.renew().await;
+                    }
+                    if self.clock.now() >= self.watch.look_at {
+                        self.look_for_silence().await;
                     }
                 }
                 command = self.commands.recv() => match command {

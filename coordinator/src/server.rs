@@ -26,6 +26,7 @@ use crate::{
     config::{Settings, remedy},
     events::Events,
     http::{self, App, PeerAcceptor},
+    notify::{CourierError, Notifier},
     origin::Origin,
     possession::Judge,
     provenance::PolicyLoadError,
@@ -79,6 +80,9 @@ pub enum RunError {
     /// The provenance policy.
     #[error("the setting provenance.policy")]
     Policy(#[from] PolicyLoadError),
+    /// Notifications.
+    #[error("notifications cannot be sent")]
+    Notifications(#[from] CourierError),
     /// TLS.
     #[error("the node listener has no TLS")]
     Tls(#[from] crate::http::TlsError),
@@ -141,7 +145,9 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         node_url.clone(),
     )
     .await?;
+    let notifier = Notifier::new(&settings.notifications, store.clone(), &metrics, clock).await?;
     let app = App {
+        notifier: notifier.clone(),
         coordinator,
         store,
         judge: Judge::new(origin.clone()),
@@ -188,6 +194,10 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let stopped = stop.clone();
     decisions.spawn(async move { Ok(runtime.run(stopped).await?) });
 
+    let mut couriers = JoinSet::new();
+    let stop_couriers = CancellationToken::new();
+    notifier.spawn(&mut couriers, &stop_couriers);
+
     let addresses = Addresses { operator_url, node_url };
     let text = serde_json::to_vec_pretty(&addresses).expect("two texts always encode");
     write_file(&state_dir.join("addresses.json"), &text)?;
@@ -202,6 +212,11 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     handles.iter().for_each(|handle| handle.graceful_shutdown(Some(GRACE)));
     while let Some(ended) = tasks.join_next().await {
         outcome = outcome.and(flatten(Some(ended)));
+    }
+    // What a courier has not noted as delivered is delivered again at the next start.
+    stop_couriers.cancel();
+    while let Some(ended) = couriers.join_next().await {
+        outcome = outcome.and_then(|()| ended.map_err(|panicked| RunError::Serve(io::Error::other(panicked))));
     }
     stop.cancel();
     while let Some(ended) = decisions.join_next().await {

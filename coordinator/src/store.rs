@@ -22,11 +22,12 @@ use sqlx::{
     Row as _, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard};
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, watch};
 
 use crate::{
     audit::{Document, Draft, Drafts, Log, LogKey, LogProblem},
     authority::Authority,
+    notify::{self, Notice},
 };
 
 /// Why the database did not do what it was asked.
@@ -106,6 +107,9 @@ pub(crate) struct StoredNode {
     pub acked: u64,
     /// When it was last heard of, as far as it was written down.
     pub last_seen: Option<WallTime>,
+    /// Whether people were told that it is silent.
+    #[serde(default)]
+    pub silent: bool,
 }
 
 /// A device as it is stored.
@@ -180,6 +184,8 @@ pub(crate) enum Write {
         /// The list.
         envelope: Envelope,
     },
+    /// Something to tell people, beside what other writes tell.
+    Notice(Box<Notice>),
 }
 
 /// Everything stored, for a start.
@@ -206,6 +212,8 @@ pub(crate) struct Store {
     key: LogKey,
     /// `None` after a commit of which nobody knows whether it came about: then it is read again.
     log: Arc<Mutex<Option<Log>>>,
+    /// Changes with every commit that tells people something.
+    notices: Arc<watch::Sender<()>>,
 }
 
 impl Store {
@@ -231,6 +239,7 @@ impl Store {
             pool,
             key: LogKey::new(authority),
             log: Arc::default(),
+            notices: Arc::default(),
         };
         store.begin_log(now).await?;
         Ok(store)
@@ -278,13 +287,23 @@ impl Store {
         let mut log = self.log().await?;
         let mut drafts = log.drafts.clone();
         let mut drafted = first;
-        drafted.extend(drafts.of_writes(&writes));
-        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        let entries = drafts.of_writes(&writes);
+        let of_entries = notify::of_entries(|id| log.drafts.state(id), &entries);
+        drafted.extend(entries);
+        // It reads before it writes: begun as a reader it would fail where another connection has written in between.
+        let begun = self.pool.begin_with("BEGIN IMMEDIATE").await;
+        let mut transaction = begun.map_err(failed)?;
+        let mut notices = Vec::new();
         for write in writes {
+            let before = notify::attempt_before(&mut transaction, &write).await.map_err(failed)?;
+            notices.extend(notify::of_write(&write, before.as_ref()));
             for query in queries(write) {
                 query.execute(&mut *transaction).await.map_err(failed)?;
             }
         }
+        // What happened to devices comes before what the campaign makes of it.
+        notices.extend(of_entries);
+        notify::insert(&mut transaction, &notices, now).await.map_err(failed)?;
         let appended = match drafted.is_empty() {
             true => None,
             false => Some(log.append(&mut transaction, &self.key, drafted, now).await?),
@@ -296,7 +315,20 @@ impl Store {
             return Err(failed(source));
         }
         log.committed(appended, drafts);
+        if !notices.is_empty() {
+            self.notices.send_replace(());
+        }
         Ok(())
+    }
+
+    /// Changes whenever there is something new to tell people.
+    pub(crate) fn notices(&self) -> watch::Receiver<()> {
+        self.notices.subscribe()
+    }
+
+    /// The fleet's name, that of its audit log.
+    pub(crate) fn fleet(&self) -> String {
+        format!("urn:{}", self.key.origin().replace('/', ":"))
     }
 
     /// Reads everything but plans, artifacts and reports.
@@ -584,6 +616,8 @@ fn queries(write: Write) -> Vec<Query> {
         Write::Revocations { envelope, .. } => {
             one(query("INSERT OR REPLACE INTO meta VALUES ('revocations', ?)").bind(text(&envelope)))
         }
+        // Inserted with the other notices of the transaction.
+        Write::Notice(_) => Vec::new(),
         Write::RosterVersion(version) => {
             one(query("INSERT OR REPLACE INTO meta VALUES ('roster_version', ?)").bind(version.to_string()))
         }
@@ -613,6 +647,7 @@ mod tests {
             record: None,
             acked: 7,
             last_seen: None,
+            silent: false,
         }
     }
 

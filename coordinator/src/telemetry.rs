@@ -46,11 +46,24 @@ struct NodeLabel {
     node: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct DestinationLabel {
+    destination: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NotificationLabel {
+    destination: String,
+    outcome: &'static str,
+}
+
 /// What is counted as it happens, and gauges set when they are asked for.
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
     origin_bytes: Family<NodeLabel, Counter>,
+    notifications: Family<NotificationLabel, Counter>,
+    notifications_waiting: Family<DestinationLabel, Gauge>,
     pub(crate) syncs: Counter,
     pub(crate) reports: Counter,
     pub(crate) permits: Counter,
@@ -69,6 +82,17 @@ impl Metrics {
     pub(crate) fn new() -> Arc<Self> {
         let mut registry = Registry::with_prefix("firmesh_coordinator");
         let origin_bytes = Family::default();
+        let (notifications, notifications_waiting) = (Family::default(), Family::default());
+        registry.register(
+            "notifications",
+            "Attempts to tell a destination something, by what came of them",
+            notifications.clone(),
+        );
+        registry.register(
+            "notifications_waiting",
+            "Events that a destination has yet to be told, or to pass over",
+            notifications_waiting.clone(),
+        );
         let [syncs, reports, permits, refusals, turns_overdue, turns_refused] = [(); 6].map(|()| Counter::default());
         let [nodes, devices, in_flight, turns_taken, turns_waiting] = [(); 5].map(|()| Gauge::default());
         registry.register(
@@ -110,6 +134,8 @@ impl Metrics {
         Arc::new(Self {
             registry,
             origin_bytes,
+            notifications,
+            notifications_waiting,
             syncs,
             reports,
             permits,
@@ -128,6 +154,20 @@ impl Metrics {
         self.origin_bytes
             .get_or_create(&NodeLabel { node: node.to_string() })
             .inc_by(bytes as u64);
+    }
+
+    pub(crate) fn notified(&self, destination: &str, outcome: &'static str) {
+        let destination = destination.to_owned();
+        self.notifications
+            .get_or_create(&NotificationLabel { destination, outcome })
+            .inc();
+    }
+
+    pub(crate) fn waiting(&self, destination: &str, count: u64) {
+        let destination = destination.to_owned();
+        self.notifications_waiting
+            .get_or_create(&DestinationLabel { destination })
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub(crate) fn encode(&self) -> String {

@@ -3,6 +3,8 @@
 //! Two faces. Operators: `/api/v1` (see `coordinator/README.md`). Nodes: `/node/v1`, over mutual TLS. Nothing here is
 //! trusted for what it says: whatever decides about a device travels inside, in signed metadata or DSSE envelopes.
 
+mod notifications;
+
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,8 @@ use crate::{
     time::WallTime,
     trust::Envelope,
 };
+
+pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
 
 /// An error as RFC 9457 has it, `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

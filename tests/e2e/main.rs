@@ -11,6 +11,7 @@ mod layering;
 mod lies;
 mod membership;
 mod misfortune;
+mod notifications;
 mod possession;
 mod power_loss;
 mod provenance;

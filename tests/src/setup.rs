@@ -124,19 +124,19 @@ pub async fn get<T: DeserializeOwned>(http: &reqwest::Client, url: &str) -> Resu
     serde_json::from_str(&body).with_context(|| format!("{url} answered {body}"))
 }
 
-pub(crate) async fn start_coordinator(
-    root: &Path,
-    at: Option<(&str, &str)>,
-    certificates: &str,
-) -> Result<(Process, String)> {
+/// Starts a coordinator whose files lie below `root`, at the addresses of an earlier one if they are given; answers with its
+/// operator face. `coordinator-more.toml` below `root` is added to its configuration.
+pub async fn start_coordinator(root: &Path, at: Option<(&str, &str)>, certificates: &str) -> Result<(Process, String)> {
     let listen = |url: &str| url.split("://").last().unwrap_or(url).trim_end_matches('/').to_owned();
     let (operators, nodes) = at.map_or_else(
         || ("127.0.0.1:0".to_owned(), "127.0.0.1:0".to_owned()),
         |(operators, nodes)| (listen(operators), listen(nodes)),
     );
     let config = root.join("coordinator.toml");
+    // What a test wants beside it.
+    let more = fs::read_to_string(root.join("coordinator-more.toml")).unwrap_or_default();
     let text = format!(
-        "state_dir = \"coordinator\"\n[operators]\nlisten = {operators:?}\n[nodes]\nlisten = {nodes:?}\ncertificate_validity = {certificates:?}\n"
+        "state_dir = \"coordinator\"\n[operators]\nlisten = {operators:?}\n[nodes]\nlisten = {nodes:?}\ncertificate_validity = {certificates:?}\n{more}"
     );
     fs::write(&config, text)?;
     let addresses = root.join("coordinator/addresses.json");

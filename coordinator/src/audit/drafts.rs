@@ -54,6 +54,11 @@ impl Drafts {
         drafts
     }
 
+    /// The state of a campaign that was logged last.
+    pub(crate) fn state(&self, id: &CampaignId) -> Option<CampaignState> {
+        self.campaigns.get(id).map(|(state, _)| *state)
+    }
+
     /// The entries for what was stored before there was a log.
     pub(crate) fn of_the_past(stored: &Stored) -> Vec<Draft> {
         let mut writes: Vec<_> = stored
@@ -145,6 +150,7 @@ impl Drafts {
             | Write::Attempt(..)
             | Write::Possession(..)
             | Write::Evidence(..)
+            | Write::Notice(_)
             | Write::RosterVersion(_) => Vec::new(),
         }
     }

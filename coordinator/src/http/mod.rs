@@ -3,6 +3,7 @@
 mod audit;
 mod dashboard;
 mod nodes;
+mod notifications;
 mod operators;
 mod problem;
 mod simulations;
@@ -36,6 +37,7 @@ pub(crate) struct App {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) vetting: crate::vetting::Vetting,
+    pub(crate) notifier: crate::notify::Notifier,
     pub(crate) clock: crate::runtime::Clock,
     pub(crate) node_url: String,
     pub(crate) cancel: CancellationToken,

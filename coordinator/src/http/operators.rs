@@ -30,7 +30,7 @@ use serde::Deserialize;
 use tracing::info;
 
 use super::{
-    App, audit,
+    App, audit, notifications,
     problem::{Body, Failure},
     simulations, stream, targets,
 };
@@ -91,6 +91,7 @@ pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
         .route("/api/v1/events", get(stream::events))
         .route("/metrics", get(metrics))
         .merge(audit::router())
+        .merge(notifications::router())
         .route_layer(from_fn_with_state(app, authorise));
     api.route("/health", get(health))
 }
@@ -229,12 +230,20 @@ async fn publish(State(app): Shared, Body(publication): Body<Publication>) -> An
     let known = app.coordinator.read(|world| in_force(&world.published)).await?;
     let artifacts = app.store.artifacts().await?;
     let vetted = app.vetting.vet(&publication, known, artifacts, app.clock.wall()).await;
-    let vetted = vetted.map_err(|error| refused(error.into()))?;
-    let published = app
-        .coordinator
-        .ask(|reply| Command::Publish(publication, vetted, reply))
-        .await;
-    published.map(Json).map_err(|error| refused(error.into()))
+    let published = match vetted {
+        Err(error) => Err(refused(error.into())),
+        Ok(vetted) => {
+            let asked = |reply| Command::Publish(publication, vetted, reply);
+            let published = app.coordinator.ask(asked).await;
+            published.map_err(|error| refused(error.into()))
+        }
+    };
+    if let Err(failure) = published.as_ref()
+        && failure.0.refused
+    {
+        app.notifier.publication_refused(&failure.0.detail).await;
+    }
+    published.map(Json)
 }
 
 async fn put_evidence(State(app): Shared, bytes: Bytes) -> Answer<FileRef> {

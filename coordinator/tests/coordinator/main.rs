@@ -2,6 +2,7 @@
 //! what survives a restart.
 
 mod fleet;
+mod notifications;
 
 use std::collections::BTreeMap;
 

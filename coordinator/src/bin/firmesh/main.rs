@@ -13,6 +13,7 @@ mod device;
 mod doctor;
 mod key;
 mod node;
+mod notification;
 mod output;
 mod provenance;
 mod release;
@@ -187,6 +188,9 @@ enum Command {
     /// The Firmesh processes beside the devices.
     #[command(subcommand)]
     Node(node::Command),
+    /// Who is told what happens.
+    #[command(subcommand)]
+    Notification(notification::Command),
     /// A plain TUF client: verifies and downloads from this or any other TUF repository.
     Tuf(tuf::Tuf),
     /// What was allowed, decided and done: a log that anybody can check.
@@ -226,6 +230,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Bundle(command) => bundle::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
+        Command::Notification(command) => notification::run(global, command, output).await,
         Command::Tuf(tuf) => tuf::run(global, tuf, output).await,
         Command::Audit(command) => audit::run(global, command, output).await,
         Command::Doctor(doctor) => doctor::run(global, &doctor, output).await,
@@ -281,6 +286,10 @@ mod tests {
             "brake list",
             "bundle export --campaign spring --root 1.root.json -o spring.bundle",
             "bundle import spring.bundle --node http://127.0.0.1:8653 --metadata-only --patience 5",
+            "notification list --json",
+            "notification test tickets",
+            "notification replay tickets --since 2026-01-31T12:00:00Z",
+            "notification replay tickets --since-number 17",
             "tuf --metadata-dir m init root.json",
             "tuf --metadata-url u --metadata-dir m --target-name a --target-name b --target-dir t --target-base-url v download",
             "tuf refresh --metadata-dir m --metadata-url u --ed25519-only",

@@ -4,10 +4,21 @@ const token = new URLSearchParams(location.hash.slice(1)).get("token");
 const headers = token ? { Authorization: `Bearer ${token}` } : {};
 const state = { campaigns: new Map(), nodes: new Map(), devices: new Map() };
 
-const read = async (path) => {
+const ask = async (path) => {
   const answer = await fetch(path, { headers });
   if (!answer.ok) throw new Error((await answer.json().catch(() => null))?.detail ?? answer.statusText);
-  return answer.json();
+  return answer;
+};
+const read = async (path) => (await ask(path)).json();
+// A list page by page, as far as it is shown: the next one's query stands in the header `Link`.
+const list = async (path, most) => {
+  const items = [];
+  for (let query = "?limit=1000"; query && items.length < most;) {
+    const answer = await ask(path + query);
+    items.push(...(await answer.json()).items);
+    query = /<(\?[^>]*)>; rel="next"/.exec(answer.headers.get("Link") ?? "")?.[1];
+  }
+  return items;
 };
 const bytes = (count) => {
   const unit = count < 1 ? 0 : Math.min(4, Math.floor(Math.log2(count) / 10));
@@ -58,12 +69,12 @@ const draw = () => {
 
 const link = (text) => { document.querySelector("#link").textContent = text; };
 const reload = async () => {
-  const [about, campaigns, nodes, devices] = await Promise.all(
-    ["api/v1/about", "api/v1/campaigns", "api/v1/nodes", "api/v1/devices"].map(read));
+  const [about, campaigns, nodes, devices] = await Promise.all([
+    read("api/v1/about"), list("api/v1/campaigns", 2000), list("api/v1/nodes", 2000), list("api/v1/devices", 2000)]);
   document.querySelector("#version").textContent = about.version;
-  state.campaigns = new Map(campaigns.items.map((c) => [c.id, c]));
-  state.nodes = new Map(nodes.items.map((n) => [n.node, n]));
-  state.devices = new Map(devices.items.map((d) => [d.facts.device, d]));
+  state.campaigns = new Map(campaigns.map((c) => [c.id, c]));
+  state.nodes = new Map(nodes.map((n) => [n.node, n]));
+  state.devices = new Map(devices.map((d) => [d.facts.device, d]));
   draw();
 };
 const follow = () => {

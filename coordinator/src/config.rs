@@ -4,7 +4,7 @@
 use std::{
     env, io,
     net::{IpAddr, SocketAddr},
-    num::NonZeroUsize,
+    num::{NonZeroU32, NonZeroUsize},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -51,6 +51,11 @@ pub struct OperatorsConfig {
     pub token_for_reads: bool,
     /// Whether `listen` may be another address than loopback: put a TLS proxy before it.
     pub allow_remote_operators: bool,
+    /// Requests a second in the long run, of all operators together, and as many of those who read without the token.
+    /// Default: 1,000, more than a dashboard for each of a hundred people asks.
+    pub requests_per_second: NonZeroU32,
+    /// Requests at once, after a pause. Default: 5,000.
+    pub requests_burst: NonZeroU32,
 }
 
 impl Default for OperatorsConfig {
@@ -59,6 +64,8 @@ impl Default for OperatorsConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8640)),
             token_for_reads: false,
             allow_remote_operators: false,
+            requests_per_second: NonZeroU32::new(1_000).expect("not zero"),
+            requests_burst: NonZeroU32::new(5_000).expect("not zero"),
         }
     }
 }
@@ -183,6 +190,10 @@ pub struct Settings {
     pub operators: SocketAddr,
     /// Whether reading needs the token too.
     pub token_for_reads: bool,
+    /// Requests a second, of operators and of readers.
+    pub requests_per_second: NonZeroU32,
+    /// Requests at once, after a pause.
+    pub requests_burst: NonZeroU32,
     /// Where nodes are listened to.
     pub nodes: SocketAddr,
     /// What nodes are told, if it is not the listening address.
@@ -297,6 +308,8 @@ impl Config {
             state_dir: overrides.state_dir.or(self.state_dir).unwrap_or_else(default_state_dir),
             operators,
             token_for_reads: self.operators.token_for_reads,
+            requests_per_second: self.operators.requests_per_second,
+            requests_burst: self.operators.requests_burst,
             nodes: overrides.nodes.unwrap_or(self.nodes.listen),
             node_url: self.nodes.url,
             names: self.nodes.names,

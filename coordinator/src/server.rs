@@ -17,7 +17,7 @@ use axum_server::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
@@ -25,11 +25,12 @@ use crate::{
     ceremony::{WriteFileError, write_file},
     config::{Settings, remedy},
     events::Events,
-    http::{self, App, PeerAcceptor},
+    http::{self, App, PeerAcceptor, Rates},
     notify::{CourierError, Notifier},
     origin::Origin,
     possession::Judge,
     provenance::PolicyLoadError,
+    replays::Running,
     runtime::{Clock, Runtime},
     store::{Store, StoreError},
     telemetry::Metrics,
@@ -135,6 +136,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let operator_url = format!("http://{}", operators.local_addr().map_err(RunError::Serve)?);
     let (events, metrics) = (Arc::new(Events::new(clock.wall())), Metrics::new());
     let settings = Arc::new(settings);
+    let rates = Rates::new(settings.requests_per_second, settings.requests_burst);
+    let requests = TaskTracker::new();
     let (coordinator, runtime) = Runtime::new(
         store.clone(),
         authority.clone(),
@@ -162,6 +165,9 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         node_url: node_url.clone(),
         cancel: cancel.clone(),
         rehearsal: Arc::new(Semaphore::new(1)),
+        rates,
+        running: Running::default(),
+        tasks: requests.clone(),
     };
     let app = Arc::new(app);
 
@@ -213,6 +219,9 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     while let Some(ended) = tasks.join_next().await {
         outcome = outcome.and(flatten(Some(ended)));
     }
+    requests.close();
+    // What is not over by then is given up; its key was not used.
+    let _ = tokio::time::timeout(GRACE, requests.wait()).await;
     // What a courier has not noted as delivered is delivered again at the next start.
     stop_couriers.cancel();
     while let Some(ended) = couriers.join_next().await {

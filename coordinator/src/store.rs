@@ -278,6 +278,12 @@ impl Store {
         self.write(writes, now, Vec::new()).await
     }
 
+    /// Logs that an image was given out, durably.
+    pub(crate) async fn log_export(&self, event: Event, now: WallTime) -> Result<(), StoreError> {
+        let document = Document::None;
+        self.write(Vec::new(), now, vec![Draft { event, document }]).await
+    }
+
     async fn write(&self, writes: Vec<Write>, now: WallTime, first: Vec<Draft>) -> Result<(), StoreError> {
         let failed = |source| StoreError::Access {
             operation: "written",
@@ -498,19 +504,32 @@ impl Store {
 
     /// All artifacts.
     pub(crate) async fn artifacts(&self) -> Result<Vec<Artifact>, StoreError> {
-        let read = |(id, sha256, length): (String, String, i64)| {
-            Ok(Artifact {
-                id: id.parse::<ArtifactId>()?,
-                sha256: sha256.parse()?,
-                length: length.cast_unsigned(),
-            })
-        };
         self.rows(
             "artifacts",
             "SELECT id, sha256, length FROM artifacts ORDER BY id",
-            read,
+            artifact,
         )
         .await
+    }
+
+    /// The artifacts after `after` in the order of their ids, at most `count`.
+    pub(crate) async fn artifacts_after(
+        &self,
+        after: Option<ArtifactId>,
+        count: usize,
+    ) -> Result<Vec<Artifact>, StoreError> {
+        let query = "SELECT id, sha256, length FROM artifacts WHERE id > ? ORDER BY id LIMIT ?";
+        let query = sqlx::query_as(query).bind(after.map(|id| id.to_string()).unwrap_or_default());
+        let rows = query.bind(i64::try_from(count).unwrap_or(i64::MAX));
+        let rows = rows.fetch_all(&self.pool).await.map_err(|source| StoreError::Access {
+            operation: "read",
+            source,
+        })?;
+        let unreadable = |source| StoreError::Row {
+            table: "artifacts",
+            source,
+        };
+        rows.into_iter().map(|row| artifact(row).map_err(unreadable)).collect()
     }
 
     /// Closes the database, folding its log into it.
@@ -544,6 +563,14 @@ pub(crate) type RowError = Box<dyn std::error::Error + Send + Sync>;
 
 fn json<T: DeserializeOwned>((text,): (String,)) -> Result<T, RowError> {
     Ok(serde_json::from_str(&text)?)
+}
+
+fn artifact((id, sha256, length): (String, String, i64)) -> Result<Artifact, RowError> {
+    Ok(Artifact {
+        id: id.parse::<ArtifactId>()?,
+        sha256: sha256.parse()?,
+        length: length.cast_unsigned(),
+    })
 }
 
 fn of_campaign<T: DeserializeOwned>((id, text): (String, String)) -> Result<(CampaignId, T), RowError> {

@@ -1,12 +1,16 @@
 //! What the coordinator knows: the engine, the fleet, what is published. Owned by the runtime's one task; everybody else
 //! looks at it through [`crate::runtime::Coordinator::read`].
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    time::Duration,
+};
 
 use bytes::Bytes;
-use firmesh_coordinator_core::{Engine, EngineSettings, Inventory, KnownDevice, Loaded};
+use firmesh_coordinator_core::{Candidate, Engine, EngineSettings, Field, Filter, Inventory, KnownDevice, Loaded};
 use firmesh_protocol::{
-    api::{CampaignState, CampaignView, DeviceView, Holding, NodeView, Traffic},
+    api::{AttemptView, CampaignState, CampaignView, DeviceView, Holding, NodeView, Traffic},
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::{Artifact, CampaignManifest, ManifestError, Plan, Release, ReleaseRef},
     report::PermitKind,
@@ -170,22 +174,74 @@ impl World {
         }
     }
 
-    pub(crate) fn device_views(&self, pick: impl Fn(&DeviceId) -> bool) -> Vec<DeviceView> {
-        let mut attempts = self.engine.latest_attempts();
-        let view = |(id, device): (&DeviceId, &StoredDevice)| {
-            Some(DeviceView {
-                facts: device.facts.clone(),
-                node: device.node.clone(),
-                path: self.nodes.get(&device.node)?.stored.path.clone(),
-                last_seen: device.last_seen,
-                attempt: attempts.remove(id),
-            })
-        };
-        self.devices
-            .iter()
-            .filter(|(id, _)| pick(id))
-            .filter_map(view)
-            .collect()
+    /// A device as operators see it.
+    pub(crate) fn device_view(&self, id: &DeviceId) -> Option<DeviceView> {
+        let attempt = self.engine.latest().attempt(id);
+        self.view_of_device(self.devices.get(id)?, attempt)
+    }
+
+    /// The devices after `after` for which the filter holds, in order, at most `count`.
+    pub(crate) fn device_views(
+        &self,
+        after: Option<&DeviceId>,
+        filter: Option<&Filter>,
+        count: usize,
+    ) -> Vec<DeviceView> {
+        let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let devices = self.devices.range::<DeviceId, _>((first, Bound::Unbounded));
+        self.picked(devices, filter).take(count).collect()
+    }
+
+    /// The same among these devices.
+    pub(crate) fn devices_among(
+        &self,
+        among: &BTreeSet<DeviceId>,
+        after: Option<&DeviceId>,
+        count: usize,
+    ) -> Vec<DeviceView> {
+        let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let named = among.range::<DeviceId, _>((first, Bound::Unbounded));
+        let devices = named.filter_map(|id| self.devices.get_key_value(id));
+        self.picked(devices, None).take(count).collect()
+    }
+
+    fn picked<'a>(
+        &'a self,
+        devices: impl Iterator<Item = (&'a DeviceId, &'a StoredDevice)>,
+        filter: Option<&Filter>,
+    ) -> impl Iterator<Item = DeviceView> {
+        let latest = self.engine.latest();
+        // Looked up for every device only if the filter asks.
+        let asks = filter.is_some_and(|filter| filter.looks_at(&Field::is_of_attempt));
+        devices.filter_map(move |(id, device)| {
+            let path = &self.nodes.get(&device.node)?.stored.path;
+            let mut attempt = asks.then(|| latest.attempt(id)).flatten();
+            let candidate = Candidate {
+                facts: &device.facts,
+                node: device.node.as_str(),
+                path,
+                attempt: attempt
+                    .as_ref()
+                    .map(|attempt| (attempt.state.as_str(), attempt.campaign.as_str())),
+            };
+            if filter.is_some_and(|filter| !filter.matches(&candidate)) {
+                return None;
+            }
+            if !asks {
+                attempt = latest.attempt(id);
+            }
+            self.view_of_device(device, attempt)
+        })
+    }
+
+    fn view_of_device(&self, device: &StoredDevice, attempt: Option<AttemptView>) -> Option<DeviceView> {
+        Some(DeviceView {
+            facts: device.facts.clone(),
+            node: device.node.clone(),
+            path: self.nodes.get(&device.node)?.stored.path.clone(),
+            last_seen: device.last_seen,
+            attempt,
+        })
     }
 
     /// All published releases, verified.

@@ -233,6 +233,7 @@ fn refused(status: StatusCode, code: &str, detail: String) -> Response {
         status: status.as_u16(),
         detail,
         refused: true,
+        request_id: None,
     };
     let kind = [(header::CONTENT_TYPE, "application/problem+json")];
     (status, kind, Json(problem)).into_response()

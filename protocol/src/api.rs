@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     audit::LoggedEntry,
     brake::Brake,
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
+    ids::{ArtifactId, CampaignId, DeviceId, GroupId, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, CampaignManifest, HeldDevice, Release},
     possession::{Answer, Challenge},
     report::{AttemptState, DeviceFacts},
@@ -23,7 +23,7 @@ use crate::{
 pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
 
 /// An error as RFC 9457 has it, `application/problem+json`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Problem {
     /// A stable name of the kind of problem: `urn:firmesh:problem:<code>`.
     #[serde(rename = "type")]
@@ -37,17 +37,20 @@ pub struct Problem {
     /// Whether a policy or a signature refused it (the CLI exits with 3), rather than a mistake or a fault.
     #[serde(default)]
     pub refused: bool,
+    /// The request that it answers, as `X-Request-Id` and the coordinator's log name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
 }
 
-/// A page of a listing.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// A page of a listing, in the order of ids. If there is more, the answer's `Link` header names the next page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Page<T> {
     /// The rows.
     pub items: Vec<T>,
 }
 
 /// `GET /api/v1/about`: which coordinator this is, and the public keys that ceremonies and manifests need.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct About {
     /// Version and commit.
     pub version: String,
@@ -62,7 +65,7 @@ pub struct About {
 }
 
 /// `POST /api/v1/metadata`: signed files published together, or not at all.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Publication {
     /// TUF metadata by role or file name: `root` (every new `N.root.json`), `targets`, `releases`, `campaigns`; each
@@ -74,14 +77,14 @@ pub struct Publication {
 }
 
 /// The answer to a [`Publication`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Published {
     /// The versions now in force, by role.
     pub versions: BTreeMap<String, u64>,
 }
 
 /// `POST /api/v1/nodes`: allows one node to enrol.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewNode {
     /// The node.
@@ -91,7 +94,7 @@ pub struct NewNode {
 }
 
 /// What a new node needs to enrol: give it to the node over a safe channel.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct EnrolmentTicket {
     /// The node.
     pub node: NodeId,
@@ -129,7 +132,7 @@ pub struct EnrolResponse {
 }
 
 /// How much of an artifact a node holds.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Holding {
     /// The artifact.
@@ -141,7 +144,7 @@ pub struct Holding {
 }
 
 /// What a node has moved since it was started, in bytes of verified content.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Traffic {
     /// Taken from the origin.
@@ -223,7 +226,7 @@ pub struct AuditNews {
 }
 
 /// `GET /api/v1/audit/entries`: a part of the audit log.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AuditEntries {
     /// The entries, in order.
     pub items: Vec<LoggedEntry>,
@@ -232,7 +235,7 @@ pub struct AuditEntries {
 }
 
 /// `GET /api/v1/audit/proof/inclusion` and `.../consistency`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AuditPath {
     /// The hashes, from the leaf towards the root.
     pub path: Vec<Sha256>,
@@ -278,7 +281,7 @@ pub struct RenewRequest {
 }
 
 /// `POST /api/v1/nodes/{id}/revoke`: this node's key is no member's any more.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RevokeRequest {
     /// Why, for a person.
@@ -286,16 +289,18 @@ pub struct RevokeRequest {
 }
 
 /// `GET /api/v1/brakes`: one brake.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct BrakeView {
     /// What it says.
+    #[schema(value_type = Object)]
     pub brake: Brake,
     /// What was signed.
+    #[schema(value_type = Object)]
     pub envelope: Envelope,
 }
 
 /// `GET /api/v1/nodes`: one node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NodeView {
     /// The node.
     pub node: NodeId,
@@ -320,7 +325,7 @@ pub struct NodeView {
 }
 
 /// `GET /api/v1/devices`: one device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct DeviceView {
     /// What was last read from it.
     pub facts: DeviceFacts,
@@ -335,7 +340,7 @@ pub struct DeviceView {
 }
 
 /// Where one device stands in one campaign.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct AttemptView {
     /// The campaign.
     pub campaign: CampaignId,
@@ -352,7 +357,7 @@ pub struct AttemptView {
 }
 
 /// Where a campaign stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CampaignState {
     /// Published with both thresholds, not started.
@@ -385,7 +390,7 @@ impl CampaignState {
 }
 
 /// A gate's verdict.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GateVerdict {
     /// Not enough ended attempts to judge: holds.
@@ -399,7 +404,7 @@ pub enum GateVerdict {
 }
 
 /// One wave of a running campaign.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct WaveView {
     /// The wave, counted from 0.
     pub wave: u32,
@@ -414,7 +419,7 @@ pub struct WaveView {
 }
 
 /// How many of a campaign's nodes have proven that they hold the images of their devices.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PossessionView {
     /// Nodes that look after a planned device.
     pub nodes: u32,
@@ -426,7 +431,7 @@ pub struct PossessionView {
 }
 
 /// `GET /api/v1/campaigns/{id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CampaignView {
     /// The campaign.
     pub id: CampaignId,
@@ -448,7 +453,7 @@ pub struct CampaignView {
 }
 
 /// One thing a campaign waits for or has decided, with what shows it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Explanation {
     /// What it is about: the campaign, a wave, a device.
     pub subject: String,
@@ -459,15 +464,16 @@ pub struct Explanation {
 }
 
 /// `POST /api/v1/plans`: plan a draft against the inventory as it is now. The draft's `plan_sha256` is ignored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanRequest {
     /// The draft.
+    #[schema(value_type = Object)]
     pub manifest: CampaignManifest,
 }
 
 /// The plan, as exact text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct PlanResponse {
     /// The plan's exact bytes (JSON).
     pub plan: String,
@@ -476,7 +482,7 @@ pub struct PlanResponse {
 }
 
 /// `GET /api/v1/releases`: one release with where its image lies.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ReleaseView {
     /// The release as signed.
     pub release: Release,
@@ -484,8 +490,107 @@ pub struct ReleaseView {
     pub stored: bool,
 }
 
+/// `GET /api/v1/campaigns/{id}/status`: where a campaign stands, in a few lines.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CampaignStatus {
+    /// The campaign.
+    pub id: CampaignId,
+    /// Where it stands.
+    pub state: CampaignState,
+    /// The wave in progress, counted from 0.
+    pub wave: u32,
+    /// How many waves it has.
+    pub waves: u32,
+    /// Whether it is over.
+    pub ended: bool,
+    /// Why it stands where it stands.
+    pub reason: String,
+}
+
+/// `GET /api/v1/campaigns/{id}/metrics`: the campaign in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct CampaignMetrics {
+    /// The campaign.
+    pub id: CampaignId,
+    /// Planned devices.
+    pub devices: u32,
+    /// Those whose attempt is over, however it ended.
+    pub ended: u32,
+    /// Those that ended well.
+    pub succeeded: u32,
+    /// Planned devices by state.
+    pub states: BTreeMap<AttemptState, u32>,
+    /// The waves, each with its devices by state and its gate.
+    pub waves: Vec<WaveView>,
+    /// Devices that the plan left out.
+    pub held: u32,
+    /// Which nodes have proven that they hold what their devices get.
+    pub possession: PossessionView,
+}
+
+/// `POST /api/v1/device-groups`: a group of devices with a name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewDeviceGroup {
+    /// The group.
+    pub id: GroupId,
+    /// What it is for, for a person.
+    #[serde(default)]
+    pub description: String,
+    /// A dynamic group: the devices for which this filter holds whenever somebody asks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// A static group: these devices. Not together with `filter`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceId>,
+}
+
+/// `PUT /api/v1/device-groups/{id}`: what the group is from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceGroupEdit {
+    /// What it is for, for a person.
+    #[serde(default)]
+    pub description: String,
+    /// As in [`NewDeviceGroup`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// As in [`NewDeviceGroup`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<DeviceId>,
+}
+
+/// `POST /api/v1/device-groups/{id}/devices`: members of a static group that come and go.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MembersEdit {
+    /// Who comes. Members already are no mistake.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub add: Vec<DeviceId>,
+    /// Who goes. Strangers are no mistake.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remove: Vec<DeviceId>,
+}
+
+/// `GET /api/v1/device-groups/{id}`: a group. Its members are at `/api/v1/device-groups/{id}/devices`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DeviceGroup {
+    /// The group.
+    pub id: GroupId,
+    /// What it is for, for a person.
+    pub description: String,
+    /// The rule of a dynamic group, as the coordinator prints it; absent for a static one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub filter: Option<String>,
+    /// How many members a static group has; absent for a dynamic one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub members: Option<u32>,
+    /// Another one with every change: the number in the `ETag`.
+    pub version: u64,
+}
+
 /// One event of `GET /api/v1/events` (Server-Sent Events; the SSE id is `id`).
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Event {
     /// Grows by one.
     pub id: u64,
@@ -497,7 +602,7 @@ pub struct Event {
 }
 
 /// What happened: `kind` and `data`, because a view in `data` may have an `id` of its own.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "kind", content = "data", rename_all = "snake_case")]
 pub enum EventKind {
     /// A campaign changed its state, or opened a wave.

@@ -65,6 +65,21 @@ fn check_name(kind: &'static str, name: &str) -> Result<(), NameError> {
     }
 }
 
+/// How a type that is text on the wire stands in the OpenAPI document.
+macro_rules! text_schema {
+    ($type:ty, $pattern:expr) => {
+        impl utoipa::PartialSchema for $type {
+            fn schema() -> utoipa::openapi::RefOr<utoipa::openapi::schema::Schema> {
+                let text = utoipa::openapi::ObjectBuilder::new().schema_type(utoipa::openapi::schema::Type::String);
+                text.pattern($pattern).into()
+            }
+        }
+
+        impl utoipa::ToSchema for $type {}
+    };
+}
+pub(crate) use text_schema;
+
 macro_rules! name_type {
     ($(#[$doc:meta])* $type:ident, $kind:literal) => {
         $(#[$doc])*
@@ -112,6 +127,8 @@ macro_rules! name_type {
                 name.0
             }
         }
+
+        text_schema!($type, Some("^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"));
     };
 }
 
@@ -131,6 +148,10 @@ name_type!(
     /// A kind of component of a device: `bmc`, `bios`, `nic`, `host` ...
     Component, "component"
 );
+name_type!(
+    /// A group of devices that operators have named.
+    GroupId, "group id"
+);
 
 /// Where something stands: `region/site/row/rack/node`, any depth from the fleet's root downwards.
 ///
@@ -138,6 +159,8 @@ name_type!(
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct TopologyPath(Vec<String>);
+
+text_schema!(TopologyPath, Some("^[^/]+(/[^/]+)*$"));
 
 impl TopologyPath {
     /// Checks the segments and their number.
@@ -274,6 +297,8 @@ macro_rules! digest_type {
                 digest.to_string()
             }
         }
+
+        crate::ids::text_schema!($type, Some("^[0-9a-f]{64}$"));
     };
 }
 

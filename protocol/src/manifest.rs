@@ -57,7 +57,7 @@ pub enum ManifestError {
 }
 
 /// Immutable bytes, by every name they have.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Artifact {
     /// BLAKE3 root: the name in the mesh.
@@ -69,7 +69,7 @@ pub struct Artifact {
 }
 
 /// What it takes to go back from a release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reversibility {
     /// The previous image is still on the device (a slot, a backup bank).
@@ -81,7 +81,7 @@ pub enum Reversibility {
 }
 
 /// The `custom` object of a target under `firmware/`: what the image is and which devices may take it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReleaseInfo {
     /// [`RELEASE_SCHEMA`].
@@ -109,7 +109,7 @@ pub struct ReleaseInfo {
 }
 
 /// The evidence that was presented for a release, by digest. Nodes do not need it; auditors do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Provenance {
     /// The verdict, which names the vendor's signatures by their digests.
@@ -120,7 +120,7 @@ pub struct Provenance {
 }
 
 /// A file by its content.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct FileRef {
     /// SHA-256 of its bytes.
@@ -130,7 +130,7 @@ pub struct FileRef {
 }
 
 /// A release: a signed target under `firmware/`, complete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
     /// The TUF target name, such as `firmware/acme-r1-bmc-1.1.0.bin`.
@@ -552,7 +552,7 @@ pub struct PlannedDevice {
 }
 
 /// A device that matches the selector and is left out, with the reason.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HeldDevice {
     /// The device.

@@ -186,7 +186,7 @@ pub struct RehearsalRequest {
 }
 
 /// The rehearsal, as exact text.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct RehearsalResponse {
     /// The exact bytes (JSON) of a [`Rehearsal`].
     pub rehearsal: String,

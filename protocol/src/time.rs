@@ -40,6 +40,11 @@ impl Add<Duration> for Timestamp {
 #[serde(try_from = "String", into = "String")]
 pub struct WallTime(i64);
 
+crate::ids::text_schema!(
+    WallTime,
+    Some("^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")
+);
+
 /// A text that is not a moment in UTC.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{text:?} is not a UTC time of the form 2026-01-31T12:00:00Z")]

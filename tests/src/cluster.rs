@@ -296,7 +296,7 @@ impl Cluster {
     /// Every device as the coordinator knows it.
     pub async fn device_views(&self) -> Result<Vec<DeviceView>> {
         Ok(
-            get::<Page<DeviceView>>(&self.http, &format!("{}/api/v1/devices", self.url))
+            get::<Page<DeviceView>>(&self.http, &format!("{}/api/v1/devices?limit=1000", self.url))
                 .await?
                 .items,
         )

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    ops::{Index, Range},
+    ops::{Bound, Index, Range},
     slice,
 };
 
@@ -62,6 +62,13 @@ impl Attempts {
     /// All, in the order of their devices.
     pub(crate) fn by_device(&self) -> impl Iterator<Item = &Attempt> {
         self.places.values().map(|place| &self.all[*place])
+    }
+
+    /// Those of the devices after this one, in the order of their devices.
+    pub(crate) fn after(&self, device: Option<&DeviceId>) -> impl Iterator<Item = &Attempt> {
+        let first = device.map_or(Bound::Unbounded, Bound::Excluded);
+        let places = self.places.range::<DeviceId, _>((first, Bound::Unbounded));
+        places.map(|(_, place)| &self.all[*place])
     }
 
     /// Those of a wave; none of a wave that is not planned.

@@ -169,7 +169,7 @@ pub enum InputError {
 #[derive(Debug)]
 pub struct Engine {
     settings: EngineSettings,
-    campaigns: BTreeMap<CampaignId, Campaign>,
+    pub(crate) campaigns: BTreeMap<CampaignId, Campaign>,
     heard: BTreeMap<NodeId, Timestamp>,
     outputs: VecDeque<Output>,
     now: Timestamp,
@@ -305,24 +305,6 @@ impl Engine {
         let of_wave = campaign.attempts.by_device().filter(|attempt| attempt.wave == wave);
         of_wave
             .filter_map(|attempt| Some((attempt.node.clone(), attempt.record.end_report?)))
-            .collect()
-    }
-
-    /// Every device's running attempt, or its last one.
-    #[must_use]
-    pub fn latest_attempts(&self) -> BTreeMap<DeviceId, AttemptView> {
-        let mut campaigns: Vec<_> = self.campaigns.values().collect();
-        campaigns.sort_by_key(|campaign| (!campaign.record.state.is_terminal(), campaign.manifest.sequence));
-        let of = |c: &Campaign| {
-            let of = |attempt: &Attempt| {
-                let id = &attempt.record.device;
-                Some((id.clone(), c.attempt_view(id)?))
-            };
-            c.attempts.iter().filter_map(of).collect()
-        };
-        campaigns
-            .into_iter()
-            .flat_map(|campaign| -> Vec<_> { of(campaign) })
             .collect()
     }
 

@@ -3,11 +3,10 @@
 use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Json,
     extract::{Query, State, rejection::QueryRejection},
     http::header,
     response::{IntoResponse, Response},
-    routing::get,
 };
 use firmesh_protocol::{
     api::{AuditEntries, AuditPath},
@@ -15,19 +14,37 @@ use firmesh_protocol::{
 };
 use serde::Deserialize;
 
-use super::{App, problem::Failure};
+use super::{
+    App,
+    problem::Failure,
+    routes::{Op, Routes},
+};
 
 type Shared = State<Arc<App>>;
 type Asked<T> = Result<Query<T>, QueryRejection>;
 type Answer<T> = Result<Json<T>, Failure>;
 
-pub(super) fn router() -> Router<Arc<App>> {
-    Router::new()
-        .route("/api/v1/audit/checkpoint", get(checkpoint))
-        .route("/api/v1/audit/entries", get(entries))
-        .route("/api/v1/audit/proof/inclusion", get(inclusion))
-        .route("/api/v1/audit/proof/consistency", get(consistency))
-        .route("/api/v1/audit/proof/update", get(update))
+#[rustfmt::skip]
+pub(super) fn add_routes(routes: &mut Routes) {
+    let mut add = |path: &str, op: Op| routes.add("audit", &format!("/api/v1/audit/{path}"), [op]);
+    add("checkpoint", Op::get("The newest checkpoint, a signed note.", checkpoint).answers_as("text/plain"));
+    add("entries", Op::get("Entries with their documents.", entries)
+        .query("from", "the first entry, counted from 0")
+        .query("count", "how many, 1000 if absent")
+        .answers::<AuditEntries>());
+    add("proof/inclusion", Op::get("That an entry is in the log (RFC 6962).", inclusion)
+        .required_query("index", "the entry")
+        .query("size", "in the log of so many entries")
+        .answers::<AuditPath>());
+    add("proof/consistency", Op::get("That the log only grew (RFC 6962).", consistency)
+        .required_query("from", "the earlier size")
+        .query("to", "the later size")
+        .answers::<AuditPath>());
+    add("proof/update", Op::get("The proof file about one device's update.", update)
+        .required_query("device", "the device")
+        .required_query("campaign", "the campaign")
+        .query("size", "in the log of so many entries")
+        .answers_as("application/json"));
 }
 
 /// The newest checkpoint, as a signed note.

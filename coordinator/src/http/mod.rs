@@ -1,11 +1,20 @@
 //! The two faces: operators over plain HTTP on loopback, nodes over mutual TLS.
 
 mod audit;
+mod campaigns;
+mod conditions;
 mod dashboard;
+mod firmware;
+mod groups;
+mod idempotency;
 mod nodes;
 mod notifications;
 mod operators;
+mod paging;
 mod problem;
+mod rates;
+mod requests;
+mod routes;
 mod simulations;
 mod stream;
 mod targets;
@@ -13,15 +22,16 @@ mod tls;
 
 use std::sync::Arc;
 
-use axum::Router;
+use axum::{Router, middleware::from_fn};
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    authority::Authority, config::Settings, events::Events, origin::Origin, possession::Judge, runtime::Coordinator,
-    store::Store, telemetry::Metrics, turns::Turns,
+    authority::Authority, config::Settings, events::Events, origin::Origin, possession::Judge, replays::Running,
+    runtime::Coordinator, store::Store, telemetry::Metrics, turns::Turns,
 };
 
+pub(crate) use rates::Rates;
 pub use tls::TlsError;
 pub(crate) use tls::{PeerAcceptor, server_config};
 
@@ -43,6 +53,11 @@ pub(crate) struct App {
     pub(crate) cancel: CancellationToken,
     /// One rehearsal at a time: it takes a whole processor.
     pub(crate) rehearsal: Arc<Semaphore>,
+    pub(crate) rates: Rates,
+    /// Requests with a key that are being carried out.
+    pub(crate) running: Running,
+    /// What goes on after its asker went away.
+    pub(crate) tasks: TaskTracker,
 }
 
 /// The operators' routes.
@@ -50,6 +65,7 @@ pub(crate) fn operators(app: Arc<App>) -> Router {
     operators::router(app.clone())
         .merge(dashboard::router())
         .fallback(problem::no_such_route)
+        .layer(from_fn(requests::identify))
         .with_state(app)
 }
 

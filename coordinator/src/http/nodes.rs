@@ -24,7 +24,8 @@ use tracing::warn;
 
 use super::{
     App,
-    operators::{metadata_file, named, plan_bytes},
+    campaigns::plan_bytes,
+    operators::{metadata_file, named},
     problem::{Body, Failure},
     tls::Peer,
 };

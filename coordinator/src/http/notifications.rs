@@ -3,27 +3,35 @@
 use std::sync::Arc;
 
 use axum::{
-    Json, Router,
+    Json,
     extract::{Path, State},
     http::StatusCode,
-    routing::{get, post},
 };
 use firmesh_protocol::api::{NotificationTested, NotificationView, Page, ReplayRequest, ReplayStarted};
 
 use super::{
     App,
     problem::{Body, Failure},
+    routes::{Op, Routes},
 };
 use crate::{notify::NotifyError, telemetry::chain};
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failure>;
 
-pub(super) fn router() -> Router<Arc<App>> {
-    Router::new()
-        .route("/api/v1/notifications", get(list))
-        .route("/api/v1/notifications/{name}/test", post(test))
-        .route("/api/v1/notifications/{name}/replay", post(replay))
+#[rustfmt::skip]
+pub(super) fn add_routes(routes: &mut Routes) {
+    routes.add("notifications", "/api/v1/notifications", [
+        Op::get("Lists who is told what happens, and how far each has come.", list).answers_page::<NotificationView>(),
+    ]);
+    routes.add("notifications", "/api/v1/notifications/{name}/test", [
+        Op::post("Delivers a test, at once.", test).answers::<NotificationTested>(),
+    ]);
+    routes.add("notifications", "/api/v1/notifications/{name}/replay", [
+        Op::post("Tells everything again since an event or a moment.", replay)
+            .takes::<ReplayRequest>()
+            .answers::<ReplayStarted>(),
+    ]);
 }
 
 async fn list(State(app): Shared) -> Answer<Page<NotificationView>> {

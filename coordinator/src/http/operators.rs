@@ -2,103 +2,177 @@
 
 use std::{
     net::IpAddr,
+    ops::Bound,
     sync::{Arc, atomic::Ordering},
 };
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, Path, Query, Request, State},
+    extract::{Path, Query, Request, State},
     http::{Method, StatusCode, header, uri::Authority},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::get,
 };
 use bytes::Bytes;
-use firmesh_coordinator_core::{Input, Subject, plan};
+use firmesh_coordinator_core::{Input, plan};
 use firmesh_protocol::{
     api::{
-        About, AttemptView, BrakeView, CampaignView, DeviceView, EnrolmentTicket, EventKind, Explanation, NewNode,
-        NodeView, Page, PlanRequest, PlanResponse, Publication, Published, ReleaseView, RevokeRequest,
+        About, BrakeView, DeviceView, EnrolmentTicket, EventKind, NewNode, NodeView, Page, PlanRequest, PlanResponse,
+        Publication, Published, ReleaseView, RevokeRequest,
     },
     brake::Brake,
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
+    ids::{ArtifactId, DeviceId, NodeId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{Artifact, FileRef, MANIFEST_SCHEMA},
+    rehearsal::RehearsalResponse,
     trust::Envelope,
 };
 use serde::Deserialize;
 use tracing::info;
 
 use super::{
-    App, audit, notifications,
-    problem::{Body, Failure},
+    App, audit, campaigns,
+    conditions::Conditions,
+    firmware, groups, idempotency, notifications,
+    paging::{Filtered, Listing},
+    problem::{self, Body, Failure},
+    rates,
+    routes::{Op, Routes},
     simulations, stream, targets,
 };
 use crate::{
-    ceremony::ReadFileError,
-    provenance::SBOM_BYTES_MAX,
-    publish::PUBLICATION_BYTES_MAX,
-    runtime::{ActionError, Command},
-    telemetry::chain,
-    vetting::in_force,
+    ceremony::ReadFileError, provenance::SBOM_BYTES_MAX, publish::PUBLICATION_BYTES_MAX, runtime::Command,
+    telemetry::chain, vetting::in_force,
 };
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failure>;
 
+/// Every route but the dashboard's.
+pub(super) fn routes() -> Routes {
+    let mut routes = Routes::default();
+    add_own(&mut routes);
+    groups::add_routes(&mut routes);
+    campaigns::add_routes(&mut routes);
+    firmware::add_routes(&mut routes);
+    notifications::add_routes(&mut routes);
+    audit::add_routes(&mut routes);
+    stream::add_routes(&mut routes);
+    routes
+}
+
+/// The layers, from the inside: the key of a repeated request counts only for those who may make it.
 pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
-    let api = Router::new()
-        .route("/api/v1/about", get(about))
-        .route(
-            "/api/v1/artifacts",
-            get(artifacts).post(import).layer(DefaultBodyLimit::disable()),
-        )
-        .route("/api/v1/artifacts/{id}", get(artifact))
-        .route(
-            "/api/v1/metadata",
-            post(publish).layer(DefaultBodyLimit::max(PUBLICATION_BYTES_MAX)),
-        )
-        .route("/api/v1/metadata/{file}", get(metadata))
-        .route("/api/v1/targets/{*path}", get(targets::target))
-        .route(
-            "/api/v1/evidence",
-            post(put_evidence).layer(DefaultBodyLimit::max(SBOM_BYTES_MAX as usize)),
-        )
-        .route("/api/v1/evidence/{sha256}", get(evidence))
-        .route("/api/v1/verdicts/{image}", get(verdict))
-        .route("/api/v1/releases", get(releases))
-        .route("/api/v1/nodes", get(nodes).post(new_node))
-        .route("/api/v1/nodes/{id}", get(node))
-        .route("/api/v1/nodes/{id}/revoke", post(revoke))
-        .route("/api/v1/brakes", get(brakes).post(brake))
-        .route("/api/v1/devices", get(devices))
-        .route("/api/v1/devices/{id}", get(device))
-        .route("/api/v1/devices/{id}/clear", post(clear))
-        .route(
-            "/api/v1/plans",
-            post(make_plan).layer(DefaultBodyLimit::max(MANIFEST_BYTES_MAX as usize)),
-        )
-        .route(
-            "/api/v1/simulations",
-            post(simulations::rehearse_campaign).layer(DefaultBodyLimit::max(MANIFEST_BYTES_MAX as usize)),
-        )
-        .route("/api/v1/campaigns", get(campaigns))
-        .route("/api/v1/campaigns/{id}", get(campaign))
-        .route("/api/v1/campaigns/{id}/plan", get(campaign_plan))
-        .route("/api/v1/campaigns/{id}/explain", get(explain))
-        .route("/api/v1/campaigns/{id}/attempts", get(attempts))
-        .route("/api/v1/campaigns/{id}/{verb}", post(order))
-        .route("/api/v1/events", get(stream::events))
-        .route("/metrics", get(metrics))
-        .merge(audit::router())
-        .merge(notifications::router())
-        .route_layer(from_fn_with_state(app, authorise));
-    api.route("/health", get(health))
+    let api = routes().finish();
+    api.route_layer(from_fn_with_state(app.clone(), idempotency::keep_answer))
+        .route_layer(from_fn_with_state(app.clone(), rates::limit))
+        .route_layer(from_fn_with_state(app, authorise))
+        .route("/health", get(health))
+        .method_not_allowed_fallback(problem::no_such_method)
+}
+
+#[rustfmt::skip]
+fn add_own(routes: &mut Routes) {
+    routes.add("about", "/api/v1/about", [
+        Op::get("Which coordinator this is, and its public keys.", about).answers::<About>(),
+    ]);
+    routes.add("artifacts", "/api/v1/artifacts", [
+        Op::get("Lists the images.", artifacts).paged().answers_page::<Artifact>(),
+        Op::post("Imports an image: the body is the image.", import)
+            .unlimited()
+            .query("sha256", "what the image is announced to be; needed with an Idempotency-Key")
+            .takes_bytes()
+            .answers::<Artifact>(),
+    ]);
+    routes.add("artifacts", "/api/v1/artifacts/{id}", [
+        Op::get("Shows an image.", artifact).tagged().answers::<Artifact>(),
+    ]);
+    routes.add("metadata", "/api/v1/metadata", [
+        Op::post("Publishes signed files together, or not at all.", publish)
+            .limit(PUBLICATION_BYTES_MAX)
+            .takes::<Publication>()
+            .answers::<Published>(),
+    ]);
+    routes.add("metadata", "/api/v1/metadata/{file}", [
+        Op::get("A published file, byte by byte.", metadata).answers_as("application/json"),
+    ]);
+    routes.add("metadata", "/api/v1/targets/{*path}", [
+        Op::get("An image or a manifest, as any TUF client asks for it.", targets::target)
+            .answers_as("application/octet-stream"),
+    ]);
+    routes.add("provenance", "/api/v1/evidence", [
+        Op::post("Keeps a vendor signature, an SBOM or a verdict.", put_evidence)
+            .limit(SBOM_BYTES_MAX as usize)
+            .takes_bytes()
+            .answers::<FileRef>(),
+    ]);
+    routes.add("provenance", "/api/v1/evidence/{sha256}", [
+        Op::get("Evidence by its digest.", evidence).answers_as("application/octet-stream"),
+    ]);
+    routes.add("provenance", "/api/v1/verdicts/{image}", [
+        Op::get("What this coordinator's policy said of an image.", verdict).answers_as("application/octet-stream"),
+    ]);
+    routes.add("releases", "/api/v1/releases", [
+        Op::get("Lists the verified releases, and whether the image is here.", releases)
+            .paged()
+            .answers_page::<ReleaseView>(),
+    ]);
+    routes.add("nodes", "/api/v1/nodes", [
+        Op::get("Lists the nodes.", nodes).paged().answers_page::<NodeView>(),
+        Op::post("Allows one node to enrol.", new_node).takes::<NewNode>().answers::<EnrolmentTicket>(),
+    ]);
+    routes.add("nodes", "/api/v1/nodes/{id}", [
+        Op::get("Shows a node.", node).tagged().answers::<NodeView>(),
+    ]);
+    routes.add("nodes", "/api/v1/nodes/{id}/revoke", [
+        Op::post("The node's key is no member's any more, for good.", revoke).takes::<RevokeRequest>().empty(),
+    ]);
+    routes.add("brakes", "/api/v1/brakes", [
+        Op::get("What was stopped for good.", brakes).answers_page::<BrakeView>(),
+        Op::post("Takes a signed brake (a DSSE envelope).", brake).takes_bytes().answers_as("application/json"),
+    ]);
+    routes.add("devices", "/api/v1/devices", [
+        Op::get("Lists the devices with their running or last attempt.", devices)
+            .paged()
+            .query("filter", "such as: model in [\"R1\", \"R2\"] and path under \"eu/ber\" and not version == \"1.0\"")
+            .answers_page::<DeviceView>(),
+    ]);
+    routes.add("devices", "/api/v1/devices/{id}", [
+        Op::get("Shows a device.", device).tagged().answers::<DeviceView>(),
+    ]);
+    routes.add("devices", "/api/v1/devices/{id}/clear", [
+        Op::post("A person has looked at a quarantined device: it leaves its place under the caps.", clear).empty(),
+    ]);
+    routes.add("campaigns", "/api/v1/plans", [
+        Op::post("Plans a draft; the plan is kept under its digest.", make_plan)
+            .limit(MANIFEST_BYTES_MAX as usize)
+            .takes::<PlanRequest>()
+            .answers::<PlanResponse>(),
+    ]);
+    routes.add("campaigns", "/api/v1/simulations", [
+        Op::post("Rehearses a campaign against the inventory.", simulations::rehearse_campaign)
+            .limit(MANIFEST_BYTES_MAX as usize)
+            .takes_bytes()
+            .answers::<RehearsalResponse>(),
+    ]);
+    routes.add("about", "/metrics", [
+        Op::get("Counters and gauges.", metrics).answers_as("application/openmetrics-text"),
+    ]);
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Identity {
+    /// Somebody with the operators' token.
+    Operator,
+    /// Somebody on this machine, without it.
+    Reader,
 }
 
 /// Changes need the token; reads too, where the settings say so, or when the request was made to another name than this
 /// machine's own: a page of a stranger may have its name point at loopback and read along.
-async fn authorise(State(app): Shared, request: Request, next: Next) -> Response {
+async fn authorise(State(app): Shared, mut request: Request, next: Next) -> Response {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let bearer = request
         .headers()
@@ -107,6 +181,12 @@ async fn authorise(State(app): Shared, request: Request, next: Next) -> Response
     let is_operator = bearer.is_some_and(|token| app.authority.is_operator_token(token.trim()));
     let is_open = reads && !app.settings.token_for_reads && is_made_to_loopback(&request);
     if is_operator || (is_open && bearer.is_none()) {
+        let identity = if is_operator {
+            Identity::Operator
+        } else {
+            Identity::Reader
+        };
+        request.extensions_mut().insert(identity);
         return next.run(request).await;
     }
     let path = app.settings.state_dir.join("operator.token");
@@ -203,23 +283,16 @@ async fn import(
     Ok(Json(artifact))
 }
 
-async fn artifacts(State(app): Shared) -> Answer<Page<Artifact>> {
-    Ok(Json(Page {
-        items: app.store.artifacts().await?,
-    }))
+async fn artifacts(State(app): Shared, listing: Listing) -> Result<Response, Failure> {
+    let found = app.store.artifacts_after(listing.after()?, listing.wanted()).await?;
+    Ok(listing.page(found, |artifact| artifact.id.to_string()))
 }
 
-async fn artifact(State(app): Shared, Path(id): Path<String>) -> Answer<Artifact> {
+async fn artifact(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
     let id: ArtifactId = named(&id)?;
-    let found = app
-        .store
-        .artifacts()
-        .await?
-        .into_iter()
-        .find(|artifact| artifact.id == id);
-    found
-        .map(Json)
-        .ok_or_else(|| Failure::not_found(format!("artifact {id}")))
+    let found = app.store.artifact(id).await?;
+    let found = found.ok_or_else(|| Failure::not_found(format!("artifact {id}")))?;
+    Ok(conditions.answer(&found))
 }
 
 async fn publish(State(app): Shared, Body(publication): Body<Publication>) -> Answer<Published> {
@@ -292,31 +365,38 @@ pub(super) async fn metadata_file(app: &App, file: String) -> Result<Response, F
     Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
 }
 
-async fn releases(State(app): Shared) -> Answer<Page<ReleaseView>> {
+async fn releases(State(app): Shared, listing: Listing) -> Result<Response, Failure> {
+    let releases = release_views(&app).await?;
+    Ok(listing.page_of(releases, |view| view.release.target.clone()))
+}
+
+/// All releases in the order of their targets, each with whether its image is here.
+pub(super) async fn release_views(app: &App) -> Result<Vec<ReleaseView>, Failure> {
     let artifacts = app.store.artifacts().await?;
-    let releases = app.coordinator.read(|world| world.releases()).await?;
+    let mut releases = app.coordinator.read(|world| world.releases()).await?;
+    releases.sort_by(|a, b| a.target.cmp(&b.target));
     let view = |release: firmesh_protocol::manifest::Release| {
         let stored = artifacts.contains(&release.artifact);
         ReleaseView { release, stored }
     };
-    Ok(Json(Page {
-        items: releases.into_iter().map(view).collect(),
-    }))
+    Ok(releases.into_iter().map(view).collect())
 }
 
-async fn nodes(State(app): Shared) -> Answer<Page<NodeView>> {
-    let items = app
-        .coordinator
-        .read(|world| world.nodes.keys().filter_map(|id| world.node_view(id)).collect())
-        .await?;
-    Ok(Json(Page { items }))
+async fn nodes(State(app): Shared, listing: Listing) -> Result<Response, Failure> {
+    let (first, wanted) = (listing.first::<NodeId>()?, listing.wanted());
+    let items = app.coordinator.read(move |world| {
+        let nodes = world.nodes.range((first, Bound::Unbounded)).take(wanted);
+        nodes.map(|(_, node)| world.view_of(node)).collect()
+    });
+    Ok(listing.page(items.await?, |view: &NodeView| view.node.to_string()))
 }
 
-async fn node(State(app): Shared, Path(id): Path<String>) -> Answer<NodeView> {
+async fn node(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
     let id: NodeId = named(&id)?;
     let wanted = id.clone();
     let found = app.coordinator.read(move |world| world.node_view(&wanted)).await?;
-    found.map(Json).ok_or_else(|| Failure::not_found(format!("node {id}")))
+    let found = found.ok_or_else(|| Failure::not_found(format!("node {id}")))?;
+    Ok(conditions.answer(&found))
 }
 
 async fn new_node(State(app): Shared, Body(new): Body<NewNode>) -> Answer<EnrolmentTicket> {
@@ -357,24 +437,20 @@ async fn brake(State(app): Shared, Body(envelope): Body<Envelope>) -> Answer<Bra
     })
 }
 
-async fn devices(State(app): Shared) -> Answer<Page<DeviceView>> {
-    Ok(Json(Page {
-        items: app.coordinator.read(|world| world.device_views(|_| true)).await?,
-    }))
+async fn devices(State(app): Shared, Filtered(listing, filter): Filtered) -> Result<Response, Failure> {
+    let (after, wanted) = (listing.after::<DeviceId>()?, listing.wanted());
+    let views = app
+        .coordinator
+        .read(move |world| world.device_views(after.as_ref(), filter.as_ref(), wanted));
+    Ok(listing.page(views.await?, |view: &DeviceView| view.facts.device.to_string()))
 }
 
-async fn device(State(app): Shared, Path(id): Path<String>) -> Answer<DeviceView> {
+async fn device(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
     let id: DeviceId = named(&id)?;
     let wanted = id.clone();
-    let found = app
-        .coordinator
-        .read(move |world| world.device_views(|id| *id == wanted))
-        .await?;
-    found
-        .into_iter()
-        .next()
-        .map(Json)
-        .ok_or_else(|| Failure::not_found(format!("device {id}")))
+    let found = app.coordinator.read(move |world| world.device_view(&wanted)).await?;
+    let found = found.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
+    Ok(conditions.answer(&found))
 }
 
 async fn clear(State(app): Shared, Path(id): Path<String>) -> Result<StatusCode, Failure> {
@@ -414,116 +490,6 @@ async fn make_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<Plan
     let plan = String::from_utf8(bytes)
         .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "planner", error.to_string()))?;
     Ok(Json(PlanResponse { plan, plan_sha256 }))
-}
-
-async fn campaigns(State(app): Shared) -> Answer<Page<CampaignView>> {
-    Ok(Json(Page {
-        items: app.coordinator.read(|world| world.engine.campaigns().collect()).await?,
-    }))
-}
-
-async fn campaign(State(app): Shared, Path(id): Path<String>) -> Answer<CampaignView> {
-    let id: CampaignId = named(&id)?;
-    let wanted = id.clone();
-    let found = app
-        .coordinator
-        .read(move |world| world.engine.campaign(&wanted))
-        .await?;
-    found.map(Json).ok_or_else(|| no_campaign(&id))
-}
-
-async fn campaign_plan(State(app): Shared, Path(id): Path<String>) -> Result<Response, Failure> {
-    let id: CampaignId = named(&id)?;
-    let wanted = id.clone();
-    let digest = app
-        .coordinator
-        .read(move |world| {
-            let manifest = world.published.manifests.get(&wanted)?;
-            Some(
-                firmesh_protocol::manifest::CampaignManifest::from_bytes(manifest)
-                    .ok()?
-                    .plan_sha256,
-            )
-        })
-        .await?;
-    plan_bytes(&app, digest.ok_or_else(|| no_campaign(&id))?).await
-}
-
-/// A stored plan, byte by byte.
-pub(super) async fn plan_bytes(app: &App, digest: Sha256) -> Result<Response, Failure> {
-    let bytes = app
-        .store
-        .plan(digest)
-        .await?
-        .ok_or_else(|| Failure::not_found(format!("plan {digest}")))?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], bytes).into_response())
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ExplainQuery {
-    wave: Option<u32>,
-    device: Option<DeviceId>,
-}
-
-async fn explain(
-    State(app): Shared,
-    Path(id): Path<String>,
-    query: Result<Query<ExplainQuery>, axum::extract::rejection::QueryRejection>,
-) -> Answer<Vec<Explanation>> {
-    let Query(query) = query.map_err(|error| Failure::bad_request(error.body_text()))?;
-    let id: CampaignId = named(&id)?;
-    let subject = match (query.device, query.wave) {
-        (Some(device), _) => Subject::Device(device),
-        (None, Some(wave)) => Subject::Wave(wave),
-        (None, None) => Subject::Campaign,
-    };
-    let (wanted, about) = (id.clone(), subject.clone());
-    let found = app
-        .coordinator
-        .read(move |world| world.engine.explain(&wanted, &about))
-        .await?;
-    found.map(Json).ok_or_else(|| match subject {
-        Subject::Campaign => no_campaign(&id),
-        Subject::Wave(wave) => Failure::not_found(format!("wave {wave} of a campaign {id}")),
-        Subject::Device(device) => Failure::not_found(format!("device {device} in the plan of a campaign {id}")),
-    })
-}
-
-async fn attempts(State(app): Shared, Path(id): Path<String>) -> Answer<Page<AttemptView>> {
-    let id: CampaignId = named(&id)?;
-    let wanted = id.clone();
-    let found = app
-        .coordinator
-        .read(move |world| world.engine.attempts(&wanted))
-        .await?;
-    found.map(|items| Json(Page { items })).ok_or_else(|| no_campaign(&id))
-}
-
-async fn order(State(app): Shared, Path((id, verb)): Path<(String, String)>) -> Answer<CampaignView> {
-    let id: CampaignId = named(&id)?;
-    let input = match verb.as_str() {
-        "start" => Input::Start(id.clone()),
-        "pause" => Input::Pause(id.clone()),
-        "resume" => Input::Resume(id.clone()),
-        "cancel" => Input::Cancel(id.clone()),
-        _ => {
-            return Err(Failure::not_found(
-                "such order: a campaign can start, pause, resume or cancel",
-            ));
-        }
-    };
-    app.coordinator.act(input).await?;
-    let wanted = id.clone();
-    let view = app
-        .coordinator
-        .read(move |world| world.engine.campaign(&wanted))
-        .await?;
-    view.map(Json).ok_or_else(|| ActionError::Stopping.into())
-}
-
-fn no_campaign(id: &CampaignId) -> Failure {
-    Failure::not_found(format!("campaign {id}"))
 }
 
 /// A name from the path, checked.

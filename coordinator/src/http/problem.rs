@@ -1,7 +1,7 @@
 //! Errors as RFC 9457 has them, and JSON bodies whose mistakes become such errors.
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{FromRequest, Request, rejection::BytesRejection},
     http::{StatusCode, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
@@ -24,6 +24,83 @@ use crate::{
     vetting::VettingError,
 };
 
+/// The problems of the operators' face by code, with what they mean. Publications and brakes that are refused have the
+/// codes of the verifier and of the provenance policy (`provenance_...`) as well.
+pub(crate) const PROBLEMS: &[(&str, &str)] = &[
+    (
+        "answer_not_kept",
+        "the request was carried out before, its answer was not kept",
+    ),
+    ("artifact_damaged", "an image on the coordinator's disk cannot be read"),
+    ("artifact_missing", "a release's image was not imported"),
+    ("bad_body", "the body is not what is expected"),
+    ("bad_cursor", "the cursor is not one that this list gave"),
+    ("bad_draft", "the campaign's draft does not hold together"),
+    (
+        "bad_filter",
+        "the filter is not in the filter language; the detail names the column",
+    ),
+    ("bad_idempotency_key", "the Idempotency-Key is no key"),
+    ("bad_publication", "the publication does not hold together"),
+    ("bad_request", "a name or parameter is not what is expected"),
+    ("bad_revocation", "the node cannot be revoked so"),
+    ("bad_upload", "the image is empty, or broke off"),
+    ("braked", "a signed brake forbids it"),
+    ("brakes_full", "no more brakes are kept"),
+    ("busy", "one rehearsal, or one test of a destination, at a time"),
+    ("campaign_started", "a campaign that has started is changed no more"),
+    (
+        "cannot_be_planned",
+        "the campaign cannot be planned against this inventory",
+    ),
+    ("cannot_be_rehearsed", "the campaign cannot be rehearsed"),
+    ("changed_meanwhile", "somebody else changed it since it was read"),
+    ("changed_version", "another file has this version already"),
+    ("disk", "the coordinator's disk refused"),
+    ("dynamic_group", "members of a dynamic group follow from its rule"),
+    ("encoding", "the answer could not be written"),
+    ("exists", "the name is taken"),
+    ("foreign_origin", "a page of another origin asked for a stream"),
+    ("groups_full", "no more groups are kept"),
+    ("hash_mismatch", "the bytes are not the ones that were announced"),
+    ("idempotency", "a request with a key came to no end"),
+    ("idempotency_full", "no more answers are kept for keys"),
+    ("idempotency_key_reused", "the key belongs to another request"),
+    ("if_match_required", "the change must name what it changes"),
+    ("incomplete_repository", "the published repository lacks a file"),
+    ("no_randomness", "the machine has no randomness"),
+    ("no_such_method", "the method is not for this path"),
+    ("not_delivered", "the receiver did not take the test"),
+    ("not_found", "there is no such thing"),
+    ("not_settled", "the destination has not come that far yet"),
+    ("nothing_published", "nothing was published yet"),
+    ("nothing_to_replay", "no event is kept from there on"),
+    ("older_version", "a newer version is in force"),
+    ("online_key_missing", "the root does not name this coordinator"),
+    ("out_of_range", "the image has no such bytes"),
+    (
+        "permit_key_missing",
+        "the campaign does not name this coordinator's permit key",
+    ),
+    ("plan_missing", "the campaign's plan is not kept here"),
+    ("planner", "the planner failed"),
+    ("provenance", "the provenance check failed"),
+    ("provenance_policy", "the provenance policy cannot be used"),
+    ("provenance_refused", "the provenance policy refuses the release"),
+    ("provenance_unvetted", "the release was not judged by the policy"),
+    ("rehearsal", "the rehearsal failed"),
+    ("request_running", "the first request with this key is not over"),
+    ("revoked", "the node was revoked"),
+    ("stopping", "the coordinator is stopping"),
+    ("store", "the database refused"),
+    ("too_large", "more than is taken"),
+    ("too_many_requests", "more requests than the settings allow"),
+    ("unauthorised", "the operators' token is needed"),
+    ("unknown_device", "no node has told of such a device"),
+    ("unsigned_manifest", "a manifest's signature is missing"),
+    ("wrong_state", "not in the state that it is in"),
+];
+
 /// A problem on its way out.
 #[derive(Debug)]
 pub(crate) struct Failure(pub(crate) Problem);
@@ -36,6 +113,7 @@ impl Failure {
             status: status.as_u16(),
             detail: detail.into(),
             refused: false,
+            request_id: None,
         })
     }
 
@@ -59,12 +137,27 @@ impl IntoResponse for Failure {
         if status.is_server_error() {
             error!(kind = self.0.kind, detail = self.0.detail, "request failed");
         }
-        (status, [(CONTENT_TYPE, "application/problem+json")], Json(self.0)).into_response()
+        // The outermost layer adds the request's id.
+        let problem = Extension(self.0.clone());
+        let kind = [(CONTENT_TYPE, "application/problem+json")];
+        (status, problem, kind, Json(self.0)).into_response()
     }
 }
 
 pub(crate) async fn no_such_route(request: Request) -> Failure {
     Failure::not_found(format!("{} {}", request.method(), request.uri().path()))
+}
+
+pub(crate) async fn no_such_method(request: Request) -> Failure {
+    Failure::new(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "no_such_method",
+        format!(
+            "{} is not for {}: see /api/v1/openapi.json",
+            request.method(),
+            request.uri().path()
+        ),
+    )
 }
 
 /// A JSON body. What is wrong with it is said by line and column.

@@ -27,9 +27,10 @@ use firmesh_protocol::{
     trust::{Ceremony, Envelope, KeySet, PublicKey, Repository, SecretKey, Signers, Target},
     units::BasisPoints,
 };
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Method, Response, StatusCode};
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -93,8 +94,14 @@ pub(crate) fn new_node(node: &str, path: &str) -> NewNode {
 
 impl Fleet {
     pub(crate) async fn start() -> Self {
+        Self::start_with("").await
+    }
+
+    /// With a configuration, TOML.
+    pub(crate) async fn start_with(config: &str) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("coordinator.toml"), config).unwrap();
         let client = Client::builder().timeout(PATIENCE).build().unwrap();
         let (cancel, process, addresses) = launch(folder.path()).await;
         let about = client
@@ -161,6 +168,47 @@ impl Fleet {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
+        request.send().await.unwrap()
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(crate) fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.addresses.operator_url)
+    }
+
+    /// Any request of the operator's, and its answer as it is.
+    pub(crate) async fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: Option<Value>,
+    ) -> Response {
+        let mut request = self.client.request(method, self.url(path)).bearer_auth(self.token());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = match body {
+            Some(body) => request.json(&body),
+            None => request,
+        };
+        request.send().await.unwrap()
+    }
+
+    /// A `POST` of bytes.
+    pub(crate) async fn send_bytes(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<reqwest::Body>,
+    ) -> Response {
+        let mut request = self.client.post(self.url(path)).bearer_auth(self.token()).body(body);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
         request.send().await.unwrap()
     }
 

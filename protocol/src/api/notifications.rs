@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::time::WallTime;
 
 /// A destination of notifications.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NotificationView {
     /// Its name in the coordinator's configuration.
     pub name: String,
@@ -36,7 +36,7 @@ pub struct NotificationView {
 }
 
 /// A delivery that failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NotificationError {
     /// When.
     pub at: WallTime,
@@ -47,14 +47,14 @@ pub struct NotificationError {
 }
 
 /// What a test delivered.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct NotificationTested {
     /// The message's id at the receiver.
     pub id: String,
 }
 
 /// From where a destination is told everything again: exactly one of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplayRequest {
     /// The number of an event.
@@ -66,7 +66,7 @@ pub struct ReplayRequest {
 }
 
 /// What is told again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ReplayStarted {
     /// The first event that is kept and told again.
     pub from: u64,

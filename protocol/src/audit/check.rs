@@ -11,7 +11,7 @@ use super::{
 use crate::ids::Sha256;
 
 /// An entry as it is handed out: a line of an export.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LoggedEntry {
     /// The exact text that is hashed.

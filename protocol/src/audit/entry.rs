@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::{CampaignState, GateVerdict},
-    ids::{CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     report::{AttemptState, PermitKind},
     time::WallTime,
     trust::PublicKey,
@@ -172,6 +172,17 @@ pub enum Event {
         /// What it stops, for a person.
         scope: String,
     },
+    /// An operator was given an image, or a part of it.
+    Export {
+        /// The release's target, such as `firmware/acme-r1-bmc-1.1.0`.
+        target: String,
+        /// The image.
+        artifact: ArtifactId,
+        /// The first byte that was asked for.
+        first: u64,
+        /// How many bytes.
+        length: u64,
+    },
 }
 
 impl Entry {
@@ -212,6 +223,7 @@ impl Event {
             Self::Enrolment { .. } => "enrolment",
             Self::Revocation { .. } => "revocation",
             Self::Brake { .. } => "brake",
+            Self::Export { .. } => "export",
         }
     }
 

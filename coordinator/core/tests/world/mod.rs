@@ -380,9 +380,9 @@ impl World {
         let devices = self.devices();
         self.send(device.get(&devices), AttemptState::Quarantined, 0, "stale");
         assert!(
-            self.engine
-                .latest_attempts()
-                .values()
+            devices
+                .iter()
+                .filter_map(|device| self.engine.latest().attempt(device))
                 .all(|attempt| attempt.reason != "stale")
         );
     }

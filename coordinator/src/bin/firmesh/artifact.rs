@@ -43,7 +43,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
     match command {
         Command::Add { file } => add(global, &file, output).await,
         Command::List => {
-            let page: Page<Artifact> = global.client()?.get("/api/v1/artifacts").await?;
+            let page: Page<Artifact> = global.client()?.list("/api/v1/artifacts", &[]).await?;
             let row = |artifact: &Artifact| [artifact.id.to_string(), artifact.length.to_string()];
             output.show(&page, || {
                 Output::table(["BLAKE3", "BYTES"], &page.items.iter().map(row).collect::<Vec<_>>())
@@ -105,7 +105,7 @@ async fn verify(
                 .collect()
         }
         None => {
-            let page: Page<ReleaseView> = global.client()?.get("/api/v1/releases").await?;
+            let page: Page<ReleaseView> = global.client()?.list("/api/v1/releases", &[]).await?;
             let digest = |view: ReleaseView| (view.release.target, view.release.artifact.sha256.to_string());
             page.items.into_iter().map(digest).collect()
         }

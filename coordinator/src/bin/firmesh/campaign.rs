@@ -11,14 +11,14 @@ use firmesh_coordinator::ceremony::{
 use firmesh_coordinator_core::Difference;
 use firmesh_protocol::{
     api::{About, CampaignView, Explanation, Page, PlanRequest, PlanResponse},
-    ids::{CampaignId, DeviceId},
+    ids::{CampaignId, DeviceId, GroupId},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{CampaignManifest, Plan, campaign_target},
     trust::PublicKey,
 };
 use serde_json::{Value, json};
 
-use crate::{Expiry, Folder, Global, output::Output, simulate, trust, watch};
+use crate::{Expiry, Folder, Global, group, output::Output, simulate, trust, watch};
 
 const EXAMPLE: &str = r#"The campaign file (TOML), shares and thresholds in hundredths of a percent:
 
@@ -94,6 +94,9 @@ pub(crate) struct PlanArgs {
     /// refuse such a campaign.
     #[arg(long, value_name = "FILE")]
     rehearsal: Option<PathBuf>,
+    /// Plan for the members of this group as it is now, in place of the draft's own `devices`.
+    #[arg(long)]
+    group: Option<GroupId>,
 }
 
 #[derive(Debug, Args)]
@@ -146,7 +149,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         Command::Sign(sign) => trust::sign(&sign, &["campaigns.json"], output),
         Command::Publish(folder) => trust::publish(global, &folder, &["campaigns.json"], output).await,
         Command::List => {
-            let page: Page<CampaignView> = global.client()?.get("/api/v1/campaigns").await?;
+            let page: Page<CampaignView> = global.client()?.list("/api/v1/campaigns", &[]).await?;
             output.show(&page, || page.items.iter().map(watch::headline).collect())
         }
         Command::Start(of) => act(global, &of, "start", output).await,
@@ -216,9 +219,17 @@ fn read_campaign_file(path: &Path) -> anyhow::Result<CampaignFile> {
     })
 }
 
-async fn plan(global: &Global, PlanArgs { of: args, rehearsal }: &PlanArgs, output: &Output) -> anyhow::Result<()> {
+async fn plan(global: &Global, plan: &PlanArgs, output: &Output) -> anyhow::Result<()> {
+    let PlanArgs {
+        of: args,
+        rehearsal,
+        group,
+    } = plan;
     let mut folder = args.folder.open_locked()?;
     let mut draft = load_draft(&folder, &args.campaign)?;
+    if let Some(group) = group {
+        draft.selector.devices = group::members(&global.client()?, group).await?;
+    }
     let request = PlanRequest {
         manifest: draft.clone(),
     };

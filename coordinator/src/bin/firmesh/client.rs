@@ -3,13 +3,16 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
-use firmesh_protocol::api::Problem;
+use firmesh_protocol::api::{Page, Problem};
 use futures_util::StreamExt as _;
-use reqwest::{Method, Response, StatusCode, header};
+use reqwest::{Method, Response, StatusCode, Url, header};
 use serde::{Serialize, de::DeserializeOwned};
 
 /// The longest answer that is read: a plan of the largest campaign.
 const ANSWER_BYTES_MAX: usize = 128 << 20;
+
+/// Pages of a list that are followed: ten million rows.
+const PAGES_MAX: usize = 10_000;
 
 /// Why a request did not give an answer.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +29,10 @@ pub(crate) enum RequestError {
     },
     #[error("{url} gave an answer of more than {ANSWER_BYTES_MAX} bytes")]
     TooLarge { url: String },
+    #[error("{url} is not an address")]
+    Address { url: String },
+    #[error("{url} names a next page that is not its own, or has more than {PAGES_MAX} pages")]
+    Pages { url: String },
     #[error("{url} gave an answer this version does not understand")]
     Malformed { url: String, source: serde_json::Error },
 }
@@ -80,6 +87,47 @@ impl Client {
         self.read(self.send(Method::GET, path, |request| request).await?).await
     }
 
+    /// A whole list, page by page.
+    pub(crate) async fn list<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<Page<T>, RequestError> {
+        let address = |url: &str| Url::parse(url).map_err(|_| RequestError::Address { url: url.to_owned() });
+        let first = address(&format!("{}{path}", self.base))?;
+        let mut next = first.clone();
+        next.query_pairs_mut().append_pair("limit", "1000").extend_pairs(query);
+        let mut items = Vec::new();
+        for _ in 0..PAGES_MAX {
+            let response = self.send_to(Method::GET, next.as_str(), |request| request).await?;
+            let link = response
+                .headers()
+                .get(header::LINK)
+                .and_then(|link| next_page(link.to_str().ok()?));
+            // The token goes nowhere else.
+            let following = link.map(|link| next.join(link).ok().filter(|url| url.path() == first.path()));
+            let own = |url: &Url| url.origin() == first.origin();
+            let page: Page<T> = self.read(response).await?;
+            items.extend(page.items);
+            next = match following {
+                None => return Ok(Page { items }),
+                Some(Some(url)) if own(&url) => url,
+                Some(_) => break,
+            };
+        }
+        Err(RequestError::Pages { url: first.into() })
+    }
+
+    /// Any request, and its answer.
+    pub(crate) async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        dress: impl FnOnce(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
+    ) -> Result<T, RequestError> {
+        self.read(self.send(method, path, dress).await?).await
+    }
+
     /// A text, as it is.
     pub(crate) async fn get_text(&self, path: &str) -> Result<String, RequestError> {
         let response = self.send(Method::GET, path, |request| request).await?;
@@ -113,7 +161,16 @@ impl Client {
         path: &str,
         dress: impl FnOnce(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
     ) -> Result<Response, RequestError> {
-        let url = format!("{}{path}", self.base);
+        self.send_to(method, &format!("{}{path}", self.base), dress).await
+    }
+
+    async fn send_to(
+        &self,
+        method: Method,
+        url: &str,
+        dress: impl FnOnce(reqwest::RequestBuilder) -> reqwest::RequestBuilder,
+    ) -> Result<Response, RequestError> {
+        let url = url.to_owned();
         let mut request = self.http.request(method, &url);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
@@ -161,6 +218,15 @@ impl Client {
     }
 }
 
+/// The reference of `rel="next"` in a `Link` header.
+fn next_page(link: &str) -> Option<&str> {
+    link.split(',').find_map(|one| {
+        let (reference, parameters) = one.trim().strip_prefix('<')?.split_once('>')?;
+        let is_next = |parameter: &str| matches!(parameter.trim(), "rel=\"next\"" | "rel=next");
+        parameters.split(';').any(is_next).then_some(reference)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use axum::{Json, Router, http::StatusCode, routing::post};
@@ -188,6 +254,42 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(answer, json!(["3", "Bearer secret", 3]));
+    }
+
+    #[tokio::test]
+    async fn a_list_is_read_to_its_last_page_and_the_token_stays_at_home() {
+        let page = |axum::extract::RawQuery(query): axum::extract::RawQuery| async move {
+            let query = query.unwrap();
+            assert!(
+                query.contains("filter=a+%26+b") && query.contains("limit=1000"),
+                "{query}"
+            );
+            let next = if query.contains("cursor=2") {
+                None
+            } else {
+                Some("<?limit=1000&filter=a+%26+b&cursor=2>; rel=\"next\"")
+            };
+            let items = if next.is_some() { json!([1, 2]) } else { json!([3]) };
+            let mut answer = axum::response::IntoResponse::into_response(Json(json!({ "items": items })));
+            if let Some(next) = next {
+                answer.headers_mut().insert("link", next.parse().unwrap());
+            }
+            answer
+        };
+        let astray = || async {
+            (
+                [("link", "<http://example.invalid/list>; rel=\"next\"")],
+                Json(json!({ "items": [] })),
+            )
+        };
+        let router = Router::new()
+            .route("/list", axum::routing::get(page))
+            .route("/astray", axum::routing::get(astray));
+        let client = client(router).await;
+        let page: Page<u32> = client.list("/list", &[("filter", "a & b")]).await.unwrap();
+        assert_eq!(page.items, [1, 2, 3]);
+        let astray = client.list::<u32>("/astray", &[]).await;
+        assert!(matches!(astray, Err(RequestError::Pages { .. })), "{astray:?}");
     }
 
     #[tokio::test]

@@ -12,7 +12,12 @@ use crate::{Global, output::Output};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Lists the devices and what they run.
-    List,
+    List {
+        /// Only those for which this holds, such as 'model in ["R1", "R2"] and not version == "1.1"'. Fields: device,
+        /// vendor, model, component, version, executor, node, path (also `under`), state, campaign.
+        #[arg(long)]
+        filter: Option<String>,
+    },
     /// Shows one device.
     Show {
         /// The device.
@@ -27,12 +32,10 @@ pub(crate) enum Command {
 
 pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
     match command {
-        Command::List => {
-            let page: Page<DeviceView> = global.client()?.get("/api/v1/devices").await?;
-            let rows: Vec<_> = page.items.iter().map(row).collect();
-            output.show(&page, || {
-                Output::table(["DEVICE", "MODEL", "VERSION", "STATE", "PLACE"], &rows)
-            })
+        Command::List { filter } => {
+            let query: Vec<_> = filter.iter().map(|filter| ("filter", filter.as_str())).collect();
+            let page = global.client()?.list("/api/v1/devices", &query).await?;
+            show(&page, output)
         }
         Command::Show { device } => {
             let view: DeviceView = global.client()?.get(&format!("/api/v1/devices/{device}")).await?;
@@ -49,6 +52,14 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
             })
         }
     }
+}
+
+/// Devices, one a line.
+pub(crate) fn show(page: &Page<DeviceView>, output: &Output) -> anyhow::Result<()> {
+    let rows: Vec<_> = page.items.iter().map(row).collect();
+    output.show(page, || {
+        Output::table(["DEVICE", "MODEL", "VERSION", "STATE", "PLACE"], &rows)
+    })
 }
 
 fn version(view: &DeviceView) -> &str {

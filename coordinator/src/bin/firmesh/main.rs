@@ -11,6 +11,7 @@ mod campaign;
 mod client;
 mod device;
 mod doctor;
+mod group;
 mod key;
 mod node;
 mod notification;
@@ -185,6 +186,9 @@ enum Command {
     /// What is updated.
     #[command(subcommand)]
     Device(device::Command),
+    /// Devices with a common name, by hand or by a rule.
+    #[command(subcommand)]
+    Group(group::Command),
     /// The Firmesh processes beside the devices.
     #[command(subcommand)]
     Node(node::Command),
@@ -229,6 +233,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Brake(command) => brake::run(global, command, output).await,
         Command::Bundle(command) => bundle::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
+        Command::Group(command) => group::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
         Command::Notification(command) => notification::run(global, command, output).await,
         Command::Tuf(tuf) => tuf::run(global, tuf, output).await,
@@ -278,6 +283,14 @@ mod tests {
             "campaign simulate spring --fault brick=2% --fault silent --assume install=600s --html spring.html --out spring.rehearsal.json",
             "campaign watch spring --json",
             "device clear d1",
+            "device list --filter vendor==\"Acme\"",
+            "campaign plan spring --group racks-1",
+            "group create racks-1 --description trial --device d1 --device d2",
+            "group set racks-1 --filter model==\"R1\"",
+            "group add racks-1 d3 d4",
+            "group drop racks-1 d3",
+            "group devices racks-1 --json",
+            "group delete racks-1",
             "node enrol n1 --path eu/s1/r1/n1 --out ticket.json",
             "node revoke n1 --reason stolen",
             "brake campaign spring --key approver-1 --reason wrong",

@@ -44,7 +44,7 @@ pub(crate) enum Command {
 pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
     match command {
         Command::List => {
-            let page: Page<NodeView> = global.client()?.get("/api/v1/nodes").await?;
+            let page: Page<NodeView> = global.client()?.list("/api/v1/nodes", &[]).await?;
             let rows: Vec<_> = page.items.iter().map(row).collect();
             output.show(&page, || {
                 Output::table(["NODE", "PLACE", "LAST HEARD", "PIECES", "BANNED"], &rows)

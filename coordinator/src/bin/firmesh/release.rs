@@ -124,7 +124,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         } => provenance::check(&file, &vendor, &presented, output),
         Command::Show { release, folder } => provenance::show(&folder.open()?, &release, output),
         Command::List => {
-            let page: Page<ReleaseView> = global.client()?.get("/api/v1/releases").await?;
+            let page: Page<ReleaseView> = global.client()?.list("/api/v1/releases", &[]).await?;
             let row = |ReleaseView { release, stored }: &ReleaseView| {
                 let image = if *stored { "stored" } else { "missing" };
                 [

@@ -3,7 +3,7 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result, bail};
-use firmesh_protocol::api::Problem;
+use firmesh_protocol::api::{Page, Problem};
 use serde::{Serialize, de::DeserializeOwned};
 
 use super::place::Inside;
@@ -41,6 +41,20 @@ impl Api {
         self.answer(path, self.http.get(self.url(path))).await
     }
 
+    /// A whole list, page by page: the query of the next one stands in the header `Link`.
+    pub(crate) async fn list<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
+        let (mut items, mut query) = (Vec::new(), "?limit=1000".to_owned());
+        loop {
+            let path = format!("{path}{query}");
+            let (next, page): (_, Page<T>) = self.answer_and_next(&path, self.http.get(self.url(&path))).await?;
+            items.extend(page.items);
+            match next {
+                Some(next) => query = next,
+                None => return Ok(items),
+            }
+        }
+    }
+
     pub(crate) async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T> {
         self.answer(path, self.http.post(self.url(path)).json(body)).await
     }
@@ -67,19 +81,30 @@ impl Api {
         format!("{}{path}", self.base)
     }
 
-    async fn answer<T: DeserializeOwned>(&self, path: &str, mut request: reqwest::RequestBuilder) -> Result<T> {
+    async fn answer<T: DeserializeOwned>(&self, path: &str, request: reqwest::RequestBuilder) -> Result<T> {
+        Ok(self.answer_and_next(path, request).await?.1)
+    }
+
+    /// With the query of the next page, if there is one.
+    async fn answer_and_next<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        mut request: reqwest::RequestBuilder,
+    ) -> Result<(Option<String>, T)> {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }
         let exchange = async move {
             let answer = request.send().await?;
-            Ok::<_, reqwest::Error>((answer.status(), answer.bytes().await?))
+            let link = answer.headers().get("link").and_then(|link| link.to_str().ok());
+            let next = link.and_then(|link| Some(link.strip_prefix('<')?.split_once('>')?.0.to_owned()));
+            Ok::<_, reqwest::Error>((answer.status(), next, answer.bytes().await?))
         };
         let exchanged = match &self.inside {
             Some(inside) => inside.run(exchange).await?,
             None => exchange.await,
         };
-        let (status, body) = exchanged.with_context(|| format!("no answer from {}", self.url(path)))?;
+        let (status, next, body) = exchanged.with_context(|| format!("no answer from {}", self.url(path)))?;
         if !status.is_success() {
             let said = serde_json::from_slice::<Problem>(&body).map_or_else(
                 |_| String::from_utf8_lossy(&body).into_owned(),
@@ -89,7 +114,10 @@ impl Api {
         }
         // An action without an answer (204) reads as null.
         let body: &[u8] = if body.is_empty() { b"null" } else { &body };
-        serde_json::from_slice(body)
-            .with_context(|| format!("{} gave an answer that was not understood", self.url(path)))
+        let read = serde_json::from_slice(body);
+        Ok((
+            next,
+            read.with_context(|| format!("{} gave an answer that was not understood", self.url(path)))?,
+        ))
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use firmesh_node::status::Status;
 use firmesh_protocol::{
-    api::{About, CampaignView, DeviceView, EnrolmentTicket, NewNode, Page},
+    api::{About, CampaignView, DeviceView, EnrolmentTicket, NewNode},
     ids::{DeviceId, NodeId, TopologyPath},
     manifest::Artifact,
 };
@@ -201,7 +201,7 @@ impl World {
 
     /// Every device as its node last reported it.
     pub(crate) async fn devices(&self) -> Result<Vec<DeviceView>> {
-        Ok(self.api.get::<Page<DeviceView>>("/api/v1/devices").await?.items)
+        self.api.list("/api/v1/devices").await
     }
 
     /// Waits until every node is enrolled and connected to every other, and to `others` that have no status, and every

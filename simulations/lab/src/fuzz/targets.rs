@@ -585,6 +585,7 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
         status: 404,
         detail: "there is no such thing".to_owned(),
         refused: false,
+        request_id: None,
     };
     let small: Vec<serde_json::Value> = vec![
         serde_json::to_value(api::EnrolRequest {

@@ -1,0 +1,50 @@
+//! What an engine shows to those who read a part of it: pages of attempts, single devices, decisions.
+
+use std::cmp::Reverse;
+
+use firmesh_protocol::{
+    api::{AttemptView, Explanation},
+    ids::{CampaignId, DeviceId},
+};
+
+use crate::{campaign::Campaign, engine::Engine};
+
+impl Engine {
+    /// The attempts of a campaign in the order of their devices: those after `after`, at most `count`.
+    #[must_use]
+    pub fn attempts_after(&self, id: &CampaignId, after: Option<&DeviceId>, count: usize) -> Option<Vec<AttemptView>> {
+        let campaign = self.campaigns.get(id)?;
+        let attempts = campaign.attempts.after(after).take(count);
+        Some(
+            attempts
+                .filter_map(|attempt| campaign.attempt_view(&attempt.record.device))
+                .collect(),
+        )
+    }
+
+    /// What a campaign has decided, in order.
+    #[must_use]
+    pub fn decisions(&self, id: &CampaignId) -> Option<&[Explanation]> {
+        Some(&self.campaigns.get(id)?.record.decisions)
+    }
+
+    /// For looking up devices' attempts, one by one.
+    #[must_use]
+    pub fn latest(&self) -> Latest<'_> {
+        let mut campaigns: Vec<_> = self.campaigns.values().collect();
+        campaigns.sort_by_key(|campaign| (campaign.record.state.is_terminal(), Reverse(campaign.manifest.sequence)));
+        Latest(campaigns)
+    }
+}
+
+/// The campaigns in the order in which a device's attempt is looked for: those that run, the newest first.
+#[derive(Debug)]
+pub struct Latest<'a>(Vec<&'a Campaign>);
+
+impl Latest<'_> {
+    /// The device's running attempt, or its last one.
+    #[must_use]
+    pub fn attempt(&self, device: &DeviceId) -> Option<AttemptView> {
+        self.0.iter().find_map(|campaign| campaign.attempt_view(device))
+    }
+}

@@ -1,0 +1,108 @@
+//! Answers that know whether they have changed: `ETag`, `If-None-Match`, `If-Match`.
+
+use std::{convert::Infallible, sync::Arc};
+
+use axum::{
+    Json,
+    extract::FromRequestParts,
+    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    response::{IntoResponse, Response},
+};
+use firmesh_protocol::ids::Sha256;
+use serde::Serialize;
+
+use super::{App, problem::Failure};
+
+/// The conditions of a request.
+#[derive(Debug)]
+pub(super) struct Conditions(HeaderMap);
+
+impl FromRequestParts<Arc<App>> for Conditions {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Infallible> {
+        let mut kept = HeaderMap::new();
+        for name in [header::IF_MATCH, header::IF_NONE_MATCH] {
+            for value in parts.headers.get_all(&name) {
+                kept.append(&name, value.clone());
+            }
+        }
+        Ok(Self(kept))
+    }
+}
+
+impl Conditions {
+    /// A resource with the tag of its bytes, or 304.
+    pub(super) fn answer(&self, value: &impl Serialize) -> Response {
+        let bytes = match serde_json::to_vec(value) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                return Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "encoding", error.to_string()).into_response();
+            }
+        };
+        let tag = format!("\"{}\"", &Sha256::of(&bytes).to_string()[..32]);
+        self.tagged(&tag, || {
+            ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+        })
+    }
+
+    /// A resource that has a version.
+    pub(super) fn versioned(&self, version: u64, value: &impl Serialize) -> Response {
+        self.tagged(&tag_of(version), || Json(value).into_response())
+    }
+
+    fn tagged(&self, tag: &str, body: impl FnOnce() -> Response) -> Response {
+        let mut response = match self.names(&header::IF_NONE_MATCH, tag) {
+            Some(true) => StatusCode::NOT_MODIFIED.into_response(),
+            _ => body(),
+        };
+        let value = HeaderValue::from_str(tag).expect("a tag has quotes, letters and digits only");
+        response.headers_mut().insert(header::ETAG, value);
+        response
+    }
+
+    /// For a change that must know what it changes.
+    pub(super) fn require_match(&self, version: u64) -> Result<(), Failure> {
+        if !self.0.contains_key(header::IF_MATCH) {
+            return Err(Failure::new(
+                StatusCode::PRECONDITION_REQUIRED,
+                "if_match_required",
+                "send `If-Match` with the `ETag` of what you have read, so that nobody else's change is lost",
+            ));
+        }
+        self.check_match(version)
+    }
+
+    /// For a change that may know what it changes.
+    pub(super) fn check_match(&self, version: u64) -> Result<(), Failure> {
+        match self.names(&header::IF_MATCH, &tag_of(version)) {
+            Some(false) => Err(Failure::new(
+                StatusCode::PRECONDITION_FAILED,
+                "changed_meanwhile",
+                format!(
+                    "it has changed since you read it, its `ETag` is {} now: read it again",
+                    tag_of(version)
+                ),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the header names this tag; `None` without the header. Tags of ours are strong and have no comma.
+    fn names(&self, name: &header::HeaderName, tag: &str) -> Option<bool> {
+        let mut values = self.0.get_all(name).iter().peekable();
+        values.peek()?;
+        let mut tags = values.flat_map(|value| value.to_str().unwrap_or_default().split(','));
+        Some(tags.any(|one| {
+            let one = one.trim();
+            let weak = (*name == header::IF_NONE_MATCH)
+                .then(|| one.strip_prefix("W/"))
+                .flatten();
+            one == "*" || weak.unwrap_or(one) == tag
+        }))
+    }
+}
+
+fn tag_of(version: u64) -> String {
+    format!("\"v{version}\"")
+}

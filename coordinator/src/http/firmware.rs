@@ -1,0 +1,171 @@
+//! `/api/v1/firmware`: releases with their images, for operators. An image leaves only to an operator, and every time is an
+//! entry of the audit log, written before the first byte.
+
+use std::{ops::Range, sync::Arc};
+
+use axum::{
+    Extension,
+    body::Body,
+    extract::{Path, State},
+    http::{HeaderMap, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use data_encoding::BASE64;
+use firmesh_protocol::{api::ReleaseView, audit::Event};
+use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
+use tokio_util::io::ReaderStream;
+
+use super::{
+    App,
+    conditions::Conditions,
+    operators::{Identity, release_views},
+    paging::Listing,
+    problem::Failure,
+    routes::{Op, Routes},
+};
+
+type Shared = State<Arc<App>>;
+
+/// Read at once while an image is served.
+const CHUNK_BYTES: usize = 256 << 10;
+
+pub(super) fn add_routes(routes: &mut Routes) {
+    const TAG: &str = "firmware";
+    let list = Op::get("Lists the releases and whether their images are here.", list).paged();
+    routes.add(TAG, "/api/v1/firmware", [list.answers_page::<ReleaseView>()]);
+    let show = Op::get("Shows a release by its target's name, without `firmware/`.", show).tagged();
+    routes.add(TAG, "/api/v1/firmware/{name}", [show.answers::<ReleaseView>()]);
+    let download = Op::get(
+        "The image, or a range of its bytes. Needs the token, and is logged for auditors.",
+        download,
+    );
+    let download = download.header("Range", false, "one range, such as `bytes=0-1048575`");
+    routes.add(
+        TAG,
+        "/api/v1/firmware/{name}/download",
+        [download.answers_as("application/octet-stream")],
+    );
+}
+
+async fn list(State(app): Shared, listing: Listing) -> Result<Response, Failure> {
+    Ok(listing.page_of(release_views(&app).await?, |view| view.release.target.clone()))
+}
+
+async fn show(State(app): Shared, Path(name): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
+    Ok(conditions.answer(&found(&app, &name).await?))
+}
+
+async fn found(app: &App, name: &str) -> Result<ReleaseView, Failure> {
+    let target = format!("firmware/{name}");
+    let views = release_views(app).await?;
+    let found = views.into_iter().find(|view| view.release.target == target);
+    found.ok_or_else(|| Failure::not_found(format!("release {}", target.escape_debug())))
+}
+
+async fn download(
+    State(app): Shared,
+    Path(name): Path<String>,
+    Extension(identity): Extension<Identity>,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    if identity != Identity::Operator {
+        let detail = "an image is given to operators only: send `Authorization: Bearer <token>`";
+        return Err(Failure::new(StatusCode::UNAUTHORIZED, "unauthorised", detail).refused());
+    }
+    let ReleaseView { release, stored } = found(&app, &name).await?;
+    if !stored {
+        return Err(Failure::not_found(format!("image of {}", release.target)));
+    }
+    let artifact = release.artifact;
+    let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
+    let Some(range) = range_of(asked, artifact.length) else {
+        let failure = Failure::new(
+            StatusCode::RANGE_NOT_SATISFIABLE,
+            "out_of_range",
+            format!("the image has {} bytes", artifact.length),
+        );
+        let all = [(header::CONTENT_RANGE, format!("bytes */{}", artifact.length))];
+        return Ok((all, failure).into_response());
+    };
+    let is_part = asked.is_some() && range != (0..artifact.length);
+    let mut file = app.origin.file(&artifact).await?;
+    let broken =
+        |error: std::io::Error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "artifact_damaged", error.to_string());
+    file.seek(std::io::SeekFrom::Start(range.start)).await.map_err(broken)?;
+    let length = range.end - range.start;
+    let export = Event::Export {
+        target: release.target,
+        artifact: artifact.id,
+        first: range.start,
+        length,
+    };
+    app.store.log_export(export, app.clock.wall()).await?;
+    let headers = [
+        (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+        (header::CONTENT_LENGTH, length.to_string()),
+        (header::ACCEPT_RANGES, "bytes".to_owned()),
+        (header::ETAG, format!("\"{}\"", artifact.sha256)),
+        (
+            header::HeaderName::from_static("repr-digest"),
+            format!("sha-256=:{}:", BASE64.encode(artifact.sha256.as_bytes())),
+        ),
+    ];
+    let body = Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK_BYTES));
+    if !is_part {
+        return Ok((headers, body).into_response());
+    }
+    let place = format!("bytes {}-{}/{}", range.start, range.end - 1, artifact.length);
+    let part = [(header::CONTENT_RANGE, place)];
+    Ok((StatusCode::PARTIAL_CONTENT, headers, part, body).into_response())
+}
+
+/// The bytes that are asked for; `None` if the image has none of them. What is not one range of bytes is not understood,
+/// and asks for all, as RFC 9110 has it.
+fn range_of(asked: Option<&str>, length: u64) -> Option<Range<u64>> {
+    let understood = || {
+        let (first, last) = asked?.strip_prefix("bytes=")?.split_once('-')?;
+        let number = |text: &str| {
+            text.bytes()
+                .all(|byte| byte.is_ascii_digit())
+                .then(|| text.parse::<u64>().ok())?
+        };
+        match (first, last) {
+            ("", last) => Some(length.saturating_sub(number(last)?)..length),
+            (first, "") => Some(number(first)?..length),
+            (first, last) => {
+                let (first, last) = (number(first)?, number(last)?);
+                (first <= last).then(|| first..last.saturating_add(1).min(length))
+            }
+        }
+    };
+    let range = understood().unwrap_or(0..length);
+    (range.start < range.end).then_some(range)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_range_of_bytes_is_understood_and_anything_else_asks_for_all() {
+        for (asked, expected) in [
+            (None, Some(0..100)),
+            (Some("bytes=0-9"), Some(0..10)),
+            (Some("bytes=90-"), Some(90..100)),
+            (Some("bytes=-10"), Some(90..100)),
+            (Some("bytes=-1000"), Some(0..100)),
+            (Some("bytes=50-1000"), Some(50..100)),
+            (Some("bytes=100-"), None),
+            (Some("bytes=-0"), None),
+            (Some("bytes=200-300"), None),
+            (Some("bytes=9-0"), Some(0..100)),
+            (Some("bytes=0-1,4-5"), Some(0..100)),
+            (Some("bytes=+1-5"), Some(0..100)),
+            (Some("lines=0-1"), Some(0..100)),
+            (Some("bytes=0-18446744073709551615"), Some(0..100)),
+            (Some("bytes=99999999999999999999-"), Some(0..100)),
+        ] {
+            assert_eq!(range_of(asked, 100), expected, "{asked:?}");
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The operators' routes and the OpenAPI document about them, added in one call, so that neither has what the other lacks.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, OnceLock},
+};
+
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    handler::Handler,
+    http::header,
+    routing::{MethodRouter, delete, get, post, put},
+};
+use bytes::Bytes;
+use firmesh_protocol::api::{Page, Problem};
+use serde_json::json;
+use utoipa::{
+    PartialSchema, ToSchema,
+    openapi::{
+        ComponentsBuilder, Content, HttpMethod, InfoBuilder, OpenApiBuilder, PathItem, Paths, Ref, RefOr, Required,
+        Response, Schema,
+        path::{OperationBuilder, ParameterBuilder, ParameterIn},
+        request_body::RequestBodyBuilder,
+        schema::{ObjectBuilder, Type},
+    },
+};
+
+use super::{App, problem::PROBLEMS};
+
+type Schemas = Vec<(String, RefOr<Schema>)>;
+
+/// One method of one path.
+pub(super) struct Op {
+    method: HttpMethod,
+    router: MethodRouter<Arc<App>>,
+    doc: OperationBuilder,
+    schemas: Schemas,
+}
+
+impl Op {
+    fn new(method: HttpMethod, router: MethodRouter<Arc<App>>, summary: &str) -> Self {
+        let doc = OperationBuilder::new()
+            .summary(Some(summary))
+            .response("default", Ref::from_response_name("Problem"));
+        Self {
+            method,
+            router,
+            doc,
+            schemas: Vec::new(),
+        }
+    }
+
+    pub(super) fn get<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
+        Self::new(HttpMethod::Get, get(handler), summary)
+    }
+
+    /// Every `POST` understands `Idempotency-Key`.
+    pub(super) fn post<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
+        let what =
+            "1 to 128 printable characters: sent again with the same request within a day, it gets the same answer";
+        Self::new(HttpMethod::Post, post(handler), summary).header("Idempotency-Key", false, what)
+    }
+
+    pub(super) fn put<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
+        Self::new(HttpMethod::Put, put(handler), summary)
+    }
+
+    pub(super) fn delete<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
+        Self::new(HttpMethod::Delete, delete(handler), summary)
+    }
+
+    /// The most bytes of a body, where the usual 2 MiB do not do.
+    pub(super) fn limit(mut self, bytes: usize) -> Self {
+        self.router = self.router.layer(DefaultBodyLimit::max(bytes));
+        self
+    }
+
+    /// The handler reads the body as it comes, and bounds it itself.
+    pub(super) fn unlimited(mut self) -> Self {
+        self.router = self.router.layer(DefaultBodyLimit::disable());
+        self
+    }
+
+    fn parameter(mut self, place: ParameterIn, name: &str, required: bool, what: &str) -> Self {
+        self.doc = self.doc.parameter(parameter(place, name, required, what));
+        self
+    }
+
+    pub(super) fn query(self, name: &str, what: &str) -> Self {
+        self.parameter(ParameterIn::Query, name, false, what)
+    }
+
+    pub(super) fn required_query(self, name: &str, what: &str) -> Self {
+        self.parameter(ParameterIn::Query, name, true, what)
+    }
+
+    pub(super) fn header(self, name: &str, required: bool, what: &str) -> Self {
+        self.parameter(ParameterIn::Header, name, required, what)
+    }
+
+    pub(super) fn paged(self) -> Self {
+        self.query("limit", "rows of a page, 1 to 1000; 100 if absent").query(
+            "cursor",
+            "where the page begins, as the `Link` header of the page before has it",
+        )
+    }
+
+    pub(super) fn tagged(self) -> Self {
+        self.header(
+            "If-None-Match",
+            false,
+            "the `ETag` of what you have: 304 if it is the same",
+        )
+    }
+
+    pub(super) fn takes<T: ToSchema>(mut self) -> Self {
+        let body = RequestBodyBuilder::new()
+            .content("application/json", self.json::<T>())
+            .required(Some(Required::True));
+        self.doc = self.doc.request_body(Some(body.build()));
+        self
+    }
+
+    pub(super) fn takes_bytes(mut self) -> Self {
+        let body = RequestBodyBuilder::new().content("application/octet-stream", any());
+        self.doc = self.doc.request_body(Some(body.required(Some(Required::True)).build()));
+        self
+    }
+
+    fn answer(mut self, status: &str, what: &str, content: Option<(&str, Content)>) -> Self {
+        let mut response = Response::new(what);
+        if let Some((kind, content)) = content {
+            response.content.insert(kind.to_owned(), content.into());
+        }
+        self.doc = self.doc.response(status, response);
+        self
+    }
+
+    pub(super) fn answers<T: ToSchema>(mut self) -> Self {
+        let content = self.json::<T>();
+        self.answer("200", "OK", Some(("application/json", content)))
+    }
+
+    /// A page of rows, which the document names by their own type.
+    pub(super) fn answers_page<T: ToSchema>(mut self) -> Self {
+        self.schemas.push((T::name().into_owned(), T::schema()));
+        self.answers::<Page<T>>()
+    }
+
+    pub(super) fn made<T: ToSchema>(mut self) -> Self {
+        let content = self.json::<T>();
+        self.answer(
+            "201",
+            "Made; `Location` says where",
+            Some(("application/json", content)),
+        )
+    }
+
+    /// Bytes, or JSON whose exact text matters.
+    pub(super) fn answers_as(self, kind: &str) -> Self {
+        self.answer("200", "OK", Some((kind, any())))
+    }
+
+    pub(super) fn empty(self) -> Self {
+        self.answer("204", "Done", None)
+    }
+
+    pub(super) fn socket(self) -> Self {
+        self.answer("101", "A WebSocket; each text message is an Event", None)
+    }
+
+    fn json<T: ToSchema>(&mut self) -> Content {
+        T::schemas(&mut self.schemas);
+        Content::new(Some(<T as PartialSchema>::schema()))
+    }
+}
+
+fn any() -> Content {
+    Content::new(None::<RefOr<Schema>>)
+}
+
+fn parameter(place: ParameterIn, name: &str, required: bool, what: &str) -> utoipa::openapi::path::Parameter {
+    let is_required = if required { Required::True } else { Required::False };
+    ParameterBuilder::new()
+        .name(name)
+        .parameter_in(place)
+        .required(is_required)
+        .description(Some(what))
+        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .build()
+}
+
+/// Routes, with what the document says of them.
+#[derive(Default)]
+pub(super) struct Routes {
+    router: Router<Arc<App>>,
+    paths: Paths,
+    schemas: Schemas,
+}
+
+impl Routes {
+    /// Adds a path. Names in braces become parameters.
+    pub(super) fn add(&mut self, tag: &str, path: &str, ops: impl IntoIterator<Item = Op>) {
+        let (mut methods, mut item) = (MethodRouter::new(), PathItem::default());
+        let places = path
+            .split('/')
+            .filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+        let places: Vec<_> = places.map(|name| name.trim_start_matches('*')).collect();
+        for op in ops {
+            let id = path
+                .replace("/api/v1/", "")
+                .replace(['/', '-', '.'], "_")
+                .replace(['{', '}', '*'], "");
+            let verb = match op.method {
+                HttpMethod::Get => "get",
+                HttpMethod::Put => "put",
+                HttpMethod::Delete => "delete",
+                _ => "post",
+            };
+            let mut doc = op.doc.tag(tag).operation_id(Some(format!("{verb}_{id}")));
+            for name in &places {
+                doc = doc.parameter(parameter(ParameterIn::Path, name, true, "which one"));
+            }
+            item.merge_operations(PathItem::new(op.method, doc));
+            methods = methods.merge(op.router);
+            self.schemas.extend(op.schemas);
+        }
+        self.paths.paths.insert(path.replace("{*", "{"), item);
+        self.router = std::mem::take(&mut self.router).route(path, methods);
+    }
+
+    /// The router, which serves the document as well.
+    pub(super) fn finish(mut self) -> Router<Arc<App>> {
+        let document: Arc<OnceLock<Bytes>> = Arc::default();
+        let served = Arc::clone(&document);
+        let serve = move || {
+            let bytes = served.get().cloned().unwrap_or_default();
+            async move { ([(header::CONTENT_TYPE, "application/json")], bytes) }
+        };
+        let op = Op::get("This document.", serve).answers_as("application/json");
+        self.add("about", "/api/v1/openapi.json", [op]);
+        let text = self.document().to_string();
+        document.get_or_init(|| text.into());
+        self.router
+    }
+
+    fn document(&self) -> serde_json::Value {
+        let mut schemas = self.schemas.clone();
+        Problem::schemas(&mut schemas);
+        let mut components = ComponentsBuilder::new().schema("Problem", Problem::schema());
+        let mut known = BTreeSet::new();
+        for (name, schema) in schemas {
+            if known.insert(name.clone()) {
+                components = components.schema(name, schema);
+            }
+        }
+        let mut problem = Response::new("What went wrong, where, and what to do (RFC 9457)");
+        let content = Content::new(Some(Ref::from_schema_name("Problem")));
+        problem
+            .content
+            .insert("application/problem+json".to_owned(), content.into());
+        let info = InfoBuilder::new()
+            .title("Firmesh coordinator")
+            .version(crate::version());
+        let document = OpenApiBuilder::new()
+            .info(info.description(Some(ABOUT)).build())
+            .paths(self.paths.clone())
+            .components(Some(components.response("Problem", problem).build()))
+            .build();
+        let mut document = serde_json::to_value(document).expect("the document has only text, lists and maps");
+        document["x-problem-types"] = PROBLEMS
+            .iter()
+            .map(|(code, what)| (format!("urn:firmesh:problem:{code}"), json!(what)))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
+        document["components"]["securitySchemes"] = json!({ "operator": { "type": "http", "scheme": "bearer" } });
+        document["security"] = json!([{}, { "operator": [] }]);
+        document
+    }
+}
+
+const ABOUT: &str = "Reading is open on loopback unless the settings say otherwise, every change needs the operators' token. \
+    Errors are problems (RFC 9457) whose types stand under `x-problem-types`; signatures that are refused have the codes of \
+    the verifier as well.";
+
+#[cfg(test)]
+mod tests {
+    /// What `Routes` adds is in the document. This finds who adds a route beside it.
+    #[test]
+    fn no_route_of_the_operators_goes_past_the_document() {
+        for (file, text, allowed) in [
+            ("audit.rs", include_str!("audit.rs"), 0),
+            ("campaigns.rs", include_str!("campaigns.rs"), 0),
+            ("firmware.rs", include_str!("firmware.rs"), 0),
+            ("groups.rs", include_str!("groups.rs"), 0),
+            ("notifications.rs", include_str!("notifications.rs"), 0),
+            ("simulations.rs", include_str!("simulations.rs"), 0),
+            ("stream.rs", include_str!("stream.rs"), 0),
+            ("targets.rs", include_str!("targets.rs"), 0),
+            // The page and its script, and `/health`.
+            ("dashboard.rs", include_str!("dashboard.rs"), 2),
+            ("operators.rs", include_str!("operators.rs"), 1),
+        ] {
+            assert_eq!(text.matches(".route(").count(), allowed, "{file}");
+        }
+    }
+
+    /// A problem that a client can meet is listed in the document.
+    #[test]
+    fn every_problem_that_is_named_here_is_listed() {
+        let listed: Vec<_> = super::PROBLEMS.iter().map(|(code, _)| *code).collect();
+        assert!(listed.is_sorted_by(|a, b| a < b), "in order, and each once");
+        let sources = [
+            include_str!("conditions.rs"),
+            include_str!("firmware.rs"),
+            include_str!("groups.rs"),
+            include_str!("idempotency.rs"),
+            include_str!("notifications.rs"),
+            include_str!("operators.rs"),
+            include_str!("paging.rs"),
+            include_str!("problem.rs"),
+            include_str!("rates.rs"),
+            include_str!("simulations.rs"),
+            include_str!("stream.rs"),
+        ];
+        // Those of the nodes' face.
+        let of_nodes = [
+            "bad_csr",
+            "bad_signature",
+            "bad_token",
+            "certificate_not_current",
+            "no_certificate",
+            "no_turn",
+            "too_much",
+        ];
+        let mut found = 0;
+        for part in sources.iter().flat_map(|text| text.split("StatusCode::").skip(1)) {
+            let Some(code) = part
+                .split_once(',')
+                .and_then(|(_, rest)| rest.trim_start().strip_prefix('"'))
+            else {
+                continue;
+            };
+            let code = code.split('"').next().unwrap_or_default();
+            assert!(
+                listed.contains(&code) || of_nodes.contains(&code),
+                "{code} is not listed"
+            );
+            found += 1;
+        }
+        assert!(found > 40, "{found}");
+    }
+}

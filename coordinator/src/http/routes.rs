@@ -112,6 +112,7 @@ impl Op {
             false,
             "the `ETag` of what you have: 304 if it is the same",
         )
+        .answer("304", "What you have is still so", None)
     }
 
     pub(super) fn takes<T: ToSchema>(mut self) -> Self {

@@ -346,14 +346,20 @@ async fn a_key_whose_first_request_goes_on_is_refused() {
     let slow = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(chunks));
     sender.send(Ok(&IMAGE[..100])).await.unwrap();
     let mut upload = Box::pin(fleet.send_bytes(&path, &key, slow));
-    // The first request is under way as soon as a second one is refused.
+    // What comes is written to a file of its own: then the first request is under way.
+    let images = fleet.state_dir().join("artifacts");
+    let is_part =
+        |entry: std::io::Result<std::fs::DirEntry>| entry.unwrap().path().extension().is_some_and(|end| end == "part");
     let second = async {
-        loop {
-            let second = fleet.send_bytes(&path, &key, &b"x"[..]).await;
-            if second.status() == StatusCode::CONFLICT {
-                break second.json::<Problem>().await.unwrap();
-            }
+        while !std::fs::read_dir(&images).unwrap().any(is_part) {
+            tokio::task::yield_now().await;
         }
+        fleet
+            .send_bytes(&path, &key, &b"x"[..])
+            .await
+            .json::<Problem>()
+            .await
+            .unwrap()
     };
     let refused = tokio::select! {
         early = &mut upload => panic!("the upload ended before its body: {early:?}"),

@@ -362,7 +362,7 @@ impl Attempt {
             }
             Why::EndTask { reason } if !seen.task_is_active() && is_from => {
                 if self.good_answer(seen) {
-                    return self.end(now, AttemptState::TimedOut, reason.clone());
+                    return self.given_up(now, seen, AttemptState::TimedOut, reason.clone());
                 }
             }
             _ => self.answers = (0, None),
@@ -384,7 +384,10 @@ impl Attempt {
             "{claim}the device runs {runs} after {after}, not {}",
             self.record.goal.version()
         );
-        if version.is_some() && version == from && !seen.on_trial() {
+        let never_restarted = seen.boot_id.is_some() && seen.boot_id == self.record.boot_before;
+        if version.is_some() && version == from && never_restarted && may_hold_the_image(seen) {
+            self.given_up(now, seen, AttemptState::Failed, reason);
+        } else if version.is_some() && version == from && !seen.on_trial() {
             self.fail(now, seen, reason);
         } else {
             self.end(now, AttemptState::Quarantined, reason);
@@ -423,7 +426,7 @@ impl Attempt {
             } else {
                 AttemptState::Quarantined
             };
-            self.end(now, state, reason);
+            self.given_up(now, seen, state, reason);
         } else if !(over || refused) {
             // The device is given its time to let go.
         } else if seen.task_is_active() {
@@ -435,6 +438,16 @@ impl Attempt {
                 format!("{reason}; the image could not be disarmed"),
             );
         }
+    }
+
+    /// Ends what was given up, on the old version.
+    fn given_up(&mut self, now: Timestamp, seen: &Seen, state: AttemptState, reason: String) {
+        if may_hold_the_image(seen) {
+            let version = self.record.goal.version();
+            let reason = format!("{reason}; its task says that it completed: the next restart may bring up {version}");
+            return self.end(now, AttemptState::Quarantined, reason);
+        }
+        self.end(now, state, reason);
     }
 
     /// The old version still runs and the new one will not be tried; an armed image is disarmed first.
@@ -513,4 +526,13 @@ impl Attempt {
     fn holds_goal(&self, seen: &Seen) -> bool {
         matches!(&seen.staged, Staged::Image { sha256, .. } if *sha256 == self.record.goal.image.artifact.sha256)
     }
+}
+
+/// Whether a device that shows no images says of its task that it is done: the image may wait for a restart.
+fn may_hold_the_image(seen: &Seen) -> bool {
+    let is_done = seen
+        .task
+        .as_ref()
+        .is_some_and(|task| task.state == TaskState::Completed);
+    is_done && seen.staged == Staged::Hidden
 }

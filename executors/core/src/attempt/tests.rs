@@ -139,6 +139,18 @@ fn a_stalled_task_is_given_up_and_the_controller_reset() {
     assert!(run.outcome.reason.contains("stalled at 40 %"), "{}", run.outcome.reason);
 }
 
+/// What it holds would run after its next restart, whoever causes it.
+#[test]
+fn a_task_that_is_done_just_as_it_is_given_up_leaves_no_known_device() {
+    let run = Run::of(Device::bmc(Habit::DoneWhenAborted)).end();
+    assert_eq!(run.outcome.state, AttemptState::Quarantined, "{run:?}");
+    assert!(
+        run.outcome.reason.contains("the next restart may bring up 1.1.0"),
+        "{}",
+        run.outcome.reason
+    );
+}
+
 #[test]
 fn a_trial_that_does_not_hold_fails_on_the_old_slot() {
     let run = Run::of(Device::slots(Habit::TrialFails)).end();
@@ -224,7 +236,7 @@ proptest! {
         has_slots: bool,
         goes_back: bool,
         habit in prop::sample::select(vec![
-            Habit::Good, Habit::Lie, Habit::Stall, Habit::FailTask, Habit::NeverBack, Habit::TrialFails, Habit::WrongVersion,
+            Habit::Good, Habit::Lie, Habit::Stall, Habit::DoneWhenAborted, Habit::FailTask, Habit::NeverBack, Habit::TrialFails, Habit::WrongVersion,
         ]),
         wrong_model in prop::bool::weighted(0.1),
         faults in proptest::collection::vec(
@@ -248,7 +260,7 @@ proptest! {
         }
         let run = run.end();
         let (device, state) = (&run.device, run.outcome.state);
-        let armed = device.slots.len() == 2 && device.trial.is_some();
+        let armed = device.trial.is_some() || device.pending.is_some();
         match state {
             state if state == reached =>
                 prop_assert!(device.version() == to && device.running == device.saved, "{:?}", run),
@@ -269,6 +281,8 @@ enum Habit {
     Good,
     Lie,
     Stall,
+    /// It stalls until it is told to end, and then it is done.
+    DoneWhenAborted,
     FailTask,
     NeverBack,
     TrialFails,
@@ -403,7 +417,12 @@ impl Device {
             Step::Activate { slot } => self.trial = *slot,
             Step::Reset(_) => self.reset(now),
             Step::Confirm => self.saved = self.running,
-            Step::Abort { .. } => self.trial = None,
+            Step::Abort { .. } => {
+                self.trial = None;
+                if self.habit == Habit::DoneWhenAborted {
+                    self.task = self.task.map(|_| (TaskState::Active, now));
+                }
+            }
             Step::Observe { .. } => unreachable!("a look is no act"),
         }
     }
@@ -424,7 +443,11 @@ impl Device {
             );
             self.slots[slot as usize] = Some(version);
         } else {
-            let takes = Duration::from_secs(if self.habit == Habit::Stall { 1 << 20 } else { 5 });
+            let takes = Duration::from_secs(if matches!(self.habit, Habit::Stall | Habit::DoneWhenAborted) {
+                1 << 20
+            } else {
+                5
+            });
             self.task = Some((TaskState::Active, now + takes));
             self.pending = (!matches!(self.habit, Habit::Lie | Habit::FailTask | Habit::Stall)).then_some(version);
         }

@@ -19,6 +19,7 @@ mod possession;
 pub mod provenance;
 mod publish;
 mod replays;
+mod rollback;
 mod runtime;
 mod server;
 mod store;

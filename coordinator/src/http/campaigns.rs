@@ -13,6 +13,7 @@ use firmesh_coordinator_core::{Input, Subject};
 use firmesh_protocol::{
     api::{AttemptView, CampaignMetrics, CampaignStatus, CampaignView, DeviceView, Explanation},
     ids::{CampaignId, DeviceId, Sha256},
+    rollback::{RollbackRequest, RollbackView},
 };
 use serde::Deserialize;
 
@@ -21,10 +22,10 @@ use super::{
     conditions::Conditions,
     operators::named,
     paging::Listing,
-    problem::Failure,
+    problem::{Body, Failure},
     routes::{Op, Routes},
 };
-use crate::runtime::ActionError;
+use crate::runtime::{ActionError, Command};
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failure>;
@@ -47,6 +48,12 @@ pub(super) fn add_routes(routes: &mut Routes) {
         add("/{id}/status", Op::get("Where it stands, in a few lines.", status).tagged().answers::<CampaignStatus>());
         add("/{id}/metrics", Op::get("The campaign in numbers.", metrics).tagged().answers::<CampaignMetrics>());
         add("/{id}/logs", Op::get("What was decided, in order.", logs).paged().answers_page::<Explanation>());
+        add("/{id}/rollbacks", Op::get("What people have sent back, in order.", rollbacks)
+            .paged()
+            .answers_page::<RollbackView>());
+        add("/{id}/rollback", Op::post("Devices go back to the version they had.", rollback)
+            .takes::<RollbackRequest>()
+            .answers::<CampaignView>());
         add("/{id}/{verb}", Op::post("An order: start, pause, resume or cancel.", order).answers::<CampaignView>());
     }
 }
@@ -224,6 +231,33 @@ async fn logs(State(app): Shared, Path(id): Path<String>, listing: Listing) -> R
         .await?;
     let found = found.ok_or_else(|| no_campaign(&id))?;
     Ok(listing.page_as(found, |(place, _)| place.to_string(), |(_, decision)| decision))
+}
+
+/// Rollbacks have no ids: their place in the order is one.
+async fn rollbacks(State(app): Shared, Path(id): Path<String>, listing: Listing) -> Result<Response, Failure> {
+    let id: CampaignId = named(&id)?;
+    let (wanted, after, count) = (id.clone(), listing.after::<usize>()?, listing.wanted());
+    let first = after.map_or(0, |after| after.saturating_add(1));
+    let found = app
+        .coordinator
+        .read(move |world| world.engine.rollbacks(&wanted))
+        .await?;
+    let found = found.ok_or_else(|| no_campaign(&id))?.into_iter().enumerate();
+    let page = found.skip(first).take(count).collect();
+    Ok(listing.page_as(page, |(place, _)| place.to_string(), |(_, rollback)| rollback))
+}
+
+async fn rollback(
+    State(app): Shared,
+    Path(id): Path<String>,
+    Body(request): Body<RollbackRequest>,
+) -> Answer<CampaignView> {
+    let id: CampaignId = named(&id)?;
+    let asked = (id.clone(), Box::new(request));
+    app.coordinator
+        .ask(|reply| Command::RollBack(asked.0, asked.1, reply))
+        .await?;
+    Ok(Json(view(&app, id.as_str()).await?))
 }
 
 async fn order(State(app): Shared, Path((id, verb)): Path<(String, String)>) -> Answer<CampaignView> {

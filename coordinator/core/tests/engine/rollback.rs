@@ -103,7 +103,7 @@ fn one_device_goes_back_and_the_others_wait_until_somebody_resumes() {
     world.restart();
     assert_eq!(world.state("spring"), CampaignState::RollingBack);
     world.run_until_quiet(|_| AttemptState::Success);
-    assert_eq!(in_state(&world, AttemptState::RolledBack), [bad.clone()]);
+    assert_eq!(in_state(&world, AttemptState::RolledBack), std::slice::from_ref(&bad));
     assert_eq!(world.state("spring"), CampaignState::Paused);
     let updates = |world: &World| {
         world
@@ -229,7 +229,7 @@ fn permits_that_nobody_used_do_not_hold_up_the_end_of_a_rollback() {
         }
     }
     assert_eq!(world.state("spring"), CampaignState::Paused);
-    assert_eq!(in_state(&world, AttemptState::Cancelled), [waiting[1].clone()]);
+    assert_eq!(in_state(&world, AttemptState::Cancelled), waiting[1..2]);
 }
 
 /// The hunt's seed orders 69: under a cap of one, a permit that lapsed unused made no room for who goes back.

@@ -223,7 +223,7 @@ mod tests {
         assert_eq!(open(&order(), &[&keys[0], &keys[2]]).unwrap(), order());
         let refused = |order: RollbackOrder, keys: &[&SecretKey]| open(&order, keys).unwrap_err().code();
         assert_eq!(refused(order(), &[&keys[0]]), "signature_threshold");
-        assert_eq!(refused(order(), &[&keys[0], &keys[0]]), "signature_threshold");
+        assert_eq!(refused(order(), &[&keys[0], &keys[0]]), "duplicate_key");
         let both = [&keys[0], &keys[1]];
         let other = RollbackOrder {
             manifest_sha256: Sha256::of(b"another edition"),

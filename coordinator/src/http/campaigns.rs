@@ -25,7 +25,10 @@ use super::{
     problem::{Body, Failure},
     routes::{Op, Routes},
 };
-use crate::runtime::{ActionError, Command};
+use crate::{
+    access::Permission,
+    runtime::{ActionError, Command},
+};
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failure>;
@@ -34,27 +37,27 @@ type Answer<T> = Result<Json<T>, Failure>;
 pub(super) fn add_routes(routes: &mut Routes) {
     for noun in ["campaigns", "rollouts", "deployments"] {
         let mut add = |path: &str, op: Op| routes.add(noun, &format!("/api/v1/{noun}{path}"), [op]);
-        add("", Op::get("Lists the campaigns in force.", campaigns).paged().answers_page::<CampaignView>());
-        add("/{id}", Op::get("Shows a campaign.", campaign).tagged().answers::<CampaignView>());
-        add("/{id}/plan", Op::get("The plan, byte by byte.", campaign_plan).answers_as("application/json"));
-        add("/{id}/explain", Op::get("Why it stands where it stands.", explain)
+        add("", Op::get("Lists the campaigns in force.", campaigns).needs(Permission::FleetRead).paged().answers_page::<CampaignView>());
+        add("/{id}", Op::get("Shows a campaign.", campaign).needs(Permission::FleetRead).tagged().answers::<CampaignView>());
+        add("/{id}/plan", Op::get("The plan, byte by byte.", campaign_plan).needs(Permission::FleetRead).answers_as("application/json"));
+        add("/{id}/explain", Op::get("Why it stands where it stands.", explain).needs(Permission::FleetRead)
             .query("wave", "only this wave, counted from 0")
             .query("device", "only this device")
             .answers::<Vec<Explanation>>());
-        add("/{id}/attempts", Op::get("Lists the attempts.", attempts).paged().answers_page::<AttemptView>());
-        add("/{id}/devices", Op::get("Lists the planned devices as they are now.", devices)
+        add("/{id}/attempts", Op::get("Lists the attempts.", attempts).needs(Permission::FleetRead).paged().answers_page::<AttemptView>());
+        add("/{id}/devices", Op::get("Lists the planned devices as they are now.", devices).needs(Permission::FleetRead)
             .paged()
             .answers_page::<DeviceView>());
-        add("/{id}/status", Op::get("Where it stands, in a few lines.", status).tagged().answers::<CampaignStatus>());
-        add("/{id}/metrics", Op::get("The campaign in numbers.", metrics).tagged().answers::<CampaignMetrics>());
-        add("/{id}/logs", Op::get("What was decided, in order.", logs).paged().answers_page::<Explanation>());
-        add("/{id}/rollbacks", Op::get("What people have sent back, in order.", rollbacks)
+        add("/{id}/status", Op::get("Where it stands, in a few lines.", status).needs(Permission::FleetRead).tagged().answers::<CampaignStatus>());
+        add("/{id}/metrics", Op::get("The campaign in numbers.", metrics).needs(Permission::FleetRead).tagged().answers::<CampaignMetrics>());
+        add("/{id}/logs", Op::get("What was decided, in order.", logs).needs(Permission::FleetRead).paged().answers_page::<Explanation>());
+        add("/{id}/rollbacks", Op::get("What people have sent back, in order.", rollbacks).needs(Permission::FleetRead)
             .paged()
             .answers_page::<RollbackView>());
-        add("/{id}/rollback", Op::post("Devices go back to the version they had.", rollback)
+        add("/{id}/rollback", Op::post("Devices go back to the version they had.", rollback).needs(Permission::CampaignOrder)
             .takes::<RollbackRequest>()
             .answers::<CampaignView>());
-        add("/{id}/{verb}", Op::post("An order: start, pause, resume or cancel.", order).answers::<CampaignView>());
+        add("/{id}/{verb}", Op::post("An order: start, pause, resume or cancel.", order).needs(Permission::CampaignOrder).answers::<CampaignView>());
     }
 }
 

@@ -114,6 +114,8 @@ pub(crate) enum Command {
     ),
     Revoke(NodeId, RevokeRequest, Reply<(), EnrolError>),
     Brake(Box<Envelope>, Reply<Brake, BrakeActionError>),
+    /// What nodes have told of a device goes out of memory; it has gone from the database.
+    Forget(DeviceId, Reply<(), ActionError>),
     Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
     Sync(
         Box<crate::sync::Sync>,
@@ -265,6 +267,10 @@ impl Runtime {
             }
             Command::Revoke(node, request, reply) => drop(reply.send(self.revoke(&node, request).await)),
             Command::Brake(envelope, reply) => drop(reply.send(self.brake(&envelope).await)),
+            Command::Forget(device, reply) => {
+                self.world.devices.remove(&device);
+                drop(reply.send(Ok(())));
+            }
             Command::Settle(node, judged, reply) => drop(reply.send(self.settle_proofs(&node, judged).await)),
             Command::Sync(sync, reply) => drop(reply.send(self.sync(*sync).await)),
         }

@@ -199,7 +199,7 @@ async fn devices(State(app): Shared, Path(id): Path<String>, listing: Listing) -
             Some(views.collect::<Vec<_>>())
         })
         .await?;
-    let found = found.ok_or_else(|| no_campaign(&id))?;
+    let found = super::devices::dressed(&app, found.ok_or_else(|| no_campaign(&id))?).await?;
     Ok(listing.page(found, |view| view.facts.device.to_string()))
 }
 

@@ -21,7 +21,11 @@ pub use campaigns::{
     CampaignMetrics, CampaignState, CampaignStatus, CampaignView, Explanation, GateVerdict, PlanRequest, PlanResponse,
     PossessionView, WaveView,
 };
-pub use devices::{AttemptView, DeviceView};
+pub use devices::{
+    ApplicationMetrics, AttemptView, DeviceEdit, DeviceHealth, DevicePhase, DeviceStatus, DeviceView, NewDevice,
+    PlannedUpdate, Registration, Said, SaidAnswer, SaidHealth, SignatureInfo, SignatureRole, StatusReport, UpdateCheck,
+    UpdateView, ValidationReport,
+};
 pub use events::{Event, EventKind};
 pub use firmware::ReleaseView;
 pub use groups::{DeviceGroup, DeviceGroupEdit, MembersEdit, NewDeviceGroup};

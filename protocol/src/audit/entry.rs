@@ -183,6 +183,15 @@ pub enum Event {
         /// How many bytes.
         length: u64,
     },
+    /// An operator changed something that the coordinator keeps and nobody signs.
+    Change {
+        /// What kind of thing: `device`, `firmware`, `baseline` ...
+        subject: String,
+        /// Its name.
+        name: String,
+        /// What was done to it: `registered`, `removed` ...
+        change: String,
+    },
 }
 
 impl Entry {
@@ -224,6 +233,7 @@ impl Event {
             Self::Revocation { .. } => "revocation",
             Self::Brake { .. } => "brake",
             Self::Export { .. } => "export",
+            Self::Change { .. } => "change",
         }
     }
 

@@ -117,6 +117,8 @@ pub(crate) enum Command {
     Revoke(NodeId, RevokeRequest, Reply<(), EnrolError>),
     Brake(Box<Envelope>, Reply<Brake, BrakeActionError>),
     RollBack(CampaignId, Box<RollbackRequest>, Reply<(), RollbackError>),
+    /// What nodes have told of a device goes out of memory; it has gone from the database.
+    Forget(DeviceId, Reply<(), ActionError>),
     Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
     Sync(
         Box<crate::sync::Sync>,
@@ -269,6 +271,10 @@ impl Runtime {
             Command::Revoke(node, request, reply) => drop(reply.send(self.revoke(&node, request).await)),
             Command::Brake(envelope, reply) => drop(reply.send(self.brake(&envelope).await)),
             Command::RollBack(id, request, reply) => drop(reply.send(self.roll_back(id, *request).await)),
+            Command::Forget(device, reply) => {
+                self.world.devices.remove(&device);
+                drop(reply.send(Ok(())));
+            }
             Command::Settle(node, judged, reply) => drop(reply.send(self.settle_proofs(&node, judged).await)),
             Command::Sync(sync, reply) => drop(reply.send(self.sync(*sync).await)),
         }

@@ -23,7 +23,7 @@ pub use diff::{Difference, Place, diff};
 pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record, Rollback};
 pub use explain::Subject;
 pub use filter::{Candidate, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, Field, Filter, FilterError, Test};
-pub use fleet::{Inventory, KnownDevice, rack_of};
+pub use fleet::{Exclusion, Inventory, KnownDevice, rack_of};
 pub use planner::{PlanError, plan};
 pub use possession::PossessionRecord;
 pub use turns::{TURNS, TurnId, Turns};

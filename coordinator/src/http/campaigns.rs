@@ -54,7 +54,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
         add("/{id}/rollbacks", Op::get("What people have sent back, in order.", rollbacks).needs(Permission::FleetRead)
             .paged()
             .answers_page::<RollbackView>());
-        add("/{id}/rollback", Op::post("Devices go back to the version they had.", rollback).needs(Permission::CampaignOrder)
+        add("/{id}/rollback", Op::post("Devices go back to the version they had.", rollback).needs(Permission::CampaignRollback)
             .takes::<RollbackRequest>()
             .answers::<CampaignView>());
         add("/{id}/{verb}", Op::post("An order: start, pause, resume or cancel.", order).needs(Permission::CampaignOrder).answers::<CampaignView>());
@@ -209,7 +209,7 @@ async fn devices(State(app): Shared, Path(id): Path<String>, listing: Listing) -
             Some(views.collect::<Vec<_>>())
         })
         .await?;
-    let found = found.ok_or_else(|| no_campaign(&id))?;
+    let found = super::devices::dressed(&app, found.ok_or_else(|| no_campaign(&id))?).await?;
     Ok(listing.page(found, |view| view.facts.device.to_string()))
 }
 

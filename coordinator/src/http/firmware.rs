@@ -106,7 +106,7 @@ async fn download(
         first: range.start,
         length,
     };
-    app.store.log_export(export, app.clock.wall()).await?;
+    app.store.log_event(export, app.clock.wall()).await?;
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, length.to_string()),

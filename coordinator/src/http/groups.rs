@@ -193,7 +193,8 @@ async fn members(State(app): Shared, Path(id): Path<String>, listing: Listing) -
         Some(filter) => world.device_views(after.as_ref(), Some(filter), wanted),
         None => world.devices_among(&record.devices, after.as_ref(), wanted),
     });
-    Ok(listing.page(views.await?, |view: &DeviceView| view.facts.device.to_string()))
+    let views = super::devices::dressed(&app, views.await?).await?;
+    Ok(listing.page(views, |view: &DeviceView| view.facts.device.to_string()))
 }
 
 async fn put(app: &App, conditions: &Conditions, group: Group, record: GroupRecord) -> Result<Response, Failure> {

@@ -15,14 +15,14 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use firmesh_coordinator_core::{Input, plan};
+use firmesh_coordinator_core::plan;
 use firmesh_protocol::{
     api::{
-        About, BrakeView, DeviceView, EnrolmentTicket, EventKind, NewNode, NodeView, Page, PlanRequest, PlanResponse,
-        Publication, Published, ReleaseView, RevokeRequest,
+        About, BrakeView, EnrolmentTicket, EventKind, NewNode, NodeView, Page, PlanRequest, PlanResponse, Publication,
+        Published, ReleaseView, RevokeRequest,
     },
     brake::Brake,
-    ids::{ArtifactId, DeviceId, NodeId, Sha256},
+    ids::{ArtifactId, NodeId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{Artifact, FileRef, MANIFEST_SCHEMA},
     rehearsal::RehearsalResponse,
@@ -34,10 +34,10 @@ use tracing::info;
 use super::{
     App, audit, campaigns,
     conditions::Conditions,
-    firmware, groups, idempotency, notifications,
-    paging::{Filtered, Listing},
+    devices, firmware, groups, idempotency, notifications,
+    paging::Listing,
     problem::{self, Body, Failure},
-    rates,
+    rates, reports,
     routes::{Op, Routes},
     simulations, stream, targets,
 };
@@ -53,6 +53,8 @@ type Answer<T> = Result<Json<T>, Failure>;
 pub(super) fn routes() -> Routes {
     let mut routes = Routes::default();
     add_own(&mut routes);
+    devices::add_routes(&mut routes);
+    reports::add_routes(&mut routes);
     groups::add_routes(&mut routes);
     campaigns::add_routes(&mut routes);
     firmware::add_routes(&mut routes);
@@ -131,18 +133,6 @@ fn add_own(routes: &mut Routes) {
     routes.add("brakes", "/api/v1/brakes", [
         Op::get("What was stopped for good.", brakes).needs(Permission::FleetRead).answers_page::<BrakeView>(),
         Op::post("Takes a signed brake (a DSSE envelope).", brake).needs(Permission::BrakePull).takes_bytes().answers_as("application/json"),
-    ]);
-    routes.add("devices", "/api/v1/devices", [
-        Op::get("Lists the devices with their running or last attempt.", devices).needs(Permission::FleetRead)
-            .paged()
-            .query("filter", "such as: model in [\"R1\", \"R2\"] and path under \"eu/ber\" and not version == \"1.0\"")
-            .answers_page::<DeviceView>(),
-    ]);
-    routes.add("devices", "/api/v1/devices/{id}", [
-        Op::get("Shows a device.", device).needs(Permission::FleetRead).tagged().answers::<DeviceView>(),
-    ]);
-    routes.add("devices", "/api/v1/devices/{id}/clear", [
-        Op::post("A person has looked at a quarantined device: it leaves its place under the caps.", clear).needs(Permission::DeviceClear).empty(),
     ]);
     routes.add("campaigns", "/api/v1/plans", [
         Op::post("Plans a draft; the plan is kept under its digest.", make_plan).needs(Permission::CampaignPlan)
@@ -437,27 +427,6 @@ async fn brake(State(app): Shared, Body(envelope): Body<Envelope>) -> Answer<Bra
     })
 }
 
-async fn devices(State(app): Shared, Filtered(listing, filter): Filtered) -> Result<Response, Failure> {
-    let (after, wanted) = (listing.after::<DeviceId>()?, listing.wanted());
-    let views = app
-        .coordinator
-        .read(move |world| world.device_views(after.as_ref(), filter.as_ref(), wanted));
-    Ok(listing.page(views.await?, |view: &DeviceView| view.facts.device.to_string()))
-}
-
-async fn device(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
-    let id: DeviceId = named(&id)?;
-    let wanted = id.clone();
-    let found = app.coordinator.read(move |world| world.device_view(&wanted)).await?;
-    let found = found.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
-    Ok(conditions.answer(&found))
-}
-
-async fn clear(State(app): Shared, Path(id): Path<String>) -> Result<StatusCode, Failure> {
-    app.coordinator.act(Input::Clear(named(&id)?)).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
 async fn make_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<PlanRequest>) -> Answer<PlanResponse> {
     if manifest.schema != MANIFEST_SCHEMA {
         return Err(Failure::bad_request(format!(
@@ -465,9 +434,10 @@ async fn make_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<Plan
         )));
     }
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
+    let excluded = app.store.excluded().await?;
     let facts = app
         .coordinator
-        .read(move |world| (world.inventory(silent_after, wall), world.releases()))
+        .read(move |world| (world.inventory(silent_after, wall, excluded), world.releases()))
         .await?;
     let planned =
         tokio::task::spawn_blocking(move || plan(&facts.0, &manifest, &facts.1, wall).map(|plan| plan.to_bytes()));

@@ -68,6 +68,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("idempotency_full", "no more answers are kept for keys"),
     ("idempotency_key_reused", "the key belongs to another request"),
     ("if_match_required", "the change must name what it changes"),
+    ("in_flight", "the device is being updated"),
     ("incomplete_repository", "the published repository lacks a file"),
     ("no_randomness", "the machine has no randomness"),
     ("no_such_method", "the method is not for this path"),
@@ -79,6 +80,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("nothing_to_roll_back", "no device of the campaign can go back so"),
     ("older_version", "a newer version is in force"),
     ("online_key_missing", "the root does not name this coordinator"),
+    ("other_device", "the device is not what is said of it"),
     ("out_of_range", "the image has no such bytes"),
     (
         "permit_key_missing",
@@ -104,6 +106,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("unauthorised", "the operators' token is needed"),
     ("unknown_device", "no node has told of such a device"),
     ("unsigned_manifest", "a manifest's signature is missing"),
+    ("unsupported_model", "no published release is for such a device"),
     ("wrong_state", "not in the state that it is in"),
 ];
 

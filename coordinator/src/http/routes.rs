@@ -353,6 +353,8 @@ mod tests {
         for (file, text, allowed) in [
             ("audit.rs", include_str!("audit.rs"), 0),
             ("campaigns.rs", include_str!("campaigns.rs"), 0),
+            ("devices.rs", include_str!("devices.rs"), 0),
+            ("reports.rs", include_str!("reports.rs"), 0),
             ("firmware.rs", include_str!("firmware.rs"), 0),
             ("groups.rs", include_str!("groups.rs"), 0),
             ("notifications.rs", include_str!("notifications.rs"), 0),
@@ -374,6 +376,7 @@ mod tests {
         assert!(listed.is_sorted_by(|a, b| a < b), "in order, and each once");
         let sources = [
             include_str!("conditions.rs"),
+            include_str!("devices.rs"),
             include_str!("firmware.rs"),
             include_str!("groups.rs"),
             include_str!("idempotency.rs"),

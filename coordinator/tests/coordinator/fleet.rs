@@ -226,6 +226,11 @@ impl Fleet {
             .unwrap()
     }
 
+    pub(crate) async fn text_bytes(&self, path: &str) -> Vec<u8> {
+        let response = self.send("GET", path, None, "").await.error_for_status().unwrap();
+        response.bytes().await.unwrap().to_vec()
+    }
+
     pub(crate) async fn status(&self, path: &str) -> StatusCode {
         self.send("GET", path, None, "").await.status()
     }

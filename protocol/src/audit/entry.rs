@@ -192,6 +192,15 @@ pub enum Event {
         /// How many bytes.
         length: u64,
     },
+    /// An operator changed something that the coordinator keeps and nobody signs.
+    Change {
+        /// What kind of thing: `device`, `firmware`, `baseline` ...
+        subject: String,
+        /// Its name.
+        name: String,
+        /// What was done to it: `registered`, `removed` ...
+        change: String,
+    },
 }
 
 impl Entry {
@@ -234,6 +243,7 @@ impl Event {
             Self::Brake { .. } => "brake",
             Self::Rollback { .. } => "rollback",
             Self::Export { .. } => "export",
+            Self::Change { .. } => "change",
         }
     }
 

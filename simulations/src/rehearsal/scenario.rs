@@ -209,6 +209,7 @@ impl Scenario {
         };
         Inventory {
             devices: self.devices.iter().map(known).collect(),
+            ..Inventory::default()
         }
     }
 

@@ -71,12 +71,9 @@ impl Store {
 
     /// One group.
     pub(crate) async fn group(&self, id: &GroupId) -> Result<Option<Group>, StoreError> {
-        let query = "SELECT id, version, record FROM device_groups WHERE id = ?";
-        let row = sqlx::query_as(query).bind(id.to_string()).fetch_optional(&self.pool);
-        let row: Option<(String, i64, String)> = row.await.map_err(|source| StoreError::Access {
-            operation: "read",
-            source,
-        })?;
+        let query = "SELECT id, version, record FROM device_groups WHERE id = $1";
+        let row = sqlx::query_as(query).bind(id.to_string()).fetch_optional(self.reader());
+        let row: Option<(String, i64, String)> = row.await.map_err(StoreError::read)?;
         let unreadable = |source| StoreError::Row {
             table: "device_groups",
             source,
@@ -92,16 +89,13 @@ impl Store {
         record: &GroupRecord,
     ) -> Result<Changed, StoreError> {
         let text = serde_json::to_string(record).expect("a group has only names and text");
-        let failed = |source| StoreError::Access {
-            operation: "written",
-            source,
-        };
-        let mut transaction = self.pool.begin().await.map_err(failed)?;
+        let failed = StoreError::written;
+        let mut transaction = self.begin().await?;
         let next = sqlx::query_as(NEXT_VERSION).fetch_one(&mut *transaction).await;
         let (version,): (i64,) = next.map_err(failed)?;
         let changed = match before {
             Some(before) => {
-                sqlx::query("UPDATE device_groups SET version = ?, record = ? WHERE id = ? AND version = ?")
+                sqlx::query("UPDATE device_groups SET version = $1, record = $2 WHERE id = $3 AND version = $4")
                     .bind(version)
                     .bind(text)
                     .bind(id.to_string())
@@ -109,11 +103,11 @@ impl Store {
             }
             None => {
                 let count = sqlx::query_as("SELECT COUNT(*) FROM device_groups");
-                let (count,): (u32,) = count.fetch_one(&mut *transaction).await.map_err(failed)?;
-                if count >= GROUPS_MAX {
+                let (count,): (i64,) = count.fetch_one(&mut *transaction).await.map_err(failed)?;
+                if count >= i64::from(GROUPS_MAX) {
                     return Ok(Changed::Full);
                 }
-                sqlx::query("INSERT OR IGNORE INTO device_groups VALUES (?, ?, ?)")
+                sqlx::query("INSERT INTO device_groups VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
                     .bind(id.to_string())
                     .bind(version)
                     .bind(text)
@@ -129,16 +123,10 @@ impl Store {
 
     /// Removes the group of this version; false if it is another one by now.
     pub(crate) async fn remove_group(&self, id: &GroupId, version: u64) -> Result<bool, StoreError> {
-        let query = sqlx::query("DELETE FROM device_groups WHERE id = ? AND version = ?")
+        let query = sqlx::query("DELETE FROM device_groups WHERE id = $1 AND version = $2")
             .bind(id.to_string())
             .bind(version.cast_signed());
-        let removed = query.execute(&self.pool).await;
-        removed
-            .map(|removed| removed.rows_affected() > 0)
-            .map_err(|source| StoreError::Access {
-                operation: "written",
-                source,
-            })
+        Ok(self.execute(query).await? > 0)
     }
 }
 

@@ -47,6 +47,16 @@ pub use store::StoreError;
 pub use telemetry::{chain, start_logging};
 pub use world::RestoreError;
 
+/// What the end-to-end tests start is started here as well.
+#[cfg(test)]
+#[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
+#[path = "../../tests/src/packages.rs"]
+mod packages;
+#[cfg(test)]
+#[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
+#[path = "../../tests/src/postgres.rs"]
+mod postgres;
+
 /// Version and commit.
 #[must_use]
 pub const fn version() -> &'static str {

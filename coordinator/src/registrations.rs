@@ -12,10 +12,10 @@ use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
     time::WallTime,
 };
-use sqlx::{QueryBuilder, Sqlite};
+use sqlx::{Any, QueryBuilder};
 
 use crate::{
-    rows::{NEXT_VERSION, read, text, unreadable, written},
+    rows::{NEXT_VERSION, text, unreadable},
     store::{RowError, Store, StoreError},
 };
 
@@ -77,14 +77,14 @@ impl Store {
         enabled: bool,
         record: &Registration,
     ) -> Result<Put, StoreError> {
-        let mut transaction = self.pool.begin().await.map_err(written)?;
+        let mut transaction = self.begin().await?;
         let next = sqlx::query_as(NEXT_VERSION).fetch_one(&mut *transaction).await;
-        let (version,): (i64,) = next.map_err(written)?;
+        let (version,): (i64,) = next.map_err(StoreError::written)?;
         let taken = sqlx::query_as("SELECT device FROM registrations WHERE hardware_id = $1 AND device <> $2")
             .bind(&record.hardware_id)
             .bind(device.as_str())
             .fetch_optional(&mut *transaction);
-        let taken: Option<(String,)> = taken.await.map_err(read)?;
+        let taken: Option<(String,)> = taken.await.map_err(StoreError::read)?;
         if let Some((other,)) = taken {
             let other = DeviceId::new(other).map_err(|error| unreadable("registrations")(error.into()))?;
             return Ok(Put::TakenBy(other));
@@ -110,7 +110,7 @@ impl Store {
             .bind(&record.hardware_id)
             .bind(device.as_str()),
         };
-        let changed = changed.execute(&mut *transaction).await.map_err(written)?;
+        let changed = changed.execute(&mut *transaction).await.map_err(StoreError::written)?;
         if changed.rows_affected() == 0 {
             return Ok(Put::Meanwhile);
         }
@@ -118,14 +118,14 @@ impl Store {
             .bind(device.as_str())
             .execute(&mut *transaction)
             .await
-            .map_err(written)?;
-        transaction.commit().await.map_err(written)?;
+            .map_err(StoreError::written)?;
+        transaction.commit().await.map_err(StoreError::written)?;
         Ok(Put::Yes(version.cast_unsigned()))
     }
 
     /// Removes all that is stored of a device but its attempts and reports, and remembers that it was removed.
     pub(crate) async fn remove_device(&self, device: &DeviceId, now: WallTime) -> Result<(), StoreError> {
-        let mut transaction = self.pool.begin().await.map_err(written)?;
+        let mut transaction = self.begin().await?;
         sqlx::query(
             "INSERT INTO removed_devices (device, at) VALUES ($1, $2) ON CONFLICT (device) DO UPDATE SET at = excluded.at",
         )
@@ -133,16 +133,16 @@ impl Store {
         .bind(now.unix_seconds())
         .execute(&mut *transaction)
         .await
-        .map_err(written)?;
+        .map_err(StoreError::written)?;
         for query in [
             "DELETE FROM registrations WHERE device = $1",
             "DELETE FROM self_reports WHERE device = $1",
             "DELETE FROM devices WHERE device = $1",
         ] {
             let deleted = sqlx::query(query).bind(device.as_str()).execute(&mut *transaction);
-            deleted.await.map_err(written)?;
+            deleted.await.map_err(StoreError::written)?;
         }
-        transaction.commit().await.map_err(written)
+        transaction.commit().await.map_err(StoreError::written)
     }
 
     /// What is stored of these devices.
@@ -153,9 +153,9 @@ impl Store {
         }
         let rows: Vec<Row> = of_devices(COLUMNS, devices)
             .build_query_as()
-            .fetch_all(&self.pool)
+            .fetch_all(self.reader())
             .await
-            .map_err(read)?;
+            .map_err(StoreError::read)?;
         for row in rows {
             let row = registered(row).map_err(unreadable("registrations"))?;
             let device = row.device.clone();
@@ -163,18 +163,18 @@ impl Store {
         }
         let rows: Vec<(String,)> = of_devices("SELECT device FROM removed_devices", devices)
             .build_query_as()
-            .fetch_all(&self.pool)
+            .fetch_all(self.reader())
             .await
-            .map_err(read)?;
+            .map_err(StoreError::read)?;
         for (device,) in rows {
             let device = DeviceId::new(device).map_err(|error| unreadable("removed_devices")(error.into()))?;
             found.entry(device).or_default().removed = true;
         }
         let rows: Vec<(String, String)> = of_devices("SELECT device, record FROM self_reports", devices)
             .build_query_as()
-            .fetch_all(&self.pool)
+            .fetch_all(self.reader())
             .await
-            .map_err(read)?;
+            .map_err(StoreError::read)?;
         for (device, record) in rows {
             let read = || -> Result<_, RowError> { Ok((DeviceId::new(device)?, serde_json::from_str(&record)?)) };
             let (device, said) = read().map_err(unreadable("self_reports"))?;
@@ -194,20 +194,13 @@ impl Store {
         let rows: Vec<Row> = sqlx::query_as(query)
             .bind(after.map_or("", DeviceId::as_str))
             .bind(i64::try_from(count).unwrap_or(i64::MAX))
-            .fetch_all(&self.pool)
+            .fetch_all(self.reader())
             .await
-            .map_err(read)?;
+            .map_err(StoreError::read)?;
         let rows = rows
             .into_iter()
             .map(|row| registered(row).map_err(unreadable("registrations")));
         rows.collect()
-    }
-
-    /// How many devices are registered.
-    pub(crate) async fn registrations_count(&self) -> Result<u64, StoreError> {
-        let count = sqlx::query_as("SELECT COUNT(*) FROM registrations").fetch_one(&self.pool);
-        let (count,): (i64,) = count.await.map_err(read)?;
-        Ok(count.cast_unsigned())
     }
 
     /// The devices that no campaign may touch from now on.
@@ -224,8 +217,8 @@ impl Store {
     pub(crate) async fn put_said(&self, device: &DeviceId, said: &Said) -> Result<(), StoreError> {
         let query = "INSERT INTO self_reports (device, record) VALUES ($1, $2) \
              ON CONFLICT (device) DO UPDATE SET record = excluded.record";
-        let query = sqlx::query(query).bind(device.as_str()).bind(text(said));
-        query.execute(&self.pool).await.map(drop).map_err(written)
+        let query = sqlx::query(query).bind(device.to_string()).bind(text(said));
+        self.execute(query).await.map(drop)
     }
 
     /// The entry of the audit log about how a device's attempt in a campaign ended last.
@@ -237,7 +230,7 @@ impl Store {
         let query = "SELECT entry FROM audit_entries WHERE campaign = $1 AND kind = 'result' AND device = $2 \
              ORDER BY idx DESC LIMIT 1";
         let row = sqlx::query_as(query).bind(campaign.as_str()).bind(device.as_str());
-        let row: Option<(String,)> = row.fetch_optional(&self.pool).await.map_err(read)?;
+        let row: Option<(String,)> = row.fetch_optional(self.reader()).await.map_err(StoreError::read)?;
         let entry = row.map(|(text,)| firmesh_protocol::audit::Entry::from_bytes(text.as_bytes()));
         let entry = entry
             .transpose()
@@ -247,7 +240,7 @@ impl Store {
 }
 
 /// A query about some devices.
-fn of_devices(select: &'static str, devices: &[DeviceId]) -> QueryBuilder<Sqlite> {
+fn of_devices(select: &'static str, devices: &[DeviceId]) -> QueryBuilder<Any> {
     let mut query = QueryBuilder::new(select);
     query.push(" WHERE device IN (");
     let mut names = query.separated(", ");

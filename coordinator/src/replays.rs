@@ -70,10 +70,10 @@ impl Store {
     /// The answer that is kept under a key.
     pub(crate) async fn kept_answer(&self, scope: &str, key: &str, now: WallTime) -> Result<Option<Kept>, StoreError> {
         let query = "SELECT request_sha256, status, content_type, body FROM idempotency \
-                     WHERE scope = ? AND key = ? AND expires > ?";
+                     WHERE scope = $1 AND key = $2 AND expires > $3";
         let query = sqlx::query_as(query).bind(scope).bind(key).bind(now.unix_seconds());
-        type Row = (String, u16, Option<String>, Option<Vec<u8>>);
-        let row: Option<Row> = query.fetch_optional(&self.pool).await.map_err(unread)?;
+        type Row = (String, i64, Option<String>, Option<Vec<u8>>);
+        let row: Option<Row> = query.fetch_optional(self.reader()).await.map_err(StoreError::read)?;
         let Some((request, status, content_type, body)) = row else {
             return Ok(None);
         };
@@ -83,6 +83,10 @@ impl Store {
                 table: "idempotency",
                 source: error.into(),
             })?;
+        let status = u16::try_from(status).map_err(|error| StoreError::Row {
+            table: "idempotency",
+            source: error.into(),
+        })?;
         Ok(Some(Kept {
             request,
             status,
@@ -93,10 +97,10 @@ impl Store {
 
     /// Whether another answer can be kept, after those whose day is over are gone.
     pub(crate) async fn has_room_for_answer(&self, now: WallTime) -> Result<bool, StoreError> {
-        let expired = sqlx::query("DELETE FROM idempotency WHERE expires <= ?").bind(now.unix_seconds());
-        expired.execute(&self.pool).await.map_err(unwritten)?;
+        let expired = sqlx::query("DELETE FROM idempotency WHERE expires <= $1").bind(now.unix_seconds());
+        self.execute(expired).await?;
         let query = sqlx::query_as("SELECT COUNT(*), COALESCE(SUM(LENGTH(body)), 0) FROM idempotency");
-        let (count, bytes): (i64, i64) = query.fetch_one(&self.pool).await.map_err(unread)?;
+        let (count, bytes): (i64, i64) = query.fetch_one(self.reader()).await.map_err(StoreError::read)?;
         Ok(count < ANSWERS_MAX && bytes < ANSWERS_BYTES_MAX)
     }
 
@@ -108,28 +112,17 @@ impl Store {
         kept: &Kept,
         now: WallTime,
     ) -> Result<(), StoreError> {
-        let query = sqlx::query("INSERT OR REPLACE INTO idempotency VALUES (?, ?, ?, ?, ?, ?, ?)")
+        let query = "INSERT INTO idempotency VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (scope, key) DO UPDATE SET \
+                     request_sha256 = excluded.request_sha256, status = excluded.status, \
+                     content_type = excluded.content_type, body = excluded.body, expires = excluded.expires";
+        let query = sqlx::query(query)
             .bind(scope)
             .bind(key)
             .bind(kept.request.to_string())
-            .bind(kept.status)
+            .bind(i64::from(kept.status))
             .bind(kept.content_type.as_deref())
             .bind(kept.body.as_deref())
             .bind((now + KEPT_FOR).unix_seconds());
-        query.execute(&self.pool).await.map(drop).map_err(unwritten)
-    }
-}
-
-fn unread(source: sqlx::Error) -> StoreError {
-    StoreError::Access {
-        operation: "read",
-        source,
-    }
-}
-
-fn unwritten(source: sqlx::Error) -> StoreError {
-    StoreError::Access {
-        operation: "written",
-        source,
+        self.execute(query).await.map(drop)
     }
 }

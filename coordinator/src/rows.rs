@@ -2,22 +2,6 @@
 
 use crate::store::{RowError, StoreError};
 
-/// A query that reads has failed.
-pub(crate) fn read(source: sqlx::Error) -> StoreError {
-    StoreError::Access {
-        operation: "read",
-        source,
-    }
-}
-
-/// A query that writes has failed.
-pub(crate) fn written(source: sqlx::Error) -> StoreError {
-    StoreError::Access {
-        operation: "written",
-        source,
-    }
-}
-
 /// A row of this table cannot be read.
 pub(crate) fn unreadable(table: &'static str) -> impl Fn(RowError) -> StoreError {
     move |source| StoreError::Row { table, source }
@@ -25,8 +9,8 @@ pub(crate) fn unreadable(table: &'static str) -> impl Fn(RowError) -> StoreError
 
 /// The next version of whatever has one. Asked for first of all in a transaction, so that it waits for its turn to write
 /// rather than failing later.
-pub(crate) const NEXT_VERSION: &str = "INSERT INTO meta VALUES ('group_version', '1') \
-     ON CONFLICT (key) DO UPDATE SET value = CAST(value AS INTEGER) + 1 RETURNING CAST(value AS INTEGER)";
+pub(crate) const NEXT_VERSION: &str = "INSERT INTO meta VALUES ('group_version', '1') ON CONFLICT (key) \
+     DO UPDATE SET value = CAST(CAST(meta.value AS BIGINT) + 1 AS TEXT) RETURNING CAST(value AS BIGINT)";
 
 /// A record as it is stored.
 pub(crate) fn text(record: &impl serde::Serialize) -> String {

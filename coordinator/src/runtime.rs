@@ -550,29 +550,35 @@ fn changes(before: &Published, after: &Published) -> Vec<Write> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Config, Overrides};
+    use crate::{
+        config::{Config, Overrides},
+        store::testing::{TestDatabase, on_both_databases},
+    };
+
+    on_both_databases!(a_change_that_the_database_refuses_is_taken_back_and_can_be_made_again);
 
     /// Memory must not run ahead of the disk: what could not be stored has not happened.
-    #[tokio::test]
-    async fn a_change_that_the_database_refuses_is_taken_back_and_can_be_made_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("db.sqlite");
+    async fn a_change_that_the_database_refuses_is_taken_back_and_can_be_made_again(database: TestDatabase) {
         let clock = Clock::start();
-        let authority = Arc::new(Authority::load_or_create(folder.path(), Vec::new(), clock.wall()).unwrap());
-        let store = Store::open(&path, authority.clone(), clock.wall()).await.unwrap();
+        let store = database.open(clock.wall()).await.unwrap();
         let settings = Arc::new(Config::default().check(Overrides::default()).unwrap());
         let events = Arc::new(Events::new(clock.wall()));
         let url = "https://127.0.0.1:1".to_owned();
-        let parts = Runtime::new(store, authority, events, Metrics::new(), settings, clock, url).await;
+        let parts = Runtime::new(
+            store,
+            database.authority(),
+            events,
+            Metrics::new(),
+            settings,
+            clock,
+            url,
+        )
+        .await;
         let (coordinator, runtime) = parts.unwrap();
         let cancel = CancellationToken::new();
         let running = tokio::spawn(runtime.run(cancel.clone()));
 
-        let outside = sqlx::SqlitePool::connect(&format!("sqlite://{}", path.display()))
-            .await
-            .unwrap();
-        let refuse = "CREATE TRIGGER refuse BEFORE INSERT ON nodes BEGIN SELECT RAISE(FAIL, 'the disk is full'); END";
-        sqlx::query(refuse).execute(&outside).await.unwrap();
+        database.refuse_inserts("nodes").await;
         let new_node = || NewNode {
             node: "n1".parse().unwrap(),
             path: "eu/s1/r1/n1".parse().unwrap(),
@@ -584,8 +590,7 @@ mod tests {
         );
         assert_eq!(coordinator.read(|world| world.nodes.len()).await.unwrap(), 0);
 
-        sqlx::query("DROP TRIGGER refuse").execute(&outside).await.unwrap();
-        outside.close().await;
+        database.take_inserts_again("nodes").await;
         coordinator
             .ask(|reply| Command::NewNode(new_node(), reply))
             .await

@@ -32,7 +32,7 @@ use crate::{
     provenance::PolicyLoadError,
     replays::Running,
     runtime::{Clock, Runtime},
-    store::{Store, StoreError},
+    store::{Database, Member, Place, Store, StoreError},
     telemetry::Metrics,
     turns::Turns,
     vetting::Vetting,
@@ -124,7 +124,15 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         source,
     };
     let origin = Origin::open(state_dir.join("artifacts")).map_err(unusable)?;
-    let store = Store::open(&state_dir.join("coordinator.sqlite"), authority.clone(), clock.wall()).await?;
+    let database = Database::connect(&Place::File(state_dir.join("coordinator.sqlite"))).await?;
+    let member = Member {
+        name: String::new(),
+        operators: String::new(),
+        nodes: String::new(),
+    };
+    let term = database.take_lead(&member, Duration::ZERO).await?;
+    let term = term.ok_or(StoreError::Deposed)?;
+    let store = Store::open(database, term, authority.clone(), clock.wall()).await?;
     let vetting = Vetting::new(settings.provenance_policy.clone(), &state_dir, origin.clone());
     vetting.check_policy()?;
 

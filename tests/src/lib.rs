@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod first_packet;
 pub mod operator;
 pub mod packages;
+pub mod postgres;
 pub mod process;
 pub mod python;
 pub mod rogue;

@@ -6,7 +6,7 @@ use firmesh_protocol::{
     time::WallTime,
 };
 use futures_util::TryStreamExt as _;
-use sqlx::{Row as _, SqliteConnection, SqlitePool};
+use sqlx::{AnyConnection, AnyPool, Row as _};
 use tracing::error;
 
 use super::{
@@ -65,7 +65,7 @@ impl Log {
     }
 
     /// Reads the stored log, entry by entry, and compares it with the stored checkpoint.
-    pub(crate) async fn load(pool: &SqlitePool, key: &LogKey, drafts: Drafts) -> Result<Self, LogProblem> {
+    pub(crate) async fn load(pool: &AnyPool, key: &LogKey, drafts: Drafts) -> Result<Self, LogProblem> {
         let row = sqlx::query("SELECT note FROM audit_checkpoint")
             .fetch_optional(pool)
             .await?;
@@ -110,7 +110,7 @@ impl Log {
     /// Writes entries and the checkpoint of the new size. Nothing here changes before [`Self::committed`].
     pub(crate) async fn append(
         &self,
-        connection: &mut SqliteConnection,
+        connection: &mut AnyConnection,
         key: &LogKey,
         drafted: Vec<Draft>,
         at: WallTime,
@@ -128,7 +128,7 @@ impl Log {
             let text = entry.to_text();
             let leaf = leaf_hash(text.as_bytes());
             let event = &entry.event;
-            sqlx::query("INSERT INTO audit_entries VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
+            sqlx::query("INSERT INTO audit_entries VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
                 .bind(entry.index.cast_signed())
                 .bind(text)
                 .bind(leaf.as_bytes().to_vec())
@@ -142,7 +142,7 @@ impl Log {
             tree.push(leaf);
         }
         let note = key.sign(&tree, at);
-        sqlx::query("INSERT OR REPLACE INTO audit_checkpoint VALUES (1, ?)")
+        sqlx::query("INSERT INTO audit_checkpoint VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET note = excluded.note")
             .bind(note.clone())
             .execute(&mut *connection)
             .await?;
@@ -166,15 +166,12 @@ impl Log {
     }
 }
 
-async fn put_document(
-    connection: &mut SqliteConnection,
-    document: Document,
-) -> Result<Option<DocumentRef>, LogProblem> {
+async fn put_document(connection: &mut AnyConnection, document: Document) -> Result<Option<DocumentRef>, LogProblem> {
     match document {
         Document::None => Ok(None),
         Document::Bytes(bytes) => {
             let named = DocumentRef::of(&bytes);
-            sqlx::query("INSERT OR IGNORE INTO audit_documents VALUES (?, ?)")
+            sqlx::query("INSERT INTO audit_documents VALUES ($1, $2) ON CONFLICT DO NOTHING")
                 .bind(named.sha256.to_string())
                 .bind(bytes)
                 .execute(connection)
@@ -182,7 +179,7 @@ async fn put_document(
             Ok(Some(named))
         }
         Document::Plan(sha256) => {
-            let row = sqlx::query("SELECT length(bytes) FROM plans WHERE sha256 = ?")
+            let row = sqlx::query("SELECT length(bytes) FROM plans WHERE sha256 = $1")
                 .bind(sha256.to_string())
                 .fetch_optional(connection)
                 .await?;

@@ -93,13 +93,13 @@ impl Store {
     /// The leaf hashes of a whole tile.
     async fn tile(&self, tile: u64) -> Result<Vec<Sha256>, StoreError> {
         let from = (tile * TILE_LEAVES).cast_signed();
-        let rows = sqlx::query("SELECT entry FROM audit_entries WHERE idx >= ? AND idx < ? ORDER BY idx")
+        let rows = sqlx::query("SELECT entry FROM audit_entries WHERE idx >= $1 AND idx < $2 ORDER BY idx")
             .bind(from)
             .bind(from + TILE_LEAVES.cast_signed())
-            .fetch_all(&self.pool)
+            .fetch_all(self.reader())
             .await
             .map_err(LogProblem::Database)?;
-        let leaf = |row: &sqlx::sqlite::SqliteRow| firmesh_protocol::audit::leaf_hash(row.get::<&str, _>(0).as_bytes());
+        let leaf = |row: &sqlx::any::AnyRow| firmesh_protocol::audit::leaf_hash(row.get::<&str, _>(0).as_bytes());
         Ok(rows.iter().map(leaf).collect())
     }
 
@@ -129,10 +129,10 @@ impl Store {
     async fn audit_entry(&self, index: u64) -> Result<(String, Sha256, Option<Vec<u8>>), StoreError> {
         let query = "SELECT entry, leaf, coalesce(d.bytes, p.bytes) FROM audit_entries e \
                      LEFT JOIN audit_documents d ON d.sha256 = e.document \
-                     LEFT JOIN plans p ON p.sha256 = e.document WHERE idx = ?";
+                     LEFT JOIN plans p ON p.sha256 = e.document WHERE idx = $1";
         let row = sqlx::query(query)
             .bind(index.cast_signed())
-            .fetch_one(&self.pool)
+            .fetch_one(self.reader())
             .await
             .map_err(LogProblem::Database)?;
         let leaf: Option<[u8; 32]> = row.get::<Vec<u8>, _>(1).try_into().ok();
@@ -163,17 +163,15 @@ impl Store {
 
     async fn choose(&self, device: &DeviceId, campaign: &CampaignId, size: u64) -> Result<Option<Chosen>, StoreError> {
         let of_campaign = |kind: &'static str, about: Option<&DeviceId>| {
-            let query = "SELECT idx FROM audit_entries WHERE campaign = ? AND kind = ? AND (? IS NULL OR device = ?) \
-                         AND idx < ? ORDER BY idx LIMIT ?";
-            let about = about.map(ToString::to_string);
+            let query = "SELECT idx FROM audit_entries WHERE campaign = $1 AND kind = $2 AND ($3 IS NULL OR device = $3) \
+                         AND idx < $4 ORDER BY idx LIMIT $5";
             let query = sqlx::query_scalar::<_, i64>(query)
                 .bind(campaign.to_string())
                 .bind(kind)
-                .bind(about.clone())
-                .bind(about)
+                .bind(about.map(ToString::to_string))
                 .bind(size.cast_signed())
                 .bind(ROWS_MAX);
-            query.fetch_all(&self.pool)
+            query.fetch_all(self.reader())
         };
         let database = LogProblem::Database;
         let Some(manifest) = of_campaign("manifest", None).await.map_err(database)?.pop() else {
@@ -193,13 +191,13 @@ impl Store {
         self.take(&mut chosen, manifest).await?;
         self.take_approvals(&mut chosen, manifest).await?;
         let enrolled = sqlx::query_scalar::<_, i64>(
-            "SELECT idx FROM audit_entries WHERE node = ? AND kind = 'enrolment' AND idx < ? ORDER BY idx LIMIT ?",
+            "SELECT idx FROM audit_entries WHERE node = $1 AND kind = 'enrolment' AND idx < $2 ORDER BY idx LIMIT $3",
         );
         let enrolled = enrolled
             .bind(node.to_string())
             .bind(size.cast_signed())
             .bind(ROWS_MAX)
-            .fetch_all(&self.pool)
+            .fetch_all(self.reader())
             .await
             .map_err(database)?;
         let mut rest = enrolled;
@@ -222,9 +220,9 @@ impl Store {
 
     /// The metadata in force when a manifest was approved: every root, and the last of everything else.
     async fn take_approvals(&self, chosen: &mut Chosen, manifest: i64) -> Result<(), StoreError> {
-        let query = "SELECT idx, entry FROM audit_entries WHERE kind = 'metadata' AND idx < ? ORDER BY idx";
+        let query = "SELECT idx, entry FROM audit_entries WHERE kind = 'metadata' AND idx < $1 ORDER BY idx";
         let rows = sqlx::query_as::<_, (i64, String)>(query).bind(manifest);
-        let rows = rows.fetch_all(&self.pool).await.map_err(LogProblem::Database)?;
+        let rows = rows.fetch_all(self.reader()).await.map_err(LogProblem::Database)?;
         let mut wanted = BTreeMap::new();
         for (index, text) in rows {
             if let Ok(Event::Metadata { file }) = Entry::from_bytes(text.as_bytes()).map(|entry| entry.event) {

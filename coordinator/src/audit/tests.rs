@@ -1,5 +1,3 @@
-use std::path::Path;
-
 use firmesh_protocol::{
     api::AuditSeen,
     audit::{Event, LogCheck, verify_consistency, verify_inclusion},
@@ -7,31 +5,23 @@ use firmesh_protocol::{
     report::{AttemptReport, AttemptState, PermitKind},
     trust::Envelope,
 };
-use sqlx::SqlitePool;
 
 use super::*;
-use crate::store::{Store, StoreError, Write};
+use crate::store::{
+    Store, StoreError, Write,
+    testing::{TestDatabase, on_both_databases},
+};
+
+on_both_databases!(
+    what_is_stored_is_logged_and_signed_for_over_a_restart,
+    a_change_that_fails_is_not_logged_and_the_log_goes_on,
+    proofs_over_several_tiles_verify_for_whoever_asks,
+    a_log_without_its_checkpoint_is_refused,
+    a_database_from_before_the_log_begins_it_with_what_it_has,
+);
 
 fn at(seconds: i64) -> WallTime {
     WallTime::from_unix_seconds(seconds)
-}
-
-fn authority(folder: &Path) -> Arc<Authority> {
-    Arc::new(Authority::load_or_create(folder, Vec::new(), at(0)).unwrap())
-}
-
-async fn open(folder: &Path) -> Result<Store, StoreError> {
-    Store::open(&folder.join("db.sqlite"), authority(folder), at(1)).await
-}
-
-/// The tampered database, as somebody with the disk reaches it.
-async fn tamper(folder: &Path, statements: &[&'static str]) {
-    let url = format!("sqlite://{}", folder.join("db.sqlite").display());
-    let outside = SqlitePool::connect(&url).await.unwrap();
-    for statement in statements {
-        sqlx::query(*statement).execute(&outside).await.unwrap();
-    }
-    outside.close().await;
 }
 
 fn report(sequence: u64, state: AttemptState) -> Write {
@@ -53,17 +43,15 @@ fn report(sequence: u64, state: AttemptState) -> Write {
     Write::Report(Box::new(report), envelope)
 }
 
-async fn checkpoint(store: &Store, folder: &Path) -> Checkpoint {
+async fn checkpoint(store: &Store, database: &TestDatabase) -> Checkpoint {
     let note = store.audit_checkpoint().await.unwrap();
-    let authority = authority(folder);
+    let authority = database.authority();
     let origin = log_origin(authority.ca_der());
     Checkpoint::open(note.as_bytes(), Some(&origin), &[authority.online_key().public()]).unwrap()
 }
 
-#[tokio::test]
-async fn what_is_stored_is_logged_and_signed_for_over_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await.unwrap();
+async fn what_is_stored_is_logged_and_signed_for_over_a_restart(database: TestDatabase) {
+    let store = database.open(at(1)).await.unwrap();
     let writes = vec![
         Write::Metadata("1.root.json".to_owned(), b"root".to_vec()),
         Write::Metadata("timestamp.json".to_owned(), b"timestamp".to_vec()),
@@ -74,7 +62,7 @@ async fn what_is_stored_is_logged_and_signed_for_over_a_restart() {
     // Signed anew, with nothing new in it.
     let renewed = vec![Write::Metadata("timestamp.json".to_owned(), b"later".to_vec())];
     store.commit(renewed, at(8)).await.unwrap();
-    let signed = checkpoint(&store, folder.path()).await;
+    let signed = checkpoint(&store, &database).await;
     assert_eq!((signed.size, signed.at), (4, at(7)));
     let mut check = LogCheck::new(vec![signed.clone()]);
     let mut kinds = Vec::new();
@@ -84,46 +72,38 @@ async fn what_is_stored_is_logged_and_signed_for_over_a_restart() {
     check.finish().unwrap();
     assert_eq!(kinds, ["log", "metadata", "metadata", "result"]);
     store.close().await;
-    let store = open(folder.path()).await.unwrap();
-    assert_eq!(checkpoint(&store, folder.path()).await, signed);
+    let store = database.open(at(1)).await.unwrap();
+    assert_eq!(checkpoint(&store, &database).await, signed);
 }
 
-#[tokio::test]
-async fn a_change_that_fails_is_not_logged_and_the_log_goes_on() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await.unwrap();
+async fn a_change_that_fails_is_not_logged_and_the_log_goes_on(database: TestDatabase) {
+    let store = database.open(at(1)).await.unwrap();
     store
         .commit(vec![report(1, AttemptState::Success)], at(1))
         .await
         .unwrap();
-    let before = checkpoint(&store, folder.path()).await;
-    tamper(
-        folder.path(),
-        &["CREATE TRIGGER refuse BEFORE INSERT ON audit_checkpoint BEGIN SELECT RAISE(FAIL, 'no'); END"],
-    )
-    .await;
+    let before = checkpoint(&store, &database).await;
+    database.refuse_inserts("audit_checkpoint").await;
     store
         .commit(vec![report(2, AttemptState::Failed)], at(2))
         .await
         .unwrap_err();
-    assert_eq!(checkpoint(&store, folder.path()).await, before);
-    tamper(folder.path(), &["DROP TRIGGER refuse"]).await;
+    assert_eq!(checkpoint(&store, &database).await, before);
+    database.take_inserts_again("audit_checkpoint").await;
     store
         .commit(vec![report(2, AttemptState::Failed)], at(2))
         .await
         .unwrap();
-    assert_eq!(checkpoint(&store, folder.path()).await.size, before.size + 1);
+    assert_eq!(checkpoint(&store, &database).await.size, before.size + 1);
 }
 
-#[tokio::test]
-async fn proofs_over_several_tiles_verify_for_whoever_asks() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await.unwrap();
+async fn proofs_over_several_tiles_verify_for_whoever_asks(database: TestDatabase) {
+    let store = database.open(at(1)).await.unwrap();
     let mut seen = Vec::new();
     for batch in 0..7 {
         let writes = (0..97).map(|n| report(batch * 97 + n + 1, AttemptState::Success));
         store.commit(writes.collect(), at(1)).await.unwrap();
-        seen.push(checkpoint(&store, folder.path()).await);
+        seen.push(checkpoint(&store, &database).await);
     }
     let last = seen.pop().unwrap();
     assert_eq!(last.size, 680);
@@ -149,6 +129,15 @@ async fn proofs_over_several_tiles_verify_for_whoever_asks() {
 /// What the coordinator signed is what it goes on with, or it does not go on.
 #[tokio::test]
 async fn a_log_that_was_changed_behind_its_back_is_refused_by_the_entry() {
+    changes_are_found(TestDatabase::file).await;
+}
+
+#[tokio::test]
+async fn a_log_that_was_changed_on_the_server_is_refused_by_the_entry() {
+    changes_are_found(TestDatabase::server).await;
+}
+
+async fn changes_are_found(make: fn() -> TestDatabase) {
     for (statement, code, index) in [
         (
             "UPDATE audit_entries SET entry = replace(entry, 'success', 'failed') WHERE idx = 5",
@@ -156,7 +145,7 @@ async fn a_log_that_was_changed_behind_its_back_is_refused_by_the_entry() {
             Some(5),
         ),
         (
-            "UPDATE audit_entries SET leaf = zeroblob(32) WHERE idx = 5",
+            "UPDATE audit_entries SET leaf = substr(leaf, 2) WHERE idx = 5",
             "audit_entry_changed",
             Some(5),
         ),
@@ -172,13 +161,13 @@ async fn a_log_that_was_changed_behind_its_back_is_refused_by_the_entry() {
             Some(0),
         ),
     ] {
-        let folder = tempfile::tempdir().unwrap();
-        let store = open(folder.path()).await.unwrap();
+        let database = make();
+        let store = database.open(at(1)).await.unwrap();
         let writes = (1..10).map(|sequence| report(sequence, AttemptState::Success));
         store.commit(writes.collect(), at(1)).await.unwrap();
         store.close().await;
-        tamper(folder.path(), &[statement]).await;
-        let error = open(folder.path()).await.unwrap_err();
+        database.run(statement).await;
+        let error = database.open(at(1)).await.unwrap_err();
         let StoreError::Audit(LogProblem::Changed(error)) = error else {
             panic!("{statement}: {error:?}");
         };
@@ -186,31 +175,25 @@ async fn a_log_that_was_changed_behind_its_back_is_refused_by_the_entry() {
     }
 }
 
-#[tokio::test]
-async fn a_log_without_its_checkpoint_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    open(folder.path()).await.unwrap().close().await;
-    tamper(folder.path(), &["DELETE FROM audit_checkpoint"]).await;
-    let error = open(folder.path()).await.unwrap_err();
+async fn a_log_without_its_checkpoint_is_refused(database: TestDatabase) {
+    database.open(at(1)).await.unwrap().close().await;
+    database.run("DELETE FROM audit_checkpoint").await;
+    let error = database.open(at(1)).await.unwrap_err();
     assert!(
         matches!(error, StoreError::Audit(LogProblem::NoCheckpoint(1))),
         "{error:?}"
     );
 }
 
-#[tokio::test]
-async fn a_database_from_before_the_log_begins_it_with_what_it_has() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = open(folder.path()).await.unwrap();
+async fn a_database_from_before_the_log_begins_it_with_what_it_has(database: TestDatabase) {
+    let store = database.open(at(1)).await.unwrap();
     let writes = vec![Write::Metadata("1.root.json".to_owned(), b"root".to_vec())];
     store.commit(writes, at(1)).await.unwrap();
     store.close().await;
-    tamper(
-        folder.path(),
-        &["DELETE FROM audit_checkpoint", "DELETE FROM audit_entries"],
-    )
-    .await;
-    let store = open(folder.path()).await.unwrap();
+    database
+        .run("DELETE FROM audit_checkpoint; DELETE FROM audit_entries")
+        .await;
+    let store = database.open(at(1)).await.unwrap();
     let entries = store.audit_entries(0, 10).await.unwrap().items;
     let events: Vec<_> = entries
         .iter()

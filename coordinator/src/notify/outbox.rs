@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use firmesh_coordinator_core::AttemptRecord;
 use firmesh_protocol::{report::AttemptState, time::WallTime};
-use sqlx::{Row as _, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{AnyConnection, Row as _, any::AnyRow};
 
 use super::{
     course::Progress,
@@ -35,7 +35,7 @@ pub(crate) fn new_id() -> Result<String, NoRandomness> {
 
 /// How an attempt stood before a write that may tell of it.
 pub(crate) async fn attempt_before(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     write: &Write,
 ) -> Result<Option<AttemptRecord>, sqlx::Error> {
     let Write::Attempt(campaign, record) = write else {
@@ -44,7 +44,7 @@ pub(crate) async fn attempt_before(
     if record.state != AttemptState::Quarantined {
         return Ok(None);
     }
-    let row = sqlx::query("SELECT record FROM attempts WHERE campaign = ? AND device = ?")
+    let row = sqlx::query("SELECT record FROM attempts WHERE campaign = $1 AND device = $2")
         .bind(campaign.to_string())
         .bind(record.device.to_string())
         .fetch_optional(connection)
@@ -56,14 +56,14 @@ pub(crate) async fn attempt_before(
 
 /// Inserts notices into the transaction that makes true what they tell.
 pub(crate) async fn insert(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     notices: &[Notice],
     now: WallTime,
 ) -> Result<(), sqlx::Error> {
     for notice in notices {
         let id = new_id().map_err(|error| sqlx::Error::Encode(error.into()))?;
         let text = serde_json::to_string(notice).map_err(|error| sqlx::Error::Encode(error.into()))?;
-        sqlx::query("INSERT INTO notices (at, id, notice) VALUES (?, ?, ?)")
+        sqlx::query("INSERT INTO notices (at, id, notice) VALUES ($1, $2, $3)")
             .bind(now.unix_seconds())
             .bind(id)
             .bind(text)
@@ -73,22 +73,18 @@ pub(crate) async fn insert(
     Ok(())
 }
 
-fn failed(operation: &'static str) -> impl Fn(sqlx::Error) -> StoreError {
-    move |source| StoreError::Access { operation, source }
-}
-
 impl Store {
     /// The next notices after `cursor`, at most so many.
     pub(crate) async fn notices_after(&self, cursor: u64, count: u32) -> Result<Vec<Message>, StoreError> {
-        let query = "SELECT number, at, id, notice FROM notices WHERE number > ? ORDER BY number LIMIT ?";
+        let query = "SELECT number, at, id, notice FROM notices WHERE number > $1 ORDER BY number LIMIT $2";
         let rows = sqlx::query(query)
             .bind(i64::try_from(cursor).unwrap_or(i64::MAX))
-            .bind(count)
-            .fetch_all(&self.pool)
+            .bind(i64::from(count))
+            .fetch_all(self.reader())
             .await
-            .map_err(failed("read"))?;
+            .map_err(StoreError::read)?;
         let source = self.fleet();
-        let message = |row: &SqliteRow| {
+        let message = |row: &AnyRow| {
             Ok::<_, RowError>(Message {
                 number: row.get::<i64, _>(0).cast_unsigned(),
                 at: WallTime::from_unix_seconds(row.get(1)),
@@ -107,28 +103,31 @@ impl Store {
     /// The number of the newest notice; 0 if there was none yet.
     pub(crate) async fn newest_notice(&self) -> Result<u64, StoreError> {
         let query = "SELECT COALESCE(MAX(number), 0) FROM notices";
-        let row = sqlx::query(query).fetch_one(&self.pool).await.map_err(failed("read"))?;
+        let row = sqlx::query(query)
+            .fetch_one(self.reader())
+            .await
+            .map_err(StoreError::read)?;
         Ok(row.get::<i64, _>(0).cast_unsigned())
     }
 
     /// The first notice that is kept from a number on, or from a moment on.
     pub(crate) async fn first_notice(&self, number: u64, at: WallTime) -> Result<Option<u64>, StoreError> {
-        let row = sqlx::query("SELECT MIN(number) FROM notices WHERE number >= ? AND at >= ?")
+        let row = sqlx::query("SELECT MIN(number) FROM notices WHERE number >= $1 AND at >= $2")
             .bind(i64::try_from(number).unwrap_or(i64::MAX))
             .bind(at.unix_seconds())
-            .fetch_one(&self.pool)
+            .fetch_one(self.reader())
             .await
-            .map_err(failed("read"))?;
+            .map_err(StoreError::read)?;
         Ok(row.get::<Option<i64>, _>(0).map(i64::cast_unsigned))
     }
 
     /// How far a destination has come; one that is new begins with what happens from now on.
     pub(crate) async fn progress(&self, destination: &str) -> Result<Progress, StoreError> {
-        let row = sqlx::query("SELECT record FROM notified WHERE destination = ?")
+        let row = sqlx::query("SELECT record FROM notified WHERE destination = $1")
             .bind(destination)
-            .fetch_optional(&self.pool)
+            .fetch_optional(self.reader())
             .await
-            .map_err(failed("read"))?;
+            .map_err(StoreError::read)?;
         if let Some(row) = row {
             return serde_json::from_str(row.get(0)).map_err(|error| StoreError::Row {
                 table: "notified",
@@ -149,24 +148,19 @@ impl Store {
             table: "notified",
             source: error.into(),
         })?;
-        let written = sqlx::query("INSERT OR REPLACE INTO notified VALUES (?, ?)")
-            .bind(destination)
-            .bind(text)
-            .execute(&self.pool)
-            .await;
-        written.map(drop).map_err(failed("written"))
+        let query = "INSERT INTO notified VALUES ($1, $2) \
+                     ON CONFLICT (destination) DO UPDATE SET record = excluded.record";
+        let query = sqlx::query(query).bind(destination).bind(text);
+        self.execute(query).await.map(drop)
     }
 
     /// Drops what is old and everybody was told; the newest stays.
     pub(crate) async fn drop_old_notices(&self, told: u64, now: WallTime) -> Result<u64, StoreError> {
         let before = now.unix_seconds().saturating_sub(KEPT.as_secs().cast_signed());
-        let query = "DELETE FROM notices WHERE number <= ? AND at < ? AND number < (SELECT MAX(number) FROM notices)";
-        let dropped = sqlx::query(query)
+        let query = "DELETE FROM notices WHERE number <= $1 AND at < $2 AND number < (SELECT MAX(number) FROM notices)";
+        let query = sqlx::query(query)
             .bind(i64::try_from(told).unwrap_or(i64::MAX))
-            .bind(before)
-            .execute(&self.pool)
-            .await
-            .map_err(failed("written"))?;
-        Ok(dropped.rows_affected())
+            .bind(before);
+        self.execute(query).await
     }
 }

@@ -30,10 +30,9 @@ use tokio_util::sync::CancellationToken;
 use super::super::Notifier;
 use crate::{
     Config, Overrides,
-    authority::Authority,
     config::{ConfigError, Settings},
     runtime::Clock,
-    store::{Store, Write},
+    store::{Store, Write, testing::TestDatabase},
     telemetry::Metrics,
 };
 
@@ -64,7 +63,7 @@ pub(super) struct TestWorld {
     store: Store,
     pub(super) notifier: Notifier,
     settings: Settings,
-    folder: Arc<tempfile::TempDir>,
+    database: Arc<TestDatabase>,
 }
 
 pub(super) struct Running {
@@ -83,29 +82,30 @@ impl Running {
 
 impl TestWorld {
     pub(super) async fn new(config: &str) -> Self {
-        let folder = Arc::new(tempfile::tempdir().unwrap());
-        let settings = settings(folder.path(), config).unwrap();
-        Self::open(folder, settings).await
+        Self::on(TestDatabase::file(), config).await
     }
 
-    async fn open(folder: Arc<tempfile::TempDir>, settings: Settings) -> Self {
+    pub(super) async fn on(database: TestDatabase, config: &str) -> Self {
+        let settings = settings(database.folder(), config).unwrap();
+        Self::open(Arc::new(database), settings).await
+    }
+
+    async fn open(database: Arc<TestDatabase>, settings: Settings) -> Self {
         let clock = Clock::start();
-        let authority = Authority::load_or_create(folder.path(), Vec::new(), clock.wall()).unwrap();
-        let path = folder.path().join("db.sqlite");
-        let store = Store::open(&path, Arc::new(authority), clock.wall()).await.unwrap();
+        let store = database.open(clock.wall()).await.unwrap();
         let notifier = Notifier::new(&settings.notifications, store.clone(), &Metrics::new(), clock).await;
         Self {
             store,
             notifier: notifier.unwrap(),
             settings,
-            folder,
+            database,
         }
     }
 
     /// The same after a restart.
     pub(super) async fn again(&self) -> Self {
         self.store.close().await;
-        Self::open(self.folder.clone(), self.settings.clone()).await
+        Self::open(self.database.clone(), self.settings.clone()).await
     }
 
     pub(super) fn run(&self) -> Running {

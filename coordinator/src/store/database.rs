@@ -1,0 +1,172 @@
+//! Connections to the one database there is: a SQLite file, or a PostgreSQL server that several coordinators share.
+//!
+//! This module and its neighbours `schema` and `lease` are the only ones that know which of the two it is; every other query
+//! is written once, in words that both know: `$1`, `ON CONFLICT`, no `rowid`, integers read as `i64`. Invariants: who does not
+//! lead writes nothing: every transaction that writes begins with a look at the lease, which nobody else can take before
+//! the transaction is over; on PostgreSQL, whatever is sent outside of such a transaction can only read.
+
+use std::{fmt::Write as _, path::Path, str::FromStr as _, time::Duration};
+
+use sqlx::{
+    Any, AnyConnection, AnyPool, Connection as _, Executor as _,
+    any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers},
+};
+
+use super::{Place, StoreError, lease::Term, schema};
+
+/// Which database it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Sqlite,
+    Postgres,
+}
+
+/// A transaction of whoever leads. Dropping it takes everything back.
+pub(crate) type Transaction = sqlx::Transaction<'static, Any>;
+
+/// SQLite has one writer anyway.
+const FILE_CONNECTIONS_MAX: u32 = 4;
+
+/// A connection that is not there by then is an error.
+const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Acknowledged is durable: WAL alone may lose the last commits in a power cut.
+const FILE_SESSION: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
+
+/// Reads only, but for [`Database::begin`]. A coordinator that stands still in the midst of a transaction keeps the lease from
+/// being taken, until the server ends its session.
+const SERVER_SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY; \
+     SET idle_in_transaction_session_timeout = 2000; \
+     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+
+/// The database. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Database {
+    pool: AnyPool,
+    kind: Kind,
+}
+
+impl Database {
+    /// Opens it, and brings it to this version. Of several coordinators that do so at once, one does it and the others wait.
+    pub(crate) async fn connect(place: &Place) -> Result<Self, StoreError> {
+        install_default_drivers();
+        let kind = match place {
+            Place::File(_) => Kind::Sqlite,
+            Place::Server(_) => Kind::Postgres,
+        };
+        let failed = |source| match place {
+            Place::File(path) => StoreError::Open {
+                path: path.clone(),
+                source,
+            },
+            Place::Server(server) => StoreError::Unreachable {
+                server: server.to_string(),
+                source,
+            },
+        };
+        let options = options(place)?;
+        let mut connection = AnyConnection::connect_with(&options).await.map_err(failed)?;
+        if kind == Kind::Sqlite {
+            connection.execute(FILE_SESSION).await.map_err(failed)?;
+        }
+        let migrated = schema::migrator(kind).run_direct(None, &mut connection, false).await;
+        migrated.map_err(|source| StoreError::Migrate {
+            place: place.to_string(),
+            source,
+        })?;
+        connection.close().await.map_err(failed)?;
+        let (min, max, session) = match place {
+            Place::File(_) => (0, FILE_CONNECTIONS_MAX, FILE_SESSION),
+            Place::Server(server) => (server.connections_min, server.connections_max, SERVER_SESSION),
+        };
+        let pool = AnyPoolOptions::new()
+            .min_connections(min)
+            .max_connections(max)
+            .acquire_timeout(ACQUIRE_WITHIN)
+            .after_connect(move |connection, _| Box::pin(async move { connection.execute(session).await.map(drop) }))
+            .connect_with(options)
+            .await
+            .map_err(failed)?;
+        Ok(Self { pool, kind })
+    }
+
+    pub(super) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// For queries that change nothing.
+    pub(super) fn reader(&self) -> &AnyPool {
+        &self.pool
+    }
+
+    /// Begins to write, whoever leads: for the lease itself.
+    pub(super) async fn begin_unfenced(&self) -> Result<Transaction, sqlx::Error> {
+        let begin = match self.kind {
+            // It reads before it writes: begun as a reader it would fail where another connection has written in between.
+            Kind::Sqlite => "BEGIN IMMEDIATE",
+            Kind::Postgres => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
+        };
+        self.pool.begin_with(begin).await
+    }
+
+    /// Begins to write as the one who leads, or fails.
+    pub(super) async fn begin(&self, term: Term) -> Result<Transaction, StoreError> {
+        let is_ours = match self.kind {
+            Kind::Sqlite => "SELECT epoch FROM leadership WHERE epoch = $1",
+            // Who takes the lease changes the epoch, which is a key, and waits until this lock is gone; who only keeps it
+            // does not wait.
+            Kind::Postgres => "SELECT epoch FROM leadership WHERE epoch = $1 FOR KEY SHARE",
+        };
+        let mut transaction = self.begin_unfenced().await.map_err(StoreError::written)?;
+        let found = sqlx::query(is_ours)
+            .bind(term.epoch())
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(StoreError::written)?;
+        found.ok_or(StoreError::Deposed)?;
+        Ok(transaction)
+    }
+
+    /// Closes all connections; SQLite folds its log into the file.
+    pub(crate) async fn close(&self) {
+        self.pool.close().await;
+    }
+}
+
+pub(super) fn options(place: &Place) -> Result<AnyConnectOptions, StoreError> {
+    match place {
+        Place::File(path) => {
+            let failed = |source| StoreError::Open {
+                path: path.clone(),
+                source,
+            };
+            AnyConnectOptions::from_str(&file_url(path)).map_err(failed)
+        }
+        Place::Server(server) => {
+            let failed = |source| StoreError::Unreachable {
+                server: server.to_string(),
+                source,
+            };
+            let mut options = AnyConnectOptions::from_str(&server.url).map_err(failed)?;
+            if let Some(password) = &server.password {
+                let password = password.read().map_err(|error| StoreError::Password(Box::new(error)))?;
+                // Fails for a URL without a host, which then names no password either.
+                let _ = options.database_url.set_password(Some(&password));
+            }
+            Ok(options)
+        }
+    }
+}
+
+/// A path in a URL, encoded so that nothing in it means anything: neither `?` nor `..`.
+fn file_url(path: &Path) -> String {
+    let mut url = "sqlite:".to_owned();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => url.push(char::from(*byte)),
+            // Writing to a text does not fail.
+            other => drop(write!(url, "%{other:02X}")),
+        }
+    }
+    url + "?mode=rwc"
+}

@@ -1,0 +1,138 @@
+//! The lease: which of several coordinators leads. One row, and the clock of the database.
+//!
+//! Invariants: every term has a higher epoch than all before it; between two terms there is a moment at which the old one
+//! can write no more and the new one has not begun (see [`Database::begin`]). With SQLite there is one coordinator: it takes
+//! the lease at every start, and keeps it.
+
+use std::time::Duration;
+
+use sqlx::Row as _;
+
+use super::{
+    StoreError,
+    database::{Database, Kind},
+};
+
+/// A time of leading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Term {
+    epoch: i64,
+}
+
+impl Term {
+    pub(super) fn epoch(self) -> i64 {
+        self.epoch
+    }
+}
+
+/// A coordinator, and where others reach it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// Its name in logs.
+    pub(crate) name: String,
+    /// `host:port` of its face towards operators.
+    pub(crate) operators: String,
+    /// `host:port` of its face towards nodes.
+    pub(crate) nodes: String,
+}
+
+/// Who led last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Leader {
+    pub(crate) epoch: u64,
+    pub(crate) member: Member,
+    /// Whether the lease still holds.
+    pub(crate) leads: bool,
+}
+
+fn millis(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Database {
+    /// Whether several coordinators may share it.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.kind() == Kind::Postgres
+    }
+
+    /// Takes the lease, if nobody has it.
+    pub(crate) async fn take_lead(&self, member: &Member, lease: Duration) -> Result<Option<Term>, StoreError> {
+        let take = match self.kind() {
+            Kind::Sqlite => {
+                "UPDATE leadership SET epoch = epoch + 1, holder = $1, operators = $2, nodes = $3, expires_ms = $4 \
+                 RETURNING epoch"
+            }
+            Kind::Postgres => {
+                "UPDATE leadership SET epoch = epoch + 1, holder = $1, operators = $2, nodes = $3, \
+                 expires_ms = CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) + $4 \
+                 WHERE expires_ms < CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) RETURNING epoch"
+            }
+        };
+        let mut transaction = self.begin_unfenced().await.map_err(StoreError::written)?;
+        let taken = sqlx::query_scalar(take)
+            .bind(member.name.clone())
+            .bind(member.operators.clone())
+            .bind(member.nodes.clone())
+            .bind(millis(lease))
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(StoreError::written)?;
+        transaction.commit().await.map_err(StoreError::written)?;
+        Ok(taken.map(|epoch| Term { epoch }))
+    }
+
+    /// Has the lease last longer; false if somebody else has it by now.
+    pub(crate) async fn keep_lead(&self, term: Term, lease: Duration) -> Result<bool, StoreError> {
+        let keep = match self.kind() {
+            Kind::Sqlite => "UPDATE leadership SET expires_ms = $2 WHERE epoch = $1",
+            Kind::Postgres => {
+                "UPDATE leadership SET expires_ms = CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) + $2 \
+                 WHERE epoch = $1"
+            }
+        };
+        self.set_expiry(keep, term, lease).await
+    }
+
+    /// Lets go of the lease at once, for another to take it.
+    pub(crate) async fn give_up_lead(&self, term: Term) -> Result<bool, StoreError> {
+        let give_up = "UPDATE leadership SET expires_ms = $2 WHERE epoch = $1";
+        self.set_expiry(give_up, term, Duration::ZERO).await
+    }
+
+    async fn set_expiry(&self, update: &'static str, term: Term, lease: Duration) -> Result<bool, StoreError> {
+        let mut transaction = self.begin_unfenced().await.map_err(StoreError::written)?;
+        let kept = sqlx::query(update)
+            .bind(term.epoch)
+            .bind(millis(lease))
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::written)?;
+        transaction.commit().await.map_err(StoreError::written)?;
+        Ok(kept.rows_affected() > 0)
+    }
+
+    /// Who leads, or led last.
+    pub(crate) async fn leader(&self) -> Result<Leader, StoreError> {
+        let look = match self.kind() {
+            Kind::Sqlite => "SELECT epoch, holder, operators, nodes, expires_ms FROM leadership",
+            Kind::Postgres => {
+                "SELECT epoch, holder, operators, nodes, \
+                 expires_ms - CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) FROM leadership"
+            }
+        };
+        let row = sqlx::query(look).fetch_one(self.reader()).await;
+        let row = row.map_err(StoreError::read)?;
+        let read = || -> Result<Leader, sqlx::Error> {
+            Ok(Leader {
+                epoch: row.try_get::<i64, _>(0)?.cast_unsigned(),
+                member: Member {
+                    name: row.try_get(1)?,
+                    operators: row.try_get(2)?,
+                    nodes: row.try_get(3)?,
+                },
+                leads: row.try_get::<i64, _>(4)? >= 0,
+            })
+        };
+        read().map_err(StoreError::read)
+    }
+}

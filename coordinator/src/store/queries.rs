@@ -1,0 +1,114 @@
+//! The statements that one change consists of.
+
+use firmesh_protocol::ids::CampaignId;
+use serde::Serialize;
+use sqlx::query;
+
+use super::{Query, Write};
+
+/// Rows replace what was stored under the same key, but for what never changes once it is there.
+pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
+    let one = |query| vec![query];
+    match write {
+        Write::Metadata(file, bytes) => one(query(
+            "INSERT INTO metadata VALUES ($1, $2) ON CONFLICT (file) DO UPDATE SET bytes = excluded.bytes",
+        )
+        .bind(file)
+        .bind(bytes)),
+        Write::DropMetadata(file) => one(query("DELETE FROM metadata WHERE file = $1").bind(file)),
+        Write::Trusted(file, bytes) => one(query(
+            "INSERT INTO trusted VALUES ($1, $2) ON CONFLICT (file) DO UPDATE SET bytes = excluded.bytes",
+        )
+        .bind(file)
+        .bind(bytes)),
+        Write::Manifest(id, bytes) => one(query(
+            "INSERT INTO manifests VALUES ($1, $2) ON CONFLICT (campaign) DO UPDATE SET bytes = excluded.bytes",
+        )
+        .bind(id.to_string())
+        .bind(bytes)),
+        Write::Node(node) => one(query(
+            "INSERT INTO nodes VALUES ($1, $2) ON CONFLICT (node) DO UPDATE SET record = excluded.record",
+        )
+        .bind(node.node.to_string())
+        .bind(text(&node))),
+        Write::Device(device) => one(query(
+            "INSERT INTO devices VALUES ($1, $2) ON CONFLICT (device) DO UPDATE SET record = excluded.record",
+        )
+        .bind(device.facts.device.to_string())
+        .bind(text(&device))),
+        Write::Campaign(record) => one(query(
+            "INSERT INTO campaigns VALUES ($1, $2) ON CONFLICT (campaign) DO UPDATE SET record = excluded.record",
+        )
+        .bind(record.id.to_string())
+        .bind(text(&record))),
+        Write::Attempt(id, record) => one(query(
+            "INSERT INTO attempts VALUES ($1, $2, $3) \
+             ON CONFLICT (campaign, device) DO UPDATE SET record = excluded.record",
+        )
+        .bind(id.to_string())
+        .bind(record.device.to_string())
+        .bind(text(&record))),
+        Write::Possession(id, record) => one(query(
+            "INSERT INTO possession VALUES ($1, $2, $3, $4) \
+             ON CONFLICT (campaign, node, artifact) DO UPDATE SET record = excluded.record",
+        )
+        .bind(id.to_string())
+        .bind(record.node.to_string())
+        .bind(record.artifact.to_string())
+        .bind(text(&record))),
+        Write::Restart(id) => forget(&id),
+        Write::PermitAgain(permit) => one(query(
+            "UPDATE permits SET record = $3 WHERE campaign = $1 AND sequence = $2",
+        )
+        .bind(permit.campaign.to_string())
+        .bind(permit.sequence.cast_signed())
+        .bind(text(&permit))),
+        // Never twice under one number: then the whole transaction fails.
+        Write::Permit(permit) => one(query("INSERT INTO permits VALUES ($1, $2, $3)")
+            .bind(permit.campaign.to_string())
+            .bind(permit.sequence.cast_signed())
+            .bind(text(&permit))),
+        Write::Report(report, envelope) => one(query("INSERT INTO reports VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+            .bind(report.node.to_string())
+            .bind(report.sequence.cast_signed())
+            .bind(text(&envelope))),
+        Write::Brake(digest, envelope) => one(query(
+            "INSERT INTO brakes (sha256, envelope) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        )
+        .bind(digest.to_string())
+        .bind(text(&envelope))),
+        Write::Evidence(digest, bytes) => one(query("INSERT INTO evidence VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            .bind(digest.to_string())
+            .bind(bytes)),
+        Write::Revocations { envelope, .. } => one(set_meta("revocations", text(&envelope))),
+        // Nodes fetch an order as they fetch evidence.
+        Write::Rollback {
+            order: Some((digest, bytes)),
+            ..
+        } => of_write(Write::Evidence(digest, bytes)),
+        Write::Rollback { order: None, .. } => Vec::new(),
+        // Inserted with the other notices of the transaction.
+        Write::Notice(_) => Vec::new(),
+        Write::RosterVersion(version) => one(set_meta("roster_version", version.to_string())),
+    }
+}
+
+fn set_meta(key: &'static str, value: String) -> Query<'static> {
+    query("INSERT INTO meta VALUES ($1, $2) ON CONFLICT (key) DO UPDATE SET value = excluded.value")
+        .bind(key)
+        .bind(value)
+}
+
+fn forget(campaign: &CampaignId) -> Vec<Query<'static>> {
+    [
+        "DELETE FROM possession WHERE campaign = $1",
+        "DELETE FROM attempts WHERE campaign = $1",
+        "DELETE FROM permits WHERE campaign = $1",
+    ]
+    .map(|statement| query(statement).bind(campaign.to_string()))
+    .into()
+}
+
+fn text(record: &impl Serialize) -> String {
+    serde_json::to_string(record).expect("stored records have only names, numbers, text and lists")
+}

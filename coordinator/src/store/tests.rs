@@ -1,0 +1,311 @@
+use std::time::Duration;
+
+use firmesh_protocol::{
+    ids::{CampaignId, NodeId, Sha256},
+    report::PermitKind,
+    trust::Envelope,
+};
+use sqlx::{AnyConnection, Connection as _, Executor as _, Row as _};
+
+use super::{
+    testing::{TestDatabase, member, on_both_databases},
+    *,
+};
+
+on_both_databases!(
+    what_was_committed_is_there_after_a_restart,
+    a_commit_that_fails_leaves_nothing_behind,
+    rows_replace_what_was_there_but_reports_and_brakes_stay,
+    who_was_deposed_writes_nothing_more,
+    names_are_in_the_order_of_their_bytes,
+);
+
+fn at(seconds: i64) -> WallTime {
+    WallTime::from_unix_seconds(seconds)
+}
+
+fn node(name: &str) -> StoredNode {
+    StoredNode {
+        node: NodeId::new(name).unwrap(),
+        path: format!("eu/s1/r1/{name}").parse().unwrap(),
+        ticket: None,
+        certificate: Some(vec![1, 2, 3]),
+        certificate_before: None,
+        record: None,
+        acked: 7,
+        last_seen: None,
+        silent: false,
+    }
+}
+
+fn permit(sequence: u64) -> Write {
+    Write::Permit(StoredPermit {
+        campaign: CampaignId::new("spring").unwrap(),
+        kind: PermitKind::Update,
+        sequence,
+        nodes: Vec::new(),
+        expires: at(0),
+        envelope: Envelope::sign("x", Vec::new(), []),
+    })
+}
+
+async fn what_was_committed_is_there_after_a_restart(database: TestDatabase) {
+    let store = database.open(at(0)).await.unwrap();
+    let writes = vec![
+        Write::Node(Box::new(node("n1"))),
+        Write::Metadata("timestamp.json".to_owned(), b"{}".to_vec()),
+        Write::RosterVersion(3),
+    ];
+    store.commit(writes, at(0)).await.unwrap();
+    store.put_plan(Sha256::of(b"plan"), b"plan").await.unwrap();
+    let epoch = store.epoch();
+    store.close().await;
+    let store = database.open(at(0)).await.unwrap();
+    let stored = store.load().await.unwrap();
+    assert_eq!(stored.nodes, [node("n1")]);
+    assert_eq!(stored.roster_version, 3);
+    assert_eq!(store.plan(Sha256::of(b"plan")).await.unwrap().unwrap(), b"plan");
+    assert_eq!(store.plan(Sha256::of(b"other")).await.unwrap(), None);
+    assert!(store.epoch() > epoch);
+}
+
+/// A permit's sequence is never written twice: the second transaction fails as a whole.
+async fn a_commit_that_fails_leaves_nothing_behind(database: TestDatabase) {
+    let store = database.open(at(0)).await.unwrap();
+    store.commit(vec![permit(1)], at(0)).await.unwrap();
+    let refused = store
+        .commit(vec![Write::Node(Box::new(node("n1"))), permit(1)], at(0))
+        .await;
+    assert!(matches!(
+        refused,
+        Err(StoreError::Access {
+            operation: "written",
+            ..
+        })
+    ));
+    assert!(store.load().await.unwrap().nodes.is_empty());
+}
+
+async fn rows_replace_what_was_there_but_reports_and_brakes_stay(database: TestDatabase) {
+    let store = database.open(at(0)).await.unwrap();
+    let envelope = |payload: &[u8]| Envelope::sign("x", payload.to_vec(), []);
+    for (acked, payload) in [(1, &b"one"[..]), (2, b"two"), (3, b"one")] {
+        let writes = vec![
+            Write::Node(Box::new(StoredNode { acked, ..node("n1") })),
+            Write::Metadata("timestamp.json".to_owned(), payload.to_vec()),
+            Write::Manifest(CampaignId::new("spring").unwrap(), payload.to_vec()),
+            Write::Brake(Sha256::of(payload), envelope(payload)),
+            Write::RosterVersion(acked),
+        ];
+        store.commit(writes, at(0)).await.unwrap();
+    }
+    let stored = store.load().await.unwrap();
+    assert_eq!(stored.nodes.iter().map(|node| node.acked).collect::<Vec<_>>(), [3]);
+    assert_eq!(stored.metadata, [("timestamp.json".to_owned(), b"one".to_vec())]);
+    assert_eq!(stored.manifests.len(), 1);
+    assert_eq!(stored.roster_version, 3);
+    // In the order in which they came.
+    assert_eq!(stored.brakes, [envelope(b"one"), envelope(b"two")]);
+}
+
+async fn who_was_deposed_writes_nothing_more(database: TestDatabase) {
+    let old = database.open(at(0)).await.unwrap();
+    let new = database.open(at(0)).await.unwrap();
+    assert!(new.epoch() > old.epoch());
+    let refused = old.commit(vec![permit(1)], at(0)).await;
+    assert!(matches!(refused, Err(StoreError::Deposed)), "{refused:?}");
+    let refused = old.put_plan(Sha256::of(b"plan"), b"plan").await;
+    assert!(matches!(refused, Err(StoreError::Deposed)), "{refused:?}");
+    // What it had read is still there to be read.
+    assert!(old.load().await.unwrap().permits.is_empty());
+    new.commit(vec![permit(1)], at(0)).await.unwrap();
+}
+
+/// Pages continue after a name: the database must not have an order of its own.
+async fn names_are_in_the_order_of_their_bytes(database: TestDatabase) {
+    let store = database.open(at(0)).await.unwrap();
+    for file in ["b", "a", "B", "é", "_", "a-b", "aa"] {
+        let write = Write::Metadata(file.to_owned(), Vec::new());
+        store.commit(vec![write], at(0)).await.unwrap();
+    }
+    let read = |(file,): (String,)| Ok(file);
+    let files = store
+        .rows("metadata", "SELECT file FROM metadata ORDER BY file", read)
+        .await;
+    assert_eq!(files.unwrap(), ["B", "_", "a", "a-b", "aa", "b", "é"]);
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_named() {
+    let database = TestDatabase::file();
+    std::fs::write(
+        database.folder().join("db.sqlite"),
+        "this is not a database, and long enough to have been one".repeat(40),
+    )
+    .unwrap();
+    let error = Database::connect(database.place()).await.unwrap_err();
+    assert!(error.to_string().contains("db.sqlite"), "{error}");
+}
+
+#[tokio::test]
+async fn a_folder_may_have_any_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let odd = folder.path().join("50% é?#&/..x");
+    std::fs::create_dir_all(&odd).unwrap();
+    let place = Place::File(odd.join("db.sqlite"));
+    Database::connect(&place).await.unwrap().close().await;
+    assert!(odd.join("db.sqlite").is_file());
+}
+
+/// What the version before several coordinators left behind.
+#[tokio::test]
+async fn an_older_database_goes_on_with_its_epoch_and_the_order_of_its_brakes() {
+    let database = TestDatabase::file();
+    let mut connection = {
+        sqlx::any::install_default_drivers();
+        let url = format!("sqlite://{}?mode=rwc", database.folder().join("db.sqlite").display());
+        AnyConnection::connect(&url).await.unwrap()
+    };
+    let all = schema::migrator(database::Kind::Sqlite);
+    let old = sqlx::migrate::Migrator {
+        migrations: all.iter().filter(|migration| migration.version <= 8).cloned().collect(),
+        ..sqlx::migrate::Migrator::DEFAULT
+    };
+    old.run(&mut connection).await.unwrap();
+    let (z, a) = (Envelope::sign("z", Vec::new(), []), Envelope::sign("a", Vec::new(), []));
+    connection
+        .execute("INSERT INTO meta VALUES ('epoch', '41'), ('roster_version', '5')")
+        .await
+        .unwrap();
+    for (digest, brake) in [("zz", &z), ("aa", &a)] {
+        sqlx::query("INSERT INTO brakes VALUES ($1, $2)")
+            .bind(digest)
+            .bind(serde_json::to_string(brake).unwrap())
+            .execute(&mut connection)
+            .await
+            .unwrap();
+    }
+    connection.close().await.unwrap();
+    let store = database.open(at(0)).await.unwrap();
+    assert_eq!(store.epoch(), 42);
+    let stored = store.load().await.unwrap();
+    assert_eq!((stored.brakes, stored.roster_version), (vec![z, a], 5));
+}
+
+#[tokio::test]
+async fn both_databases_have_the_same_tables_and_columns() {
+    async fn columns(database: &TestDatabase, query: &'static str) -> Vec<(String, String, String)> {
+        database.open(at(0)).await.unwrap().close().await;
+        let mut connection = database.connect().await;
+        let rows = sqlx::query(query).fetch_all(&mut connection).await.unwrap();
+        let kind = |kind: String| match &*kind.to_lowercase() {
+            "text" => "text".to_owned(),
+            "integer" | "bigint" => "integer".to_owned(),
+            "blob" | "bytea" => "bytes".to_owned(),
+            other => panic!("a column of type {other}"),
+        };
+        rows.iter()
+            .map(|row| (row.get(0), row.get(1), kind(row.get(2))))
+            .collect()
+    }
+    let sqlite = "SELECT t.name, c.name, c.type FROM sqlite_schema t, pragma_table_info(t.name) c WHERE t.type = 'table' \
+                  AND t.name NOT LIKE 'sqlite%' AND t.name <> '_sqlx_migrations' ORDER BY 1, 2";
+    let postgres = "SELECT CAST(table_name AS TEXT), CAST(column_name AS TEXT), CAST(data_type AS TEXT) \
+                    FROM information_schema.columns WHERE table_schema = 'public' \
+                    AND table_name <> '_sqlx_migrations' ORDER BY 1, 2";
+    let mut sqlite = columns(&TestDatabase::file(), sqlite).await;
+    let mut postgres = columns(&TestDatabase::server(), postgres).await;
+    sqlite.sort();
+    postgres.sort();
+    assert!(sqlite.len() > 40, "{sqlite:?}");
+    assert_eq!(sqlite, postgres);
+}
+
+/// The fence: nobody leads before the last transaction of the one before is over.
+#[tokio::test]
+async fn the_lease_cannot_be_taken_in_the_midst_of_a_transaction() {
+    let database = TestDatabase::server();
+    let old = database.open(at(0)).await.unwrap();
+    let mut transaction = old.begin().await.unwrap();
+    sqlx::query("INSERT INTO plans VALUES ('p', $1)")
+        .bind(vec![1_u8])
+        .execute(&mut *transaction)
+        .await
+        .unwrap();
+    database.run("UPDATE leadership SET expires_ms = 0").await;
+    let other = Database::connect(database.place()).await.unwrap();
+    let lease = Duration::from_secs(60);
+    let successor = member("b");
+    let mut taking = Box::pin(other.take_lead(&successor, lease));
+    let waits = tokio::time::timeout(Duration::from_millis(300), &mut taking).await;
+    assert!(waits.is_err(), "{waits:?}");
+    transaction.commit().await.unwrap();
+    let term = taking.await.unwrap().unwrap();
+    assert!(matches!(old.begin().await, Err(StoreError::Deposed)));
+    assert!(other.keep_lead(term, lease).await.unwrap());
+    assert!(!other.keep_lead(old.term, lease).await.unwrap());
+    let leader = other.leader().await.unwrap();
+    assert_eq!((leader.member, leader.leads), (successor, true));
+    assert_eq!(other.take_lead(&member("c"), lease).await.unwrap(), None);
+    assert!(other.give_up_lead(term).await.unwrap());
+    assert!(!other.leader().await.unwrap().leads);
+    assert!(other.take_lead(&member("c"), lease).await.unwrap().is_some());
+}
+
+/// Keeping the lease does not wait for the leader's own transactions, however long they last.
+#[tokio::test]
+async fn a_leader_that_writes_can_keep_its_lease() {
+    let database = TestDatabase::server();
+    let store = database.open(at(0)).await.unwrap();
+    let transaction = store.begin().await.unwrap();
+    let keep = store.database.keep_lead(store.term, Duration::from_secs(60));
+    assert!(
+        tokio::time::timeout(Duration::from_secs(5), keep)
+            .await
+            .unwrap()
+            .unwrap()
+    );
+    drop(transaction);
+}
+
+/// One that stands still in the midst of a transaction loses it, so that others go on.
+#[tokio::test]
+async fn a_leader_that_stands_still_holds_nobody_up_for_long() {
+    let database = TestDatabase::server();
+    let old = database.open(at(0)).await.unwrap();
+    let mut transaction = old.begin().await.unwrap();
+    database.run("UPDATE leadership SET expires_ms = 0").await;
+    let other = Database::connect(database.place()).await.unwrap();
+    let successor = member("b");
+    let taking = other.take_lead(&successor, Duration::from_secs(60));
+    let taken = tokio::time::timeout(Duration::from_secs(10), taking).await;
+    assert!(taken.unwrap().unwrap().is_some());
+    let late = sqlx::query("INSERT INTO plans VALUES ('p', $1)").bind(vec![1_u8]);
+    assert!(late.execute(&mut *transaction).await.is_err());
+}
+
+/// The fence cannot be forgotten: the server takes no write beside it.
+#[tokio::test]
+async fn nothing_is_written_outside_of_a_transaction_of_the_leader() {
+    let database = TestDatabase::server();
+    let store = database.open(at(0)).await.unwrap();
+    let written = sqlx::query("DELETE FROM metadata").execute(store.reader()).await;
+    let error = written.unwrap_err().to_string();
+    assert!(error.contains("read-only"), "{error}");
+}
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_named_without_a_password() {
+    let database = TestDatabase::server();
+    let Place::Server(server) = database.place().clone() else {
+        panic!("it is a server");
+    };
+    std::fs::write(database.folder().join("password"), "wrong").unwrap();
+    let error = Database::connect(&Place::Server(server)).await.unwrap_err();
+    let text = crate::chain(&error);
+    assert!(
+        text.contains("postgres://fleet@127.0.0.1") && text.contains("password"),
+        "{text}"
+    );
+    assert!(!text.contains("wrong"), "{text}");
+}

@@ -130,7 +130,7 @@ impl Layout {
             ("operators", listen(operators)),
             ("nodes", listen(nodes)),
         ]);
-        let config = config.into_iter().chain(self.coordinator_more.clone()).collect();
+        let config: toml::Table = config.into_iter().chain(self.coordinator_more.clone()).collect();
         self.write("coordinator.toml", &config)
     }
 

@@ -81,6 +81,8 @@ pub(super) async fn run(args: &ControlArgs) -> Result<()> {
 
 async fn load(args: &ControlArgs, world: &mut World) -> Result<Figures> {
     let mut people = People::found(&world.layout, &world.about)?;
+    people.sign("release")?;
+    people.sign("approver")?;
     people.publish(&world.api).await?;
     let pids = BTreeMap::from([(
         COORDINATOR.to_owned(),

@@ -193,6 +193,21 @@ impl Authority {
         &self.ca_der
     }
 
+    /// What tells these keys from others, and gives none of them away: all coordinators of a fleet have the same.
+    #[must_use]
+    pub fn digests(&self) -> [(String, Sha256); 4] {
+        let of = |name: &str, bytes: &[u8]| {
+            let labelled = [b"firmesh coordinator's ", name.as_bytes(), b"\0", bytes].concat();
+            (name.to_owned(), Sha256::of(&labelled))
+        };
+        [
+            of("fleet CA", &self.ca_der),
+            of("online key", self.online.public().to_string().as_bytes()),
+            of("permit key", self.permit.public().to_string().as_bytes()),
+            of("operator token", self.operator_token.as_bytes()),
+        ]
+    }
+
     /// Whether `token` is the operators'. Digests are compared, so the time it takes tells nothing about the token.
     #[must_use]
     pub fn is_operator_token(&self, token: &str) -> bool {

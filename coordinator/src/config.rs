@@ -15,7 +15,9 @@ use serde::Deserialize;
 
 use crate::{
     ceremony::{ReadFileError, read_bounded},
+    cluster::{ClusterConfig, ClusterSettings},
     notify::{self, Destination, NotificationConfig},
+    store::{DatabaseConfig, Place, Server},
 };
 
 /// The configuration as written in `coordinator.toml`. Relative paths start at the file's folder.
@@ -25,6 +27,12 @@ pub struct Config {
     /// Where everything lies: database, keys, artifacts. Default: `$XDG_STATE_HOME/firmesh-coordinator`, or
     /// `firmesh-coordinator-state` in the working folder, so that a first try leaves nothing in odd places.
     pub state_dir: Option<PathBuf>,
+    /// Images, evidence and verdicts.
+    pub files: FilesConfig,
+    /// The database.
+    pub database: DatabaseConfig,
+    /// Several coordinators on one database.
+    pub cluster: ClusterConfig,
     /// The face towards operators.
     pub operators: OperatorsConfig,
     /// The face towards nodes.
@@ -39,6 +47,14 @@ pub struct Config {
     pub notifications: Vec<NotificationConfig>,
     /// Logs.
     pub log: LogConfig,
+}
+
+/// Images, evidence and verdicts.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FilesConfig {
+    /// Where they lie; coordinators on one database have to share it. Default: the state folder.
+    pub dir: Option<PathBuf>,
 }
 
 /// The face towards operators: plain HTTP.
@@ -186,6 +202,12 @@ pub struct Overrides {
 pub struct Settings {
     /// Where everything lies.
     pub state_dir: PathBuf,
+    /// Where images, evidence and verdicts lie.
+    pub files_dir: PathBuf,
+    /// The database's server, if it is not a file.
+    pub(crate) database: Option<Server>,
+    /// Several coordinators.
+    pub(crate) cluster: ClusterSettings,
     /// Where operators are listened to.
     pub operators: SocketAddr,
     /// Whether reading needs the token too.
@@ -263,11 +285,15 @@ impl Config {
         if let (Some(folder), Some(dir)) = (path.parent(), &mut config.state_dir) {
             *dir = folder.join(&*dir);
         }
+        if let (Some(folder), Some(dir)) = (path.parent(), &mut config.files.dir) {
+            *dir = folder.join(&*dir);
+        }
         if let (Some(folder), Some(policy)) = (path.parent(), &mut config.provenance.policy) {
             *policy = folder.join(&*policy);
         }
         if let Some(folder) = path.parent() {
             config.notifications.iter_mut().for_each(|to| to.start_at(folder));
+            config.database.start_at(folder);
         }
         Ok(config)
     }
@@ -304,13 +330,20 @@ impl Config {
                 format!("is {}, it must be 1 to {SLICES_AT_ONCE_MAX}", self.nodes.slices_at_once),
             ));
         }
+        let nodes = overrides.nodes.unwrap_or(self.nodes.listen);
+        let database = self.database.check(duration)?;
+        let cluster = self.cluster.check(database.is_some(), [operators, nodes], duration)?;
+        let state_dir = overrides.state_dir.or(self.state_dir).unwrap_or_else(default_state_dir);
         Ok(Settings {
-            state_dir: overrides.state_dir.or(self.state_dir).unwrap_or_else(default_state_dir),
+            files_dir: self.files.dir.unwrap_or_else(|| state_dir.clone()),
+            state_dir,
+            database,
+            cluster,
             operators,
             token_for_reads: self.operators.token_for_reads,
             requests_per_second: self.operators.requests_per_second,
             requests_burst: self.operators.requests_burst,
-            nodes: overrides.nodes.unwrap_or(self.nodes.listen),
+            nodes,
             node_url: self.nodes.url,
             names: self.nodes.names,
             slices_at_once: self.nodes.slices_at_once,
@@ -360,6 +393,14 @@ impl MetadataValidity {
 }
 
 impl Settings {
+    /// Where the database is.
+    pub(crate) fn place(&self) -> Place {
+        match &self.database {
+            Some(server) => Place::Server(server.clone()),
+            None => Place::File(self.state_dir.join("coordinator.sqlite")),
+        }
+    }
+
     /// The settings as text, for `--check-config`. There are no secrets among them, only where they stand.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -460,6 +501,23 @@ mod tests {
             ("[nodes]\nurl = \"http://x\"", "nodes.url"),
             ("[nodes]\nnames = [\"a b\"]", "nodes.names"),
             ("[nodes]\nslices_at_once = 1025", "nodes.slices_at_once"),
+            ("[database]\nurl = \"mysql://u@h/d\"", "database.url"),
+            ("[database]\nurl = \"postgres://u:secret@h/d\"", "database.url"),
+            ("[database]\npassword = { env = \"P\" }", "database.password"),
+            (
+                "[database]\nurl = \"postgres://u@h/d\"\nconnections_max = 9",
+                "database.connections_min",
+            ),
+            ("[cluster]\nnodes = \"a:1\"", "cluster.nodes"),
+            (
+                "[database]\nurl = \"postgres://u@h/d\"\n[cluster]\noperators = \"a\"",
+                "cluster.operators",
+            ),
+            (
+                "[database]\nurl = \"postgres://u@h/d\"\n[nodes]\nlisten = \"0.0.0.0:1\"",
+                "cluster.nodes",
+            ),
+            ("[cluster]\nlease = \"1s\"", "cluster.lease"),
             ("[permits]\nttl = \"soon\"", "permits.ttl"),
             ("[permits]\nttl = \"0s\"", "permits.ttl"),
             ("[permits]\nttl = \"1ü\"", "permits.ttl"),

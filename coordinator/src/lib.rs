@@ -8,6 +8,7 @@ mod audit;
 pub mod authority;
 mod brakes;
 pub mod ceremony;
+mod cluster;
 mod config;
 mod enrolment;
 mod events;
@@ -28,22 +29,24 @@ mod server;
 mod store;
 mod sync;
 mod telemetry;
+mod term;
 mod turns;
 mod vetting;
 mod world;
 
 pub use audit::LogProblem;
 pub use authority::AuthorityError;
+pub use cluster::ClusterConfig;
 pub use config::{
-    Config, ConfigError, LogConfig, MetadataConfig, MetadataValidity, NodesConfig, OperatorsConfig, Overrides,
-    PermitsConfig, ProvenanceConfig, Settings,
+    Config, ConfigError, FilesConfig, LogConfig, MetadataConfig, MetadataValidity, NodesConfig, OperatorsConfig,
+    Overrides, PermitsConfig, ProvenanceConfig, Settings,
 };
 pub use http::TlsError;
 pub use notify::{
     CourierError, Destination, MailTls, NoticeKind, NotificationConfig, SecretConfig, Severity, TargetConfig,
 };
 pub use server::{Addresses, RunError, run};
-pub use store::StoreError;
+pub use store::{DatabaseConfig, StoreError};
 pub use telemetry::{chain, start_logging};
 pub use world::RestoreError;
 

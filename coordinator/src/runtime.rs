@@ -244,7 +244,6 @@ impl Runtime {
                 },
             }
         }
-        self.store.close().await;
         self.fatal.map_or(Ok(()), Err)
     }
 
@@ -331,6 +330,11 @@ impl Runtime {
             return Ok(());
         };
         error!(error = %chain(&failure), "the database refused a change");
+        if let StoreError::Deposed = failure {
+            // Whoever leads by now has a world of his own.
+            self.fatal = Some(StoreError::Deposed.into());
+            return Err(failure);
+        }
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let published = std::mem::take(&mut self.world.published);
         match World::restore(&self.store, self.settings.permit_ttl, now, wall).await {

@@ -1,46 +1,41 @@
-//! One coordinator from start to stop.
+//! One coordinator from start to stop: it follows until it leads, leads until it is stopped or deposed, and so on.
 
 use std::{
+    convert::Infallible,
     fs::{self, File},
     io,
     net::{SocketAddr, TcpListener},
     os::unix::fs::DirBuilderExt as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
-use axum_server::{
-    Handle,
-    tls_rustls::{RustlsAcceptor, RustlsConfig},
-};
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
-use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::info;
+use tokio::{sync::watch, task::JoinSet};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
 
 use crate::{
     authority::{Authority, AuthorityError},
     ceremony::{WriteFileError, write_file},
+    cluster::{self, Face, Faces, Sight, Taken},
     config::{Settings, remedy},
-    events::Events,
-    http::{self, App, PeerAcceptor, Rates},
-    notify::{CourierError, Notifier},
-    origin::Origin,
-    possession::Judge,
+    http,
+    notify::CourierError,
     provenance::PolicyLoadError,
-    replays::Running,
-    runtime::{Clock, Runtime},
+    runtime::Clock,
     store::{Database, Member, Place, Store, StoreError},
-    telemetry::Metrics,
-    turns::Turns,
-    vetting::Vetting,
+    telemetry::chain,
+    term::{self, GRACE, Grounds, Listeners},
     world::RestoreError,
 };
 
-/// How long open requests may take to end at a stop.
-const GRACE: Duration = Duration::from_secs(3);
+/// How long a database may take to be closed, or to hear that this coordinator leads no more.
+const CLOSE_WITHIN: Duration = Duration::from_secs(2);
+
+/// After a term that could not be begun, others have their turn.
+const REST: Duration = Duration::from_secs(1);
 
 /// Why a coordinator did not start, or did not go on.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +90,17 @@ pub enum RunError {
     Serve(#[source] io::Error),
 }
 
+impl RunError {
+    /// Whether it may be gone by itself, or does not concern another coordinator.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::Store(source) | Self::Restore(RestoreError::Store(source)) => source.is_passing(),
+            Self::Notifications(CourierError::Store(source)) => source.is_passing(),
+            _ => false,
+        }
+    }
+}
+
 /// `addresses.json` in the state folder: where this coordinator listens, while it runs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Addresses {
@@ -107,9 +113,11 @@ pub struct Addresses {
 /// Runs a coordinator until `cancel`. It listens once `addresses.json` stands in the state folder.
 pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), RunError> {
     let state_dir = settings.state_dir.clone();
-    let _lock = prepare(&state_dir)?;
-    let operators = bind(settings.operators, "operators.listen")?;
-    let nodes = bind(settings.nodes, "nodes.listen")?;
+    let _lock = prepare(&settings)?;
+    let listeners = Listeners {
+        operators: bind(settings.operators, "operators.listen")?,
+        nodes: bind(settings.nodes, "nodes.listen")?,
+    };
     let clock = Clock::start();
     let names = settings
         .names
@@ -119,153 +127,204 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         .collect();
     let authority = Arc::new(Authority::load_or_create(&state_dir, names, clock.wall())?);
     let tls = http::server_config(&authority, clock.wall())?;
-    let unusable = |source| RunError::StateDir {
-        path: state_dir.clone(),
-        source,
+    let operators = listeners.operators.local_addr().map_err(RunError::Serve)?;
+    let nodes = listeners.nodes.local_addr().map_err(RunError::Serve)?;
+    let addresses = Addresses {
+        operator_url: format!("http://{operators}"),
+        node_url: settings.node_url.clone().unwrap_or_else(|| format!("https://{nodes}")),
     };
-    let origin = Origin::open(state_dir.join("artifacts")).map_err(unusable)?;
-    let database = Database::connect(&Place::File(state_dir.join("coordinator.sqlite"))).await?;
+    let (cluster, place) = (&settings.cluster, settings.place());
     let member = Member {
-        name: String::new(),
-        operators: String::new(),
-        nodes: String::new(),
+        name: cluster.name.clone().unwrap_or_else(|| operators.to_string()),
+        operators: cluster.operators.clone().unwrap_or_else(|| operators.to_string()),
+        nodes: cluster.nodes.clone().unwrap_or_else(|| nodes.to_string()),
     };
-    let term = database.take_lead(&member, Duration::ZERO).await?;
-    let term = term.ok_or(StoreError::Deposed)?;
-    let store = Store::open(database, term, authority.clone(), clock.wall()).await?;
-    let vetting = Vetting::new(settings.provenance_policy.clone(), &state_dir, origin.clone());
-    vetting.check_policy()?;
-
-    let node_address = nodes.local_addr().map_err(RunError::Serve)?;
-    let node_url = settings
-        .node_url
-        .clone()
-        .unwrap_or_else(|| format!("https://{node_address}"));
-    let operator_url = format!("http://{}", operators.local_addr().map_err(RunError::Serve)?);
-    let (events, metrics) = (Arc::new(Events::new(clock.wall())), Metrics::new());
-    let settings = Arc::new(settings);
-    let rates = Rates::new(settings.requests_per_second, settings.requests_burst);
-    let requests = TaskTracker::new();
-    let (coordinator, runtime) = Runtime::new(
-        store.clone(),
-        authority.clone(),
-        events.clone(),
-        metrics.clone(),
-        settings.clone(),
-        clock,
-        node_url.clone(),
-    )
-    .await?;
-    let notifier = Notifier::new(&settings.notifications, store.clone(), &metrics, clock).await?;
-    let app = App {
-        notifier: notifier.clone(),
-        coordinator,
-        store,
-        judge: Judge::new(origin.clone()),
-        origin,
-        turns: Turns::new(settings.slices_at_once, clock),
-        authority,
-        events,
-        metrics,
-        settings,
-        vetting,
-        clock,
-        node_url: node_url.clone(),
-        cancel: cancel.clone(),
-        rehearsal: Arc::new(Semaphore::new(1)),
-        rates,
-        running: Running::default(),
-        tasks: requests.clone(),
+    let coordinator = Coordinating {
+        lease: cluster.lease,
+        grounds: Grounds {
+            authority,
+            tls: Arc::new(tls),
+            clock,
+            node_url: addresses.node_url.clone(),
+            settings: Arc::new(settings),
+        },
+        place,
+        member,
+        addresses,
+        cancel,
     };
-    let app = Arc::new(app);
-
-    let stop = CancellationToken::new();
-    let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
-    let handles = [Handle::new(), Handle::new()];
-    let [to_operators, to_nodes] = [http::operators(app.clone()), http::nodes(app)];
-    let handle = handles[0].clone();
-    let server = axum_server::from_tcp(operators)
-        .map_err(RunError::Serve)?
-        .handle(handle);
-    tasks.spawn(async move {
-        server
-            .serve(to_operators.into_make_service())
-            .await
-            .map_err(RunError::Serve)
-    });
-    let acceptor = PeerAcceptor(RustlsAcceptor::new(RustlsConfig::from_config(Arc::new(tls))));
-    let server = axum_server::from_tcp(nodes)
-        .map_err(RunError::Serve)?
-        .handle(handles[1].clone())
-        .acceptor(acceptor);
-    tasks.spawn(async move {
-        server
-            .serve(to_nodes.into_make_service())
-            .await
-            .map_err(RunError::Serve)
-    });
-    let mut decisions: JoinSet<Result<(), RunError>> = JoinSet::new();
-    let stopped = stop.clone();
-    decisions.spawn(async move { Ok(runtime.run(stopped).await?) });
-
-    let mut couriers = JoinSet::new();
-    let stop_couriers = CancellationToken::new();
-    notifier.spawn(&mut couriers, &stop_couriers);
-
-    let addresses = Addresses { operator_url, node_url };
-    let text = serde_json::to_vec_pretty(&addresses).expect("two texts always encode");
-    write_file(&state_dir.join("addresses.json"), &text)?;
-    info!(operators = addresses.operator_url, nodes = addresses.node_url, state = %state_dir.display(), "coordinator started");
-
-    // The listeners end first, then the decisions: what was asked is still answered.
-    let mut outcome = tokio::select! {
-        () = cancel.cancelled() => Ok(()),
-        ended = tasks.join_next() => flatten(ended),
-        ended = decisions.join_next() => flatten(ended),
-    };
-    handles.iter().for_each(|handle| handle.graceful_shutdown(Some(GRACE)));
-    while let Some(ended) = tasks.join_next().await {
-        outcome = outcome.and(flatten(Some(ended)));
-    }
-    requests.close();
-    // What is not over by then is given up; its key was not used.
-    let _ = tokio::time::timeout(GRACE, requests.wait()).await;
-    // What a courier has not noted as delivered is delivered again at the next start.
-    stop_couriers.cancel();
-    while let Some(ended) = couriers.join_next().await {
-        outcome = outcome.and_then(|()| ended.map_err(|panicked| RunError::Serve(io::Error::other(panicked))));
-    }
-    stop.cancel();
-    while let Some(ended) = decisions.join_next().await {
-        outcome = outcome.and(flatten(Some(ended)));
-    }
+    let outcome = coordinator.run(listeners).await;
     // Nobody listens any more; a file left behind by a crash is replaced at the next start.
     let _ = fs::remove_file(state_dir.join("addresses.json"));
     info!("coordinator stopped");
     outcome
 }
 
-fn flatten(ended: Option<Result<Result<(), RunError>, tokio::task::JoinError>>) -> Result<(), RunError> {
-    match ended {
-        None => Ok(()),
-        Some(Ok(outcome)) => outcome,
-        Some(Err(panicked)) => Err(RunError::Serve(io::Error::other(panicked))),
+/// How a term ended.
+enum Ended {
+    /// This coordinator is to stop.
+    Asked,
+    /// Another one leads by now, or the database is gone: this one may lead again.
+    Deposed,
+}
+
+/// A coordinator that follows and leads by turns.
+struct Coordinating {
+    grounds: Grounds,
+    place: Place,
+    member: Member,
+    lease: Duration,
+    addresses: Addresses,
+    cancel: CancellationToken,
+}
+
+impl Coordinating {
+    async fn run(self, listeners: Listeners) -> Result<(), RunError> {
+        let (sight, known) = watch::channel(Sight::none());
+        let hung_up = CancellationToken::new();
+        let faces = Faces::new(known, hung_up.clone());
+        let outcome = self.take_turns(listeners, &sight, &faces).await;
+        // What was handed on may end by itself, as what is served here may.
+        let _ = tokio::time::timeout(GRACE, faces.end()).await;
+        hung_up.cancel();
+        faces.end().await;
+        outcome
+    }
+
+    async fn take_turns(
+        &self,
+        listeners: Listeners,
+        sight: &watch::Sender<Sight>,
+        faces: &Faces,
+    ) -> Result<(), RunError> {
+        let (mut within, mut listeners) = (Some(self.place.reach_within()), Some(listeners));
+        loop {
+            let Some(database) = cluster::reach(&self.place, within, &self.cancel).await? else {
+                return Ok(());
+            };
+            within = None;
+            database.check_secrets(&self.grounds.authority).await?;
+            let open = listeners.as_ref().map(Listeners::again).transpose();
+            // They are closed where this coordinator is to stop.
+            let Some(open) = open.map_err(RunError::Serve)? else {
+                return Ok(());
+            };
+            let followed = self.follow(&database, open, sight, faces).await?;
+            let ended = match followed {
+                Some(taken) => self.lead(&database, taken, &mut listeners).await?,
+                None => Ended::Asked,
+            };
+            // Connections that hang are dropped with it.
+            let _ = tokio::time::timeout(CLOSE_WITHIN, database.close()).await;
+            if let Ended::Asked = ended {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Hands everybody on to whoever leads, until this coordinator does. With a database of its own it does at once.
+    async fn follow(
+        &self,
+        database: &Database,
+        listeners: Listeners,
+        sight: &watch::Sender<Sight>,
+        faces: &Faces,
+    ) -> Result<Option<Taken>, RunError> {
+        let lead = cluster::await_lead(database, &self.member, self.lease, sight, &self.cancel);
+        if !database.is_shared() {
+            return Ok(lead.await?);
+        }
+        let Listeners { operators, nodes } = listeners;
+        self.write_addresses()?;
+        tokio::select! {
+            taken = lead => Ok(taken?),
+            ended = faces.accept(Face::Operators, operators) => Err(RunError::Serve(never(ended))),
+            ended = faces.accept(Face::Nodes, nodes) => Err(RunError::Serve(never(ended))),
+        }
+    }
+
+    async fn lead(
+        &self,
+        database: &Database,
+        taken: Taken,
+        listeners: &mut Option<Listeners>,
+    ) -> Result<Ended, RunError> {
+        let open = listeners.as_ref().map(Listeners::again).transpose();
+        let Some(open) = open.map_err(RunError::Serve)? else {
+            return Ok(Ended::Asked);
+        };
+        let mut keeping = JoinSet::new();
+        if database.is_shared() {
+            // By itself, so that it is in time however long a world takes to be read.
+            keeping.spawn(cluster::keep_lead(database.clone(), taken, self.lease));
+        }
+        let leading = async {
+            let (clock, authority) = (self.grounds.clock, self.grounds.authority.clone());
+            let store = Store::open(database.clone(), taken.term, authority, clock.wall()).await?;
+            let ready = || self.write_addresses();
+            term::lead(&self.grounds, store, open, &self.cancel, ready).await
+        };
+        // Whoever comes when this coordinator is about to stop is not to wait for an answer.
+        let closing = async {
+            self.cancel.cancelled().await;
+            *listeners = None;
+            std::future::pending::<Infallible>().await
+        };
+        let outcome = tokio::select! {
+            Some(_) = keeping.join_next() => return Ok(Ended::Deposed),
+            outcome = leading => outcome,
+            never = closing => match never {},
+        };
+        if database.is_shared() {
+            // If it cannot be given up, it ends by itself.
+            let given_up = tokio::time::timeout(CLOSE_WITHIN, database.give_up_lead(taken.term)).await;
+            info!(
+                at_once = matches!(given_up, Ok(Ok(true))),
+                "this coordinator leads no more"
+            );
+        }
+        match outcome {
+            Ok(()) => Ok(Ended::Asked),
+            Err(failure) if database.is_shared() && failure.is_passing() => {
+                error!(error = %chain(&failure), "this coordinator cannot lead at the moment");
+                tokio::time::sleep(REST).await;
+                Ok(Ended::Deposed)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn write_addresses(&self) -> Result<(), RunError> {
+        let text = serde_json::to_vec_pretty(&self.addresses).expect("two texts always encode");
+        let state_dir = &self.grounds.settings.state_dir;
+        write_file(&state_dir.join("addresses.json"), &text)?;
+        let Addresses { operator_url, node_url } = &self.addresses;
+        info!(operators = operator_url, nodes = node_url, state = %state_dir.display(), "coordinator started");
+        Ok(())
     }
 }
 
+fn never(ended: io::Result<()>) -> io::Error {
+    ended.err().unwrap_or_else(|| io::Error::other("a listener ended"))
+}
+
 /// Makes the folders and takes the lock, which lasts as long as the file is open.
-fn prepare(state_dir: &Path) -> Result<File, RunError> {
+fn prepare(settings: &Settings) -> Result<File, RunError> {
+    let Settings {
+        state_dir, files_dir, ..
+    } = settings;
     let unusable = |source| RunError::StateDir {
-        path: state_dir.to_owned(),
+        path: state_dir.clone(),
         source,
     };
     // Nobody else's business: permits, reports and the names of the fleet lie here.
     let mut folder = fs::DirBuilder::new();
-    folder
-        .recursive(true)
-        .mode(0o700)
-        .create(state_dir.join("artifacts"))
-        .map_err(unusable)?;
+    folder.recursive(true).mode(0o700).create(state_dir).map_err(unusable)?;
+    let artifacts = files_dir.join("artifacts");
+    folder.create(&artifacts).map_err(|source| RunError::StateDir {
+        path: artifacts,
+        source,
+    })?;
     let lock = File::options()
         .create(true)
         .truncate(false)
@@ -275,7 +334,7 @@ fn prepare(state_dir: &Path) -> Result<File, RunError> {
     match lock.try_lock() {
         Ok(()) => Ok(lock),
         Err(fs::TryLockError::WouldBlock) => Err(RunError::Locked {
-            path: state_dir.to_owned(),
+            path: state_dir.clone(),
         }),
         Err(fs::TryLockError::Error(source)) => Err(unusable(source)),
     }

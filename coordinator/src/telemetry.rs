@@ -57,6 +57,9 @@ struct NotificationLabel {
     outcome: &'static str,
 }
 
+/// What is said of the metric that tells who leads.
+pub(crate) const LED_EPOCH: &str = "The epoch of this coordinator's term, 0 if another one leads";
+
 /// What is counted as it happens, and gauges set when they are asked for.
 #[derive(Debug)]
 pub(crate) struct Metrics {
@@ -68,6 +71,8 @@ pub(crate) struct Metrics {
     pub(crate) reports: Counter,
     pub(crate) permits: Counter,
     pub(crate) refusals: Counter,
+    /// A follower answers 0 by itself ([`crate::cluster`]).
+    pub(crate) epoch: Gauge,
     pub(crate) nodes: Gauge,
     pub(crate) devices: Gauge,
     pub(crate) in_flight: Gauge,
@@ -108,6 +113,8 @@ impl Metrics {
             "Requests refused by a signature or a rule",
             refusals.clone(),
         );
+        let epoch = Gauge::default();
+        registry.register("epoch", LED_EPOCH, epoch.clone());
         registry.register("nodes", "Nodes known", nodes.clone());
         registry.register("devices", "Devices known", devices.clone());
         registry.register("in_flight", "Devices that the caps count", in_flight.clone());
@@ -140,6 +147,7 @@ impl Metrics {
             reports,
             permits,
             refusals,
+            epoch,
             nodes,
             devices,
             in_flight,

@@ -32,6 +32,7 @@ const SHAPE: Shape = Shape {
     next: Some(next_version),
     evil_peer: None,
     boot_ms: 300,
+    coordinators: 1,
     certificates: "90d",
 };
 

@@ -6,6 +6,7 @@ mod ceremony;
 mod cli;
 mod delta;
 mod demo;
+mod failover;
 mod gates;
 mod layering;
 mod lies;

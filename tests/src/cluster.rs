@@ -17,6 +17,7 @@ use crate::{
     binaries::Program,
     operator::Operator,
     process::Process,
+    replicas::Replicas,
     setup::{
         MODEL, NEW, OLD, START_WITHIN, ab_slot_toml, client, device_names, get, node_toml, place, release_name,
         stage_release, start_coordinator, start_devices, start_node,
@@ -43,6 +44,8 @@ pub struct Shape {
     pub evil_peer: Option<&'static str>,
     /// How long a restart of a device takes, in milliseconds.
     pub boot_ms: u32,
+    /// Coordinators: of several, the fleet knows only the balancer before them.
+    pub coordinators: u32,
     /// How long a node's certificate is good for, as the coordinator's configuration has it.
     pub certificates: &'static str,
 }
@@ -58,6 +61,7 @@ impl Default for Shape {
             next: None,
             evil_peer: None,
             boot_ms: 300,
+            coordinators: 1,
             certificates: "90d",
         }
     }
@@ -68,8 +72,10 @@ impl Default for Shape {
 pub struct Cluster {
     /// The operator who set it up; commands run in the fleet's folder.
     pub operator: Operator,
-    /// The coordinator, while it runs.
+    /// The coordinator, while it runs; of several, the balancer before them.
     pub coordinator: Process,
+    /// The coordinators, if there are several.
+    pub replicas: Option<Replicas>,
     /// The emulated devices.
     pub devices: Process,
     /// The nodes by name.
@@ -108,6 +114,7 @@ impl Cluster {
                 .into_iter()
                 .chain(nodes)
                 .for_each(Process::print_last_words);
+            fleet.replicas.iter().for_each(Replicas::print_last_words);
         }
         told
     }
@@ -126,12 +133,20 @@ impl Cluster {
             fs::write(root.join("next.bin"), next(fs::read(root.join("image.bin"))?))?;
         }
         let http = client()?;
-        let (coordinator, url) = start_coordinator(root, None, shape.certificates).await?;
+        let (coordinator, url, replicas) = if shape.coordinators > 1 {
+            let (replicas, balancer) = Replicas::start(root, shape.coordinators, shape.certificates).await?;
+            (balancer, replicas.url().to_owned(), Some(replicas))
+        } else {
+            let (coordinator, url) = start_coordinator(root, None, shape.certificates).await?;
+            (coordinator, url, None)
+        };
         let operator = Operator::offline(root);
         let about: About = get(&http, &format!("{url}/api/v1/about")).await?;
         fs::write(root.join("fleet-ca.pem"), &about.fleet_ca_pem)?;
         operator.hold_ceremony(&about.online_key)?;
-        let operator = operator.with_coordinator(&url, &root.join("coordinator/operator.token"));
+        let token = root.join("coordinator/operator.token");
+        let token = replicas.as_ref().map_or(token, Replicas::token_file);
+        let operator = operator.with_coordinator(&url, &token);
         let (devices, endpoints) = start_devices(root, shape).await?;
         let control = endpoints["control"]
             .as_str()
@@ -154,6 +169,7 @@ impl Cluster {
         let mut cluster = Self {
             operator,
             coordinator,
+            replicas,
             devices,
             nodes: BTreeMap::new(),
             about,

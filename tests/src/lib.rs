@@ -10,6 +10,7 @@ pub mod packages;
 pub mod postgres;
 pub mod process;
 pub mod python;
+pub mod replicas;
 pub mod rogue;
 pub mod setup;
 pub mod stranger;

@@ -207,9 +207,10 @@ fn is_made_to_loopback(request: &Request) -> bool {
     name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
-async fn health(State(app): Shared) -> Result<&'static str, Failure> {
+/// A follower answers by itself ([`crate::cluster`]).
+async fn health(State(app): Shared) -> Result<([(&'static str, &'static str); 1], &'static str), Failure> {
     app.coordinator.read(|_| ()).await?;
-    Ok("ok\n")
+    Ok(([("firmesh-role", "leader")], "ok\n"))
 }
 
 async fn metrics(State(app): Shared) -> Result<Response, Failure> {

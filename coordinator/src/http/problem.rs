@@ -72,6 +72,10 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("incomplete_repository", "the published repository lacks a file"),
     ("no_randomness", "the machine has no randomness"),
     ("no_such_method", "the method is not for this path"),
+    (
+        "nobody_leads",
+        "of several coordinators none leads at the moment, or another one by now",
+    ),
     ("not_delivered", "the receiver did not take the test"),
     ("not_found", "there is no such thing"),
     ("not_settled", "the destination has not come that far yet"),
@@ -203,7 +207,11 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", chain(&error))
+        let detail = chain(&error);
+        match error {
+            StoreError::Deposed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "nobody_leads", detail),
+            _ => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail),
+        }
     }
 }
 
@@ -218,7 +226,7 @@ impl From<ActionError> for Failure {
                 Self::new(StatusCode::CONFLICT, "nothing_to_roll_back", detail).refused()
             }
             ActionError::Refused(_) => Self::new(StatusCode::CONFLICT, "wrong_state", detail).refused(),
-            ActionError::Store(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail),
+            ActionError::Store(failure) => failure.into(),
             ActionError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", detail),
         }
     }

@@ -43,6 +43,8 @@ const SERVER_SESSION: &str = "SET SESSION CHARACTERISTICS AS TRANSACTION READ ON
 #[derive(Debug, Clone)]
 pub(crate) struct Database {
     pool: AnyPool,
+    /// For the lease alone, which must not wait behind everything else.
+    apart: AnyPool,
     kind: Kind,
 }
 
@@ -79,15 +81,18 @@ impl Database {
             Place::File(_) => (0, FILE_CONNECTIONS_MAX, FILE_SESSION),
             Place::Server(server) => (server.connections_min, server.connections_max, SERVER_SESSION),
         };
-        let pool = AnyPoolOptions::new()
-            .min_connections(min)
-            .max_connections(max)
-            .acquire_timeout(ACQUIRE_WITHIN)
-            .after_connect(move |connection, _| Box::pin(async move { connection.execute(session).await.map(drop) }))
-            .connect_with(options)
-            .await
-            .map_err(failed)?;
-        Ok(Self { pool, kind })
+        let pool = |min, max| {
+            AnyPoolOptions::new()
+                .min_connections(min)
+                .max_connections(max)
+                .acquire_timeout(ACQUIRE_WITHIN)
+                .after_connect(move |connection, _| {
+                    Box::pin(async move { connection.execute(session).await.map(drop) })
+                })
+        };
+        let apart = pool(0, 1).connect_with(options.clone()).await.map_err(failed)?;
+        let pool = pool(min, max).connect_with(options).await.map_err(failed)?;
+        Ok(Self { pool, apart, kind })
     }
 
     pub(super) fn kind(&self) -> Kind {
@@ -99,14 +104,22 @@ impl Database {
         &self.pool
     }
 
-    /// Begins to write, whoever leads: for the lease itself.
+    /// Where the lease is looked at.
+    pub(super) fn apart(&self) -> &AnyPool {
+        &self.apart
+    }
+
+    /// Begins to write, whoever leads: for the lease itself, and what has to be settled before anybody leads.
     pub(super) async fn begin_unfenced(&self) -> Result<Transaction, sqlx::Error> {
-        let begin = match self.kind {
+        self.apart.begin_with(self.begin_writing()).await
+    }
+
+    fn begin_writing(&self) -> &'static str {
+        match self.kind {
             // It reads before it writes: begun as a reader it would fail where another connection has written in between.
             Kind::Sqlite => "BEGIN IMMEDIATE",
             Kind::Postgres => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-        };
-        self.pool.begin_with(begin).await
+        }
     }
 
     /// Begins to write as the one who leads, or fails.
@@ -117,7 +130,8 @@ impl Database {
             // does not wait.
             Kind::Postgres => "SELECT epoch FROM leadership WHERE epoch = $1 FOR KEY SHARE",
         };
-        let mut transaction = self.begin_unfenced().await.map_err(StoreError::written)?;
+        let begun = self.pool.begin_with(self.begin_writing()).await;
+        let mut transaction = begun.map_err(StoreError::written)?;
         let found = sqlx::query(is_ours)
             .bind(term.epoch())
             .fetch_optional(&mut *transaction)
@@ -129,6 +143,7 @@ impl Database {
 
     /// Closes all connections; SQLite folds its log into the file.
     pub(crate) async fn close(&self) {
+        self.apart.close().await;
         self.pool.close().await;
     }
 }

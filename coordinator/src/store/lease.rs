@@ -4,14 +4,16 @@
 //! can write no more and the new one has not begun (see [`Database::begin`]). With SQLite there is one coordinator: it takes
 //! the lease at every start, and keeps it.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
+use firmesh_protocol::ids::Sha256;
 use sqlx::Row as _;
 
 use super::{
     StoreError,
     database::{Database, Kind},
 };
+use crate::authority::Authority;
 
 /// A time of leading.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,6 +113,36 @@ impl Database {
         Ok(kept.rows_affected() > 0)
     }
 
+    /// Makes sure that whoever leads after another has the same keys: the first one notes what they are.
+    pub(crate) async fn check_secrets(&self, authority: &Authority) -> Result<(), StoreError> {
+        if !self.is_shared() {
+            return Ok(());
+        }
+        let own: BTreeMap<String, Sha256> = authority.digests().into();
+        let text = serde_json::to_string(&own).expect("names and digests always encode");
+        let mut transaction = self.begin_unfenced().await.map_err(StoreError::written)?;
+        sqlx::query("INSERT INTO meta VALUES ('secrets', $1) ON CONFLICT (key) DO NOTHING")
+            .bind(text)
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::written)?;
+        let noted: String = sqlx::query_scalar("SELECT value FROM meta WHERE key = 'secrets'")
+            .fetch_one(&mut *transaction)
+            .await
+            .map_err(StoreError::written)?;
+        transaction.commit().await.map_err(StoreError::written)?;
+        let noted: BTreeMap<String, Sha256> = serde_json::from_str(&noted).map_err(|error| StoreError::Row {
+            table: "meta",
+            source: error.into(),
+        })?;
+        let differs = |(name, digest): (String, Sha256)| (noted.get(&name) != Some(&digest)).then_some(name);
+        let names: Vec<_> = own.into_iter().filter_map(differs).collect();
+        match names.is_empty() {
+            true => Ok(()),
+            false => Err(StoreError::OtherSecrets { names }),
+        }
+    }
+
     /// Who leads, or led last.
     pub(crate) async fn leader(&self) -> Result<Leader, StoreError> {
         let look = match self.kind() {
@@ -120,7 +152,7 @@ impl Database {
                  expires_ms - CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) FROM leadership"
             }
         };
-        let row = sqlx::query(look).fetch_one(self.reader()).await;
+        let row = sqlx::query(look).fetch_one(self.apart()).await;
         let row = row.map_err(StoreError::read)?;
         let read = || -> Result<Leader, sqlx::Error> {
             Ok(Leader {

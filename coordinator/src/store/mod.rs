@@ -101,6 +101,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it may be gone by itself: where several coordinators share a database, the next one tries, or the same again.
+    pub(crate) fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Access { .. } | Self::Deposed => true,
+            Self::Audit(LogProblem::Database(_)) => true,
+            Self::Migrate { source, .. } => matches!(source, sqlx::migrate::MigrateError::Execute(_)),
+            _ => false,
+        }
+    }
+
     pub(crate) fn read(source: sqlx::Error) -> Self {
         let operation = "read";
         Self::Access { operation, source }
@@ -279,6 +289,7 @@ impl Store {
     }
 
     /// Closes the database, folding its log into it.
+    #[cfg(test)]
     pub(crate) async fn close(&self) {
         self.database.close().await;
     }

@@ -55,7 +55,7 @@ pub(crate) struct Server {
     pub(super) password: Option<Secret>,
     pub(super) connections_min: u32,
     pub(super) connections_max: u32,
-    pub(crate) reach_within: Duration,
+    pub(super) reach_within: Duration,
 }
 
 /// Servers allow some hundreds.
@@ -105,6 +105,16 @@ impl DatabaseConfig {
             connections_max: self.connections_max,
             reach_within,
         }))
+    }
+}
+
+impl Place {
+    /// How long it is waited for at the start.
+    pub(crate) fn reach_within(&self) -> Duration {
+        match self {
+            Self::File(_) => Duration::ZERO,
+            Self::Server(server) => server.reach_within,
+        }
     }
 }
 

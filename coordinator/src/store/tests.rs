@@ -295,6 +295,33 @@ async fn nothing_is_written_outside_of_a_transaction_of_the_leader() {
 }
 
 #[tokio::test]
+async fn a_coordinator_with_other_keys_is_told_what_differs() {
+    let shared = TestDatabase::server();
+    let database = Database::connect(shared.place()).await.unwrap();
+    for _ in 0..2 {
+        database.check_secrets(&shared.authority()).await.unwrap();
+    }
+    let other = TestDatabase::file();
+    let (from, to) = (shared.folder().join("keys"), other.folder().join("keys"));
+    std::fs::create_dir(&to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, to.join(path.file_name().unwrap())).unwrap();
+    }
+    let error = database.check_secrets(&other.authority()).await.unwrap_err();
+    let StoreError::OtherSecrets { names } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(*names, ["operator token"]);
+    let stranger = TestDatabase::file().authority();
+    let error = database.check_secrets(&stranger).await.unwrap_err().to_string();
+    assert!(
+        error.contains("fleet CA, online key, operator token, permit key"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn a_server_that_does_not_answer_is_named_without_a_password() {
     let database = TestDatabase::server();
     let Place::Server(server) = database.place().clone() else {

@@ -3,7 +3,9 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
+    os::unix::fs::PermissionsExt as _,
     path::Path,
+    sync::{Arc, Mutex, PoisonError, Weak},
     time::{Duration, SystemTime},
 };
 
@@ -34,12 +36,22 @@ use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::postgres::Postgres;
+
 pub(crate) const IMAGE: &[u8] = &[0x5a; 70_000];
 const OLD_IMAGE: &[u8] = b"the old image";
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The suite runs twice: `tests/coordinator_on_postgres` is this folder under another name.
+pub(crate) const ON_POSTGRES: bool = matches!(env!("CARGO_CRATE_NAME").as_bytes(), b"coordinator_on_postgres");
+
+/// One server for all fleets of this process.
+static SERVER: Mutex<Weak<Postgres>> = Mutex::new(Weak::new());
+
 pub(crate) struct Fleet {
     folder: tempfile::TempDir,
+    /// The server and the fleet's own database there.
+    server: Option<(Arc<Postgres>, String)>,
     client: Client,
     addresses: Addresses,
     about: About,
@@ -77,12 +89,10 @@ fn settings(state_dir: &Path) -> Settings {
         nodes: free,
         ..Overrides::default()
     };
-    let file = state_dir.join("coordinator.toml");
-    let config = match file.exists() {
-        true => Config::load(&file).unwrap(),
-        false => Config::default(),
-    };
-    config.check(overrides).unwrap()
+    let parts = ["coordinator.toml", "database.toml"].map(|part| std::fs::read_to_string(state_dir.join(part)));
+    let file = state_dir.join("both.toml");
+    std::fs::write(&file, parts.map(Result::unwrap_or_default).concat()).unwrap();
+    Config::load(&file).unwrap().check(overrides).unwrap()
 }
 
 pub(crate) fn new_node(node: &str, path: &str) -> NewNode {
@@ -101,6 +111,15 @@ impl Fleet {
     pub(crate) async fn start_with(config: &str) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let folder = tempfile::tempdir().unwrap();
+        let server = ON_POSTGRES.then(database);
+        let database = server.as_ref().map(|(server, name)| {
+            let password = folder.path().join("database.password");
+            std::fs::write(&password, server.password()).unwrap();
+            std::fs::set_permissions(&password, std::fs::Permissions::from_mode(0o600)).unwrap();
+            let url = server.url(name);
+            format!("\n[database]\nurl = {url:?}\npassword = {{ file = \"database.password\" }}\nconnections_min = 1\nconnections_max = 5\n")
+        });
+        std::fs::write(folder.path().join("database.toml"), database.unwrap_or_default()).unwrap();
         std::fs::write(folder.path().join("coordinator.toml"), config).unwrap();
         let client = Client::builder().timeout(PATIENCE).build().unwrap();
         let (cancel, process, addresses) = launch(folder.path()).await;
@@ -115,6 +134,7 @@ impl Fleet {
         let (process, sequence) = (Some(process), std::cell::Cell::new(0));
         Self {
             folder,
+            server,
             client,
             addresses,
             about,
@@ -135,6 +155,16 @@ impl Fleet {
     pub(crate) async fn stop(mut self) {
         self.cancel.cancel();
         self.process.take().unwrap().await.unwrap().unwrap();
+    }
+
+    /// Everything that is in the database, as somebody finds it who steals it.
+    pub(crate) fn database_bytes(&self) -> Vec<u8> {
+        match &self.server {
+            Some((server, name)) => server.client("pg_dump", &["--inserts", name]).unwrap().stdout,
+            None => ["coordinator.sqlite", "coordinator.sqlite-wal"]
+                .map(|file| std::fs::read(self.folder.path().join(file)).unwrap())
+                .concat(),
+        }
     }
 
     pub(crate) fn state_dir(&self) -> &Path {
@@ -509,6 +539,20 @@ impl Fleet {
             text: String::new(),
         }
     }
+}
+
+fn database() -> (Arc<Postgres>, String) {
+    let mut shared = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
+    let server = shared.upgrade().unwrap_or_else(|| {
+        let started = Arc::new(Postgres::start().unwrap());
+        *shared = Arc::downgrade(&started);
+        started
+    });
+    let mut name = [0; 8];
+    getrandom::fill(&mut name).unwrap();
+    let name = format!("fleet_{}", hex::encode(name));
+    server.create_database(&name).unwrap();
+    (server, name)
 }
 
 async fn good<T: DeserializeOwned>(response: Response) -> T {

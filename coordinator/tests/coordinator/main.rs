@@ -5,6 +5,12 @@ mod api;
 mod devices;
 mod fleet;
 mod notifications;
+#[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
+#[path = "../../../tests/src/packages.rs"]
+mod packages;
+#[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
+#[path = "../../../tests/src/postgres.rs"]
+mod postgres;
 
 use std::collections::BTreeMap;
 

@@ -1,0 +1,204 @@
+//! One term of leading: everything that is made from the database when a coordinator takes the lead, and dropped when it
+//! leads no more. A coordinator with a database of its own leads from its start to its end.
+
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
+
+use axum_server::{
+    Handle,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
+use rustls::ServerConfig;
+use tokio::{sync::Semaphore, task::JoinSet};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    authority::Authority,
+    config::Settings,
+    events::Events,
+    http::{self, App, PeerAcceptor, Rates},
+    notify::Notifier,
+    origin::Origin,
+    possession::Judge,
+    replays::Running,
+    runtime::{Clock, Runtime},
+    server::RunError,
+    store::Store,
+    telemetry::Metrics,
+    turns::Turns,
+    vetting::Vetting,
+};
+
+/// How long open requests may take to end at a stop.
+pub(crate) const GRACE: Duration = Duration::from_secs(3);
+
+/// What a term stands on.
+#[derive(Debug)]
+pub(crate) struct Grounds {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) tls: Arc<ServerConfig>,
+    pub(crate) clock: Clock,
+    pub(crate) node_url: String,
+}
+
+/// The sockets of the two faces.
+#[derive(Debug)]
+pub(crate) struct Listeners {
+    pub(crate) operators: TcpListener,
+    pub(crate) nodes: TcpListener,
+}
+
+impl Listeners {
+    /// The same sockets again.
+    pub(crate) fn again(&self) -> io::Result<Self> {
+        Ok(Self {
+            operators: self.operators.try_clone()?,
+            nodes: self.nodes.try_clone()?,
+        })
+    }
+}
+
+/// Hangs up on everybody, however the term ends.
+struct Servers {
+    handles: [Handle<std::net::SocketAddr>; 2],
+    requests: CancellationToken,
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        self.requests.cancel();
+        for handle in &self.handles {
+            handle.graceful_shutdown(Some(Duration::ZERO));
+            handle.shutdown();
+        }
+    }
+}
+
+/// Leads until cancelled. Dropping it ends the term at once: what was acknowledged is durable, what was not has not happened.
+/// `ready` is called once both faces are served.
+pub(crate) async fn lead(
+    grounds: &Grounds,
+    store: Store,
+    listeners: Listeners,
+    cancel: &CancellationToken,
+    ready: impl FnOnce() -> Result<(), RunError>,
+) -> Result<(), RunError> {
+    let Grounds {
+        settings,
+        authority,
+        tls,
+        clock,
+        node_url,
+    } = grounds;
+    let clock = *clock;
+    let files = &settings.files_dir;
+    let origin = Origin::open(files.join("artifacts")).map_err(|source| RunError::StateDir {
+        path: files.clone(),
+        source,
+    })?;
+    let vetting = Vetting::new(settings.provenance_policy.clone(), files, origin.clone());
+    vetting.check_policy()?;
+    let (events, metrics) = (Arc::new(Events::new(clock.wall())), Metrics::new());
+    metrics.epoch.set(store.epoch().cast_signed());
+    let rates = Rates::new(settings.requests_per_second, settings.requests_burst);
+    let requests = TaskTracker::new();
+    let (coordinator, runtime) = Runtime::new(
+        store.clone(),
+        authority.clone(),
+        events.clone(),
+        metrics.clone(),
+        settings.clone(),
+        clock,
+        node_url.clone(),
+    )
+    .await?;
+    let notifier = Notifier::new(&settings.notifications, store.clone(), &metrics, clock).await?;
+    let servers = Servers {
+        handles: [Handle::new(), Handle::new()],
+        requests: cancel.child_token(),
+    };
+    let app = Arc::new(App {
+        notifier: notifier.clone(),
+        coordinator,
+        store,
+        judge: Judge::new(origin.clone()),
+        origin,
+        turns: Turns::new(settings.slices_at_once, clock),
+        authority: authority.clone(),
+        events,
+        metrics,
+        settings: settings.clone(),
+        vetting,
+        clock,
+        node_url: node_url.clone(),
+        cancel: servers.requests.clone(),
+        rehearsal: Arc::new(Semaphore::new(1)),
+        rates,
+        running: Running::default(),
+        tasks: requests.clone(),
+    });
+
+    let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
+    let [to_operators, to_nodes] = [http::operators(app.clone()), http::nodes(app)];
+    let server = axum_server::from_tcp(listeners.operators)
+        .map_err(RunError::Serve)?
+        .handle(servers.handles[0].clone());
+    tasks.spawn(async move {
+        server
+            .serve(to_operators.into_make_service())
+            .await
+            .map_err(RunError::Serve)
+    });
+    let acceptor = PeerAcceptor(RustlsAcceptor::new(RustlsConfig::from_config(tls.clone())));
+    let server = axum_server::from_tcp(listeners.nodes)
+        .map_err(RunError::Serve)?
+        .handle(servers.handles[1].clone())
+        .acceptor(acceptor);
+    tasks.spawn(async move {
+        server
+            .serve(to_nodes.into_make_service())
+            .await
+            .map_err(RunError::Serve)
+    });
+    let stop = CancellationToken::new();
+    let mut decisions: JoinSet<Result<(), RunError>> = JoinSet::new();
+    let stopped = stop.clone();
+    decisions.spawn(async move { Ok(runtime.run(stopped).await?) });
+    let mut couriers = JoinSet::new();
+    let stop_couriers = CancellationToken::new();
+    notifier.spawn(&mut couriers, &stop_couriers);
+    ready()?;
+
+    // The listeners end first, then the decisions: what was asked is still answered.
+    let mut outcome = tokio::select! {
+        () = cancel.cancelled() => Ok(()),
+        ended = tasks.join_next() => flatten(ended),
+        ended = decisions.join_next() => flatten(ended),
+    };
+    let handles = &servers.handles;
+    handles.iter().for_each(|handle| handle.graceful_shutdown(Some(GRACE)));
+    while let Some(ended) = tasks.join_next().await {
+        outcome = outcome.and(flatten(Some(ended)));
+    }
+    requests.close();
+    // What is not over by then is given up; its key was not used.
+    let _ = tokio::time::timeout(GRACE, requests.wait()).await;
+    // What a courier has not noted as delivered is delivered again at the next start.
+    stop_couriers.cancel();
+    while let Some(ended) = couriers.join_next().await {
+        outcome = outcome.and_then(|()| ended.map_err(|panicked| RunError::Serve(io::Error::other(panicked))));
+    }
+    stop.cancel();
+    while let Some(ended) = decisions.join_next().await {
+        outcome = outcome.and(flatten(Some(ended)));
+    }
+    outcome
+}
+
+fn flatten(ended: Option<Result<Result<(), RunError>, tokio::task::JoinError>>) -> Result<(), RunError> {
+    match ended {
+        None => Ok(()),
+        Some(Ok(outcome)) => outcome,
+        Some(Err(panicked)) => Err(RunError::Serve(io::Error::other(panicked))),
+    }
+}

@@ -21,6 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
+    access::{Access, AccessError},
     authority::{Authority, AuthorityError},
     ceremony::{WriteFileError, write_file},
     config::{Settings, remedy},
@@ -81,6 +82,9 @@ pub enum RunError {
     /// The provenance policy.
     #[error("the setting provenance.policy")]
     Policy(#[from] PolicyLoadError),
+    /// Who may do what.
+    #[error("nobody can be let in")]
+    Access(#[from] AccessError),
     /// Notifications.
     #[error("notifications cannot be sent")]
     Notifications(#[from] CourierError),
@@ -128,6 +132,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let vetting = Vetting::new(settings.provenance_policy.clone(), &state_dir, origin.clone());
     vetting.check_policy()?;
 
+    let access = Access::load(settings.access.clone(), &state_dir, &store.fleet())?;
+
     let node_address = nodes.local_addr().map_err(RunError::Serve)?;
     let node_url = settings
         .node_url
@@ -157,6 +163,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         origin,
         turns: Turns::new(settings.slices_at_once, clock),
         authority,
+        access,
         events,
         metrics,
         settings,

@@ -25,6 +25,7 @@ use sqlx::{
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, watch};
 
 use crate::{
+    access::{ApiKey, KeyChange},
     audit::{Document, Draft, Drafts, Log, LogKey, LogProblem},
     authority::Authority,
     notify::{self, Notice},
@@ -186,6 +187,15 @@ pub(crate) enum Write {
     },
     /// Something to tell people, beside what other writes tell.
     Notice(Box<Notice>),
+    /// An API key.
+    ApiKey {
+        /// The key.
+        key: Box<ApiKey>,
+        /// What became of it.
+        change: KeyChange,
+        /// Who did it.
+        by: String,
+    },
 }
 
 /// Everything stored, for a start.
@@ -278,8 +288,8 @@ impl Store {
         self.write(writes, now, Vec::new()).await
     }
 
-    /// Logs that an image was given out, durably.
-    pub(crate) async fn log_export(&self, event: Event, now: WallTime) -> Result<(), StoreError> {
+    /// Logs what is stored nowhere else, durably: that an image was given out, or who made a request.
+    pub(crate) async fn log_event(&self, event: Event, now: WallTime) -> Result<(), StoreError> {
         let document = Document::None;
         self.write(Vec::new(), now, vec![Draft { event, document }]).await
     }
@@ -643,6 +653,14 @@ fn queries(write: Write) -> Vec<Query> {
         Write::Revocations { envelope, .. } => {
             one(query("INSERT OR REPLACE INTO meta VALUES ('revocations', ?)").bind(text(&envelope)))
         }
+        Write::ApiKey { key, .. } => one(query(
+            "INSERT INTO api_keys VALUES (?, ?, ?) ON CONFLICT (id) DO UPDATE \
+             SET revoked = excluded.revoked, record = excluded.record \
+             WHERE api_keys.revoked <= excluded.revoked",
+        )
+        .bind(key.id.clone())
+        .bind(i64::from(key.revoked.is_some()))
+        .bind(text(&key))),
         // Inserted with the other notices of the transaction.
         Write::Notice(_) => Vec::new(),
         Write::RosterVersion(version) => {

@@ -3,6 +3,7 @@
 //! Two faces. Operators: `/api/v1` (see `coordinator/README.md`). Nodes: `/node/v1`, over mutual TLS. Nothing here is
 //! trusted for what it says: whatever decides about a device travels inside, in signed metadata or DSSE envelopes.
 
+mod access;
 mod notifications;
 
 use std::collections::BTreeMap;
@@ -20,6 +21,10 @@ use crate::{
     trust::Envelope,
 };
 
+pub use access::{
+    ApiKeyMade, ApiKeyView, Grant, Limits, LoginMethods, NewApiKey, OidcView, PermissionView, Role, RotateRequest,
+    TokenAnswer, TokenRequest, UnknownRole, WhoAmI,
+};
 pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
 
 /// An error as RFC 9457 has it, `application/problem+json`.

@@ -138,6 +138,16 @@ impl Drafts {
                 },
                 &Envelope::to_bytes(envelope),
             ),
+            Write::ApiKey { key, change, by } => vec![Draft {
+                event: Event::Key {
+                    key: key.id.clone(),
+                    name: key.name.clone(),
+                    role: key.role.to_string(),
+                    what: change.name().to_owned(),
+                    by: by.clone(),
+                },
+                document: Document::None,
+            }],
             Write::Restart(id) => {
                 self.campaigns.remove(id);
                 Vec::new()

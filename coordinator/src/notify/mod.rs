@@ -27,6 +27,7 @@ use tracing::{error, info};
 pub use config::{Destination, MailTls, NotificationConfig, TargetConfig};
 pub use courier::CourierError;
 pub use notice::{NoticeKind, Severity};
+pub(crate) use secret::Secret;
 pub use secret::SecretConfig;
 
 pub(crate) use config::check;

@@ -37,7 +37,7 @@ pub(crate) enum SecretError {
 }
 
 impl Secret {
-    pub(super) fn new(config: SecretConfig) -> Result<Self, &'static str> {
+    pub(crate) fn new(config: SecretConfig) -> Result<Self, &'static str> {
         match (config.file, config.env) {
             (Some(file), None) => Ok(Self::File(file)),
             (None, Some(name)) => Ok(Self::Env(name)),
@@ -46,7 +46,7 @@ impl Secret {
     }
 
     /// The secret, without the end of its line.
-    pub(super) fn read(&self) -> Result<Zeroizing<String>, SecretError> {
+    pub(crate) fn read(&self) -> Result<Zeroizing<String>, SecretError> {
         let (text, place) = match self {
             Self::File(path) => (Zeroizing::new(load_secret(path)?), path.display().to_string()),
             Self::Env(name) => {

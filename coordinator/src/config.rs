@@ -14,6 +14,7 @@ use firmesh_protocol::{time::WallTime, trust::OnlineExpiry};
 use serde::Deserialize;
 
 use crate::{
+    access::{AccessConfig, AccessSettings},
     ceremony::{ReadFileError, read_bounded},
     cluster::{ClusterConfig, ClusterSettings},
     notify::{self, Destination, NotificationConfig},
@@ -43,6 +44,8 @@ pub struct Config {
     pub permits: PermitsConfig,
     /// Where images come from.
     pub provenance: ProvenanceConfig,
+    /// Who may do what. Default: whoever has the operators' token does everything.
+    pub access: AccessConfig,
     /// Who is told what happens. Default: nobody.
     pub notifications: Vec<NotificationConfig>,
     /// Logs.
@@ -67,8 +70,9 @@ pub struct OperatorsConfig {
     pub token_for_reads: bool,
     /// Whether `listen` may be another address than loopback: put a TLS proxy before it.
     pub allow_remote_operators: bool,
-    /// Requests a second in the long run, of all operators together, and as many of those who read without the token.
-    /// Default: 1,000, more than a dashboard for each of a hundred people asks.
+    /// Origins of other pages that may read answers, such as `https://portal.example.com`. Default: none.
+    pub cors_origins: Vec<String>,
+    /// Requests a second in the long run, of each identity, and of those together who read without one. Default: 1,000.
     pub requests_per_second: NonZeroU32,
     /// Requests at once, after a pause. Default: 5,000.
     pub requests_burst: NonZeroU32,
@@ -80,6 +84,7 @@ impl Default for OperatorsConfig {
             listen: SocketAddr::from(([127, 0, 0, 1], 8640)),
             token_for_reads: false,
             allow_remote_operators: false,
+            cors_origins: Vec::new(),
             requests_per_second: NonZeroU32::new(1_000).expect("not zero"),
             requests_burst: NonZeroU32::new(5_000).expect("not zero"),
         }
@@ -212,7 +217,9 @@ pub struct Settings {
     pub operators: SocketAddr,
     /// Whether reading needs the token too.
     pub token_for_reads: bool,
-    /// Requests a second, of operators and of readers.
+    /// Origins of other pages that may read answers.
+    pub cors_origins: Vec<String>,
+    /// Requests a second, of each identity.
     pub requests_per_second: NonZeroU32,
     /// Requests at once, after a pause.
     pub requests_burst: NonZeroU32,
@@ -240,6 +247,8 @@ pub struct Settings {
     pub log_json: bool,
     /// The policy that new releases must meet.
     pub provenance_policy: Option<PathBuf>,
+    /// Who may do what.
+    pub access: AccessSettings,
     /// Who is told what happens.
     pub notifications: Vec<Destination>,
 }
@@ -292,6 +301,7 @@ impl Config {
             *policy = folder.join(&*policy);
         }
         if let Some(folder) = path.parent() {
+            config.access.start_at(folder);
             config.notifications.iter_mut().for_each(|to| to.start_at(folder));
             config.database.start_at(folder);
         }
@@ -310,6 +320,11 @@ impl Config {
                      operators.allow_remote_operators to true, and put TLS before it, or listen on 127.0.0.1"
                 ),
             ));
+        }
+        if let Some(origin) = self.operators.cors_origins.iter().find(|origin| !is_origin(origin)) {
+            let problem =
+                format!("has {origin:?}, it must be as browsers write it, such as https://portal.example.com");
+            return Err(value("operators.cors_origins", problem));
         }
         if let Some(url) = &self.nodes.url {
             let host = url
@@ -341,6 +356,7 @@ impl Config {
             cluster,
             operators,
             token_for_reads: self.operators.token_for_reads,
+            cors_origins: self.operators.cors_origins,
             requests_per_second: self.operators.requests_per_second,
             requests_burst: self.operators.requests_burst,
             nodes,
@@ -356,6 +372,9 @@ impl Config {
             },
             permit_ttl: duration("permits.ttl", &self.permits.ttl)?,
             provenance_policy: self.provenance.policy,
+            access: (self.access)
+                .check(|text| duration("", text).map_err(|error| error.to_string().trim_start().to_owned()))
+                .map_err(|(field, problem)| value(field, problem))?,
             notifications: notify::check(self.notifications, |text| {
                 duration("", text).map_err(|error| error.to_string().trim_start().to_owned())
             })
@@ -420,6 +439,12 @@ fn default_state_dir() -> PathBuf {
 
 fn value(field: &'static str, problem: String) -> ConfigError {
     ConfigError::Value { field, problem }
+}
+
+/// Scheme, host, and port where it is not the scheme's own: browsers compare it letter by letter.
+fn is_origin(text: &str) -> bool {
+    let url = text.parse::<reqwest::Url>();
+    url.is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.origin().ascii_serialization() == text)
 }
 
 fn is_dns_name(name: &str) -> bool {

@@ -34,6 +34,10 @@ mod turns;
 mod vetting;
 mod world;
 
+pub use access::{
+    AccessConfig, AccessError, AccessSettings, LdapConfig, LdapSearchConfig, LdapSetupError, MappingConfig, OidcConfig,
+    OidcError, PolicyError, TokenKeyError,
+};
 pub use audit::LogProblem;
 pub use authority::AuthorityError;
 pub use cluster::ClusterConfig;

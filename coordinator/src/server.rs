@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::{
+    access::AccessError,
     authority::{Authority, AuthorityError},
     ceremony::{WriteFileError, write_file},
     cluster::{self, Face, Faces, Sight, Taken},
@@ -76,6 +77,9 @@ pub enum RunError {
     /// The provenance policy.
     #[error("the setting provenance.policy")]
     Policy(#[from] PolicyLoadError),
+    /// Who may do what.
+    #[error("nobody can be let in")]
+    Access(#[from] AccessError),
     /// Notifications.
     #[error("notifications cannot be sent")]
     Notifications(#[from] CourierError),

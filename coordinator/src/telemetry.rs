@@ -52,6 +52,12 @@ struct DestinationLabel {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LoginLabel {
+    means: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct NotificationLabel {
     destination: String,
     outcome: &'static str,
@@ -65,6 +71,7 @@ pub(crate) const LED_EPOCH: &str = "The epoch of this coordinator's term, 0 if a
 pub(crate) struct Metrics {
     registry: Registry,
     origin_bytes: Family<NodeLabel, Counter>,
+    logins: Family<LoginLabel, Counter>,
     notifications: Family<NotificationLabel, Counter>,
     notifications_waiting: Family<DestinationLabel, Gauge>,
     pub(crate) syncs: Counter,
@@ -88,6 +95,12 @@ impl Metrics {
         let mut registry = Registry::with_prefix("firmesh_coordinator");
         let origin_bytes = Family::default();
         let (notifications, notifications_waiting) = (Family::default(), Family::default());
+        let logins = Family::default();
+        registry.register(
+            "logins",
+            "Proofs of identity that were looked at: tokens given, and what was refused",
+            logins.clone(),
+        );
         registry.register(
             "notifications",
             "Attempts to tell a destination something, by what came of them",
@@ -141,6 +154,7 @@ impl Metrics {
         Arc::new(Self {
             registry,
             origin_bytes,
+            logins,
             notifications,
             notifications_waiting,
             syncs,
@@ -162,6 +176,10 @@ impl Metrics {
         self.origin_bytes
             .get_or_create(&NodeLabel { node: node.to_string() })
             .inc_by(bytes as u64);
+    }
+
+    pub(crate) fn login(&self, means: &'static str, outcome: &'static str) {
+        self.logins.get_or_create(&LoginLabel { means, outcome }).inc();
     }
 
     pub(crate) fn notified(&self, destination: &str, outcome: &'static str) {

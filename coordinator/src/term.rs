@@ -12,6 +12,7 @@ use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    access::Access,
     authority::Authority,
     config::Settings,
     events::Events,
@@ -98,6 +99,7 @@ pub(crate) async fn lead(
     })?;
     let vetting = Vetting::new(settings.provenance_policy.clone(), files, origin.clone());
     vetting.check_policy()?;
+    let access = Access::load(settings.access.clone(), files, &store.fleet())?;
     let (events, metrics) = (Arc::new(Events::new(clock.wall())), Metrics::new());
     metrics.epoch.set(store.epoch().cast_signed());
     let rates = Rates::new(settings.requests_per_second, settings.requests_burst);
@@ -125,6 +127,7 @@ pub(crate) async fn lead(
         origin,
         turns: Turns::new(settings.slices_at_once, clock),
         authority: authority.clone(),
+        access,
         events,
         metrics,
         settings: settings.clone(),

@@ -1,131 +1,87 @@
 //! What one may be allowed to do. Every route names one of these; the policy says who has it.
 
-/// A permission, named `noun:verb` everywhere: in policies, in the API's document, in problems and in the audit log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) enum Permission {
-    /// See this face's own description, and who one is.
-    ApiRead,
-    /// See the fleet, its campaigns, releases and metadata.
-    FleetRead,
-    /// See the audit log.
-    AuditRead,
-    /// See counters and gauges.
-    MetricsRead,
-    /// Plan and rehearse campaigns.
-    CampaignPlan,
-    /// Start, pause, resume and cancel campaigns.
-    CampaignOrder,
-    /// Have devices go back to the version before.
-    CampaignRollback,
-    /// Say yes or no where a campaign waits for a person.
-    CampaignApprove,
-    /// Make, change and remove groups of devices.
-    GroupWrite,
-    /// Tell of devices before a node does.
-    DeviceRegister,
-    /// Say that a quarantined device was looked at.
-    DeviceClear,
-    /// Change what people say of a device: labels, pins.
-    DeviceWrite,
-    /// Forget a device.
-    DeviceDelete,
-    /// Change windows, baselines and policies.
-    PolicyWrite,
-    /// Publish signed metadata.
-    MetadataPublish,
-    /// Keep evidence: vendor signatures, SBOMs, verdicts.
-    EvidenceWrite,
-    /// Stop a campaign or an image for good.
-    BrakePull,
-    /// Bring images in.
-    ArtifactImport,
-    /// Remove images.
-    ArtifactDelete,
-    /// Take images out, as a person.
-    ArtifactExport,
-    /// Change what releases are.
-    ReleaseWrite,
-    /// Allow nodes to enrol.
-    NodeEnrol,
-    /// Take nodes out of the fleet.
-    NodeRevoke,
-    /// Tell people something again, or as a test.
-    NotificationSend,
-    /// Make, rotate and revoke API keys.
-    AccessManage,
-    /// Download the image of one's own update, as a device.
-    FirmwareDownload,
-    /// Ask for one's own update, as a device.
-    UpdateCheck,
-    /// Tell of oneself, as a device.
-    DeviceReport,
+/// One line each: the variant, its name everywhere (policies, the API's document, problems, the audit log), and what it is.
+macro_rules! permissions {
+    ($($variant:ident = $name:literal, $what:literal;)*) => {
+        /// A permission, named `noun:verb`. A new one stands in `access.cedarschema` as well.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub(crate) enum Permission {
+            $(#[doc = $what] $variant,)*
+        }
+
+        impl Permission {
+            /// All of them.
+            pub(crate) const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// Its name.
+            pub(crate) const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// What it allows, for a person.
+            pub(crate) const fn what(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $what,)*
+                }
+            }
+        }
+    };
+}
+
+permissions! {
+    ApiRead = "api:read", "See this face's own description, and who one is.";
+    FleetRead = "fleet:read", "See the fleet, its campaigns, releases and metadata.";
+    AuditRead = "audit:read", "See the audit log.";
+    MetricsRead = "metrics:read", "See counters and gauges.";
+    CampaignPlan = "campaign:plan", "Plan and rehearse campaigns.";
+    CampaignOrder = "campaign:order", "Start, pause, resume and cancel campaigns.";
+    CampaignRollback = "campaign:rollback", "Have devices go back to the version before.";
+    CampaignApprove = "campaign:approve", "Say yes or no where a campaign waits for a person.";
+    GroupWrite = "group:write", "Make, change and remove groups of devices.";
+    DeviceRegister = "device:register", "Tell of devices before a node does.";
+    DeviceClear = "device:clear", "Say that a quarantined device was looked at.";
+    DeviceWrite = "device:write", "Change what people say of a device: labels, pins.";
+    DeviceDelete = "device:delete", "Forget a device.";
+    PolicyWrite = "policy:write", "Change windows, baselines and policies.";
+    MetadataPublish = "metadata:publish", "Publish signed metadata.";
+    EvidenceWrite = "evidence:write", "Keep evidence: vendor signatures, SBOMs, verdicts.";
+    BrakePull = "brake:pull", "Stop a campaign or an image for good.";
+    ArtifactImport = "artifact:import", "Bring images in.";
+    ArtifactDelete = "artifact:delete", "Remove images.";
+    ArtifactExport = "artifact:export", "Take images out, as a person.";
+    ReleaseWrite = "release:write", "Change what releases are.";
+    NodeEnrol = "node:enrol", "Allow nodes to enrol.";
+    NodeRevoke = "node:revoke", "Take nodes out of the fleet.";
+    NotificationSend = "notification:send", "Tell people something again, or as a test.";
+    AccessManage = "access:manage", "Make, rotate and revoke API keys.";
+    FirmwareDownload = "firmware:download", "Download the image of one's own update, as a device.";
+    UpdateCheck = "update:check", "Ask for one's own update, as a device.";
+    DeviceReport = "device:report", "Tell of oneself, as a device.";
 }
 
 impl Permission {
-    /// All of them.
-    pub(crate) const ALL: [Self; 28] = [
-        Self::ApiRead,
-        Self::FleetRead,
-        Self::AuditRead,
-        Self::MetricsRead,
-        Self::CampaignPlan,
-        Self::CampaignOrder,
-        Self::CampaignRollback,
-        Self::CampaignApprove,
-        Self::GroupWrite,
-        Self::DeviceRegister,
-        Self::DeviceClear,
-        Self::DeviceWrite,
-        Self::DeviceDelete,
-        Self::PolicyWrite,
-        Self::MetadataPublish,
-        Self::EvidenceWrite,
-        Self::BrakePull,
-        Self::ArtifactImport,
-        Self::ArtifactDelete,
-        Self::ArtifactExport,
-        Self::ReleaseWrite,
-        Self::NodeEnrol,
-        Self::NodeRevoke,
-        Self::NotificationSend,
-        Self::AccessManage,
-        Self::FirmwareDownload,
-        Self::UpdateCheck,
-        Self::DeviceReport,
-    ];
+    /// Whether it is to look only: what is looked at does not matter then, and nothing is logged.
+    pub(crate) const fn is_to_read(self) -> bool {
+        matches!(
+            self,
+            Self::ApiRead | Self::FleetRead | Self::AuditRead | Self::MetricsRead
+        )
+    }
 
-    /// Its name.
-    pub(crate) const fn name(self) -> &'static str {
-        match self {
-            Self::ApiRead => "api:read",
-            Self::FleetRead => "fleet:read",
-            Self::AuditRead => "audit:read",
-            Self::MetricsRead => "metrics:read",
-            Self::CampaignPlan => "campaign:plan",
-            Self::CampaignOrder => "campaign:order",
-            Self::CampaignRollback => "campaign:rollback",
-            Self::CampaignApprove => "campaign:approve",
-            Self::GroupWrite => "group:write",
-            Self::DeviceRegister => "device:register",
-            Self::DeviceClear => "device:clear",
-            Self::DeviceWrite => "device:write",
-            Self::DeviceDelete => "device:delete",
-            Self::PolicyWrite => "policy:write",
-            Self::MetadataPublish => "metadata:publish",
-            Self::EvidenceWrite => "evidence:write",
-            Self::BrakePull => "brake:pull",
-            Self::ArtifactImport => "artifact:import",
-            Self::ArtifactDelete => "artifact:delete",
-            Self::ArtifactExport => "artifact:export",
-            Self::ReleaseWrite => "release:write",
-            Self::NodeEnrol => "node:enrol",
-            Self::NodeRevoke => "node:revoke",
-            Self::NotificationSend => "notification:send",
-            Self::AccessManage => "access:manage",
-            Self::FirmwareDownload => "firmware:download",
-            Self::UpdateCheck => "update:check",
-            Self::DeviceReport => "device:report",
-        }
+    /// Whether its use is an entry of the audit log. Plans and rehearsals change nothing; what devices tell, and what
+    /// is given out, is written down where it happens.
+    pub(crate) const fn is_logged(self) -> bool {
+        !self.is_to_read()
+            && !matches!(
+                self,
+                Self::CampaignPlan
+                    | Self::ArtifactExport
+                    | Self::FirmwareDownload
+                    | Self::UpdateCheck
+                    | Self::DeviceReport
+            )
     }
 }
 

@@ -154,6 +154,16 @@ impl Drafts {
                     None => Document::None,
                 },
             }],
+            Write::ApiKey { key, change, by } => vec![Draft {
+                event: Event::Key {
+                    key: key.id.clone(),
+                    name: key.name.clone(),
+                    role: key.role.to_string(),
+                    what: change.name().to_owned(),
+                    by: by.clone(),
+                },
+                document: Document::None,
+            }],
             Write::Restart(id) => {
                 self.campaigns.remove(id);
                 Vec::new()

@@ -1,5 +1,5 @@
-//! `/api/v1/firmware`: releases with their images, for operators. An image leaves only to an operator, and every time is an
-//! entry of the audit log, written before the first byte.
+//! `/api/v1/firmware`: releases with their images, for operators. An image leaves only to a device, or to who may take images
+//! out (`artifact:export`), and every time is an entry of the audit log, written before the first byte.
 
 use std::{ops::Range, sync::Arc};
 
@@ -17,8 +17,9 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     App,
+    admission::Who,
     conditions::Conditions,
-    operators::{Identity, release_views},
+    operators::release_views,
     paging::Listing,
     problem::Failure,
     routes::{Op, Routes},
@@ -40,12 +41,9 @@ pub(super) fn add_routes(routes: &mut Routes) {
         .needs(Permission::FleetRead)
         .tagged();
     routes.add(TAG, "/api/v1/firmware/{name}", [show.answers::<ReleaseView>()]);
-    let download = Op::get(
-        "The image, or a range of its bytes. Needs the token, and is logged for auditors.",
-        download,
-    )
-    .needs(Permission::FirmwareDownload)
-    .needs(Permission::ArtifactExport);
+    let download = Op::get("The image, or a range of its bytes; logged for auditors.", download)
+        .needs(Permission::FirmwareDownload)
+        .needs(Permission::ArtifactExport);
     let download = download.header("Range", false, "one range, such as `bytes=0-1048575`");
     routes.add(
         TAG,
@@ -72,13 +70,9 @@ async fn found(app: &App, name: &str) -> Result<ReleaseView, Failure> {
 async fn download(
     State(app): Shared,
     Path(name): Path<String>,
-    Extension(identity): Extension<Identity>,
+    Extension(who): Extension<Who>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    if identity != Identity::Operator {
-        let detail = "an image is given to operators only: send `Authorization: Bearer <token>`";
-        return Err(Failure::new(StatusCode::UNAUTHORIZED, "unauthorised", detail).refused());
-    }
     let ReleaseView { release, stored } = found(&app, &name).await?;
     if !stored {
         return Err(Failure::not_found(format!("image of {}", release.target)));
@@ -105,6 +99,7 @@ async fn download(
         artifact: artifact.id,
         first: range.start,
         length,
+        by: Some(who.name.clone()),
     };
     app.store.log_event(export, app.clock.wall()).await?;
     let headers = [

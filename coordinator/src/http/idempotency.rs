@@ -1,5 +1,5 @@
 //! `Idempotency-Key` on every `POST`: the same request again gets the answer of the first time, another request under the
-//! same key is refused, and so is one whose first time is not over.
+//! same key is refused, and so is one whose first time is not over. Keys are each identity's own.
 //!
 //! What identifies a request is the digest of its query and body; of an image, whose body is too long to be kept, the
 //! digest that `?sha256=` announces, which the import checks. The request is carried out to its end even if the asker goes
@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     body::{Body, to_bytes},
     extract::{Request, State},
     http::{HeaderValue, Method, StatusCode, header},
@@ -20,8 +21,9 @@ use firmesh_protocol::{api::Problem, ids::Sha256};
 use sha2::Digest as _;
 use tracing::{Instrument as _, Span, error};
 
-use super::{App, problem::Failure};
+use super::{App, admission::Who, problem::Failure};
 use crate::{
+    access::Means,
     publish::PUBLICATION_BYTES_MAX,
     replays::{ANSWER_BYTES_MAX, Kept},
     telemetry::chain,
@@ -33,16 +35,25 @@ const KEY_BYTES_MAX: usize = 128;
 const IMAGES: &str = "/api/v1/artifacts";
 /// Whose answer is a secret.
 const TICKETS: &str = "/api/v1/nodes";
+const KEYS: &str = "/api/v1/access/keys";
+/// A password is not kept, not even as a digest; another token is as good as the first.
+const LOGIN: &str = "/api/v1/auth/token";
 /// What changes nothing, and may be done again where the answer is too long to be kept.
 const COMPUTATIONS: [&str; 2] = ["/api/v1/plans", "/api/v1/simulations"];
 
-pub(super) async fn keep_answer(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn keep_answer(
+    State(app): State<Arc<App>>,
+    Extension(who): Extension<Who>,
+    request: Request,
+    next: Next,
+) -> Response {
     let mut keys = request.headers().get_all("idempotency-key").iter();
-    let key = keys.next().filter(|_| *request.method() == Method::POST).cloned();
+    let takes_keys = *request.method() == Method::POST && request.uri().path() != LOGIN;
+    let key = keys.next().filter(|_| takes_keys).cloned();
     let is_alone = keys.next().is_none();
     match key {
         None => next.run(request).await,
-        Some(key) => match once(app, &key, is_alone, request, next).await {
+        Some(key) => match once(app, &who, &key, is_alone, request, next).await {
             Ok(response) => response,
             Err(failure) => failure.into_response(),
         },
@@ -51,6 +62,7 @@ pub(super) async fn keep_answer(State(app): State<Arc<App>>, request: Request, n
 
 async fn once(
     app: Arc<App>,
+    who: &Who,
     key: &HeaderValue,
     is_alone: bool,
     request: Request,
@@ -63,7 +75,11 @@ async fn once(
         Failure::new(StatusCode::BAD_REQUEST, "bad_idempotency_key", detail)
     })?;
     let (key, path) = (key.to_owned(), request.uri().path().to_owned());
-    let scope = format!("POST {path}");
+    // Nobody is given what another one was answered.
+    let scope = match who.means {
+        Means::Bootstrap => format!("POST {path}"),
+        _ => format!("POST {path} of {}", who.name),
+    };
     let turn = app.running.begin(&scope, &key).ok_or_else(|| {
         let detail = "the first request with this Idempotency-Key is still being carried out: ask again later";
         Failure::new(StatusCode::CONFLICT, "request_running", detail)
@@ -164,7 +180,7 @@ async fn keep(
         .await
         .map_err(|error| broken(error.to_string()))?;
     let is_short = body.len() <= ANSWER_BYTES_MAX;
-    let is_secret = path == TICKETS && status.is_success();
+    let is_secret = status.is_success() && (path == TICKETS || path == KEYS || path.ends_with("/rotate"));
     if is_short || !COMPUTATIONS.contains(&path) {
         let kind = parts.headers.get(header::CONTENT_TYPE);
         let kept = Kept {

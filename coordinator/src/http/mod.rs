@@ -1,8 +1,11 @@
 //! The two faces: operators over plain HTTP on loopback, nodes over mutual TLS.
 
+mod access;
+mod admission;
 mod audit;
 mod campaigns;
 mod conditions;
+mod cors;
 mod dashboard;
 mod devices;
 mod firmware;
@@ -29,8 +32,8 @@ use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    authority::Authority, config::Settings, events::Events, origin::Origin, possession::Judge, replays::Running,
-    runtime::Coordinator, store::Store, telemetry::Metrics, turns::Turns,
+    access::Access, authority::Authority, config::Settings, events::Events, origin::Origin, possession::Judge,
+    replays::Running, runtime::Coordinator, store::Store, telemetry::Metrics, turns::Turns,
 };
 
 pub(crate) use rates::Rates;
@@ -45,6 +48,7 @@ pub(crate) struct App {
     pub(crate) turns: Turns,
     pub(crate) judge: Judge,
     pub(crate) authority: Arc<Authority>,
+    pub(crate) access: Access,
     pub(crate) events: Arc<Events>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) settings: Arc<Settings>,
@@ -64,11 +68,14 @@ pub(crate) struct App {
 
 /// The operators' routes.
 pub(crate) fn operators(app: Arc<App>) -> Router {
-    operators::router(app.clone())
+    let routes = operators::router(app.clone())
         .merge(dashboard::router())
-        .fallback(problem::no_such_route)
-        .layer(from_fn(requests::identify))
-        .with_state(app)
+        .fallback(problem::no_such_route);
+    let routes = match cors::layer(&app.settings.cors_origins) {
+        Some(cors) => routes.layer(cors),
+        None => routes,
+    };
+    routes.layer(from_fn(requests::identify)).with_state(app)
 }
 
 /// The nodes' routes.

@@ -1,7 +1,6 @@
-//! The operators' face, `/api/v1`: reading is open on loopback, every change needs the token.
+//! The operators' face, `/api/v1`: each route with what it needs; reading is open on loopback.
 
 use std::{
-    net::IpAddr,
     ops::Bound,
     sync::{Arc, atomic::Ordering},
 };
@@ -9,8 +8,8 @@ use std::{
 use axum::{
     Json, Router,
     extract::{Path, Query, Request, State},
-    http::{Method, StatusCode, header, uri::Authority},
-    middleware::{Next, from_fn_with_state},
+    http::{StatusCode, header},
+    middleware::from_fn_with_state,
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -32,7 +31,9 @@ use serde::Deserialize;
 use tracing::info;
 
 use super::{
-    App, audit, campaigns,
+    App, access,
+    admission::{self, Gate},
+    audit, campaigns,
     conditions::Conditions,
     devices, firmware, groups, idempotency, notifications,
     paging::Listing,
@@ -60,16 +61,22 @@ pub(super) fn routes() -> Routes {
     firmware::add_routes(&mut routes);
     notifications::add_routes(&mut routes);
     audit::add_routes(&mut routes);
+    access::add_routes(&mut routes);
     stream::add_routes(&mut routes);
     routes
 }
 
 /// The layers, from the inside: the key of a repeated request counts only for those who may make it.
 pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
-    let api = routes().finish();
-    api.route_layer(from_fn_with_state(app.clone(), idempotency::keep_answer))
-        .route_layer(from_fn_with_state(app.clone(), rates::limit))
-        .route_layer(from_fn_with_state(app, authorise))
+    let (api, table) = routes().finish();
+    let gate = Gate {
+        app: app.clone(),
+        table: Arc::new(table),
+    };
+    api.route_layer(from_fn_with_state(app.clone(), admission::log_change))
+        .route_layer(from_fn_with_state(app.clone(), idempotency::keep_answer))
+        .route_layer(from_fn_with_state(app, rates::limit))
+        .route_layer(from_fn_with_state(gate, admission::admit))
         .route("/health", get(health))
         .method_not_allowed_fallback(problem::no_such_method)
 }
@@ -149,62 +156,6 @@ fn add_own(routes: &mut Routes) {
     routes.add("about", "/metrics", [
         Op::get("Counters and gauges.", metrics).needs(Permission::MetricsRead).answers_as("application/openmetrics-text"),
     ]);
-}
-
-/// Who asks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Identity {
-    /// Somebody with the operators' token.
-    Operator,
-    /// Somebody on this machine, without it.
-    Reader,
-}
-
-/// Changes need the token; reads too, where the settings say so, or when the request was made to another name than this
-/// machine's own: a page of a stranger may have its name point at loopback and read along.
-async fn authorise(State(app): Shared, mut request: Request, next: Next) -> Response {
-    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let bearer = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.to_str().ok()?.strip_prefix("Bearer "));
-    let is_operator = bearer.is_some_and(|token| app.authority.is_operator_token(token.trim()));
-    let is_open = reads && !app.settings.token_for_reads && is_made_to_loopback(&request);
-    if is_operator || (is_open && bearer.is_none()) {
-        let identity = if is_operator {
-            Identity::Operator
-        } else {
-            Identity::Reader
-        };
-        request.extensions_mut().insert(identity);
-        return next.run(request).await;
-    }
-    let path = app.settings.state_dir.join("operator.token");
-    let detail = match bearer {
-        Some(_) => format!(
-            "the token is not this coordinator's: it stands in {} on its machine",
-            path.display()
-        ),
-        None => format!(
-            "send `Authorization: Bearer <token>`: the token stands in {} on the coordinator's machine (reading may be \
-             open without it, but only by the names localhost and 127.0.0.1)",
-            path.display()
-        ),
-    };
-    app.metrics.refusals.inc();
-    let failure = Failure::new(StatusCode::UNAUTHORIZED, "unauthorised", detail).refused();
-    ([(header::WWW_AUTHENTICATE, "Bearer")], failure).into_response()
-}
-
-fn is_made_to_loopback(request: &Request) -> bool {
-    let host = request.headers().get(header::HOST);
-    let host = host.map(|host| host.to_str().ok()?.parse::<Authority>().ok());
-    let Some(host) = host.unwrap_or_else(|| request.uri().authority().cloned()) else {
-        return false;
-    };
-    let name = host.host();
-    let address = name.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    name.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
 }
 
 /// A follower answers by itself ([`crate::cluster`]).

@@ -1,4 +1,5 @@
-//! How often one may ask: a bucket for operators and one for those who only read, on the `governor` crate.
+//! How often one may ask: a bucket for each identity, one for those who read without one, and one for those who are not who
+//! they say, on the `governor` crate.
 
 use std::{num::NonZeroU32, sync::Arc, time::Duration};
 
@@ -13,47 +14,62 @@ use governor::{
     Quota, RateLimiter,
     clock::{Clock as _, DefaultClock},
     middleware::StateInformationMiddleware,
-    state::{InMemoryState, NotKeyed},
+    state::{InMemoryState, NotKeyed, keyed::HashMapStateStore},
 };
 
-use super::{App, operators::Identity, problem::Failure};
+use super::{App, admission::Who, problem::Failure};
 
-type Limiter = RateLimiter<NotKeyed, InMemoryState, DefaultClock, StateInformationMiddleware>;
+type Limiter = RateLimiter<String, HashMapStateStore<String>, DefaultClock, StateInformationMiddleware>;
+
+/// Buckets are looked through for full ones when there are so many. There are never more than identities that were proven.
+const BUCKETS_MAX: usize = 10_000;
+
+/// Wrong proofs a second, of everybody together.
+const STRANGERS_PER_SECOND: NonZeroU32 = NonZeroU32::new(20).expect("not zero");
+const STRANGERS_BURST: NonZeroU32 = NonZeroU32::new(200).expect("not zero");
 
 /// The buckets.
 #[derive(Debug)]
 pub(crate) struct Rates {
-    operators: Limiter,
-    readers: Limiter,
+    identities: Limiter,
+    strangers: RateLimiter<NotKeyed, InMemoryState, DefaultClock>,
     burst: NonZeroU32,
 }
 
 impl Rates {
     pub(crate) fn new(per_second: NonZeroU32, burst: NonZeroU32) -> Self {
-        let limiter = || {
-            let quota = Quota::per_second(per_second).allow_burst(burst);
-            RateLimiter::direct(quota).with_middleware()
-        };
+        let quota = Quota::per_second(per_second).allow_burst(burst);
+        let strangers = Quota::per_second(STRANGERS_PER_SECOND).allow_burst(STRANGERS_BURST);
         Self {
-            operators: limiter(),
-            readers: limiter(),
+            identities: RateLimiter::hashmap_with_clock(quota, DefaultClock::default()).with_middleware(),
+            strangers: RateLimiter::direct(strangers),
             burst,
         }
     }
+
+    /// Whether another wrong proof is answered properly.
+    pub(super) fn hears_stranger(&self) -> bool {
+        self.strangers.check().is_ok()
+    }
+}
+
+pub(super) fn too_many() -> Failure {
+    let detail = "more requests than operators.requests_per_second allows: wait as `Retry-After` says";
+    Failure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
 }
 
 /// Behind the check of who asks.
 pub(super) async fn limit(
     State(app): State<Arc<App>>,
-    Extension(identity): Extension<Identity>,
+    Extension(who): Extension<Who>,
     request: Request,
     next: Next,
 ) -> Response {
-    let limiter = match identity {
-        Identity::Operator => &app.rates.operators,
-        Identity::Reader => &app.rates.readers,
-    };
-    let (mut response, left, wait) = match limiter.check() {
+    let buckets = &app.rates.identities;
+    if buckets.len() > BUCKETS_MAX {
+        buckets.retain_recent();
+    }
+    let (mut response, left, wait) = match buckets.check_key(&who.name) {
         Ok(state) => (
             next.run(request).await,
             state.remaining_burst_capacity(),
@@ -61,9 +77,7 @@ pub(super) async fn limit(
         ),
         Err(until) => {
             let wait = until.wait_time_from(DefaultClock::default().now());
-            let detail = "more requests than operators.requests_per_second allows: wait as `Retry-After` says";
-            let failure = Failure::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail);
-            (failure.into_response(), 0, wait.max(Duration::from_millis(1)))
+            (too_many().into_response(), 0, wait.max(Duration::from_millis(1)))
         }
     };
     let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);

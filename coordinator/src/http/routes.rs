@@ -9,7 +9,7 @@ use axum::{
     Router,
     extract::DefaultBodyLimit,
     handler::Handler,
-    http::header,
+    http::{Method, header},
     routing::{MethodRouter, delete, get, post, put},
 };
 use bytes::Bytes;
@@ -26,7 +26,7 @@ use utoipa::{
     },
 };
 
-use super::{App, problem::PROBLEMS};
+use super::{App, admission::Table, problem::PROBLEMS};
 use crate::access::Permission;
 
 type Schemas = Vec<(String, RefOr<Schema>)>;
@@ -74,10 +74,6 @@ impl Op {
     }
 
     /// Nobody has to say who he is.
-    #[expect(
-        dead_code,
-        reason = "the first route that needs no identity is the one that gives it"
-    )]
     pub(super) fn open(mut self) -> Self {
         self.needs = Some(Needs::Nothing);
         self
@@ -268,8 +264,8 @@ impl Routes {
         self.router = std::mem::take(&mut self.router).route(path, methods);
     }
 
-    /// The router, which serves the document as well.
-    pub(super) fn finish(mut self) -> Router<Arc<App>> {
+    /// The router, which serves the document as well, and what each route needs.
+    pub(super) fn finish(mut self) -> (Router<Arc<App>>, Table) {
         let document: Arc<OnceLock<Bytes>> = Arc::default();
         let served = Arc::clone(&document);
         let serve = move || {
@@ -282,7 +278,19 @@ impl Routes {
         self.add("about", "/api/v1/openapi.json", [op]);
         let text = self.document().to_string();
         document.get_or_init(|| text.into());
-        self.router
+        let rows = self.needs.into_iter().map(|(path, method, needs)| {
+            // Who forgets it, has it used by administrators only; a test says so as well.
+            let needs = needs.unwrap_or_else(|| Needs::OneOf(vec![Permission::AccessManage]));
+            let method = match method {
+                HttpMethod::Get => Method::GET,
+                HttpMethod::Put => Method::PUT,
+                HttpMethod::Delete => Method::DELETE,
+                HttpMethod::Patch => Method::PATCH,
+                _ => Method::POST,
+            };
+            ((method, path), needs)
+        });
+        (self.router, rows.collect())
     }
 
     fn document(&self) -> serde_json::Value {
@@ -314,7 +322,11 @@ impl Routes {
             .map(|(code, what)| (format!("urn:firmesh:problem:{code}"), json!(what)))
             .collect::<serde_json::Map<_, _>>()
             .into();
-        document["x-permissions"] = Permission::ALL.iter().map(|permission| permission.name()).collect();
+        document["x-permissions"] = Permission::ALL
+            .iter()
+            .map(|permission| (permission.name().to_owned(), json!(permission.what())))
+            .collect::<serde_json::Map<_, _>>()
+            .into();
         for (path, method, needs) in &self.needs {
             let permissions = match needs {
                 Some(Needs::OneOf(permissions)) => permissions.as_slice(),
@@ -323,14 +335,30 @@ impl Routes {
             };
             let place = &mut document["paths"][path.replace("{*", "{")][verb(method)];
             place["x-permission"] = permissions.iter().map(|permission| permission.name()).collect();
+            if permissions.is_empty() {
+                place["security"] = json!([]);
+                continue;
+            }
+            let is_read = permissions.iter().all(|permission| permission.is_to_read()) && *method == HttpMethod::Get;
+            place["security"] = match is_read {
+                true => json!([{}, { "bearer": [] }]),
+                false => json!([{ "bearer": [] }]),
+            };
+            for status in ["401", "403"] {
+                place["responses"][status] = json!({ "$ref": "#/components/responses/Problem" });
+            }
         }
-        document["components"]["securitySchemes"] = json!({ "operator": { "type": "http", "scheme": "bearer" } });
-        document["security"] = json!([{}, { "operator": [] }]);
+        document["components"]["securitySchemes"] = json!({ "bearer": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": "An API key, a token of this coordinator or of its identity provider (both JWT), or the operator token",
+        } });
         document
     }
 }
 
-const ABOUT: &str = "Reading is open on loopback unless the settings say otherwise, every change needs the operators' token. \
+const ABOUT: &str = "Every operation needs one of the permissions under `x-permission` (`GET /api/v1/auth/permissions` says \
+    who has them); reading may be open on the coordinator's own machine. \
     Errors are problems (RFC 9457) whose types stand under `x-problem-types`; signatures that are refused have the codes of \
     the verifier as well.";
 
@@ -351,6 +379,7 @@ mod tests {
     #[test]
     fn no_route_of_the_operators_goes_past_the_document() {
         for (file, text, allowed) in [
+            ("access.rs", include_str!("access.rs"), 0),
             ("audit.rs", include_str!("audit.rs"), 0),
             ("campaigns.rs", include_str!("campaigns.rs"), 0),
             ("devices.rs", include_str!("devices.rs"), 0),
@@ -375,6 +404,8 @@ mod tests {
         let listed: Vec<_> = super::PROBLEMS.iter().map(|(code, _)| *code).collect();
         assert!(listed.is_sorted_by(|a, b| a < b), "in order, and each once");
         let sources = [
+            include_str!("access.rs"),
+            include_str!("admission.rs"),
             include_str!("conditions.rs"),
             include_str!("devices.rs"),
             include_str!("firmware.rs"),

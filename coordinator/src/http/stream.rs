@@ -26,7 +26,8 @@ use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
 
 use super::{
     App,
-    operators::{Identity, named},
+    admission::Who,
+    operators::named,
     problem::Failure,
     routes::{Op, Routes},
 };
@@ -101,7 +102,7 @@ pub(super) struct Since {
 /// A request for a stream.
 type Asked = (
     Result<Query<Since>, QueryRejection>,
-    Extension<Identity>,
+    Extension<Who>,
     HeaderMap,
     Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 );
@@ -109,18 +110,18 @@ type Asked = (
 async fn fleet(
     State(app): State<Arc<App>>,
     since: Result<Query<Since>, QueryRejection>,
-    Extension(identity): Extension<Identity>,
+    Extension(who): Extension<Who>,
     headers: HeaderMap,
     socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Failure> {
-    upgrade(app, (since, Extension(identity), headers, socket), |_| true)
+    upgrade(app, (since, Extension(who), headers, socket), |_| true)
 }
 
 async fn campaign(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
     since: Result<Query<Since>, QueryRejection>,
-    Extension(identity): Extension<Identity>,
+    Extension(who): Extension<Who>,
     headers: HeaderMap,
     socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Failure> {
@@ -130,7 +131,7 @@ async fn campaign(
     known.ok_or_else(|| Failure::not_found(format!("campaign {id}")))?;
     upgrade(
         app,
-        (since, Extension(identity), headers, socket),
+        (since, Extension(who), headers, socket),
         move |event| match &event.what {
             EventKind::Campaign(view) => view.id == id,
             EventKind::Attempt(view) => view.campaign == id,
@@ -143,7 +144,7 @@ async fn device(
     State(app): State<Arc<App>>,
     Path(id): Path<String>,
     since: Result<Query<Since>, QueryRejection>,
-    Extension(identity): Extension<Identity>,
+    Extension(who): Extension<Who>,
     headers: HeaderMap,
     socket: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, Failure> {
@@ -155,18 +156,18 @@ async fn device(
     }
     upgrade(
         app,
-        (since, Extension(identity), headers, socket),
+        (since, Extension(who), headers, socket),
         move |event| matches!(&event.what, EventKind::Attempt(view) if view.device == id),
     )
 }
 
 fn upgrade(
     app: Arc<App>,
-    (since, Extension(identity), headers, socket): Asked,
+    (since, Extension(who), headers, socket): Asked,
     wants: impl Fn(&Event) -> bool + Send + Sync + 'static,
 ) -> Result<Response, Failure> {
     // Browsers keep a stranger's page from reading our answers, but not our sockets.
-    if identity == Identity::Reader && !is_same_origin(&headers) {
+    if who.is_anonymous() && !is_same_origin(&headers) && !is_configured_origin(&app, &headers) {
         let detail = "a page of another origin may not read along: open the stream from this coordinator's own page, or \
                       send the token";
         return Err(Failure::new(StatusCode::FORBIDDEN, "foreign_origin", detail).refused());
@@ -192,6 +193,11 @@ fn is_same_origin(headers: &HeaderMap) -> bool {
     let authority = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok());
     authority.is_some_and(|(_, authority)| host == Some(authority))
+}
+
+fn is_configured_origin(app: &App, headers: &HeaderMap) -> bool {
+    let origin = headers.get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    origin.is_some_and(|origin| app.settings.cors_origins.iter().any(|one| one == origin))
 }
 
 /// Tells a watcher until it goes away. One that is too slow for the ring is told to reload, and let go.

@@ -87,6 +87,14 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
             ..
         } => of_write(Write::Evidence(digest, bytes)),
         Write::Rollback { order: None, .. } => Vec::new(),
+        Write::ApiKey { key, .. } => one(query(
+            "INSERT INTO api_keys VALUES ($1, $2, $3) ON CONFLICT (id) DO UPDATE \
+             SET revoked = excluded.revoked, record = excluded.record \
+             WHERE api_keys.revoked <= excluded.revoked",
+        )
+        .bind(key.id.clone())
+        .bind(i64::from(key.revoked.is_some()))
+        .bind(text(&key))),
         // Inserted with the other notices of the transaction.
         Write::Notice(_) => Vec::new(),
         Write::RosterVersion(version) => one(set_meta("roster_version", version.to_string())),

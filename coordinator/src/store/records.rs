@@ -9,7 +9,10 @@ use firmesh_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::notify::Notice;
+use crate::{
+    access::{ApiKey, KeyChange},
+    notify::Notice,
+};
 
 /// A permission to enrol one key, without its token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,6 +139,15 @@ pub(crate) enum Write {
     },
     /// Something to tell people, beside what other writes tell.
     Notice(Box<Notice>),
+    /// An API key.
+    ApiKey {
+        /// The key.
+        key: Box<ApiKey>,
+        /// What became of it.
+        change: KeyChange,
+        /// Who did it.
+        by: String,
+    },
 }
 
 /// Everything stored, for a start.

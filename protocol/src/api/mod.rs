@@ -3,6 +3,7 @@
 //! Two faces. Operators: `/api/v1` (see `coordinator/README.md`). Nodes: `/node/v1`, over mutual TLS. Nothing here is
 //! trusted for what it says: whatever decides about a device travels inside, in signed metadata or DSSE envelopes.
 
+mod access;
 mod audit;
 mod campaigns;
 mod devices;
@@ -16,6 +17,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use access::{
+    ApiKeyMade, ApiKeyView, Grant, Limits, LoginMethods, NewApiKey, OidcView, PermissionView, Role, RotateRequest,
+    TokenAnswer, TokenRequest, UnknownRole, WhoAmI,
+};
 pub use audit::{AuditEntries, AuditNews, AuditPath, AuditSeen, BrakeView};
 pub use campaigns::{
     CampaignMetrics, CampaignState, CampaignStatus, CampaignView, Explanation, GateVerdict, PlanRequest, PlanResponse,

@@ -181,6 +181,30 @@ pub enum Event {
         /// Why, for a person.
         reason: String,
     },
+    /// Somebody made a request that changed something, and was allowed to.
+    Access {
+        /// Who, such as `key:9f2c...`, `oidc:alice` or `bootstrap`.
+        by: String,
+        /// How he has proven it: `bootstrap`, `api_key`, `oidc` or `ldap`.
+        means: String,
+        /// The permission that allowed it.
+        permission: String,
+        /// Method and path.
+        request: String,
+    },
+    /// An API key was made, given another secret, or revoked.
+    Key {
+        /// The key.
+        key: String,
+        /// Whose it is, or what it is for.
+        name: String,
+        /// Its role.
+        role: String,
+        /// `made`, `rotated` or `revoked`.
+        what: String,
+        /// Who did it.
+        by: String,
+    },
     /// An operator was given an image, or a part of it.
     Export {
         /// The release's target, such as `firmware/acme-r1-bmc-1.1.0`.
@@ -191,6 +215,9 @@ pub enum Event {
         first: u64,
         /// How many bytes.
         length: u64,
+        /// Who was given it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        by: Option<String>,
     },
     /// An operator changed something that the coordinator keeps and nobody signs.
     Change {
@@ -242,6 +269,8 @@ impl Event {
             Self::Revocation { .. } => "revocation",
             Self::Brake { .. } => "brake",
             Self::Rollback { .. } => "rollback",
+            Self::Access { .. } => "access",
+            Self::Key { .. } => "key",
             Self::Export { .. } => "export",
             Self::Change { .. } => "change",
         }

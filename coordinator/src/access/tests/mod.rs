@@ -1,0 +1,3 @@
+mod policies;
+mod proofs;
+mod settings;

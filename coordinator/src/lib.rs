@@ -5,19 +5,24 @@
 
 mod audit;
 pub mod authority;
+mod baselines;
 mod brakes;
 pub mod ceremony;
 mod config;
+mod drafts;
 mod enrolment;
 mod events;
 mod evidence;
+mod firmware;
 mod groups;
 mod http;
 mod notify;
+mod operations;
 mod origin;
 mod possession;
 pub mod provenance;
 mod publish;
+mod records;
 mod registrations;
 mod replays;
 mod rows;
@@ -27,6 +32,7 @@ mod store;
 mod sync;
 mod telemetry;
 mod turns;
+mod uploads;
 mod vetting;
 mod world;
 

@@ -35,6 +35,7 @@ use crate::{
     store::{Store, StoreError},
     telemetry::Metrics,
     turns::Turns,
+    uploads::Uploads,
     vetting::Vetting,
     world::RestoreError,
 };
@@ -124,7 +125,9 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         source,
     };
     let origin = Origin::open(state_dir.join("artifacts")).map_err(unusable)?;
+    let uploads = Uploads::open(state_dir.join("uploads")).map_err(unusable)?;
     let store = Store::open(&state_dir.join("coordinator.sqlite"), authority.clone(), clock.wall()).await?;
+    store.interrupt_operations(clock.wall()).await?;
     let vetting = Vetting::new(settings.provenance_policy.clone(), &state_dir, origin.clone());
     vetting.check_policy()?;
 
@@ -155,6 +158,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         store,
         judge: Judge::new(origin.clone()),
         origin,
+        uploads,
+        mirror: Arc::new(Semaphore::new(1)),
         turns: Turns::new(settings.slices_at_once, clock),
         authority,
         events,

@@ -1,4 +1,4 @@
-//! `/api/v1/firmware`: releases with their images, for operators. An image leaves only to an operator, and every time is an
+//! `/api/v1/firmware/{name}/download`: images for operators. An image leaves only to an operator, and every time is an
 //! entry of the audit log, written before the first byte.
 
 use std::{ops::Range, sync::Arc};
@@ -11,15 +11,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use data_encoding::BASE64;
-use firmesh_protocol::{api::ReleaseView, audit::Event};
+use firmesh_protocol::{api::FirmwareView, audit::Event};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
 use super::{
     App,
-    conditions::Conditions,
-    operators::{Identity, release_views},
-    paging::Listing,
+    catalogue::found,
+    operators::Identity,
     problem::Failure,
     routes::{Op, Routes},
 };
@@ -31,10 +30,6 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "firmware";
-    let list = Op::get("Lists the releases and whether their images are here.", list).paged();
-    routes.add(TAG, "/api/v1/firmware", [list.answers_page::<ReleaseView>()]);
-    let show = Op::get("Shows a release by its target's name, without `firmware/`.", show).tagged();
-    routes.add(TAG, "/api/v1/firmware/{name}", [show.answers::<ReleaseView>()]);
     let download = Op::get(
         "The image, or a range of its bytes. Needs the token, and is logged for auditors.",
         download,
@@ -47,21 +42,6 @@ pub(super) fn add_routes(routes: &mut Routes) {
     );
 }
 
-async fn list(State(app): Shared, listing: Listing) -> Result<Response, Failure> {
-    Ok(listing.page_of(release_views(&app).await?, |view| view.release.target.clone()))
-}
-
-async fn show(State(app): Shared, Path(name): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
-    Ok(conditions.answer(&found(&app, &name).await?))
-}
-
-async fn found(app: &App, name: &str) -> Result<ReleaseView, Failure> {
-    let target = format!("firmware/{name}");
-    let views = release_views(app).await?;
-    let found = views.into_iter().find(|view| view.release.target == target);
-    found.ok_or_else(|| Failure::not_found(format!("release {}", target.escape_debug())))
-}
-
 async fn download(
     State(app): Shared,
     Path(name): Path<String>,
@@ -72,7 +52,7 @@ async fn download(
         let detail = "an image is given to operators only: send `Authorization: Bearer <token>`";
         return Err(Failure::new(StatusCode::UNAUTHORIZED, "unauthorised", detail).refused());
     }
-    let ReleaseView { release, stored } = found(&app, &name).await?;
+    let FirmwareView { release, stored, .. } = found(&app, &name).await?.0;
     if !stored {
         return Err(Failure::not_found(format!("image of {}", release.target)));
     }

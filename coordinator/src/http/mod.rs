@@ -1,10 +1,15 @@
 //! The two faces: operators over plain HTTP on loopback, nodes over mutual TLS.
 
 mod audit;
+mod baselines;
 mod campaigns;
+mod catalogue;
 mod conditions;
 mod dashboard;
 mod devices;
+mod drafts;
+mod evidence;
+mod facade;
 mod firmware;
 mod groups;
 mod idempotency;
@@ -12,15 +17,18 @@ mod nodes;
 mod notifications;
 mod operators;
 mod paging;
+mod places;
 mod problem;
 mod rates;
 mod reports;
+mod repository;
 mod requests;
 mod routes;
 mod simulations;
 mod stream;
 mod targets;
 mod tls;
+mod uploads;
 
 use std::sync::Arc;
 
@@ -42,6 +50,9 @@ pub(crate) struct App {
     pub(crate) coordinator: Coordinator,
     pub(crate) store: Store,
     pub(crate) origin: Origin,
+    pub(crate) uploads: crate::uploads::Uploads,
+    /// One repository sync at a time: it takes the network.
+    pub(crate) mirror: Arc<Semaphore>,
     pub(crate) turns: Turns,
     pub(crate) judge: Judge,
     pub(crate) authority: Arc<Authority>,

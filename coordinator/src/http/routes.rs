@@ -10,7 +10,7 @@ use axum::{
     extract::DefaultBodyLimit,
     handler::Handler,
     http::header,
-    routing::{MethodRouter, delete, get, post, put},
+    routing::{MethodRouter, delete, get, options, patch, post, put},
 };
 use bytes::Bytes;
 use firmesh_protocol::api::{Page, Problem};
@@ -64,6 +64,14 @@ impl Op {
 
     pub(super) fn put<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
         Self::new(HttpMethod::Put, put(handler), summary)
+    }
+
+    pub(super) fn patch<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
+        Self::new(HttpMethod::Patch, patch(handler), summary)
+    }
+
+    pub(super) fn options<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
+        Self::new(HttpMethod::Options, options(handler), summary)
     }
 
     pub(super) fn delete<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
@@ -123,8 +131,12 @@ impl Op {
         self
     }
 
-    pub(super) fn takes_bytes(mut self) -> Self {
-        let body = RequestBodyBuilder::new().content("application/octet-stream", any());
+    pub(super) fn takes_bytes(self) -> Self {
+        self.takes_as("application/octet-stream")
+    }
+
+    pub(super) fn takes_as(mut self, kind: &str) -> Self {
+        let body = RequestBodyBuilder::new().content(kind, any());
         self.doc = self.doc.request_body(Some(body.required(Some(Required::True)).build()));
         self
     }
@@ -156,6 +168,22 @@ impl Op {
             "Made; `Location` says where",
             Some(("application/json", content)),
         )
+    }
+
+    /// JSON, or the same in another form for those who ask for it.
+    pub(super) fn answers_or<T: ToSchema>(mut self, kind: &str) -> Self {
+        let mut response = Response::new("OK");
+        let json = self.json::<T>();
+        response.content.insert("application/json".to_owned(), json.into());
+        response.content.insert(kind.to_owned(), any().into());
+        self.doc = self.doc.response("200", response);
+        self
+    }
+
+    /// What is begun or still needs others.
+    pub(super) fn accepted<T: ToSchema>(mut self, what: &str) -> Self {
+        let content = self.json::<T>();
+        self.answer("202", what, Some(("application/json", content)))
     }
 
     /// Bytes, or JSON whose exact text matters.
@@ -217,6 +245,8 @@ impl Routes {
                 HttpMethod::Get => "get",
                 HttpMethod::Put => "put",
                 HttpMethod::Delete => "delete",
+                HttpMethod::Patch => "patch",
+                HttpMethod::Options => "options",
                 _ => "post",
             };
             let mut doc = op.doc.tag(tag).operation_id(Some(format!("{verb}_{id}")));
@@ -293,7 +323,15 @@ mod tests {
         for (file, text, allowed) in [
             ("audit.rs", include_str!("audit.rs"), 0),
             ("campaigns.rs", include_str!("campaigns.rs"), 0),
+            ("baselines.rs", include_str!("baselines.rs"), 0),
+            ("catalogue.rs", include_str!("catalogue.rs"), 0),
             ("devices.rs", include_str!("devices.rs"), 0),
+            ("drafts.rs", include_str!("drafts.rs"), 0),
+            ("evidence.rs", include_str!("evidence.rs"), 0),
+            ("facade.rs", include_str!("facade.rs"), 0),
+            ("places.rs", include_str!("places.rs"), 0),
+            ("repository.rs", include_str!("repository.rs"), 0),
+            ("uploads.rs", include_str!("uploads.rs"), 0),
             ("reports.rs", include_str!("reports.rs"), 0),
             ("firmware.rs", include_str!("firmware.rs"), 0),
             ("groups.rs", include_str!("groups.rs"), 0),
@@ -315,8 +353,16 @@ mod tests {
         let listed: Vec<_> = super::PROBLEMS.iter().map(|(code, _)| *code).collect();
         assert!(listed.is_sorted_by(|a, b| a < b), "in order, and each once");
         let sources = [
+            include_str!("baselines.rs"),
+            include_str!("catalogue.rs"),
             include_str!("conditions.rs"),
             include_str!("devices.rs"),
+            include_str!("drafts.rs"),
+            include_str!("evidence.rs"),
+            include_str!("facade.rs"),
+            include_str!("reports.rs"),
+            include_str!("repository.rs"),
+            include_str!("uploads.rs"),
             include_str!("firmware.rs"),
             include_str!("groups.rs"),
             include_str!("idempotency.rs"),

@@ -66,7 +66,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
         let mut add = |path: &str, op: Op| routes.add(noun, &format!("/api/v1/{noun}{path}"), [op]);
         add("/{id}/plan", Op::get("The plan, byte by byte.", campaign_plan).answers_as("application/json"));
         add("/{id}/explain", Op::get("Why it stands where it stands.", explain)
-            .query("wave", "only this wave, counted from 0")
+            .query_number("wave", 0..=u32::MAX, "only this wave, counted from 0")
             .query("device", "only this device")
             .answers::<Vec<Explanation>>());
         add("/{id}/attempts", Op::get("Lists the attempts.", attempts).paged().answers_page::<AttemptView>());

@@ -38,7 +38,9 @@ pub(super) fn add_routes(routes: &mut Routes) {
     routes.add(
         TAG,
         "/api/v1/firmware/{name}/download",
-        [download.answers_as("application/octet-stream")],
+        [download
+            .answers_as("application/octet-stream")
+            .part("application/octet-stream")],
     );
 }
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    ops::RangeInclusive,
     sync::{Arc, OnceLock},
 };
 
@@ -20,7 +21,7 @@ use utoipa::{
     openapi::{
         ComponentsBuilder, Content, HttpMethod, InfoBuilder, OpenApiBuilder, PathItem, Paths, Ref, RefOr, Required,
         Response, Schema,
-        path::{OperationBuilder, ParameterBuilder, ParameterIn},
+        path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn},
         request_body::RequestBodyBuilder,
         schema::{ObjectBuilder, Type},
     },
@@ -40,9 +41,13 @@ pub(super) struct Op {
 
 impl Op {
     fn new(method: HttpMethod, router: MethodRouter<Arc<App>>, summary: &str) -> Self {
-        let doc = OperationBuilder::new()
-            .summary(Some(summary))
-            .response("default", Ref::from_response_name("Problem"));
+        let changes = method != HttpMethod::Get;
+        let mut doc = OperationBuilder::new().summary(Some(summary));
+        // No fault of ours (5xx) is an answer that is agreed upon, but for a server that goes, and a full disk.
+        let problems = [400, 401, 403, 404, 429, 503].into_iter();
+        for status in problems.chain([409, 413, 422, 507].into_iter().filter(|_| changes)) {
+            doc = doc.response(status.to_string(), Ref::from_response_name("Problem"));
+        }
         Self {
             method,
             router,
@@ -103,15 +108,41 @@ impl Op {
         self.parameter(ParameterIn::Query, name, true, what)
     }
 
+    /// A number in the query.
+    pub(super) fn query_number(mut self, name: &str, range: RangeInclusive<u32>, what: &str) -> Self {
+        let (first, last) = (f64::from(*range.start()), f64::from(*range.end()));
+        let schema = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(first))
+            .maximum(Some(last));
+        self.doc = self
+            .doc
+            .parameter(with_schema(ParameterIn::Query, name, false, what, schema));
+        self
+    }
+
     pub(super) fn header(self, name: &str, required: bool, what: &str) -> Self {
-        self.parameter(ParameterIn::Header, name, required, what)
+        let op = self.parameter(ParameterIn::Header, name, required, what);
+        match (name, required) {
+            ("If-Match", true) => op.refuses(412).refuses(428),
+            ("If-Match", false) => op.refuses(412),
+            _ => op,
+        }
+    }
+
+    /// A problem that others do not have.
+    pub(super) fn refuses(mut self, status: u16) -> Self {
+        let problem = Ref::from_response_name("Problem");
+        self.doc = self.doc.response(status.to_string(), problem);
+        self
     }
 
     pub(super) fn paged(self) -> Self {
-        self.query("limit", "rows of a page, 1 to 1000; 100 if absent").query(
-            "cursor",
-            "where the page begins, as the `Link` header of the page before has it",
-        )
+        self.query_number("limit", 1..=1_000, "rows of a page, 1 to 1000; 100 if absent")
+            .query(
+                "cursor",
+                "where the page begins, as the `Link` header of the page before has it",
+            )
     }
 
     pub(super) fn tagged(self) -> Self {
@@ -191,12 +222,18 @@ impl Op {
         self.answer("200", "OK", Some((kind, any())))
     }
 
+    /// A part of it, for those who ask for a range.
+    pub(super) fn part(self, kind: &str) -> Self {
+        self.answer("206", "The range", Some((kind, any()))).refuses(416)
+    }
+
     pub(super) fn empty(self) -> Self {
         self.answer("204", "Done", None)
     }
 
     pub(super) fn socket(self) -> Self {
         self.answer("101", "A WebSocket; each text message is an Event", None)
+            .refuses(426)
     }
 
     fn json<T: ToSchema>(&mut self) -> Content {
@@ -209,14 +246,24 @@ fn any() -> Content {
     Content::new(None::<RefOr<Schema>>)
 }
 
-fn parameter(place: ParameterIn, name: &str, required: bool, what: &str) -> utoipa::openapi::path::Parameter {
+fn parameter(place: ParameterIn, name: &str, required: bool, what: &str) -> Parameter {
+    with_schema(
+        place,
+        name,
+        required,
+        what,
+        ObjectBuilder::new().schema_type(Type::String),
+    )
+}
+
+fn with_schema(place: ParameterIn, name: &str, required: bool, what: &str, schema: ObjectBuilder) -> Parameter {
     let is_required = if required { Required::True } else { Required::False };
     ParameterBuilder::new()
         .name(name)
         .parameter_in(place)
         .required(is_required)
         .description(Some(what))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .schema(Some(schema))
         .build()
 }
 
@@ -307,6 +354,12 @@ impl Routes {
             .into();
         document["components"]["securitySchemes"] = json!({ "operator": { "type": "http", "scheme": "bearer" } });
         document["security"] = json!([{}, { "operator": [] }]);
+        let paths = document["paths"].as_object_mut().into_iter().flatten();
+        for (method, operation) in paths.flat_map(|(_, item)| item.as_object_mut().into_iter().flatten()) {
+            if method != "get" {
+                operation["security"] = json!([{ "operator": [] }]);
+            }
+        }
         document
     }
 }

@@ -42,6 +42,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
             .header("Tus-Resumable", true, RESUMABLE)
             .header("Upload-Length", true, "bytes in all")
             .header("Upload-Metadata", true, "`sha256` with the digest in hexadecimal, `filename` if you like; values in base64")
+            .refuses(412)
             .made::<UploadView>(),
         Op::options("What of tus is spoken here.", options).empty(),
     ]);
@@ -52,9 +53,12 @@ pub(super) fn add_routes(routes: &mut Routes) {
             .header("Tus-Resumable", true, RESUMABLE)
             .header("Upload-Offset", true, "where the upload stands")
             .takes_as(PART_TYPE)
+            .refuses(412)
+            .refuses(415)
             .empty(),
         Op::delete("Forgets an upload; an image that came of it stays.", remove)
             .header("Tus-Resumable", true, RESUMABLE)
+            .refuses(412)
             .empty(),
     ]);
 }

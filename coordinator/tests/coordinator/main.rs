@@ -2,7 +2,9 @@
 //! what survives a restart.
 
 mod api;
+mod baselines;
 mod devices;
+mod firmware;
 mod fleet;
 mod notifications;
 

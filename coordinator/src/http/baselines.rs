@@ -66,7 +66,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
     routes.add(TAG, "/api/v1/compliance", [
         Op::get("All baselines in numbers, by site; as CSV with `Accept: text/csv` or `?format=csv`.", compliance)
             .query("format", "json or csv")
-            .answers_or::<Page<ComplianceView>>("text/csv"),
+            .answers_page_or::<ComplianceView>("text/csv"),
     ]);
 }
 

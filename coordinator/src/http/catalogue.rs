@@ -188,6 +188,9 @@ fn of_draft(name: String, release: Release, stored: bool, record: FirmwareRecord
 /// One of them, with what is kept of it.
 pub(super) async fn found(app: &App, name: &str) -> Result<(FirmwareView, Option<Kept<FirmwareRecord>>), Failure> {
     let target = format!("firmware/{name}");
+    if !is_release_target(&target) {
+        return Err(Failure::not_found(format!("release {}", target.escape_debug())));
+    }
     let record = app.store.record::<FirmwareRecord>(name).await?;
     let signed = release_views(app)
         .await?

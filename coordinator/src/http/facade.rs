@@ -33,7 +33,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
     routes.add(TAG, "/api/firmware/check", [
         Op::post("What devices run, and the newest approved release for them.", check)
             .takes::<FirmwareCheck>()
-            .answers::<Page<FirmwareChecked>>(),
+            .answers_page::<FirmwareChecked>(),
     ]);
     routes.add(TAG, "/api/firmware/update", [
         Op::post("Starts a campaign that is approved.", update).takes::<FirmwareUpdate>().answers::<CampaignView>(),

@@ -76,7 +76,8 @@ async fn list(State(app): Shared, listing: Listing) -> Result<Response, Failure>
 }
 
 async fn show(State(app): Shared, Path(id): Path<String>) -> Result<Response, Failure> {
-    let operation = app.store.operation(&id).await?;
+    let is_id = id.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let operation = if is_id { app.store.operation(&id).await? } else { None };
     let operation = operation.ok_or_else(|| Failure::not_found(format!("operation {}", id.escape_debug())))?;
     Ok(match operation.state {
         OperationState::Running => ([(header::RETRY_AFTER, ASK_AGAIN_S)], Json(operation)).into_response(),

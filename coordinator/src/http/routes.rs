@@ -201,10 +201,11 @@ impl Op {
         )
     }
 
-    /// JSON, or the same in another form for those who ask for it.
-    pub(super) fn answers_or<T: ToSchema>(mut self, kind: &str) -> Self {
+    /// A page of rows, or the same in another form for those who ask for it.
+    pub(super) fn answers_page_or<T: ToSchema>(mut self, kind: &str) -> Self {
+        self.schemas.push((T::name().into_owned(), T::schema()));
         let mut response = Response::new("OK");
-        let json = self.json::<T>();
+        let json = self.json::<Page<T>>();
         response.content.insert("application/json".to_owned(), json.into());
         response.content.insert(kind.to_owned(), any().into());
         self.doc = self.doc.response("200", response);

@@ -203,6 +203,13 @@ impl Store {
         rows.collect()
     }
 
+    /// How many devices are registered.
+    pub(crate) async fn registrations_count(&self) -> Result<u64, StoreError> {
+        let count = sqlx::query_as("SELECT COUNT(*) FROM registrations").fetch_one(self.reader());
+        let (count,): (i64,) = count.await.map_err(StoreError::read)?;
+        Ok(count.cast_unsigned())
+    }
+
     /// The devices that no campaign may touch from now on.
     pub(crate) async fn excluded(&self) -> Result<BTreeMap<DeviceId, Exclusion>, StoreError> {
         let named = |exclusion| move |(device,): (String,)| Ok((DeviceId::new(device)?, exclusion));

@@ -26,6 +26,7 @@ use crate::{
     store::Store,
     telemetry::Metrics,
     turns::Turns,
+    uploads::Uploads,
     vetting::Vetting,
 };
 
@@ -97,6 +98,11 @@ pub(crate) async fn lead(
         path: files.clone(),
         source,
     })?;
+    let uploads = Uploads::open(files.join("uploads")).map_err(|source| RunError::StateDir {
+        path: files.clone(),
+        source,
+    })?;
+    store.interrupt_operations(clock.wall()).await?;
     let vetting = Vetting::new(settings.provenance_policy.clone(), files, origin.clone());
     vetting.check_policy()?;
     let access = Access::load(settings.access.clone(), files, &store.fleet())?;
@@ -125,6 +131,8 @@ pub(crate) async fn lead(
         store,
         judge: Judge::new(origin.clone()),
         origin,
+        uploads,
+        mirror: Arc::new(Semaphore::new(1)),
         turns: Turns::new(settings.slices_at_once, clock),
         authority: authority.clone(),
         access,

@@ -194,6 +194,20 @@ impl World {
         self.picked(devices, filter).take(count).collect()
     }
 
+    /// The next `count` devices after `after`: those of them for which the filter holds, and the last of them all if there
+    /// are more.
+    pub(crate) fn device_stretch(
+        &self,
+        after: Option<&DeviceId>,
+        filter: Option<&Filter>,
+        count: usize,
+    ) -> (Vec<DeviceView>, Option<DeviceId>) {
+        let first = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let rest = || self.devices.range::<DeviceId, _>((first, Bound::Unbounded));
+        let last = rest().nth(count.saturating_sub(1)).map(|(id, _)| id.clone());
+        (self.picked(rest().take(count), filter).collect(), last)
+    }
+
     /// The same among these devices.
     pub(crate) fn devices_among(
         &self,

@@ -6,13 +6,17 @@ use std::sync::Arc;
 use axum::{
     Json,
     extract::{Path, Query, State},
-    http::header,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use firmesh_coordinator_core::{Input, Subject};
+use firmesh_coordinator_core::{Input, InputError, Subject};
 use firmesh_protocol::{
-    api::{AttemptView, CampaignMetrics, CampaignStatus, CampaignView, DeviceView, Explanation},
+    api::{
+        AttemptView, CampaignDraftView, CampaignMetrics, CampaignState, CampaignStatus, CampaignView, DeviceView,
+        Explanation, PlanRequest,
+    },
     ids::{CampaignId, DeviceId, Sha256},
+    limits::MANIFEST_BYTES_MAX,
     rollback::{RollbackRequest, RollbackView},
 };
 use serde::Deserialize;
@@ -20,6 +24,7 @@ use serde::Deserialize;
 use super::{
     App,
     conditions::Conditions,
+    drafts,
     operators::named,
     paging::Listing,
     problem::{Body, Failure},
@@ -27,6 +32,7 @@ use super::{
 };
 use crate::{
     access::Permission,
+    drafts::{DraftRecord, as_campaign},
     runtime::{ActionError, Command},
 };
 
@@ -36,12 +42,33 @@ type Answer<T> = Result<Json<T>, Failure>;
 #[rustfmt::skip]
 pub(super) fn add_routes(routes: &mut Routes) {
     for noun in ["campaigns", "rollouts", "deployments"] {
+        const DEPRECATED: &str = "true, if releases may be planned with that are deprecated";
+        routes.add(noun, &format!("/api/v1/{noun}"), [
+            Op::get("Lists the campaigns in force, and those that wait for their approvers.", campaigns).needs(Permission::FleetRead)
+                .paged()
+                .answers_page::<CampaignView>(),
+            Op::post("Plans a campaign; it waits for the signatures of its approvers.", drafts::create).needs(Permission::CampaignPlan)
+                .limit(MANIFEST_BYTES_MAX as usize)
+                .query("allow_deprecated", DEPRECATED)
+                .takes::<PlanRequest>()
+                .made::<CampaignDraftView>(),
+        ]);
+        routes.add(noun, &format!("/api/v1/{noun}/{{id}}"), [
+            Op::get("Shows a campaign.", campaign).needs(Permission::FleetRead).tagged().answers::<CampaignView>(),
+            Op::put("Plans a campaign anew that nobody has signed for yet.", drafts::replace).needs(Permission::CampaignPlan)
+                .limit(MANIFEST_BYTES_MAX as usize)
+                .query("allow_deprecated", DEPRECATED)
+                .header("If-Match", true, "the `ETag` of what is replaced")
+                .takes::<PlanRequest>()
+                .answers::<CampaignDraftView>(),
+            Op::delete("Removes a campaign that nobody has signed for yet.", drafts::remove).needs(Permission::CampaignPlan)
+                .header("If-Match", false, "the `ETag` of what is removed")
+                .empty(),
+        ]);
         let mut add = |path: &str, op: Op| routes.add(noun, &format!("/api/v1/{noun}{path}"), [op]);
-        add("", Op::get("Lists the campaigns in force.", campaigns).needs(Permission::FleetRead).paged().answers_page::<CampaignView>());
-        add("/{id}", Op::get("Shows a campaign.", campaign).needs(Permission::FleetRead).tagged().answers::<CampaignView>());
         add("/{id}/plan", Op::get("The plan, byte by byte.", campaign_plan).needs(Permission::FleetRead).answers_as("application/json"));
         add("/{id}/explain", Op::get("Why it stands where it stands.", explain).needs(Permission::FleetRead)
-            .query("wave", "only this wave, counted from 0")
+            .query_number("wave", 0..=u32::MAX, "only this wave, counted from 0")
             .query("device", "only this device")
             .answers::<Vec<Explanation>>());
         add("/{id}/attempts", Op::get("Lists the attempts.", attempts).needs(Permission::FleetRead).paged().answers_page::<AttemptView>());
@@ -63,16 +90,31 @@ pub(super) fn add_routes(routes: &mut Routes) {
 
 async fn campaigns(State(app): Shared, listing: Listing) -> Result<Response, Failure> {
     let (after, wanted) = (listing.after::<CampaignId>()?, listing.wanted());
+    let first = after.as_ref().map_or("", CampaignId::as_str);
+    let drafts = app.store.records_after::<DraftRecord>(first, wanted).await?;
     let views = app.coordinator.read(move |world| {
         let ids = world.engine.states().map(|(id, _)| id);
         let ids = ids.filter(|id| after.as_ref().is_none_or(|after| *id > after));
-        ids.take(wanted).filter_map(|id| world.engine.campaign(id)).collect()
+        let mut views: Vec<_> = ids.take(wanted).filter_map(|id| world.engine.campaign(id)).collect();
+        for kept in drafts {
+            let id = kept.id.parse::<CampaignId>().ok();
+            let unsigned = id.filter(|id| world.engine.state(id).is_none());
+            views.extend(unsigned.map(|id| as_campaign(id, kept.record)));
+        }
+        views.sort_by(|a, b| a.id.cmp(&b.id));
+        views.truncate(wanted);
+        views
     });
     Ok(listing.page(views.await?, |view: &CampaignView| view.id.to_string()))
 }
 
 async fn campaign(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
-    Ok(conditions.answer(&view(&app, &id).await?))
+    let version = drafts::found(&app, &named(&id)?).await?.map(|kept| kept.version);
+    let view = view(&app, &id).await?;
+    Ok(match version.filter(|_| view.state == CampaignState::PendingApproval) {
+        Some(version) => conditions.part_versioned(version, &view),
+        None => conditions.answer(&view),
+    })
 }
 
 async fn view(app: &App, id: &str) -> Result<CampaignView, Failure> {
@@ -82,7 +124,22 @@ async fn view(app: &App, id: &str) -> Result<CampaignView, Failure> {
         .coordinator
         .read(move |world| world.engine.campaign(&wanted))
         .await?;
-    found.ok_or_else(|| no_campaign(&id))
+    match found {
+        Some(found) => Ok(found),
+        None => {
+            let kept = drafts::found(app, &id).await?.ok_or_else(|| no_campaign(&id))?;
+            Ok(as_campaign(id, kept.record))
+        }
+    }
+}
+
+/// Of a campaign that nobody has signed for nothing has happened yet.
+async fn nothing_yet<T>(app: &App, id: &CampaignId, found: Option<Vec<T>>) -> Result<Vec<T>, Failure> {
+    match found {
+        Some(found) => Ok(found),
+        None if drafts::found(app, id).await?.is_some() => Ok(Vec::new()),
+        None => Err(no_campaign(id)),
+    }
 }
 
 async fn status(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
@@ -143,7 +200,14 @@ async fn campaign_plan(State(app): Shared, Path(id): Path<String>) -> Result<Res
             )
         })
         .await?;
-    plan_bytes(&app, digest.ok_or_else(|| no_campaign(&id))?).await
+    let digest = match digest {
+        Some(digest) => digest,
+        None => {
+            let kept = drafts::found(&app, &id).await?;
+            kept.ok_or_else(|| no_campaign(&id))?.record.plan_sha256
+        }
+    };
+    plan_bytes(&app, digest).await
 }
 
 /// A stored plan, byte by byte.
@@ -180,6 +244,16 @@ async fn explain(
         .coordinator
         .read(move |world| world.engine.explain(&wanted, &about))
         .await?;
+    if found.is_none()
+        && let Some(kept) = drafts::found(&app, &id).await?
+    {
+        let view = as_campaign(id.clone(), kept.record);
+        return Ok(Json(vec![Explanation {
+            subject: format!("campaign {id}"),
+            finding: view.reason,
+            evidence: vec!["GET /api/v1/approvals names the keys that may sign".to_owned()],
+        }]));
+    }
     found.map(Json).ok_or_else(|| match subject {
         Subject::Campaign => no_campaign(&id),
         Subject::Wave(wave) => Failure::not_found(format!("wave {wave} of a campaign {id}")),
@@ -194,7 +268,7 @@ async fn attempts(State(app): Shared, Path(id): Path<String>, listing: Listing) 
         .coordinator
         .read(move |world| world.engine.attempts_after(&wanted, after.as_ref(), count))
         .await?;
-    let found = found.ok_or_else(|| no_campaign(&id))?;
+    let found = nothing_yet(&app, &id, found).await?;
     Ok(listing.page(found, |attempt| attempt.device.to_string()))
 }
 
@@ -209,7 +283,7 @@ async fn devices(State(app): Shared, Path(id): Path<String>, listing: Listing) -
             Some(views.collect::<Vec<_>>())
         })
         .await?;
-    let found = super::devices::dressed(&app, found.ok_or_else(|| no_campaign(&id))?).await?;
+    let found = super::devices::dressed(&app, nothing_yet(&app, &id, found).await?).await?;
     Ok(listing.page(found, |view| view.facts.device.to_string()))
 }
 
@@ -232,7 +306,7 @@ async fn logs(State(app): Shared, Path(id): Path<String>, listing: Listing) -> R
             )
         })
         .await?;
-    let found = found.ok_or_else(|| no_campaign(&id))?;
+    let found = nothing_yet(&app, &id, found).await?;
     Ok(listing.page_as(found, |(place, _)| place.to_string(), |(_, decision)| decision))
 }
 
@@ -276,7 +350,14 @@ async fn order(State(app): Shared, Path((id, verb)): Path<(String, String)>) -> 
             ));
         }
     };
-    app.coordinator.act(input).await?;
+    if let Err(error) = app.coordinator.act(input).await {
+        let is_unknown = matches!(error, ActionError::Refused(InputError::UnknownCampaign(_)));
+        if !is_unknown || drafts::found(&app, &id).await?.is_none() {
+            return Err(error.into());
+        }
+        let detail = format!("the campaign {id} waits for the signatures of its approvers: sign and publish it first");
+        return Err(Failure::new(StatusCode::CONFLICT, "wrong_state", detail).refused());
+    }
     let wanted = id.clone();
     let view = app
         .coordinator

@@ -187,7 +187,7 @@ fn dress(app: &App, view: &mut DeviceView, known: Known) {
 }
 
 /// Whether the device answers its node, and the node answers.
-fn answers(app: &App, view: &DeviceView) -> bool {
+pub(super) fn answers(app: &App, view: &DeviceView) -> bool {
     let is_heard = |seen| seen + app.settings.silent_after >= app.clock.wall();
     view.facts.version.is_some() && view.last_seen.is_some_and(is_heard)
 }

@@ -1,5 +1,5 @@
-//! `/api/v1/firmware`: releases with their images, for operators. An image leaves only to a device, or to who may take images
-//! out (`artifact:export`), and every time is an entry of the audit log, written before the first byte.
+//! `/api/v1/firmware/{name}/download`: an image leaves only to a device, or to who may take images out (`artifact:export`), and
+//! every time is an entry of the audit log, written before the first byte.
 
 use std::{ops::Range, sync::Arc};
 
@@ -11,16 +11,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use data_encoding::BASE64;
-use firmesh_protocol::{api::ReleaseView, audit::Event};
+use firmesh_protocol::{api::FirmwareView, audit::Event};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::io::ReaderStream;
 
 use super::{
     App,
     admission::Who,
-    conditions::Conditions,
-    operators::release_views,
-    paging::Listing,
+    catalogue::found,
     problem::Failure,
     routes::{Op, Routes},
 };
@@ -33,14 +31,6 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "firmware";
-    let list = Op::get("Lists the releases and whether their images are here.", list)
-        .needs(Permission::FleetRead)
-        .paged();
-    routes.add(TAG, "/api/v1/firmware", [list.answers_page::<ReleaseView>()]);
-    let show = Op::get("Shows a release by its target's name, without `firmware/`.", show)
-        .needs(Permission::FleetRead)
-        .tagged();
-    routes.add(TAG, "/api/v1/firmware/{name}", [show.answers::<ReleaseView>()]);
     let download = Op::get("The image, or a range of its bytes; logged for auditors.", download)
         .needs(Permission::FirmwareDownload)
         .needs(Permission::ArtifactExport);
@@ -48,23 +38,10 @@ pub(super) fn add_routes(routes: &mut Routes) {
     routes.add(
         TAG,
         "/api/v1/firmware/{name}/download",
-        [download.answers_as("application/octet-stream")],
+        [download
+            .answers_as("application/octet-stream")
+            .part("application/octet-stream")],
     );
-}
-
-async fn list(State(app): Shared, listing: Listing) -> Result<Response, Failure> {
-    Ok(listing.page_of(release_views(&app).await?, |view| view.release.target.clone()))
-}
-
-async fn show(State(app): Shared, Path(name): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
-    Ok(conditions.answer(&found(&app, &name).await?))
-}
-
-async fn found(app: &App, name: &str) -> Result<ReleaseView, Failure> {
-    let target = format!("firmware/{name}");
-    let views = release_views(app).await?;
-    let found = views.into_iter().find(|view| view.release.target == target);
-    found.ok_or_else(|| Failure::not_found(format!("release {}", target.escape_debug())))
 }
 
 async fn download(
@@ -73,7 +50,7 @@ async fn download(
     Extension(who): Extension<Who>,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let ReleaseView { release, stored } = found(&app, &name).await?;
+    let FirmwareView { release, stored, .. } = found(&app, &name).await?.0;
     if !stored {
         return Err(Failure::not_found(format!("image of {}", release.target)));
     }

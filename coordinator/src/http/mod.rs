@@ -3,11 +3,16 @@
 mod access;
 mod admission;
 mod audit;
+mod baselines;
 mod campaigns;
+mod catalogue;
 mod conditions;
 mod cors;
 mod dashboard;
 mod devices;
+mod drafts;
+mod evidence;
+mod facade;
 mod firmware;
 mod groups;
 mod idempotency;
@@ -15,15 +20,18 @@ mod nodes;
 mod notifications;
 mod operators;
 mod paging;
+mod places;
 mod problem;
 mod rates;
 mod reports;
+mod repository;
 mod requests;
 mod routes;
 mod simulations;
 mod stream;
 mod targets;
 mod tls;
+mod uploads;
 
 use std::sync::Arc;
 
@@ -45,6 +53,9 @@ pub(crate) struct App {
     pub(crate) coordinator: Coordinator,
     pub(crate) store: Store,
     pub(crate) origin: Origin,
+    pub(crate) uploads: crate::uploads::Uploads,
+    /// One repository sync at a time: it takes the network.
+    pub(crate) mirror: Arc<Semaphore>,
     pub(crate) turns: Turns,
     pub(crate) judge: Judge,
     pub(crate) authority: Arc<Authority>,

@@ -25,7 +25,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
         Op::get("Lists who is told what happens, and how far each has come.", list).needs(Permission::FleetRead).answers_page::<NotificationView>(),
     ]);
     routes.add("notifications", "/api/v1/notifications/{name}/test", [
-        Op::post("Delivers a test, at once.", test).needs(Permission::NotificationSend).answers::<NotificationTested>(),
+        Op::post("Delivers a test, at once.", test).needs(Permission::NotificationSend).refuses(502).answers::<NotificationTested>(),
     ]);
     routes.add("notifications", "/api/v1/notifications/{name}/replay", [
         Op::post("Tells everything again since an event or a moment.", replay).needs(Permission::NotificationSend)

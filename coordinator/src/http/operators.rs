@@ -14,7 +14,6 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use firmesh_coordinator_core::plan;
 use firmesh_protocol::{
     api::{
         About, BrakeView, EnrolmentTicket, EventKind, NewNode, NodeView, Page, PlanRequest, PlanResponse, Publication,
@@ -22,8 +21,8 @@ use firmesh_protocol::{
     },
     brake::Brake,
     ids::{ArtifactId, NodeId, Sha256},
-    limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
-    manifest::{Artifact, FileRef, MANIFEST_SCHEMA},
+    limits::MANIFEST_BYTES_MAX,
+    manifest::{Artifact, FileRef},
     rehearsal::RehearsalResponse,
     trust::Envelope,
 };
@@ -33,14 +32,15 @@ use tracing::info;
 use super::{
     App, access,
     admission::{self, Gate},
-    audit, campaigns,
+    audit, baselines, campaigns, catalogue,
     conditions::Conditions,
-    devices, firmware, groups, idempotency, notifications,
+    devices, drafts, evidence, facade, firmware, groups, idempotency, notifications,
     paging::Listing,
+    places,
     problem::{self, Body, Failure},
-    rates, reports,
+    rates, reports, repository,
     routes::{Op, Routes},
-    simulations, stream, targets,
+    simulations, stream, targets, uploads,
 };
 use crate::{
     access::Permission, ceremony::ReadFileError, provenance::SBOM_BYTES_MAX, publish::PUBLICATION_BYTES_MAX,
@@ -56,6 +56,13 @@ pub(super) fn routes() -> Routes {
     add_own(&mut routes);
     devices::add_routes(&mut routes);
     reports::add_routes(&mut routes);
+    catalogue::add_routes(&mut routes);
+    uploads::add_routes(&mut routes);
+    repository::add_routes(&mut routes);
+    facade::add_routes(&mut routes);
+    baselines::add_routes(&mut routes);
+    places::add_routes(&mut routes);
+    evidence::add_routes(&mut routes);
     groups::add_routes(&mut routes);
     campaigns::add_routes(&mut routes);
     firmware::add_routes(&mut routes);
@@ -142,8 +149,9 @@ fn add_own(routes: &mut Routes) {
         Op::post("Takes a signed brake (a DSSE envelope).", brake).needs(Permission::BrakePull).takes_bytes().answers_as("application/json"),
     ]);
     routes.add("campaigns", "/api/v1/plans", [
-        Op::post("Plans a draft; the plan is kept under its digest.", make_plan).needs(Permission::CampaignPlan)
+        Op::post("Plans a draft; the plan is kept under its digest.", drafts::make_plan).needs(Permission::CampaignPlan)
             .limit(MANIFEST_BYTES_MAX as usize)
+            .query("allow_deprecated", "true, if releases may be planned with that are deprecated")
             .takes::<PlanRequest>()
             .answers::<PlanResponse>(),
     ]);
@@ -377,41 +385,6 @@ async fn brake(State(app): Shared, Body(envelope): Body<Envelope>) -> Answer<Bra
         app.metrics.refusals.inc();
         error.into()
     })
-}
-
-async fn make_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<PlanRequest>) -> Answer<PlanResponse> {
-    if manifest.schema != MANIFEST_SCHEMA {
-        return Err(Failure::bad_request(format!(
-            "the draft's schema must be {MANIFEST_SCHEMA:?}"
-        )));
-    }
-    let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
-    let excluded = app.store.excluded().await?;
-    let facts = app
-        .coordinator
-        .read(move |world| (world.inventory(silent_after, wall, excluded), world.releases()))
-        .await?;
-    let planned =
-        tokio::task::spawn_blocking(move || plan(&facts.0, &manifest, &facts.1, wall).map(|plan| plan.to_bytes()));
-    let bytes = planned
-        .await
-        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "planner", error.to_string()))??;
-    if bytes.len() as u64 > PLAN_BYTES_MAX {
-        let detail = format!(
-            "the plan has {} bytes, at most {PLAN_BYTES_MAX} are allowed: split the campaign",
-            bytes.len()
-        );
-        return Err(Failure::new(
-            StatusCode::UNPROCESSABLE_ENTITY,
-            "cannot_be_planned",
-            detail,
-        ));
-    }
-    let plan_sha256 = Sha256::of(&bytes);
-    app.store.put_plan(plan_sha256, &bytes).await?;
-    let plan = String::from_utf8(bytes)
-        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "planner", error.to_string()))?;
-    Ok(Json(PlanResponse { plan, plan_sha256 }))
 }
 
 /// A name from the path, checked.

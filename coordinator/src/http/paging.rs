@@ -58,6 +58,25 @@ impl FromRequestParts<Arc<App>> for Listing {
     }
 }
 
+/// A list whose handler reads the rest of the query itself.
+#[derive(Debug)]
+pub(super) struct Plainly(pub(super) Listing);
+
+#[derive(Deserialize)]
+struct Beside {
+    limit: Option<u32>,
+    cursor: Option<String>,
+}
+
+impl FromRequestParts<Arc<App>> for Plainly {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Failure> {
+        let Beside { limit, cursor } = query(&parts.uri)?;
+        Ok(Self(Listing::new(&parts.uri, limit, cursor.as_deref())?))
+    }
+}
+
 /// A list that knows filters.
 #[derive(Debug)]
 pub(super) struct Filtered(pub(super) Listing, pub(super) Option<Filter>);
@@ -166,7 +185,7 @@ fn read_cursor(path: &str, cursor: &str) -> Option<String> {
     (of == path).then(|| last.to_owned())
 }
 
-fn bad_cursor() -> Failure {
+pub(super) fn bad_cursor() -> Failure {
     Failure::new(
         StatusCode::BAD_REQUEST,
         "bad_cursor",

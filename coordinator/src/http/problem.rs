@@ -49,6 +49,10 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("braked", "a signed brake forbids it"),
     ("brakes_full", "no more brakes are kept"),
     ("busy", "one rehearsal, or one test of a destination, at a time"),
+    (
+        "campaign_signed",
+        "what was signed is changed by signing another edition",
+    ),
     ("campaign_started", "a campaign that has started is changed no more"),
     (
         "cannot_be_planned",
@@ -57,6 +61,10 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("cannot_be_rehearsed", "the campaign cannot be rehearsed"),
     ("changed_meanwhile", "somebody else changed it since it was read"),
     ("changed_version", "another file has this version already"),
+    (
+        "deprecated_release",
+        "nothing is to be planned with that release any more",
+    ),
     (
         "directory_silent",
         "the directory or the identity provider cannot be reached",
@@ -95,6 +103,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("older_version", "a newer version is in force"),
     ("online_key_missing", "the root does not name this coordinator"),
     ("other_device", "the device is not what is said of it"),
+    ("other_image", "what was signed is not what was drafted"),
     ("out_of_range", "the image has no such bytes"),
     (
         "permit_key_missing",
@@ -106,6 +115,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("provenance_policy", "the provenance policy cannot be used"),
     ("provenance_refused", "the provenance policy refuses the release"),
     ("provenance_unvetted", "the release was not judged by the policy"),
+    ("records_full", "no more of these are kept"),
     ("rehearsal", "the rehearsal failed"),
     ("request_running", "the first request with this key is not over"),
     ("revoked", "the node was revoked"),
@@ -115,6 +125,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ),
     ("stopping", "the coordinator is stopping"),
     ("store", "the database refused"),
+    ("sync_running", "one repository sync at a time"),
     ("too_large", "more than is taken"),
     ("too_many_requests", "more requests than the settings allow"),
     (
@@ -122,8 +133,12 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
         "a proof of who asks is needed, or the one that was sent is not good",
     ),
     ("unknown_device", "no node has told of such a device"),
+    ("unknown_release", "there is no such published release"),
     ("unsigned_manifest", "a manifest's signature is missing"),
     ("unsupported_model", "no published release is for such a device"),
+    ("upload_busy", "another request appends to the upload"),
+    ("uploads_full", "no more uploads are kept"),
+    ("wrong_offset", "the upload stands elsewhere"),
     ("wrong_state", "not in the state that it is in"),
 ];
 

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    ops::RangeInclusive,
     sync::{Arc, OnceLock},
 };
 
@@ -10,7 +11,7 @@ use axum::{
     extract::DefaultBodyLimit,
     handler::Handler,
     http::{Method, header},
-    routing::{MethodRouter, delete, get, post, put},
+    routing::{MethodRouter, delete, get, options, patch, post, put},
 };
 use bytes::Bytes;
 use firmesh_protocol::api::{Page, Problem};
@@ -20,7 +21,7 @@ use utoipa::{
     openapi::{
         ComponentsBuilder, Content, HttpMethod, InfoBuilder, OpenApiBuilder, PathItem, Paths, Ref, RefOr, Required,
         Response, Schema,
-        path::{OperationBuilder, ParameterBuilder, ParameterIn},
+        path::{OperationBuilder, Parameter, ParameterBuilder, ParameterIn},
         request_body::RequestBodyBuilder,
         schema::{ObjectBuilder, Type},
     },
@@ -52,9 +53,13 @@ pub(super) struct Op {
 
 impl Op {
     fn new(method: HttpMethod, router: MethodRouter<Arc<App>>, summary: &str) -> Self {
-        let doc = OperationBuilder::new()
-            .summary(Some(summary))
-            .response("default", Ref::from_response_name("Problem"));
+        let changes = method != HttpMethod::Get;
+        let mut doc = OperationBuilder::new().summary(Some(summary));
+        // No fault of ours (5xx) is an answer that is agreed upon, but for a server that goes, and a full disk.
+        let problems = [400, 401, 403, 404, 429, 503].into_iter();
+        for status in problems.chain([409, 413, 422, 507].into_iter().filter(|_| changes)) {
+            doc = doc.response(status.to_string(), Ref::from_response_name("Problem"));
+        }
         Self {
             method,
             needs: None,
@@ -94,6 +99,14 @@ impl Op {
         Self::new(HttpMethod::Put, put(handler), summary)
     }
 
+    pub(super) fn patch<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
+        Self::new(HttpMethod::Patch, patch(handler), summary)
+    }
+
+    pub(super) fn options<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
+        Self::new(HttpMethod::Options, options(handler), summary)
+    }
+
     pub(super) fn delete<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
         Self::new(HttpMethod::Delete, delete(handler), summary)
     }
@@ -123,15 +136,41 @@ impl Op {
         self.parameter(ParameterIn::Query, name, true, what)
     }
 
+    /// A number in the query.
+    pub(super) fn query_number(mut self, name: &str, range: RangeInclusive<u32>, what: &str) -> Self {
+        let (first, last) = (f64::from(*range.start()), f64::from(*range.end()));
+        let schema = ObjectBuilder::new()
+            .schema_type(Type::Integer)
+            .minimum(Some(first))
+            .maximum(Some(last));
+        self.doc = self
+            .doc
+            .parameter(with_schema(ParameterIn::Query, name, false, what, schema));
+        self
+    }
+
     pub(super) fn header(self, name: &str, required: bool, what: &str) -> Self {
-        self.parameter(ParameterIn::Header, name, required, what)
+        let op = self.parameter(ParameterIn::Header, name, required, what);
+        match (name, required) {
+            ("If-Match", true) => op.refuses(412).refuses(428),
+            ("If-Match", false) => op.refuses(412),
+            _ => op,
+        }
+    }
+
+    /// A problem that others do not have.
+    pub(super) fn refuses(mut self, status: u16) -> Self {
+        let problem = Ref::from_response_name("Problem");
+        self.doc = self.doc.response(status.to_string(), problem);
+        self
     }
 
     pub(super) fn paged(self) -> Self {
-        self.query("limit", "rows of a page, 1 to 1000; 100 if absent").query(
-            "cursor",
-            "where the page begins, as the `Link` header of the page before has it",
-        )
+        self.query_number("limit", 1..=1_000, "rows of a page, 1 to 1000; 100 if absent")
+            .query(
+                "cursor",
+                "where the page begins, as the `Link` header of the page before has it",
+            )
     }
 
     pub(super) fn tagged(self) -> Self {
@@ -151,8 +190,12 @@ impl Op {
         self
     }
 
-    pub(super) fn takes_bytes(mut self) -> Self {
-        let body = RequestBodyBuilder::new().content("application/octet-stream", any());
+    pub(super) fn takes_bytes(self) -> Self {
+        self.takes_as("application/octet-stream")
+    }
+
+    pub(super) fn takes_as(mut self, kind: &str) -> Self {
+        let body = RequestBodyBuilder::new().content(kind, any());
         self.doc = self.doc.request_body(Some(body.required(Some(Required::True)).build()));
         self
     }
@@ -186,9 +229,31 @@ impl Op {
         )
     }
 
+    /// A page of rows, or the same in another form for those who ask for it.
+    pub(super) fn answers_page_or<T: ToSchema>(mut self, kind: &str) -> Self {
+        self.schemas.push((T::name().into_owned(), T::schema()));
+        let mut response = Response::new("OK");
+        let json = self.json::<Page<T>>();
+        response.content.insert("application/json".to_owned(), json.into());
+        response.content.insert(kind.to_owned(), any().into());
+        self.doc = self.doc.response("200", response);
+        self
+    }
+
+    /// What is begun or still needs others.
+    pub(super) fn accepted<T: ToSchema>(mut self, what: &str) -> Self {
+        let content = self.json::<T>();
+        self.answer("202", what, Some(("application/json", content)))
+    }
+
     /// Bytes, or JSON whose exact text matters.
     pub(super) fn answers_as(self, kind: &str) -> Self {
         self.answer("200", "OK", Some((kind, any())))
+    }
+
+    /// A part of it, for those who ask for a range.
+    pub(super) fn part(self, kind: &str) -> Self {
+        self.answer("206", "The range", Some((kind, any()))).refuses(416)
     }
 
     pub(super) fn empty(self) -> Self {
@@ -197,6 +262,7 @@ impl Op {
 
     pub(super) fn socket(self) -> Self {
         self.answer("101", "A WebSocket; each text message is an Event", None)
+            .refuses(426)
     }
 
     fn json<T: ToSchema>(&mut self) -> Content {
@@ -210,6 +276,8 @@ fn verb(method: &HttpMethod) -> &'static str {
         HttpMethod::Get => "get",
         HttpMethod::Put => "put",
         HttpMethod::Delete => "delete",
+        HttpMethod::Patch => "patch",
+        HttpMethod::Options => "options",
         _ => "post",
     }
 }
@@ -218,14 +286,24 @@ fn any() -> Content {
     Content::new(None::<RefOr<Schema>>)
 }
 
-fn parameter(place: ParameterIn, name: &str, required: bool, what: &str) -> utoipa::openapi::path::Parameter {
+fn parameter(place: ParameterIn, name: &str, required: bool, what: &str) -> Parameter {
+    with_schema(
+        place,
+        name,
+        required,
+        what,
+        ObjectBuilder::new().schema_type(Type::String),
+    )
+}
+
+fn with_schema(place: ParameterIn, name: &str, required: bool, what: &str, schema: ObjectBuilder) -> Parameter {
     let is_required = if required { Required::True } else { Required::False };
     ParameterBuilder::new()
         .name(name)
         .parameter_in(place)
         .required(is_required)
         .description(Some(what))
-        .schema(Some(ObjectBuilder::new().schema_type(Type::String)))
+        .schema(Some(schema))
         .build()
 }
 
@@ -382,7 +460,15 @@ mod tests {
             ("access.rs", include_str!("access.rs"), 0),
             ("audit.rs", include_str!("audit.rs"), 0),
             ("campaigns.rs", include_str!("campaigns.rs"), 0),
+            ("baselines.rs", include_str!("baselines.rs"), 0),
+            ("catalogue.rs", include_str!("catalogue.rs"), 0),
             ("devices.rs", include_str!("devices.rs"), 0),
+            ("drafts.rs", include_str!("drafts.rs"), 0),
+            ("evidence.rs", include_str!("evidence.rs"), 0),
+            ("facade.rs", include_str!("facade.rs"), 0),
+            ("places.rs", include_str!("places.rs"), 0),
+            ("repository.rs", include_str!("repository.rs"), 0),
+            ("uploads.rs", include_str!("uploads.rs"), 0),
             ("reports.rs", include_str!("reports.rs"), 0),
             ("firmware.rs", include_str!("firmware.rs"), 0),
             ("groups.rs", include_str!("groups.rs"), 0),
@@ -406,8 +492,16 @@ mod tests {
         let sources = [
             include_str!("access.rs"),
             include_str!("admission.rs"),
+            include_str!("baselines.rs"),
+            include_str!("catalogue.rs"),
             include_str!("conditions.rs"),
             include_str!("devices.rs"),
+            include_str!("drafts.rs"),
+            include_str!("evidence.rs"),
+            include_str!("facade.rs"),
+            include_str!("reports.rs"),
+            include_str!("repository.rs"),
+            include_str!("uploads.rs"),
             include_str!("firmware.rs"),
             include_str!("groups.rs"),
             include_str!("idempotency.rs"),

@@ -334,6 +334,8 @@ pub(crate) fn of_entries(before: impl Fn(&CampaignId) -> Option<CampaignState>, 
         } => {
             let known = states.insert(campaign.clone(), *state).or_else(|| before(campaign));
             let kind = match state {
+                // A draft is no news, and no entry of the log says this state.
+                CampaignState::PendingApproval => return None,
                 CampaignState::Scheduled => NoticeKind::CampaignScheduled,
                 CampaignState::Active if known == Some(CampaignState::Paused) => NoticeKind::CampaignResumed,
                 CampaignState::Active => NoticeKind::CampaignStarted,

@@ -28,3 +28,8 @@ pub use record::{EvidenceFolder, RecordError};
 pub use sbom::{Component, SBOM_BYTES_MAX, Sbom, SbomError, SbomFormat};
 pub use signature::{Image, Kind, SIGNATURE_BYTES_MAX, SIGNATURES_MAX, SignatureError, SignatureFile, SignedBy};
 pub use verdict::{Evidence, Finding, SbomVerdict, SignatureVerdict, VERDICT_BYTES_MAX, VERDICT_SCHEMA, Verdict};
+
+/// Which of two versions of firmware is the later one, by the scheme that both follow.
+pub(crate) fn compare_versions(a: &str, b: &str) -> std::cmp::Ordering {
+    version::compare(a, b, false)
+}

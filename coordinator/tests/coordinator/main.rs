@@ -2,7 +2,9 @@
 //! what survives a restart.
 
 mod api;
+mod baselines;
 mod devices;
+mod firmware;
 mod fleet;
 mod notifications;
 #[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]

@@ -14,6 +14,8 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CampaignState {
+    /// Planned, and waiting for the signatures of its approvers. Nobody but the coordinator knows it.
+    PendingApproval,
     /// Published with both thresholds, not started.
     Scheduled,
     /// Waves are opening.

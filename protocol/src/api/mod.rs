@@ -9,6 +9,7 @@ mod campaigns;
 mod devices;
 mod events;
 mod firmware;
+mod fleet;
 mod groups;
 mod nodes;
 mod notifications;
@@ -32,7 +33,15 @@ pub use devices::{
     UpdateView, ValidationReport,
 };
 pub use events::{Event, EventKind};
-pub use firmware::ReleaseView;
+pub use firmware::{
+    CATALOGUE_SCHEMA, Catalogue, CatalogueEntry, CatalogueImage, CatalogueVersion, Deprecation, FirmwarePublication,
+    FirmwareState, FirmwareView, NewFirmware, OperationState, OperationView, ReleaseView, SyncCatalogue, SyncFailure,
+    SyncResult, UploadView,
+};
+pub use fleet::{
+    ApprovalView, BaselineEdit, BaselineView, CampaignDraftView, ComplianceView, DriftState, DriftView, FirmwareCheck,
+    FirmwareChecked, FirmwareStatus, FirmwareUpdate, NewBaseline, PermitView, PlaceView, PolicyView, WindowsView,
+};
 pub use groups::{DeviceGroup, DeviceGroupEdit, MembersEdit, NewDeviceGroup};
 pub use nodes::{
     EnrolRequest, EnrolResponse, EnrolmentTicket, Holding, NewNode, NodeView, RenewRequest, RevokeRequest, SyncRequest,

@@ -3,6 +3,7 @@
 //! `cargo demo` runs it without arguments. The other commands are what the demo starts, each as a process of its own,
 //! through the same library entry points as the product's binaries.
 
+mod api_fuzz;
 mod bench;
 mod demo;
 mod devices;
@@ -40,6 +41,8 @@ enum Command {
     Bench(bench::Bench),
     /// Feeds every parser that a stranger's bytes reach with inputs that are nearly right.
     Fuzz(fuzz::FuzzArgs),
+    /// Has schemathesis ask a real coordinator what its OpenAPI document says can be asked.
+    ApiFuzz(api_fuzz::ApiFuzzArgs),
     /// A coordinator, as `firmesh-coordinator` is.
     Coordinator(Configured),
     /// A node, as `firmesh-node` is.
@@ -97,6 +100,7 @@ async fn run(lab: Lab) -> Result<bool> {
     let cancel = cancelled_by_signals()?;
     match lab.command.unwrap_or(Command::Demo(lab.demo)) {
         Command::Demo(options) => return demo::run(options, cancel).await,
+        Command::ApiFuzz(args) => return api_fuzz::run(args, cancel).await,
         Command::Bench(bench) => bench::run(bench, cancel).await?,
         Command::Fuzz(args) => tokio::task::block_in_place(|| fuzz::run(&args, &cancel))?,
         Command::Coordinator(Configured { config }) => {

@@ -546,7 +546,11 @@ impl<'a> Run<'a> {
             Some(CampaignState::RolledBack) => Ending::RolledBack,
             Some(CampaignState::Failed | CampaignState::Cancelled) => Ending::Failed,
             Some(
-                CampaignState::Scheduled | CampaignState::Active | CampaignState::Paused | CampaignState::RollingBack,
+                CampaignState::PendingApproval
+                | CampaignState::Scheduled
+                | CampaignState::Active
+                | CampaignState::Paused
+                | CampaignState::RollingBack,
             )
             | None => Ending::Waits,
         };

@@ -2,24 +2,22 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context as _;
 use clap::Subcommand;
 use firmesh_coordinator::ceremony::{TrustFolder, measure};
 use firmesh_protocol::{
     api::{Page, ReleaseView},
     manifest::Artifact,
 };
-use futures_util::TryStreamExt as _;
-use tokio_util::io::ReaderStream;
 
 use crate::{
     Global,
     output::{Output, Verdict},
+    upload,
 };
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Gives an image to the origin, which checks its digests.
+    /// Gives an image to the origin, which checks its digests. Broken off, the same command goes on where it stands.
     Add {
         /// The image.
         file: PathBuf,
@@ -66,17 +64,8 @@ pub(crate) fn measured(file: &Path, output: &Output) -> anyhow::Result<Artifact>
 
 async fn add(global: &Global, file: &Path, output: &Output) -> anyhow::Result<()> {
     let artifact = measured(file, output)?;
-    let open = tokio::fs::File::open(file)
-        .await
-        .with_context(|| format!("cannot read {}", file.display()))?;
     let bar = output.bar("sending", artifact.length);
-    let sent = bar.clone();
-    let stream = ReaderStream::with_capacity(open, 1 << 18).inspect_ok(move |chunk| sent.inc(chunk.len() as u64));
-    let body = reqwest::Body::wrap_stream(stream);
-    let stored: Artifact = global
-        .client()?
-        .upload("/api/v1/artifacts", artifact.length, body)
-        .await?;
+    let stored = upload::send(&global.client()?, file, &artifact, &bar).await?;
     bar.finish_and_clear();
     anyhow::ensure!(
         stored == artifact,

@@ -18,10 +18,12 @@ mod notification;
 mod output;
 mod provenance;
 mod release;
+mod repository;
 mod rollback;
 mod simulate;
 mod trust;
 mod tuf;
+mod upload;
 mod watch;
 
 use std::{
@@ -190,6 +192,9 @@ enum Command {
     /// Devices with a common name, by hand or by a rule.
     #[command(subcommand)]
     Group(group::Command),
+    /// Images of others, mirrored.
+    #[command(subcommand)]
+    Repository(repository::Command),
     /// The Firmesh processes beside the devices.
     #[command(subcommand)]
     Node(node::Command),
@@ -235,6 +240,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Bundle(command) => bundle::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
         Command::Group(command) => group::run(global, command, output).await,
+        Command::Repository(command) => repository::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
         Command::Notification(command) => notification::run(global, command, output).await,
         Command::Tuf(tuf) => tuf::run(global, tuf, output).await,
@@ -276,6 +282,7 @@ mod tests {
             "release remove firmware/a",
             "campaign remove spring",
             "artifact add image.bin",
+            "repository sync https://vendor.example/catalogue.json --vendor Acme",
             "artifact verify image.bin --release firmware/a.bin",
             "release create --file i --vendor v --model m --component bmc --release-version 1.1",
             "release check --file i --vendor v --policy p --signature rsa:s --sbom b",

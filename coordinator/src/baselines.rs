@@ -1,0 +1,127 @@
+//! Baselines: which release each device is to run, and how far devices are from that. A report, never an order.
+
+use std::{cmp::Ordering, collections::BTreeMap};
+
+use firmesh_protocol::{
+    api::{DriftState, DriftView},
+    ids::TopologyPath,
+    manifest::Release,
+    report::DeviceFacts,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{provenance::compare_versions, records::Record};
+
+/// A baseline as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct BaselineRecord {
+    /// What it is for.
+    pub(crate) description: String,
+    /// The devices it is for; all, if absent. As it is printed.
+    pub(crate) filter: Option<String>,
+    /// Releases by target name.
+    pub(crate) releases: Vec<String>,
+}
+
+impl Record for BaselineRecord {
+    const KIND: &'static str = "baseline";
+    const COUNT_MAX: i64 = 1_000;
+}
+
+/// How far a device is from what it is to run.
+pub(crate) fn drift(facts: &DeviceFacts, path: &TopologyPath, releases: &[Release]) -> DriftView {
+    let is_for = |release: &&Release| {
+        let info = &release.info;
+        info.vendor == facts.vendor && info.component == facts.component && info.models.contains(&facts.model)
+    };
+    let wanted = releases.iter().find(is_for);
+    let state = match (&facts.version, wanted) {
+        (_, None) => DriftState::NotCovered,
+        (None, _) => DriftState::Unknown,
+        (Some(version), Some(release)) if *version == release.info.version => DriftState::Compliant,
+        (Some(version), Some(release)) => match compare_versions(version, &release.info.version) {
+            Ordering::Greater => DriftState::Ahead,
+            // Another spelling of the same version is another version: what the release says is what a device reports.
+            Ordering::Less | Ordering::Equal => DriftState::Behind,
+        },
+    };
+    DriftView {
+        device: facts.device.clone(),
+        path: path.clone(),
+        component: facts.component.clone(),
+        version: facts.version.clone(),
+        wanted: wanted.map(|release| release.info.version.clone()),
+        release: wanted.map(|release| release.target.clone()),
+        state,
+    }
+}
+
+/// Devices by state, in all and by site.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tally {
+    pub(crate) all: BTreeMap<DriftState, u32>,
+    pub(crate) sites: BTreeMap<TopologyPath, BTreeMap<DriftState, u32>>,
+}
+
+impl Tally {
+    pub(crate) fn add(&mut self, view: &DriftView) {
+        *self.all.entry(view.state).or_default() += 1;
+        let site = self.sites.entry(view.path.prefix(2)).or_default();
+        *site.entry(view.state).or_default() += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use firmesh_protocol::{
+        ids::{ArtifactId, Component, Sha256},
+        manifest::{Artifact, RELEASE_SCHEMA, ReleaseInfo, Reversibility},
+    };
+
+    use super::*;
+
+    #[test]
+    fn a_device_is_compliant_by_equality_and_ordered_otherwise() {
+        let release = |version: &str| Release {
+            target: "firmware/a".to_owned(),
+            artifact: Artifact {
+                id: ArtifactId::of(b"a"),
+                sha256: Sha256::of(b"a"),
+                length: 1,
+            },
+            info: ReleaseInfo {
+                schema: RELEASE_SCHEMA.to_owned(),
+                blake3: ArtifactId::of(b"a"),
+                vendor: "Acme".to_owned(),
+                models: vec!["R1".to_owned()],
+                component: Component::new("bmc").unwrap(),
+                version: version.to_owned(),
+                security_epoch: 1,
+                from_versions: Vec::new(),
+                reversibility: Reversibility::Reflash,
+                provenance: None,
+            },
+        };
+        let path: TopologyPath = "eu/fra1/r1/n1".parse().unwrap();
+        for (runs, wanted, state) in [
+            (Some("1.0"), "1.0", DriftState::Compliant),
+            (Some("7.10.30.00"), "7.9.50.00", DriftState::Ahead),
+            (Some("U46 v2.42"), "U46 v2.50", DriftState::Behind),
+            (Some("1.0.0"), "1.0", DriftState::Behind),
+            (None, "1.0", DriftState::Unknown),
+        ] {
+            let mut facts = DeviceFacts {
+                device: "d".parse().unwrap(),
+                vendor: "Acme".to_owned(),
+                model: "R1".to_owned(),
+                component: Component::new("bmc").unwrap(),
+                version: runs.map(str::to_owned),
+                executor: "redfish".to_owned(),
+            };
+            let view = drift(&facts, &path, &[release(wanted)]);
+            assert_eq!(view.state, state, "{runs:?} of {wanted}");
+            facts.model = "R9".to_owned();
+            assert_eq!(drift(&facts, &path, &[release(wanted)]).state, DriftState::NotCovered);
+        }
+    }
+}

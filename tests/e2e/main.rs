@@ -1,5 +1,6 @@
 //! The product's promises, each shown with the real programs running as processes of their own.
 
+mod access;
 mod api;
 mod at_rest;
 mod audit;

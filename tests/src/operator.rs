@@ -71,6 +71,16 @@ impl Operator {
         }
     }
 
+    /// The same operator, with a coordinator and without a token: what `firmesh login` has left counts.
+    #[must_use]
+    pub fn with_login_at(self, url: &str) -> Self {
+        Self {
+            coordinator: url.to_owned(),
+            token_file: None,
+            ..self
+        }
+    }
+
     /// The working folder.
     #[must_use]
     pub fn folder(&self) -> &Path {

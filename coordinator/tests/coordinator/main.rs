@@ -1,6 +1,7 @@
 //! A coordinator on loopback, its operator, its signers and a node, all in one process: what is served, what is refused,
 //! what survives a restart.
 
+mod access;
 mod api;
 mod baselines;
 mod devices;

@@ -1,3 +1,4 @@
 mod policies;
 mod proofs;
+mod provider;
 mod settings;

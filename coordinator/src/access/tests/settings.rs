@@ -63,7 +63,7 @@ fn passwords_and_tokens_do_not_go_over_open_wires_and_slips_are_named() {
             "user_filter",
         ),
         (
-            format!("{LDAP}url = 'ldaps://x'\ngroup_filter = '(member={{dn}'"),
+            format!("{LDAP}url = 'ldaps://x'\ngroup_filter = '(member={{dn}}'"),
             "group_filter",
         ),
         (

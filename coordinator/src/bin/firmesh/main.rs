@@ -3,6 +3,7 @@
 //! Exit status: 0 done, 1 error, 2 wrong usage, 3 refused by a signature, a threshold or a policy, 4 a campaign ended
 //! without reaching its goal.
 
+mod access;
 mod artifact;
 mod audit;
 mod brake;
@@ -13,6 +14,7 @@ mod device;
 mod doctor;
 mod group;
 mod key;
+mod login;
 mod node;
 mod notification;
 mod output;
@@ -87,10 +89,23 @@ struct Global {
 }
 
 impl Global {
+    /// What `firmesh login` has left for this coordinator, while it is good.
+    fn stored_token(&self) -> anyhow::Result<Option<String>> {
+        match login::store::Credentials::load()?.get(&self.coordinator) {
+            Some(found) if found.expires > now() => Ok(Some(found.token.clone())),
+            Some(_) => {
+                Output::new(self.json).warn("the login has expired: firmesh login");
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
     fn client(&self) -> anyhow::Result<Client> {
         let token = match &self.token_file {
             Some(path) => Some(load_secret(path)?.trim().to_owned()),
-            None => self.token.clone(),
+            None if self.token.is_some() => self.token.clone(),
+            None => self.stored_token()?,
         };
         Client::new(&self.coordinator, self.ca_file.as_deref(), token)
     }
@@ -186,6 +201,11 @@ enum Command {
     /// A campaign with its images in one file, for sites that no network reaches.
     #[command(subcommand)]
     Bundle(bundle::Command),
+    /// Logs in, for the commands that follow.
+    Login(login::Login),
+    /// Who may do what: yourself, and API keys.
+    #[command(subcommand)]
+    Access(access::Command),
     /// What is updated.
     #[command(subcommand)]
     Device(device::Command),
@@ -238,6 +258,8 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Campaign(command) => campaign::run(global, command, output).await,
         Command::Brake(command) => brake::run(global, command, output).await,
         Command::Bundle(command) => bundle::run(global, command, output).await,
+        Command::Login(login) => login::run(global, login, output).await,
+        Command::Access(command) => access::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
         Command::Group(command) => group::run(global, command, output).await,
         Command::Repository(command) => repository::run(global, command, output).await,
@@ -290,6 +312,19 @@ mod tests {
             "campaign create --file campaign.toml --permit-key coordinator.pub",
             "campaign simulate spring --fault brick=2% --fault silent --assume install=600s --html spring.html --out spring.rehearsal.json",
             "campaign watch spring --json",
+            "login",
+            "login --username alice --password-file p",
+            "login --api-key-file robot.key --json",
+            "login --browser",
+            "login --forget",
+            "access whoami",
+            "access permissions --json",
+            "access key create robot --role operator --site eu/berlin --site eu/paris --days 30 -o robot.key",
+            "access key create bmc-1 --role device --device bmc-1",
+            "access key list",
+            "access key rotate --grace-seconds 60 -o robot.key",
+            "access key rotate 0123456789abcdef01234567",
+            "access key revoke 0123456789abcdef01234567",
             "device clear d1",
             "device list --filter vendor==\"Acme\"",
             "campaign plan spring --group racks-1",

@@ -14,12 +14,13 @@ mod fleet;
 mod planner;
 mod possession;
 pub mod rehearse;
+mod rollback;
 mod turns;
 mod views;
 
-pub use campaign::{AttemptRecord, CampaignRecord};
+pub use campaign::{AttemptRecord, CampaignRecord, RollbackRecord};
 pub use diff::{Difference, Place, diff};
-pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record};
+pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record, Rollback};
 pub use explain::Subject;
 pub use filter::{Candidate, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, Field, Filter, FilterError, Test};
 pub use fleet::{Exclusion, Inventory, KnownDevice, rack_of};

@@ -27,6 +27,7 @@ use super::{
     routes::{Op, Routes},
 };
 use crate::{
+    access::Permission,
     baselines::{BaselineRecord, Tally, drift},
     records::{Changed, Kept},
 };
@@ -44,27 +45,27 @@ const CHUNK: usize = 2_000;
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "baselines";
     routes.add(TAG, "/api/v1/baselines", [
-        Op::get("Lists the baselines.", list).paged().answers_page::<BaselineView>(),
-        Op::post("Makes a baseline: releases, and for whom.", create).takes::<NewBaseline>().made::<BaselineView>(),
+        Op::get("Lists the baselines.", list).needs(Permission::FleetRead).paged().answers_page::<BaselineView>(),
+        Op::post("Makes a baseline: releases, and for whom.", create).needs(Permission::PolicyWrite).takes::<NewBaseline>().made::<BaselineView>(),
     ]);
     routes.add(TAG, "/api/v1/baselines/{id}", [
-        Op::get("Shows a baseline.", show).tagged().answers::<BaselineView>(),
-        Op::put("Makes the baseline another one.", replace)
+        Op::get("Shows a baseline.", show).needs(Permission::FleetRead).tagged().answers::<BaselineView>(),
+        Op::put("Makes the baseline another one.", replace).needs(Permission::PolicyWrite)
             .header("If-Match", true, "the `ETag` of what is replaced")
             .takes::<BaselineEdit>()
             .answers::<BaselineView>(),
-        Op::delete("Removes a baseline.", remove)
+        Op::delete("Removes a baseline.", remove).needs(Permission::PolicyWrite)
             .header("If-Match", true, "the `ETag` of what is removed")
             .empty(),
     ]);
     routes.add(TAG, "/api/v1/baselines/{id}/drift", [
-        Op::get("Lists its devices, each with how it stands to it.", drifting)
+        Op::get("Lists its devices, each with how it stands to it.", drifting).needs(Permission::FleetRead)
             .paged()
             .query("state", "only compliant, behind, ahead, unknown or not_covered")
             .answers_page::<DriftView>(),
     ]);
     routes.add(TAG, "/api/v1/compliance", [
-        Op::get("All baselines in numbers, by site; as CSV with `Accept: text/csv` or `?format=csv`.", compliance)
+        Op::get("All baselines in numbers, by site; as CSV with `Accept: text/csv` or `?format=csv`.", compliance).needs(Permission::FleetRead)
             .query("format", "json or csv")
             .answers_page_or::<ComplianceView>("text/csv"),
     ]);

@@ -17,6 +17,7 @@ use firmesh_protocol::{
     },
     ids::{CampaignId, DeviceId, Sha256},
     limits::MANIFEST_BYTES_MAX,
+    rollback::{RollbackRequest, RollbackView},
 };
 use serde::Deserialize;
 
@@ -26,12 +27,13 @@ use super::{
     drafts,
     operators::named,
     paging::Listing,
-    problem::Failure,
+    problem::{Body, Failure},
     routes::{Op, Routes},
 };
 use crate::{
+    access::Permission,
     drafts::{DraftRecord, as_campaign},
-    runtime::ActionError,
+    runtime::{ActionError, Command},
 };
 
 type Shared = State<Arc<App>>;
@@ -42,41 +44,47 @@ pub(super) fn add_routes(routes: &mut Routes) {
     for noun in ["campaigns", "rollouts", "deployments"] {
         const DEPRECATED: &str = "true, if releases may be planned with that are deprecated";
         routes.add(noun, &format!("/api/v1/{noun}"), [
-            Op::get("Lists the campaigns in force, and those that wait for their approvers.", campaigns)
+            Op::get("Lists the campaigns in force, and those that wait for their approvers.", campaigns).needs(Permission::FleetRead)
                 .paged()
                 .answers_page::<CampaignView>(),
-            Op::post("Plans a campaign; it waits for the signatures of its approvers.", drafts::create)
+            Op::post("Plans a campaign; it waits for the signatures of its approvers.", drafts::create).needs(Permission::CampaignPlan)
                 .limit(MANIFEST_BYTES_MAX as usize)
                 .query("allow_deprecated", DEPRECATED)
                 .takes::<PlanRequest>()
                 .made::<CampaignDraftView>(),
         ]);
         routes.add(noun, &format!("/api/v1/{noun}/{{id}}"), [
-            Op::get("Shows a campaign.", campaign).tagged().answers::<CampaignView>(),
-            Op::put("Plans a campaign anew that nobody has signed for yet.", drafts::replace)
+            Op::get("Shows a campaign.", campaign).needs(Permission::FleetRead).tagged().answers::<CampaignView>(),
+            Op::put("Plans a campaign anew that nobody has signed for yet.", drafts::replace).needs(Permission::CampaignPlan)
                 .limit(MANIFEST_BYTES_MAX as usize)
                 .query("allow_deprecated", DEPRECATED)
                 .header("If-Match", true, "the `ETag` of what is replaced")
                 .takes::<PlanRequest>()
                 .answers::<CampaignDraftView>(),
-            Op::delete("Removes a campaign that nobody has signed for yet.", drafts::remove)
+            Op::delete("Removes a campaign that nobody has signed for yet.", drafts::remove).needs(Permission::CampaignPlan)
                 .header("If-Match", false, "the `ETag` of what is removed")
                 .empty(),
         ]);
         let mut add = |path: &str, op: Op| routes.add(noun, &format!("/api/v1/{noun}{path}"), [op]);
-        add("/{id}/plan", Op::get("The plan, byte by byte.", campaign_plan).answers_as("application/json"));
-        add("/{id}/explain", Op::get("Why it stands where it stands.", explain)
+        add("/{id}/plan", Op::get("The plan, byte by byte.", campaign_plan).needs(Permission::FleetRead).answers_as("application/json"));
+        add("/{id}/explain", Op::get("Why it stands where it stands.", explain).needs(Permission::FleetRead)
             .query_number("wave", 0..=u32::MAX, "only this wave, counted from 0")
             .query("device", "only this device")
             .answers::<Vec<Explanation>>());
-        add("/{id}/attempts", Op::get("Lists the attempts.", attempts).paged().answers_page::<AttemptView>());
-        add("/{id}/devices", Op::get("Lists the planned devices as they are now.", devices)
+        add("/{id}/attempts", Op::get("Lists the attempts.", attempts).needs(Permission::FleetRead).paged().answers_page::<AttemptView>());
+        add("/{id}/devices", Op::get("Lists the planned devices as they are now.", devices).needs(Permission::FleetRead)
             .paged()
             .answers_page::<DeviceView>());
-        add("/{id}/status", Op::get("Where it stands, in a few lines.", status).tagged().answers::<CampaignStatus>());
-        add("/{id}/metrics", Op::get("The campaign in numbers.", metrics).tagged().answers::<CampaignMetrics>());
-        add("/{id}/logs", Op::get("What was decided, in order.", logs).paged().answers_page::<Explanation>());
-        add("/{id}/{verb}", Op::post("An order: start, pause, resume or cancel.", order).answers::<CampaignView>());
+        add("/{id}/status", Op::get("Where it stands, in a few lines.", status).needs(Permission::FleetRead).tagged().answers::<CampaignStatus>());
+        add("/{id}/metrics", Op::get("The campaign in numbers.", metrics).needs(Permission::FleetRead).tagged().answers::<CampaignMetrics>());
+        add("/{id}/logs", Op::get("What was decided, in order.", logs).needs(Permission::FleetRead).paged().answers_page::<Explanation>());
+        add("/{id}/rollbacks", Op::get("What people have sent back, in order.", rollbacks).needs(Permission::FleetRead)
+            .paged()
+            .answers_page::<RollbackView>());
+        add("/{id}/rollback", Op::post("Devices go back to the version they had.", rollback).needs(Permission::CampaignRollback)
+            .takes::<RollbackRequest>()
+            .answers::<CampaignView>());
+        add("/{id}/{verb}", Op::post("An order: start, pause, resume or cancel.", order).needs(Permission::CampaignOrder).answers::<CampaignView>());
     }
 }
 
@@ -300,6 +308,33 @@ async fn logs(State(app): Shared, Path(id): Path<String>, listing: Listing) -> R
         .await?;
     let found = nothing_yet(&app, &id, found).await?;
     Ok(listing.page_as(found, |(place, _)| place.to_string(), |(_, decision)| decision))
+}
+
+/// Rollbacks have no ids: their place in the order is one.
+async fn rollbacks(State(app): Shared, Path(id): Path<String>, listing: Listing) -> Result<Response, Failure> {
+    let id: CampaignId = named(&id)?;
+    let (wanted, after, count) = (id.clone(), listing.after::<usize>()?, listing.wanted());
+    let first = after.map_or(0, |after| after.saturating_add(1));
+    let found = app
+        .coordinator
+        .read(move |world| world.engine.rollbacks(&wanted))
+        .await?;
+    let found = found.ok_or_else(|| no_campaign(&id))?.into_iter().enumerate();
+    let page = found.skip(first).take(count).collect();
+    Ok(listing.page_as(page, |(place, _)| place.to_string(), |(_, rollback)| rollback))
+}
+
+async fn rollback(
+    State(app): Shared,
+    Path(id): Path<String>,
+    Body(request): Body<RollbackRequest>,
+) -> Answer<CampaignView> {
+    let id: CampaignId = named(&id)?;
+    let asked = (id.clone(), Box::new(request));
+    app.coordinator
+        .ask(|reply| Command::RollBack(asked.0, asked.1, reply))
+        .await?;
+    Ok(Json(view(&app, id.as_str()).await?))
 }
 
 async fn order(State(app): Shared, Path((id, verb)): Path<(String, String)>) -> Answer<CampaignView> {

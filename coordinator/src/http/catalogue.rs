@@ -37,6 +37,7 @@ use super::{
     routes::{Op, Routes},
 };
 use crate::{
+    access::Permission,
     firmware::{FirmwareRecord, default_name},
     provenance::compare_versions,
     records::{Changed, Kept},
@@ -52,29 +53,29 @@ const NOTES_BYTES_MAX: usize = 64 << 10;
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "firmware";
     routes.add(TAG, "/api/v1/firmware", [
-        Op::get("Lists the releases and the drafts, and whether their images are here.", list)
+        Op::get("Lists the releases and the drafts, and whether their images are here.", list).needs(Permission::FleetRead)
             .paged()
             .answers_page::<FirmwareView>(),
-        Op::post("Drafts a release of an image that is here.", create).takes::<NewFirmware>().made::<FirmwareView>(),
+        Op::post("Drafts a release of an image that is here.", create).needs(Permission::ReleaseWrite).takes::<NewFirmware>().made::<FirmwareView>(),
     ]);
     routes.add(TAG, "/api/v1/firmware/{name}", [
-        Op::get("Shows a release or a draft by its name, which is the target's without `firmware/`.", show)
+        Op::get("Shows a release or a draft by its name, which is the target's without `firmware/`.", show).needs(Permission::FleetRead)
             .tagged()
             .answers::<FirmwareView>(),
-        Op::delete("Removes a draft. What was signed is taken back by those who have signed it.", remove).empty(),
+        Op::delete("Removes a draft. What was signed is taken back by those who have signed it.", remove).needs(Permission::ReleaseWrite).empty(),
     ]);
     routes.add(TAG, "/api/v1/firmware/{name}/publish", [
-        Op::post("Whether it is published, or who has to sign what for it.", publish)
+        Op::post("Whether it is published, or who has to sign what for it.", publish).needs(Permission::ReleaseWrite)
             .answers::<FirmwarePublication>()
             .accepted::<FirmwarePublication>("Signatures are missing: `next` says what is to be done offline"),
     ]);
     routes.add(TAG, "/api/v1/firmware/{name}/deprecate", [
-        Op::post("Nothing is to be planned with it any more, or (without a reason) again.", deprecate)
+        Op::post("Nothing is to be planned with it any more, or (without a reason) again.", deprecate).needs(Permission::ReleaseWrite)
             .takes::<Deprecation>()
             .answers::<FirmwareView>(),
     ]);
     routes.add(TAG, "/api/v1/catalogue", [
-        Op::get("Lists the versions by vendor, model and component.", catalogue)
+        Op::get("Lists the versions by vendor, model and component.", catalogue).needs(Permission::FleetRead)
             .paged()
             .query("vendor", "only this vendor")
             .query("model", "only this model")

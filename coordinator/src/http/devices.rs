@@ -29,6 +29,7 @@ use super::{
     routes::{Op, Routes},
 };
 use crate::{
+    access::Permission,
     registrations::{Known, Put, Registered, default_region},
     runtime::Command,
     world::World,
@@ -46,35 +47,35 @@ const METADATA_BYTES_MAX: usize = 8 << 10;
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "devices";
     routes.add(TAG, "/api/v1/devices", [
-        Op::get("Lists the devices with their running or last attempt.", list)
+        Op::get("Lists the devices with their running or last attempt.", list).needs(Permission::FleetRead)
             .paged()
             .query("filter", "such as: model in [\"R1\", \"R2\"] and path under \"eu/ber\" and not version == \"1.0\"")
             .answers_page::<DeviceView>(),
-        Op::post("Registers a device that a node is going to tell of.", register)
+        Op::post("Registers a device that a node is going to tell of.", register).needs(Permission::DeviceRegister)
             .takes::<NewDevice>()
             .made::<DeviceView>(),
     ]);
     routes.add(TAG, "/api/v1/devices/register", [
-        Op::post("The same as `POST /api/v1/devices`.", register).takes::<NewDevice>().made::<DeviceView>(),
+        Op::post("The same as `POST /api/v1/devices`.", register).needs(Permission::DeviceRegister).takes::<NewDevice>().made::<DeviceView>(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}", [
-        Op::get("Shows a device.", show).tagged().answers::<DeviceView>(),
-        Op::put("Changes what operators say of a device, and whether it is updated.", edit)
+        Op::get("Shows a device.", show).needs(Permission::FleetRead).tagged().answers::<DeviceView>(),
+        Op::put("Changes what operators say of a device, and whether it is updated.", edit).needs(Permission::DeviceWrite)
             .header("If-Match", true, "the `ETag` of what is changed")
             .takes::<DeviceEdit>()
             .answers::<DeviceView>(),
-        Op::delete("Removes a device that is not in flight. One that its node tells of again is held.", remove)
+        Op::delete("Removes a device that is not in flight. One that its node tells of again is held.", remove).needs(Permission::DeviceDelete)
             .header("If-Match", false, "the `ETag` of what is removed")
             .empty(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}/health", [
-        Op::get("How it is; what is not known is null.", health).tagged().answers::<DeviceHealth>(),
+        Op::get("How it is; what is not known is null.", health).needs(Permission::FleetRead).tagged().answers::<DeviceHealth>(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}/updates", [
-        Op::get("Lists its attempts, past and present.", updates).paged().answers_page::<UpdateView>(),
+        Op::get("Lists its attempts, past and present.", updates).needs(Permission::FleetRead).paged().answers_page::<UpdateView>(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}/clear", [
-        Op::post("A person has looked at a quarantined device: it leaves its place under the caps.", clear).empty(),
+        Op::post("A person has looked at a quarantined device: it leaves its place under the caps.", clear).needs(Permission::DeviceClear).empty(),
     ]);
 }
 

@@ -26,6 +26,7 @@ use super::{
     routes::{Op, Routes},
 };
 use crate::{
+    access::Permission,
     drafts::DraftRecord,
     rows::{read, unreadable},
     store::{RowError, Store, StoreError, StoredPermit},
@@ -37,33 +38,33 @@ type Shared = State<Arc<App>>;
 #[rustfmt::skip]
 pub(super) fn add_routes(routes: &mut Routes) {
     routes.add("permits", "/api/v1/permits", [
-        Op::get("Lists the permits that were issued.", permits)
+        Op::get("Lists the permits that were issued.", permits).needs(Permission::FleetRead)
             .paged()
             .query("campaign", "only those of this campaign")
             .answers_page::<PermitView>(),
     ]);
     routes.add("attempts", "/api/v1/attempts", [
-        Op::get("Lists the attempts of all campaigns.", attempts)
+        Op::get("Lists the attempts of all campaigns.", attempts).needs(Permission::FleetRead)
             .paged()
             .query("campaign", "only those of this campaign")
             .query("state", "only those in this state")
             .answers_page::<AttemptView>(),
     ]);
     routes.add("approvals", "/api/v1/approvals", [
-        Op::get("Lists who has signed what of the files in force, and the drafts that wait for signatures.", approvals)
+        Op::get("Lists who has signed what of the files in force, and the drafts that wait for signatures.", approvals).needs(Permission::FleetRead)
             .paged()
             .answers_page::<ApprovalView>(),
     ]);
     routes.add("windows", "/api/v1/windows", [
-        Op::get("Lists when devices may start, by campaign.", windows).paged().answers_page::<WindowsView>(),
+        Op::get("Lists when devices may start, by campaign.", windows).needs(Permission::FleetRead).paged().answers_page::<WindowsView>(),
     ]);
     routes.add("policies", "/api/v1/policies", [
-        Op::get("Lists the rules that approvers have signed, by campaign.", policies)
+        Op::get("Lists the rules that approvers have signed, by campaign.", policies).needs(Permission::FleetRead)
             .paged()
             .answers_page::<PolicyView>(),
     ]);
     routes.add("campaigns", "/api/v1/plans/{sha256}", [
-        Op::get("A plan by its digest, byte by byte.", plan).answers_as("application/json"),
+        Op::get("A plan by its digest, byte by byte.", plan).needs(Permission::FleetRead).answers_as("application/json"),
     ]);
 }
 

@@ -22,7 +22,7 @@ use super::{
     problem::{Body, Failure},
     routes::{Op, Routes},
 };
-use crate::{provenance::compare_versions, runtime::ActionError};
+use crate::{access::Permission, provenance::compare_versions, runtime::ActionError};
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failure>;
@@ -31,15 +31,15 @@ type Answer<T> = Result<Json<T>, Failure>;
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "firmware-facade";
     routes.add(TAG, "/api/firmware/check", [
-        Op::post("What devices run, and the newest approved release for them.", check)
+        Op::post("What devices run, and the newest approved release for them.", check).needs(Permission::FleetRead)
             .takes::<FirmwareCheck>()
             .answers_page::<FirmwareChecked>(),
     ]);
     routes.add(TAG, "/api/firmware/update", [
-        Op::post("Starts a campaign that is approved.", update).takes::<FirmwareUpdate>().answers::<CampaignView>(),
+        Op::post("Starts a campaign that is approved.", update).needs(Permission::CampaignOrder).takes::<FirmwareUpdate>().answers::<CampaignView>(),
     ]);
     routes.add(TAG, "/api/firmware/status", [
-        Op::get("Devices, campaigns and images in numbers.", status).answers::<FirmwareStatus>(),
+        Op::get("Devices, campaigns and images in numbers.", status).needs(Permission::FleetRead).answers::<FirmwareStatus>(),
     ]);
 }
 

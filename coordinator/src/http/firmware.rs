@@ -22,6 +22,7 @@ use super::{
     problem::Failure,
     routes::{Op, Routes},
 };
+use crate::access::Permission;
 
 type Shared = State<Arc<App>>;
 
@@ -33,7 +34,9 @@ pub(super) fn add_routes(routes: &mut Routes) {
     let download = Op::get(
         "The image, or a range of its bytes. Needs the token, and is logged for auditors.",
         download,
-    );
+    )
+    .needs(Permission::FirmwareDownload)
+    .needs(Permission::ArtifactExport);
     let download = download.header("Range", false, "one range, such as `bytes=0-1048575`");
     routes.add(
         TAG,

@@ -22,19 +22,21 @@ use super::{
     routes::{Op, Routes},
 };
 
+use crate::access::Permission;
+
 type Shared = State<Arc<App>>;
 
 #[rustfmt::skip]
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "places";
     routes.add(TAG, "/api/v1/regions", [
-        Op::get("Lists the regions: the first level of the topology.", regions).paged().answers_page::<PlaceView>(),
+        Op::get("Lists the regions: the first level of the topology.", regions).needs(Permission::FleetRead).paged().answers_page::<PlaceView>(),
     ]);
     routes.add(TAG, "/api/v1/sites", [
-        Op::get("Lists the sites: the second level of the topology.", sites).paged().answers_page::<PlaceView>(),
+        Op::get("Lists the sites: the second level of the topology.", sites).needs(Permission::FleetRead).paged().answers_page::<PlaceView>(),
     ]);
     routes.add(TAG, "/api/v1/sites/{*path}", [
-        Op::get("Shows any place of the topology, such as `eu/fra1` or `eu/fra1/r1`.", place)
+        Op::get("Shows any place of the topology, such as `eu/fra1` or `eu/fra1/r1`.", place).needs(Permission::FleetRead)
             .tagged()
             .answers::<PlaceView>(),
     ]);

@@ -17,6 +17,7 @@ use crate::{
     enrolment::EnrolError,
     origin::{ImportError, SliceError},
     publish::PublicationError,
+    rollback::RollbackError,
     runtime::{ActionError, PublishActionError},
     store::StoreError,
     sync::SyncError,
@@ -84,6 +85,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("not_settled", "the destination has not come that far yet"),
     ("nothing_published", "nothing was published yet"),
     ("nothing_to_replay", "no event is kept from there on"),
+    ("nothing_to_roll_back", "no device of the campaign can go back so"),
     ("older_version", "a newer version is in force"),
     ("online_key_missing", "the root does not name this coordinator"),
     ("other_device", "the device is not what is said of it"),
@@ -103,6 +105,10 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("rehearsal", "the rehearsal failed"),
     ("request_running", "the first request with this key is not over"),
     ("revoked", "the node was revoked"),
+    (
+        "rollback_not_approved",
+        "the approvers have neither ordered it nor left it to operators",
+    ),
     ("stopping", "the coordinator is stopping"),
     ("store", "the database refused"),
     ("sync_running", "one repository sync at a time"),
@@ -223,9 +229,35 @@ impl From<ActionError> for Failure {
             ActionError::Refused(InputError::UnknownCampaign(_)) => {
                 Self::new(StatusCode::NOT_FOUND, "not_found", detail)
             }
+            ActionError::Refused(InputError::NothingToRollBack(_)) => {
+                Self::new(StatusCode::CONFLICT, "nothing_to_roll_back", detail).refused()
+            }
             ActionError::Refused(_) => Self::new(StatusCode::CONFLICT, "wrong_state", detail).refused(),
             ActionError::Store(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail),
             ActionError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", detail),
+        }
+    }
+}
+
+impl From<RollbackError> for Failure {
+    fn from(error: RollbackError) -> Self {
+        let detail = chain(&error);
+        match error {
+            RollbackError::Action(error) => error.into(),
+            RollbackError::Order(refused) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, refused.code(), detail).refused()
+            }
+            RollbackError::NeedsApprovers(_) => {
+                Self::new(StatusCode::FORBIDDEN, "rollback_not_approved", detail).refused()
+            }
+            RollbackError::Braked(_) => Self::new(StatusCode::CONFLICT, "braked", detail).refused(),
+            RollbackError::SaidTwice | RollbackError::Request(_) => {
+                Self::new(StatusCode::BAD_REQUEST, "bad_body", detail)
+            }
+            RollbackError::NothingPublished => Self::new(StatusCode::CONFLICT, "nothing_published", detail),
+            RollbackError::Policy(_) | RollbackError::Manifest(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail)
+            }
         }
     }
 }

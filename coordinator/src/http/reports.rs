@@ -27,6 +27,7 @@ use super::{
     problem::{Body, Failure},
     routes::{Op, Routes},
 };
+use crate::access::Permission;
 use crate::world::World;
 
 type Shared = State<Arc<App>>;
@@ -42,22 +43,22 @@ const VERSION_BYTES_MAX: usize = 256;
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "device-reports";
     routes.add(TAG, "/api/v1/updates/check", [
-        Op::get("What an approved campaign plans for a device.", check)
+        Op::get("What an approved campaign plans for a device.", check).needs(Permission::UpdateCheck)
             .required_query("device", "the device")
             .answers::<UpdateCheck>(),
     ]);
     routes.add(TAG, "/api/v1/status", [
-        Op::post("A device says what it does; kept as its own word.", status)
+        Op::post("A device says what it does; kept as its own word.", status).needs(Permission::DeviceReport)
             .takes::<StatusReport>()
             .answers::<SaidAnswer>(),
     ]);
     routes.add(TAG, "/api/v1/validation", [
-        Op::post("A device says whether it is content with what it runs; kept as its own word.", validation)
+        Op::post("A device says whether it is content with what it runs; kept as its own word.", validation).needs(Permission::DeviceReport)
             .takes::<ValidationReport>()
             .answers::<SaidAnswer>(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}/status", [
-        Op::post("A device says what it does; kept as its own word.", status_of)
+        Op::post("A device says what it does; kept as its own word.", status_of).needs(Permission::DeviceReport)
             .takes::<StatusReport>()
             .answers::<SaidAnswer>(),
     ]);

@@ -32,7 +32,7 @@ use super::{
     routes::{Op, Routes},
     uploads::finished,
 };
-use crate::telemetry::chain;
+use crate::{access::Permission, telemetry::chain};
 
 type Shared = State<Arc<App>>;
 
@@ -51,21 +51,21 @@ const ASK_AGAIN_S: &str = "1";
 #[rustfmt::skip]
 pub(super) fn add_routes(routes: &mut Routes) {
     routes.add("repository", "/api/v1/repository/sync", [
-        Op::post("Mirrors the images of a catalogue as drafts.", sync)
+        Op::post("Mirrors the images of a catalogue as drafts.", sync).needs(Permission::ArtifactImport)
             .takes::<SyncCatalogue>()
             .accepted::<OperationView>("Begun; `Location` says where to ask how far it is"),
     ]);
     // As others call it.
     routes.add("firmware-facade", "/api/firmware/repository/sync", [
-        Op::post("Mirrors the images of a catalogue as drafts.", sync)
+        Op::post("Mirrors the images of a catalogue as drafts.", sync).needs(Permission::ArtifactImport)
             .takes::<SyncCatalogue>()
             .accepted::<OperationView>("Begun; `Location` says where to ask how far it is"),
     ]);
     routes.add("operations", "/api/v1/operations", [
-        Op::get("Lists long work in the order in which it began.", list).paged().answers_page::<OperationView>(),
+        Op::get("Lists long work in the order in which it began.", list).needs(Permission::FleetRead).paged().answers_page::<OperationView>(),
     ]);
     routes.add("operations", "/api/v1/operations/{id}", [
-        Op::get("How far long work is; `Retry-After` says when to ask again.", show).answers::<OperationView>(),
+        Op::get("How far long work is; `Retry-After` says when to ask again.", show).needs(Permission::FleetRead).answers::<OperationView>(),
     ]);
 }
 

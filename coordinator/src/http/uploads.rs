@@ -23,7 +23,7 @@ use super::{
     problem::Failure,
     routes::{Op, Routes},
 };
-use crate::uploads::UploadError;
+use crate::{access::Permission, uploads::UploadError};
 
 type Shared = State<Arc<App>>;
 
@@ -37,18 +37,18 @@ pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "uploads";
     const RESUMABLE: &str = "1.0.0, the version of tus";
     routes.add(TAG, "/api/v1/uploads", [
-        Op::get("Lists the images on their way here.", list).paged().answers_page::<UploadView>(),
-        Op::post("Begins an upload; `Location` says where to send it.", create)
+        Op::get("Lists the images on their way here.", list).needs(Permission::FleetRead).paged().answers_page::<UploadView>(),
+        Op::post("Begins an upload; `Location` says where to send it.", create).needs(Permission::ArtifactImport)
             .header("Tus-Resumable", true, RESUMABLE)
             .header("Upload-Length", true, "bytes in all")
             .header("Upload-Metadata", true, "`sha256` with the digest in hexadecimal, `filename` if you like; values in base64")
             .refuses(412)
             .made::<UploadView>(),
-        Op::options("What of tus is spoken here.", options).empty(),
+        Op::options("What of tus is spoken here.", options).needs(Permission::ApiRead).empty(),
     ]);
     routes.add(TAG, "/api/v1/uploads/{id}", [
-        Op::get("Where an upload stands; `HEAD` has it in `Upload-Offset`.", show).answers::<UploadView>(),
-        Op::patch("Appends bytes where the upload stands; the last ones make it an image.", append)
+        Op::get("Where an upload stands; `HEAD` has it in `Upload-Offset`.", show).needs(Permission::ArtifactImport).answers::<UploadView>(),
+        Op::patch("Appends bytes where the upload stands; the last ones make it an image.", append).needs(Permission::ArtifactImport)
             .unlimited()
             .header("Tus-Resumable", true, RESUMABLE)
             .header("Upload-Offset", true, "where the upload stands")
@@ -56,7 +56,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
             .refuses(412)
             .refuses(415)
             .empty(),
-        Op::delete("Forgets an upload; an image that came of it stays.", remove)
+        Op::delete("Forgets an upload; an image that came of it stays.", remove).needs(Permission::ArtifactImport)
             .header("Tus-Resumable", true, RESUMABLE)
             .refuses(412)
             .empty(),

@@ -368,6 +368,7 @@ impl Fleet {
             constraints: Constraints::default(),
             priority: firmesh_protocol::manifest::Priority::default(),
             automatic_rollback: true,
+            operator_rollback: false,
             permit_keys: vec![self.about.permit_key.clone()],
             plan_sha256: Sha256::of(b""),
             rehearsal_sha256: None,

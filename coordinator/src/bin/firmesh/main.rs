@@ -19,6 +19,7 @@ mod output;
 mod provenance;
 mod release;
 mod repository;
+mod rollback;
 mod simulate;
 mod trust;
 mod tuf;

@@ -23,6 +23,8 @@ use super::{
 };
 use crate::access::Permission;
 
+use crate::access::Permission;
+
 type Shared = State<Arc<App>>;
 
 #[rustfmt::skip]

@@ -32,8 +32,7 @@ use super::{
     routes::{Op, Routes},
     uploads::finished,
 };
-use crate::access::Permission;
-use crate::telemetry::chain;
+use crate::{access::Permission, telemetry::chain};
 
 type Shared = State<Arc<App>>;
 

@@ -9,7 +9,7 @@ use crate::{
     ids::{DeviceId, TopologyPath},
     limits::WAVES_MAX,
     units::BasisPoints,
-    window::{Blackout, WINDOWS_MAX, Window},
+    window::{Blackout, BlackoutCalendar, Subject, Timetable, WINDOWS_MAX, Window},
 };
 
 /// Which devices a campaign is for: all that match every non-empty list.
@@ -174,12 +174,15 @@ impl Priority {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Constraints {
-    /// When devices may start; any time if empty.
+    /// When devices may start; any time if empty. A device that none of them is for never starts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<Window>,
     /// When nothing starts, whatever the windows say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blackouts: Vec<Blackout>,
+    /// Blackouts that recur.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blackout_calendars: Vec<BlackoutCalendar>,
     /// Executors that may act, by name; any that fits the device if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub executors: Vec<String>,
@@ -187,7 +190,23 @@ pub struct Constraints {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub one_way_accepted: bool,
 }
+
 impl Constraints {
+    /// When a device may start.
+    #[must_use]
+    pub fn timetable(&self, device: Subject<'_>) -> Timetable {
+        Timetable::new(&self.windows, &self.blackouts, &self.blackout_calendars, device)
+    }
+
+    /// Whether some of the windows or calendars are for some devices only.
+    #[must_use]
+    pub fn has_selective_times(&self) -> bool {
+        let windows = self.windows.iter().map(|window| &window.only);
+        windows
+            .chain(self.blackout_calendars.iter().map(|calendar| &calendar.only))
+            .any(Option::is_some)
+    }
+
     /// The first field that is wrong, and how.
     pub(super) fn problem(&self, deadlines: &Deadlines) -> Option<(&'static str, String)> {
         let executors: BTreeSet<_> = self.executors.iter().collect();
@@ -204,6 +223,10 @@ impl Constraints {
             Some(("windows", problem.to_owned()))
         } else if self.blackouts.iter().any(|blackout| blackout.from >= blackout.until) {
             Some(("blackouts", "must end after they begin".to_owned()))
+        } else if self.blackout_calendars.len() > WINDOWS_MAX {
+            Some(("blackout_calendars", format!("must be at most {WINDOWS_MAX}")))
+        } else if let Some(problem) = self.blackout_calendars.iter().find_map(BlackoutCalendar::problem) {
+            Some(("blackout_calendars", problem))
         } else if executors.len() > 64 || executors.len() != self.executors.len() {
             Some(("executors", "must be at most 64, each named once".to_owned()))
         } else if !self.executors.iter().all(|name| is_label(name)) {

@@ -107,12 +107,7 @@ fn rules_that_could_never_or_always_start_are_refused() {
         m.constraints.blackouts = vec![Blackout { from: at, until: at }];
     });
     refused(|m| {
-        m.constraints.windows = vec![Window {
-            zone: "UTC".to_owned(),
-            days: vec![crate::window::Weekday::Mon],
-            from: "22:00".to_owned(),
-            duration_s: 599,
-        }];
+        m.constraints.windows = vec![Window::weekly("UTC", &[crate::window::Weekday::Mon], "22:00", 599)];
     });
 }
 

@@ -115,12 +115,7 @@ fn waiting_for_windows_shows_in_the_duration_of_waves() {
     let open = rehearsed(&facts(2, 5, |_| ()), &asked("brick=2%"));
     // The question starts on a Sunday at noon, UTC.
     let windowed = facts(2, 5, |m| {
-        m.constraints.windows = vec![Window {
-            zone: "UTC".to_owned(),
-            days: vec![Weekday::Mon, Weekday::Tue],
-            from: "02:00".to_owned(),
-            duration_s: 900,
-        }];
+        m.constraints.windows = vec![Window::weekly("UTC", &[Weekday::Mon, Weekday::Tue], "02:00", 900)];
         m.caps = Caps { per_rack: 1, total: 2 };
     });
     let told = rehearsed(&windowed, &asked("brick=2%"));

@@ -480,7 +480,7 @@ fn what_the_approvers_did_not_allow_is_held() {
 
     let mut case = Case::new();
     let until = WallTime::from_unix_seconds(1_100);
-    case.campaign.manifest.constraints.blackouts = vec![window::Blackout {
+    case.campaign.manifest.constraints.blackouts = vec![firmesh_protocol::window::Blackout {
         from: WallTime::from_unix_seconds(900),
         until,
     }];

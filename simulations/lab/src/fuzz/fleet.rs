@@ -17,7 +17,7 @@ use firmesh_protocol::{
     time::WallTime,
     trust::{Ceremony, Envelope, Repository, SecretKey, Signers, Target as TufTarget},
     units::BasisPoints,
-    window::{Blackout, Weekday, Window},
+    window::{Blackout, BlackoutCalendar, Recurrence, Weekday, Window},
 };
 
 /// The secret key of one of the fleet's people or machines.
@@ -218,11 +218,20 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
             soak_s: 60,
         },
         constraints: Constraints {
-            windows: vec![Window {
-                zone: "Europe/Berlin".to_owned(),
-                days: vec![Weekday::Sat, Weekday::Sun],
-                from: "22:00".to_owned(),
-                duration_s: 14_400,
+            windows: vec![
+                Window::weekly("Europe/Berlin", &[Weekday::Sat, Weekday::Sun], "22:00", 14_400),
+                Window::recurring(
+                    "Europe/Berlin",
+                    recurs("FREQ=MONTHLY;BYDAY=2TU,-1FR;BYSETPOS=1"),
+                    14_400,
+                ),
+            ],
+            blackout_calendars: vec![BlackoutCalendar {
+                name: "quarter ends".to_owned(),
+                zone: "America/St_Johns".to_owned(),
+                duration_s: 259_200,
+                recurs: recurs("FREQ=YEARLY;BYMONTH=3,6,9,12;BYMONTHDAY=-2"),
+                only: None,
             }],
             blackouts: vec![Blackout {
                 from: WallTime::from_unix_seconds(1_800_000_000),
@@ -274,4 +283,13 @@ fn repository(release: &ReleaseInfo, manifest: &CampaignManifest) -> Result<Repo
         repository.sign(file, &key(seed))?;
     }
     Ok(repository)
+}
+
+fn recurs(rrule: &str) -> Recurrence {
+    Recurrence {
+        dtstart: "2026-01-01T22:00:00".to_owned(),
+        rrule: rrule.to_owned(),
+        rdate: vec!["2026-12-30T22:00:00".to_owned()],
+        exdate: vec!["2026-12-31T22:00:00".to_owned()],
+    }
 }

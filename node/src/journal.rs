@@ -459,6 +459,7 @@ mod tests {
             state: AttemptState::Success,
             reason: String::new(),
             version: Some("2".to_owned()),
+            failure: None,
         };
         {
             let journal = NodeJournal::open(folder.path()).unwrap();

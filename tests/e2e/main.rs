@@ -2,6 +2,7 @@
 
 mod at_rest;
 mod audit;
+mod calendar_opinion;
 mod ceremony;
 mod cli;
 mod delta;

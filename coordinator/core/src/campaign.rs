@@ -11,11 +11,11 @@ use std::{
 
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
-    gate::{GateCount, judge},
+    gate::{Fate, Tally, judge},
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
     limits::REASON_BYTES_MAX,
     manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
-    report::{AttemptReport, AttemptState, PermitKind},
+    report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -55,6 +55,9 @@ pub struct AttemptRecord {
     pub reason: String,
     /// The version last read back.
     pub version: Option<String>,
+    /// In which way it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureClass>,
     /// The last permit of this kind that names it.
     pub permit: Option<u64>,
     /// The last report taken into account.
@@ -99,6 +102,15 @@ impl Attempt {
 
     pub(crate) fn is_quarantined(&self) -> bool {
         self.record.state == AttemptState::Quarantined && !self.record.cleared
+    }
+
+    /// What a gate makes of it.
+    pub(crate) fn fate(&self) -> Fate {
+        match self.record.state {
+            state if state.is_success() => Fate::Good,
+            state if state.is_terminal() => Fate::Bad(self.record.failure),
+            _ => Fate::Pending,
+        }
     }
 
     pub(crate) fn is_untouched(&self) -> bool {
@@ -147,6 +159,7 @@ impl Campaign {
                 state: AttemptState::Pending,
                 reason: String::new(),
                 version: Some(planned.from_version.clone()),
+                failure: None,
                 permit: None,
                 report_sequence: 0,
                 end_report: None,
@@ -220,6 +233,7 @@ impl Campaign {
             self.edit(device, |attempt| {
                 attempt.record.state = state;
                 attempt.record.reason = reason.to_owned();
+                attempt.record.failure = (state == AttemptState::Quarantined).then_some(FailureClass::Unreachable);
                 attempt.record.presumed = true;
             });
         }
@@ -276,6 +290,7 @@ impl Campaign {
             if report.kind == PermitKind::Update {
                 known.end_report = report.state.is_terminal().then_some(report.sequence);
             }
+            known.failure = report.failure;
             known.reason = bounded(&report.reason);
             known.version = report.version.as_deref().map(bounded).or_else(|| known.version.take());
             known.presumed = false;
@@ -444,12 +459,8 @@ impl Campaign {
     }
 
     fn decide_gate(&mut self, wave: usize, finding: &str) {
-        let GateCount { devices, ended, good } = self.count(wave);
-        let rule = &self.manifest.gate;
-        let mut evidence = vec![
-            format!("{good} of {ended} ended attempts are good, the wave has {devices} devices"),
-            format!("advances at {}, fails below {}", rule.advance, rule.rollback),
-        ];
+        let fates = self.attempts.of_wave(wave).iter().map(Attempt::fate);
+        let mut evidence = Tally::of(&self.manifest.gate, fates).evidence();
         evidence.extend(self.bad_devices(|attempt| attempt.wave as usize == wave));
         self.decide(format!("wave {wave}"), finding.to_owned(), evidence);
     }
@@ -473,33 +484,26 @@ impl Campaign {
         }
     }
 
-    pub(crate) fn count(&self, wave: usize) -> GateCount {
-        let mut count = GateCount::default();
-        for attempt in self.attempts.of_wave(wave) {
-            let state = attempt.record.state;
-            count.devices += 1;
-            count.ended += usize::from(state.is_terminal());
-            count.good += usize::from(state.is_success());
-        }
-        count
-    }
-
     /// The gate's verdict. What the coordinator presumes may fail a wave and never pass it: nodes go by signed reports
     /// alone, and would not follow.
     pub(crate) fn verdict(&self, wave: usize) -> GateVerdict {
-        let (rule, count) = (&self.manifest.gate, self.count(wave));
-        let attempts = self.attempts.of_wave(wave).iter();
-        let reported = attempts.filter(|attempt| attempt.record.end_report.is_some());
-        let shown = GateCount {
-            ended: reported.count(),
-            ..count
-        };
-        match (judge(rule, count), judge(rule, shown)) {
-            (GateVerdict::Pass, shown) if shown != GateVerdict::Pass => match count.ended == count.devices {
-                true => GateVerdict::Hold,
-                false => GateVerdict::Unknown,
-            },
-            (verdict, _) => verdict,
+        let (rule, attempts) = (&self.manifest.gate, self.attempts.of_wave(wave));
+        let known = judge(rule, attempts.iter().map(Attempt::fate));
+        if known != GateVerdict::Pass {
+            return known;
+        }
+        let shown = attempts.iter().map(|attempt| match attempt.record.end_report {
+            None if !attempt.record.state.is_success() => Fate::Pending,
+            _ => attempt.fate(),
+        });
+        match judge(rule, shown) {
+            shown if shown != GateVerdict::Pass => {
+                match attempts.iter().all(|attempt| attempt.record.state.is_terminal()) {
+                    true => GateVerdict::Hold,
+                    false => GateVerdict::Unknown,
+                }
+            }
+            verdict => verdict,
         }
     }
 
@@ -511,15 +515,13 @@ impl Campaign {
             .zip(&self.record.gates)
             .filter(|(_, gate)| **gate == GateVerdict::Fail);
         let fails = |wave: u32| {
-            let went_well =
-                |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback || attempt.record.state.is_success();
+            let fate = |attempt: &Attempt| match (attempt.record.kind, attempt.fate()) {
+                (PermitKind::Rollback, _) => Fate::Good,
+                (PermitKind::Update, Fate::Pending) => Fate::Bad(Some(FailureClass::Unreachable)),
+                (PermitKind::Update, fate) => fate,
+            };
             let attempts = self.attempts.of_wave(wave as usize);
-            let (devices, good) = (
-                attempts.len(),
-                attempts.iter().filter(|attempt| went_well(attempt)).count(),
-            );
-            let ended = devices;
-            judge(&self.manifest.gate, GateCount { devices, ended, good }) == GateVerdict::Fail
+            judge(&self.manifest.gate, attempts.iter().map(fate)) == GateVerdict::Fail
         };
         self.sent_back = failed.map(|(wave, _)| wave).filter(|wave| fails(*wave)).collect();
     }

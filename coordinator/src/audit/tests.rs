@@ -47,6 +47,7 @@ fn report(sequence: u64, state: AttemptState) -> Write {
         state,
         reason: String::new(),
         version: None,
+        failure: None,
         at: at(0),
     };
     let envelope = Envelope::sign("report", serde_json::to_vec(&report).unwrap(), []);

@@ -2,6 +2,7 @@
 //! filled in by what suits the strategy. The manifest that is drafted from it says everything.
 
 use firmesh_protocol::{
+    gate::{AbortRule, Sequential},
     ids::CampaignId,
     manifest::{Caps, Constraints, Deadlines, GateRule, Priority, Selector, Strategy},
     time::WallTime,
@@ -74,6 +75,11 @@ pub struct GateFile {
     /// See [`GateRule::soak_s`]; what [`GateFile::rule`] says if left out.
     #[serde(alias = "soak")]
     pub soak_s: Option<Seconds>,
+    /// See [`GateRule::sequential`].
+    pub sequential: Option<Sequential>,
+    /// See [`GateRule::abort`].
+    #[serde(default)]
+    pub abort: Vec<AbortRule>,
 }
 
 impl GateFile {
@@ -94,6 +100,8 @@ impl GateFile {
             rollback: self.rollback.unwrap_or_else(|| share(ROLLBACK).min(advance)),
             sample_min: self.sample_min.unwrap_or(SAMPLE_MIN),
             soak_s: self.soak_s.map_or(soak_s, |Seconds(soak_s)| soak_s),
+            sequential: self.sequential,
+            abort: self.abort.clone(),
         }
     }
 }
@@ -105,6 +113,8 @@ impl From<GateRule> for GateFile {
             rollback: Some(rule.rollback),
             sample_min: Some(rule.sample_min),
             soak_s: Some(Seconds(rule.soak_s)),
+            sequential: rule.sequential,
+            abort: rule.abort,
         }
     }
 }

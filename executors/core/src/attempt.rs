@@ -6,12 +6,15 @@ mod tests;
 
 use std::{collections::VecDeque, time::Duration};
 
-use firmesh_protocol::{report::AttemptState, time::Timestamp};
+use firmesh_protocol::{
+    report::{AttemptState, FailureClass, PermitKind},
+    time::Timestamp,
+};
 
 use crate::{
     goal::Goal,
     observed::{Observed, Seen},
-    record::{AttemptRecord, Phase, bounded},
+    record::{AttemptRecord, Phase, Why, bounded},
     step::{ActError, Input, Outcome, Output, Report, Step},
 };
 
@@ -217,6 +220,7 @@ impl Attempt {
             state,
             reason: bounded(reason),
             version: self.version.clone(),
+            failure: self.failure_of(state),
         };
         self.record.phase = Phase::Ended {
             outcome: outcome.clone(),
@@ -225,11 +229,34 @@ impl Attempt {
         self.announce(outcome);
     }
 
+    /// In which way an attempt failed that ends so now, by what it was doing.
+    fn failure_of(&self, state: AttemptState) -> Option<FailureClass> {
+        let went_back = self.record.goal.kind == PermitKind::Rollback && state == AttemptState::RolledBack;
+        Some(match state {
+            _ if went_back => return None,
+            AttemptState::TimedOut if self.seen.is_some() => FailureClass::Timeout,
+            AttemptState::Quarantined if self.seen.is_some() => FailureClass::Quarantine,
+            AttemptState::TimedOut | AttemptState::Quarantined => FailureClass::Unreachable,
+            AttemptState::Failed | AttemptState::RolledBack => match &self.record.phase {
+                Phase::Looking | Phase::Clearing => FailureClass::Preflight,
+                Phase::Staging { .. } | Phase::Watching | Phase::Activating { .. } | Phase::Aborting { .. } => {
+                    FailureClass::Install
+                }
+                Phase::Resetting { why, .. } => match why {
+                    // A trial that did not run what it should never came to be judged.
+                    Why::FallBack { is_unwell: true, .. } => FailureClass::Health,
+                    Why::Start | Why::FallBack { .. } | Why::EndTask { .. } => FailureClass::Boot,
+                },
+                Phase::Confirming { .. } => FailureClass::Health,
+                Phase::Ended { outcome } => return outcome.failure,
+            },
+            _ => return None,
+        })
+    }
+
     fn announce(&mut self, outcome: Outcome) {
         self.waiting_for = WaitingFor::Nothing;
-        let Outcome { state, reason, version } = outcome.clone();
-        self.outputs
-            .push_back(Output::Report(Report { state, reason, version }));
+        self.outputs.push_back(Output::Report(outcome.clone().into()));
         self.outputs.push_back(Output::Done(outcome));
     }
 
@@ -243,11 +270,8 @@ impl Attempt {
     fn report(&mut self, state: AttemptState) {
         if self.reported.replace(state) != Some(state) {
             let version = self.version.clone();
-            self.outputs.push_back(Output::Report(Report {
-                state,
-                reason: String::new(),
-                version,
-            }));
+            self.outputs
+                .push_back(Output::Report(Report::on_the_way(state, version)));
         }
     }
 

@@ -64,7 +64,12 @@ pub(crate) enum Why {
     /// To start the staged image.
     Start,
     /// To fall back from a trial that failed.
-    FallBack { reason: String },
+    FallBack {
+        reason: String,
+        /// Whether the new image ran and could not be kept.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        is_unwell: bool,
+    },
     /// To end a stalled task.
     EndTask { reason: String },
 }
@@ -130,6 +135,7 @@ impl AttemptRecord {
             state,
             reason: "taken up again after a restart of the node".to_owned(),
             version: None,
+            failure: None,
         }
     }
 

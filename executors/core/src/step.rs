@@ -1,6 +1,6 @@
 //! The machine's words: what goes in, what comes out.
 
-use firmesh_protocol::report::AttemptState;
+use firmesh_protocol::report::{AttemptState, FailureClass};
 use serde::{Deserialize, Serialize};
 
 use crate::{boot::Slot, goal::Image, observed::Observed, record::AttemptRecord};
@@ -98,6 +98,38 @@ pub struct Report {
     pub reason: String,
     /// The version last read back, if the device answered.
     pub version: Option<String>,
+    /// In which way it failed, if it did.
+    pub failure: Option<FailureClass>,
+}
+
+impl Report {
+    /// Where an attempt stands that has not ended.
+    #[must_use]
+    pub fn on_the_way(state: AttemptState, version: Option<String>) -> Self {
+        Self {
+            state,
+            reason: String::new(),
+            version,
+            failure: None,
+        }
+    }
+}
+
+impl From<Outcome> for Report {
+    fn from(outcome: Outcome) -> Self {
+        let Outcome {
+            state,
+            reason,
+            version,
+            failure,
+        } = outcome;
+        Self {
+            state,
+            reason,
+            version,
+            failure,
+        }
+    }
 }
 
 /// How an attempt ended.
@@ -110,4 +142,7 @@ pub struct Outcome {
     pub reason: String,
     /// The version last read back, if the device ever answered.
     pub version: Option<String>,
+    /// In which way it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureClass>,
 }

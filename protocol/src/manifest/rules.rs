@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::is_label;
 use crate::{
+    gate::{ABORT_RULES_MAX, AbortRule, Sequential},
     ids::{DeviceId, TopologyPath},
     limits::WAVES_MAX,
     units::BasisPoints,
@@ -126,7 +127,7 @@ pub struct Caps {
 }
 
 /// The test between two waves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GateRule {
     /// The wave advances at this success rate or above ...
@@ -138,6 +139,45 @@ pub struct GateRule {
     pub sample_min: u32,
     /// How long a wave that passed is watched before the next one starts, in seconds.
     pub soak_s: u32,
+    /// A test that may fail the wave earlier than the share does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequential: Option<Sequential>,
+    /// Kinds of failures of which a few fail the wave.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abort: Vec<AbortRule>,
+}
+
+impl GateRule {
+    /// A gate that looks at the success rate alone, from the first ended attempt on.
+    #[must_use]
+    pub fn shares(advance: BasisPoints, rollback: BasisPoints) -> Self {
+        Self {
+            advance,
+            rollback,
+            sample_min: 1,
+            soak_s: 0,
+            sequential: None,
+            abort: Vec::new(),
+        }
+    }
+
+    /// What is wrong with it, if anything.
+    pub(super) fn problem(&self) -> Option<(&'static str, String)> {
+        let sequential = self.sequential.as_ref().and_then(Sequential::problem);
+        let abort = self.abort.iter().find_map(AbortRule::problem);
+        if self.rollback > self.advance {
+            Some((
+                "gate",
+                "has a rollback threshold above its advance threshold".to_owned(),
+            ))
+        } else if let Some(problem) = sequential {
+            Some(("gate.sequential", problem.to_owned()))
+        } else if self.abort.len() > ABORT_RULES_MAX {
+            Some(("gate.abort", format!("must have at most {ABORT_RULES_MAX} rules")))
+        } else {
+            abort.map(|problem| ("gate.abort", problem.to_owned()))
+        }
+    }
 }
 
 /// Deadlines, in seconds.

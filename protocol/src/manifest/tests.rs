@@ -26,12 +26,7 @@ fn manifest() -> CampaignManifest {
                 .to_vec(),
         },
         caps: Caps { per_rack: 1, total: 10 },
-        gate: GateRule {
-            advance: BasisPoints::new(9_900).unwrap(),
-            rollback: BasisPoints::new(9_000).unwrap(),
-            sample_min: 1,
-            soak_s: 0,
-        },
+        gate: GateRule::shares(BasisPoints::new(9_900).unwrap(), BasisPoints::new(9_000).unwrap()),
         deadlines: Deadlines {
             attempt_s: 600,
             back_s: 60,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use firmesh_executors_core::{Attempt, Goal, Input, Outcome, Output, Step};
+use firmesh_executors_core::{Attempt, Goal, Input, Outcome, Output, Report, Step};
 use firmesh_node_core::install::{Admission, AttemptStanding};
 use firmesh_protocol::report::{AttemptState, Permit, PermitKind};
 
@@ -75,7 +75,7 @@ impl World {
         let key = (permit.campaign.clone(), device, permit.kind);
         self.write(n, |disk| disk.standings.insert(key, AttemptStanding::InFlight))?;
         self.judge_start(n, d, permit, &goal);
-        self.report(n, &goal, AttemptState::Installing, String::new(), None)?;
+        self.report(n, &goal, Report::on_the_way(AttemptState::Installing, None))?;
         let attempt = Attempt::new(goal.clone(), at(self.now_ms));
         self.run_attempt(n, d, goal, attempt)
     }
@@ -109,7 +109,7 @@ impl World {
                         life.versions.insert(d, Some(version.clone()));
                         life.last_versions.insert(d, version.clone());
                     }
-                    self.report(n, &goal, report.state, report.reason, report.version)?;
+                    self.report(n, &goal, report)?;
                 }
                 Some(Output::Done(outcome)) => return self.attempt_ended(n, d, &outcome),
                 Some(Output::Step(step)) => self.begin_act(n, d, step)?,

@@ -283,6 +283,7 @@ impl Scenario {
                 } else {
                     60 * dice.between(1, 5) as u32
                 },
+                ..GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE)
             },
             constraints: Constraints {
                 windows: windows.iter().map(|(window, _)| window.clone()).collect(),

@@ -514,6 +514,7 @@ impl<'a> Run<'a> {
                 state: *state,
                 reason: String::new(),
                 version: None,
+                failure: None,
                 at,
             }
         };

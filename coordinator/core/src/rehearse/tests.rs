@@ -315,6 +315,7 @@ fn times_are_read_from_reports_of_attempts_that_ended_well() {
             state: *state,
             reason: String::new(),
             version: None,
+            failure: None,
             at: WallTime::from_unix_seconds(*at),
         };
         (1..).zip(states).map(report).collect()
@@ -417,10 +418,8 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
             total: 1_000,
         },
         gate: GateRule {
-            advance: share(9_900),
-            rollback: share(9_000),
-            sample_min: 1,
             soak_s: 60,
+            ..GateRule::shares(share(9_900), share(9_000))
         },
         deadlines: Deadlines {
             attempt_s: 600,

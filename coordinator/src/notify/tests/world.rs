@@ -140,6 +140,7 @@ impl TestWorld {
             permit: Some(1),
             report_sequence: 1,
             end_report: None,
+            failure: None,
             presumed: true,
             cleared,
         };

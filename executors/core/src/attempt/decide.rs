@@ -106,7 +106,8 @@ impl Attempt {
             Phase::Resetting { rung, why } => self.climb(now, rung, why),
             Phase::Confirming { .. } => {
                 let reason = "the new image fell silent before it was confirmed".to_owned();
-                self.reset(now, None, Why::FallBack { reason });
+                let is_unwell = true;
+                self.reset(now, None, Why::FallBack { reason, is_unwell });
             }
             // Flashing devices fall silent; the attempt's own deadline is the bound.
             _ => {}
@@ -316,7 +317,7 @@ impl Attempt {
         };
         match why {
             Why::Start => self.came_back_wrong(now, &seen, "every reset the device offers"),
-            Why::FallBack { reason } => {
+            Why::FallBack { reason, .. } => {
                 let reason = format!("{reason}; the device did not return to its saved image");
                 self.end(now, AttemptState::Quarantined, reason);
             }
@@ -348,14 +349,15 @@ impl Attempt {
                     "the trial slot runs {version} instead of {}",
                     self.record.goal.version()
                 );
-                return self.reset(now, Some(seen), Why::FallBack { reason });
+                let is_unwell = false;
+                return self.reset(now, Some(seen), Why::FallBack { reason, is_unwell });
             }
             Why::Start if restarted => {
                 if self.good_answer(seen) {
                     return self.came_back_wrong(now, seen, "its reset");
                 }
             }
-            Why::FallBack { reason } if !seen.on_trial() && is_from => {
+            Why::FallBack { reason, .. } if !seen.on_trial() && is_from => {
                 if self.good_answer(seen) {
                     return self.end(now, self.fell_back(), reason.clone());
                 }
@@ -409,7 +411,8 @@ impl Attempt {
             (true, true) if tries < TRIES_MAX => self.confirm(now, tries + 1),
             (_, true) => {
                 let reason = "the new image could not be confirmed".to_owned();
-                self.reset(now, Some(seen), Why::FallBack { reason });
+                let is_unwell = true;
+                self.reset(now, Some(seen), Why::FallBack { reason, is_unwell });
             }
             (false, false) => self.came_back_wrong(now, seen, "a restart before it was confirmed"),
         }

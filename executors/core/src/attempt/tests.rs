@@ -489,6 +489,7 @@ impl Run {
             state: AttemptState::Pending,
             reason: String::new(),
             version: None,
+            failure: None,
         };
         Self {
             goal: goal(PermitKind::Update, NEW),

@@ -84,12 +84,7 @@ fn manifest() -> CampaignManifest {
             shares: vec![BasisPoints::WHOLE],
         },
         caps: Caps { per_rack: 1, total: 5 },
-        gate: GateRule {
-            advance: BasisPoints::WHOLE,
-            rollback: BasisPoints::WHOLE,
-            sample_min: 1,
-            soak_s: 0,
-        },
+        gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE),
         deadlines: Deadlines {
             attempt_s: 600,
             back_s: 60,
@@ -221,6 +216,7 @@ fn report(device: &str, state: AttemptState, signed_by: &SecretKey) -> Envelope 
         state,
         reason: String::new(),
         version: None,
+        failure: None,
         at: WallTime::from_unix_seconds(400),
     };
     Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report).unwrap(), [signed_by])

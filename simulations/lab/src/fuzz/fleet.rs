@@ -7,12 +7,15 @@ use firmesh_coordinator::authority::Authority;
 use firmesh_protocol::{
     brake::{Brake, Braked},
     evidence::GateEvidence,
+    gate::{AbortRule, Sequential},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{
         CampaignManifest, Caps, Constraints, Deadlines, FileRef, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
         PlannedDevice, Provenance, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
     },
-    report::{AttemptReport, AttemptState, NODE_RECORD_TYPE, NodeRecord, Permit, PermitKind, REPORT_TYPE},
+    report::{
+        AttemptReport, AttemptState, FailureClass, NODE_RECORD_TYPE, NodeRecord, Permit, PermitKind, REPORT_TYPE,
+    },
     revocation::{RevocationList, Revoked},
     time::WallTime,
     trust::{Ceremony, Envelope, Repository, SecretKey, Signers, Target as TufTarget},
@@ -131,6 +134,7 @@ impl Fleet {
             state: AttemptState::Failed,
             reason: "the task failed: \"no space\"".to_owned(),
             version: Some("1.0.0".to_owned()),
+            failure: Some(FailureClass::Install),
             at: now(),
         }
     }
@@ -212,10 +216,19 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
         },
         caps: Caps { per_rack: 1, total: 10 },
         gate: GateRule {
-            advance: share(9_900)?,
-            rollback: share(9_000)?,
-            sample_min: 1,
             soak_s: 60,
+            sequential: Some(Sequential {
+                good: share(100)?,
+                bad: share(1_000)?,
+                alpha: share(500)?,
+                beta: share(1_000)?,
+            }),
+            abort: vec![AbortRule {
+                class: FailureClass::Boot,
+                count: Some(2),
+                share: None,
+            }],
+            ..GateRule::shares(share(9_900)?, share(9_000)?)
         },
         constraints: Constraints {
             windows: vec![

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Report};
+use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Outcome, Report};
 use firmesh_node_core::{
     install::{Admission, AttemptStanding, Facts, Hold, admit},
     permits::check_permit,

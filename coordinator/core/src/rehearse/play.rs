@@ -11,7 +11,7 @@ use std::{
 
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
-    ids::Sha256,
+    ids::{DeviceId, Sha256},
     rehearsal::{Ending, Fault},
     report::{AttemptReport, AttemptState, PermitKind},
     time::{Timestamp, WallTime},

@@ -10,6 +10,7 @@ use std::{sync::Arc, time::Duration};
 
 use firmesh_executors_core::{ActError, Attempt, AttemptRecord, Goal, Input, Outcome, Output, Report, Step};
 use firmesh_protocol::{
+    health::DeviceHealth,
     ids::{CampaignId, DeviceId, Sha256},
     report::{AttemptState, FailureClass, PermitKind},
     time::Timestamp,
@@ -54,6 +55,8 @@ pub struct News {
     pub version: Option<String>,
     /// In which way it failed, if it did.
     pub failure: Option<FailureClass>,
+    /// How the device is after the update, if it was watched.
+    pub health: Option<DeviceHealth>,
 }
 
 impl News {
@@ -65,6 +68,7 @@ impl News {
             reason,
             version,
             failure,
+            health,
         } = report;
         Self {
             device: goal.device.clone(),
@@ -77,6 +81,7 @@ impl News {
             reason,
             version,
             failure,
+            health,
         }
     }
 }

@@ -460,6 +460,7 @@ mod tests {
             reason: String::new(),
             version: Some("2".to_owned()),
             failure: None,
+            health: None,
         };
         {
             let journal = NodeJournal::open(folder.path()).unwrap();

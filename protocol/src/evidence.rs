@@ -130,10 +130,7 @@ impl WaveEvidence {
         let mut next = self.clone();
         for envelope in &evidence.reports {
             let report = open_report(envelope, manifest_sha256, manifest, plan, &planned, self.wave)?;
-            let fate = match report.state.is_success() {
-                true => Fate::Good,
-                false => Fate::Bad(report.failure),
-            };
+            let fate = manifest.gate.fate(report.state, report.failure, report.health);
             if next.ended.insert(report.device.clone(), fate).is_some() {
                 return Err(EvidenceError::Twice(report.device));
             }

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    health::DeviceHealth,
     ids::{CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     time::WallTime,
 };
@@ -239,6 +240,9 @@ pub struct AttemptReport {
     /// In which way it failed, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureClass>,
+    /// What its node makes of the device after the update, if it was to watch it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DeviceHealth>,
     /// When, by the node's clock.
     pub at: WallTime,
 }

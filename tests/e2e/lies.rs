@@ -343,6 +343,7 @@ fn evidence(edition: Sha256, reporter: &SecretKey) -> Result<Vec<u8>> {
         reason: String::new(),
         version: Some("1.1.0".to_owned()),
         failure: None,
+        health: None,
         at: now(),
     };
     let evidence = GateEvidence {

@@ -8,6 +8,7 @@ mod cli;
 mod delta;
 mod demo;
 mod gates;
+mod health;
 mod layering;
 mod lies;
 mod membership;

@@ -12,9 +12,10 @@ use std::{
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
     gate::{Fate, Tally, judge},
+    health::DeviceHealth,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
     limits::REASON_BYTES_MAX,
-    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
+    manifest::{Artifact, CampaignManifest, GateRule, Plan, PlannedDevice},
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     time::Timestamp,
 };
@@ -58,6 +59,9 @@ pub struct AttemptRecord {
     /// In which way it failed, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureClass>,
+    /// What its node made of the device after the update; kept when the device goes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DeviceHealth>,
     /// The last permit of this kind that names it.
     pub permit: Option<u64>,
     /// The last report taken into account.
@@ -105,12 +109,11 @@ impl Attempt {
     }
 
     /// What a gate makes of it.
-    pub(crate) fn fate(&self) -> Fate {
-        match self.record.state {
-            state if state.is_success() => Fate::Good,
-            state if state.is_terminal() => Fate::Bad(self.record.failure),
-            _ => Fate::Pending,
-        }
+    pub(crate) fn fate(&self, gate: &GateRule) -> Fate {
+        let AttemptRecord {
+            state, failure, health, ..
+        } = self.record;
+        gate.fate(state, failure, health)
     }
 
     pub(crate) fn is_untouched(&self) -> bool {
@@ -160,6 +163,7 @@ impl Campaign {
                 reason: String::new(),
                 version: Some(planned.from_version.clone()),
                 failure: None,
+                health: None,
                 permit: None,
                 report_sequence: 0,
                 end_report: None,
@@ -289,6 +293,7 @@ impl Campaign {
             known.state = report.state;
             if report.kind == PermitKind::Update {
                 known.end_report = report.state.is_terminal().then_some(report.sequence);
+                known.health = report.health;
             }
             known.failure = report.failure;
             known.reason = bounded(&report.reason);
@@ -347,8 +352,11 @@ impl Campaign {
                     }
                     self.is_dirty = true;
                 }
+                let mut attempts = self.attempts.of_wave(wave).iter();
                 let waits = if verdict == GateVerdict::Hold {
                     "holds"
+                } else if attempts.all(|attempt| attempt.record.state.is_terminal()) {
+                    "holds: what its gate requires to know of the health of some devices is not known"
                 } else {
                     "is running"
                 };
@@ -402,7 +410,7 @@ impl Campaign {
         let missed = self
             .attempts
             .iter()
-            .filter(|attempt| !attempt.record.state.is_success())
+            .filter(|attempt| attempt.fate(&self.manifest.gate) != Fate::Good)
             .count();
         let all = self.attempts.len();
         if missed == 0 {
@@ -459,15 +467,16 @@ impl Campaign {
     }
 
     fn decide_gate(&mut self, wave: usize, finding: &str) {
-        let fates = self.attempts.of_wave(wave).iter().map(Attempt::fate);
-        let mut evidence = Tally::of(&self.manifest.gate, fates).evidence();
+        let gate = &self.manifest.gate;
+        let fates = self.attempts.of_wave(wave).iter().map(|attempt| attempt.fate(gate));
+        let mut evidence = Tally::of(gate, fates).evidence();
         evidence.extend(self.bad_devices(|attempt| attempt.wave as usize == wave));
         self.decide(format!("wave {wave}"), finding.to_owned(), evidence);
     }
 
     /// Ended badly, with reasons; the first twenty, so that a record stays small.
     fn bad_devices(&self, pick: impl Fn(&Attempt) -> bool) -> Vec<String> {
-        let bad: Vec<_> = self.select(|a| pick(a) && a.record.state.is_terminal() && !a.record.state.is_success());
+        let bad: Vec<_> = self.select(|a| pick(a) && matches!(a.fate(&self.manifest.gate), Fate::Bad(_)));
         let mut lines: Vec<_> = bad.iter().take(20).map(|id| self.line(id)).collect();
         if bad.len() > lines.len() {
             lines.push(format!("and {} more", bad.len() - lines.len()));
@@ -488,13 +497,13 @@ impl Campaign {
     /// alone, and would not follow.
     pub(crate) fn verdict(&self, wave: usize) -> GateVerdict {
         let (rule, attempts) = (&self.manifest.gate, self.attempts.of_wave(wave));
-        let known = judge(rule, attempts.iter().map(Attempt::fate));
+        let known = judge(rule, attempts.iter().map(|attempt| attempt.fate(rule)));
         if known != GateVerdict::Pass {
             return known;
         }
         let shown = attempts.iter().map(|attempt| match attempt.record.end_report {
             None if !attempt.record.state.is_success() => Fate::Pending,
-            _ => attempt.fate(),
+            _ => attempt.fate(rule),
         });
         match judge(rule, shown) {
             shown if shown != GateVerdict::Pass => {
@@ -515,9 +524,14 @@ impl Campaign {
             .zip(&self.record.gates)
             .filter(|(_, gate)| **gate == GateVerdict::Fail);
         let fails = |wave: u32| {
-            let fate = |attempt: &Attempt| match (attempt.record.kind, attempt.fate()) {
+            let fate = |attempt: &Attempt| match (attempt.record.kind, attempt.fate(&self.manifest.gate)) {
+                (PermitKind::Rollback, _) if attempt.record.health == Some(DeviceHealth::Breached) => {
+                    Fate::Bad(Some(FailureClass::Health))
+                }
                 (PermitKind::Rollback, _) => Fate::Good,
-                (PermitKind::Update, Fate::Pending) => Fate::Bad(Some(FailureClass::Unreachable)),
+                (PermitKind::Update, Fate::Pending) if !attempt.record.state.is_success() => {
+                    Fate::Bad(Some(FailureClass::Unreachable))
+                }
                 (PermitKind::Update, fate) => fate,
             };
             let attempts = self.attempts.of_wave(wave as usize);

@@ -48,6 +48,7 @@ fn report(sequence: u64, state: AttemptState) -> Write {
         reason: String::new(),
         version: None,
         failure: None,
+        health: None,
         at: at(0),
     };
     let envelope = Envelope::sign("report", serde_json::to_vec(&report).unwrap(), []);

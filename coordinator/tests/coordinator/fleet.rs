@@ -638,6 +638,7 @@ impl NodeProcess {
             reason: String::new(),
             version: Some("1.1".to_owned()),
             failure: None,
+            health: None,
             at: wall(),
         };
         Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report).unwrap(), [&self.secret])

@@ -16,10 +16,14 @@ use crate::{
     observed::{Observed, Seen},
     record::{AttemptRecord, Phase, Why, bounded},
     step::{ActError, Input, Outcome, Output, Report, Step},
+    watch::HealthWatch,
 };
 
 /// How long a single look may take: a slow BMC needs a few seconds for a few small resources.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often a device is looked at that is only watched: often enough to act within a minute.
+const SOAK_PACE: Duration = Duration::from_secs(10);
 
 /// One device going through one campaign step.
 ///
@@ -41,6 +45,8 @@ pub struct Attempt {
     seen: Option<Box<Seen>>,
     /// Why the last look failed.
     silence: String,
+    /// How the device has been since it is watched.
+    watch: HealthWatch,
     /// Good answers in a row, all with this version.
     answers: (u32, Option<String>),
     /// The version last read back, however long ago.
@@ -100,6 +106,7 @@ impl Attempt {
             last_act: LastAct::Unknown,
             seen: None,
             silence: String::new(),
+            watch: HealthWatch::default(),
             answers: (0, None),
             version: record.from.clone(),
             reported: None,
@@ -167,7 +174,11 @@ impl Attempt {
             }
         }
         self.waiting_for = WaitingFor::NextLook;
-        self.wake = (now + self.record.goal.pace()).min(self.ends);
+        let pace = match self.record.phase {
+            Phase::Soaking { .. } => self.record.goal.pace().max(SOAK_PACE),
+            _ => self.record.goal.pace(),
+        };
+        self.wake = (now + pace).min(self.ends);
         if now >= self.ends {
             self.out_of_time(now)
         } else {
@@ -221,6 +232,7 @@ impl Attempt {
             reason: bounded(reason),
             version: self.version.clone(),
             failure: self.failure_of(state),
+            health: self.record.health.filter(|_| state == AttemptState::Success),
         };
         self.record.phase = Phase::Ended {
             outcome: outcome.clone(),
@@ -247,7 +259,7 @@ impl Attempt {
                     Why::FallBack { is_unwell: true, .. } => FailureClass::Health,
                     Why::Start | Why::FallBack { .. } | Why::EndTask { .. } => FailureClass::Boot,
                 },
-                Phase::Confirming { .. } => FailureClass::Health,
+                Phase::Soaking { .. } | Phase::Confirming { .. } => FailureClass::Health,
                 Phase::Ended { outcome } => return outcome.failure,
             },
             _ => return None,
@@ -278,6 +290,7 @@ impl Attempt {
     fn start_phase_clock(&mut self, now: Timestamp) {
         let limit = match self.record.phase {
             Phase::Staging { .. } | Phase::Watching => self.ends.since(now) / 2,
+            Phase::Soaking { .. } => self.record.goal.watch_limit(),
             _ => self.record.goal.back_limit(),
         };
         self.phase_ends = (now + limit).min(self.ends);

@@ -1,6 +1,9 @@
 //! The machine's words: what goes in, what comes out.
 
-use firmesh_protocol::report::{AttemptState, FailureClass};
+use firmesh_protocol::{
+    health::DeviceHealth,
+    report::{AttemptState, FailureClass},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{boot::Slot, goal::Image, observed::Observed, record::AttemptRecord};
@@ -100,6 +103,8 @@ pub struct Report {
     pub version: Option<String>,
     /// In which way it failed, if it did.
     pub failure: Option<FailureClass>,
+    /// How the device is after the update, if it was watched.
+    pub health: Option<DeviceHealth>,
 }
 
 impl Report {
@@ -111,6 +116,7 @@ impl Report {
             reason: String::new(),
             version,
             failure: None,
+            health: None,
         }
     }
 }
@@ -122,12 +128,14 @@ impl From<Outcome> for Report {
             reason,
             version,
             failure,
+            health,
         } = outcome;
         Self {
             state,
             reason,
             version,
             failure,
+            health,
         }
     }
 }
@@ -145,4 +153,7 @@ pub struct Outcome {
     /// In which way it failed, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureClass>,
+    /// How the device is after the update, if it was watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DeviceHealth>,
 }

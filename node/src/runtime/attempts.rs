@@ -297,6 +297,7 @@ impl Runtime {
                 reason,
                 version,
                 failure,
+                health,
             }) = self.journal.outcome(&key.0, device, permit.kind)?
             else {
                 continue;
@@ -312,6 +313,7 @@ impl Runtime {
                 reason,
                 version,
                 failure,
+                health,
             })?;
         }
         Ok(())
@@ -372,6 +374,12 @@ impl Runtime {
                 PermitKind::Rollback => 0,
             },
             deadlines: campaign.manifest.deadlines,
+            health: campaign
+                .manifest
+                .gate
+                .health
+                .clone()
+                .filter(|_| permit.kind == PermitKind::Update),
             answers_min: Goal::ANSWERS_MIN,
             pace_ms: Goal::PACE_MS,
         };
@@ -504,6 +512,7 @@ impl Runtime {
             reason: hold.to_string(),
             version,
             failure: (state == AttemptState::Failed).then_some(FailureClass::Preflight),
+            health: None,
         })
     }
 
@@ -548,6 +557,7 @@ impl Runtime {
             reason,
             version: news.version,
             failure: news.failure,
+            health: news.health,
             at: self.fleet.now(),
         };
         let payload = serde_json::to_vec(&report).expect("a report has only names, numbers and text");

@@ -281,6 +281,27 @@ mod tests {
         assert_eq!(judge(&rule, fates.into_iter()), GateVerdict::Pass);
     }
 
+    #[test]
+    fn health_that_is_not_known_holds_and_a_breach_is_a_failure() {
+        use crate::health::{DeviceHealth, HealthRule};
+        use crate::report::AttemptState::{RolledBack, Skipped, Success};
+        let mut rule = rule(9_000, 5_000, 1);
+        assert_eq!(rule.fate(Success, None, None), Fate::Good);
+        rule.health = Some(HealthRule::hard_stops());
+        assert_eq!(rule.fate(Success, None, Some(DeviceHealth::Healthy)), Fate::Good);
+        assert_eq!(rule.fate(Skipped, None, None), Fate::Good);
+        for unknown in [None, Some(DeviceHealth::Unknown)] {
+            let fate = rule.fate(Success, None, unknown);
+            assert_eq!(fate, Fate::Pending);
+            assert_eq!(judge(&rule, [fate; 10].into_iter()), GateVerdict::Unknown);
+        }
+        let breached = rule.fate(Success, None, Some(DeviceHealth::Breached));
+        assert_eq!(breached, Fate::Bad(Some(FailureClass::Health)));
+        assert_eq!(judge(&rule, [breached; 10].into_iter()), GateVerdict::Fail);
+        let fell_back = rule.fate(RolledBack, Some(FailureClass::Health), None);
+        assert_eq!(fell_back, Fate::Bad(Some(FailureClass::Health)));
+    }
+
     /// Failures that come in before the successes do are no reason to stop: where devices stand in the plan counts.
     #[test]
     fn quick_failures_do_not_look_like_many() {

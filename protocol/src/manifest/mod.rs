@@ -164,7 +164,7 @@ impl CampaignManifest {
         if self.caps.per_rack == 0 || self.caps.total == 0 {
             return bounds("caps", "must be at least 1, or nothing could ever start");
         }
-        if let Some((field, problem)) = self.gate.problem() {
+        if let Some((field, problem)) = self.gate.problem(&self.deadlines) {
             return bounds(field, &problem);
         }
         if self.deadlines.attempt_s == 0 || self.deadlines.back_s == 0 {

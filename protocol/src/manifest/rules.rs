@@ -6,9 +6,11 @@ use serde::{Deserialize, Serialize};
 
 use super::is_label;
 use crate::{
-    gate::{ABORT_RULES_MAX, AbortRule, Sequential},
+    gate::{ABORT_RULES_MAX, AbortRule, Fate, Sequential},
+    health::{DeviceHealth, HealthRule},
     ids::{DeviceId, TopologyPath},
     limits::WAVES_MAX,
+    report::{AttemptState, FailureClass},
     units::BasisPoints,
     window::{Blackout, BlackoutCalendar, Subject, Timetable, WINDOWS_MAX, Window},
 };
@@ -145,6 +147,9 @@ pub struct GateRule {
     /// Kinds of failures of which a few fail the wave.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub abort: Vec<AbortRule>,
+    /// How long each device is watched after its update, and what it may not do meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthRule>,
 }
 
 impl GateRule {
@@ -158,11 +163,26 @@ impl GateRule {
             soak_s: 0,
             sequential: None,
             abort: Vec::new(),
+            health: None,
+        }
+    }
+
+    /// What the gate makes of an attempt that stands so. An update whose device's health nobody knows is not good and not
+    /// bad: it holds.
+    #[must_use]
+    pub fn fate(&self, state: AttemptState, failure: Option<FailureClass>, health: Option<DeviceHealth>) -> Fate {
+        match (state, health) {
+            (AttemptState::Success, Some(DeviceHealth::Breached)) => Fate::Bad(Some(FailureClass::Health)),
+            (AttemptState::Success, Some(DeviceHealth::Unknown) | None) if self.health.is_some() => Fate::Pending,
+            (AttemptState::Success | AttemptState::Skipped, _) => Fate::Good,
+            (state, _) if state.is_terminal() => Fate::Bad(failure),
+            _ => Fate::Pending,
         }
     }
 
     /// What is wrong with it, if anything.
-    pub(super) fn problem(&self) -> Option<(&'static str, String)> {
+    pub(super) fn problem(&self, deadlines: &Deadlines) -> Option<(&'static str, String)> {
+        let health = self.health.as_ref().and_then(|health| health.problem(deadlines));
         let sequential = self.sequential.as_ref().and_then(Sequential::problem);
         let abort = self.abort.iter().find_map(AbortRule::problem);
         if self.rollback > self.advance {
@@ -172,6 +192,8 @@ impl GateRule {
             ))
         } else if let Some(problem) = sequential {
             Some(("gate.sequential", problem.to_owned()))
+        } else if let Some(problem) = health {
+            Some(("gate.health", problem))
         } else if self.abort.len() > ABORT_RULES_MAX {
             Some(("gate.abort", format!("must have at most {ABORT_RULES_MAX} rules")))
         } else {

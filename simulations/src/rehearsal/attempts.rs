@@ -69,6 +69,13 @@ impl World {
                 PermitKind::Rollback => 0,
             },
             deadlines: approved.campaign.manifest.deadlines,
+            health: approved
+                .campaign
+                .manifest
+                .gate
+                .health
+                .clone()
+                .filter(|_| permit.kind == PermitKind::Update),
             answers_min: Goal::ANSWERS_MIN,
             pace_ms: PACE_MS,
         };

@@ -158,6 +158,7 @@ impl World {
                     reason: String::new(),
                     version: None,
                     failure: None,
+                    health: None,
                     at: self.scenario.begins,
                 };
                 last.entry(planned.device.clone()).or_insert(forged);

@@ -403,7 +403,7 @@ impl World {
                 continue;
             };
             let mut report = self.word(n, permit, d, outcome.state, outcome.reason);
-            (report.version, report.failure) = (outcome.version, outcome.failure);
+            (report.version, report.failure, report.health) = (outcome.version, outcome.failure, outcome.health);
             self.keep_report(n, report)?;
         }
         Ok(())
@@ -425,6 +425,7 @@ impl World {
             reason,
             version: life.and_then(|life| life.versions.get(&d).cloned().flatten()),
             failure: None,
+            health: None,
             at: self.node_wall(n),
         }
     }
@@ -568,6 +569,7 @@ impl World {
             reason,
             version,
             failure,
+            health,
         } = news;
         let report = AttemptReport {
             campaign: goal.campaign.clone(),
@@ -582,6 +584,7 @@ impl World {
             reason,
             version,
             failure,
+            health,
             at: self.node_wall(n),
         };
         self.keep_report(n, report)

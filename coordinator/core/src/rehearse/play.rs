@@ -11,9 +11,10 @@ use std::{
 
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
+    health::DeviceHealth,
     ids::{DeviceId, Sha256},
     rehearsal::{Ending, Fault},
-    report::{AttemptReport, AttemptState, PermitKind},
+    report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     time::{Timestamp, WallTime},
     window::Subject,
 };
@@ -394,6 +395,9 @@ impl<'a> Run<'a> {
 
     fn start(&mut self, number: usize, kind: PermitKind, sequence: u64, worst_case: Duration) {
         let device = &mut self.devices[number];
+        // Being watched is a part of the attempt.
+        let health = self.stage.facts.manifest.gate.health.as_ref();
+        let watched = health.map_or(0, |health| 1_000 * u64::from(health.watch_s));
         let (takes, ends_as) = match kind {
             PermitKind::Rollback => {
                 device.has_gone_back = true;
@@ -408,7 +412,7 @@ impl<'a> Run<'a> {
                         (device.drawn.forward() + device.drawn.reboot, AttemptState::RolledBack)
                     }
                     Some(Fault::Stall { .. }) => (u64::MAX, AttemptState::TimedOut),
-                    Some(Fault::Silent { .. }) | None => (device.drawn.forward(), AttemptState::Success),
+                    Some(Fault::Silent { .. }) | None => (device.drawn.forward() + watched, AttemptState::Success),
                 }
             }
         };
@@ -514,7 +518,14 @@ impl<'a> Run<'a> {
                 state: *state,
                 reason: String::new(),
                 version: None,
-                failure: None,
+                failure: match state {
+                    AttemptState::Quarantined => Some(FailureClass::Unreachable),
+                    AttemptState::TimedOut => Some(FailureClass::Timeout),
+                    AttemptState::RolledBack if kind == PermitKind::Update => Some(FailureClass::Health),
+                    _ => None,
+                },
+                health: (*state == AttemptState::Success && manifest.gate.health.is_some())
+                    .then_some(DeviceHealth::Healthy),
                 at,
             }
         };

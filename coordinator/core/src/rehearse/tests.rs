@@ -316,6 +316,7 @@ fn times_are_read_from_reports_of_attempts_that_ended_well() {
             reason: String::new(),
             version: None,
             failure: None,
+            health: None,
             at: WallTime::from_unix_seconds(*at),
         };
         (1..).zip(states).map(report).collect()

@@ -332,6 +332,7 @@ impl World {
             reason: reason.to_owned(),
             version: None,
             failure: None,
+            health: None,
             at: WallTime::from_unix_seconds(0),
         };
         self.input(Input::Heard {

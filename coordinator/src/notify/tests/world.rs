@@ -141,6 +141,7 @@ impl TestWorld {
             report_sequence: 1,
             end_report: None,
             failure: None,
+            health: None,
             presumed: true,
             cleared,
         };

@@ -1,6 +1,7 @@
 //! The decisions: what one look at the device means in each phase.
 
 use firmesh_protocol::{
+    health::{DeviceHealth, HealthSample},
     report::{AttemptState, PermitKind},
     time::Timestamp,
 };
@@ -11,6 +12,7 @@ use crate::{
     preflight,
     record::{Phase, Why},
     step::{Rung, Step},
+    watch::HealthWatch,
 };
 
 /// How often an act is tried before its failure stands: once for a hiccup, once for a device that was busy.
@@ -32,6 +34,7 @@ impl Attempt {
             Phase::Watching => self.watching(now, &seen, over),
             Phase::Activating { tries } => self.activating(now, &seen, tries),
             Phase::Resetting { rung, why } => self.resetted(now, &seen, rung, why, over),
+            Phase::Soaking { .. } => self.soaking(now, &seen, over),
             Phase::Confirming { tries } => self.confirming(now, &seen, tries),
             Phase::Aborting { state, reason } => self.aborting(now, &seen, state, reason, over),
             Phase::Ended { .. } => {}
@@ -47,6 +50,7 @@ impl Attempt {
             Phase::Watching => "while the device was installing",
             Phase::Activating { .. } => "while the image was being armed",
             Phase::Resetting { .. } => "while the device was restarting",
+            Phase::Soaking { .. } => "while the new image was being watched",
             Phase::Confirming { .. } => "while the new image was being confirmed",
             Phase::Aborting { reason, .. } => reason.as_str(),
             Phase::Ended { .. } => return,
@@ -88,6 +92,12 @@ impl Attempt {
 
     fn decide_unseen(&mut self, now: Timestamp, over: bool) {
         self.answers = (0, None);
+        if let Phase::Soaking { .. } = self.record.phase {
+            if let Some(problem) = self.look_at_health(now, None) {
+                self.unwell(now, None, &problem);
+            }
+            return;
+        }
         if !over {
             return;
         }
@@ -142,6 +152,7 @@ impl Attempt {
             }
         } else {
             self.record.from.clone_from(&seen.version);
+            self.record.baseline = Some(seen.health);
             self.record.boot_before.clone_from(&seen.boot_id);
             if self.holds_goal(seen) {
                 self.activate(now, seen, 1)
@@ -336,11 +347,7 @@ impl Attempt {
             Why::Start if self.runs_goal(seen) => {
                 self.report(AttemptState::Validating);
                 if self.good_answer(seen) {
-                    return if seen.on_trial() {
-                        self.confirm(now, 1)
-                    } else {
-                        self.succeed(now)
-                    };
+                    return self.came_up(now, seen);
                 }
             }
             Why::Start if seen.on_trial() && (restarted || !told_apart) => {
@@ -393,6 +400,60 @@ impl Attempt {
             self.fail(now, seen, reason);
         } else {
             self.end(now, AttemptState::Quarantined, reason);
+        }
+    }
+
+    /// The new image runs: it is watched first, if that was asked for, and a trial stays one until then.
+    fn came_up(&mut self, now: Timestamp, seen: &Seen) {
+        let on_trial = seen.on_trial();
+        if self.record.goal.health.is_some() && self.record.health.is_none() {
+            self.watch = HealthWatch::default();
+            self.enter(now, Phase::Soaking { on_trial }, AttemptState::Validating);
+        } else if on_trial {
+            self.confirm(now, 1);
+        } else {
+            self.succeed(now);
+        }
+    }
+
+    fn look_at_health(&mut self, now: Timestamp, seen: Option<HealthSample>) -> Option<String> {
+        let rule = self.record.goal.health.as_ref()?;
+        self.watch
+            .look(now, rule, self.record.baseline.unwrap_or_default(), seen)
+    }
+
+    fn soaking(&mut self, now: Timestamp, seen: &Seen, over: bool) {
+        if !self.runs_goal(seen) {
+            return self.came_back_wrong(now, seen, "a restart while it was watched");
+        }
+        if let Some(problem) = self.look_at_health(now, Some(seen.health)) {
+            return self.unwell(now, Some(seen), &problem);
+        }
+        if over {
+            let baseline = self.record.baseline.unwrap_or_default();
+            let rule = self.record.goal.health.as_ref();
+            self.record.health = rule.map(|rule| self.watch.verdict(rule, baseline));
+            self.came_up(now, seen);
+        }
+    }
+
+    /// The new image runs and the device is not well: a trial is given up at once, anything else is its wave's to take back.
+    fn unwell(&mut self, now: Timestamp, seen: Option<&Seen>, problem: &str) {
+        let on_trial = matches!(self.record.phase, Phase::Soaking { on_trial: true });
+        let reason = format!("the device is not well after the update: {problem}");
+        match seen {
+            _ if on_trial => {
+                let is_unwell = true;
+                self.reset(now, seen, Why::FallBack { reason, is_unwell });
+            }
+            Some(_) => {
+                self.record.health = Some(DeviceHealth::Breached);
+                self.end(now, AttemptState::Success, reason);
+            }
+            None => {
+                let reason = format!("{reason}: {}", self.silence());
+                self.end(now, AttemptState::Quarantined, reason);
+            }
         }
     }
 

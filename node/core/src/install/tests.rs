@@ -217,6 +217,7 @@ fn report(device: &str, state: AttemptState, signed_by: &SecretKey) -> Envelope 
         reason: String::new(),
         version: None,
         failure: None,
+        health: None,
         at: WallTime::from_unix_seconds(400),
     };
     Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report).unwrap(), [signed_by])

@@ -8,6 +8,7 @@ use firmesh_protocol::{
     brake::{Brake, Braked},
     evidence::GateEvidence,
     gate::{AbortRule, Sequential},
+    health::{DeviceHealth, HealthInput, HealthRule},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{
         CampaignManifest, Caps, Constraints, Deadlines, FileRef, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
@@ -135,6 +136,7 @@ impl Fleet {
             reason: "the task failed: \"no space\"".to_owned(),
             version: Some("1.0.0".to_owned()),
             failure: Some(FailureClass::Install),
+            health: Some(DeviceHealth::Unknown),
             at: now(),
         }
     }
@@ -228,6 +230,11 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
                 count: Some(2),
                 share: None,
             }],
+            health: Some(HealthRule {
+                watch_s: 300,
+                required: vec![HealthInput::Cpu],
+                ..HealthRule::hard_stops()
+            }),
             ..GateRule::shares(share(9_900)?, share(9_000)?)
         },
         constraints: Constraints {

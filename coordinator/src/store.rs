@@ -175,6 +175,17 @@ pub(crate) enum Write {
     Brake(Sha256, Envelope),
     /// Evidence for a gate, by the digest of its bytes.
     Evidence(Sha256, Vec<u8>),
+    /// Devices are sent back by people.
+    Rollback {
+        /// The campaign.
+        campaign: CampaignId,
+        /// Who.
+        scope: String,
+        /// Why.
+        reason: String,
+        /// The approvers' signed order, with the digest of its bytes.
+        order: Option<(Sha256, Vec<u8>)>,
+    },
     /// The revocation list, one node longer.
     Revocations {
         /// Whose key was added.
@@ -278,8 +289,9 @@ impl Store {
         self.write(writes, now, Vec::new()).await
     }
 
-    /// Logs that an image was given out, durably.
-    pub(crate) async fn log_export(&self, event: Event, now: WallTime) -> Result<(), StoreError> {
+    /// Logs what no write of a commit says, durably: an image that is about to be given out, a change in a table of its own
+    /// that is about to be made.
+    pub(crate) async fn log_event(&self, event: Event, now: WallTime) -> Result<(), StoreError> {
         let document = Document::None;
         self.write(Vec::new(), now, vec![Draft { event, document }]).await
     }
@@ -643,6 +655,12 @@ fn queries(write: Write) -> Vec<Query> {
         Write::Revocations { envelope, .. } => {
             one(query("INSERT OR REPLACE INTO meta VALUES ('revocations', ?)").bind(text(&envelope)))
         }
+        // Nodes fetch an order as they fetch evidence.
+        Write::Rollback {
+            order: Some((digest, bytes)),
+            ..
+        } => queries(Write::Evidence(digest, bytes)),
+        Write::Rollback { order: None, .. } => Vec::new(),
         // Inserted with the other notices of the transaction.
         Write::Notice(_) => Vec::new(),
         Write::RosterVersion(version) => {

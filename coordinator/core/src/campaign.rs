@@ -13,10 +13,11 @@ use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
     gate::{Fate, Tally, judge},
     health::DeviceHealth,
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     limits::REASON_BYTES_MAX,
     manifest::{Artifact, CampaignManifest, GateRule, Plan, PlannedDevice},
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
+    rollback::RollbackScope,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,24 @@ pub struct CampaignRecord {
     pub reason: String,
     /// What was decided, in order.
     pub decisions: Vec<Explanation>,
+    /// Who was sent back by people, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rollbacks: Vec<RollbackRecord>,
+    /// Whether those who go back are a part of a campaign that is to go on without them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumable: bool,
+}
+
+/// A rollback that people have ordered, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackRecord {
+    /// Who was to go back.
+    pub scope: RollbackScope,
+    /// Why, and who said so.
+    pub reason: String,
+    /// Digest of the approvers' signed order, if it took one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Sha256>,
 }
 
 /// One device's attempt as it is stored.
@@ -73,6 +92,9 @@ pub struct AttemptRecord {
     pub presumed: bool,
     /// Whether a person has looked at it since it was quarantined.
     pub cleared: bool,
+    /// Whether people have sent it back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ordered_back: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -108,12 +130,26 @@ impl Attempt {
         self.record.state == AttemptState::Quarantined && !self.record.cleared
     }
 
+    /// Whether it runs the new version, and is well as far as that is asked for.
+    pub(crate) fn ended_well(&self, gate: &GateRule) -> bool {
+        self.record.state.is_success() && self.fate(gate) == Fate::Good
+    }
+
     /// What a gate makes of it.
     pub(crate) fn fate(&self, gate: &GateRule) -> Fate {
         let AttemptRecord {
-            state, failure, health, ..
+            kind,
+            state,
+            failure,
+            health,
+            ..
         } = self.record;
-        gate.fate(state, failure, health)
+        // Only who runs the new version can be sent back, and the report on how that went stays.
+        match (kind, health) {
+            (PermitKind::Rollback, Some(DeviceHealth::Breached)) => Fate::Bad(Some(FailureClass::Health)),
+            (PermitKind::Rollback, _) => Fate::Good,
+            (PermitKind::Update, _) => gate.fate(state, failure, health),
+        }
     }
 
     pub(crate) fn is_untouched(&self) -> bool {
@@ -132,7 +168,7 @@ pub(crate) struct Campaign {
     pub(crate) expires_at: Timestamp,
     pub(crate) soak_until: Option<Timestamp>,
     /// Waves whose gate failed and whose devices have to go back.
-    sent_back: BTreeSet<u32>,
+    pub(crate) sent_back: BTreeSet<u32>,
     pub(crate) is_dirty: bool,
     pub(crate) dirty: BTreeSet<DeviceId>,
 }
@@ -153,6 +189,8 @@ impl Campaign {
             last_permit: 0,
             reason: "published with both thresholds, not started".to_owned(),
             decisions: Vec::new(),
+            rollbacks: Vec::new(),
+            resumable: false,
         };
         let mut possession = Possession::default();
         let mut attempt = |wave: usize, planned: &PlannedDevice| {
@@ -169,6 +207,7 @@ impl Campaign {
                 end_report: None,
                 presumed: false,
                 cleared: false,
+                ordered_back: false,
             };
             let needs: Vec<_> = targets(planned).map(|target| images[target].id).collect();
             possession.need(&planned.node, &needs);
@@ -257,7 +296,7 @@ impl Campaign {
         }
     }
 
-    fn decide(&mut self, subject: String, finding: String, evidence: Vec<String>) {
+    pub(crate) fn decide(&mut self, subject: String, finding: String, evidence: Vec<String>) {
         self.record.decisions.push(Explanation {
             subject,
             finding,
@@ -314,7 +353,8 @@ impl Campaign {
         if self.record.state == CampaignState::RollingBack {
             self.judge_failed_waves();
         }
-        if self.record.state == CampaignState::RollingBack || self.record.state.is_terminal() {
+        let is_at_its_end = self.record.state == CampaignState::RollingBack && !self.record.resumable;
+        if is_at_its_end || self.record.state.is_terminal() {
             // Also for a device that was reported as busy without a permit and says now that it is not.
             self.cancel_untouched("the campaign ended before it was this device's turn");
         }
@@ -410,7 +450,7 @@ impl Campaign {
         let missed = self
             .attempts
             .iter()
-            .filter(|attempt| attempt.fate(&self.manifest.gate) != Fate::Good)
+            .filter(|attempt| !attempt.ended_well(&self.manifest.gate))
             .count();
         let all = self.attempts.len();
         if missed == 0 {
@@ -476,7 +516,8 @@ impl Campaign {
 
     /// Ended badly, with reasons; the first twenty, so that a record stays small.
     fn bad_devices(&self, pick: impl Fn(&Attempt) -> bool) -> Vec<String> {
-        let bad: Vec<_> = self.select(|a| pick(a) && matches!(a.fate(&self.manifest.gate), Fate::Bad(_)));
+        let bad: Vec<_> =
+            self.select(|a| pick(a) && a.record.state.is_terminal() && !a.ended_well(&self.manifest.gate));
         let mut lines: Vec<_> = bad.iter().take(20).map(|id| self.line(id)).collect();
         if bad.len() > lines.len() {
             lines.push(format!("and {} more", bad.len() - lines.len()));
@@ -514,92 +555,6 @@ impl Campaign {
             }
             verdict => verdict,
         }
-    }
-
-    /// Which failed waves go back: those that fail by what nodes have signed, where whoever has said nothing counts as lost.
-    /// A wave that failed because its devices were silent may turn out to have done well, once they speak: then no node
-    /// would follow, and what has not gone back stays.
-    fn judge_failed_waves(&mut self) {
-        let failed = (0..)
-            .zip(&self.record.gates)
-            .filter(|(_, gate)| **gate == GateVerdict::Fail);
-        let fails = |wave: u32| {
-            let fate = |attempt: &Attempt| match (attempt.record.kind, attempt.fate(&self.manifest.gate)) {
-                (PermitKind::Rollback, _) if attempt.record.health == Some(DeviceHealth::Breached) => {
-                    Fate::Bad(Some(FailureClass::Health))
-                }
-                (PermitKind::Rollback, _) => Fate::Good,
-                (PermitKind::Update, Fate::Pending) if !attempt.record.state.is_success() => {
-                    Fate::Bad(Some(FailureClass::Unreachable))
-                }
-                (PermitKind::Update, fate) => fate,
-            };
-            let attempts = self.attempts.of_wave(wave as usize);
-            judge(&self.manifest.gate, attempts.iter().map(fate)) == GateVerdict::Fail
-        };
-        self.sent_back = failed.map(|(wave, _)| wave).filter(|wave| fails(*wave)).collect();
-    }
-
-    /// Whether devices of a wave are to go back.
-    pub(crate) fn goes_back(&self, wave: u32) -> bool {
-        self.sent_back.contains(&wave)
-    }
-
-    fn is_of_failed_wave(&self, attempt: &Attempt) -> bool {
-        self.record.gates.get(attempt.wave as usize) == Some(&GateVerdict::Fail)
-    }
-
-    /// Whether the device runs the new version and its wave goes back.
-    pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
-        let runs_new = attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success;
-        runs_new && attempt.can_go_back && self.goes_back(attempt.wave)
-    }
-
-    fn finish_rollback(&mut self, is_stuck: impl Fn(&Attempt) -> bool) {
-        let is_waiting = |attempt: &Attempt| attempt.is_running() || (self.must_go_back(attempt) && !is_stuck(attempt));
-        if self.attempts.iter().any(is_waiting) {
-            return;
-        }
-        let is_back = |state| {
-            matches!(
-                state,
-                AttemptState::RolledBack | AttemptState::Success | AttemptState::Skipped
-            )
-        };
-        let sent_back = |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback;
-        let back = self.select(|a| sent_back(a) && is_back(a.record.state));
-        let lost = self.select(|a| (sent_back(a) && !is_back(a.record.state)) || self.must_go_back(a));
-        let one_way =
-            self.select(|a| self.is_of_failed_wave(a) && !a.can_go_back && a.record.state == AttemptState::Success);
-        let turned_out_well = |a: &Attempt| {
-            self.is_of_failed_wave(a) && !self.goes_back(a.wave) && a.can_go_back && a.record.kind == PermitKind::Update
-        };
-        let kept = self.select(|a| turned_out_well(a) && a.record.state == AttemptState::Success);
-        let mut reason = format!("{} devices went back", back.len());
-        if !kept.is_empty() {
-            reason += &format!(
-                ", {} keep the new version because their wave did well after all",
-                kept.len()
-            );
-        }
-        if !lost.is_empty() {
-            reason += &format!(", {} could not", lost.len());
-        }
-        if !one_way.is_empty() {
-            reason += &format!(
-                ", {} keep the new version because nothing leads back from it",
-                one_way.len()
-            );
-        }
-        let evidence = lost.iter().chain(&one_way).take(20).map(|id| self.line(id)).collect();
-        let reached_goal = lost.is_empty() && (one_way.is_empty() || !back.is_empty());
-        let state = if reached_goal {
-            CampaignState::RolledBack
-        } else {
-            CampaignState::Failed
-        };
-        self.decide(format!("campaign {}", self.record.id), reason.clone(), evidence);
-        self.enter(state, reason);
     }
 
     pub(crate) fn view(&self) -> CampaignView {
@@ -645,7 +600,7 @@ pub(crate) fn targets(planned: &PlannedDevice) -> impl Iterator<Item = &String> 
         .flatten()
 }
 
-fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap<AttemptState, u32> {
+pub(crate) fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap<AttemptState, u32> {
     let mut states = BTreeMap::new();
     for attempt in attempts {
         *states.entry(attempt.record.state).or_default() += 1;

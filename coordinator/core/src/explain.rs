@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     api::{CampaignState, Explanation, PossessionView},
-    gate::Fate,
     health::DeviceHealth,
     ids::{CampaignId, DeviceId},
 };
@@ -53,7 +52,7 @@ impl Engine {
                         .collect(),
                 }];
                 found.extend(campaign.record.decisions.iter().cloned());
-                let unwell = campaign.select(|attempt| attempt.fate(&campaign.manifest.gate) != Fate::Good);
+                let unwell = campaign.select(|attempt| !attempt.ended_well(&campaign.manifest.gate));
                 found.extend(unwell.iter().take(DEVICES_SHOWN).map(device));
                 if unwell.len() > DEVICES_SHOWN {
                     found.push(Explanation {
@@ -196,6 +195,9 @@ fn waiting_for(
     let state = campaign.record.state;
     if !matches!(state, CampaignState::Active | CampaignState::RollingBack) {
         return format!("waits: the campaign is {state:?}");
+    }
+    if state == CampaignState::RollingBack && attempt.is_untouched() {
+        return "waits: other devices of the campaign are going back, then somebody has to resume it".to_owned();
     }
     if attempt.wave as usize >= campaign.record.gates.len() {
         return format!("waits: wave {} is not open", attempt.wave);

@@ -2,6 +2,7 @@
 //! what survives a restart.
 
 mod api;
+mod devices;
 mod fleet;
 mod notifications;
 

@@ -91,6 +91,10 @@ pub struct CampaignManifest {
     pub priority: Priority,
     /// Whether a failed gate rolls the wave back by itself.
     pub automatic_rollback: bool,
+    /// Whether operators may send devices back that pass their gates: without it, that takes a
+    /// [`RollbackOrder`](crate::rollback::RollbackOrder) of the approvers. With it, nodes take the coordinator's word.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub operator_rollback: bool,
     /// The coordinators' ed25519 public keys, in hexadecimal, whose permits count for this campaign.
     pub permit_keys: Vec<String>,
     /// SHA-256 of the plan's bytes: approval is of who gets what and when, not only of the rules.

@@ -34,6 +34,7 @@ fn manifest() -> CampaignManifest {
         constraints: Constraints::default(),
         priority: Priority::Emergency,
         automatic_rollback: true,
+        operator_rollback: false,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b"plan"),
         rehearsal_sha256: None,

@@ -1,5 +1,6 @@
 //! Measurements that anybody can repeat. Every claim is a ratio between things run side by side in one run.
 
+mod control;
 mod delta;
 mod fs_store;
 mod link;
@@ -27,6 +28,8 @@ use fs_store::IrohStore;
 /// What to measure.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Bench {
+    /// The control plane: a real coordinator under the load of simulated nodes over real connections.
+    Control(control::ControlArgs),
     /// Pairs of consecutive versions of an image: the bytes that must travel to a node that holds the old one.
     Delta(delta::DeltaArgs),
     /// One link: two nodes' data planes and stores over loopback, against a plain QUIC stream, iroh-blobs, nginx with HTTPS,
@@ -81,6 +84,10 @@ pub(crate) async fn run(bench: Bench, cancel: CancellationToken) -> anyhow::Resu
         Bench::Mesh(args) => tokio::select! {
             done = mesh::run(&args) => done,
             () = cancel.cancelled() => anyhow::bail!("interrupted; every process and network was removed"),
+        },
+        Bench::Control(args) => tokio::select! {
+            done = control::run(&args) => done,
+            () = cancel.cancelled() => anyhow::bail!("interrupted; the coordinator was ended"),
         },
         Bench::Delta(args) => delta::run(&args),
         Bench::Link(args) => tokio::select! {

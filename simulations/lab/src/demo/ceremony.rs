@@ -10,12 +10,13 @@ use firmesh_coordinator::ceremony::{
 };
 use firmesh_protocol::{
     api::{About, PlanRequest, PlanResponse, Published},
-    ids::{CampaignId, Component},
+    ids::{CampaignId, Component, Sha256},
     manifest::{
         Artifact, Caps, Constraints, Deadlines, GateRule, Priority, Release, Reversibility, Selector, Strategy,
+        campaign_target,
     },
     time::WallTime,
-    trust::{Ceremony, SecretKey, Signers},
+    trust::{Ceremony, SecretKey, Signers, Target},
     units::BasisPoints,
 };
 
@@ -161,8 +162,14 @@ impl People {
             constraints: Constraints::default(),
             priority: rules.priority,
             automatic_rollback: rules.automatic_rollback,
+            operator_rollback: false,
             permit_keys: Vec::new(),
         };
+        self.stage(api, about, file).await
+    }
+
+    /// Drafts a campaign, has it planned, and stages it for the approvers. Answers the devices per wave.
+    pub(crate) async fn stage(&mut self, api: &Api, about: &About, file: CampaignFile) -> Result<Vec<usize>> {
         let draft = draft_campaign(&self.folder, file, &[about.permit_key.parse()?])?;
         let request = PlanRequest {
             manifest: draft.clone(),
@@ -170,6 +177,20 @@ impl People {
         let PlanResponse { plan, plan_sha256 } = api.post("/api/v1/plans", &request).await?;
         let (_, plan) = adopt_plan(&mut self.folder, draft, plan.as_bytes(), plan_sha256, now()? + MONTH)?;
         Ok(plan.waves.iter().map(Vec::len).collect())
+    }
+
+    /// Digest of a staged manifest.
+    pub(crate) fn manifest_sha256(&self, id: &CampaignId) -> Result<Sha256> {
+        let target = campaign_target(id);
+        let staged = self.folder.repository().campaigns().targets.get(&target);
+        staged
+            .and_then(Target::sha256)
+            .with_context(|| format!("{target} is not staged"))
+    }
+
+    /// When what is signed here expires.
+    pub(crate) fn expiry() -> Result<WallTime> {
+        Ok(now()? + MONTH)
     }
 
     fn key(&self, group: &str, number: usize) -> Result<SecretKey> {

@@ -60,6 +60,8 @@ pub(crate) struct Layout {
     pub(crate) coordinator: Place,
     /// Budgets of every node: scope and Mbit/s.
     pub(crate) budgets: Vec<(String, u32)>,
+    /// More of the coordinator's configuration.
+    pub(crate) coordinator_more: toml::Table,
 }
 
 impl Layout {
@@ -87,6 +89,7 @@ impl Layout {
             nodes,
             coordinator: Place::default(),
             budgets: Vec::new(),
+            coordinator_more: toml::Table::new(),
         })
     }
 
@@ -127,6 +130,7 @@ impl Layout {
             ("operators", listen(operators)),
             ("nodes", listen(nodes)),
         ]);
+        let config: toml::Table = config.into_iter().chain(self.coordinator_more.clone()).collect();
         self.write("coordinator.toml", &config)
     }
 

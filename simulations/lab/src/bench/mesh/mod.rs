@@ -5,7 +5,7 @@ mod chart;
 mod faults;
 mod fleet;
 mod network;
-mod report;
+pub(super) mod report;
 mod tools;
 mod validate;
 

@@ -35,17 +35,17 @@ pub(super) struct Outcome {
 
 /// What processes and machine had to do meanwhile.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Usage {
+pub(in crate::bench) struct Usage {
     /// CPU seconds and peak resident KiB, by process and whatever it started; the origin is the `coordinator`, and what runs
     /// beside a node's first process has the node's name and an ending after a dot.
-    pub(super) processes: BTreeMap<String, (f64, u64)>,
+    pub(in crate::bench) processes: BTreeMap<String, (f64, u64)>,
     /// How much of the machine's processor time was used, by anybody, from 0 to 1.
-    pub(super) machine_busy: f64,
+    pub(in crate::bench) machine_busy: f64,
     /// The part of it that these processes do not account for: the kernel's network, and whatever else ran.
-    pub(super) others_busy: f64,
+    pub(in crate::bench) others_busy: f64,
     /// Tasks that wanted to run in the minute before.
-    pub(super) load_before: f64,
-    pub(super) wall_s: f64,
+    pub(in crate::bench) load_before: f64,
+    pub(in crate::bench) wall_s: f64,
     #[serde(skip)]
     seen: BTreeMap<String, (f64, u64)>,
     #[serde(skip)]
@@ -54,7 +54,7 @@ pub(super) struct Usage {
 
 impl Usage {
     /// Begins to count.
-    pub(super) fn begin(pids: &BTreeMap<String, u32>) -> Self {
+    pub(in crate::bench) fn begin(pids: &BTreeMap<String, u32>) -> Self {
         let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
         Self {
             processes: used(pids),
@@ -68,7 +68,7 @@ impl Usage {
     }
 
     /// Looks at processes that may end before the counting does.
-    pub(super) fn look(&mut self, pids: &BTreeMap<String, u32>) {
+    pub(in crate::bench) fn look(&mut self, pids: &BTreeMap<String, u32>) {
         for (name, (cpu, rss)) in used(pids) {
             let peak = self.seen.get(&name).map_or(0, |(_, peak)| *peak);
             self.seen.insert(name, (cpu, rss.max(peak)));
@@ -76,7 +76,7 @@ impl Usage {
     }
 
     /// Ends counting. A process that was started again meanwhile counts from its start.
-    pub(super) fn end(mut self, pids: &BTreeMap<String, u32>) -> Self {
+    pub(in crate::bench) fn end(mut self, pids: &BTreeMap<String, u32>) -> Self {
         self.look(pids);
         let (now, (busy, all)) = (std::mem::take(&mut self.seen), machine());
         let before = std::mem::take(&mut self.processes);

@@ -1,0 +1,249 @@
+//! All simulated nodes together, and the people who plan campaigns for them.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use firmesh_coordinator::ceremony::CampaignFile;
+use firmesh_protocol::{
+    api::{CampaignState, CampaignView},
+    ids::{CampaignId, Sha256},
+    manifest::{Artifact, Caps, Constraints, Deadlines, GateRule, Priority, Release, Selector, Strategy},
+    time::WallTime,
+    trust::KeySet,
+    units::BasisPoints,
+};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::{node::SimulatedNode, report::Latencies};
+use crate::demo::{
+    ceremony::{People, measure},
+    world::World,
+};
+
+/// Whoever makes the devices.
+pub(super) const VENDOR: &str = crate::demo::layout::VENDOR;
+/// The devices' model.
+pub(super) const MODEL: &str = crate::demo::layout::MODEL;
+/// What devices run at first, and what campaigns bring.
+pub(super) const OLD: &str = crate::demo::layout::OLD_VERSION;
+pub(super) const NEW: &str = crate::demo::layout::NEW_VERSION;
+
+/// Requests of nodes that are under way at once: a coordinator meets no more, as nodes spread their heartbeats.
+const AT_ONCE: usize = 16;
+
+/// A real image is a few MiB; what a proof of it costs is bounded by its sample.
+const IMAGE_BYTES: usize = 1 << 20;
+
+/// Updates that take longer than this are a failure.
+const UPDATE_WITHIN: Duration = Duration::from_secs(900);
+
+/// How many of everything.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Shape {
+    pub(super) devices: u32,
+    pub(super) campaigns: u32,
+}
+
+/// Where the nodes of a campaign stand.
+pub(super) fn site(campaign: u32) -> String {
+    format!("eu/site-{campaign}")
+}
+
+pub(super) struct Crowd {
+    nodes: Vec<SimulatedNode>,
+    image: Vec<u8>,
+    manifests: BTreeMap<CampaignId, Sha256>,
+    devices: usize,
+}
+
+impl Crowd {
+    /// Enrols all nodes.
+    pub(super) async fn enrol(world: &World, nodes: u32, shape: Shape, latencies: &mut Latencies) -> Result<Self> {
+        let folder = world.layout.folder.join("nodes");
+        std::fs::create_dir_all(&folder)?;
+        let permits = KeySet::of("permits", 1, [world.about.permit_key.parse()?])?;
+        let enrol = async |number| {
+            let begun = Instant::now();
+            let node = SimulatedNode::enrol(&world.api, number, shape, &folder, &permits).await?;
+            Ok::<_, anyhow::Error>((node, begun.elapsed()))
+        };
+        let enrolled: Vec<_> = stream::iter(0..nodes)
+            .map(enrol)
+            .buffered(AT_ONCE)
+            .try_collect()
+            .await?;
+        let mut all = Vec::with_capacity(enrolled.len());
+        for (node, took) in enrolled {
+            latencies.add(took);
+            all.push(node);
+        }
+        let image: Vec<u8> = (0..IMAGE_BYTES).map(|at| (at % 251) as u8).collect();
+        Ok(Self {
+            nodes: all,
+            image,
+            manifests: BTreeMap::new(),
+            devices: nodes as usize * shape.devices as usize,
+        })
+    }
+
+    /// One heartbeat of everybody, as fast as the coordinator takes them.
+    async fn everybody(&mut self, latencies: &mut Latencies) -> Result<()> {
+        let image = &self.image;
+        let sync = |node| sync(node, image);
+        let took: Vec<_> = stream::iter(&mut self.nodes)
+            .map(sync)
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await?;
+        took.into_iter().for_each(|took| latencies.add(took));
+        Ok(())
+    }
+
+    /// The first heartbeat: none of the devices is known yet.
+    pub(super) async fn tell_of_devices(&mut self, latencies: &mut Latencies) -> Result<()> {
+        self.everybody(latencies).await
+    }
+
+    /// Heartbeats of everybody at a steady pace, spread over time, for so long. Answers how many were sent.
+    pub(super) async fn beat(&mut self, every: Duration, span: Duration, latencies: &mut Latencies) -> Result<usize> {
+        let (image, begun) = (&self.image, tokio::time::Instant::now());
+        let count = u32::try_from(self.nodes.len())?;
+        let beating = (0_u32..).zip(&mut self.nodes).map(|(number, node)| async move {
+            let (mut due, mut took) = (begun + every * number / count, Vec::new());
+            while due < begun + span {
+                tokio::time::sleep_until(due).await;
+                sync(node, image).await?;
+                // From the moment it was due, so that a coordinator that falls behind shows.
+                took.push(due.elapsed());
+                due += every;
+            }
+            Ok::<_, anyhow::Error>(took)
+        });
+        let took = futures_util::future::try_join_all(beating).await?;
+        let took: Vec<_> = took.into_iter().flatten().collect();
+        took.iter().for_each(|took| latencies.add(*took));
+        Ok(took.len())
+    }
+
+    /// Releases an image, and has a campaign planned, approved and published for each site. Answers how long planning took.
+    pub(super) async fn plan(&mut self, world: &World, people: &mut People, campaigns: u32) -> Result<Latencies> {
+        let file = world.layout.folder.join("image.bin");
+        std::fs::write(&file, &self.image)?;
+        let artifact = measure(&file).await?;
+        let _stored: Artifact = world.api.upload("/api/v1/artifacts", &file).await?;
+        let release = people.release(&artifact, "bmc", NEW)?;
+        people.sign("release")?;
+        people.publish(&world.api).await?;
+        let mut plans = Latencies::default();
+        for number in 0..campaigns {
+            let draft = self.draft(number, &release)?;
+            let begun = Instant::now();
+            let waves = people.stage(&world.api, &world.about, draft).await?;
+            plans.add(begun.elapsed());
+            ensure!(waves.len() == 1, "a direct campaign has one wave");
+        }
+        people.sign("approver")?;
+        people.publish(&world.api).await?;
+        for number in 0..campaigns {
+            let id = campaign(number)?;
+            self.manifests.insert(id.clone(), people.manifest_sha256(&id)?);
+        }
+        Ok(plans)
+    }
+
+    fn draft(&self, number: u32, release: &Release) -> Result<CampaignFile> {
+        let everything = u32::try_from(self.devices)?;
+        Ok(CampaignFile {
+            id: campaign(number)?,
+            expires: People::expiry()?,
+            releases: vec![release.target.clone()],
+            previous: Vec::new(),
+            selector: Selector {
+                paths: vec![site(number).parse()?],
+                ..Selector::default()
+            },
+            strategy: Strategy::Direct {},
+            caps: Caps {
+                per_rack: everything,
+                total: everything,
+            },
+            gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::new(0)?).into(),
+            deadlines: Deadlines {
+                attempt_s: 3_600,
+                back_s: 600,
+            }
+            .into(),
+            constraints: Constraints::default(),
+            priority: Priority::Normal,
+            automatic_rollback: false,
+            operator_rollback: false,
+            permit_keys: Vec::new(),
+        })
+    }
+
+    /// Heartbeats until nobody is asked for a proof any more.
+    pub(super) async fn prove(&mut self) -> Result<()> {
+        // Asked, answered, and told that the answer was good.
+        loop {
+            self.everybody(&mut Latencies::default()).await?;
+            if self.nodes.iter().all(SimulatedNode::has_proven) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Starts all campaigns. Answers after how many seconds the last device was permitted, and after how many the last
+    /// campaign had completed.
+    pub(super) async fn update(
+        &mut self,
+        world: &World,
+        campaigns: u32,
+        reports: &mut Latencies,
+    ) -> Result<(f64, f64)> {
+        let begun = Instant::now();
+        for number in 0..campaigns {
+            let path = format!("/api/v1/campaigns/{}/start", campaign(number)?);
+            let _view: serde_json::Value = world.api.post(&path, &serde_json::json!({})).await?;
+        }
+        while self.nodes.iter().map(SimulatedNode::begun).sum::<usize>() < self.devices {
+            self.everybody(&mut Latencies::default()).await?;
+            ensure!(
+                begun.elapsed() < UPDATE_WITHIN,
+                "not every device was permitted in time"
+            );
+        }
+        let permitted = begun.elapsed().as_secs_f64();
+        let begun = Instant::now();
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .context("the clock stands before 1970")?;
+        let now = WallTime::from_unix_seconds(i64::try_from(now.as_secs())?);
+        for node in &mut self.nodes {
+            node.end_attempts(&self.manifests, now)?;
+        }
+        while !self.nodes.iter().all(SimulatedNode::is_done) {
+            self.everybody(reports).await?;
+            ensure!(begun.elapsed() < UPDATE_WITHIN, "not every report was taken in time");
+        }
+        let done = begun.elapsed().as_secs_f64();
+        for number in 0..campaigns {
+            let path = format!("/api/v1/campaigns/{}", campaign(number)?);
+            let view: CampaignView = world.api.get(&path).await?;
+            ensure!(view.state == CampaignState::Completed, "{}: {}", view.id, view.reason);
+        }
+        Ok((permitted, done))
+    }
+}
+
+fn campaign(number: u32) -> Result<CampaignId> {
+    Ok(CampaignId::new(format!("load-{number}"))?)
+}
+
+async fn sync(node: &mut SimulatedNode, image: &[u8]) -> Result<Duration> {
+    let begun = Instant::now();
+    node.sync(image).await?;
+    Ok(begun.elapsed())
+}

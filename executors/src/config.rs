@@ -81,6 +81,8 @@ pub struct AbSlotConfig {
     pub env_file: PathBuf,
     /// What the running system writes about itself at each start.
     pub status_file: PathBuf,
+    /// Where the running system writes how it is, at least once a minute. Without it, nobody knows.
+    pub health_file: Option<PathBuf>,
     /// The command, with its arguments, that restarts the host.
     pub reset_command: Vec<String>,
     /// Who makes the host.
@@ -141,6 +143,8 @@ pub struct AbSlotSettings {
     pub env_file: PathBuf,
     /// What the running system writes about itself.
     pub status_file: PathBuf,
+    /// Where the running system writes how it is.
+    pub health_file: Option<PathBuf>,
     /// The program that restarts the host.
     pub reset_program: String,
     /// Its arguments.
@@ -307,6 +311,7 @@ impl Check<'_> {
             .ok_or_else(|| self.value("reset_command", "is empty: name the program that restarts the host"))?;
         let [slot_a, slot_b, env_file, status_file] =
             [config.slot_a, config.slot_b, config.env_file, config.status_file].map(|path| self.base.join(path));
+        let health_file = config.health_file.map(|path| self.base.join(path));
         if slot_a == slot_b {
             return Err(self.value("slot_b", "is the same file as slot_a"));
         }
@@ -321,6 +326,7 @@ impl Check<'_> {
             slot_b,
             env_file,
             status_file,
+            health_file,
             reset_program,
             reset_args: command.collect(),
             vendor: config.vendor,
@@ -401,6 +407,7 @@ mod tests {
                 slot_b: "b".into(),
                 env_file: "grubenv".into(),
                 status_file: "status.json".into(),
+                health_file: None,
                 reset_command: vec!["reboot".to_owned()],
                 vendor: "Acme".to_owned(),
                 model: "H1".to_owned(),

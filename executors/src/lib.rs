@@ -16,7 +16,7 @@ pub use config::{
     AbSlotConfig, AbSlotSettings, DeviceConfig, DeviceConfigError, DeviceSettings, ExecutorConfig, ExecutorSettings,
     RedfishConfig, RedfishSettings, Secret, UpdateMethod,
 };
-pub use firmesh_executors_core::{ActError, AttemptRecord, Goal, Image, Observed, Outcome, Rung, Seen, Slot};
+pub use firmesh_executors_core::{ActError, AttemptRecord, Goal, Image, Observed, Outcome, Report, Rung, Seen, Slot};
 pub use image::{ImageError, ImageReader, ImageSource};
 pub use journal::{Journal, JournalError, MemoryJournal};
 pub use runner::{Ended, News, RunError, Start, run_attempt};

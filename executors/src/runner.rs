@@ -10,8 +10,9 @@ use std::{sync::Arc, time::Duration};
 
 use firmesh_executors_core::{ActError, Attempt, AttemptRecord, Goal, Input, Outcome, Output, Report, Step};
 use firmesh_protocol::{
+    health::DeviceHealth,
     ids::{CampaignId, DeviceId, Sha256},
-    report::{AttemptState, PermitKind},
+    report::{AttemptState, FailureClass, PermitKind},
     time::Timestamp,
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -52,12 +53,23 @@ pub struct News {
     pub reason: String,
     /// The version last read back.
     pub version: Option<String>,
+    /// In which way it failed, if it did.
+    pub failure: Option<FailureClass>,
+    /// How the device is after the update, if it was watched.
+    pub health: Option<DeviceHealth>,
 }
 
 impl News {
     /// Where an attempt at a goal stands.
     #[must_use]
-    pub fn of(goal: &Goal, state: AttemptState, reason: String, version: Option<String>) -> Self {
+    pub fn of(goal: &Goal, report: Report) -> Self {
+        let Report {
+            state,
+            reason,
+            version,
+            failure,
+            health,
+        } = report;
         Self {
             device: goal.device.clone(),
             campaign: goal.campaign.clone(),
@@ -68,6 +80,8 @@ impl News {
             state,
             reason,
             version,
+            failure,
+            health,
         }
     }
 }
@@ -224,10 +238,10 @@ impl<B: DeviceBackend> Run<'_, B> {
 
     async fn report(&self, report: Report) -> Result<(), RunError> {
         let goal = self.attempt.goal();
-        let Report { state, reason, version } = report;
+        let Report { state, reason, .. } = &report;
         tracing::info!(device = %goal.device, campaign = %goal.campaign, wave = goal.wave, %state, %reason, "attempt");
         let device = goal.device.clone();
-        let news = News::of(goal, state, reason, version);
+        let news = News::of(goal, report);
         self.reports
             .send(news)
             .await

@@ -459,6 +459,8 @@ mod tests {
             state: AttemptState::Success,
             reason: String::new(),
             version: Some("2".to_owned()),
+            failure: None,
+            health: None,
         };
         {
             let journal = NodeJournal::open(folder.path()).unwrap();

@@ -10,10 +10,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     api::GateVerdict,
-    gate::{GateCount, judge},
+    gate::{Fate, Tally},
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::{CampaignManifest, Plan, PlannedDevice},
-    report::{AttemptReport, PermitKind, REPORT_TYPE},
+    report::{AttemptReport, FailureClass, PermitKind, REPORT_TYPE},
     time::WallTime,
     trust::{Envelope, EnvelopeError, KeySet},
 };
@@ -87,7 +87,7 @@ impl EvidenceError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WaveEvidence {
     wave: u32,
-    ended: BTreeMap<DeviceId, bool>,
+    ended: BTreeMap<DeviceId, Fate>,
     latest: WallTime,
 }
 
@@ -130,11 +130,8 @@ impl WaveEvidence {
         let mut next = self.clone();
         for envelope in &evidence.reports {
             let report = open_report(envelope, manifest_sha256, manifest, plan, &planned, self.wave)?;
-            if next
-                .ended
-                .insert(report.device.clone(), report.state.is_success())
-                .is_some()
-            {
+            let fate = manifest.gate.fate(report.state, report.failure, report.health);
+            if next.ended.insert(report.device.clone(), fate).is_some() {
                 return Err(EvidenceError::Twice(report.device));
             }
             next.latest = next.latest.max(report.at);
@@ -152,15 +149,14 @@ impl WaveEvidence {
     /// The gate's verdict, where devices without a report count as not ended.
     #[must_use]
     pub fn verdict(&self, manifest: &CampaignManifest, plan: &Plan) -> GateVerdict {
-        judge(&manifest.gate, self.count(plan))
+        self.tally(manifest, plan, Fate::Pending).verdict()
     }
 
     /// The gate's verdict, where devices without a report count as lost: for a wave whose deadline has passed.
     #[must_use]
     pub fn verdict_after_deadline(&self, manifest: &CampaignManifest, plan: &Plan) -> GateVerdict {
-        let count = self.count(plan);
-        let ended = count.devices;
-        judge(&manifest.gate, GateCount { ended, ..count })
+        let lost = Fate::Bad(Some(FailureClass::Unreachable));
+        self.tally(manifest, plan, lost).verdict()
     }
 
     /// The first moment at which the next wave may start: the last report and the soak time after it.
@@ -169,12 +165,11 @@ impl WaveEvidence {
         self.latest + Duration::from_secs(manifest.gate.soak_s.into())
     }
 
-    fn count(&self, plan: &Plan) -> GateCount {
-        GateCount {
-            devices: plan.waves.get(self.wave as usize).map_or(0, Vec::len),
-            ended: self.ended.len(),
-            good: self.ended.values().filter(|good| **good).count(),
-        }
+    /// What the gate looks at, where the devices without a report are `missing`.
+    fn tally<'a>(&self, manifest: &'a CampaignManifest, plan: &Plan, missing: Fate) -> Tally<'a> {
+        let planned = plan.waves.get(self.wave as usize).into_iter().flatten();
+        let fates = planned.map(|planned| self.ended.get(&planned.device).copied().unwrap_or(missing));
+        Tally::of(&manifest.gate, fates)
     }
 }
 

@@ -9,6 +9,7 @@ pub mod chunk;
 pub mod evidence;
 pub mod gate;
 pub mod groups;
+pub mod health;
 pub mod identity;
 pub mod ids;
 pub mod limits;

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    health::DeviceHealth,
     ids::{CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     time::WallTime,
 };
@@ -166,6 +167,48 @@ impl std::fmt::Display for AttemptState {
     }
 }
 
+/// In which way an attempt failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureClass {
+    /// Refused before anything was written: the device, or the release for it, is not as approved.
+    Preflight,
+    /// The image was not brought onto the device, or the device did not install it.
+    Install,
+    /// The device did not start the new image.
+    Boot,
+    /// The new image ran and was not well.
+    Health,
+    /// A deadline passed while the old image ran.
+    Timeout,
+    /// Nobody knows what it runs: it does not answer, or its node does not.
+    Unreachable,
+    /// It answers, and is not in a state that it can be left in.
+    Quarantine,
+}
+
+impl FailureClass {
+    /// The class's name, as it stands in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Preflight => "preflight",
+            Self::Install => "install",
+            Self::Boot => "boot",
+            Self::Health => "health",
+            Self::Timeout => "timeout",
+            Self::Unreachable => "unreachable",
+            Self::Quarantine => "quarantine",
+        }
+    }
+}
+
+impl std::fmt::Display for FailureClass {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A node's signed word on one attempt. The latest sequence number of an attempt counts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -194,6 +237,12 @@ pub struct AttemptReport {
     /// The version last read back from the device, if it answered.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// In which way it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureClass>,
+    /// What its node makes of the device after the update, if it was to watch it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DeviceHealth>,
     /// When, by the node's clock.
     pub at: WallTime,
 }

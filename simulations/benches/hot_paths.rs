@@ -374,12 +374,7 @@ fn draft() -> CampaignManifest {
             per_rack: 4,
             total: 1_000,
         },
-        gate: GateRule {
-            advance: BasisPoints::WHOLE,
-            rollback: BasisPoints::WHOLE,
-            sample_min: 1,
-            soak_s: 0,
-        },
+        gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE),
         deadlines: Deadlines {
             attempt_s: 600,
             back_s: 60,

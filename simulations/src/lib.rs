@@ -6,3 +6,4 @@ pub mod device;
 pub mod mesh;
 pub mod rehearsal;
 pub mod scale;
+pub mod stopping;

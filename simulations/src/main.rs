@@ -5,6 +5,7 @@
     reason = "a command takes real time; what it goes through does not"
 )]
 
+mod gate;
 mod mesh_hunt;
 mod planted;
 mod spread;
@@ -45,6 +46,8 @@ enum Command {
     Replay(ReplayArgs),
     /// Plants bugs into a copy of the sources, and hunts for each: shows that the hunt finds what it is for.
     Planted(planted::PlantedArgs),
+    /// Shows how soon a gate stops a bad image: the sequential test beside a fixed share, wave after wave.
+    Gate(gate::GateArgs),
     /// Spreads one image over a fleet of hundreds of thousands of nodes, site by site, on all processors.
     Scale(spread::ScaleArgs),
 }
@@ -126,6 +129,7 @@ fn range(text: &str) -> Result<Range<u64>, String> {
 fn main() -> ExitCode {
     let done = match Sim::parse().command {
         Command::Mesh(args) => mesh(&args),
+        Command::Gate(args) => gate::gate(&args).map(|()| true),
         Command::MeshHunt(args) => mesh_hunt::mesh_hunt(&args),
         Command::Hunt(args) => hunt(&args),
         Command::Replay(args) => Ok(replay(&args)),

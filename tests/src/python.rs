@@ -14,6 +14,9 @@ use crate::packages::{ensure_command, ensure_that};
 /// python-tuf, and the signature library it verifies with.
 pub const PYTHON_TUF: [&str; 2] = ["tuf==7.0.0", "securesystemslib[crypto]==1.4.0"];
 
+/// python-dateutil, and time zones of its own in case the system has none.
+pub const PYTHON_DATEUTIL: [&str; 2] = ["python-dateutil==2.9.0.post0", "tzdata==2025.2"];
+
 /// A Python interpreter that has `packages`, in a folder of its own below `folder`; made once and kept.
 ///
 /// # Errors

@@ -89,12 +89,13 @@ pub fn ab_slot_toml(dir: &Path) -> Result<String> {
         dir.display().to_string()
     ]);
     Ok(format!(
-        "kind = \"ab_slot\", slot_a = {:?}, slot_b = {:?}, env_file = {:?}, status_file = {:?}, reset_command = {reset}, \
+        "kind = \"ab_slot\", slot_a = {:?}, slot_b = {:?}, env_file = {:?}, status_file = {:?}, health_file = {:?}, reset_command = {reset}, \
          vendor = {VENDOR:?}, model = {MODEL:?}",
         file("slot_a"),
         file("slot_b"),
         file("grubenv"),
         file("status.json"),
+        file("health.json"),
     ))
 }
 

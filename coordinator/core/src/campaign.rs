@@ -11,11 +11,12 @@ use std::{
 
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
-    gate::{GateCount, judge},
+    gate::{Fate, Tally, judge},
+    health::DeviceHealth,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     limits::REASON_BYTES_MAX,
-    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
-    report::{AttemptReport, AttemptState, PermitKind},
+    manifest::{Artifact, CampaignManifest, GateRule, Plan, PlannedDevice},
+    report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     rollback::RollbackScope,
     time::Timestamp,
 };
@@ -74,6 +75,12 @@ pub struct AttemptRecord {
     pub reason: String,
     /// The version last read back.
     pub version: Option<String>,
+    /// In which way it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureClass>,
+    /// What its node made of the device after the update; kept when the device goes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DeviceHealth>,
     /// The last permit of this kind that names it.
     pub permit: Option<u64>,
     /// The last report taken into account.
@@ -121,6 +128,28 @@ impl Attempt {
 
     pub(crate) fn is_quarantined(&self) -> bool {
         self.record.state == AttemptState::Quarantined && !self.record.cleared
+    }
+
+    /// Whether it runs the new version, and is well as far as that is asked for.
+    pub(crate) fn ended_well(&self, gate: &GateRule) -> bool {
+        self.record.state.is_success() && self.fate(gate) == Fate::Good
+    }
+
+    /// What a gate makes of it.
+    pub(crate) fn fate(&self, gate: &GateRule) -> Fate {
+        let AttemptRecord {
+            kind,
+            state,
+            failure,
+            health,
+            ..
+        } = self.record;
+        // Only who runs the new version can be sent back, and the report on how that went stays.
+        match (kind, health) {
+            (PermitKind::Rollback, Some(DeviceHealth::Breached)) => Fate::Bad(Some(FailureClass::Health)),
+            (PermitKind::Rollback, _) => Fate::Good,
+            (PermitKind::Update, _) => gate.fate(state, failure, health),
+        }
     }
 
     pub(crate) fn is_untouched(&self) -> bool {
@@ -171,6 +200,8 @@ impl Campaign {
                 state: AttemptState::Pending,
                 reason: String::new(),
                 version: Some(planned.from_version.clone()),
+                failure: None,
+                health: None,
                 permit: None,
                 report_sequence: 0,
                 end_report: None,
@@ -245,6 +276,7 @@ impl Campaign {
             self.edit(device, |attempt| {
                 attempt.record.state = state;
                 attempt.record.reason = reason.to_owned();
+                attempt.record.failure = (state == AttemptState::Quarantined).then_some(FailureClass::Unreachable);
                 attempt.record.presumed = true;
             });
         }
@@ -300,7 +332,9 @@ impl Campaign {
             known.state = report.state;
             if report.kind == PermitKind::Update {
                 known.end_report = report.state.is_terminal().then_some(report.sequence);
+                known.health = report.health;
             }
+            known.failure = report.failure;
             known.reason = bounded(&report.reason);
             known.version = report.version.as_deref().map(bounded).or_else(|| known.version.take());
             known.presumed = false;
@@ -358,8 +392,11 @@ impl Campaign {
                     }
                     self.is_dirty = true;
                 }
+                let mut attempts = self.attempts.of_wave(wave).iter();
                 let waits = if verdict == GateVerdict::Hold {
                     "holds"
+                } else if attempts.all(|attempt| attempt.record.state.is_terminal()) {
+                    "holds: what its gate requires to know of the health of some devices is not known"
                 } else {
                     "is running"
                 };
@@ -413,7 +450,7 @@ impl Campaign {
         let missed = self
             .attempts
             .iter()
-            .filter(|attempt| !attempt.record.state.is_success())
+            .filter(|attempt| !attempt.ended_well(&self.manifest.gate))
             .count();
         let all = self.attempts.len();
         if missed == 0 {
@@ -470,19 +507,17 @@ impl Campaign {
     }
 
     fn decide_gate(&mut self, wave: usize, finding: &str) {
-        let GateCount { devices, ended, good } = self.count(wave);
-        let rule = &self.manifest.gate;
-        let mut evidence = vec![
-            format!("{good} of {ended} ended attempts are good, the wave has {devices} devices"),
-            format!("advances at {}, fails below {}", rule.advance, rule.rollback),
-        ];
+        let gate = &self.manifest.gate;
+        let fates = self.attempts.of_wave(wave).iter().map(|attempt| attempt.fate(gate));
+        let mut evidence = Tally::of(gate, fates).evidence();
         evidence.extend(self.bad_devices(|attempt| attempt.wave as usize == wave));
         self.decide(format!("wave {wave}"), finding.to_owned(), evidence);
     }
 
     /// Ended badly, with reasons; the first twenty, so that a record stays small.
     fn bad_devices(&self, pick: impl Fn(&Attempt) -> bool) -> Vec<String> {
-        let bad: Vec<_> = self.select(|a| pick(a) && a.record.state.is_terminal() && !a.record.state.is_success());
+        let bad: Vec<_> =
+            self.select(|a| pick(a) && a.record.state.is_terminal() && !a.ended_well(&self.manifest.gate));
         let mut lines: Vec<_> = bad.iter().take(20).map(|id| self.line(id)).collect();
         if bad.len() > lines.len() {
             lines.push(format!("and {} more", bad.len() - lines.len()));
@@ -499,35 +534,26 @@ impl Campaign {
         }
     }
 
-    pub(crate) fn count(&self, wave: usize) -> GateCount {
-        let mut count = GateCount::default();
-        for attempt in self.attempts.of_wave(wave) {
-            let state = attempt.record.state;
-            // Only who did well can be sent back, and his report on that stays.
-            let did_well = attempt.record.kind == PermitKind::Rollback;
-            count.devices += 1;
-            count.ended += usize::from(did_well || state.is_terminal());
-            count.good += usize::from(did_well || state.is_success());
-        }
-        count
-    }
-
     /// The gate's verdict. What the coordinator presumes may fail a wave and never pass it: nodes go by signed reports
     /// alone, and would not follow.
     pub(crate) fn verdict(&self, wave: usize) -> GateVerdict {
-        let (rule, count) = (&self.manifest.gate, self.count(wave));
-        let attempts = self.attempts.of_wave(wave).iter();
-        let reported = attempts.filter(|attempt| attempt.record.end_report.is_some());
-        let shown = GateCount {
-            ended: reported.count(),
-            ..count
-        };
-        match (judge(rule, count), judge(rule, shown)) {
-            (GateVerdict::Pass, shown) if shown != GateVerdict::Pass => match count.ended == count.devices {
-                true => GateVerdict::Hold,
-                false => GateVerdict::Unknown,
-            },
-            (verdict, _) => verdict,
+        let (rule, attempts) = (&self.manifest.gate, self.attempts.of_wave(wave));
+        let known = judge(rule, attempts.iter().map(|attempt| attempt.fate(rule)));
+        if known != GateVerdict::Pass {
+            return known;
+        }
+        let shown = attempts.iter().map(|attempt| match attempt.record.end_report {
+            None if !attempt.record.state.is_success() => Fate::Pending,
+            _ => attempt.fate(rule),
+        });
+        match judge(rule, shown) {
+            shown if shown != GateVerdict::Pass => {
+                match attempts.iter().all(|attempt| attempt.record.state.is_terminal()) {
+                    true => GateVerdict::Hold,
+                    false => GateVerdict::Unknown,
+                }
+            }
+            verdict => verdict,
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     api::{CampaignState, Explanation, PossessionView},
+    health::DeviceHealth,
     ids::{CampaignId, DeviceId},
 };
 
@@ -51,7 +52,7 @@ impl Engine {
                         .collect(),
                 }];
                 found.extend(campaign.record.decisions.iter().cloned());
-                let unwell = campaign.select(|attempt| !attempt.record.state.is_success());
+                let unwell = campaign.select(|attempt| !attempt.ended_well(&campaign.manifest.gate));
                 found.extend(unwell.iter().take(DEVICES_SHOWN).map(device));
                 if unwell.len() > DEVICES_SHOWN {
                     found.push(Explanation {
@@ -160,6 +161,13 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt, load:
     }
     if let Some(sequence) = record.permit {
         evidence.push(format!("named by permit {sequence}"));
+    }
+    match record.health {
+        Some(DeviceHealth::Breached) => evidence.push("was not well after its update".to_owned()),
+        Some(DeviceHealth::Unknown) => {
+            evidence.push("its health after the update is not known: the gate does not pass on it".to_owned());
+        }
+        Some(DeviceHealth::Healthy) | None => {}
     }
     if !attempt.can_go_back {
         evidence.push("has no way back: its release is one-way, or no previous release fits".to_owned());

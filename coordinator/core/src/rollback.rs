@@ -6,9 +6,9 @@
 
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
-    gate::{GateCount, judge},
+    gate::{Fate, judge},
     ids::{CampaignId, DeviceId, Sha256},
-    report::{AttemptState, PermitKind},
+    report::{AttemptState, FailureClass, PermitKind},
     rollback::RollbackView,
 };
 
@@ -136,15 +136,12 @@ impl Campaign {
             .zip(&self.record.gates)
             .filter(|(_, gate)| **gate == GateVerdict::Fail);
         let fails = |wave: u32| {
-            let went_well =
-                |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback || attempt.record.state.is_success();
+            let fate = |attempt: &Attempt| match attempt.fate(&self.manifest.gate) {
+                Fate::Pending if !attempt.record.state.is_success() => Fate::Bad(Some(FailureClass::Unreachable)),
+                fate => fate,
+            };
             let attempts = self.attempts.of_wave(wave as usize);
-            let (devices, good) = (
-                attempts.len(),
-                attempts.iter().filter(|attempt| went_well(attempt)).count(),
-            );
-            let ended = devices;
-            judge(&self.manifest.gate, GateCount { devices, ended, good }) == GateVerdict::Fail
+            judge(&self.manifest.gate, attempts.iter().map(fate)) == GateVerdict::Fail
         };
         self.sent_back = failed.map(|(wave, _)| wave).filter(|wave| fails(*wave)).collect();
     }

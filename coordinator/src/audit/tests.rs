@@ -37,6 +37,8 @@ fn report(sequence: u64, state: AttemptState) -> Write {
         state,
         reason: String::new(),
         version: None,
+        failure: None,
+        health: None,
         at: at(0),
     };
     let envelope = Envelope::sign("report", serde_json::to_vec(&report).unwrap(), []);

@@ -2,6 +2,8 @@
 //! filled in by what suits the strategy. The manifest that is drafted from it says everything.
 
 use firmesh_protocol::{
+    gate::{AbortRule, Sequential},
+    health::{HealthInput, HealthLimit, HealthRule},
     ids::CampaignId,
     manifest::{Caps, Constraints, Deadlines, GateRule, Priority, Selector, Strategy},
     time::WallTime,
@@ -77,6 +79,54 @@ pub struct GateFile {
     /// See [`GateRule::soak_s`]; what [`GateFile::rule`] says if left out.
     #[serde(alias = "soak")]
     pub soak_s: Option<Seconds>,
+    /// See [`GateRule::sequential`].
+    pub sequential: Option<Sequential>,
+    /// See [`GateRule::abort`].
+    #[serde(default)]
+    pub abort: Vec<AbortRule>,
+    /// See [`GateRule::health`]; devices are not watched if left out.
+    pub health: Option<HealthFile>,
+}
+
+/// A health rule of which anything may be left out: the hard stops take its place.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthFile {
+    /// See [`HealthRule::watch_s`]; ten minutes if left out.
+    #[serde(alias = "watch")]
+    pub watch_s: Option<Seconds>,
+    /// See [`HealthRule::offline_s`]; two minutes if left out.
+    #[serde(alias = "offline")]
+    pub offline_s: Option<Seconds>,
+    /// See [`HealthRule::limits`]; if left out: processors above 95 % or memory above 90 % for five minutes, application
+    /// errors above 10 %.
+    pub limits: Option<Vec<HealthLimit>>,
+    /// See [`HealthRule::required`].
+    #[serde(default)]
+    pub required: Vec<HealthInput>,
+}
+
+impl HealthFile {
+    fn rule(&self) -> HealthRule {
+        let stops = HealthRule::hard_stops();
+        HealthRule {
+            watch_s: self.watch_s.map_or(stops.watch_s, |Seconds(watch_s)| watch_s),
+            offline_s: self.offline_s.map_or(stops.offline_s, |Seconds(offline_s)| offline_s),
+            limits: self.limits.clone().unwrap_or(stops.limits),
+            required: self.required.clone(),
+        }
+    }
+}
+
+impl From<HealthRule> for HealthFile {
+    fn from(rule: HealthRule) -> Self {
+        Self {
+            watch_s: Some(Seconds(rule.watch_s)),
+            offline_s: Some(Seconds(rule.offline_s)),
+            limits: Some(rule.limits),
+            required: rule.required,
+        }
+    }
 }
 
 impl GateFile {
@@ -97,6 +147,9 @@ impl GateFile {
             rollback: self.rollback.unwrap_or_else(|| share(ROLLBACK).min(advance)),
             sample_min: self.sample_min.unwrap_or(SAMPLE_MIN),
             soak_s: self.soak_s.map_or(soak_s, |Seconds(soak_s)| soak_s),
+            sequential: self.sequential,
+            abort: self.abort.clone(),
+            health: self.health.as_ref().map(HealthFile::rule),
         }
     }
 }
@@ -108,6 +161,9 @@ impl From<GateRule> for GateFile {
             rollback: Some(rule.rollback),
             sample_min: Some(rule.sample_min),
             soak_s: Some(Seconds(rule.soak_s)),
+            sequential: rule.sequential,
+            abort: rule.abort,
+            health: rule.health.map(HealthFile::from),
         }
     }
 }
@@ -185,11 +241,15 @@ impl<'de> Deserialize<'de> for Seconds {
 mod tests {
     use super::*;
 
-    fn file(strategy: &str, gate: &str) -> Result<GateRule, toml::de::Error> {
-        let file: CampaignFile = toml::from_str(&format!(
+    fn file_text(strategy: &str, gate: &str) -> String {
+        format!(
             "id = \"spring\"\nexpires = \"2027-02-01T00:00:00Z\"\nreleases = []\nstrategy = {strategy}\n\
              caps = {{ per_rack = 1, total = 10 }}\n{gate}\ndeadlines = {{ attempt = \"PT10M\", back_s = 60 }}"
-        ))?;
+        )
+    }
+
+    fn file(strategy: &str, gate: &str) -> Result<GateRule, toml::de::Error> {
+        let file: CampaignFile = toml::from_str(&file_text(strategy, gate))?;
         assert_eq!(Deadlines::from(file.deadlines).attempt_s, 600);
         Ok(file.gate.rule(&file.strategy))
     }
@@ -221,7 +281,33 @@ mod tests {
             (9_000, 9_000, 88_200)
         );
         let rule = file(r#"{ kind = "canary" }"#, "gate = { soak_s = 5 }").unwrap();
-        assert_eq!(rule.soak_s, 5);
+        assert_eq!((rule.soak_s, rule.health), (5, None));
+        let gate = r#"
+[gate]
+sequential = { good = 100, bad = 1000, alpha = 500, beta = 1000 }
+abort = [{ class = "boot", count = 2 }, { class = "unreachable", share = 300 }]
+health = { watch = "PT5M", required = ["cpu"] }
+[[constraints.windows]]
+zone = "Europe/Berlin"
+duration_s = 14400
+recurs = { dtstart = "2026-01-13T23:00:00", rrule = "FREQ=MONTHLY;BYDAY=2TU", exdate = ["2026-03-10T23:00:00"] }
+only = { paths = ["eu"] }
+[[constraints.blackout_calendars]]
+name = "year's end"
+zone = "Europe/Berlin"
+duration_s = 1728000
+recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }
+"#;
+        let text =
+            file_text(r#"{ kind = "canary" }"#, "").replace(" back_s = 60 }", &format!(" back_s = 60 }}\n{gate}"));
+        let file: CampaignFile = toml::from_str(&text).unwrap();
+        let rule = file.gate.rule(&file.strategy);
+        assert_eq!((rule.sequential.unwrap().alpha.get(), rule.abort.len()), (500, 2));
+        let health = rule.health.unwrap();
+        assert_eq!((health.watch_s, health.offline_s, health.limits.len()), (300, 120, 3));
+        let windows = &file.constraints.windows;
+        assert_eq!((windows.len(), windows[0].problem()), (1, None));
+        assert_eq!(file.constraints.blackout_calendars[0].problem(), None);
     }
 
     #[test]

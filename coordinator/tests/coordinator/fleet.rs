@@ -385,12 +385,7 @@ impl Fleet {
                 shares: [1_000, 10_000].map(|s| BasisPoints::new(s).unwrap()).to_vec(),
             },
             caps: Caps { per_rack: 1, total: 10 },
-            gate: GateRule {
-                advance: BasisPoints::WHOLE,
-                rollback: BasisPoints::WHOLE,
-                sample_min: 1,
-                soak_s: 0,
-            },
+            gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE),
             deadlines: Deadlines {
                 attempt_s: 600,
                 back_s: 60,
@@ -692,6 +687,8 @@ impl NodeProcess {
             state,
             reason: String::new(),
             version: Some("1.1".to_owned()),
+            failure: None,
+            health: None,
             at: wall(),
         };
         Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report).unwrap(), [&self.secret])

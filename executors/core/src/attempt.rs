@@ -6,17 +6,24 @@ mod tests;
 
 use std::{collections::VecDeque, time::Duration};
 
-use firmesh_protocol::{report::AttemptState, time::Timestamp};
+use firmesh_protocol::{
+    report::{AttemptState, FailureClass, PermitKind},
+    time::Timestamp,
+};
 
 use crate::{
     goal::Goal,
     observed::{Observed, Seen},
-    record::{AttemptRecord, Phase, bounded},
+    record::{AttemptRecord, Phase, Why, bounded},
     step::{ActError, Input, Outcome, Output, Report, Step},
+    watch::HealthWatch,
 };
 
 /// How long a single look may take: a slow BMC needs a few seconds for a few small resources.
 const LOOK_LIMIT: Duration = Duration::from_secs(20);
+
+/// How often a device is looked at that is only watched: often enough to act within a minute.
+const SOAK_PACE: Duration = Duration::from_secs(10);
 
 /// One device going through one campaign step.
 ///
@@ -38,6 +45,8 @@ pub struct Attempt {
     seen: Option<Box<Seen>>,
     /// Why the last look failed.
     silence: String,
+    /// How the device has been since it is watched.
+    watch: HealthWatch,
     /// Good answers in a row, all with this version.
     answers: (u32, Option<String>),
     /// The version last read back, however long ago.
@@ -97,6 +106,7 @@ impl Attempt {
             last_act: LastAct::Unknown,
             seen: None,
             silence: String::new(),
+            watch: HealthWatch::default(),
             answers: (0, None),
             version: record.from.clone(),
             reported: None,
@@ -164,7 +174,11 @@ impl Attempt {
             }
         }
         self.waiting_for = WaitingFor::NextLook;
-        self.wake = (now + self.record.goal.pace()).min(self.ends);
+        let pace = match self.record.phase {
+            Phase::Soaking { .. } => self.record.goal.pace().max(SOAK_PACE),
+            _ => self.record.goal.pace(),
+        };
+        self.wake = (now + pace).min(self.ends);
         if now >= self.ends {
             self.out_of_time(now)
         } else {
@@ -217,6 +231,8 @@ impl Attempt {
             state,
             reason: bounded(reason),
             version: self.version.clone(),
+            failure: self.failure_of(state),
+            health: self.record.health.filter(|_| state == AttemptState::Success),
         };
         self.record.phase = Phase::Ended {
             outcome: outcome.clone(),
@@ -225,11 +241,34 @@ impl Attempt {
         self.announce(outcome);
     }
 
+    /// In which way an attempt failed that ends so now, by what it was doing.
+    fn failure_of(&self, state: AttemptState) -> Option<FailureClass> {
+        let went_back = self.record.goal.kind == PermitKind::Rollback && state == AttemptState::RolledBack;
+        Some(match state {
+            _ if went_back => return None,
+            AttemptState::TimedOut if self.seen.is_some() => FailureClass::Timeout,
+            AttemptState::Quarantined if self.seen.is_some() => FailureClass::Quarantine,
+            AttemptState::TimedOut | AttemptState::Quarantined => FailureClass::Unreachable,
+            AttemptState::Failed | AttemptState::RolledBack => match &self.record.phase {
+                Phase::Looking | Phase::Clearing => FailureClass::Preflight,
+                Phase::Staging { .. } | Phase::Watching | Phase::Activating { .. } | Phase::Aborting { .. } => {
+                    FailureClass::Install
+                }
+                Phase::Resetting { why, .. } => match why {
+                    // A trial that did not run what it should never came to be judged.
+                    Why::FallBack { is_unwell: true, .. } => FailureClass::Health,
+                    Why::Start | Why::FallBack { .. } | Why::EndTask { .. } => FailureClass::Boot,
+                },
+                Phase::Soaking { .. } | Phase::Confirming { .. } => FailureClass::Health,
+                Phase::Ended { outcome } => return outcome.failure,
+            },
+            _ => return None,
+        })
+    }
+
     fn announce(&mut self, outcome: Outcome) {
         self.waiting_for = WaitingFor::Nothing;
-        let Outcome { state, reason, version } = outcome.clone();
-        self.outputs
-            .push_back(Output::Report(Report { state, reason, version }));
+        self.outputs.push_back(Output::Report(outcome.clone().into()));
         self.outputs.push_back(Output::Done(outcome));
     }
 
@@ -243,17 +282,15 @@ impl Attempt {
     fn report(&mut self, state: AttemptState) {
         if self.reported.replace(state) != Some(state) {
             let version = self.version.clone();
-            self.outputs.push_back(Output::Report(Report {
-                state,
-                reason: String::new(),
-                version,
-            }));
+            self.outputs
+                .push_back(Output::Report(Report::on_the_way(state, version)));
         }
     }
 
     fn start_phase_clock(&mut self, now: Timestamp) {
         let limit = match self.record.phase {
             Phase::Staging { .. } | Phase::Watching => self.ends.since(now) / 2,
+            Phase::Soaking { .. } => self.record.goal.watch_limit(),
             _ => self.record.goal.back_limit(),
         };
         self.phase_ends = (now + limit).min(self.ends);

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use firmesh_protocol::{
+    health::HealthRule,
     ids::{CampaignId, DeviceId, Sha256},
     manifest::{Deadlines, Release},
     report::PermitKind,
@@ -34,6 +35,9 @@ pub struct Goal {
     pub security_epoch_min: u32,
     /// The campaign's time limits.
     pub deadlines: Deadlines,
+    /// How the device is watched before the update counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthRule>,
     /// Good answers in a row that count as "back".
     pub answers_min: u32,
     /// Time between two looks at the device, in milliseconds.
@@ -57,6 +61,12 @@ impl Goal {
 
     pub(crate) fn pace(&self) -> Duration {
         Duration::from_millis(self.pace_ms.max(1))
+    }
+
+    /// How long the device is watched.
+    pub(crate) fn watch_limit(&self) -> Duration {
+        let watch_s = self.health.as_ref().map_or(0, |health| health.watch_s);
+        Duration::from_secs(watch_s.into())
     }
 
     /// The version the device reports once the goal is reached.

@@ -14,6 +14,7 @@ mod observed;
 mod preflight;
 mod record;
 mod step;
+mod watch;
 
 pub use attempt::Attempt;
 pub use boot::{Boot, BootEnv, BootEnvError, Slot, SlotContent, boot};

@@ -1,6 +1,9 @@
 //! What a device shows of itself.
 
-use firmesh_protocol::ids::{Component, Sha256};
+use firmesh_protocol::{
+    health::HealthSample,
+    ids::{Component, Sha256},
+};
 
 use crate::{boot::Slot, step::Rung};
 
@@ -41,6 +44,8 @@ pub struct Seen {
     pub image_bytes_max: Option<u64>,
     /// The resets that restart the component, gentlest first.
     pub resets: Vec<Rung>,
+    /// How the device is, as far as it tells.
+    pub health: HealthSample,
 }
 
 /// What lies on a device, not running.

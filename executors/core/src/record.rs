@@ -1,6 +1,10 @@
 //! What survives a crash of the node: the goal, and the last act that was intended.
 
-use firmesh_protocol::{limits::REASON_BYTES_MAX, report::AttemptState};
+use firmesh_protocol::{
+    health::{DeviceHealth, HealthSample},
+    limits::REASON_BYTES_MAX,
+    report::AttemptState,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -28,6 +32,12 @@ pub struct AttemptRecord {
     pub(crate) boot_before: Option<String>,
     /// The resets the device offered when it last answered.
     pub(crate) resets: Vec<Rung>,
+    /// How the device was before the first write.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) baseline: Option<HealthSample>,
+    /// What was found when it was watched after the update.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) health: Option<DeviceHealth>,
     /// The update task's name on the device.
     pub(crate) task: Option<String>,
     pub(crate) phase: Phase,
@@ -49,6 +59,8 @@ pub(crate) enum Phase {
     Activating { tries: u8 },
     /// A reset was, or is about to be, sent.
     Resetting { rung: Rung, why: Why },
+    /// The new image runs, and is watched.
+    Soaking { on_trial: bool },
     /// The image on trial is being kept, for the `tries`th time.
     Confirming { tries: u8 },
     /// What is under way or armed is being given up, to end in `state`.
@@ -64,7 +76,12 @@ pub(crate) enum Why {
     /// To start the staged image.
     Start,
     /// To fall back from a trial that failed.
-    FallBack { reason: String },
+    FallBack {
+        reason: String,
+        /// Whether the new image ran and could not be kept.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        is_unwell: bool,
+    },
     /// To end a stalled task.
     EndTask { reason: String },
 }
@@ -101,6 +118,8 @@ impl AttemptRecord {
             from: None,
             boot_before: None,
             resets: Vec::new(),
+            baseline: None,
+            health: None,
             task: None,
             phase: Phase::Looking,
         }
@@ -124,12 +143,14 @@ impl AttemptRecord {
             | Phase::Activating { .. }
             | Phase::Aborting { .. } => AttemptState::Installing,
             Phase::Resetting { .. } => AttemptState::Rebooting,
-            Phase::Confirming { .. } => AttemptState::Validating,
+            Phase::Soaking { .. } | Phase::Confirming { .. } => AttemptState::Validating,
         };
         Outcome {
             state,
             reason: "taken up again after a restart of the node".to_owned(),
             version: None,
+            failure: None,
+            health: None,
         }
     }
 

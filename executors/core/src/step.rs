@@ -1,6 +1,9 @@
 //! The machine's words: what goes in, what comes out.
 
-use firmesh_protocol::report::AttemptState;
+use firmesh_protocol::{
+    health::DeviceHealth,
+    report::{AttemptState, FailureClass},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{boot::Slot, goal::Image, observed::Observed, record::AttemptRecord};
@@ -98,6 +101,43 @@ pub struct Report {
     pub reason: String,
     /// The version last read back, if the device answered.
     pub version: Option<String>,
+    /// In which way it failed, if it did.
+    pub failure: Option<FailureClass>,
+    /// How the device is after the update, if it was watched.
+    pub health: Option<DeviceHealth>,
+}
+
+impl Report {
+    /// Where an attempt stands that has not ended.
+    #[must_use]
+    pub fn on_the_way(state: AttemptState, version: Option<String>) -> Self {
+        Self {
+            state,
+            reason: String::new(),
+            version,
+            failure: None,
+            health: None,
+        }
+    }
+}
+
+impl From<Outcome> for Report {
+    fn from(outcome: Outcome) -> Self {
+        let Outcome {
+            state,
+            reason,
+            version,
+            failure,
+            health,
+        } = outcome;
+        Self {
+            state,
+            reason,
+            version,
+            failure,
+            health,
+        }
+    }
 }
 
 /// How an attempt ended.
@@ -110,4 +150,10 @@ pub struct Outcome {
     pub reason: String,
     /// The version last read back, if the device ever answered.
     pub version: Option<String>,
+    /// In which way it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureClass>,
+    /// How the device is after the update, if it was watched.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DeviceHealth>,
 }

@@ -5,13 +5,18 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use firmesh_executors_core::{
     ActError, BootEnv, BootEnvError, ENV_BLOCK_BYTES, EnvBlock, Image, Observed, Rung, Seen, Slot, SlotContent,
     SlotsSeen, Staged,
 };
-use firmesh_protocol::ids::{Component, Sha256};
+use firmesh_protocol::{
+    health::HealthSample,
+    ids::{Component, Sha256},
+    time::WallTime,
+};
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use tokio::{io::AsyncReadExt as _, process::Command, task::spawn_blocking};
@@ -25,6 +30,8 @@ use crate::{
 
 /// A status is a handful of fields.
 const STATUS_BYTES_MAX: u64 = 64 << 10;
+/// How old a reading may be: anything older says nothing about now.
+const HEALTH_AGE_MAX: Duration = Duration::from_secs(60);
 /// What is copied at once.
 const COPY_BYTES: usize = 1 << 20;
 
@@ -44,6 +51,16 @@ pub struct Status {
     /// The digest of the image it runs, if it knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<Sha256>,
+}
+
+/// What the running system says of how it is, again and again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthStatus {
+    /// When it was written, by the clock of the host.
+    pub at: WallTime,
+    /// The reading.
+    pub sample: HealthSample,
 }
 
 /// A device with two slots.
@@ -168,8 +185,8 @@ impl AbSlotBackend {
     }
 
     async fn see(&self) -> Result<Seen, AbSlotError> {
-        let (status, env) = self
-            .blocking(|settings, _disk| Ok((read_status(settings)?, read_env(settings)?.1)))
+        let (status, env, health) = self
+            .blocking(|settings, _disk| Ok((read_status(settings)?, read_env(settings)?.1, read_health(settings))))
             .await?;
         let staged = match env.slot(status.slot.other()) {
             SlotContent::Ready { version, sha256, .. } => Staged::Image {
@@ -194,6 +211,7 @@ impl AbSlotBackend {
             }),
             image_bytes_max: None,
             resets: vec![Rung::Warm],
+            health,
         })
     }
 
@@ -350,6 +368,28 @@ fn read_status(settings: &AbSlotSettings) -> Result<Status, AbSlotError> {
         path: path.clone(),
         source,
     })
+}
+
+/// The host's last reading; one that is old, or none, leaves everything unknown.
+fn read_health(settings: &AbSlotSettings) -> HealthSample {
+    let Some(path) = &settings.health_file else {
+        return HealthSample::default();
+    };
+    let read = || -> io::Result<HealthStatus> { Ok(serde_json::from_slice(&read_small(path, STATUS_BYTES_MAX)?)?) };
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    match read() {
+        Ok(health) if health.at.unix_seconds().abs_diff(now.as_secs().cast_signed()) <= HEALTH_AGE_MAX.as_secs() => {
+            health.sample
+        }
+        Ok(health) => {
+            tracing::debug!(file = %path.display(), at = %health.at, "a host's reading is old");
+            HealthSample::default()
+        }
+        Err(error) => {
+            tracing::debug!(file = %path.display(), %error, "a host's health cannot be read");
+            HealthSample::default()
+        }
+    }
 }
 
 fn read_env(settings: &AbSlotSettings) -> Result<(EnvBlock, BootEnv), AbSlotError> {

@@ -5,4 +5,4 @@ mod disk;
 #[cfg(test)]
 mod tests;
 
-pub use backend::{AbSlotBackend, AbSlotError, Status};
+pub use backend::{AbSlotBackend, AbSlotError, HealthStatus, Status};

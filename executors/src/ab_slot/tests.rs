@@ -277,6 +277,7 @@ fn backend_in(dir: &std::path::Path, images: Arc<OneImage>) -> AbSlotBackend {
         slot_b: dir.join("slot_b"),
         env_file: dir.join("grubenv"),
         status_file: dir.join("status.json"),
+        health_file: None,
         reset_program: "sh".to_owned(),
         reset_args: ["-c", "echo no such host >&2; exit 3"].map(str::to_owned).to_vec(),
         vendor: "Acme".to_owned(),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use firmesh_executors_core::{ActError, Image, Observed, Rung, Seen, Slot, Staged, TaskSeen, TaskState};
-use firmesh_protocol::ids::Component;
+use firmesh_protocol::{health::HealthSample, ids::Component};
 use reqwest::{
     StatusCode,
     multipart::{Form, Part},
@@ -186,6 +186,8 @@ impl RedfishBackend {
             slots: None,
             image_bytes_max: service.max_image_size_bytes,
             resets,
+            // Firmware inventories tell nothing of it: what a gate requires stays unknown here, and holds.
+            health: HealthSample::default(),
         })
     }
 

@@ -2,6 +2,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use firmesh_executors_core::{Image, Observed, Rung, Seen, Slot, SlotsSeen, Staged};
 use firmesh_protocol::{
+    health::HealthSample,
     ids::{ArtifactId, Component, Sha256},
     manifest::{Artifact, Deadlines, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility},
 };
@@ -105,6 +106,7 @@ impl DeviceBackend for Fake {
             }),
             image_bytes_max: None,
             resets: vec![Rung::Warm],
+            health: HealthSample::default(),
         }))
     }
 
@@ -187,6 +189,7 @@ fn goal() -> Goal {
             attempt_s: 2,
             back_s: 1,
         },
+        health: None,
         answers_min: 3,
         pace_ms: 10,
     }

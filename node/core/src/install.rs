@@ -20,7 +20,7 @@ use firmesh_protocol::{
     rollback::RollbackOrder,
     time::WallTime,
     trust::PublicKey,
-    window,
+    window::Subject,
 };
 
 use crate::approved::ApprovedCampaign;
@@ -411,7 +411,14 @@ fn check_rules(campaign: &ApprovedCampaign, permit: &Permit, release: &Release, 
         return Err(Hold::OneWayNotAccepted(release.target.clone()));
     }
     let worst_case = Duration::from_secs(campaign.manifest.deadlines.attempt_s.into());
-    window::check(&rules.windows, &rules.blackouts, facts.now, worst_case)
+    let (device, rack) = (facts.device, facts.path.parent());
+    let subject = match &rack {
+        Some(rack) => Subject::new(&device.device, rack, &device.model),
+        None => Subject::NOBODY,
+    };
+    let timetable = rules.timetable(subject);
+    timetable
+        .check(facts.now, worst_case)
         .map_err(|closed| Hold::WindowClosed { opens: closed.opens })
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use firmesh_executors::{
-    AttemptRecord, Backend, Ended, Goal, Journal, JournalError, News, Outcome, RunError as AttemptError, Start,
+    AttemptRecord, Backend, Ended, Goal, Journal, JournalError, News, Outcome, Report, RunError as AttemptError, Start,
     run_attempt,
 };
 use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, admit};
@@ -15,7 +15,7 @@ use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, DeviceId},
     limits::REASON_BYTES_MAX,
     manifest::Priority,
-    report::{AttemptReport, AttemptState, DeviceFacts, Permit, PermitKind, REPORT_TYPE},
+    report::{AttemptReport, AttemptState, DeviceFacts, FailureClass, Permit, PermitKind, REPORT_TYPE},
     trust::Envelope,
 };
 use tokio_util::sync::CancellationToken;
@@ -145,8 +145,7 @@ impl Runtime {
                 taken_up.insert(key);
                 // In the first word to the coordinator already: who is heard of and says nothing of a device that was
                 // permitted has not touched it, and others take its place under the caps.
-                let Outcome { state, reason, version } = record.last_known();
-                self.report(News::of(&record.goal, state, reason, version))?;
+                self.report(News::of(&record.goal, record.last_known().into()))?;
                 self.resume_attempt(&device, record);
             }
         }
@@ -293,7 +292,14 @@ impl Runtime {
                 continue;
             }
             // One that ended before outcomes were kept is a person's to judge.
-            let Some(Outcome { state, reason, version }) = self.journal.outcome(&key.0, device, permit.kind)? else {
+            let Some(Outcome {
+                state,
+                reason,
+                version,
+                failure,
+                health,
+            }) = self.journal.outcome(&key.0, device, permit.kind)?
+            else {
                 continue;
             };
             self.report(News {
@@ -306,6 +312,8 @@ impl Runtime {
                 state,
                 reason,
                 version,
+                failure,
+                health,
             })?;
         }
         Ok(())
@@ -368,13 +376,19 @@ impl Runtime {
                 PermitKind::Rollback => 0,
             },
             deadlines: campaign.manifest.deadlines,
+            health: campaign
+                .manifest
+                .gate
+                .health
+                .clone()
+                .filter(|_| permit.kind == PermitKind::Update),
             answers_min: Goal::ANSWERS_MIN,
             pace_ms: Goal::PACE_MS,
         };
         // Durable before anything happens: a device starts once, whatever crashes.
         self.stand(device, &permit.campaign, permit.kind, AttemptStanding::InFlight)?;
         // Before the device is even looked at, which may take longer than the permit lasts: see `begin_devices`.
-        self.report(News::of(&goal, AttemptState::Installing, String::new(), None))?;
+        self.report(News::of(&goal, Report::on_the_way(AttemptState::Installing, None)))?;
         self.start_attempt(device, goal.clone(), Start::Fresh(goal));
         Ok(())
     }
@@ -499,6 +513,8 @@ impl Runtime {
             state,
             reason: hold.to_string(),
             version,
+            failure: (state == AttemptState::Failed).then_some(FailureClass::Preflight),
+            health: None,
         })
     }
 
@@ -542,6 +558,8 @@ impl Runtime {
             state: news.state,
             reason,
             version: news.version,
+            failure: news.failure,
+            health: news.health,
             at: self.fleet.now(),
         };
         let payload = serde_json::to_vec(&report).expect("a report has only names, numbers and text");

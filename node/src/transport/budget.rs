@@ -12,7 +12,7 @@ use std::{
 use firmesh_protocol::{
     chunk::PIECE_BYTES_MAX,
     time::WallTime,
-    window::{Window, check},
+    window::{Timetable, Window},
 };
 use serde::Deserialize;
 use tokio::time::Instant;
@@ -106,7 +106,10 @@ impl Budgets {
     ) -> Duration {
         let holds = |budget: &Budget| {
             budget.scope <= widest
-                && (budget.windows.is_empty() || check(&budget.windows, &[], wall, Duration::ZERO).is_ok())
+                && (budget.windows.is_empty()
+                    || Timetable::of_windows(&budget.windows)
+                        .check(wall, Duration::ZERO)
+                        .is_ok())
         };
         let due = self
             .0

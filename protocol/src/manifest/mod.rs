@@ -168,8 +168,8 @@ impl CampaignManifest {
         if self.caps.per_rack == 0 || self.caps.total == 0 {
             return bounds("caps", "must be at least 1, or nothing could ever start");
         }
-        if self.gate.rollback > self.gate.advance {
-            return bounds("gate", "has a rollback threshold above its advance threshold");
+        if let Some((field, problem)) = self.gate.problem(&self.deadlines) {
+            return bounds(field, &problem);
         }
         if self.deadlines.attempt_s == 0 || self.deadlines.back_s == 0 {
             return bounds("deadlines", "must be at least one second");

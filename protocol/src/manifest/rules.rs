@@ -6,10 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::is_label;
 use crate::{
+    gate::{ABORT_RULES_MAX, AbortRule, Fate, Sequential},
+    health::{DeviceHealth, HealthRule},
     ids::{DeviceId, TopologyPath},
     limits::WAVES_MAX,
+    report::{AttemptState, FailureClass},
     units::BasisPoints,
-    window::{Blackout, WINDOWS_MAX, Window},
+    window::{Blackout, BlackoutCalendar, Subject, Timetable, WINDOWS_MAX, Window},
 };
 
 /// Which devices a campaign is for: all that match every non-empty list.
@@ -126,7 +129,7 @@ pub struct Caps {
 }
 
 /// The test between two waves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GateRule {
     /// The wave advances at this success rate or above ...
@@ -138,6 +141,65 @@ pub struct GateRule {
     pub sample_min: u32,
     /// How long a wave that passed is watched before the next one starts, in seconds.
     pub soak_s: u32,
+    /// A test that may fail the wave earlier than the share does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sequential: Option<Sequential>,
+    /// Kinds of failures of which a few fail the wave.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abort: Vec<AbortRule>,
+    /// How long each device is watched after its update, and what it may not do meanwhile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthRule>,
+}
+
+impl GateRule {
+    /// A gate that looks at the success rate alone, from the first ended attempt on.
+    #[must_use]
+    pub fn shares(advance: BasisPoints, rollback: BasisPoints) -> Self {
+        Self {
+            advance,
+            rollback,
+            sample_min: 1,
+            soak_s: 0,
+            sequential: None,
+            abort: Vec::new(),
+            health: None,
+        }
+    }
+
+    /// What the gate makes of an attempt that stands so. An update whose device's health nobody knows is not good and not
+    /// bad: it holds.
+    #[must_use]
+    pub fn fate(&self, state: AttemptState, failure: Option<FailureClass>, health: Option<DeviceHealth>) -> Fate {
+        match (state, health) {
+            (AttemptState::Success, Some(DeviceHealth::Breached)) => Fate::Bad(Some(FailureClass::Health)),
+            (AttemptState::Success, Some(DeviceHealth::Unknown) | None) if self.health.is_some() => Fate::Pending,
+            (AttemptState::Success | AttemptState::Skipped, _) => Fate::Good,
+            (state, _) if state.is_terminal() => Fate::Bad(failure),
+            _ => Fate::Pending,
+        }
+    }
+
+    /// What is wrong with it, if anything.
+    pub(super) fn problem(&self, deadlines: &Deadlines) -> Option<(&'static str, String)> {
+        let health = self.health.as_ref().and_then(|health| health.problem(deadlines));
+        let sequential = self.sequential.as_ref().and_then(Sequential::problem);
+        let abort = self.abort.iter().find_map(AbortRule::problem);
+        if self.rollback > self.advance {
+            Some((
+                "gate",
+                "has a rollback threshold above its advance threshold".to_owned(),
+            ))
+        } else if let Some(problem) = sequential {
+            Some(("gate.sequential", problem.to_owned()))
+        } else if let Some(problem) = health {
+            Some(("gate.health", problem))
+        } else if self.abort.len() > ABORT_RULES_MAX {
+            Some(("gate.abort", format!("must have at most {ABORT_RULES_MAX} rules")))
+        } else {
+            abort.map(|problem| ("gate.abort", problem.to_owned()))
+        }
+    }
 }
 
 /// Deadlines, in seconds.
@@ -174,12 +236,15 @@ impl Priority {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Constraints {
-    /// When devices may start; any time if empty.
+    /// When devices may start; any time if empty. A device that none of them is for never starts.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub windows: Vec<Window>,
     /// When nothing starts, whatever the windows say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub blackouts: Vec<Blackout>,
+    /// Blackouts that recur.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub blackout_calendars: Vec<BlackoutCalendar>,
     /// Executors that may act, by name; any that fits the device if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub executors: Vec<String>,
@@ -187,7 +252,23 @@ pub struct Constraints {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub one_way_accepted: bool,
 }
+
 impl Constraints {
+    /// When a device may start.
+    #[must_use]
+    pub fn timetable(&self, device: Subject<'_>) -> Timetable {
+        Timetable::new(&self.windows, &self.blackouts, &self.blackout_calendars, device)
+    }
+
+    /// Whether some of the windows or calendars are for some devices only.
+    #[must_use]
+    pub fn has_selective_times(&self) -> bool {
+        let windows = self.windows.iter().map(|window| &window.only);
+        windows
+            .chain(self.blackout_calendars.iter().map(|calendar| &calendar.only))
+            .any(Option::is_some)
+    }
+
     /// The first field that is wrong, and how.
     pub(super) fn problem(&self, deadlines: &Deadlines) -> Option<(&'static str, String)> {
         let executors: BTreeSet<_> = self.executors.iter().collect();
@@ -204,6 +285,10 @@ impl Constraints {
             Some(("windows", problem.to_owned()))
         } else if self.blackouts.iter().any(|blackout| blackout.from >= blackout.until) {
             Some(("blackouts", "must end after they begin".to_owned()))
+        } else if self.blackout_calendars.len() > WINDOWS_MAX {
+            Some(("blackout_calendars", format!("must be at most {WINDOWS_MAX}")))
+        } else if let Some(problem) = self.blackout_calendars.iter().find_map(BlackoutCalendar::problem) {
+            Some(("blackout_calendars", problem))
         } else if executors.len() > 64 || executors.len() != self.executors.len() {
             Some(("executors", "must be at most 64, each named once".to_owned()))
         } else if !self.executors.iter().all(|name| is_label(name)) {

@@ -26,12 +26,7 @@ fn manifest() -> CampaignManifest {
                 .to_vec(),
         },
         caps: Caps { per_rack: 1, total: 10 },
-        gate: GateRule {
-            advance: BasisPoints::new(9_900).unwrap(),
-            rollback: BasisPoints::new(9_000).unwrap(),
-            sample_min: 1,
-            soak_s: 0,
-        },
+        gate: GateRule::shares(BasisPoints::new(9_900).unwrap(), BasisPoints::new(9_000).unwrap()),
         deadlines: Deadlines {
             attempt_s: 600,
             back_s: 60,
@@ -108,12 +103,7 @@ fn rules_that_could_never_or_always_start_are_refused() {
         m.constraints.blackouts = vec![Blackout { from: at, until: at }];
     });
     refused(|m| {
-        m.constraints.windows = vec![Window {
-            zone: "UTC".to_owned(),
-            days: vec![crate::window::Weekday::Mon],
-            from: "22:00".to_owned(),
-            duration_s: 599,
-        }];
+        m.constraints.windows = vec![Window::weekly("UTC", &[crate::window::Weekday::Mon], "22:00", 599)];
     });
 }
 

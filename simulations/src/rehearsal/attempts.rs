@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use firmesh_executors_core::{Attempt, Goal, Input, Outcome, Output, Step};
+use firmesh_executors_core::{Attempt, Goal, Input, Outcome, Output, Report, Step};
 use firmesh_node_core::install::{Admission, AttemptStanding};
 use firmesh_protocol::report::{AttemptState, Permit, PermitKind};
 
@@ -69,13 +69,20 @@ impl World {
                 PermitKind::Rollback => 0,
             },
             deadlines: approved.campaign.manifest.deadlines,
+            health: approved
+                .campaign
+                .manifest
+                .gate
+                .health
+                .clone()
+                .filter(|_| permit.kind == PermitKind::Update),
             answers_min: Goal::ANSWERS_MIN,
             pace_ms: PACE_MS,
         };
         let key = (permit.campaign.clone(), device, permit.kind);
         self.write(n, |disk| disk.standings.insert(key, AttemptStanding::InFlight))?;
         self.judge_start(n, d, permit, &goal);
-        self.report(n, &goal, AttemptState::Installing, String::new(), None)?;
+        self.report(n, &goal, Report::on_the_way(AttemptState::Installing, None))?;
         let attempt = Attempt::new(goal.clone(), at(self.now_ms));
         self.run_attempt(n, d, goal, attempt)
     }
@@ -109,7 +116,7 @@ impl World {
                         life.versions.insert(d, Some(version.clone()));
                         life.last_versions.insert(d, version.clone());
                     }
-                    self.report(n, &goal, report.state, report.reason, report.version)?;
+                    self.report(n, &goal, report)?;
                 }
                 Some(Output::Done(outcome)) => return self.attempt_ended(n, d, &outcome),
                 Some(Output::Step(step)) => self.begin_act(n, d, step)?,

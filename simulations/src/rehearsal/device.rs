@@ -8,7 +8,7 @@
 use firmesh_executors_core::{
     ActError, BootEnv, Input, Observed, Rung, Seen, Slot, SlotContent, SlotsSeen, Staged, Step, TaskSeen, TaskState,
 };
-use firmesh_protocol::ids::Sha256;
+use firmesh_protocol::{health::HealthSample, ids::Sha256};
 
 use super::scenario::{FIRST_VERSION, Kind, image};
 use crate::device::{
@@ -331,6 +331,7 @@ impl SlottedHost {
             }),
             image_bytes_max: None,
             resets: vec![Rung::Warm],
+            health: HealthSample::default(),
         }))
     }
 
@@ -488,6 +489,7 @@ fn see_bmc(bmc: &Bmc, kind: Kind, now_ms: u64, task: Option<&str>) -> Observed {
         slots: None,
         image_bytes_max: None,
         resets,
+        health: HealthSample::default(),
     }))
 }
 

@@ -157,6 +157,8 @@ impl World {
                     state: AttemptState::Success,
                     reason: String::new(),
                     version: None,
+                    failure: None,
+                    health: None,
                     at: self.scenario.begins,
                 };
                 last.entry(planned.device.clone()).or_insert(forged);

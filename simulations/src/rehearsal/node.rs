@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Outcome};
+use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Outcome, Report};
 use firmesh_node_core::{
     install::{Admission, AttemptStanding, Facts, Hold, admit},
     permits::check_permit,
@@ -17,7 +17,7 @@ use firmesh_node_core::{
 use firmesh_protocol::{
     brake::Braked,
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
-    report::{AttemptReport, AttemptState, DeviceFacts, Permit, PermitKind},
+    report::{AttemptReport, AttemptState, DeviceFacts, FailureClass, Permit, PermitKind},
     time::WallTime,
 };
 
@@ -148,8 +148,7 @@ impl World {
             }
             let goal = record.goal.clone();
             self.watch.resumed(d, self.now_ms);
-            let Outcome { state, reason, version } = record.last_known();
-            if self.report(n, &goal, state, reason, version).is_err() {
+            if self.report(n, &goal, record.last_known().into()).is_err() {
                 return;
             }
             let attempt = Attempt::resume(record, at(self.now_ms));
@@ -400,11 +399,11 @@ impl World {
             {
                 continue;
             }
-            let Some(Outcome { state, reason, version }) = disk.outcomes.get(&key).cloned() else {
+            let Some(outcome) = disk.outcomes.get(&key).cloned() else {
                 continue;
             };
-            let mut report = self.word(n, permit, d, state, reason);
-            report.version = version;
+            let mut report = self.word(n, permit, d, outcome.state, outcome.reason);
+            (report.version, report.failure, report.health) = (outcome.version, outcome.failure, outcome.health);
             self.keep_report(n, report)?;
         }
         Ok(())
@@ -425,6 +424,8 @@ impl World {
             state,
             reason,
             version: life.and_then(|life| life.versions.get(&d).cloned().flatten()),
+            failure: None,
+            health: None,
             at: self.node_wall(n),
         }
     }
@@ -558,18 +559,19 @@ impl World {
                 self.write(n, |disk| disk.declined.insert((key, permit.sequence)))?;
             }
         }
-        let report = self.word(n, permit, d, state, hold.code().to_owned());
+        let mut report = self.word(n, permit, d, state, hold.code().to_owned());
+        report.failure = (state == AttemptState::Failed).then_some(FailureClass::Preflight);
         self.keep_report(n, report)
     }
 
-    pub(super) fn report(
-        &mut self,
-        n: usize,
-        goal: &Goal,
-        state: AttemptState,
-        reason: String,
-        version: Option<String>,
-    ) -> Result<(), Killed> {
+    pub(super) fn report(&mut self, n: usize, goal: &Goal, news: Report) -> Result<(), Killed> {
+        let Report {
+            state,
+            reason,
+            version,
+            failure,
+            health,
+        } = news;
         let report = AttemptReport {
             campaign: goal.campaign.clone(),
             manifest_sha256: goal.manifest_sha256,
@@ -582,6 +584,8 @@ impl World {
             state,
             reason,
             version,
+            failure,
+            health,
             at: self.node_wall(n),
         };
         self.keep_report(n, report)

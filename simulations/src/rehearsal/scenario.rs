@@ -284,12 +284,13 @@ impl Scenario {
                 } else {
                     60 * dice.between(1, 5) as u32
                 },
+                ..GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE)
             },
             constraints: Constraints {
                 windows: windows.iter().map(|(window, _)| window.clone()).collect(),
                 blackouts: self.blackout(dice),
-                executors: Vec::new(),
                 one_way_accepted,
+                ..Constraints::default()
             },
             deadlines,
             priority: Priority::Normal,
@@ -378,20 +379,18 @@ impl Scenario {
         let from = self.begins.unix_seconds().rem_euclid(day) + from_s;
         let opens_s = from.rem_euclid(day) / 60 * 60;
         let local = (opens_s + ahead_s).rem_euclid(day);
-        let window = Window {
-            zone: zone.to_owned(),
-            days: vec![
-                Weekday::Mon,
-                Weekday::Tue,
-                Weekday::Wed,
-                Weekday::Thu,
-                Weekday::Fri,
-                Weekday::Sat,
-                Weekday::Sun,
-            ],
-            from: format!("{:02}:{:02}", local / 3_600, local % 3_600 / 60),
-            duration_s: u32::try_from(lasts_s).expect("a part of a day"),
-        };
+        let days = [
+            Weekday::Mon,
+            Weekday::Tue,
+            Weekday::Wed,
+            Weekday::Thu,
+            Weekday::Fri,
+            Weekday::Sat,
+            Weekday::Sun,
+        ];
+        let from = format!("{:02}:{:02}", local / 3_600, local % 3_600 / 60);
+        let duration_s = u32::try_from(lasts_s).expect("a part of a day");
+        let window = Window::weekly(zone, &days, &from, duration_s);
         (window, DailyWindow { opens_s, lasts_s })
     }
 

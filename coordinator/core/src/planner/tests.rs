@@ -351,12 +351,7 @@ pub(super) fn draft() -> CampaignManifest {
             shares: [1_000, 5_000, 10_000].map(|s| BasisPoints::new(s).unwrap()).to_vec(),
         },
         caps: Caps { per_rack: 1, total: 10 },
-        gate: GateRule {
-            advance: BasisPoints::WHOLE,
-            rollback: BasisPoints::WHOLE,
-            sample_min: 1,
-            soak_s: 0,
-        },
+        gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE),
         deadlines: Deadlines {
             attempt_s: 600,
             back_s: 60,

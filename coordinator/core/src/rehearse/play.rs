@@ -11,11 +11,12 @@ use std::{
 
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
-    ids::Sha256,
+    health::DeviceHealth,
+    ids::{DeviceId, Sha256},
     rehearsal::{Ending, Fault},
-    report::{AttemptReport, AttemptState, PermitKind},
+    report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     time::{Timestamp, WallTime},
-    window,
+    window::Subject,
 };
 
 use super::{
@@ -328,11 +329,22 @@ impl<'a> Run<'a> {
         let goes_forward = kind == PermitKind::Update;
         let worst_case = Duration::from_secs(manifest.deadlines.attempt_s.into());
         let rules = &manifest.constraints;
-        let window = match goes_forward {
-            true => window::check(&rules.windows, &rules.blackouts, wall, worst_case),
-            false => Ok(()),
+        // One for all devices of the node, unless there are rules that are for some only.
+        let shared = rules.timetable(Subject::NOBODY).check(wall, worst_case);
+        let (stage, is_shared) = (self.stage, !rules.has_selective_times());
+        let rack = &stage.racks[stage.node_racks[node]];
+        let window = |device: &DeviceId| match (goes_forward, is_shared) {
+            (false, _) => Ok(()),
+            (true, true) => shared,
+            (true, false) => {
+                let model = stage.facts.kinds.get(device).map_or("", |kind| kind.model.as_str());
+                rules
+                    .timetable(Subject::new(device, rack, model))
+                    .check(wall, worst_case)
+            }
         };
         let (mut told, mut later) = (Vec::new(), Vec::new());
+        let mut opens: Option<WallTime> = None;
         for &number in devices {
             let device = &mut self.devices[number];
             let was_started = if goes_forward {
@@ -347,7 +359,8 @@ impl<'a> Run<'a> {
                 self.waiting.remove(&number);
                 self.ends(number, AttemptState::Cancelled);
                 told.push((number, AttemptState::Cancelled));
-            } else if window.is_err() {
+            } else if let Err(closed) = window(&stage.places[number].device) {
+                opens = [opens, closed.opens].into_iter().flatten().min();
                 if !std::mem::replace(&mut device.waits_for_window, true) {
                     told.push((number, AttemptState::WaitingWindow));
                 }
@@ -358,11 +371,7 @@ impl<'a> Run<'a> {
                 told.push((number, AttemptState::Installing));
             }
         }
-        if let Some(at) = window
-            .err()
-            .and_then(|closed| closed.opens)
-            .filter(|_| !later.is_empty())
-        {
+        if let Some(at) = opens.filter(|_| !later.is_empty()) {
             let opens = at.unix_seconds() - self.stage.question.starts.unix_seconds();
             let opens = Timestamp::after_start(Duration::from_secs(opens.max(0).cast_unsigned()));
             if opens < expires {
@@ -386,6 +395,9 @@ impl<'a> Run<'a> {
 
     fn start(&mut self, number: usize, kind: PermitKind, sequence: u64, worst_case: Duration) {
         let device = &mut self.devices[number];
+        // Being watched is a part of the attempt.
+        let health = self.stage.facts.manifest.gate.health.as_ref();
+        let watched = health.map_or(0, |health| 1_000 * u64::from(health.watch_s));
         let (takes, ends_as) = match kind {
             PermitKind::Rollback => {
                 device.has_gone_back = true;
@@ -400,7 +412,7 @@ impl<'a> Run<'a> {
                         (device.drawn.forward() + device.drawn.reboot, AttemptState::RolledBack)
                     }
                     Some(Fault::Stall { .. }) => (u64::MAX, AttemptState::TimedOut),
-                    Some(Fault::Silent { .. }) | None => (device.drawn.forward(), AttemptState::Success),
+                    Some(Fault::Silent { .. }) | None => (device.drawn.forward() + watched, AttemptState::Success),
                 }
             }
         };
@@ -506,6 +518,14 @@ impl<'a> Run<'a> {
                 state: *state,
                 reason: String::new(),
                 version: None,
+                failure: match state {
+                    AttemptState::Quarantined => Some(FailureClass::Unreachable),
+                    AttemptState::TimedOut => Some(FailureClass::Timeout),
+                    AttemptState::RolledBack if kind == PermitKind::Update => Some(FailureClass::Health),
+                    _ => None,
+                },
+                health: (*state == AttemptState::Success && manifest.gate.health.is_some())
+                    .then_some(DeviceHealth::Healthy),
                 at,
             }
         };

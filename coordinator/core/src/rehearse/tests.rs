@@ -115,12 +115,7 @@ fn waiting_for_windows_shows_in_the_duration_of_waves() {
     let open = rehearsed(&facts(2, 5, |_| ()), &asked("brick=2%"));
     // The question starts on a Sunday at noon, UTC.
     let windowed = facts(2, 5, |m| {
-        m.constraints.windows = vec![Window {
-            zone: "UTC".to_owned(),
-            days: vec![Weekday::Mon, Weekday::Tue],
-            from: "02:00".to_owned(),
-            duration_s: 900,
-        }];
+        m.constraints.windows = vec![Window::weekly("UTC", &[Weekday::Mon, Weekday::Tue], "02:00", 900)];
         m.caps = Caps { per_rack: 1, total: 2 };
     });
     let told = rehearsed(&windowed, &asked("brick=2%"));
@@ -320,6 +315,8 @@ fn times_are_read_from_reports_of_attempts_that_ended_well() {
             state: *state,
             reason: String::new(),
             version: None,
+            failure: None,
+            health: None,
             at: WallTime::from_unix_seconds(*at),
         };
         (1..).zip(states).map(report).collect()
@@ -422,10 +419,8 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
             total: 1_000,
         },
         gate: GateRule {
-            advance: share(9_900),
-            rollback: share(9_000),
-            sample_min: 1,
             soak_s: 60,
+            ..GateRule::shares(share(9_900), share(9_000))
         },
         deadlines: Deadlines {
             attempt_s: 600,

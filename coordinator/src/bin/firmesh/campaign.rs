@@ -43,7 +43,25 @@ Strategies: { kind = "direct" }: all in one wave; { kind = "canary" }: 10, 30, 5
 { kind = "growing", first = 1, percent = 200 }: batches that double. The gate stands between two waves; what is left out
 of it is advance = 9900, rollback = 9500, sample_min = 10, and a soak that suits the strategy: an hour in a canary, half
 an hour between places, a quarter of an hour between batches. Durations are seconds or ISO 8601. A wave that fails goes back by
-itself unless automatic_rollback = false; operator_rollback = true lets operators send devices back that did well."#;
+itself unless automatic_rollback = false; operator_rollback = true lets operators send devices back that did well.
+
+More for a gate: sequential = { good = 100, bad = 1000, alpha = 500, beta = 1000 } stops an image that breaks 10 % of the devices
+as soon as that is sure, and one that breaks 1 % in 5 % of the cases at most; abort = [{ class = "boot", count = 2 }] fails the wave
+with the second device that does not start (classes: preflight, install, boot, health, timeout, unreachable, quarantine; or share = 300);
+health = { watch = "PT10M", required = ["cpu"] } watches each device before its update counts. Windows recur by RFC 5545, for some
+devices if need be, and blackouts by calendars (see: firmesh window preview):
+
+  [[constraints.windows]]
+  zone = "Europe/Berlin"
+  duration_s = 14400
+  recurs = { dtstart = "2027-01-12T23:00:00", rrule = "FREQ=MONTHLY;BYDAY=2TU", exdate = ["2027-03-09T23:00:00"] }
+  only = { paths = ["eu"], models = ["R1"] }
+
+  [[constraints.blackout_calendars]]
+  name = "year's end"
+  zone = "Europe/Berlin"
+  duration_s = 1728000
+  recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }"#;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -347,6 +365,10 @@ mod tests {
         let file: CampaignFile = toml::from_str(example()).unwrap();
         assert_eq!(file.id.as_str(), "spring-bmc");
         assert!(file.automatic_rollback && file.permit_keys.is_empty());
+        let times = EXAMPLE.split("\n\n").skip(4).collect::<Vec<_>>().join("\n");
+        let file: CampaignFile = toml::from_str(&format!("{}\n{times}", example())).unwrap();
+        assert_eq!(file.constraints.windows[0].problem(), None);
+        assert_eq!(file.constraints.blackout_calendars[0].problem(), None);
     }
 
     #[test]

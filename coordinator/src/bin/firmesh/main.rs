@@ -27,6 +27,7 @@ mod trust;
 mod tuf;
 mod upload;
 mod watch;
+mod window;
 
 use std::{
     io::{self, IsTerminal as _},
@@ -221,6 +222,9 @@ enum Command {
     /// Who is told what happens.
     #[command(subcommand)]
     Notification(notification::Command),
+    /// When devices may start.
+    #[command(subcommand)]
+    Window(window::Command),
     /// A plain TUF client: verifies and downloads from this or any other TUF repository.
     Tuf(tuf::Tuf),
     /// What was allowed, decided and done: a log that anybody can check.
@@ -265,6 +269,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Repository(command) => repository::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
         Command::Notification(command) => notification::run(global, command, output).await,
+        Command::Window(command) => window::run(command, output),
         Command::Tuf(tuf) => tuf::run(global, tuf, output).await,
         Command::Audit(command) => audit::run(global, command, output).await,
         Command::Doctor(doctor) => doctor::run(global, &doctor, output).await,
@@ -343,6 +348,8 @@ mod tests {
             "bundle export --campaign spring --root 1.root.json -o spring.bundle",
             "bundle import spring.bundle --node http://127.0.0.1:8653 --metadata-only --patience 5",
             "notification list --json",
+            "window preview --file spring.toml --count 20 --zone Europe/Berlin --at 2027-01-31T12:00:00Z",
+            "window preview --file spring.toml --device d1 --rack eu/ber/r1 --model R1 --json",
             "notification test tickets",
             "notification replay tickets --since 2026-01-31T12:00:00Z",
             "notification replay tickets --since-number 17",

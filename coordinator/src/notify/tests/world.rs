@@ -142,6 +142,8 @@ impl TestWorld {
             permit: Some(1),
             report_sequence: 1,
             end_report: None,
+            failure: None,
+            health: None,
             presumed: true,
             cleared,
             ordered_back: false,

@@ -1,6 +1,7 @@
 //! The decisions: what one look at the device means in each phase.
 
 use firmesh_protocol::{
+    health::{DeviceHealth, HealthSample},
     report::{AttemptState, PermitKind},
     time::Timestamp,
 };
@@ -11,6 +12,7 @@ use crate::{
     preflight,
     record::{Phase, Why},
     step::{Rung, Step},
+    watch::HealthWatch,
 };
 
 /// How often an act is tried before its failure stands: once for a hiccup, once for a device that was busy.
@@ -32,6 +34,7 @@ impl Attempt {
             Phase::Watching => self.watching(now, &seen, over),
             Phase::Activating { tries } => self.activating(now, &seen, tries),
             Phase::Resetting { rung, why } => self.resetted(now, &seen, rung, why, over),
+            Phase::Soaking { .. } => self.soaking(now, &seen, over),
             Phase::Confirming { tries } => self.confirming(now, &seen, tries),
             Phase::Aborting { state, reason } => self.aborting(now, &seen, state, reason, over),
             Phase::Ended { .. } => {}
@@ -47,6 +50,7 @@ impl Attempt {
             Phase::Watching => "while the device was installing",
             Phase::Activating { .. } => "while the image was being armed",
             Phase::Resetting { .. } => "while the device was restarting",
+            Phase::Soaking { .. } => "while the new image was being watched",
             Phase::Confirming { .. } => "while the new image was being confirmed",
             Phase::Aborting { reason, .. } => reason.as_str(),
             Phase::Ended { .. } => return,
@@ -88,6 +92,12 @@ impl Attempt {
 
     fn decide_unseen(&mut self, now: Timestamp, over: bool) {
         self.answers = (0, None);
+        if let Phase::Soaking { .. } = self.record.phase {
+            if let Some(problem) = self.look_at_health(now, None) {
+                self.unwell(now, None, &problem);
+            }
+            return;
+        }
         if !over {
             return;
         }
@@ -106,7 +116,8 @@ impl Attempt {
             Phase::Resetting { rung, why } => self.climb(now, rung, why),
             Phase::Confirming { .. } => {
                 let reason = "the new image fell silent before it was confirmed".to_owned();
-                self.reset(now, None, Why::FallBack { reason });
+                let is_unwell = true;
+                self.reset(now, None, Why::FallBack { reason, is_unwell });
             }
             // Flashing devices fall silent; the attempt's own deadline is the bound.
             _ => {}
@@ -141,6 +152,7 @@ impl Attempt {
             }
         } else {
             self.record.from.clone_from(&seen.version);
+            self.record.baseline = Some(seen.health);
             self.record.boot_before.clone_from(&seen.boot_id);
             if self.holds_goal(seen) {
                 self.activate(now, seen, 1)
@@ -316,7 +328,7 @@ impl Attempt {
         };
         match why {
             Why::Start => self.came_back_wrong(now, &seen, "every reset the device offers"),
-            Why::FallBack { reason } => {
+            Why::FallBack { reason, .. } => {
                 let reason = format!("{reason}; the device did not return to its saved image");
                 self.end(now, AttemptState::Quarantined, reason);
             }
@@ -335,11 +347,7 @@ impl Attempt {
             Why::Start if self.runs_goal(seen) => {
                 self.report(AttemptState::Validating);
                 if self.good_answer(seen) {
-                    return if seen.on_trial() {
-                        self.confirm(now, 1)
-                    } else {
-                        self.succeed(now)
-                    };
+                    return self.came_up(now, seen);
                 }
             }
             Why::Start if seen.on_trial() && (restarted || !told_apart) => {
@@ -348,14 +356,15 @@ impl Attempt {
                     "the trial slot runs {version} instead of {}",
                     self.record.goal.version()
                 );
-                return self.reset(now, Some(seen), Why::FallBack { reason });
+                let is_unwell = false;
+                return self.reset(now, Some(seen), Why::FallBack { reason, is_unwell });
             }
             Why::Start if restarted => {
                 if self.good_answer(seen) {
                     return self.came_back_wrong(now, seen, "its reset");
                 }
             }
-            Why::FallBack { reason } if !seen.on_trial() && is_from => {
+            Why::FallBack { reason, .. } if !seen.on_trial() && is_from => {
                 if self.good_answer(seen) {
                     return self.end(now, self.fell_back(), reason.clone());
                 }
@@ -394,6 +403,60 @@ impl Attempt {
         }
     }
 
+    /// The new image runs: it is watched first, if that was asked for, and a trial stays one until then.
+    fn came_up(&mut self, now: Timestamp, seen: &Seen) {
+        let on_trial = seen.on_trial();
+        if self.record.goal.health.is_some() && self.record.health.is_none() {
+            self.watch = HealthWatch::default();
+            self.enter(now, Phase::Soaking { on_trial }, AttemptState::Validating);
+        } else if on_trial {
+            self.confirm(now, 1);
+        } else {
+            self.succeed(now);
+        }
+    }
+
+    fn look_at_health(&mut self, now: Timestamp, seen: Option<HealthSample>) -> Option<String> {
+        let rule = self.record.goal.health.as_ref()?;
+        self.watch
+            .look(now, rule, self.record.baseline.unwrap_or_default(), seen)
+    }
+
+    fn soaking(&mut self, now: Timestamp, seen: &Seen, over: bool) {
+        if !self.runs_goal(seen) {
+            return self.came_back_wrong(now, seen, "a restart while it was watched");
+        }
+        if let Some(problem) = self.look_at_health(now, Some(seen.health)) {
+            return self.unwell(now, Some(seen), &problem);
+        }
+        if over {
+            let baseline = self.record.baseline.unwrap_or_default();
+            let rule = self.record.goal.health.as_ref();
+            self.record.health = rule.map(|rule| self.watch.verdict(rule, baseline));
+            self.came_up(now, seen);
+        }
+    }
+
+    /// The new image runs and the device is not well: a trial is given up at once, anything else is its wave's to take back.
+    fn unwell(&mut self, now: Timestamp, seen: Option<&Seen>, problem: &str) {
+        let on_trial = matches!(self.record.phase, Phase::Soaking { on_trial: true });
+        let reason = format!("the device is not well after the update: {problem}");
+        match seen {
+            _ if on_trial => {
+                let is_unwell = true;
+                self.reset(now, seen, Why::FallBack { reason, is_unwell });
+            }
+            Some(_) => {
+                self.record.health = Some(DeviceHealth::Breached);
+                self.end(now, AttemptState::Success, reason);
+            }
+            None => {
+                let reason = format!("{reason}: {}", self.silence());
+                self.end(now, AttemptState::Quarantined, reason);
+            }
+        }
+    }
+
     fn confirm(&mut self, now: Timestamp, tries: u8) {
         self.act(
             now,
@@ -409,7 +472,8 @@ impl Attempt {
             (true, true) if tries < TRIES_MAX => self.confirm(now, tries + 1),
             (_, true) => {
                 let reason = "the new image could not be confirmed".to_owned();
-                self.reset(now, Some(seen), Why::FallBack { reason });
+                let is_unwell = true;
+                self.reset(now, Some(seen), Why::FallBack { reason, is_unwell });
             }
             (false, false) => self.came_back_wrong(now, seen, "a restart before it was confirmed"),
         }

@@ -1,10 +1,12 @@
 use std::time::Duration;
 
 use firmesh_protocol::{
+    health::{DeviceHealth, HealthInput, HealthRule, HealthSample},
     ids::{ArtifactId, CampaignId, Component, DeviceId, Sha256},
     manifest::{Artifact, Deadlines, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility},
-    report::{AttemptState, PermitKind},
+    report::{AttemptState, FailureClass, PermitKind},
     time::Timestamp,
+    units::BasisPoints,
 };
 use proptest::prelude::*;
 
@@ -227,6 +229,112 @@ fn a_record_of_another_schema_or_shape_is_refused() {
     assert!(AttemptRecord::from_bytes(&[b' '; 1 << 20]).is_err());
 }
 
+/// Two minutes of watching, a few seconds of patience.
+fn watched(device: Device) -> Run {
+    let mut run = Run::of(device);
+    let mut rule = HealthRule::hard_stops();
+    (rule.watch_s, rule.offline_s) = (120, 30);
+    rule.limits
+        .iter_mut()
+        .for_each(|limit| limit.for_s = limit.for_s.min(20));
+    rule.required = vec![HealthInput::Cpu];
+    run.goal.health = Some(rule);
+    run
+}
+
+#[test]
+fn a_device_that_stays_well_is_updated_once_it_has_been_watched() {
+    for device in [Device::bmc(Habit::Good), Device::slots(Habit::Good)] {
+        let run = watched(device).end();
+        assert_eq!(
+            (run.outcome.state, run.outcome.health),
+            (AttemptState::Success, Some(DeviceHealth::Healthy)),
+            "{run:?}"
+        );
+        assert!(run.counted >= Duration::from_secs(120), "{:?}", run.counted);
+        assert_eq!(run.device.saved, run.device.running);
+    }
+}
+
+/// Anomaly to rollback within a minute, with nobody asked: the trial was never confirmed.
+#[test]
+fn a_host_that_is_not_well_falls_back_and_a_bmc_is_left_to_its_wave() {
+    let run = watched(Device::slots(Habit::Busy)).end();
+    assert_eq!(
+        (
+            run.outcome.state,
+            run.outcome.failure,
+            run.device.running,
+            run.device.saved
+        ),
+        (AttemptState::RolledBack, Some(FailureClass::Health), Slot::A, Slot::A),
+        "{run:?}"
+    );
+    assert!(
+        run.outcome.reason.contains("its cpu have been above"),
+        "{}",
+        run.outcome.reason
+    );
+    assert!(run.counted < Duration::from_secs(90), "{:?}", run.counted);
+    let run = watched(Device::bmc(Habit::Busy)).end();
+    assert_eq!(
+        (run.outcome.state, run.outcome.health, run.device.version()),
+        (AttemptState::Success, Some(DeviceHealth::Breached), NEW.to_owned()),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn a_device_that_falls_silent_while_it_is_watched_is_not_well() {
+    let run = watched(Device::slots(Habit::FallsSilent)).end();
+    assert_eq!(
+        (run.outcome.state, run.outcome.failure, run.device.running),
+        (AttemptState::RolledBack, Some(FailureClass::Health), Slot::A),
+        "{run:?}"
+    );
+    let run = watched(Device::bmc(Habit::FallsSilent)).end();
+    assert_eq!(
+        (run.outcome.state, run.outcome.failure),
+        (AttemptState::Quarantined, Some(FailureClass::Unreachable)),
+        "{run:?}"
+    );
+    assert!(
+        run.outcome.reason.contains("out of reach for 30 s"),
+        "{}",
+        run.outcome.reason
+    );
+}
+
+#[test]
+fn what_a_device_does_not_tell_is_unknown_and_not_well() {
+    let run = watched(Device::bmc(Habit::SaysNothing)).end();
+    assert_eq!(
+        (run.outcome.state, run.outcome.health),
+        (AttemptState::Success, Some(DeviceHealth::Unknown)),
+        "{run:?}"
+    );
+}
+
+#[test]
+fn an_attempt_says_in_which_way_it_failed() {
+    use FailureClass::{Boot, Install, Preflight, Timeout, Unreachable};
+    for (device, class) in [
+        (Device::bmc(Habit::Lie), Boot),
+        (Device::bmc(Habit::FailTask), Install),
+        (Device::bmc(Habit::NeverBack), Unreachable),
+        (Device::bmc(Habit::Stall), Timeout),
+        (Device::slots(Habit::TrialFails), Boot),
+        (Device::slots(Habit::WrongVersion), Boot),
+    ] {
+        let run = Run::of(device).end();
+        assert_eq!(run.outcome.failure, Some(class), "{run:?}");
+    }
+    let mut run = Run::of(Device::bmc(Habit::Good));
+    run.goal.image.info.models = vec!["R2".to_owned()];
+    assert_eq!(run.end().outcome.failure, Some(Preflight));
+    assert_eq!(Run::of(Device::bmc(Habit::Good)).end().outcome.failure, None);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2_000) })]
 
@@ -235,8 +343,10 @@ proptest! {
     fn every_attempt_ends_in_time_with_the_truth(
         has_slots: bool,
         goes_back: bool,
+        is_watched: bool,
         habit in prop::sample::select(vec![
             Habit::Good, Habit::Lie, Habit::Stall, Habit::DoneWhenAborted, Habit::FailTask, Habit::NeverBack, Habit::TrialFails, Habit::WrongVersion,
+            Habit::Busy, Habit::FallsSilent, Habit::SaysNothing,
         ]),
         wrong_model in prop::bool::weighted(0.1),
         faults in proptest::collection::vec(
@@ -255,6 +365,9 @@ proptest! {
         };
         let run = if goes_back { Run::back_to(device.updated()) } else { Run::of(device) };
         let mut run = Run { faults, ..run };
+        if is_watched && !goes_back {
+            run.goal.health = watched(Device::bmc(habit)).goal.health;
+        }
         if wrong_model {
             run.goal.image.info.models = vec!["R2".to_owned()];
         }
@@ -287,6 +400,12 @@ enum Habit {
     NeverBack,
     TrialFails,
     WrongVersion,
+    /// The new version keeps the processors busy.
+    Busy,
+    /// The new version answers for a minute.
+    FallsSilent,
+    /// It tells nothing of its health.
+    SaysNothing,
 }
 
 /// What goes wrong with one step.
@@ -363,6 +482,22 @@ impl Device {
                 why: "no answer".to_owned(),
             };
         }
+        let runs_new = self.version() != OLD;
+        let up_for = now.since(self.up_at.unwrap_or_default());
+        if self.habit == Habit::FallsSilent && runs_new && self.boots > 1 && up_for > Duration::from_secs(60) {
+            return Observed::Silent {
+                why: "no answer any more".to_owned(),
+            };
+        }
+        let share = |basis_points| BasisPoints::new(basis_points).ok();
+        let health = HealthSample {
+            cpu: match self.habit {
+                Habit::SaysNothing => None,
+                Habit::Busy if runs_new => share(9_900),
+                _ => share(1_000),
+            },
+            ..HealthSample::default()
+        };
         let has_slots = self.slots.len() == 2;
         let staged = match (has_slots, self.slots.get(self.running.other() as usize)) {
             (false, _) => Staged::Hidden,
@@ -400,6 +535,7 @@ impl Device {
             } else {
                 vec![Rung::Bmc, Rung::Cold]
             },
+            health,
         }))
     }
 
@@ -489,6 +625,8 @@ impl Run {
             state: AttemptState::Pending,
             reason: String::new(),
             version: None,
+            failure: None,
+            health: None,
         };
         Self {
             goal: goal(PermitKind::Update, NEW),
@@ -639,6 +777,7 @@ fn goal(kind: PermitKind, version: &str) -> Goal {
             attempt_s: ATTEMPT_S,
             back_s: BACK_S,
         },
+        health: None,
         answers_min: 3,
         pace_ms: 1_000,
     }

@@ -85,12 +85,7 @@ fn manifest() -> CampaignManifest {
             shares: vec![BasisPoints::WHOLE],
         },
         caps: Caps { per_rack: 1, total: 5 },
-        gate: GateRule {
-            advance: BasisPoints::WHOLE,
-            rollback: BasisPoints::WHOLE,
-            sample_min: 1,
-            soak_s: 0,
-        },
+        gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE),
         deadlines: Deadlines {
             attempt_s: 600,
             back_s: 60,
@@ -226,6 +221,8 @@ fn report(device: &str, state: AttemptState, signed_by: &SecretKey) -> Envelope 
         state,
         reason: String::new(),
         version: None,
+        failure: None,
+        health: None,
         at: WallTime::from_unix_seconds(400),
     };
     Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report).unwrap(), [signed_by])
@@ -520,7 +517,7 @@ fn what_the_approvers_did_not_allow_is_held() {
 
     let mut case = Case::new();
     let until = WallTime::from_unix_seconds(1_100);
-    case.campaign.manifest.constraints.blackouts = vec![window::Blackout {
+    case.campaign.manifest.constraints.blackouts = vec![firmesh_protocol::window::Blackout {
         from: WallTime::from_unix_seconds(900),
         until,
     }];

@@ -153,13 +153,7 @@ impl People {
                 per_rack: rules.per_rack,
                 total: rules.total,
             },
-            gate: GateRule {
-                advance: share(9_900)?,
-                rollback: share(9_000)?,
-                sample_min: 1,
-                soak_s: 0,
-            }
-            .into(),
+            gate: GateRule::shares(share(9_900)?, share(9_000)?).into(),
             deadlines: Deadlines {
                 attempt_s: 120,
                 back_s: 20,

@@ -401,6 +401,7 @@ impl Lab {
                 slot_b: dir.join("slot_b"),
                 env_file: dir.join("grubenv"),
                 status_file: dir.join("status.json"),
+                health_file: None,
                 reset_command: vec!["touch".to_owned(), dir.join("reset.request").display().to_string()],
                 vendor: device.vendor.clone(),
                 model: device.model.clone(),
@@ -466,6 +467,7 @@ impl Lab {
                     back_s: 20,
                 },
             },
+            health: None,
             answers_min: 3,
             pace_ms: 30,
         }

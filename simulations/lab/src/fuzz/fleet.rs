@@ -7,17 +7,21 @@ use firmesh_coordinator::authority::Authority;
 use firmesh_protocol::{
     brake::{Brake, Braked},
     evidence::GateEvidence,
+    gate::{AbortRule, Sequential},
+    health::{DeviceHealth, HealthInput, HealthRule},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{
         CampaignManifest, Caps, Constraints, Deadlines, FileRef, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
         PlannedDevice, Provenance, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
     },
-    report::{AttemptReport, AttemptState, NODE_RECORD_TYPE, NodeRecord, Permit, PermitKind, REPORT_TYPE},
+    report::{
+        AttemptReport, AttemptState, FailureClass, NODE_RECORD_TYPE, NodeRecord, Permit, PermitKind, REPORT_TYPE,
+    },
     revocation::{RevocationList, Revoked},
     time::WallTime,
     trust::{Ceremony, Envelope, Repository, SecretKey, Signers, Target as TufTarget},
     units::BasisPoints,
-    window::{Blackout, Weekday, Window},
+    window::{Blackout, BlackoutCalendar, Recurrence, Weekday, Window},
 };
 
 /// The secret key of one of the fleet's people or machines.
@@ -131,6 +135,8 @@ impl Fleet {
             state: AttemptState::Failed,
             reason: "the task failed: \"no space\"".to_owned(),
             version: Some("1.0.0".to_owned()),
+            failure: Some(FailureClass::Install),
+            health: Some(DeviceHealth::Unknown),
             at: now(),
         }
     }
@@ -212,17 +218,40 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
         },
         caps: Caps { per_rack: 1, total: 10 },
         gate: GateRule {
-            advance: share(9_900)?,
-            rollback: share(9_000)?,
-            sample_min: 1,
             soak_s: 60,
+            sequential: Some(Sequential {
+                good: share(100)?,
+                bad: share(1_000)?,
+                alpha: share(500)?,
+                beta: share(1_000)?,
+            }),
+            abort: vec![AbortRule {
+                class: FailureClass::Boot,
+                count: Some(2),
+                share: None,
+            }],
+            health: Some(HealthRule {
+                watch_s: 300,
+                required: vec![HealthInput::Cpu],
+                ..HealthRule::hard_stops()
+            }),
+            ..GateRule::shares(share(9_900)?, share(9_000)?)
         },
         constraints: Constraints {
-            windows: vec![Window {
-                zone: "Europe/Berlin".to_owned(),
-                days: vec![Weekday::Sat, Weekday::Sun],
-                from: "22:00".to_owned(),
-                duration_s: 14_400,
+            windows: vec![
+                Window::weekly("Europe/Berlin", &[Weekday::Sat, Weekday::Sun], "22:00", 14_400),
+                Window::recurring(
+                    "Europe/Berlin",
+                    recurs("FREQ=MONTHLY;BYDAY=2TU,-1FR;BYSETPOS=1"),
+                    14_400,
+                ),
+            ],
+            blackout_calendars: vec![BlackoutCalendar {
+                name: "quarter ends".to_owned(),
+                zone: "America/St_Johns".to_owned(),
+                duration_s: 259_200,
+                recurs: recurs("FREQ=YEARLY;BYMONTH=3,6,9,12;BYMONTHDAY=-2"),
+                only: None,
             }],
             blackouts: vec![Blackout {
                 from: WallTime::from_unix_seconds(1_800_000_000),
@@ -275,4 +304,13 @@ fn repository(release: &ReleaseInfo, manifest: &CampaignManifest) -> Result<Repo
         repository.sign(file, &key(seed))?;
     }
     Ok(repository)
+}
+
+fn recurs(rrule: &str) -> Recurrence {
+    Recurrence {
+        dtstart: "2026-01-01T22:00:00".to_owned(),
+        rrule: rrule.to_owned(),
+        rdate: vec!["2026-12-30T22:00:00".to_owned()],
+        exdate: vec!["2026-12-31T22:00:00".to_owned()],
+    }
 }

@@ -15,7 +15,7 @@ use firmesh_protocol::{
     },
     identity::{NodeIdentity, certificate_validity, verify_node_record},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
-    manifest::{Artifact, CampaignManifest, Constraints, Plan, ReleaseInfo},
+    manifest::{Artifact, CampaignManifest, Plan, ReleaseInfo},
     pieces::PieceSet,
     possession::{Answer, Challenge, Nonce, Proof},
     report::{AttemptState, DeviceFacts, PERMIT_TYPE, PermitKind},
@@ -23,7 +23,7 @@ use firmesh_protocol::{
     trust::{
         Envelope, Key, KeyPolicy, KeySet, Kind, Role, Root, SignedFile, Snapshot, StoredMetadata, Targets, Timestamp,
     },
-    window::check,
+    window::Subject,
     wire::{PeerMessage, WIRE_VERSION},
 };
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -249,9 +249,8 @@ fn documents(fleet: &Fleet) -> Result<Vec<Target>> {
         |input| {
             let manifest = CampaignManifest::from_bytes(input).map_err(said)?;
             json::<CampaignManifest>(input)?;
-            let Constraints { windows, blackouts, .. } = &manifest.constraints;
             let span = std::time::Duration::from_secs(manifest.deadlines.attempt_s.into());
-            check(windows, blackouts, now(), span).ok(); // open or closed, but an answer
+            manifest.constraints.timetable(Subject::NOBODY).check(now(), span).ok(); // open or closed, but an answer
             Ok(())
         },
     );

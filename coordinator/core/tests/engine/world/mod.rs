@@ -331,6 +331,8 @@ impl World {
             state,
             reason: reason.to_owned(),
             version: None,
+            failure: None,
+            health: None,
             at: WallTime::from_unix_seconds(0),
         };
         self.input(Input::Heard {
@@ -499,10 +501,9 @@ fn stored(name: &str, rules: &Rules) -> Stored {
             total: rules.cap_total,
         },
         gate: GateRule {
-            advance: share(rules.advance),
-            rollback: share(rules.rollback),
             sample_min: rules.sample_min,
             soak_s: rules.soak_s,
+            ..GateRule::shares(share(rules.advance), share(rules.rollback))
         },
         deadlines: Deadlines {
             attempt_s: 600,

@@ -170,13 +170,7 @@ impl Crowd {
                 per_rack: everything,
                 total: everything,
             },
-            gate: GateRule {
-                advance: BasisPoints::WHOLE,
-                rollback: BasisPoints::new(0)?,
-                sample_min: 1,
-                soak_s: 0,
-            }
-            .into(),
+            gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::new(0)?).into(),
             deadlines: Deadlines {
                 attempt_s: 3_600,
                 back_s: 600,

@@ -208,6 +208,8 @@ impl SimulatedNode {
                 state: AttemptState::Success,
                 reason: String::new(),
                 version: Some(NEW.to_owned()),
+                failure: None,
+                health: None,
                 at: now,
             };
             let envelope = Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report)?, [&self.identity.key.secret()]);

@@ -23,8 +23,6 @@ use super::{
 };
 use crate::access::Permission;
 
-use crate::access::Permission;
-
 type Shared = State<Arc<App>>;
 
 #[rustfmt::skip]

@@ -6,6 +6,7 @@
 )]
 
 mod mesh_hunt;
+mod planning;
 mod planted;
 mod spread;
 
@@ -45,6 +46,8 @@ enum Command {
     Replay(ReplayArgs),
     /// Plants bugs into a copy of the sources, and hunts for each: shows that the hunt finds what it is for.
     Planted(planted::PlantedArgs),
+    /// Plans a campaign for a large fleet, in parts of what one campaign may have: how long it takes, in how much memory.
+    Plan(planning::PlanArgs),
     /// Spreads one image over a fleet of hundreds of thousands of nodes, site by site, on all processors.
     Scale(spread::ScaleArgs),
 }
@@ -130,6 +133,7 @@ fn main() -> ExitCode {
         Command::Hunt(args) => hunt(&args),
         Command::Replay(args) => Ok(replay(&args)),
         Command::Planted(args) => planted::planted(&args),
+        Command::Plan(args) => planning::planning(&args),
         Command::Scale(args) => spread::scale(&args),
     };
     match done {

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     attempts::Attempts,
+    domains::{Domains, OwnRules, Takes},
     possession::{Possession, PossessionRecord},
 };
 
@@ -74,6 +76,13 @@ pub(crate) struct Attempt {
     pub(crate) wave: u32,
     pub(crate) rack: TopologyPath,
     pub(crate) node: NodeId,
+    /// Its unit, by number.
+    pub(crate) unit: Option<u32>,
+    /// What it takes in fault domains, if any are looked at.
+    pub(crate) takes: Option<Arc<Takes>>,
+    /// Who of its unit comes right before it, and right after it.
+    pub(crate) after: Option<DeviceId>,
+    pub(crate) next: Option<DeviceId>,
     pub(crate) can_go_back: bool,
     /// The images it gets, and may have to go back to.
     pub(crate) needs: Vec<ArtifactId>,
@@ -114,6 +123,8 @@ pub(crate) struct Campaign {
     pub(crate) possession: Possession,
     pub(crate) record: CampaignRecord,
     pub(crate) attempts: Attempts,
+    /// Its own rules of fault domains.
+    pub(crate) rules: Arc<OwnRules>,
     pub(crate) expires_at: Timestamp,
     pub(crate) soak_until: Option<Timestamp>,
     /// Waves whose gate failed and whose devices have to go back.
@@ -160,6 +171,10 @@ impl Campaign {
                 wave: u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves"),
                 rack: planned.rack.clone(),
                 node: planned.node.clone(),
+                unit: None,
+                takes: None,
+                after: planned.after.clone(),
+                next: None,
                 can_go_back: planned.previous.is_some(),
                 needs,
                 is_proven: false,
@@ -170,7 +185,12 @@ impl Campaign {
         };
         let of_wave =
             |(wave, planned): (usize, &Vec<_>)| planned.iter().map(|planned| attempt(wave, planned)).collect();
-        let attempts = Attempts::new(plan.waves.iter().enumerate().map(of_wave));
+        let mut attempts = Attempts::new(plan.waves.iter().enumerate().map(of_wave));
+        for (_, planned) in plan.devices() {
+            if let Some(before) = planned.after.as_ref().and_then(|before| attempts.get_mut(before)) {
+                before.next = Some(planned.device.clone());
+            }
+        }
         let dirty = BTreeSet::new();
         Self {
             manifest,
@@ -179,11 +199,49 @@ impl Campaign {
             images,
             possession,
             record,
+            rules: Arc::default(),
             expires_at,
             soak_until: None,
             sent_back: BTreeSet::new(),
             is_dirty: true,
             dirty,
+        }
+    }
+
+    /// Looks up what its devices take in fault domains.
+    pub(crate) fn locate(&mut self, domains: &mut Domains) {
+        self.rules = Arc::new(domains.own_rules(&self.manifest.caps, &self.plan));
+        for (attempt, (_, planned)) in self.attempts.iter_mut().zip(self.plan.devices()) {
+            attempt.unit = domains.unit(planned.unit());
+            attempt.takes = domains.takes(&planned.rack, &planned.labels);
+        }
+    }
+
+    /// Whether it is the device's turn in its unit: forwards when the one before it has ended well, backwards when the one
+    /// after it has gone back.
+    pub(crate) fn is_turn(&self, attempt: &Attempt, kind: PermitKind) -> bool {
+        let find = |other: &Option<DeviceId>| self.attempts.get(other.as_ref()?);
+        match kind {
+            PermitKind::Update => find(&attempt.after).is_none_or(|before| before.record.state.is_success()),
+            PermitKind::Rollback => {
+                find(&attempt.next).is_none_or(|next| !next.is_running() && !self.must_go_back(next))
+            }
+        }
+    }
+
+    /// Stops devices whose turn in their unit will never come, one after the other.
+    fn cancel_out_of_turn(&mut self) {
+        let ended_badly = |attempt: &Attempt| attempt.record.state.is_terminal() && !attempt.record.state.is_success();
+        let starts = self.select(|attempt| attempt.next.is_some() && ended_badly(attempt));
+        for mut before in starts {
+            while let Some(next) = self.attempts[&before].next.clone()
+                && self.attempts[&next].is_untouched()
+            {
+                let state = self.attempts[&before].record.state;
+                let reason = format!("{before}, which comes before it in its unit, ended as {state}");
+                self.presume(std::slice::from_ref(&next), AttemptState::Cancelled, &reason);
+                before = next;
+            }
         }
     }
 
@@ -289,6 +347,9 @@ impl Campaign {
     pub(crate) fn advance(&mut self, now: Timestamp, is_stuck: impl Fn(&Attempt) -> bool) {
         if matches!(self.record.state, CampaignState::Active | CampaignState::Paused) && now >= self.expires_at {
             self.expire();
+        }
+        if matches!(self.record.state, CampaignState::Active | CampaignState::Paused) {
+            self.cancel_out_of_turn();
         }
         while self.record.state == CampaignState::Active && self.step(now) {}
         if self.record.state == CampaignState::RollingBack {
@@ -540,7 +601,19 @@ impl Campaign {
     }
 
     fn finish_rollback(&mut self, is_stuck: impl Fn(&Attempt) -> bool) {
-        let is_waiting = |attempt: &Attempt| attempt.is_running() || (self.must_go_back(attempt) && !is_stuck(attempt));
+        // Whoever waits for a stuck device of its own unit is stuck with it.
+        let waits_in_vain = |attempt: &Attempt| {
+            let mut at = Some(attempt);
+            while let Some(attempt) = at.filter(|attempt| self.must_go_back(attempt)) {
+                if is_stuck(attempt) {
+                    return true;
+                }
+                at = attempt.next.as_ref().and_then(|next| self.attempts.get(next));
+            }
+            false
+        };
+        let is_waiting =
+            |attempt: &Attempt| attempt.is_running() || (self.must_go_back(attempt) && !waits_in_vain(attempt));
         if self.attempts.iter().any(is_waiting) {
             return;
         }

@@ -1,5 +1,7 @@
 //! The campaign engine in stories and under random reports, orders and restarts.
 
+#[path = "stories/domains.rs"]
+mod domains;
 mod world;
 
 use std::time::Duration;
@@ -7,6 +9,7 @@ use std::time::Duration;
 use firmesh_coordinator_core::{Input, InputError, Subject};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
+    manifest::AtMost,
     report::{AttemptState, PermitKind},
 };
 use proptest::prelude::*;
@@ -542,9 +545,22 @@ fn rules() -> impl Strategy<Value = Rules> {
         any::<bool>(),
         0_u32..4,
         prop_oneof![Just(0_u32), Just(50)],
+        (1_usize..4, 1_usize..4, any::<bool>(), prop::option::of(1_u32..3)),
     )
         .prop_map(
-            |(racks, per_rack, cap_rack, cap_total, (advance, rollback), shares, goes_back, sample_min, soak_s)| {
+            |(
+                racks,
+                per_rack,
+                cap_rack,
+                cap_total,
+                (advance, rollback),
+                shares,
+                goes_back,
+                sample_min,
+                soak_s,
+                more,
+            )| {
+                let (unit, feeds, feeds_apart, per_feed) = more;
                 Rules {
                     racks,
                     per_rack,
@@ -556,6 +572,13 @@ fn rules() -> impl Strategy<Value = Rules> {
                     goes_back,
                     sample_min,
                     soak_s,
+                    unit,
+                    feeds,
+                    feeds_apart,
+                    domains: per_feed
+                        .map(|count| ("power_feed", AtMost::Count(count)))
+                        .into_iter()
+                        .collect(),
                     ..Rules::default()
                 }
             },
@@ -575,8 +598,10 @@ proptest! {
         acts in prop::collection::vec(act(), 0..150),
     ) {
         // The same devices stand in the same racks.
-        let (first_device, racks) = if shared { (0, one.racks) } else { (1_000, two.racks) };
-        let two = Rules { first_device, racks, ..two };
+        let two = match shared {
+            true => Rules { racks: one.racks, unit: one.unit, feeds: one.feeds, ..two },
+            false => Rules { first_device: 1_000, ..two },
+        };
         let mut world = World::unproven(&[("one", one), ("two", two)]);
         world.start("one");
         world.start("two");

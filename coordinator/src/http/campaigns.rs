@@ -168,7 +168,7 @@ async fn explain(
     let (wanted, about) = (id.clone(), subject.clone());
     let found = app
         .coordinator
-        .read(move |world| world.engine.explain(&wanted, &about))
+        .read(move |world| world.explain(&wanted, &about))
         .await?;
     found.map(Json).ok_or_else(|| match subject {
         Subject::Campaign => no_campaign(&id),

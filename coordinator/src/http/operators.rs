@@ -15,11 +15,11 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use firmesh_coordinator_core::{Input, plan};
+use firmesh_coordinator_core::{Input, plan, split};
 use firmesh_protocol::{
     api::{
         About, BrakeView, DeviceView, EnrolmentTicket, EventKind, NewNode, NodeView, Page, PlanRequest, PlanResponse,
-        Publication, Published, ReleaseView, RevokeRequest,
+        Publication, Published, ReleaseView, RevokeRequest, SplitResponse,
     },
     brake::Brake,
     ids::{ArtifactId, DeviceId, NodeId, Sha256},
@@ -149,6 +149,12 @@ fn add_own(routes: &mut Routes) {
             .limit(MANIFEST_BYTES_MAX as usize)
             .takes::<PlanRequest>()
             .answers::<PlanResponse>(),
+    ]);
+    routes.add("campaigns", "/api/v1/plans/split", [
+        Op::post("Splits a draft for more devices than one campaign may have, by place.", split_plan)
+            .limit(MANIFEST_BYTES_MAX as usize)
+            .takes::<PlanRequest>()
+            .answers::<SplitResponse>(),
     ]);
     routes.add("campaigns", "/api/v1/simulations", [
         Op::post("Rehearses a campaign against the inventory.", simulations::rehearse_campaign)
@@ -456,6 +462,22 @@ async fn device(State(app): Shared, Path(id): Path<String>, conditions: Conditio
 async fn clear(State(app): Shared, Path(id): Path<String>) -> Result<StatusCode, Failure> {
     app.coordinator.act(Input::Clear(named(&id)?)).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn split_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<PlanRequest>) -> Answer<SplitResponse> {
+    if let Err(error) = manifest.check() {
+        return Err(Failure::bad_request(error.to_string()));
+    }
+    let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
+    let inventory = app
+        .coordinator
+        .read(move |world| world.inventory(silent_after, wall))
+        .await?;
+    let parts = tokio::task::spawn_blocking(move || split(&inventory, &manifest))
+        .await
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "planner", error.to_string()))?
+        .map_err(|error| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "cannot_be_planned", error.to_string()))?;
+    Ok(Json(SplitResponse { parts }))
 }
 
 async fn make_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<PlanRequest>) -> Answer<PlanResponse> {

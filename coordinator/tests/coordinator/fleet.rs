@@ -14,6 +14,7 @@ use firmesh_protocol::{
         Publication, Published, SyncRequest, SyncResponse, Traffic,
     },
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256},
+    labels::Labels,
     manifest::{
         Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA,
         ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
@@ -295,6 +296,10 @@ impl Fleet {
                 from_versions: Vec::new(),
                 reversibility: Reversibility::Reflash,
                 provenance: None,
+                version_scheme: None,
+                min_from: None,
+                requires: Vec::new(),
+                conflicts: Vec::new(),
             };
             let target = Target::new(
                 image.len() as u64,
@@ -349,7 +354,7 @@ impl Fleet {
             strategy: Strategy::Canary {
                 shares: [1_000, 10_000].map(|s| BasisPoints::new(s).unwrap()).to_vec(),
             },
-            caps: Caps { per_rack: 1, total: 10 },
+            caps: Caps::new(1, 10),
             gate: GateRule {
                 advance: BasisPoints::WHOLE,
                 rollback: BasisPoints::WHOLE,
@@ -663,6 +668,7 @@ impl NodeProcess {
             component: Component::new("bmc").unwrap(),
             version: Some("1.0".to_owned()),
             executor: "redfish".to_owned(),
+            labels: Labels::default(),
         };
         SyncRequest {
             record: Envelope::sign(NODE_RECORD_TYPE, serde_json::to_vec(&record).unwrap(), [&self.secret]),

@@ -10,6 +10,7 @@ use firmesh_coordinator_core::{Inventory, KnownDevice, plan};
 use firmesh_node_core::approved::ApprovedCampaign;
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    labels::Labels,
     manifest::{
         Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
         Priority, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
@@ -204,11 +205,13 @@ impl Scenario {
                 path: place.path.clone(),
                 node_reachable: true,
                 quarantined: false,
+                held_by_operator: None,
             };
             (device.id.clone(), known)
         };
         Inventory {
             devices: self.devices.iter().map(known).collect(),
+            revoked: BTreeSet::new(),
         }
     }
 
@@ -270,10 +273,7 @@ impl Scenario {
                 ..Selector::default()
             },
             strategy: Strategy::Canary { shares: shares(dice) },
-            caps: Caps {
-                per_rack: dice.between(1, 3) as u32,
-                total: dice.between(1, 6) as u32,
-            },
+            caps: Caps::new(dice.between(1, 3) as u32, dice.between(1, 6) as u32),
             gate: GateRule {
                 advance: share(advance),
                 rollback: share(dice.between(u64::from(advance) * 3 / 4, u64::from(advance)) as u32),
@@ -289,6 +289,7 @@ impl Scenario {
                 blackouts: self.blackout(dice),
                 executors: Vec::new(),
                 one_way_accepted,
+                sequence: Vec::new(),
             },
             deadlines,
             priority: Priority::Normal,
@@ -303,7 +304,7 @@ impl Scenario {
                 shares: vec![share(10_000)],
             };
             (manifest.gate.advance, manifest.gate.rollback) = (share(9_500), share(9_000));
-            (manifest.caps, manifest.automatic_rollback) = (Caps { per_rack: 3, total: 6 }, true);
+            (manifest.caps, manifest.automatic_rollback) = (Caps::new(3, 6), true);
         }
         if profile == Profile::Slots {
             // Everybody at once, and half of the campaigns take back what they brought.
@@ -312,7 +313,7 @@ impl Scenario {
             };
             let passes = share(if dice.one_in(2) { 10_000 } else { 0 });
             (manifest.gate.advance, manifest.gate.rollback) = (passes, passes);
-            (manifest.caps, manifest.automatic_rollback) = (Caps { per_rack: 8, total: 8 }, true);
+            (manifest.caps, manifest.automatic_rollback) = (Caps::new(8, 8), true);
             (manifest.constraints.blackouts, manifest.constraints.one_way_accepted) = (Vec::new(), true);
             manifest.expires = self.begins + std::time::Duration::from_secs(7 * 86_400);
         }
@@ -326,6 +327,7 @@ impl Scenario {
                 waves: Vec::new(),
                 nodes: BTreeMap::new(),
                 held: Vec::new(),
+                domains: BTreeMap::new(),
             },
         };
         manifest.plan_sha256 = Sha256::of(&plan.to_bytes());
@@ -430,6 +432,7 @@ pub(super) fn facts(device: &Placed, version: Option<&str>) -> DeviceFacts {
         component,
         version: version.map(str::to_owned),
         executor: device.kind.executor().to_owned(),
+        labels: Labels::default(),
     }
 }
 
@@ -481,6 +484,10 @@ fn release(kind: Kind, version: &str, security_epoch: u32, reversibility: Revers
             from_versions: Vec::new(),
             reversibility,
             provenance: None,
+            version_scheme: None,
+            min_from: None,
+            requires: Vec::new(),
+            conflicts: Vec::new(),
         },
         target,
     }

@@ -123,6 +123,8 @@ pub(crate) struct Campaign {
     pub(crate) possession: Possession,
     pub(crate) record: CampaignRecord,
     pub(crate) attempts: Attempts,
+    /// Whether some of its devices follow one another.
+    has_units: bool,
     /// Its own rules of fault domains.
     pub(crate) rules: Arc<OwnRules>,
     pub(crate) expires_at: Timestamp,
@@ -191,6 +193,7 @@ impl Campaign {
                 before.next = Some(planned.device.clone());
             }
         }
+        let has_units = attempts.iter().any(|attempt| attempt.after.is_some());
         let dirty = BTreeSet::new();
         Self {
             manifest,
@@ -199,6 +202,7 @@ impl Campaign {
             images,
             possession,
             record,
+            has_units,
             rules: Arc::default(),
             expires_at,
             soak_until: None,
@@ -231,6 +235,9 @@ impl Campaign {
 
     /// Stops devices whose turn in their unit will never come, one after the other.
     fn cancel_out_of_turn(&mut self) {
+        if !self.has_units {
+            return;
+        }
         let ended_badly = |attempt: &Attempt| attempt.record.state.is_terminal() && !attempt.record.state.is_success();
         let starts = self.select(|attempt| attempt.next.is_some() && ended_badly(attempt));
         for mut before in starts {
@@ -710,7 +717,7 @@ fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap<AttemptSta
     states
 }
 
-fn bounded(text: &str) -> String {
+pub(crate) fn bounded(text: &str) -> String {
     let end = (0..=text.len().min(REASON_BYTES_MAX))
         .rev()
         .find(|&at| text.is_char_boundary(at))

@@ -87,7 +87,7 @@ fn plan_bytes() -> Vec<u8> {
         nodes: [(device.node.clone(), key(40).public())].into(),
         waves: vec![vec![device]],
         held: Vec::new(),
-        domains: BTreeMap::new(),
+        domains: std::collections::BTreeMap::new(),
     }
     .to_bytes()
 }

@@ -77,6 +77,8 @@ pub enum Profile {
     Liar,
     /// Hosts whose power fails at every other write of a slot, or of what the boot loader goes by.
     Slots,
+    /// Servers of several components on power feeds that stand in for each other, under everything that `chaos` has.
+    Units,
 }
 
 impl Profile {
@@ -91,6 +93,7 @@ impl Profile {
             Self::Chaos => "chaos",
             Self::Liar => "liar",
             Self::Slots => "slots",
+            Self::Units => "units",
         }
     }
 }
@@ -121,7 +124,7 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let mut dice = Dice::new(seed);
     let is_later = match profile {
         Profile::Liar => true,
-        Profile::Slots => false,
+        Profile::Slots | Profile::Units => false,
         _ => seed % LATER.1 < LATER.0,
     };
     let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));

@@ -22,7 +22,10 @@ use firmesh_protocol::{
 };
 
 use self::{catalogue::Catalogue, domains::Domains};
-use crate::fleet::{Inventory, KnownDevice};
+use crate::{
+    campaign::bounded,
+    fleet::{Inventory, KnownDevice},
+};
 
 pub use late::{Standing, late};
 pub use split::{SplitError, split};
@@ -155,7 +158,10 @@ pub fn plan(
         waves,
         held: held
             .into_iter()
-            .map(|(device, reason)| HeldDevice { device, reason })
+            .map(|(device, reason)| HeldDevice {
+                device,
+                reason: bounded(&reason),
+            })
             .collect(),
     })
 }

@@ -232,7 +232,7 @@ async fn create(global: &Global, create: &Create, output: &Output) -> anyhow::Re
 fn read_campaign_file(path: &Path) -> anyhow::Result<CampaignFile> {
     let text = String::from_utf8(read_bounded(path, MANIFEST_BYTES_MAX)?)
         .with_context(|| format!("{} is not text", path.display()))?;
-    toml::from_str(&text).with_context(|| {
+    CampaignFile::from_toml(&text).with_context(|| {
         format!(
             "{} is not a campaign file (see: firmesh campaign create --help)",
             path.display()

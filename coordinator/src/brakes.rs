@@ -64,6 +64,14 @@ impl Brakes {
         self.pulled.values()
     }
 
+    /// The images that were stopped.
+    pub(crate) fn images(&self) -> impl Iterator<Item = Sha256> {
+        self.pulled.keys().filter_map(|braked| match braked {
+            Braked::Release { sha256, .. } => Some(*sha256),
+            Braked::Campaign { .. } => None,
+        })
+    }
+
     /// The brake that stops this edition of a campaign, if one does.
     pub(crate) fn on(&self, manifest: &CampaignManifest, manifest_sha256: Sha256) -> Option<&Braked> {
         let edition = Braked::Campaign {

@@ -9,10 +9,12 @@ use std::{
 
 use bytes::Bytes;
 use firmesh_coordinator_core::{
-    Candidate, Engine, EngineSettings, Exclusion, Field, Filter, Inventory, KnownDevice, Loaded,
+    Candidate, Engine, EngineSettings, Exclusion, Field, Filter, Inventory, KnownDevice, Loaded, Standing, Subject,
 };
 use firmesh_protocol::{
-    api::{AttemptView, CampaignState, CampaignView, DeviceStatus, DeviceView, Holding, NodeView, Traffic},
+    api::{
+        AttemptView, CampaignState, CampaignView, DeviceStatus, DeviceView, Explanation, Holding, NodeView, Traffic,
+    },
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::{Artifact, CampaignManifest, ManifestError, Plan, Release, ReleaseRef},
     report::PermitKind,
@@ -295,12 +297,34 @@ impl World {
                 path: node.path.clone(),
                 node_reachable: node.last_seen.is_some_and(|seen| seen + silent_after >= wall),
                 quarantined: self.engine.is_quarantined(id),
+                held_by_operator: None,
             };
             Some((id.clone(), known))
         };
         Inventory {
             devices: self.devices.iter().filter_map(known).collect(),
             excluded,
+            revoked: self.brakes.images().collect(),
+        }
+    }
+
+    /// Why a campaign, or a part of it, stands where it stands; with devices that came after its plan.
+    pub(crate) fn explain(&self, id: &CampaignId, subject: &Subject) -> Option<Vec<Explanation>> {
+        let fleet = self.devices.iter().filter_map(|(device, stored)| {
+            Some(Standing {
+                device,
+                model: &stored.facts.model,
+                path: &self.nodes.get(&stored.node)?.stored.path,
+            })
+        });
+        let found = self.engine.explain(id, subject);
+        if found.is_some() && *subject != Subject::Campaign {
+            return found;
+        }
+        let late = self.engine.explain_late(id, subject, fleet);
+        match (found, late) {
+            (None, None) => None,
+            (found, late) => Some(found.into_iter().flatten().chain(late).collect()),
         }
     }
 

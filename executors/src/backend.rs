@@ -5,6 +5,7 @@ use std::{error::Error, sync::Arc};
 use firmesh_executors_core::{ActError, Image, Observed, Rung, Slot};
 use firmesh_protocol::{
     ids::{Component, DeviceId},
+    labels::Labels,
     report::DeviceFacts,
 };
 
@@ -37,6 +38,7 @@ pub trait DeviceBackend: Send + Sync {
 pub struct Backend {
     device: DeviceId,
     component: Component,
+    labels: Labels,
     kind: Kind,
 }
 
@@ -74,6 +76,7 @@ pub fn build(settings: &DeviceSettings, images: Arc<dyn ImageSource>) -> Result<
     Ok(Backend {
         device,
         component,
+        labels: settings.labels.clone(),
         kind,
     })
 }
@@ -83,6 +86,18 @@ impl Backend {
     #[must_use]
     pub fn device(&self) -> &DeviceId {
         &self.device
+    }
+
+    /// The component that is updated on it.
+    #[must_use]
+    pub fn component(&self) -> &Component {
+        &self.component
+    }
+
+    /// What the configuration says of it.
+    #[must_use]
+    pub fn labels(&self) -> &Labels {
+        &self.labels
     }
 
     /// The executor's name: `redfish` or `ab_slot`.
@@ -115,6 +130,7 @@ impl Backend {
                 component: self.component.clone(),
                 version: seen.version,
                 executor: self.executor().to_owned(),
+                labels: self.labels.clone(),
             }),
         }
     }

@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use firmesh_protocol::ids::{Component, DeviceId};
+use firmesh_protocol::{
+    ids::{Component, DeviceId},
+    labels::Labels,
+};
 use reqwest::Url;
 use serde::Deserialize;
 
@@ -17,6 +20,9 @@ pub struct DeviceConfig {
     pub id: DeviceId,
     /// The component Firmesh updates on it.
     pub component: Component,
+    /// What it hangs on and what it is a part of: power feed, cooling loop, cluster, `unit` (its server) and the like.
+    #[serde(default)]
+    pub labels: Labels,
     /// What acts on it.
     pub executor: ExecutorConfig,
 }
@@ -98,6 +104,8 @@ pub struct DeviceSettings {
     pub device: DeviceId,
     /// The component Firmesh updates on it.
     pub component: Component,
+    /// Its labels.
+    pub labels: Labels,
     /// What acts on it.
     pub executor: ExecutorSettings,
 }
@@ -213,6 +221,7 @@ impl DeviceConfig {
         let Self {
             id,
             component,
+            labels,
             executor,
         } = self;
         let check = Check { device: &id, base };
@@ -223,6 +232,7 @@ impl DeviceConfig {
         Ok(DeviceSettings {
             device: id,
             component,
+            labels,
             executor,
         })
     }

@@ -153,6 +153,15 @@ name_type!(
     GroupId, "group id"
 );
 
+name_type!(
+    /// What a label is about: `power_feed`, `cluster`, `unit` ...
+    LabelName, "label name"
+);
+name_type!(
+    /// What a label says.
+    LabelValue, "label value"
+);
+
 /// Where something stands: `region/site/row/rack/node`, any depth from the fleet's root downwards.
 ///
 /// The parent of a node's path is its rack; two paths share every level of their common prefix.

@@ -45,6 +45,15 @@ pub const ENVELOPE_BYTES_MAX: usize = 16 << 20;
 /// Evidence for a gate in one envelope: a hundred reports with the longest of reasons.
 pub const EVIDENCE_BYTES_MAX: u64 = 1 << 20;
 
+/// Labels of one device: power, cooling, cluster, unit, and some of an operator's own.
+pub const LABELS_MAX: usize = 16;
+
+/// Caps by fault domain, or rules of redundancy, in one campaign.
+pub const DOMAIN_RULES_MAX: usize = 16;
+
+/// Rules about other components in one release.
+pub const REQUIREMENTS_MAX: usize = 32;
+
 /// Members of one site's mesh: a hall has at most 96 racks, one node each; doubled so that growth never trips it.
 pub const PEERS_MAX: usize = 192;
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     health::DeviceHealth,
     ids::{CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    labels::Labels,
     time::WallTime,
 };
 
@@ -263,6 +264,9 @@ pub struct DeviceFacts {
     pub version: Option<String>,
     /// The executor in charge.
     pub executor: String,
+    /// What the node's configuration says of it.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
 }
 
 /// How a node can be reached: signed by the node's own key, believed together with its certificate.

@@ -9,6 +9,7 @@ use firmesh_node_core::swarm::{FetchId, Input, Output, Swarm, Tuning};
 use firmesh_protocol::{
     chunk::{HashTree, PIECE_BYTES_MAX, PieceLayout, encode, verified_items},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    labels::Labels,
     manifest::{
         Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, Priority, RELEASE_SCHEMA,
         Release, ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
@@ -312,6 +313,7 @@ fn fleet(devices: usize) -> Inventory {
             component: Component::new("bmc").expect("a name"),
             version: Some("1.0".to_owned()),
             executor: "redfish".to_owned(),
+            labels: Labels::default(),
         };
         let known = KnownDevice {
             facts,
@@ -320,6 +322,7 @@ fn fleet(devices: usize) -> Inventory {
             path: format!("eu/fra1/rack{rack}/n{node}").parse().expect("a path"),
             node_reachable: true,
             quarantined: false,
+            held_by_operator: None,
         };
         inventory.devices.insert(device, known);
     }
@@ -345,6 +348,10 @@ fn release(name: &str, version: &str) -> Release {
             from_versions: Vec::new(),
             reversibility: Reversibility::Reflash,
             provenance: None,
+            version_scheme: None,
+            min_from: None,
+            requires: Vec::new(),
+            conflicts: Vec::new(),
         },
     }
 }
@@ -370,10 +377,7 @@ fn draft() -> CampaignManifest {
         strategy: Strategy::Canary {
             shares: shares.to_vec(),
         },
-        caps: Caps {
-            per_rack: 4,
-            total: 1_000,
-        },
+        caps: Caps::new(4, 1_000),
         gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE),
         deadlines: Deadlines {
             attempt_s: 600,

@@ -7,6 +7,7 @@
 
 mod gate;
 mod mesh_hunt;
+mod planning;
 mod planted;
 mod spread;
 
@@ -48,6 +49,8 @@ enum Command {
     Planted(planted::PlantedArgs),
     /// Shows how soon a gate stops a bad image: the sequential test beside a fixed share, wave after wave.
     Gate(gate::GateArgs),
+    /// Plans a campaign for a large fleet, in parts of what one campaign may have: how long it takes, in how much memory.
+    Plan(planning::PlanArgs),
     /// Spreads one image over a fleet of hundreds of thousands of nodes, site by site, on all processors.
     Scale(spread::ScaleArgs),
 }
@@ -134,6 +137,7 @@ fn main() -> ExitCode {
         Command::Hunt(args) => hunt(&args),
         Command::Replay(args) => Ok(replay(&args)),
         Command::Planted(args) => planted::planted(&args),
+        Command::Plan(args) => planning::planning(&args),
         Command::Scale(args) => spread::scale(&args),
     };
     match done {

@@ -160,7 +160,7 @@ fn cpu_s() -> Option<f64> {
 }
 
 /// The most memory this process had, in MiB, where the system tells (proc_pid_status(5)).
-fn memory_peak_mib() -> Option<u64> {
+pub(crate) fn memory_peak_mib() -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = peak.trim().trim_end_matches(" kB").parse().ok()?;

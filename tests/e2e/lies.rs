@@ -6,6 +6,7 @@ use firmesh_protocol::{
     brake::{BRAKE_TYPE, Brake, Braked},
     evidence::{EVIDENCE_TYPE, GateEvidence},
     ids::{CampaignId, Sha256},
+    labels::Labels,
     manifest::{Plan, PlannedDevice},
     report::{AttemptReport, AttemptState, PERMIT_TYPE, Permit, PermitKind, REPORT_TYPE},
     time::WallTime,
@@ -322,6 +323,8 @@ fn second_wave(plan: &mut Plan) -> Result<()> {
         release: RELEASE.to_owned(),
         from_version: "1.0.0".to_owned(),
         previous: None,
+        labels: Labels::default(),
+        after: None,
     };
     plan.nodes.insert("n0".parse()?, key(NODE + 1).public());
     plan.waves.insert(0, vec![first]);

@@ -7,6 +7,7 @@ use firmesh_protocol::{
     api::{CampaignState, Holding, SyncRequest, SyncResponse},
     chunk::PieceLayout,
     ids::{ArtifactId, NodeId},
+    labels::Labels,
     possession::{Answer, Challenge, Proof, Prover},
     report::DeviceFacts,
 };
@@ -171,6 +172,7 @@ impl Liar {
             component: "bmc".parse()?,
             version: Some(OLD.to_owned()),
             executor: "redfish".to_owned(),
+            labels: Labels::default(),
         };
         let held = self.images.iter().map(|image| {
             let pieces = PieceLayout::new(image.len() as u64).pieces();

@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, fs, time::Duration};
 use anyhow::{Context as _, Result};
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Sha256},
+    labels::Labels,
     manifest::{CampaignManifest, PLAN_SCHEMA, Plan, PlannedDevice},
     report::{PERMIT_TYPE, Permit, PermitKind},
     time::WallTime,
@@ -277,9 +278,12 @@ impl Forger {
                 release: RELEASE.to_owned(),
                 from_version: "1.0.0".to_owned(),
                 previous: None,
+                labels: Labels::default(),
+                after: None,
             }]],
             nodes: [("n1".parse()?, key(NODE).public())].into(),
             held: Vec::new(),
+            domains: BTreeMap::new(),
         };
         let mut manifest = json!({
             "schema": "firmesh-campaign/1",

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     attempts::Attempts,
+    domains::{Domains, OwnRules, Takes},
     possession::{Possession, PossessionRecord},
 };
 
@@ -103,6 +105,13 @@ pub(crate) struct Attempt {
     pub(crate) wave: u32,
     pub(crate) rack: TopologyPath,
     pub(crate) node: NodeId,
+    /// Its unit, by number.
+    pub(crate) unit: Option<u32>,
+    /// What it takes in fault domains, if any are looked at.
+    pub(crate) takes: Option<Arc<Takes>>,
+    /// Who of its unit comes right before it, and right after it.
+    pub(crate) after: Option<DeviceId>,
+    pub(crate) next: Option<DeviceId>,
     pub(crate) can_go_back: bool,
     /// The images it gets, and may have to go back to.
     pub(crate) needs: Vec<ArtifactId>,
@@ -165,6 +174,10 @@ pub(crate) struct Campaign {
     pub(crate) possession: Possession,
     pub(crate) record: CampaignRecord,
     pub(crate) attempts: Attempts,
+    /// Whether some of its devices follow one another.
+    has_units: bool,
+    /// Its own rules of fault domains.
+    pub(crate) rules: Arc<OwnRules>,
     pub(crate) expires_at: Timestamp,
     pub(crate) soak_until: Option<Timestamp>,
     /// Waves whose gate failed and whose devices have to go back.
@@ -216,6 +229,10 @@ impl Campaign {
                 wave: u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves"),
                 rack: planned.rack.clone(),
                 node: planned.node.clone(),
+                unit: None,
+                takes: None,
+                after: planned.after.clone(),
+                next: None,
                 can_go_back: planned.previous.is_some(),
                 needs,
                 is_proven: false,
@@ -226,7 +243,13 @@ impl Campaign {
         };
         let of_wave =
             |(wave, planned): (usize, &Vec<_>)| planned.iter().map(|planned| attempt(wave, planned)).collect();
-        let attempts = Attempts::new(plan.waves.iter().enumerate().map(of_wave));
+        let mut attempts = Attempts::new(plan.waves.iter().enumerate().map(of_wave));
+        for (_, planned) in plan.devices() {
+            if let Some(before) = planned.after.as_ref().and_then(|before| attempts.get_mut(before)) {
+                before.next = Some(planned.device.clone());
+            }
+        }
+        let has_units = attempts.iter().any(|attempt| attempt.after.is_some());
         let dirty = BTreeSet::new();
         Self {
             manifest,
@@ -235,11 +258,53 @@ impl Campaign {
             images,
             possession,
             record,
+            has_units,
+            rules: Arc::default(),
             expires_at,
             soak_until: None,
             sent_back: BTreeSet::new(),
             is_dirty: true,
             dirty,
+        }
+    }
+
+    /// Looks up what its devices take in fault domains.
+    pub(crate) fn locate(&mut self, domains: &mut Domains) {
+        self.rules = Arc::new(domains.own_rules(&self.manifest.caps, &self.plan));
+        for (attempt, (_, planned)) in self.attempts.iter_mut().zip(self.plan.devices()) {
+            attempt.unit = domains.unit(planned.unit());
+            attempt.takes = domains.takes(&planned.rack, &planned.labels);
+        }
+    }
+
+    /// Whether it is the device's turn in its unit: forwards when the one before it has ended well, backwards when the one
+    /// after it has gone back.
+    pub(crate) fn is_turn(&self, attempt: &Attempt, kind: PermitKind) -> bool {
+        let find = |other: &Option<DeviceId>| self.attempts.get(other.as_ref()?);
+        match kind {
+            PermitKind::Update => find(&attempt.after).is_none_or(|before| before.record.state.is_success()),
+            PermitKind::Rollback => {
+                find(&attempt.next).is_none_or(|next| !next.is_running() && !self.must_go_back(next))
+            }
+        }
+    }
+
+    /// Stops devices whose turn in their unit will never come, one after the other.
+    fn cancel_out_of_turn(&mut self) {
+        if !self.has_units {
+            return;
+        }
+        let ended_badly = |attempt: &Attempt| attempt.record.state.is_terminal() && !attempt.record.state.is_success();
+        let starts = self.select(|attempt| attempt.next.is_some() && ended_badly(attempt));
+        for mut before in starts {
+            while let Some(next) = self.attempts[&before].next.clone()
+                && self.attempts[&next].is_untouched()
+            {
+                let state = self.attempts[&before].record.state;
+                let reason = format!("{before}, which comes before it in its unit, ended as {state}");
+                self.presume(std::slice::from_ref(&next), AttemptState::Cancelled, &reason);
+                before = next;
+            }
         }
     }
 
@@ -348,6 +413,9 @@ impl Campaign {
     pub(crate) fn advance(&mut self, now: Timestamp, is_stuck: impl Fn(&Attempt) -> bool) {
         if matches!(self.record.state, CampaignState::Active | CampaignState::Paused) && now >= self.expires_at {
             self.expire();
+        }
+        if matches!(self.record.state, CampaignState::Active | CampaignState::Paused) {
+            self.cancel_out_of_turn();
         }
         while self.record.state == CampaignState::Active && self.step(now) {}
         if self.record.state == CampaignState::RollingBack {
@@ -608,7 +676,7 @@ pub(crate) fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap
     states
 }
 
-fn bounded(text: &str) -> String {
+pub(crate) fn bounded(text: &str) -> String {
     let end = (0..=text.len().min(REASON_BYTES_MAX))
         .rev()
         .find(|&at| text.is_char_boundary(at))

@@ -89,6 +89,10 @@ impl Difference {
                 note("way back", &or_none(&a.previous), &or_none(&b.previous));
                 note("node", &a.node, &b.node);
                 note("rack", &a.rack, &b.rack);
+                note("labels", &a.labels, &b.labels);
+                let turn =
+                    |after: &Option<DeviceId>| after.as_ref().map_or("first".to_owned(), |id| format!("after {id}"));
+                note("in its unit", &turn(&a.after), &turn(&b.after));
                 format!("~ {device}: {}", changes.join(", "))
             }
             (Some(Place::Held { reason: a }), Some(Place::Held { reason: b })) => {
@@ -118,6 +122,7 @@ impl Difference {
 mod tests {
     use firmesh_protocol::{
         ids::CampaignId,
+        labels::Labels,
         manifest::{HeldDevice, PLAN_SCHEMA},
     };
 
@@ -131,6 +136,8 @@ mod tests {
             release: "firmware/new".to_owned(),
             from_version: "1.0".to_owned(),
             previous: Some("firmware/old".to_owned()),
+            labels: Labels::default(),
+            after: None,
         }
     }
 
@@ -147,6 +154,7 @@ mod tests {
                     reason: (*reason).to_owned(),
                 })
                 .collect(),
+            domains: BTreeMap::new(),
         }
     }
 

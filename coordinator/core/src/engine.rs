@@ -8,13 +8,14 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
     time::Duration,
 };
 
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView},
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
-    manifest::{Artifact, CampaignManifest, Plan},
+    manifest::{Artifact, CampaignManifest, Caps, Plan, PlannedDevice},
     report::{AttemptReport, AttemptState, PermitKind},
     rollback::RollbackScope,
     time::Timestamp,
@@ -23,6 +24,8 @@ use firmesh_protocol::{
 use crate::{
     campaign::{Attempt, AttemptRecord, Campaign, CampaignRecord, targets},
     caps::{Load, choose, may_be_permitted, may_be_permitted_again, permit},
+    check::InFlight,
+    domains::Domains,
     possession::PossessionRecord,
 };
 
@@ -191,6 +194,7 @@ pub enum InputError {
 pub struct Engine {
     settings: EngineSettings,
     pub(crate) campaigns: BTreeMap<CampaignId, Campaign>,
+    pub(crate) domains: Domains,
     heard: BTreeMap<NodeId, Timestamp>,
     outputs: VecDeque<Output>,
     now: Timestamp,
@@ -203,6 +207,7 @@ impl Engine {
         Self {
             settings,
             campaigns: BTreeMap::new(),
+            domains: Domains::default(),
             heard: BTreeMap::new(),
             outputs: VecDeque::new(),
             now: Timestamp::default(),
@@ -345,6 +350,24 @@ impl Engine {
         Load::of(self.campaigns.values()).devices
     }
 
+    /// Devices in flight anywhere, with all that caps look at.
+    #[must_use]
+    pub fn in_flight_places(&self) -> BTreeMap<DeviceId, InFlight> {
+        let of_campaign = |campaign: &'_ Campaign| -> Vec<_> {
+            let attempts = campaign.attempts.iter().zip(campaign.plan.devices());
+            let in_flight = attempts.filter(|(attempt, _)| attempt.is_running() || attempt.is_quarantined());
+            let place = |planned: &PlannedDevice| InFlight {
+                node: planned.node.clone(),
+                rack: planned.rack.clone(),
+                labels: planned.labels.clone(),
+            };
+            in_flight
+                .map(|(_, (_, planned))| (planned.device.clone(), place(planned)))
+                .collect()
+        };
+        self.campaigns.values().flat_map(of_campaign).collect()
+    }
+
     pub(crate) fn all(&self) -> impl Iterator<Item = &Campaign> {
         self.campaigns.values()
     }
@@ -443,6 +466,7 @@ impl Engine {
             manifest
                 .check()
                 .and_then(|()| plan.check())
+                .and_then(|()| plan.check_caps(manifest))
                 .map_err(|error| refused(error.to_string()))?;
             if plan.campaign != id {
                 return Err(refused(format!("the plan is for campaign {}", plan.campaign)));
@@ -462,6 +486,12 @@ impl Engine {
                 });
             }
         }
+        let mut has_new_rules = false;
+        let mut fresh = BTreeSet::new();
+        for Loaded { manifest, .. } in &loaded {
+            has_new_rules |= self.domains.learn(&manifest.caps);
+            fresh.insert(manifest.id.clone());
+        }
         for Loaded {
             manifest,
             plan,
@@ -477,6 +507,11 @@ impl Engine {
                 campaign.restore(record, attempts, possession, self.now);
             }
             self.campaigns.insert(campaign.record.id.clone(), campaign);
+        }
+        for (id, campaign) in &mut self.campaigns {
+            if has_new_rules || fresh.contains(id) {
+                campaign.locate(&mut self.domains);
+            }
         }
         Ok(())
     }
@@ -596,10 +631,9 @@ impl Engine {
     fn advance(&mut self) {
         let quarantined = Load::of_quarantined(self.campaigns.values());
         for campaign in self.campaigns.values_mut() {
-            let caps = campaign.manifest.caps;
-            campaign.advance(self.now, |attempt| {
-                quarantined.shuts_out(&attempt.record.device, &attempt.rack, &caps)
-            });
+            let caps = Caps::new(campaign.manifest.caps.per_rack, campaign.manifest.caps.total);
+            let rules = Arc::clone(&campaign.rules);
+            campaign.advance(self.now, |attempt| quarantined.shuts_out(attempt, &caps, &rules));
         }
     }
 

@@ -6,13 +6,19 @@ use firmesh_protocol::{
     api::{CampaignState, Explanation, PossessionView},
     health::DeviceHealth,
     ids::{CampaignId, DeviceId},
+    report::PermitKind,
 };
 
 use crate::{
     campaign::{Attempt, Campaign, targets},
-    caps::Load,
+    caps::{InTheWay, Load},
     engine::Engine,
+    planner::{Standing, late},
 };
+
+/// What is to be done about devices that came too late.
+const LATE: &str = "late: it appeared after the plan was made, and approvers have not signed for it; when this campaign is over, \
+                    `campaign diff` shows what a plan made now says of it, and a new campaign or edition brings it in";
 
 /// Devices explained one by one before the rest is summed up.
 const DEVICES_SHOWN: usize = 200;
@@ -101,6 +107,47 @@ impl Engine {
                 }])
             }
         }
+    }
+}
+
+impl Engine {
+    /// Explains devices of the fleet that the campaign would be for and that its plan does not know: the one that is asked
+    /// about, or all if it is about the campaign. Nothing if there are none, or the campaign is over.
+    #[must_use]
+    pub fn explain_late<'a>(
+        &self,
+        id: &CampaignId,
+        subject: &Subject,
+        fleet: impl Iterator<Item = Standing<'a>>,
+    ) -> Option<Explanation> {
+        let campaign = self.find(id).filter(|campaign| !campaign.record.state.is_terminal())?;
+        let is_asked = |standing: &Standing<'_>| match subject {
+            Subject::Campaign => true,
+            Subject::Wave(_) => false,
+            Subject::Device(device) => standing.device == device,
+        };
+        let found = late(fleet.filter(is_asked), &campaign.manifest, &campaign.plan);
+        let first = found.first()?;
+        let mut evidence: Vec<_> = found
+            .iter()
+            .take(DEVICES_SHOWN)
+            .map(|late| format!("{} at {}", late.device, late.path))
+            .collect();
+        if found.len() > evidence.len() {
+            evidence.push(format!("and {} more", found.len() - evidence.len()));
+        }
+        let (subject, finding) = match subject {
+            Subject::Device(_) => (format!("device {}", first.device), LATE.to_owned()),
+            _ => (
+                "late devices".to_owned(),
+                format!("{} devices, each {LATE}", found.len()),
+            ),
+        };
+        Some(Explanation {
+            subject,
+            finding,
+            evidence,
+        })
     }
 }
 
@@ -215,6 +262,33 @@ fn waiting_for(
     }
     if state == CampaignState::Active && !attempt.is_proven {
         return unproven(campaign, attempt, evidence);
+    }
+    let kind = match state {
+        CampaignState::Active => PermitKind::Update,
+        _ => PermitKind::Rollback,
+    };
+    if !campaign.is_turn(attempt, kind) {
+        return match (kind, &attempt.after, &attempt.next) {
+            (PermitKind::Update, Some(before), _) => {
+                format!("waits: {before}, which comes before it in its unit, has not ended well yet")
+            }
+            (_, _, next) => format!(
+                "waits: {}, which comes after it in its unit, has not gone back yet",
+                next.as_ref().map_or("another device", DeviceId::as_str)
+            ),
+        };
+    }
+    match load.in_the_way(attempt, &campaign.rules) {
+        Some(InTheWay::Domain { domain, in_flight, cap }) => {
+            let name = engine.domains.name(domain);
+            return format!("waits: {in_flight} devices of {name} are in flight, the cap is {cap}");
+        }
+        Some(InTheWay::StandsIn { domain }) => {
+            let name = engine.domains.name(domain);
+            return format!("waits: devices of {name} are in flight, which stands in for its own");
+        }
+        Some(InTheWay::Unit) => return "waits: another device of its unit is in flight or quarantined".to_owned(),
+        None => {}
     }
     let (per_rack, total) = load.caps(&attempt.rack, &campaign.manifest.caps);
     let in_rack: Vec<_> = load

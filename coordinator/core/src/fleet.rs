@@ -1,9 +1,9 @@
 //! The view of the fleet that campaigns are planned against: a snapshot, never a live handle.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
-    ids::{DeviceId, NodeId, TopologyPath},
+    ids::{DeviceId, NodeId, Sha256, TopologyPath},
     report::DeviceFacts,
     trust::PublicKey,
 };
@@ -23,6 +23,8 @@ pub struct KnownDevice {
     pub node_reachable: bool,
     /// Whether an earlier attempt left it quarantined and nobody has cleared it since.
     pub quarantined: bool,
+    /// Why an operator wants it left alone, if one does: pinned to what it runs, or disabled.
+    pub held_by_operator: Option<String>,
 }
 
 /// All known devices.
@@ -30,6 +32,8 @@ pub struct KnownDevice {
 pub struct Inventory {
     /// The devices by name.
     pub devices: BTreeMap<DeviceId, KnownDevice>,
+    /// Images that were stopped for good: nobody gets them, and no path leads over them.
+    pub revoked: BTreeSet<Sha256>,
     /// Devices that operators have taken out of updates.
     pub excluded: BTreeMap<DeviceId, Exclusion>,
 }

@@ -7,6 +7,7 @@ mod campaign;
 mod caps;
 pub mod check;
 mod diff;
+mod domains;
 mod engine;
 mod explain;
 mod filter;
@@ -24,7 +25,7 @@ pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, Perm
 pub use explain::Subject;
 pub use filter::{Candidate, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, Field, Filter, FilterError, Test};
 pub use fleet::{Exclusion, Inventory, KnownDevice, rack_of};
-pub use planner::{PlanError, plan};
+pub use planner::{PlanError, SplitError, Standing, late, plan, split};
 pub use possession::PossessionRecord;
 pub use turns::{TURNS, TurnId, Turns};
 pub use views::Latest;

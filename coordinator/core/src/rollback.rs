@@ -171,7 +171,18 @@ impl Campaign {
             let is_meant = attempt.record.ordered_back || attempt.record.kind == PermitKind::Rollback;
             attempt.is_running() && (is_meant || !self.record.resumable)
         };
-        let is_waiting = |attempt: &Attempt| counts(attempt) || (self.must_go_back(attempt) && !is_stuck(attempt));
+        // Whoever waits for a stuck device of its own unit is stuck with it.
+        let waits_in_vain = |attempt: &Attempt| {
+            let mut at = Some(attempt);
+            while let Some(attempt) = at.filter(|attempt| self.must_go_back(attempt)) {
+                if is_stuck(attempt) {
+                    return true;
+                }
+                at = attempt.next.as_ref().and_then(|next| self.attempts.get(next));
+            }
+            false
+        };
+        let is_waiting = |attempt: &Attempt| counts(attempt) || (self.must_go_back(attempt) && !waits_in_vain(attempt));
         if self.attempts.iter().any(is_waiting) {
             return;
         }

@@ -62,6 +62,33 @@ pub struct CampaignFile {
     pub permit_keys: Vec<PublicKey>,
 }
 
+/// Why a campaign file cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CampaignFileError {
+    /// Not a campaign file.
+    #[error(transparent)]
+    Toml(#[from] toml::de::Error),
+    /// A strategy that needs what no node can do.
+    #[error(
+        "the strategy blue_green needs hooks that drain a pool and switch to the other, and nodes run no hooks: it is \
+         refused rather than pretended. A canary of two halves comes nearest: strategy = {{ kind = \"canary\", shares = \
+         [5000, 10000] }}, gate = {{ advance = 9950, soak = \"PT2H\" }}"
+    )]
+    BlueGreen,
+}
+
+impl CampaignFile {
+    /// Reads a campaign file.
+    pub fn from_toml(text: &str) -> Result<Self, CampaignFileError> {
+        let kind = |file: &toml::Table| Some(file.get("strategy")?.get("kind")?.as_str()?.replace('-', "_"));
+        let is_blue_green = || toml::from_str(text).is_ok_and(|file| kind(&file).as_deref() == Some("blue_green"));
+        match toml::from_str(text) {
+            Err(_) if is_blue_green() => Err(CampaignFileError::BlueGreen),
+            read => Ok(read?),
+        }
+    }
+}
+
 fn yes() -> bool {
     true
 }
@@ -308,6 +335,26 @@ recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }
         let windows = &file.constraints.windows;
         assert_eq!((windows.len(), windows[0].problem()), (1, None));
         assert_eq!(file.constraints.blackout_calendars[0].problem(), None);
+    }
+
+    #[test]
+    fn blue_green_is_refused_with_what_comes_nearest() {
+        let file = |strategy: &str| {
+            CampaignFile::from_toml(&format!(
+                "id = \"spring\"\nexpires = \"2027-02-01T00:00:00Z\"\nreleases = []\nstrategy = {strategy}\n\
+                 deadlines = {{ attempt = 600, back = 60 }}\n[caps]\nper_rack = 1\ntotal = 10\n\
+                 [[caps.domains]]\nby = \"power_feed\"\nat_most = {{ below_percent = 1 }}\n\
+                 [[caps.never_together]]\nby = \"power_feed\"\nwithin = \"site\"\n\
+                 [[constraints.sequence]]\nvendor = \"Acme\"\norder = [\"bios\", \"bmc\"]\n"
+            ))
+        };
+        let refused = file(r#"{ kind = "blue_green", pools = ["blue", "green"] }"#).unwrap_err();
+        assert!(matches!(refused, CampaignFileError::BlueGreen), "{refused}");
+        let unknown = file(r#"{ kind = "purple" }"#).unwrap_err();
+        assert!(unknown.to_string().contains("unknown variant `purple`"), "{unknown}");
+        let read = file(r#"{ kind = "canary", shares = [5000, 10000] }"#).unwrap();
+        assert_eq!((read.caps.domains.len(), read.caps.never_together.len()), (1, 1));
+        assert_eq!(read.constraints.sequence[0].order.len(), 2);
     }
 
     #[test]

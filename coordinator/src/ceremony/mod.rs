@@ -25,7 +25,7 @@ pub use keys::{
     TokenKey, TokenUri, UriError, generate_key, is_encrypted_file, load_public_key, load_secret, load_secret_key,
     unlock_secret_key, write_encrypted_key, write_key, write_public_key,
 };
-pub use release::{NewRelease, ReleaseError, measure, stage_release};
+pub use release::{Compatibility, NewRelease, ReleaseError, measure, stage_release};
 
 #[cfg(test)]
 mod tests;

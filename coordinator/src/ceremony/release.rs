@@ -6,10 +6,12 @@ use firmesh_protocol::{
     ids::{ArtifactId, Component, Sha256},
     limits::ARTIFACT_BYTES_MAX,
     manifest::{
-        Artifact, ManifestError, Provenance, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility, is_release_target,
+        Artifact, ManifestError, OtherComponent, Provenance, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility,
+        is_release_target,
     },
     time::WallTime,
     trust::Target,
+    version::VersionScheme,
 };
 use sha2::Digest as _;
 
@@ -52,6 +54,22 @@ pub enum ReleaseError {
     Folder(#[from] FolderError),
 }
 
+/// What a release goes with, as an operator writes it.
+#[derive(Debug, Clone, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compatibility {
+    /// How its versions are written: `"sem_ver"`, `"dotted"`, `"oem"` or `{ pattern = "{=} v{n}.{n}" }`.
+    pub version_scheme: Option<VersionScheme>,
+    /// The first version from which it may be installed.
+    pub min_from: Option<String>,
+    /// What other components of the same unit have to run.
+    #[serde(default)]
+    pub requires: Vec<OtherComponent>,
+    /// What no other component of the same unit may run.
+    #[serde(default)]
+    pub conflicts: Vec<OtherComponent>,
+}
+
 /// What an image is, as far as its bytes do not say.
 #[derive(Debug, Clone)]
 pub struct NewRelease {
@@ -67,6 +85,8 @@ pub struct NewRelease {
     pub security_epoch: u32,
     /// The versions from which it may be installed; any if empty.
     pub from_versions: Vec<String>,
+    /// What it goes with.
+    pub compatibility: Compatibility,
     /// What it takes to go back.
     pub reversibility: Reversibility,
     /// The target name; made of vendor, model, component and version if absent.
@@ -135,6 +155,10 @@ pub fn stage_release(
         from_versions: new.from_versions,
         reversibility: new.reversibility,
         provenance: new.provenance,
+        version_scheme: new.compatibility.version_scheme,
+        min_from: new.compatibility.min_from,
+        requires: new.compatibility.requires,
+        conflicts: new.compatibility.conflicts,
     };
     info.check()?;
     let known = folder

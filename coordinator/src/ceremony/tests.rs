@@ -4,6 +4,7 @@ use std::{fs, path::Path, time::Duration};
 
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, Sha256},
+    labels::Labels,
     manifest::{CampaignManifest, PLAN_SCHEMA, Plan, PlannedDevice, Reversibility},
     rehearsal::{Assumptions, REHEARSAL_SCHEMA, Rehearsal},
     time::WallTime,
@@ -51,6 +52,7 @@ fn new_release() -> NewRelease {
         version: "1.1.0".to_owned(),
         security_epoch: 1,
         from_versions: Vec::new(),
+        compatibility: Compatibility::default(),
         reversibility: Reversibility::Reflash,
         name: None,
         provenance: None,
@@ -75,6 +77,8 @@ fn plan_bytes() -> Vec<u8> {
         release: "firmware/acme-corp-r1-bmc-1.1.0".to_owned(),
         from_version: "1.0.0".to_owned(),
         previous: None,
+        labels: Labels::default(),
+        after: None,
     };
     let campaign = CampaignId::new("spring").unwrap();
     Plan {
@@ -83,6 +87,7 @@ fn plan_bytes() -> Vec<u8> {
         nodes: [(device.node.clone(), key(40).public())].into(),
         waves: vec![vec![device]],
         held: Vec::new(),
+        domains: std::collections::BTreeMap::new(),
     }
     .to_bytes()
 }

@@ -242,7 +242,7 @@ async fn explain(
     let (wanted, about) = (id.clone(), subject.clone());
     let found = app
         .coordinator
-        .read(move |world| world.engine.explain(&wanted, &about))
+        .read(move |world| world.explain(&wanted, &about))
         .await?;
     if found.is_none()
         && let Some(kept) = drafts::found(&app, &id).await?

@@ -14,10 +14,11 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
+use firmesh_coordinator_core::split;
 use firmesh_protocol::{
     api::{
         About, BrakeView, EnrolmentTicket, EventKind, NewNode, NodeView, Page, PlanRequest, PlanResponse, Publication,
-        Published, ReleaseView, RevokeRequest,
+        Published, ReleaseView, RevokeRequest, SplitResponse,
     },
     brake::Brake,
     ids::{ArtifactId, NodeId, Sha256},
@@ -154,6 +155,12 @@ fn add_own(routes: &mut Routes) {
             .query("allow_deprecated", "true, if releases may be planned with that are deprecated")
             .takes::<PlanRequest>()
             .answers::<PlanResponse>(),
+    ]);
+    routes.add("campaigns", "/api/v1/plans/split", [
+        Op::post("Splits a draft for more devices than one campaign may have, by place.", split_plan).needs(Permission::CampaignPlan)
+            .limit(MANIFEST_BYTES_MAX as usize)
+            .takes::<PlanRequest>()
+            .answers::<SplitResponse>(),
     ]);
     routes.add("campaigns", "/api/v1/simulations", [
         Op::post("Rehearses a campaign against the inventory.", simulations::rehearse_campaign).needs(Permission::CampaignPlan)
@@ -385,6 +392,22 @@ async fn brake(State(app): Shared, Body(envelope): Body<Envelope>) -> Answer<Bra
         app.metrics.refusals.inc();
         error.into()
     })
+}
+
+async fn split_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<PlanRequest>) -> Answer<SplitResponse> {
+    if let Err(error) = manifest.check() {
+        return Err(Failure::bad_request(error.to_string()));
+    }
+    let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
+    let inventory = app
+        .coordinator
+        .read(move |world| world.inventory(silent_after, wall))
+        .await?;
+    let parts = tokio::task::spawn_blocking(move || split(&inventory, &manifest))
+        .await
+        .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "planner", error.to_string()))?
+        .map_err(|error| Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "cannot_be_planned", error.to_string()))?;
+    Ok(Json(SplitResponse { parts }))
 }
 
 /// A name from the path, checked.

@@ -16,6 +16,7 @@ use firmesh_protocol::{
         Publication, Published, SyncRequest, SyncResponse, Traffic,
     },
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256},
+    labels::Labels,
     manifest::{
         Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA,
         ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
@@ -330,6 +331,10 @@ impl Fleet {
                 from_versions: Vec::new(),
                 reversibility: Reversibility::Reflash,
                 provenance: None,
+                version_scheme: None,
+                min_from: None,
+                requires: Vec::new(),
+                conflicts: Vec::new(),
             };
             let target = Target::new(
                 image.len() as u64,
@@ -384,7 +389,7 @@ impl Fleet {
             strategy: Strategy::Canary {
                 shares: [1_000, 10_000].map(|s| BasisPoints::new(s).unwrap()).to_vec(),
             },
-            caps: Caps { per_rack: 1, total: 10 },
+            caps: Caps::new(1, 10),
             gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE),
             deadlines: Deadlines {
                 attempt_s: 600,
@@ -710,6 +715,7 @@ impl NodeProcess {
             component: Component::new("bmc").unwrap(),
             version: Some("1.0".to_owned()),
             executor: "redfish".to_owned(),
+            labels: Labels::default(),
         };
         SyncRequest {
             record: Envelope::sign(NODE_RECORD_TYPE, serde_json::to_vec(&record).unwrap(), [&self.secret]),

@@ -39,8 +39,15 @@ pub(crate) fn check(goal: &Goal, seen: &Seen) -> Result<(), String> {
         ));
     }
     if goal.kind == PermitKind::Update && version != &info.version {
-        if !info.from_versions.is_empty() && !info.from_versions.contains(version) {
-            let from = info.from_versions.join(", ");
+        if !info.may_follow(version) {
+            let least = info.min_from.iter().map(|least| format!("{least} or later"));
+            let from = info
+                .from_versions
+                .iter()
+                .cloned()
+                .chain(least)
+                .collect::<Vec<_>>()
+                .join(", ");
             return Err(format!(
                 "refused before any write: {} installs only from {from}, the device runs {version}",
                 info.version

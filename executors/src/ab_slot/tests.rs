@@ -308,6 +308,10 @@ fn image() -> Image {
         from_versions: Vec::new(),
         reversibility: Reversibility::Reversible,
         provenance: None,
+        version_scheme: None,
+        min_from: None,
+        requires: Vec::new(),
+        conflicts: Vec::new(),
     };
     Release {
         target: "firmware/h1.bin".to_owned(),

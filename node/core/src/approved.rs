@@ -79,6 +79,7 @@ impl ApprovedCampaign {
         if plan.campaign != manifest.id {
             return Err(AssembleError::OtherCampaign(plan.campaign.to_string()));
         }
+        plan.check_caps(&manifest).map_err(AssembleError::BadPlan)?;
         let mut releases = BTreeMap::new();
         for ReleaseRef { target, sha256 } in manifest.releases.iter().chain(&manifest.previous) {
             let release = signed_release(target).ok_or_else(|| AssembleError::UnsignedRelease(target.clone()))?;

@@ -5,6 +5,8 @@
 //! with no brake pulled, and only once the nodes' own signed reports show that the gate in front of it passed (or, to go
 //! back, that its own failed, unless approvers order it). A coordinator that lies can only delay.
 
+mod neighbours;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -23,7 +25,10 @@ use firmesh_protocol::{
     window::Subject,
 };
 
+use self::neighbours::Starter;
 use crate::approved::ApprovedCampaign;
+
+pub use neighbours::Neighbour;
 
 /// One attempt of this node: what was started, and whether it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +72,8 @@ pub struct Facts<'a> {
     pub orders: &'a [RollbackOrder],
     /// Whether all the evidence that the permit names is here.
     pub evidence_is_here: bool,
+    /// All devices of this node.
+    pub neighbours: &'a BTreeMap<DeviceId, Neighbour>,
     /// Since when this node has known of the wave, by its own clock: never by a permit's word.
     pub wave_opened: Option<WallTime>,
 }
@@ -199,6 +206,38 @@ pub enum Hold {
         /// The device's floor.
         floor: u32,
     },
+    /// Labels that were changed after planning.
+    #[error("the device has other labels than in the approved plan, and so counts elsewhere: plan again")]
+    OtherLabels,
+    /// Another device of its unit is at it.
+    #[error("{0} of the same unit is in flight or quarantined")]
+    UnitBusy(DeviceId),
+    /// The device before it in its unit is not done.
+    #[error("{0}, which comes before it in its unit, does not run its new release yet")]
+    NotItsTurn(DeviceId),
+    /// The device before it in its unit did not end well.
+    #[error("{0}, which comes before it in its unit, was tried and does not run its new release")]
+    TurnNeverComes(DeviceId),
+    /// Another component of its unit does not go with the release.
+    #[error("release {target} {rule}: {found}")]
+    OtherComponent {
+        /// The release.
+        target: String,
+        /// What it asks for.
+        rule: String,
+        /// What there is.
+        found: String,
+        /// Whether the others answer, so that waiting does not help.
+        is_known: bool,
+    },
+    /// What stands in for its domain is at it.
+    #[error("{device} is in flight, whose {by} stands in for the device's own")]
+    StandsIn {
+        /// The other device.
+        device: DeviceId,
+        /// What the domains are.
+        by: String,
+    },
     /// An image is not all here.
     #[error("the image {0} is not complete here yet")]
     NotPossessed(ArtifactId),
@@ -242,6 +281,12 @@ impl Hold {
             Self::WrongModel { .. } => "wrong_model",
             Self::WrongComponent { .. } => "wrong_component",
             Self::BelowSecurityFloor { .. } => "below_security_floor",
+            Self::OtherLabels => "other_labels",
+            Self::UnitBusy(_) => "unit_busy",
+            Self::NotItsTurn(_) => "not_its_turn",
+            Self::TurnNeverComes(_) => "turn_never_comes",
+            Self::OtherComponent { .. } => "other_component",
+            Self::StandsIn { .. } => "stands_in",
             Self::NotPossessed(_) => "not_possessed",
             Self::Engaged(_) => "engaged",
             Self::CapFull { .. } => "cap_full",
@@ -254,12 +299,21 @@ impl Hold {
     pub fn state(&self) -> Option<AttemptState> {
         match self {
             Self::NotPossessed(_) => Some(AttemptState::Downloading),
-            Self::CapFull { .. } | Self::Engaged(_) | Self::EvidenceMissing | Self::Soaking { .. } => {
-                Some(AttemptState::Blocked)
-            }
+            Self::CapFull { .. }
+            | Self::StandsIn { .. }
+            | Self::UnitBusy(_)
+            | Self::NotItsTurn(_)
+            | Self::OtherComponent { is_known: false, .. }
+            | Self::Engaged(_)
+            | Self::EvidenceMissing
+            | Self::Soaking { .. } => Some(AttemptState::Blocked),
             Self::WindowClosed { .. } => Some(AttemptState::WaitingWindow),
-            Self::Braked(_) | Self::NothingToRollBack | Self::CampaignExpired(_) => Some(AttemptState::Cancelled),
+            Self::Braked(_) | Self::NothingToRollBack | Self::CampaignExpired(_) | Self::TurnNeverComes(_) => {
+                Some(AttemptState::Cancelled)
+            }
             Self::WrongModel { .. }
+            | Self::OtherLabels
+            | Self::OtherComponent { is_known: true, .. }
             | Self::WrongComponent { .. }
             | Self::BelowSecurityFloor { .. }
             | Self::OneWay(_)
@@ -288,6 +342,10 @@ impl Hold {
                 | Self::WindowClosed { .. }
                 | Self::EvidenceMissing
                 | Self::Soaking { .. }
+                | Self::StandsIn { .. }
+                | Self::UnitBusy(_)
+                | Self::NotItsTurn(_)
+                | Self::OtherComponent { is_known: false, .. }
         )
     }
 }
@@ -360,6 +418,14 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
             return Err(Hold::NotPossessed(needed.artifact.id));
         }
     }
+    let starter = Starter {
+        campaign,
+        planned,
+        release,
+        kind: permit.kind,
+        facts,
+    };
+    starter.check()?;
     check_caps(campaign, permit, facts)?;
     Ok(Admission {
         wave,

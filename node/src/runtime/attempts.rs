@@ -10,7 +10,7 @@ use firmesh_executors::{
     AttemptRecord, Backend, Ended, Goal, Journal, JournalError, News, Outcome, Report, RunError as AttemptError, Start,
     run_attempt,
 };
-use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, admit};
+use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit};
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, DeviceId},
     limits::REASON_BYTES_MAX,
@@ -113,6 +113,21 @@ impl Devices {
             key.1 == *device && key.0 != *campaign && **standing == AttemptStanding::InFlight
         };
         self.standings.iter().find(engaged).map(|(key, _)| key.0.clone())
+    }
+
+    /// All devices as others of this node look at them.
+    fn neighbours(&self) -> BTreeMap<DeviceId, Neighbour> {
+        let in_flight: BTreeSet<_> = self.standing_at(AttemptStanding::InFlight).map(|(_, id)| id).collect();
+        let neighbour = |(id, device): (&DeviceId, &Device)| {
+            let neighbour = Neighbour {
+                labels: device.backend.labels().clone(),
+                component: device.backend.component().clone(),
+                version: device.facts.as_ref().and_then(|facts| facts.version.clone()),
+                in_flight: in_flight.contains(id),
+            };
+            (id.clone(), neighbour)
+        };
+        self.devices.iter().map(neighbour).collect()
     }
 
     fn in_flight_elsewhere(&self, campaign: &CampaignId) -> usize {
@@ -340,6 +355,7 @@ impl Runtime {
             Shown::Found(found) => Some(found),
             Shown::Missing | Shown::Nothing => None,
         };
+        let neighbours = self.devices.neighbours();
         let facts = Facts {
             now: self.fleet.now(),
             node: &self.settings.node,
@@ -356,6 +372,7 @@ impl Runtime {
             gate: found.map(|found| &found.wave),
             orders: found.map_or(&[], |found| &found.orders),
             evidence_is_here: !matches!(shown, Shown::Missing),
+            neighbours: &neighbours,
             wave_opened: self.fleet.wave_opened(&permit.campaign, permit.wave),
         };
         Some(admit(campaign, permit, &facts))

@@ -137,6 +137,14 @@ pub struct PlanResponse {
     pub plan_sha256: Sha256,
 }
 
+/// The parts of a campaign that is for more devices than one may have: drafts, each for places of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct SplitResponse {
+    /// The drafts; the one that was sent, if it is small enough.
+    #[schema(value_type = Vec<Object>)]
+    pub parts: Vec<CampaignManifest>,
+}
+
 /// `GET /api/v1/campaigns/{id}/status`: where a campaign stands, in a few lines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct CampaignStatus {

@@ -25,7 +25,7 @@ pub use access::{
 pub use audit::{AuditEntries, AuditNews, AuditPath, AuditSeen, BrakeView};
 pub use campaigns::{
     CampaignMetrics, CampaignState, CampaignStatus, CampaignView, Explanation, GateVerdict, PlanRequest, PlanResponse,
-    PossessionView, WaveView,
+    PossessionView, SplitResponse, WaveView,
 };
 pub use devices::{
     ApplicationMetrics, AttemptView, DeviceEdit, DeviceHealth, DevicePhase, DeviceStatus, DeviceView, NewDevice,

@@ -3,6 +3,7 @@
 //! Invariants: no floats, every list bounded, unknown fields refused in what Firmesh alone defines; a value that was
 //! read from bytes has passed `check`.
 
+mod domains;
 mod plan;
 mod release;
 mod rules;
@@ -16,9 +17,12 @@ use crate::{
     trust::PublicKey,
 };
 
+pub use domains::{AtMost, Dimension, DimensionError, DomainCap, DomainShare, NeverTogether};
 pub use plan::{HeldDevice, PLAN_SCHEMA, Plan, PlannedDevice};
-pub use release::{Artifact, FileRef, Provenance, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef, Reversibility};
-pub use rules::{Caps, Constraints, Deadlines, GateRule, Priority, Selector, Strategy};
+pub use release::{
+    Artifact, FileRef, OtherComponent, Provenance, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef, Reversibility,
+};
+pub use rules::{Caps, Constraints, Deadlines, GateRule, Priority, Selector, Sequence, Strategy};
 
 /// The schema name of a campaign manifest.
 pub const MANIFEST_SCHEMA: &str = "firmesh-campaign/1";
@@ -165,8 +169,8 @@ impl CampaignManifest {
         if let Some((field, problem)) = self.strategy.problem() {
             return bounds(field, &problem);
         }
-        if self.caps.per_rack == 0 || self.caps.total == 0 {
-            return bounds("caps", "must be at least 1, or nothing could ever start");
+        if let Some(problem) = self.caps.problem() {
+            return bounds("caps", &problem);
         }
         if let Some((field, problem)) = self.gate.problem(&self.deadlines) {
             return bounds(field, &problem);

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::ManifestError;
+use super::{CampaignManifest, Dimension, DomainShare, ManifestError};
 use crate::{
-    ids::{CampaignId, DeviceId, NodeId, TopologyPath},
-    limits::{PLAN_DEVICES_MAX, REASON_BYTES_MAX, WAVES_MAX},
+    ids::{CampaignId, DeviceId, LabelValue, NodeId, TopologyPath},
+    labels::Labels,
+    limits::{DOMAIN_RULES_MAX, PLAN_DEVICES_MAX, REASON_BYTES_MAX, WAVES_MAX},
     trust::PublicKey,
 };
 
@@ -30,6 +31,20 @@ pub struct PlannedDevice {
     /// What it goes back to: a target of the manifest's `previous`, if one matches `from_version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<String>,
+    /// Its labels: with the rack, they say in which fault domains it stands.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
+    /// The device of the same unit that has to have ended well before this one starts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<DeviceId>,
+}
+
+impl PlannedDevice {
+    /// The unit that it is a part of, named with its node: there the name is unique.
+    #[must_use]
+    pub fn unit(&self) -> Option<(&NodeId, &LabelValue)> {
+        Some((&self.node, self.labels.unit()?))
+    }
 }
 
 /// A device that matches the selector and is left out, with the reason.
@@ -52,6 +67,9 @@ pub struct Plan {
     pub campaign: CampaignId,
     /// The waves, in order.
     pub waves: Vec<Vec<PlannedDevice>>,
+    /// The fault domains that the manifest caps and that planned devices stand in, with what the caps come to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub domains: BTreeMap<Dimension, BTreeMap<TopologyPath, DomainShare>>,
     /// The key of every node that looks after a planned device: approvers sign whose reports count as evidence.
     pub nodes: BTreeMap<NodeId, PublicKey>,
     /// Who is left out.
@@ -117,10 +135,62 @@ impl Plan {
         {
             return bounds("nodes", format!("do not name the key of {}", planned.node));
         }
+        if self.domains.len() > DOMAIN_RULES_MAX || self.domains.values().any(|of| of.len() > PLAN_DEVICES_MAX) {
+            return bounds("domains", "are more than a plan may have".to_owned());
+        }
+        if let Some(planned) = self.first_out_of_turn() {
+            let problem = format!("do not keep the unit of {planned} together, one device after the other");
+            return bounds("waves", problem);
+        }
         devices.sort();
         if let Some(pair) = devices.windows(2).find(|pair| pair[0] == pair[1]) {
             return bounds("waves", format!("name the device {} twice", pair[0]));
         }
         Ok(())
+    }
+
+    /// Checks that the caps of the manifest bind every planned device: its fault domains stand in the plan, and with no
+    /// more than the rules come to.
+    pub fn check_caps(&self, manifest: &CampaignManifest) -> Result<(), ManifestError> {
+        for cap in &manifest.caps.domains {
+            let of_dimension = self.domains.get(&cap.by);
+            let is_bound = |planned: &PlannedDevice| {
+                let domain = cap.by.domain(&planned.rack, &planned.labels)?;
+                let share = of_dimension?.get(&domain)?;
+                (1..=cap.at_most.of(share.devices))
+                    .contains(&share.at_most)
+                    .then_some(())
+            };
+            if let Some((_, planned)) = self.devices().find(|(_, planned)| is_bound(planned).is_none()) {
+                return Err(ManifestError::Bounds {
+                    what: "plan",
+                    field: "domains",
+                    problem: format!("do not have {} under the cap by {}", planned.device, cap.by),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The first device that does not come right after the one before it in its unit. Those of a unit stand in one wave.
+    fn first_out_of_turn(&self) -> Option<&DeviceId> {
+        let mut last = BTreeMap::new();
+        for (wave, planned) in self.devices() {
+            let Some(unit) = planned.unit() else {
+                if planned.after.is_some() {
+                    return Some(&planned.device);
+                }
+                continue;
+            };
+            let before = last.insert(unit, (wave, &planned.device));
+            let is_in_turn = match before {
+                None => planned.after.is_none(),
+                Some((wave_before, device)) => wave_before == wave && planned.after.as_ref() == Some(device),
+            };
+            if !is_in_turn {
+                return Some(&planned.device);
+            }
+        }
+        None
     }
 }

@@ -4,11 +4,14 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::is_label;
+use super::{
+    domains::{self, DomainCap, NeverTogether},
+    is_label,
+};
 use crate::{
     gate::{ABORT_RULES_MAX, AbortRule, Fate, Sequential},
     health::{DeviceHealth, HealthRule},
-    ids::{DeviceId, TopologyPath},
+    ids::{Component, DeviceId, TopologyPath},
     limits::WAVES_MAX,
     report::{AttemptState, FailureClass},
     units::BasisPoints,
@@ -119,13 +122,50 @@ impl Strategy {
 }
 
 /// The most devices in flight at once. In flight: permitted and not yet ended; a quarantined device stays in flight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Caps {
     /// Per rack (the parent of the node's path).
     pub per_rack: u32,
     /// In the whole campaign.
     pub total: u32,
+    /// Per fault domain, of any number of overlapping kinds.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub domains: Vec<DomainCap>,
+    /// Domains that stand in for each other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub never_together: Vec<NeverTogether>,
+}
+
+impl Caps {
+    /// Caps of racks and of the whole.
+    #[must_use]
+    pub fn new(per_rack: u32, total: u32) -> Self {
+        Self {
+            per_rack,
+            total,
+            domains: Vec::new(),
+            never_together: Vec::new(),
+        }
+    }
+
+    /// What is wrong with them.
+    pub(super) fn problem(&self) -> Option<String> {
+        if self.per_rack == 0 || self.total == 0 {
+            return Some("must be at least 1, or nothing could ever start".to_owned());
+        }
+        domains::problem(&self.domains, &self.never_together)
+    }
+}
+
+/// The order in which components of one unit are updated, for one vendor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sequence {
+    /// The vendor, exactly as its devices report it.
+    pub vendor: String,
+    /// Components, first to last. Those that are not named come after them, in the usual order.
+    pub order: Vec<Component>,
 }
 
 /// The test between two waves.
@@ -251,6 +291,10 @@ pub struct Constraints {
     /// Whether releases that cannot be taken back may be installed: approvers say so, or such a release is refused.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub one_way_accepted: bool,
+    /// The order of components in a unit, where a vendor's differs from the usual one: root of trust, BMC, BIOS, CPLD, PSU,
+    /// SSD, GPU, DPU, whatever else there is, and NIC last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sequence: Vec<Sequence>,
 }
 
 impl Constraints {
@@ -272,6 +316,11 @@ impl Constraints {
     /// The first field that is wrong, and how.
     pub(super) fn problem(&self, deadlines: &Deadlines) -> Option<(&'static str, String)> {
         let executors: BTreeSet<_> = self.executors.iter().collect();
+        let vendors: BTreeSet<_> = self.sequence.iter().map(|sequence| &sequence.vendor).collect();
+        let is_sound = |sequence: &Sequence| {
+            let components: BTreeSet<_> = sequence.order.iter().collect();
+            is_label(&sequence.vendor) && components.len() == sequence.order.len() && components.len() <= 64
+        };
         if self.windows.len() > WINDOWS_MAX || self.blackouts.len() > WINDOWS_MAX {
             Some(("windows", format!("and blackouts must be at most {WINDOWS_MAX} each")))
         } else if let Some(problem) = self.windows.iter().find_map(Window::problem) {
@@ -289,6 +338,9 @@ impl Constraints {
             Some(("blackout_calendars", format!("must be at most {WINDOWS_MAX}")))
         } else if let Some(problem) = self.blackout_calendars.iter().find_map(BlackoutCalendar::problem) {
             Some(("blackout_calendars", problem))
+        } else if vendors.len() != self.sequence.len() || vendors.len() > 64 || !self.sequence.iter().all(is_sound) {
+            let problem = "must name at most 64 vendors once, and of each at most 64 components once";
+            Some(("sequence", problem.to_owned()))
         } else if executors.len() > 64 || executors.len() != self.executors.len() {
             Some(("executors", "must be at most 64, each named once".to_owned()))
         } else if !self.executors.iter().all(|name| is_label(name)) {

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::{
     ids::{ArtifactId, Component, DeviceId, NodeId},
+    labels::Labels,
     trust::SecretKey,
     units::BasisPoints,
     window::{Blackout, Window},
@@ -25,7 +26,7 @@ fn manifest() -> CampaignManifest {
                 .map(|share| BasisPoints::new(share).unwrap())
                 .to_vec(),
         },
-        caps: Caps { per_rack: 1, total: 10 },
+        caps: Caps::new(1, 10),
         gate: GateRule::shares(BasisPoints::new(9_900).unwrap(), BasisPoints::new(9_000).unwrap()),
         deadlines: Deadlines {
             attempt_s: 600,
@@ -146,6 +147,10 @@ fn a_release_has_the_bytes_that_were_signed() {
         from_versions: Vec::new(),
         reversibility: Reversibility::Reflash,
         provenance: None,
+        version_scheme: None,
+        min_from: None,
+        requires: Vec::new(),
+        conflicts: Vec::new(),
     };
     let golden = include_str!("../../tests/golden/release.json").trim_end();
     assert_eq!(serde_json::to_string(&info).unwrap(), golden);
@@ -173,6 +178,8 @@ fn a_plan_naming_a_device_twice_is_refused() {
         release: "firmware/a.bin".to_owned(),
         from_version: "1".to_owned(),
         previous: None,
+        labels: Labels::default(),
+        after: None,
     };
     let plan = Plan {
         schema: PLAN_SCHEMA.to_owned(),
@@ -180,6 +187,7 @@ fn a_plan_naming_a_device_twice_is_refused() {
         waves: vec![vec![planned.clone()], vec![planned]],
         nodes: [(NodeId::new("n1").unwrap(), SecretKey::from_seed(&[1; 32]).public())].into(),
         held: Vec::new(),
+        domains: BTreeMap::new(),
     };
     let refused = Plan::from_bytes(&plan.to_bytes()).unwrap_err();
     assert!(refused.to_string().contains("twice"), "{refused}");

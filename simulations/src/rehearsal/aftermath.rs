@@ -5,6 +5,7 @@ use std::sync::Arc;
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, GateVerdict},
     ids::DeviceId,
+    manifest::AtMost,
     report::{AttemptState, PermitKind},
 };
 
@@ -119,7 +120,25 @@ impl World {
             quarantined().filter(|placed| Some(rack_of(placed)) == rack).count(),
             quarantined().count(),
         );
+        let place = scenario.device(device).map(|d| &scenario.devices[d]);
+        // A quarantined neighbour in its unit, or on the other feed, or enough on its own.
+        let is_in_the_way = place.is_some_and(|place| {
+            let in_unit = |other: &&Placed| {
+                other.node == place.node && other.labels.unit().is_some() && other.labels.unit() == place.labels.unit()
+            };
+            let (on_feed, off_feed): (Vec<_>, Vec<_>) = quarantined().partition(|other| other.feed() == place.feed());
+            quarantined().any(|other| in_unit(&other))
+                || scenario.campaigns.iter().any(|approved| {
+                    let caps = &approved.campaign.manifest.caps;
+                    let is_full = caps.domains.iter().any(|cap| match cap.at_most {
+                        AtMost::Count(count) => on_feed.len() >= count as usize,
+                        AtMost::BelowPercent(_) => false,
+                    });
+                    is_full || (!caps.never_together.is_empty() && !off_feed.is_empty())
+                })
+        });
         engine.is_quarantined(device)
+            || is_in_the_way
             || scenario.campaigns.iter().any(|approved| {
                 let caps = &approved.campaign.manifest.caps;
                 here >= caps.per_rack as usize || all >= caps.total as usize

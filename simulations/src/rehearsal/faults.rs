@@ -169,7 +169,7 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
                 },
             },
             Profile::Orders if dice.one_in(2) => send_back(scenario, dice),
-            Profile::Chaos | Profile::Orders => match dice.below(6) {
+            Profile::Chaos | Profile::Orders | Profile::Units => match dice.below(6) {
                 0 => device_fault(scenario, dice),
                 1 => power_fault(scenario, dice),
                 2 => operator_fault(scenario, dice),
@@ -195,7 +195,7 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
     let for_ms = 1_000 * dice.between(20, 900);
     let kind = match profile {
         Profile::Devices => dice.between(0, 2) * 8,
-        Profile::Power | Profile::Slots | Profile::Orders => 0,
+        Profile::Power | Profile::Slots | Profile::Orders | Profile::Units => 0,
         Profile::Network => dice.between(2, 8),
         Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(9),
     };

@@ -7,7 +7,7 @@ use firmesh_protocol::{
     api::CampaignState,
     brake::Braked,
     ids::DeviceId,
-    manifest::{CampaignManifest, Reversibility},
+    manifest::{AtMost, CampaignManifest, Reversibility},
     report::{AttemptState, Permit, PermitKind},
 };
 
@@ -164,6 +164,8 @@ impl World {
             self.unauthorised(n, d, permit, goal, approved, &from)
                 .map(|how| (Promise::Authorised, how)),
             self.over_cap(n, rack, approved).map(|how| (Promise::Cap, how)),
+            self.over_domain(n, d, approved).map(|how| (Promise::Cap, how)),
+            self.out_of_turn(n, d, permit, approved).map(|how| (Promise::Unit, how)),
             self.before_gate(n, permit, approved).map(|how| (Promise::Gate, how)),
             self.outside_window(n, permit, approved)
                 .map(|how| (Promise::Window, how)),
@@ -274,6 +276,63 @@ impl World {
                 None
             }
         })
+    }
+
+    /// Power feeds, counted by what is plugged in where.
+    fn over_domain(&self, n: usize, d: usize, approved: &Approved) -> Option<String> {
+        let devices = &self.scenario.devices;
+        let feed = devices[d].feed()?;
+        let is_sound = self.watch.coordinator_is_sound;
+        // Where coordinators cannot be trusted, a node keeps its own share of its own campaign's rules.
+        let in_flight = self.watch.in_flight(|started| is_sound || started.node == n);
+        let (here, elsewhere): (Vec<_>, Vec<_>) = in_flight
+            .into_iter()
+            .partition(|other| devices[*other].feed() == Some(feed));
+        let runs = |manifest: &CampaignManifest, is_here: bool| {
+            self.watch.started.iter().any(|(key, started)| {
+                let is_there = !is_here || devices[started.device].feed() == Some(feed);
+                key.0 == manifest.id && started.in_flight && started.ended.is_none() && is_there
+            })
+        };
+        self.scenario.campaigns.iter().find_map(|other| {
+            let manifest = &other.campaign.manifest;
+            let is_own = manifest.id == approved.campaign.manifest.id;
+            let caps = &manifest.caps;
+            let cap = caps.domains.iter().find_map(|cap| match cap.at_most {
+                AtMost::Count(count) => Some(count as usize),
+                AtMost::BelowPercent(_) => None,
+            });
+            if cap.is_some_and(|cap| here.len() > cap) && (is_own || is_sound && runs(manifest, true)) {
+                return Some(format!("{} in flight on {feed}, against {}", here.len(), manifest.id));
+            }
+            let apart = !caps.never_together.is_empty() && !elsewhere.is_empty();
+            (apart && (is_own || is_sound && runs(manifest, false))).then(|| {
+                format!(
+                    "{} in flight on the other feed, against {}",
+                    elsewhere.len(),
+                    manifest.id
+                )
+            })
+        })
+    }
+
+    fn out_of_turn(&self, n: usize, d: usize, permit: &Permit, approved: &Approved) -> Option<String> {
+        let devices = &self.scenario.devices;
+        let unit = devices[d].labels.unit()?;
+        let is_neighbour = |other: &usize| *other != d && devices[*other].labels.unit() == Some(unit);
+        let in_flight = self.watch.in_flight(|started| started.node == n);
+        if let Some(other) = in_flight.into_iter().find(is_neighbour) {
+            return Some(format!("{} of the same unit is in flight", devices[other].id));
+        }
+        if permit.kind == PermitKind::Rollback || !self.watch.coordinator_is_sound {
+            return None;
+        }
+        let id = &approved.campaign.manifest.id;
+        let (_, planned) = approved.campaign.planned(&devices[d].id)?;
+        let before = planned.after.as_ref()?;
+        let words = self.watch.ended.get(&(id.clone(), before.clone()));
+        let ended_well = words.is_some_and(|words| words.iter().any(|(good, _)| *good));
+        (!ended_well).then(|| format!("{before} of the same unit has not ended well"))
     }
 
     fn before_gate(&self, n: usize, permit: &Permit, approved: &Approved) -> Option<String> {

@@ -79,6 +79,8 @@ pub enum Profile {
     Slots,
     /// Operators who send devices back, again and again, while the campaign runs and after it, in the middle of all else.
     Orders,
+    /// Servers of several components on power feeds that stand in for each other, under everything that `chaos` has.
+    Units,
 }
 
 impl Profile {
@@ -94,6 +96,7 @@ impl Profile {
             Self::Liar => "liar",
             Self::Slots => "slots",
             Self::Orders => "orders",
+            Self::Units => "units",
         }
     }
 }
@@ -124,7 +127,7 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let mut dice = Dice::new(seed);
     let is_later = match profile {
         Profile::Liar => true,
-        Profile::Slots | Profile::Orders => false,
+        Profile::Slots | Profile::Orders | Profile::Units => false,
         _ => seed % LATER.1 < LATER.0,
     };
     let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));

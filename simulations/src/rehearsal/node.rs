@@ -11,7 +11,7 @@ use std::{
 
 use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Outcome, Report};
 use firmesh_node_core::{
-    install::{Admission, AttemptStanding, Facts, Hold, admit},
+    install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit},
     permits::check_permit,
 };
 use firmesh_protocol::{
@@ -26,7 +26,7 @@ use super::{
     attempts::Running,
     coordinator::{Answer, Heartbeat, at, wall},
     device::Runs,
-    scenario::facts,
+    scenario::{Placed, facts},
     signed::Signed,
 };
 
@@ -509,6 +509,7 @@ impl World {
             true => self.evidence.shown(&scenario, &approved.campaign, permit),
             false => None,
         };
+        let neighbours = self.neighbours(n)?;
         let (disk, place) = (&self.nodes[n].disk, &scenario.places[n]);
         let device: DeviceFacts = facts(&scenario.devices[d], version.as_deref());
         let id = &device.device;
@@ -537,12 +538,38 @@ impl World {
             gate: gate.as_ref(),
             orders: &[],
             evidence_is_here: !wants || here,
+            neighbours: &neighbours,
             wave_opened: self.nodes[n]
                 .life
                 .as_ref()
                 .and_then(|life| life.waves_known.get(&wave).copied()),
         };
         Ok(Some(admit(&approved.campaign, permit, &facts)))
+    }
+
+    /// All devices of a node as others there look at them.
+    fn neighbours(&mut self, n: usize) -> Result<BTreeMap<DeviceId, Neighbour>, Killed> {
+        let versions = self.life(n)?.versions.clone();
+        let in_flight: BTreeSet<_> = self.nodes[n]
+            .disk
+            .standings
+            .iter()
+            .filter(|(_, standing)| **standing == AttemptStanding::InFlight)
+            .map(|((_, device, _), _)| device.clone())
+            .collect();
+        let here = (0..).zip(&self.scenario.devices).filter(|(_, placed)| placed.node == n);
+        let neighbour = |(d, placed): (usize, &Placed)| {
+            let version = versions.get(&d).cloned().flatten();
+            let facts = facts(placed, version.as_deref());
+            let neighbour = Neighbour {
+                in_flight: in_flight.contains(&placed.id),
+                labels: facts.labels,
+                component: facts.component,
+                version,
+            };
+            (placed.id.clone(), neighbour)
+        };
+        Ok(here.map(neighbour).collect())
     }
 
     fn report_hold(&mut self, n: usize, d: usize, permit: &Permit, hold: &Hold) -> Result<(), Killed> {

@@ -21,6 +21,8 @@ pub enum Promise {
     Authorised,
     /// No rack, and no campaign, has more devices in flight than any campaign there allows.
     Cap,
+    /// No two components of a unit are in flight at once, and none starts before the one before it ended well.
+    Unit,
     /// No wave begins before the one before it passed and soaked; nothing goes back unless its wave failed.
     Gate,
     /// Nothing starts that cannot end inside a window and outside all blackouts.
@@ -58,6 +60,7 @@ impl Promise {
         match self {
             Self::Authorised => "authorised",
             Self::Cap => "cap",
+            Self::Unit => "unit",
             Self::Gate => "gate",
             Self::Window => "window",
             Self::Bootable => "bootable",

@@ -9,10 +9,12 @@ use std::{
 use firmesh_coordinator_core::{Inventory, KnownDevice, plan};
 use firmesh_node_core::approved::ApprovedCampaign;
 use firmesh_protocol::{
-    ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    ids::{ArtifactId, CampaignId, Component, DeviceId, LabelName, LabelValue, NodeId, Sha256, TopologyPath},
+    labels::Labels,
     manifest::{
-        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
-        Priority, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
+        Artifact, AtMost, CampaignManifest, Caps, Constraints, Deadlines, DomainCap, GateRule, MANIFEST_SCHEMA,
+        NeverTogether, OtherComponent, PLAN_SCHEMA, Plan, Priority, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef,
+        Reversibility, Selector, Sequence, Strategy,
     },
     report::DeviceFacts,
     time::WallTime,
@@ -94,6 +96,14 @@ pub(super) struct Placed {
     pub(super) id: DeviceId,
     pub(super) node: usize,
     pub(super) kind: Kind,
+    pub(super) labels: Labels,
+}
+
+impl Placed {
+    /// The power feed that it hangs on.
+    pub(super) fn feed(&self) -> Option<&LabelValue> {
+        self.labels.get("power_feed")
+    }
 }
 
 /// When devices may start, in a form that a second opinion can compute with.
@@ -149,6 +159,10 @@ impl Scenario {
                     rack: rack_path.clone(),
                     key: &keys()[node],
                 });
+                if profile == Profile::Units {
+                    devices.extend(servers(&name, node, dice));
+                    continue;
+                }
                 for device in 1..=if is_about_slots { 8 } else { dice.between(1, 3) } {
                     let kind = match profile {
                         Profile::Power | Profile::Slots => Kind::Host,
@@ -158,6 +172,7 @@ impl Scenario {
                         id: DeviceId::new(format!("{name}d{device}")).expect("a short name"),
                         node,
                         kind,
+                        labels: Labels::default(),
                     });
                 }
             }
@@ -204,6 +219,7 @@ impl Scenario {
                 path: place.path.clone(),
                 node_reachable: true,
                 quarantined: false,
+                held_by_operator: None,
             };
             (device.id.clone(), known)
         };
@@ -271,10 +287,7 @@ impl Scenario {
                 ..Selector::default()
             },
             strategy: Strategy::Canary { shares: shares(dice) },
-            caps: Caps {
-                per_rack: dice.between(1, 3) as u32,
-                total: dice.between(1, 6) as u32,
-            },
+            caps: Caps::new(dice.between(1, 3) as u32, dice.between(1, 6) as u32),
             gate: GateRule {
                 advance: share(advance),
                 rollback: share(dice.between(u64::from(advance) * 3 / 4, u64::from(advance)) as u32),
@@ -307,7 +320,7 @@ impl Scenario {
                 shares: vec![share(10_000)],
             };
             (manifest.gate.advance, manifest.gate.rollback) = (share(9_500), share(9_000));
-            (manifest.caps, manifest.automatic_rollback) = (Caps { per_rack: 3, total: 6 }, true);
+            (manifest.caps, manifest.automatic_rollback) = (Caps::new(3, 6), true);
         }
         if profile == Profile::Slots {
             // Everybody at once, and half of the campaigns take back what they brought.
@@ -316,9 +329,45 @@ impl Scenario {
             };
             let passes = share(if dice.one_in(2) { 10_000 } else { 0 });
             (manifest.gate.advance, manifest.gate.rollback) = (passes, passes);
-            (manifest.caps, manifest.automatic_rollback) = (Caps { per_rack: 8, total: 8 }, true);
+            (manifest.caps, manifest.automatic_rollback) = (Caps::new(8, 8), true);
             (manifest.constraints.blackouts, manifest.constraints.one_way_accepted) = (Vec::new(), true);
             manifest.expires = self.begins + std::time::Duration::from_secs(7 * 86_400);
+        }
+        if profile == Profile::Units {
+            // Now and then all of a rack could go at once, were it not for its feeds.
+            (manifest.caps.per_rack, manifest.caps.total) = (dice.between(2, 6) as u32, dice.between(2, 8) as u32);
+            if dice.one_in(2) {
+                manifest.caps.domains = vec![DomainCap {
+                    by: "power_feed".parse().expect("a short name"),
+                    at_most: AtMost::Count(dice.between(1, 3) as u32),
+                }];
+            }
+            if dice.one_in(2) {
+                manifest.caps.never_together = vec![NeverTogether {
+                    by: "power_feed".parse().expect("a short name"),
+                    within: None,
+                    domains: Vec::new(),
+                }];
+            }
+            if dice.one_in(2) {
+                let order = ["host", "bios"].map(|name| Component::new(name).expect("a short name"));
+                manifest.constraints.sequence = vec![Sequence {
+                    vendor: VENDOR.to_owned(),
+                    order: order.to_vec(),
+                }];
+            }
+            if dice.one_in(3) {
+                let bmc = OtherComponent {
+                    component: Component::new(Kind::Bmc.component()).expect("a short name"),
+                    versions: vec![version.clone()],
+                    min_version: None,
+                    version_scheme: None,
+                };
+                let bios = releases
+                    .iter_mut()
+                    .find(|release| release.info.component.as_str() == Kind::Bios.component());
+                bios.expect("there is one of each kind").info.requires = vec![bmc];
+            }
         }
         let published: Vec<_> = releases.iter().chain(&previous).cloned().collect();
         let plan = match plan(inventory, &manifest, &published, self.begins) {
@@ -330,6 +379,7 @@ impl Scenario {
                 waves: Vec::new(),
                 nodes: BTreeMap::new(),
                 held: Vec::new(),
+                domains: BTreeMap::new(),
             },
         };
         manifest.plan_sha256 = Sha256::of(&plan.to_bytes());
@@ -418,6 +468,29 @@ impl Scenario {
     }
 }
 
+/// One to three servers of a node, each with two or three components; nodes hang on two feeds in turn.
+fn servers(node_name: &str, node: usize, dice: &mut Dice) -> Vec<Placed> {
+    let mut devices = Vec::new();
+    for server in 1..=dice.between(1, 3) {
+        let components = 2 + dice.index(2);
+        for kind in Kind::ALL.into_iter().take(components) {
+            let labels = [("power_feed", format!("f{}", node % 2)), ("unit", format!("u{server}"))];
+            let label = |(name, value): (&str, String)| {
+                let name = LabelName::new(name).expect("a short name");
+                (name, LabelValue::new(value).expect("a short name"))
+            };
+            let labels: BTreeMap<_, _> = labels.map(label).into();
+            devices.push(Placed {
+                id: DeviceId::new(format!("{node_name}u{server}-{}", kind.component())).expect("a short name"),
+                node,
+                kind,
+                labels: Labels::try_from(labels).expect("two labels"),
+            });
+        }
+    }
+    devices
+}
+
 /// What a node reads from a device.
 pub(super) fn facts(device: &Placed, version: Option<&str>) -> DeviceFacts {
     let Identity {
@@ -432,6 +505,7 @@ pub(super) fn facts(device: &Placed, version: Option<&str>) -> DeviceFacts {
         component,
         version: version.map(str::to_owned),
         executor: device.kind.executor().to_owned(),
+        labels: device.labels.clone(),
     }
 }
 
@@ -483,6 +557,10 @@ fn release(kind: Kind, version: &str, security_epoch: u32, reversibility: Revers
             from_versions: Vec::new(),
             reversibility,
             provenance: None,
+            version_scheme: None,
+            min_from: None,
+            requires: Vec::new(),
+            conflicts: Vec::new(),
         },
         target,
     }

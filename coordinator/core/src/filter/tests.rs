@@ -1,5 +1,6 @@
 use firmesh_protocol::{
     ids::{Component, DeviceId, TopologyPath},
+    labels::Labels,
     report::DeviceFacts,
 };
 use proptest::prelude::*;
@@ -157,6 +158,7 @@ fn facts(version: Option<&str>) -> DeviceFacts {
         component: Component::new("bmc").unwrap(),
         version: version.map(str::to_owned),
         executor: "redfish".to_owned(),
+        labels: Labels::default(),
     }
 }
 

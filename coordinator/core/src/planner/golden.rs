@@ -1,13 +1,14 @@
 //! Every strategy's plan of one small fleet, as a person would draw it: `golden.txt`. A plan that changes shows there.
 
 use firmesh_protocol::{
-    manifest::{CampaignManifest, Plan, Strategy},
+    manifest::{AtMost, CampaignManifest, Dimension, DomainCap, Plan, Strategy},
     units::BasisPoints,
 };
 
 use super::{
     plan,
     tests::{draft, fleet, now, releases},
+    unit_tests::{at_least, campaign, labels, servers},
 };
 
 /// Two racks in Frankfurt, one in New York; among the first rack's devices one of everything that is left out.
@@ -44,6 +45,14 @@ fn drawn(title: &str, plan: &Plan) -> String {
             .collect();
         lines.push(format!("  wave {}  {}", number + 1, racks.join("  |  ")));
     }
+    for (by, shares) in &plan.domains {
+        for (domain, share) in shares {
+            lines.push(format!(
+                "  {by} {domain}: at most {} of {}",
+                share.at_most, share.devices
+            ));
+        }
+    }
     let held = plan
         .held
         .iter()
@@ -51,6 +60,54 @@ fn drawn(title: &str, plan: &Plan) -> String {
     lines.extend(held);
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// Servers of four components in two racks. The first one's NIC is an operator's, so that its BIOS does not get what it
+/// requires; the second one's BMC is current; of the third, one of the SSDs does not answer.
+fn servers_scene(strategy: Strategy) -> Plan {
+    let components = ["nic", "bios", "bmc", "ssd"];
+    let mut inventory = servers(&[2, 1], 1, &["nic", "bios", "bmc", "ssd", "ssd.2"]);
+    let (mut draft, mut releases) = campaign(&components);
+    draft.strategy = strategy;
+    draft.caps.domains = vec![DomainCap {
+        by: Dimension::Rack,
+        at_most: AtMost::BelowPercent(25),
+    }];
+    releases[1].info.requires = vec![at_least("nic", "1.1"), at_least("bmc", "1.0")];
+    for (id, device) in &mut inventory.devices {
+        match id.as_str() {
+            "r0n0s0-nic" => device.held_by_operator = Some("pinned until the switches are new".to_owned()),
+            "r0n1s0-bmc" => device.facts.version = Some("1.1".to_owned()),
+            "r1n0s0-ssd.2" => device.facts.version = None,
+            _ => {}
+        }
+    }
+    plan(&inventory, &draft, &releases, now()).unwrap()
+}
+
+/// Feeds, a cluster and a site, some too small for the share that may be in flight; one device of which nobody knows.
+fn domains_scene() -> Plan {
+    let mut inventory = fleet(&[6, 4], 1);
+    for (number, (id, device)) in inventory.devices.iter_mut().enumerate() {
+        let feed = if number % 3 == 0 { "a" } else { "b" };
+        if id.as_str() != "r1n3d0" {
+            device.facts.labels = labels(&[("power_feed", feed), ("cluster", "k3")]);
+        }
+    }
+    let mut draft = CampaignManifest {
+        strategy: Strategy::Direct {},
+        ..draft()
+    };
+    let cap = |by: &str, at_most| DomainCap {
+        by: by.parse().unwrap(),
+        at_most,
+    };
+    draft.caps.domains = vec![
+        cap("power_feed", AtMost::BelowPercent(1)),
+        cap("cluster", AtMost::BelowPercent(50)),
+        cap("site", AtMost::Count(3)),
+    ];
+    plan(&inventory, &draft, &releases(), now()).unwrap()
 }
 
 #[test]
@@ -90,6 +147,16 @@ fn plans_are_as_they_are_drawn() {
         ("growing 1, doubling", Strategy::Growing { first: 1, percent: 200 }),
     ]
     .map(|(title, strategy)| drawn(title, &scene(strategy)))
+    .into_iter()
+    .chain([
+        drawn("direct, capped by power feed, cluster and site", &domains_scene()),
+        drawn("servers, rolling 4", &servers_scene(Strategy::Rolling { batch: 4 })),
+        drawn(
+            "servers, growing 1, doubling",
+            &servers_scene(Strategy::Growing { first: 1, percent: 200 }),
+        ),
+    ])
+    .collect::<Vec<_>>()
     .join("\n");
     let golden = include_str!("golden.txt");
     assert!(drawn == golden, "golden.txt is to be:\n{drawn}");

@@ -2,23 +2,33 @@
 //!
 //! Invariants: the same input gives the same bytes; every device that the selector matches stands in the plan exactly
 //! once, in a wave or held with a reason; a rack gives each wave the same share of its devices (of those in the place the
-//! wave is for), so that no wave is one rack's whole loss.
+//! wave is for), so that no wave is one rack's whole loss; the devices of a unit stand in one wave, in the order of their
+//! updates.
 
+mod catalogue;
+mod domains;
+mod late;
+mod split;
+mod units;
 mod waves;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     ids::DeviceId,
     limits::{PLAN_DEVICES_MAX, WAVES_MAX},
-    manifest::{
-        CampaignManifest, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, PlannedDevice, Release, ReleaseRef,
-        Reversibility, Selector, Strategy,
-    },
+    manifest::{CampaignManifest, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, Release, Selector, Strategy},
     time::WallTime,
 };
 
-use crate::fleet::{Inventory, KnownDevice, rack_of};
+use self::{catalogue::Catalogue, domains::Domains};
+use crate::{
+    campaign::bounded,
+    fleet::{Inventory, KnownDevice},
+};
+
+pub use late::{Standing, late};
+pub use split::{SplitError, split};
 
 /// Why a draft cannot be planned.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +52,12 @@ pub enum PlanError {
         /// The digest named.
         sha256: firmesh_protocol::ids::Sha256,
     },
+    /// A release that was stopped for good.
+    #[error("{target} was revoked: name another release")]
+    Revoked {
+        /// The target named.
+        target: String,
+    },
     /// Two releases claim the same devices.
     #[error(
         "{first} and {second} are both for the {component} of {vendor} {model}: a campaign has one release for each"
@@ -59,7 +75,9 @@ pub enum PlanError {
         component: String,
     },
     /// More devices than one campaign may have.
-    #[error("the selector matches {0} devices, a campaign has at most {PLAN_DEVICES_MAX}: split it by place")]
+    #[error(
+        "the selector matches {0} devices, a campaign has at most {PLAN_DEVICES_MAX}: split it by place with `campaign split`"
+    )]
     TooManyDevices(usize),
     /// More waves than one campaign may have.
     #[error(
@@ -83,40 +101,28 @@ pub fn plan(
             now,
         });
     }
-    let catalogue = Catalogue {
-        new: resolve(&draft.releases, releases)?,
-        previous: resolve(&draft.previous, releases)?,
-        all: releases,
-        executors: &draft.constraints.executors,
-        one_way_accepted: draft.constraints.one_way_accepted,
-    };
-    catalogue.refuse_overlap()?;
-
-    let matching: Vec<_> = inventory
-        .devices
+    let catalogue = Catalogue::new(draft, releases, &inventory.revoked)?;
+    let named: BTreeSet<_> = draft.selector.devices.iter().collect();
+    let matching: Vec<_> = matching(inventory, &draft.selector, &named).collect();
+    let unknown: Vec<_> = named
         .iter()
-        .filter(|(id, device)| matches(&draft.selector, id, device))
-        .collect();
-    let unknown: Vec<_> = draft
-        .selector
-        .devices
-        .iter()
-        .filter(|id| !inventory.devices.contains_key(id))
+        .filter(|id| !inventory.devices.contains_key(**id))
         .collect();
     if matching.len() + unknown.len() > PLAN_DEVICES_MAX {
         return Err(PlanError::TooManyDevices(matching.len() + unknown.len()));
     }
 
-    let (mut planned, mut nodes) = (Vec::new(), BTreeMap::new());
     let mut held: BTreeMap<DeviceId, String> = unknown
         .into_iter()
         .map(|id| {
             (
-                id.clone(),
+                (*id).clone(),
                 "unknown: no node has reported a device of this name".to_owned(),
             )
         })
         .collect();
+    let domains = Domains::count(inventory, &draft.caps);
+    let mut candidates = Vec::with_capacity(matching.len());
     for (id, device) in matching {
         let excluded = inventory
             .excluded
@@ -125,13 +131,27 @@ pub fn plan(
         let may = excluded
             .map_or(Ok(()), Err)
             .and_then(|()| stands_in_order(&draft.strategy, device));
-        match may.and_then(|()| catalogue.place(id, device)) {
-            Ok(place) => {
-                nodes.insert(place.node.clone(), device.node_key);
-                planned.push((device.path.clone(), place));
-            }
+        let place = may.and_then(|()| catalogue.place(device));
+        match place.and_then(|candidate| domains.problem(&candidate.planned).map_or(Ok(candidate), Err)) {
+            Ok(candidate) => candidates.push(candidate),
             Err(reason) => drop(held.insert(id.clone(), reason)),
         }
+    }
+    let arranged = units::arrange(candidates, inventory, &draft.constraints.sequence, &mut held);
+    let mut nodes = BTreeMap::new();
+    let mut planned = Vec::with_capacity(arranged.len());
+    for together in arranged {
+        let Some(first) = together.first() else {
+            continue;
+        };
+        let device = first.device;
+        if !nodes.contains_key(&device.node) {
+            nodes.insert(device.node.clone(), device.node_key);
+        }
+        planned.push((
+            &device.path,
+            together.into_iter().map(|candidate| candidate.planned).collect(),
+        ));
     }
     let waves = waves::of(planned, &draft.strategy);
     if waves.len() > WAVES_MAX {
@@ -140,24 +160,37 @@ pub fn plan(
     Ok(Plan {
         schema: PLAN_SCHEMA.to_owned(),
         campaign: draft.id.clone(),
+        domains: domains.of(&waves),
         nodes,
         waves,
         held: held
             .into_iter()
-            .map(|(device, reason)| HeldDevice { device, reason })
+            .map(|(device, reason)| HeldDevice {
+                device,
+                reason: bounded(&reason),
+            })
             .collect(),
     })
 }
 
-fn matches(selector: &Selector, id: &DeviceId, device: &KnownDevice) -> bool {
+/// The devices that a selector is for, in the order of their names. `named` are those that it names.
+fn matching<'a>(
+    inventory: &'a Inventory,
+    selector: &'a Selector,
+    named: &'a BTreeSet<&DeviceId>,
+) -> impl Iterator<Item = (&'a DeviceId, &'a KnownDevice)> {
     let or_any = |empty: bool, hit: bool| empty || hit;
-    or_any(
-        selector.paths.is_empty(),
-        selector.paths.iter().any(|path| device.path.is_within(path)),
-    ) && or_any(
-        selector.models.is_empty(),
-        selector.models.contains(&device.facts.model),
-    ) && or_any(selector.devices.is_empty(), selector.devices.contains(id))
+    inventory.devices.iter().filter(move |(id, device)| {
+        or_any(named.is_empty(), named.contains(id))
+            && or_any(
+                selector.models.is_empty(),
+                selector.models.contains(&device.facts.model),
+            )
+            && or_any(
+                selector.paths.is_empty(),
+                selector.paths.iter().any(|path| device.path.is_within(path)),
+            )
+    })
 }
 
 /// A regional campaign is for the places it names, only.
@@ -171,145 +204,11 @@ fn stands_in_order(strategy: &Strategy, device: &KnownDevice) -> Result<(), Stri
     }
 }
 
-fn resolve<'a>(wanted: &[ReleaseRef], releases: &'a [Release]) -> Result<Vec<&'a Release>, PlanError> {
-    let find = |want: &ReleaseRef| {
-        releases
-            .iter()
-            .find(|release| release.target == want.target && release.artifact.sha256 == want.sha256)
-            .ok_or_else(|| PlanError::UnknownRelease {
-                target: want.target.clone(),
-                sha256: want.sha256,
-            })
-    };
-    wanted.iter().map(find).collect()
-}
-
-/// The releases of one campaign, and all there are.
-struct Catalogue<'a> {
-    new: Vec<&'a Release>,
-    previous: Vec<&'a Release>,
-    all: &'a [Release],
-    executors: &'a [String],
-    one_way_accepted: bool,
-}
-
-impl Catalogue<'_> {
-    fn refuse_overlap(&self) -> Result<(), PlanError> {
-        for (at, first) in self.new.iter().enumerate() {
-            for second in &self.new[at + 1..] {
-                let (a, b) = (&first.info, &second.info);
-                let shared = a.models.iter().find(|model| b.models.contains(model));
-                if let Some(model) = shared.filter(|_| a.vendor == b.vendor && a.component == b.component) {
-                    return Err(PlanError::TwoReleases {
-                        first: first.target.clone(),
-                        second: second.target.clone(),
-                        vendor: a.vendor.clone(),
-                        model: model.clone(),
-                        component: a.component.to_string(),
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The device's place in the plan, or why it has none.
-    fn place(&self, id: &DeviceId, device: &KnownDevice) -> Result<PlannedDevice, String> {
-        let facts = &device.facts;
-        let release = self.new.iter().find(|release| is_for(release, device)).ok_or_else(|| {
-            format!(
-                "no release of this campaign is for the {} of {} {}",
-                facts.component, facts.vendor, facts.model
-            )
-        })?;
-        let info = &release.info;
-        if device.quarantined {
-            return Err("quarantined: a person has to look at it and clear it first".to_owned());
-        }
-        if !device.node_reachable {
-            return Err(format!(
-                "deferred: its node {} has not been heard of lately",
-                device.node
-            ));
-        }
-        let Some(from) = &facts.version else {
-            return Err(format!("deferred: it does not answer its node {}", device.node));
-        };
-        if *from == info.version {
-            return Err(format!("current: it runs {from} already"));
-        }
-        if !self.executors.is_empty() && !self.executors.contains(&facts.executor) {
-            return Err(format!(
-                "its executor {} is not one of those the campaign allows: {}",
-                facts.executor,
-                brief_list(self.executors)
-            ));
-        }
-        if info.reversibility == Reversibility::OneWay && !self.one_way_accepted {
-            return Err(format!(
-                "{} is one-way: say `one_way_accepted` in the campaign if there may be no way back",
-                release.target
-            ));
-        }
-        if !info.from_versions.is_empty() && !info.from_versions.contains(from) {
-            return Err(format!(
-                "it runs {from}, from which {} may not be installed (allowed: {})",
-                info.version,
-                brief_list(&info.from_versions)
-            ));
-        }
-        let running = self
-            .all
-            .iter()
-            .filter(|known| is_for(known, device) && known.info.version == *from);
-        let floor = running.map(|known| known.info.security_epoch).max();
-        if let Some(floor) = floor.filter(|floor| *floor > info.security_epoch) {
-            return Err(format!(
-                "it runs {from} of security epoch {floor}; {} has the lower epoch {}",
-                info.version, info.security_epoch
-            ));
-        }
-        Ok(PlannedDevice {
-            device: id.clone(),
-            node: device.node.clone(),
-            rack: rack_of(&device.path),
-            release: release.target.clone(),
-            from_version: from.clone(),
-            previous: self
-                .way_back(release, device, from)
-                .map(|release| release.target.clone()),
-        })
-    }
-
-    /// What the device can go back to: nothing if the hardware or the security epoch forbids it.
-    fn way_back(&self, release: &Release, device: &KnownDevice, from: &str) -> Option<&Release> {
-        if release.info.reversibility == Reversibility::OneWay {
-            return None;
-        }
-        let fits = |previous: &&&Release| {
-            is_for(previous, device)
-                && previous.info.version == from
-                && previous.info.security_epoch >= release.info.security_epoch
-        };
-        self.previous.iter().find(fits).copied()
-    }
-}
-
-fn is_for(release: &Release, device: &KnownDevice) -> bool {
-    let (info, facts) = (&release.info, &device.facts);
-    info.vendor == facts.vendor && info.component == facts.component && info.models.contains(&facts.model)
-}
-
-fn brief_list(versions: &[String]) -> String {
-    let shown = versions.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-    if versions.len() > 5 {
-        format!("{shown} and {} more", versions.len() - 5)
-    } else {
-        shown
-    }
-}
-
+#[cfg(test)]
+mod domain_tests;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unit_tests;

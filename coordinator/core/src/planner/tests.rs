@@ -2,7 +2,11 @@
 
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, NodeId, Sha256, TopologyPath},
-    manifest::{Artifact, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA, ReleaseInfo},
+    labels::Labels,
+    manifest::{
+        Artifact, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef,
+        Reversibility,
+    },
     report::DeviceFacts,
     trust::SecretKey,
     units::BasisPoints,
@@ -324,6 +328,10 @@ fn release(name: &str, version: &str) -> Release {
             from_versions: Vec::new(),
             reversibility: Reversibility::Reflash,
             provenance: None,
+            version_scheme: None,
+            min_from: None,
+            requires: Vec::new(),
+            conflicts: Vec::new(),
         },
     }
 }
@@ -350,7 +358,7 @@ pub(super) fn draft() -> CampaignManifest {
         strategy: Strategy::Canary {
             shares: [1_000, 5_000, 10_000].map(|s| BasisPoints::new(s).unwrap()).to_vec(),
         },
-        caps: Caps { per_rack: 1, total: 10 },
+        caps: Caps::new(1, 10),
         gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE),
         deadlines: Deadlines {
             attempt_s: 600,
@@ -384,11 +392,13 @@ pub(super) fn fleet(nodes_of_racks: &[usize], devices_per_node: usize) -> Invent
                         component: Component::new("bmc").unwrap(),
                         version: Some("1.0".to_owned()),
                         executor: "redfish".to_owned(),
+                        labels: Labels::default(),
                     },
                     node: NodeId::new(format!("r{rack}n{node}")).unwrap(),
                     path: format!("eu/fra1/rack{rack}/n{node}").parse().unwrap(),
                     node_reachable: true,
                     quarantined: false,
+                    held_by_operator: None,
                 },
             );
         }

@@ -1,22 +1,27 @@
 //! Waves: an order that spreads devices over racks and nodes, cut as the strategy says.
+//!
+//! Invariant: no cut goes through a unit. Where a wave would end inside one, it takes the whole of it.
 
 use std::{cmp::Ordering, collections::BTreeMap};
 
 use firmesh_protocol::{
-    ids::TopologyPath,
+    ids::{NodeId, TopologyPath},
     manifest::{PlannedDevice, Strategy},
     units::BasisPoints,
 };
 
+/// What goes into one wave together: a device, or those of a unit one after the other.
+pub(super) type Together = Vec<PlannedDevice>;
+
 /// The waves of devices that come with where they stand; none is empty. The planner has held those that a regional
 /// strategy names no place for.
-pub(super) fn of(devices: Vec<(TopologyPath, PlannedDevice)>, strategy: &Strategy) -> Vec<Vec<PlannedDevice>> {
+pub(super) fn of(devices: Vec<(&TopologyPath, Together)>, strategy: &Strategy) -> Vec<Vec<PlannedDevice>> {
     let (at, devices): (Vec<_>, Vec<_>) = devices.into_iter().unzip();
     match strategy {
         Strategy::Direct {} => cut_at_shares(spread(devices), &[BasisPoints::WHOLE]),
         Strategy::Canary { shares } => cut_at_shares(spread(devices), shares),
         Strategy::Regional { order, shares } => {
-            let mut places: Vec<Vec<PlannedDevice>> = order.iter().map(|_| Vec::new()).collect();
+            let mut places: Vec<Vec<Together>> = order.iter().map(|_| Vec::new()).collect();
             for (path, device) in at.into_iter().zip(devices) {
                 if let Some(place) = order.iter().position(|place| path.is_within(place)) {
                     places[place].push(device);
@@ -37,38 +42,51 @@ pub(super) fn of(devices: Vec<(TopologyPath, PlannedDevice)>, strategy: &Strateg
 }
 
 /// Orders devices so that every stretch of the order takes about the same share of every rack, and within a rack of
-/// every node.
-fn spread(devices: Vec<PlannedDevice>) -> Vec<PlannedDevice> {
-    let racks = group_by(devices, |device| device.rack.clone());
-    interleave(racks.into_values().map(|rack| {
-        let mut nodes = group_by(rack, |device| device.node.clone());
-        nodes
-            .values_mut()
-            .for_each(|node| node.sort_by(|a, b| a.device.cmp(&b.device)));
-        interleave(nodes.into_values())
-    }))
+/// every node. They come in the order of their names.
+fn spread(devices: Vec<Together>) -> Vec<Together> {
+    let mut nodes: BTreeMap<NodeId, Vec<Together>> = BTreeMap::new();
+    for together in devices {
+        let Some(node) = together.first().map(|first| &first.node) else {
+            continue;
+        };
+        match nodes.get_mut(node) {
+            Some(node) => node.push(together),
+            None => drop(nodes.insert(node.clone(), vec![together])),
+        }
+    }
+    let mut racks: BTreeMap<TopologyPath, Vec<Vec<Together>>> = BTreeMap::new();
+    for node in nodes.into_values() {
+        racks.entry(node[0][0].rack.clone()).or_default().push(node);
+    }
+    interleave(racks.into_values().map(interleave).collect())
 }
 
 /// Cuts the order at cumulative shares, each rounded up; a share that adds nobody makes no wave.
-fn cut_at_shares(devices: Vec<PlannedDevice>, shares: &[BasisPoints]) -> Vec<Vec<PlannedDevice>> {
-    let total = devices.len();
-    let mut before = 0;
-    let sizes = shares.iter().map(|share| {
-        let upto = share.of_rounded_up(total);
-        u32::try_from(upto - std::mem::replace(&mut before, upto)).unwrap_or(u32::MAX)
-    });
-    cut_by_size(devices, sizes)
+fn cut_at_shares(devices: Vec<Together>, shares: &[BasisPoints]) -> Vec<Vec<PlannedDevice>> {
+    let total = devices.iter().map(Vec::len).sum();
+    let mut ends = shares.iter().map(|share| share.of_rounded_up(total));
+    cut(devices, |_| ends.next())
 }
 
 /// Cuts the order into waves of these sizes; the last one has what is left.
-fn cut_by_size(devices: Vec<PlannedDevice>, sizes: impl Iterator<Item = u32>) -> Vec<Vec<PlannedDevice>> {
+fn cut_by_size(devices: Vec<Together>, mut sizes: impl Iterator<Item = u32>) -> Vec<Vec<PlannedDevice>> {
+    cut(devices, |taken| Some(taken + sizes.next()? as usize))
+}
+
+/// `next` says after how many devices a wave is to end that begins after so many.
+fn cut(devices: Vec<Together>, mut next: impl FnMut(usize) -> Option<usize>) -> Vec<Vec<PlannedDevice>> {
     let mut rest = devices.into_iter();
-    let mut waves = Vec::new();
-    for size in sizes {
-        if rest.len() == 0 {
-            break;
+    let (mut waves, mut taken) = (Vec::new(), 0);
+    while rest.len() > 0
+        && let Some(end) = next(taken)
+    {
+        let mut wave = Vec::with_capacity(end.saturating_sub(taken).min(rest.len()));
+        while taken < end
+            && let Some(together) = rest.next()
+        {
+            taken += together.len();
+            wave.extend(together);
         }
-        let wave: Vec<_> = rest.by_ref().take(size as usize).collect();
         if !wave.is_empty() {
             waves.push(wave);
         }
@@ -76,26 +94,19 @@ fn cut_by_size(devices: Vec<PlannedDevice>, sizes: impl Iterator<Item = u32>) ->
     waves
 }
 
-fn group_by<K: Ord>(devices: Vec<PlannedDevice>, key: impl Fn(&PlannedDevice) -> K) -> BTreeMap<K, Vec<PlannedDevice>> {
-    let mut groups: BTreeMap<K, Vec<_>> = BTreeMap::new();
-    for device in devices {
-        groups.entry(key(&device)).or_default().push(device);
-    }
-    groups
-}
-
-/// Merges groups by relative position: member k of n stands at (2k + 1) / 2n, ties in the order of the groups. Groups
-/// of one size are thereby dealt round-robin.
-fn interleave<T>(groups: impl Iterator<Item = Vec<T>>) -> Vec<T> {
-    let mut placed: Vec<(u64, u64, T)> = Vec::new();
+/// Merges groups by relative position: what stands in the middle of a group stands in the middle of all, ties in the order
+/// of the groups. Groups of one size are thereby dealt round-robin.
+fn interleave(groups: Vec<Vec<Together>>) -> Vec<Together> {
+    let mut placed: Vec<(u64, u64, Together)> = Vec::with_capacity(groups.iter().map(Vec::len).sum());
     for group in groups {
-        let size = group.len() as u64;
-        placed.extend(
-            (0..)
-                .zip(group)
-                .map(|(k, member): (u64, T)| (2 * k + 1, 2 * size, member)),
-        );
+        let size: u64 = group.iter().map(|together| together.len() as u64).sum();
+        let mut before = 0;
+        for together in group {
+            let here = together.len() as u64;
+            placed.push((2 * before + here, 2 * size, together));
+            before += here;
+        }
     }
     placed.sort_by(|(a, of_a, _), (b, of_b, _)| -> Ordering { (a * of_b).cmp(&(b * of_a)) });
-    placed.into_iter().map(|(_, _, member)| member).collect()
+    placed.into_iter().map(|(_, _, together)| together).collect()
 }

@@ -1,5 +1,6 @@
 use firmesh_protocol::{
     ids::{CampaignId, Sha256},
+    labels::Labels,
     manifest::{
         Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, PlannedDevice, Priority, ReleaseRef,
         Selector, Strategy,
@@ -38,17 +39,14 @@ fn a_bad_image_is_stopped_in_the_first_wave_and_touches_no_other() {
 
 #[test]
 fn a_gate_is_judged_before_the_whole_wave_is_exposed_where_the_cap_is_small() {
-    let narrow = facts(4, 10, |m| m.caps = Caps { per_rack: 10, total: 1 });
+    let narrow = facts(4, 10, |m| m.caps = Caps::new(10, 1));
     let bad = &rehearsed(&narrow, &asked("unhealthy=100%")).scenarios[1];
     assert_eq!(bad.exposed.max, 1, "one of four is below 90 % already");
 }
 
 #[test]
 fn the_engine_keeps_the_caps_by_our_own_book_and_fills_them() {
-    let told = rehearsed(
-        &facts(3, 20, |m| m.caps = Caps { per_rack: 2, total: 5 }),
-        &asked("brick=5%"),
-    );
+    let told = rehearsed(&facts(3, 20, |m| m.caps = Caps::new(2, 5)), &asked("brick=5%"));
     let last = told.waves.last().unwrap();
     assert_eq!(last.in_flight.total, 5);
     assert_eq!(last.in_flight.sites[&path("eu/s1")], 5);
@@ -64,14 +62,14 @@ fn the_engine_keeps_the_caps_by_our_own_book_and_fills_them() {
 
 #[test]
 fn a_quarantined_device_keeps_its_place_until_the_campaign_waits_for_a_person() {
-    let stuck = facts(1, 4, |m| m.caps = Caps { per_rack: 1, total: 10 });
+    let stuck = facts(1, 4, |m| m.caps = Caps::new(1, 10));
     let told = rehearsed(&stuck, &asked("brick=100%"));
     let brick = &told.scenarios[1];
     assert_eq!((brick.exposed.max, brick.harmed.max), (1, 1));
     assert_eq!(brick.stopped_in, BTreeMap::from([(0, 25)]));
     // Between the thresholds nobody but a person decides.
     let lenient = facts(1, 4, |m| {
-        m.caps = Caps { per_rack: 1, total: 10 };
+        m.caps = Caps::new(1, 10);
         m.strategy = Strategy::Canary {
             shares: vec![BasisPoints::WHOLE],
         };
@@ -116,7 +114,7 @@ fn waiting_for_windows_shows_in_the_duration_of_waves() {
     // The question starts on a Sunday at noon, UTC.
     let windowed = facts(2, 5, |m| {
         m.constraints.windows = vec![Window::weekly("UTC", &[Weekday::Mon, Weekday::Tue], "02:00", 900)];
-        m.caps = Caps { per_rack: 1, total: 2 };
+        m.caps = Caps::new(1, 2);
     });
     let told = rehearsed(&windowed, &asked("brick=2%"));
     let takes = |told: &Rehearsal, wave: usize| told.waves[wave].takes_s.unwrap().p50;
@@ -133,7 +131,7 @@ fn waiting_for_windows_shows_in_the_duration_of_waves() {
 #[test]
 fn a_campaign_that_expires_first_says_so() {
     let short = facts(1, 10, |m| {
-        m.caps = Caps { per_rack: 1, total: 1 };
+        m.caps = Caps::new(1, 1);
         m.expires = noon() + Duration::from_secs(1_000);
     });
     let told = rehearsed(&short, &asked("brick=2%"));
@@ -414,10 +412,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
         strategy: Strategy::Canary {
             shares: [1_000, 5_000, 10_000].map(share).to_vec(),
         },
-        caps: Caps {
-            per_rack: 100,
-            total: 1_000,
-        },
+        caps: Caps::new(100, 1_000),
         gate: GateRule {
             soak_s: 60,
             ..GateRule::shares(share(9_900), share(9_000))
@@ -444,6 +439,8 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
             release: NEW.to_owned(),
             from_version: "1.0".to_owned(),
             previous: Some(OLD.to_owned()),
+            labels: Labels::default(),
+            after: None,
         }
     };
     let total = racks * per_rack;
@@ -468,6 +465,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
             })
             .collect(),
         held: Vec::new(),
+        domains: BTreeMap::new(),
     };
     let image = |(target, mib): (&str, u64)| {
         let (id, sha256) = (ArtifactId::of(target.as_bytes()), Sha256::of(target.as_bytes()));

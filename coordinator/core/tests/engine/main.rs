@@ -1,5 +1,6 @@
 //! The campaign engine in stories and under random reports, orders and restarts.
 
+mod domains;
 mod rollback;
 mod world;
 
@@ -8,6 +9,7 @@ use std::{collections::BTreeSet, time::Duration};
 use firmesh_coordinator_core::{Input, InputError, Rollback, Subject};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
+    manifest::AtMost,
     report::{AttemptState, PermitKind},
     rollback::RollbackScope,
 };
@@ -547,9 +549,22 @@ fn rules() -> impl Strategy<Value = Rules> {
         any::<bool>(),
         0_u32..4,
         prop_oneof![Just(0_u32), Just(50)],
+        (1_usize..4, 1_usize..4, any::<bool>(), prop::option::of(1_u32..3)),
     )
         .prop_map(
-            |(racks, per_rack, cap_rack, cap_total, (advance, rollback), shares, goes_back, sample_min, soak_s)| {
+            |(
+                racks,
+                per_rack,
+                cap_rack,
+                cap_total,
+                (advance, rollback),
+                shares,
+                goes_back,
+                sample_min,
+                soak_s,
+                more,
+            )| {
+                let (unit, feeds, feeds_apart, per_feed) = more;
                 Rules {
                     racks,
                     per_rack,
@@ -561,6 +576,13 @@ fn rules() -> impl Strategy<Value = Rules> {
                     goes_back,
                     sample_min,
                     soak_s,
+                    unit,
+                    feeds,
+                    feeds_apart,
+                    domains: per_feed
+                        .map(|count| ("power_feed", AtMost::Count(count)))
+                        .into_iter()
+                        .collect(),
                     ..Rules::default()
                 }
             },
@@ -580,8 +602,10 @@ proptest! {
         acts in prop::collection::vec(act(), 0..150),
     ) {
         // The same devices stand in the same racks.
-        let (first_device, racks) = if shared { (0, one.racks) } else { (1_000, two.racks) };
-        let two = Rules { first_device, racks, ..two };
+        let two = match shared {
+            true => Rules { racks: one.racks, unit: one.unit, feeds: one.feeds, ..two },
+            false => Rules { first_device: 1_000, ..two },
+        };
         let mut world = World::unproven(&[("one", one), ("two", two)]);
         world.start("one");
         world.start("two");

@@ -10,7 +10,7 @@ use firmesh_coordinator::ceremony::{
 };
 use firmesh_coordinator_core::Difference;
 use firmesh_protocol::{
-    api::{About, CampaignView, Explanation, Page, PlanRequest, PlanResponse},
+    api::{About, CampaignView, Explanation, Page, PlanRequest, PlanResponse, SplitResponse},
     ids::{CampaignId, DeviceId, GroupId},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{CampaignManifest, Plan, campaign_target},
@@ -61,7 +61,17 @@ devices if need be, and blackouts by calendars (see: firmesh window preview):
   name = "year's end"
   zone = "Europe/Berlin"
   duration_s = 1728000
-  recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }"#;
+  recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }
+
+Caps of fault domains, by label or level of the place, beside racks and the total; the tightest of all campaigns wins:
+  [[caps.domains]]
+  by = "power_feed"                  # a label of the nodes' devices, or region, site, rack, path/3
+  at_most = { below_percent = 1 }    # of its devices, but at least one; or { count = 2 }
+  [[caps.never_together]]            # feeds of one site stand in for each other: never two of them in flight at once
+  by = "power_feed"
+  within = "site"
+Devices with one `unit` label at a node are components of one server: updated one after the other, root of trust, BMC, BIOS,
+CPLD, PSU, SSD, GPU, DPU, others, NIC; for a vendor, otherwise: [[constraints.sequence]] vendor = "Acme", order = ["bios", "bmc"]."#;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -72,6 +82,8 @@ pub(crate) enum Command {
     Plan(PlanArgs),
     /// Says what would be planned now that the staged plan does not say, or what two plans say differently.
     Diff(DiffArgs),
+    /// Drafts the parts of a campaign that is for more devices than one may have, place by place.
+    Split(SplitArgs),
     /// Plays the campaign against the inventory: how long its waves take, what they carry, what would stop it.
     Simulate(simulate::Simulate),
     /// Takes a campaign back: from the version that is signed next, nobody starts for it any longer. Offline.
@@ -138,6 +150,14 @@ pub(crate) struct DiffArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct SplitArgs {
+    #[command(flatten)]
+    folder: Folder,
+    /// The campaign, drafted.
+    campaign: CampaignId,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct RemoveArgs {
     #[command(flatten)]
     folder: Folder,
@@ -171,6 +191,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         Command::Plan(args) => plan(global, &args, output).await,
         Command::Simulate(args) => simulate::run(global, &args, output).await,
         Command::Diff(args) => diff(global, &args, output).await,
+        Command::Split(args) => split(global, &args, output).await,
         Command::Remove(args) => remove(&args, output),
         Command::Sign(sign) => trust::sign(&sign, &["campaigns.json"], output),
         Command::Publish(folder) => trust::publish(global, &folder, &["campaigns.json"], output).await,
@@ -238,7 +259,7 @@ async fn create(global: &Global, create: &Create, output: &Output) -> anyhow::Re
 fn read_campaign_file(path: &Path) -> anyhow::Result<CampaignFile> {
     let text = String::from_utf8(read_bounded(path, MANIFEST_BYTES_MAX)?)
         .with_context(|| format!("{} is not text", path.display()))?;
-    toml::from_str(&text).with_context(|| {
+    CampaignFile::from_toml(&text).with_context(|| {
         format!(
             "{} is not a campaign file (see: firmesh campaign create --help)",
             path.display()
@@ -292,7 +313,40 @@ async fn diff(global: &Global, args: &DiffArgs, output: &Output) -> anyhow::Resu
     let found = firmesh_coordinator_core::diff(&before, &after);
     output.show(&found, || match found.is_empty() {
         true => vec!["the plans say the same of every device".to_owned()],
-        false => found.iter().map(Difference::line).collect(),
+        false => {
+            let late = found.iter().filter(|difference| difference.before.is_none()).count();
+            let hint = (late > 0 && args.campaign.is_some()).then(|| {
+                format!(
+                    "late: {late} devices are not in the staged plan; plan again and have it signed to bring them in"
+                )
+            });
+            found.iter().map(Difference::line).chain(hint).collect()
+        }
+    })
+}
+
+/// Drafts the parts of a campaign that is for more devices than one may have.
+async fn split(global: &Global, args: &SplitArgs, output: &Output) -> anyhow::Result<()> {
+    let folder = args.folder.open_locked()?;
+    let draft = load_draft(&folder, &args.campaign)?;
+    let request = PlanRequest { manifest: draft };
+    let parts: SplitResponse = global.client()?.post("/api/v1/plans/split", &request).await?;
+    anyhow::ensure!(
+        parts.parts.len() > 1,
+        "{} is small enough: plan it as it is",
+        args.campaign
+    );
+    for part in &parts.parts {
+        part.check()?;
+        save_draft(&folder, part)?;
+    }
+    output.show(&parts, || {
+        let line = |part: &CampaignManifest| {
+            let places: Vec<_> = part.selector.paths.iter().map(ToString::to_string).collect();
+            format!("drafted {}: {}", part.id, places.join(" "))
+        };
+        let next = "next: firmesh campaign plan, for each of them".to_owned();
+        parts.parts.iter().map(line).chain([next]).collect()
     })
 }
 

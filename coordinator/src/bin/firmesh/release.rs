@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
-use firmesh_coordinator::ceremony::{NewRelease, stage_release};
+use firmesh_coordinator::ceremony::{Compatibility, NewRelease, stage_release};
 use firmesh_protocol::{
     api::{Page, ReleaseView},
     ids::Component,
@@ -77,6 +78,9 @@ pub(crate) struct Create {
     /// A version from which it may be installed (repeat); any if absent.
     #[arg(long, value_name = "VERSION")]
     from_version: Vec<String>,
+    /// What it goes with: version_scheme, min_from, requires and conflicts, as TOML.
+    #[arg(long, value_name = "FILE")]
+    compatibility: Option<PathBuf>,
     /// What it takes to go back.
     #[arg(long, value_enum, default_value_t = WayBack::Reflash)]
     reversibility: WayBack,
@@ -144,6 +148,11 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
 
 fn create(create: Create, output: &Output) -> anyhow::Result<()> {
     let mut folder = create.folder.open_locked()?;
+    let read = |path: PathBuf| -> anyhow::Result<Compatibility> {
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        toml::from_str(&text).with_context(|| path.display().to_string())
+    };
+    let compatibility = create.compatibility.map(read).transpose()?;
     let judged = create.presented.judge(&create.file, &create.vendor, output)?;
     let artifact = measured(&create.file, output)?;
     let changed = judged
@@ -158,6 +167,7 @@ fn create(create: Create, output: &Output) -> anyhow::Result<()> {
         version: create.release_version,
         security_epoch: create.security_epoch,
         from_versions: create.from_version,
+        compatibility: compatibility.unwrap_or_default(),
         reversibility: match create.reversibility {
             WayBack::Reversible => Reversibility::Reversible,
             WayBack::Reflash => Reversibility::Reflash,

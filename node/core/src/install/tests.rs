@@ -3,6 +3,7 @@ use crate::approved::AssembleError;
 use firmesh_protocol::{
     evidence::{EvidenceError, GateEvidence},
     ids::{Component, Sha256},
+    labels::Labels,
     manifest::{
         Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
         PlannedDevice, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Selector, Strategy,
@@ -33,6 +34,10 @@ fn release(version: &str) -> Release {
             from_versions: Vec::new(),
             reversibility: Reversibility::Reflash,
             provenance: None,
+            version_scheme: None,
+            min_from: None,
+            requires: Vec::new(),
+            conflicts: Vec::new(),
         },
     }
 }
@@ -45,6 +50,8 @@ fn planned(device: &str, node: &str) -> PlannedDevice {
         release: release("2").target,
         from_version: "1".to_owned(),
         previous: Some(release("1").target),
+        labels: Labels::default(),
+        after: None,
     }
 }
 
@@ -60,6 +67,7 @@ fn plan() -> Plan {
             .map(|node| (NodeId::new(node).unwrap(), key(node).public()))
             .into(),
         held: Vec::new(),
+        domains: BTreeMap::new(),
     }
 }
 
@@ -84,7 +92,7 @@ fn manifest() -> CampaignManifest {
         strategy: Strategy::Canary {
             shares: vec![BasisPoints::WHOLE],
         },
-        caps: Caps { per_rack: 1, total: 5 },
+        caps: Caps::new(1, 5),
         gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE),
         deadlines: Deadlines {
             attempt_s: 600,
@@ -135,6 +143,7 @@ struct Case {
     gate: Option<WaveEvidence>,
     orders: Vec<RollbackOrder>,
     evidence_is_here: bool,
+    neighbours: BTreeMap<DeviceId, Neighbour>,
 }
 
 impl Case {
@@ -149,6 +158,7 @@ impl Case {
                 component: Component::new("bmc").unwrap(),
                 version: Some("1".to_owned()),
                 executor: "redfish".to_owned(),
+                labels: Labels::default(),
             },
             last_version: None,
             attempts: BTreeMap::new(),
@@ -157,6 +167,7 @@ impl Case {
             gate: None,
             orders: Vec::new(),
             evidence_is_here: true,
+            neighbours: BTreeMap::new(),
         }
     }
 
@@ -192,6 +203,7 @@ impl Case {
                 gate: self.gate.as_ref(),
                 orders: &self.orders,
                 evidence_is_here: self.evidence_is_here,
+                neighbours: &self.neighbours,
                 wave_opened: Some(self.permit.issued),
             },
         )
@@ -529,4 +541,116 @@ fn what_the_approvers_did_not_allow_is_held() {
         .nodes
         .insert(NodeId::new("n1").unwrap(), key("n9").public());
     assert!(matches!(case.decide(), Err(Hold::OtherKey { .. })));
+}
+
+fn labels(json: &str) -> Labels {
+    serde_json::from_str(json).unwrap()
+}
+
+impl Case {
+    /// d1 is the BIOS after d0, the BMC of the same server.
+    fn of_a_unit() -> Self {
+        let mut case = Self::new();
+        let unit = labels(r#"{"power_feed":"a","unit":"s1"}"#);
+        let mut before = planned("d0", "n1");
+        let wave = &mut case.campaign.plan.waves[0];
+        let own = wave.iter_mut().find(|planned| planned.device.as_str() == "d1").unwrap();
+        (before.labels, own.labels, own.after) = (unit.clone(), unit.clone(), Some(before.device.clone()));
+        wave.insert(0, before);
+        case.device.labels = unit;
+        case.neighbour("d0", "bmc", Some("2"), false);
+        case
+    }
+
+    fn neighbour(&mut self, device: &str, component: &str, version: Option<&str>, in_flight: bool) {
+        let neighbour = Neighbour {
+            labels: self.device.labels.clone(),
+            component: Component::new(component).unwrap(),
+            version: version.map(str::to_owned),
+            in_flight,
+        };
+        self.neighbours.insert(DeviceId::new(device).unwrap(), neighbour);
+    }
+
+    fn refused(&self) -> (&'static str, Option<AttemptState>) {
+        let hold = self.decide().unwrap_err();
+        (hold.code(), hold.state())
+    }
+}
+
+#[test]
+fn a_device_starts_only_in_its_turn_in_its_unit() {
+    let mut case = Case::of_a_unit();
+    assert!(case.decide().is_ok());
+    case.neighbour("d0", "bmc", Some("2"), true);
+    assert_eq!(case.refused(), ("unit_busy", Some(AttemptState::Blocked)));
+    for version in [Some("1"), None] {
+        case.neighbour("d0", "bmc", version, false);
+        assert_eq!(case.refused(), ("not_its_turn", Some(AttemptState::Blocked)));
+    }
+    // An attempt that ended is believed only if the new version was read back.
+    let key = (DeviceId::new("d0").unwrap(), PermitKind::Update);
+    case.attempts.insert(key, AttemptStanding::Ended);
+    assert_eq!(case.refused(), ("not_its_turn", Some(AttemptState::Blocked)));
+    case.neighbour("d0", "bmc", Some("1"), false);
+    assert_eq!(case.refused(), ("turn_never_comes", Some(AttemptState::Cancelled)));
+    case.neighbour("d0", "bmc", Some("2"), false);
+    assert!(case.decide().is_ok());
+    case.device.labels = Labels::default();
+    assert_eq!(case.refused(), ("other_labels", Some(AttemptState::Failed)));
+}
+
+#[test]
+fn what_a_release_requires_is_read_from_the_other_components() {
+    let mut case = Case::of_a_unit();
+    let rule = |versions: &[&str]| firmesh_protocol::manifest::OtherComponent {
+        component: Component::new("nic").unwrap(),
+        versions: versions.iter().map(|version| (*version).to_owned()).collect(),
+        min_version: None,
+        version_scheme: None,
+    };
+    let target = release("2").target;
+    case.campaign.releases.get_mut(&target).unwrap().info.requires = vec![rule(&["7"])];
+    assert_eq!(
+        case.refused(),
+        ("other_component", Some(AttemptState::Failed)),
+        "there is none"
+    );
+    case.neighbour("d9", "nic", None, false);
+    assert_eq!(case.refused(), ("other_component", Some(AttemptState::Blocked)));
+    case.neighbour("d9", "nic", Some("6"), false);
+    assert_eq!(case.refused(), ("other_component", Some(AttemptState::Failed)));
+    case.neighbour("d9", "nic", Some("7"), false);
+    assert!(case.decide().is_ok());
+    case.campaign.releases.get_mut(&target).unwrap().info.conflicts = vec![rule(&["7", "8"])];
+    assert_eq!(case.refused(), ("other_component", Some(AttemptState::Failed)));
+}
+
+#[test]
+fn a_node_keeps_its_share_of_the_caps_of_fault_domains() {
+    let mut case = Case::of_a_unit();
+    case.campaign.manifest.caps = Caps::new(10, 10);
+    case.campaign.manifest.caps.domains =
+        serde_json::from_str(r#"[{"by":"power_feed","at_most":{"count":1}}]"#).unwrap();
+    // A plan that does not say what the cap comes to binds like a cap of nothing.
+    assert_eq!(case.refused(), ("other_labels", Some(AttemptState::Failed)));
+    case.campaign.plan.domains =
+        serde_json::from_str(r#"{"power_feed":{"a":{"devices":9,"at_most":1},"b":{"devices":9,"at_most":1}}}"#)
+            .unwrap();
+    assert!(case.decide().is_ok());
+    let other = |labels_of: &str, in_flight| Neighbour {
+        labels: labels(labels_of),
+        component: Component::new("bmc").unwrap(),
+        version: None,
+        in_flight,
+    };
+    let d7 = DeviceId::new("d7").unwrap();
+    case.neighbours.insert(d7.clone(), other(r#"{"power_feed":"a"}"#, true));
+    assert_eq!(case.refused(), ("cap_full", Some(AttemptState::Blocked)));
+    case.neighbours.insert(d7.clone(), other(r#"{"power_feed":"b"}"#, true));
+    assert!(case.decide().is_ok());
+    case.campaign.manifest.caps.never_together = serde_json::from_str(r#"[{"by":"power_feed"}]"#).unwrap();
+    assert_eq!(case.refused(), ("stands_in", Some(AttemptState::Blocked)));
+    case.neighbours.insert(d7, other(r#"{"power_feed":"b"}"#, false));
+    assert!(case.decide().is_ok());
 }

@@ -5,8 +5,8 @@ use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use firmesh_coordinator::ceremony::{
-    CampaignFile, NewRelease, TrustFolder, adopt_plan, draft_campaign, generate_key, load_secret_key, stage_release,
-    write_key,
+    CampaignFile, Compatibility, NewRelease, TrustFolder, adopt_plan, draft_campaign, generate_key, load_secret_key,
+    stage_release, write_key,
 };
 use firmesh_protocol::{
     api::{About, PlanRequest, PlanResponse, Published},
@@ -104,6 +104,7 @@ impl People {
             version: version.to_owned(),
             security_epoch: 1,
             from_versions: Vec::new(),
+            compatibility: Compatibility::default(),
             reversibility: Reversibility::Reflash,
             name: None,
             provenance: None,
@@ -149,10 +150,7 @@ impl People {
             strategy: Strategy::Canary {
                 shares: vec![share(1_000)?, share(5_000)?, share(10_000)?],
             },
-            caps: Caps {
-                per_rack: rules.per_rack,
-                total: rules.total,
-            },
+            caps: Caps::new(rules.per_rack, rules.total),
             gate: GateRule::shares(share(9_900)?, share(9_000)?).into(),
             deadlines: Deadlines {
                 attempt_s: 120,

@@ -16,6 +16,7 @@ use firmesh_executors::{
 use firmesh_executors_core::{AttemptRecord, Slot};
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, DeviceId, Sha256},
+    labels::Labels,
     manifest::{Artifact, Deadlines, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility},
     report::{AttemptState, PermitKind},
 };
@@ -410,6 +411,7 @@ impl Lab {
         let written = firmesh_executors::DeviceConfig {
             id: device.id.clone(),
             component: device.component.clone(),
+            labels: Labels::default(),
             executor,
         };
         build(&written.check(self.dir.path()).unwrap(), self.images.clone()).unwrap()
@@ -439,6 +441,10 @@ impl Lab {
             from_versions: Vec::new(),
             reversibility: Reversibility::Reversible,
             provenance: None,
+            version_scheme: None,
+            min_from: None,
+            requires: Vec::new(),
+            conflicts: Vec::new(),
         };
         Goal {
             device: device.id.clone(),

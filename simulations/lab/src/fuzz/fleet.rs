@@ -10,6 +10,7 @@ use firmesh_protocol::{
     gate::{AbortRule, Sequential},
     health::{DeviceHealth, HealthInput, HealthRule},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    labels::Labels,
     manifest::{
         CampaignManifest, Caps, Constraints, Deadlines, FileRef, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
         PlannedDevice, Provenance, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Reversibility, Selector, Strategy,
@@ -76,6 +77,10 @@ impl Fleet {
                 },
                 sbom: None,
             }),
+            version_scheme: None,
+            min_from: None,
+            requires: Vec::new(),
+            conflicts: Vec::new(),
         };
         let plan = Plan {
             schema: PLAN_SCHEMA.to_owned(),
@@ -87,9 +92,12 @@ impl Fleet {
                 release: "firmware/a.bin".to_owned(),
                 from_version: "1.0.0".to_owned(),
                 previous: Some("firmware/b.bin".to_owned()),
+                labels: Labels::default(),
+                after: None,
             }]],
             nodes: [(node.clone(), issued.key)].into(),
             held: Vec::new(),
+            domains: std::collections::BTreeMap::new(),
         };
         let manifest = manifest(&plan)?;
         let repository = repository(&release, &manifest)?;
@@ -216,7 +224,7 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
         strategy: Strategy::Canary {
             shares: vec![share(1_000)?, share(5_000)?, share(10_000)?],
         },
-        caps: Caps { per_rack: 1, total: 10 },
+        caps: Caps::new(1, 10),
         gate: GateRule {
             soak_s: 60,
             sequential: Some(Sequential {
@@ -259,6 +267,7 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
             }],
             executors: vec!["redfish".to_owned()],
             one_way_accepted: true,
+            sequence: Vec::new(),
         },
         deadlines: Deadlines {
             attempt_s: 600,

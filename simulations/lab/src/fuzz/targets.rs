@@ -15,7 +15,8 @@ use firmesh_protocol::{
     },
     identity::{NodeIdentity, certificate_validity, verify_node_record},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
-    manifest::{Artifact, CampaignManifest, Plan, ReleaseInfo},
+    labels::Labels,
+    manifest::{Artifact, CampaignManifest, Constraints, Plan, ReleaseInfo},
     pieces::PieceSet,
     possession::{Answer, Challenge, Nonce, Proof},
     report::{AttemptState, DeviceFacts, PERMIT_TYPE, PermitKind},
@@ -522,6 +523,7 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
         component: fleet.release.component.clone(),
         version: Some("1.0.0".to_owned()),
         executor: "redfish".to_owned(),
+        labels: Labels::default(),
     };
     let challenge = Challenge {
         artifact: ArtifactId::of(b"image"),

@@ -13,8 +13,8 @@ use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     manifest::{
-        Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
-        PlannedDevice, ReleaseRef, Selector, Strategy,
+        Artifact, AtMost, CampaignManifest, Caps, Constraints, Deadlines, DomainCap, DomainShare, GateRule,
+        MANIFEST_SCHEMA, NeverTogether, PLAN_SCHEMA, Plan, PlannedDevice, ReleaseRef, Selector, Strategy,
     },
     report::{AttemptReport, AttemptState, Permit, PermitKind},
     time::{Timestamp, WallTime},
@@ -39,6 +39,13 @@ pub(crate) struct Rules {
     pub(crate) shares: Vec<u32>,
     pub(crate) goes_back: bool,
     pub(crate) expires_s: u64,
+    /// So many devices one after the other are a unit.
+    pub(crate) unit: usize,
+    /// So many power feeds are dealt out to units, `f0`, `f1` ...
+    pub(crate) feeds: usize,
+    pub(crate) domains: Vec<(&'static str, AtMost)>,
+    /// Whether no two feeds may be in flight at once.
+    pub(crate) feeds_apart: bool,
 }
 
 impl Default for Rules {
@@ -56,6 +63,10 @@ impl Default for Rules {
             shares: vec![1_000, 5_000, 10_000],
             goes_back: true,
             expires_s: 10_000_000,
+            unit: 1,
+            feeds: 1,
+            domains: Vec::new(),
+            feeds_apart: false,
         }
     }
 }
@@ -144,7 +155,7 @@ impl World {
 
     /// Hands an input to the engine, keeps what it persists, and checks each permit as a stranger would.
     pub(crate) fn input(&mut self, input: Input) -> Result<(), InputError> {
-        let mut in_flight = self.engine.in_flight();
+        let mut in_flight = self.engine.in_flight_places();
         let sequences: BTreeMap<_, _> = self
             .stored
             .iter()
@@ -188,19 +199,19 @@ impl World {
                 .devices()
                 .filter(|(_, planned)| order.devices.contains(&planned.device))
             {
-                in_flight.insert(planned.device.clone(), planned.rack.clone());
+                let place = check::InFlight {
+                    node: planned.node.clone(),
+                    rack: planned.rack.clone(),
+                    labels: planned.labels.clone(),
+                };
+                in_flight.insert(planned.device.clone(), place);
             }
             self.permits.push(order);
         }
         result
     }
 
-    fn check(
-        &self,
-        order: &PermitOrder,
-        in_flight: &BTreeMap<DeviceId, firmesh_protocol::ids::TopologyPath>,
-        last: u64,
-    ) {
+    fn check(&self, order: &PermitOrder, in_flight: &BTreeMap<DeviceId, check::InFlight>, last: u64) {
         let stored = &self.stored[&order.campaign];
         let issued = WallTime::from_unix_seconds(0);
         let permit = Permit {
@@ -215,8 +226,16 @@ impl World {
             expires: issued + PERMIT_TTL,
             devices: order.devices.clone(),
         };
+        let is_updated = |device: &DeviceId| {
+            stored.attempts.get(device).is_some_and(|attempt| match order.kind {
+                PermitKind::Update => attempt.state.is_success(),
+                PermitKind::Rollback => (attempt.kind, attempt.state) == (PermitKind::Update, AttemptState::Success),
+            })
+        };
+        let planned = stored.plan.devices().map(|(_, planned)| planned.device.clone());
+        let updated: BTreeSet<_> = planned.filter(is_updated).collect();
         assert_eq!(
-            check::permit(&permit, &stored.plan, &stored.manifest, in_flight, last),
+            check::permit(&permit, &stored.plan, &stored.manifest, in_flight, &updated, last),
             Vec::<String>::new()
         );
         let view = self.engine.campaign(&order.campaign).unwrap();
@@ -458,15 +477,29 @@ fn images() -> BTreeMap<String, Artifact> {
 }
 
 fn stored(name: &str, rules: &Rules) -> Stored {
+    let device = |number: usize| DeviceId::new(format!("d{}", rules.first_device + number)).unwrap();
     let place = |number: usize| {
-        let rack = number % rules.racks;
+        let unit = number / rules.unit;
+        let rack = unit % rules.racks;
+        let mut labels = BTreeMap::from([("power_feed", format!("f{}", unit % rules.feeds))]);
+        if rules.unit > 1 {
+            labels.insert("unit", format!("u{}", rules.first_device + unit));
+        }
+        let label = |(name, value): (&str, String)| (name.parse().unwrap(), value.parse().unwrap());
         PlannedDevice {
-            device: DeviceId::new(format!("d{}", rules.first_device + number)).unwrap(),
+            device: device(number),
             node: format!("r{rack}n1").parse().unwrap(),
             rack: format!("eu/s1/r{rack}").parse().unwrap(),
             release: NEW.to_owned(),
             from_version: "1.0".to_owned(),
             previous: rules.goes_back.then(|| OLD.to_owned()),
+            labels: labels
+                .into_iter()
+                .map(label)
+                .collect::<BTreeMap<_, _>>()
+                .try_into()
+                .unwrap(),
+            after: (!number.is_multiple_of(rules.unit)).then(|| device(number - 1)),
         }
     };
     let total = rules.racks * rules.per_rack;
@@ -477,13 +510,38 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         .collect();
     let mut waves = Vec::new();
     let mut from = 0;
-    for to in shares.iter().map(|share| share.of_rounded_up(total)) {
+    let whole_units = |count: usize| count.next_multiple_of(rules.unit).min(total);
+    for to in shares.iter().map(|share| whole_units(share.of_rounded_up(total))) {
         if to > from {
             waves.push((from..to).map(place).collect());
             from = to;
         }
     }
     let share = |value| BasisPoints::new(value).unwrap();
+    let mut caps = Caps::new(rules.cap_rack, rules.cap_total);
+    let cap = |(by, at_most): &(&str, AtMost)| DomainCap {
+        by: by.parse().unwrap(),
+        at_most: *at_most,
+    };
+    caps.domains = rules.domains.iter().map(cap).collect();
+    if rules.feeds_apart {
+        caps.never_together = vec![NeverTogether {
+            by: "power_feed".parse().unwrap(),
+            within: None,
+            domains: Vec::new(),
+        }];
+    }
+    let mut domains = BTreeMap::<_, BTreeMap<_, DomainShare>>::new();
+    for cap in &caps.domains {
+        let shares = domains.entry(cap.by.clone()).or_default();
+        for planned in waves.iter().flatten() {
+            let planned: &PlannedDevice = planned;
+            let domain = cap.by.domain(&planned.rack, &planned.labels).unwrap();
+            let share = shares.entry(domain).or_insert(DomainShare { devices: 0, at_most: 1 });
+            share.devices += 1;
+            share.at_most = cap.at_most.of(share.devices);
+        }
+    }
     let manifest = CampaignManifest {
         schema: MANIFEST_SCHEMA.to_owned(),
         id: id(name),
@@ -496,10 +554,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         previous: Vec::new(),
         selector: Selector::default(),
         strategy: Strategy::Canary { shares },
-        caps: Caps {
-            per_rack: rules.cap_rack,
-            total: rules.cap_total,
-        },
+        caps,
         gate: GateRule {
             sample_min: rules.sample_min,
             soak_s: rules.soak_s,
@@ -527,6 +582,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
             .collect(),
         waves,
         held: Vec::new(),
+        domains,
     };
     let expires_at = Timestamp::after_start(Duration::from_secs(rules.expires_s));
     Stored {

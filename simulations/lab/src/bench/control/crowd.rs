@@ -166,10 +166,7 @@ impl Crowd {
                 ..Selector::default()
             },
             strategy: Strategy::Direct {},
-            caps: Caps {
-                per_rack: everything,
-                total: everything,
-            },
+            caps: Caps::new(everything, everything),
             gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::new(0)?).into(),
             deadlines: Deadlines {
                 attempt_s: 3_600,

@@ -1,0 +1,300 @@
+//! The releases of a campaign and all there are: which one a device gets, what it goes back to, and over which versions a path
+//! leads where none leads directly.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    rc::Rc,
+};
+
+use firmesh_protocol::{
+    ids::Sha256,
+    manifest::{CampaignManifest, PlannedDevice, Release, ReleaseInfo, ReleaseRef, Reversibility},
+};
+
+use super::{PlanError, units::Candidate};
+use crate::fleet::{KnownDevice, rack_of};
+
+/// Releases by vendor, component and model, each in the order of their names.
+#[derive(Debug, Default)]
+struct ByKind<'a>(BTreeMap<&'a str, BTreeMap<&'a str, BTreeMap<&'a str, Vec<&'a Release>>>>);
+
+impl<'a> ByKind<'a> {
+    fn of(releases: impl Iterator<Item = &'a Release>) -> Self {
+        let mut releases: Vec<_> = releases.collect();
+        releases.sort_by(|a, b| a.target.cmp(&b.target));
+        let mut by_kind = Self::default();
+        for release in releases {
+            let info = &release.info;
+            let of_vendor = by_kind.0.entry(&info.vendor).or_default();
+            let of_component = of_vendor.entry(info.component.as_str()).or_default();
+            for model in info.models.iter().collect::<BTreeSet<_>>() {
+                of_component.entry(model).or_default().push(release);
+            }
+        }
+        by_kind
+    }
+
+    fn get(&self, device: &KnownDevice) -> &[&'a Release] {
+        let facts = &device.facts;
+        let of_vendor = self.0.get(facts.vendor.as_str());
+        let of_component = of_vendor.and_then(|of_vendor| of_vendor.get(facts.component.as_str()));
+        let releases = of_component.and_then(|of_component| of_component.get(facts.model.as_str()));
+        releases.map_or(&[], Vec::as_slice)
+    }
+
+    /// Two releases for the same devices, with the model.
+    fn overlap(&self) -> Option<(&'a str, [&'a Release; 2])> {
+        let of_components = self.0.values().flat_map(BTreeMap::values);
+        let mut releases = of_components.flatten();
+        releases.find_map(|(model, releases)| Some((*model, [*releases.first()?, *releases.get(1)?])))
+    }
+}
+
+/// A path from a version to a release, which stands at its end; none if there is none.
+type Path<'a> = Option<Rc<Vec<&'a Release>>>;
+
+/// The releases of one campaign, and all there are.
+#[derive(Debug)]
+pub(super) struct Catalogue<'a> {
+    new: ByKind<'a>,
+    previous: ByKind<'a>,
+    all: ByKind<'a>,
+    draft: &'a CampaignManifest,
+    /// Paths that were searched for, by the model, the version at which they start and the release at which they end.
+    paths: RefCell<BTreeMap<(String, String, String), Path<'a>>>,
+}
+
+impl<'a> Catalogue<'a> {
+    pub(super) fn new(
+        draft: &'a CampaignManifest,
+        releases: &'a [Release],
+        revoked: &BTreeSet<Sha256>,
+    ) -> Result<Self, PlanError> {
+        let new = resolve(&draft.releases, releases)?;
+        let previous = resolve(&draft.previous, releases)?;
+        if let Some(stopped) = new
+            .iter()
+            .chain(&previous)
+            .find(|release| revoked.contains(&release.artifact.sha256))
+        {
+            return Err(PlanError::Revoked {
+                target: stopped.target.clone(),
+            });
+        }
+        let catalogue = Self {
+            new: ByKind::of(new.into_iter()),
+            previous: ByKind::of(previous.into_iter()),
+            all: ByKind::of(
+                releases
+                    .iter()
+                    .filter(|release| !revoked.contains(&release.artifact.sha256)),
+            ),
+            draft,
+            paths: RefCell::default(),
+        };
+        catalogue.refuse_overlap()?;
+        Ok(catalogue)
+    }
+
+    fn refuse_overlap(&self) -> Result<(), PlanError> {
+        match self.new.overlap() {
+            None => Ok(()),
+            Some((model, [first, second])) => Err(PlanError::TwoReleases {
+                first: first.target.clone(),
+                second: second.target.clone(),
+                vendor: first.info.vendor.clone(),
+                model: model.to_owned(),
+                component: first.info.component.to_string(),
+            }),
+        }
+    }
+
+    /// The device's place in the plan as far as it alone is concerned, or why it has none.
+    pub(super) fn place<'b>(&'b self, device: &'b KnownDevice) -> Result<Candidate<'b>, String> {
+        let facts = &device.facts;
+        let release = *self.new.get(device).first().ok_or_else(|| {
+            format!(
+                "no release of this campaign is for the {} of {} {}",
+                facts.component, facts.vendor, facts.model
+            )
+        })?;
+        let info = &release.info;
+        if let Some(reason) = &device.held_by_operator {
+            return Err(format!("held by an operator: {reason}"));
+        }
+        if device.quarantined {
+            return Err("quarantined: a person has to look at it and clear it first".to_owned());
+        }
+        if !device.node_reachable {
+            return Err(format!(
+                "deferred: its node {} has not been heard of lately",
+                device.node
+            ));
+        }
+        let Some(from) = &facts.version else {
+            return Err(format!("deferred: it does not answer its node {}", device.node));
+        };
+        if *from == info.version {
+            return Err(format!("current: it runs {from} already"));
+        }
+        let rules = &self.draft.constraints;
+        if !rules.executors.is_empty() && !rules.executors.contains(&facts.executor) {
+            return Err(format!(
+                "its executor {} is not one of those the campaign allows: {}",
+                facts.executor,
+                brief_list(&rules.executors)
+            ));
+        }
+        if info.reversibility == Reversibility::OneWay && !rules.one_way_accepted {
+            return Err(format!(
+                "{} is one-way: say `one_way_accepted` in the campaign if there may be no way back",
+                release.target
+            ));
+        }
+        if !info.may_follow(from) {
+            return Err(self.detour(device, release, from));
+        }
+        let floor = floor(self.all.get(device), from);
+        if let Some(floor) = floor.filter(|floor| *floor > info.security_epoch) {
+            return Err(format!(
+                "it runs {from} of security epoch {floor}; {} has the lower epoch {}",
+                info.version, info.security_epoch
+            ));
+        }
+        Ok(Candidate {
+            device,
+            planned: PlannedDevice {
+                device: facts.device.clone(),
+                node: device.node.clone(),
+                rack: rack_of(&device.path),
+                release: release.target.clone(),
+                from_version: from.clone(),
+                previous: self
+                    .way_back(release, device, from)
+                    .map(|release| release.target.clone()),
+                labels: facts.labels.clone(),
+                after: None,
+            },
+            release,
+        })
+    }
+
+    /// What the device can go back to: nothing if the hardware or the security epoch forbids it.
+    fn way_back(&self, release: &Release, device: &KnownDevice, from: &str) -> Option<&Release> {
+        if release.info.reversibility == Reversibility::OneWay {
+            return None;
+        }
+        let fits = |previous: &&&Release| {
+            previous.info.version == from && previous.info.security_epoch >= release.info.security_epoch
+        };
+        self.previous.get(device).iter().find(fits).copied()
+    }
+
+    /// Why a device cannot go to a release directly, and how it could get there.
+    fn detour(&self, device: &KnownDevice, release: &'a Release, from: &str) -> String {
+        let info = &release.info;
+        let refused = format!("it runs {from}, from which {} may not be installed", info.version);
+        let steps = self.path(device, release, from);
+        let Some(steps) = steps.filter(|steps| steps.len() > 1) else {
+            return format!(
+                "{refused} (allowed: {}), and no published releases lead there step by step",
+                allowed(info)
+            );
+        };
+        let shown = steps
+            .iter()
+            .map(|step| format!(" -> {} ({})", step.info.version, step.target));
+        format!(
+            "{refused} directly; the shortest allowed path is {from}{}: bring it to {} with a campaign for {} first",
+            shown.collect::<String>(),
+            steps[steps.len() - 2].info.version,
+            steps[..steps.len() - 1]
+                .iter()
+                .map(|step| step.target.as_str())
+                .collect::<Vec<_>>()
+                .join(", then one for ")
+        )
+    }
+
+    fn path(&self, device: &KnownDevice, to: &'a Release, from: &str) -> Path<'a> {
+        let steps = self.all.get(device);
+        // The release says for which vendor and component.
+        let key = (device.facts.model.clone(), from.to_owned(), to.target.clone());
+        let mut paths = self.paths.borrow_mut();
+        paths
+            .entry(key)
+            .or_insert_with(|| shortest(steps, to, from).map(Rc::new))
+            .clone()
+    }
+}
+
+/// The shortest way over published releases, breadth first; of two of one length, that over the names that come first.
+fn shortest<'a>(steps: &[&'a Release], to: &'a Release, from: &str) -> Option<Vec<&'a Release>> {
+    let mut came_by: BTreeMap<&str, (usize, &'a Release)> = BTreeMap::new();
+    // Where the search has been: a version, and the place of the one before it.
+    let mut reached: Vec<(&str, Option<(usize, &'a Release)>)> = vec![(from, None)];
+    let mut next = VecDeque::from([0]);
+    while let Some(at) = next.pop_front() {
+        let version = reached[at].0;
+        let floor = floor(steps, version).unwrap_or_default();
+        for step in steps {
+            let info = &step.info;
+            let is_new = info.version != from && !came_by.contains_key(info.version.as_str());
+            if !is_new || info.security_epoch < floor || !info.may_follow(version) {
+                continue;
+            }
+            if info.version == to.info.version && step.target != to.target {
+                continue;
+            }
+            came_by.insert(&info.version, (at, step));
+            reached.push((&info.version, Some((at, step))));
+            if step.target == to.target {
+                let mut path = Vec::new();
+                let mut place = reached.len() - 1;
+                while let Some((before, step)) = reached[place].1 {
+                    path.push(step);
+                    place = before;
+                }
+                path.reverse();
+                return Some(path);
+            }
+            next.push_back(reached.len() - 1);
+        }
+    }
+    None
+}
+
+/// The highest security epoch of the releases that show a version.
+fn floor(releases: &[&Release], version: &str) -> Option<u32> {
+    let running = releases.iter().filter(|known| known.info.version == version);
+    running.map(|known| known.info.security_epoch).max()
+}
+
+fn resolve<'a>(wanted: &[ReleaseRef], releases: &'a [Release]) -> Result<Vec<&'a Release>, PlanError> {
+    let find = |want: &ReleaseRef| {
+        releases
+            .iter()
+            .find(|release| release.target == want.target && release.artifact.sha256 == want.sha256)
+            .ok_or_else(|| PlanError::UnknownRelease {
+                target: want.target.clone(),
+                sha256: want.sha256,
+            })
+    };
+    wanted.iter().map(find).collect()
+}
+
+fn allowed(info: &ReleaseInfo) -> String {
+    let least = info.min_from.iter().map(|least| format!("{least} or later"));
+    let listed = (!info.from_versions.is_empty()).then(|| brief_list(&info.from_versions));
+    listed.into_iter().chain(least).collect::<Vec<_>>().join("; ")
+}
+
+fn brief_list(versions: &[String]) -> String {
+    let shown = versions.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    if versions.len() > 5 {
+        format!("{shown} and {} more", versions.len() - 5)
+    } else {
+        shown
+    }
+}

@@ -1,0 +1,57 @@
+//! Late joiners: devices that a campaign would be for and that its plan does not know.
+//!
+//! What approvers signed is a list of devices, so nobody joins a running campaign by appearing: a late device waits for an
+//! edition that names it, under the same caps.
+
+use std::collections::BTreeSet;
+
+use firmesh_protocol::{
+    ids::{DeviceId, TopologyPath},
+    manifest::{CampaignManifest, Plan},
+};
+
+use crate::fleet::Inventory;
+
+/// A device as far as a selector looks at it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing<'a> {
+    /// The device.
+    pub device: &'a DeviceId,
+    /// Its model.
+    pub model: &'a str,
+    /// Where its node stands.
+    pub path: &'a TopologyPath,
+}
+
+impl Inventory {
+    /// All devices, as far as selectors look at them.
+    pub fn standing(&self) -> impl Iterator<Item = Standing<'_>> {
+        self.devices.iter().map(|(device, known)| Standing {
+            device,
+            model: &known.facts.model,
+            path: &known.path,
+        })
+    }
+}
+
+/// Those of the fleet that match a campaign's selector and stand nowhere in its plan, in the order of the fleet.
+#[must_use]
+pub fn late<'a>(
+    fleet: impl Iterator<Item = Standing<'a>>,
+    manifest: &CampaignManifest,
+    plan: &Plan,
+) -> Vec<Standing<'a>> {
+    let planned = plan.devices().map(|(_, planned)| &planned.device);
+    let known: BTreeSet<_> = planned.chain(plan.held.iter().map(|held| &held.device)).collect();
+    let (named, selector) = (
+        manifest.selector.devices.iter().collect::<BTreeSet<_>>(),
+        &manifest.selector,
+    );
+    let is_late = |standing: &Standing<'a>| {
+        (named.is_empty() || named.contains(standing.device))
+            && (selector.models.is_empty() || selector.models.iter().any(|model| model == standing.model))
+            && (selector.paths.is_empty() || selector.paths.iter().any(|path| standing.path.is_within(path)))
+            && !known.contains(standing.device)
+    };
+    fleet.filter(is_late).collect()
+}

@@ -1,0 +1,227 @@
+//! Units: servers with several components. Which of them fit together, and in which order they are updated.
+//!
+//! Invariant: what a device's new release requires of the others in its unit holds when its turn comes, and still holds when
+//! the whole unit is done.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use firmesh_protocol::{
+    ids::{Component, DeviceId, LabelValue, NodeId},
+    manifest::{OtherComponent, PlannedDevice, Release, Sequence},
+};
+
+use crate::fleet::{Inventory, KnownDevice};
+
+/// Components in the order in which they are updated; what is not named here comes between these and [`LAST`].
+const ORDER: [&str; 8] = ["rot", "bmc", "bios", "cpld", "psu", "ssd", "gpu", "dpu"];
+
+/// What carries the bytes to everything else.
+const LAST: &str = "nic";
+
+/// A device that may be planned as far as it alone is concerned.
+#[derive(Debug)]
+pub(super) struct Candidate<'a> {
+    pub(super) device: &'a KnownDevice,
+    pub(super) planned: PlannedDevice,
+    pub(super) release: &'a Release,
+}
+
+/// The devices of one unit.
+#[derive(Debug, Default)]
+struct Unit<'a> {
+    candidates: BTreeMap<DeviceId, Candidate<'a>>,
+    /// All that are known, candidates or not.
+    known: Vec<(&'a DeviceId, &'a KnownDevice)>,
+}
+
+/// What is planned: alone, or as a unit in the order of its updates. What is not is held, with the reason.
+pub(super) fn arrange<'a>(
+    candidates: Vec<Candidate<'a>>,
+    inventory: &'a Inventory,
+    sequences: &[Sequence],
+    held: &mut BTreeMap<DeviceId, String>,
+) -> Vec<Vec<Candidate<'a>>> {
+    let mut arranged = Vec::with_capacity(candidates.len());
+    let mut units: BTreeMap<(&'a NodeId, &'a LabelValue), Unit<'a>> = BTreeMap::new();
+    for candidate in candidates {
+        let id = candidate.planned.device.clone();
+        match unit_of(candidate.device) {
+            Some(unit) => drop(units.entry(unit).or_default().candidates.insert(id, candidate)),
+            None => match candidate.release.info.requires.first() {
+                Some(rule) => drop(held.insert(
+                    id,
+                    format!(
+                        "{} requires {rule} in the same unit, but it has no label unit: give it one in its node's \
+                         configuration",
+                        candidate.release.target
+                    ),
+                )),
+                None => arranged.push(vec![candidate]),
+            },
+        }
+    }
+    if !units.is_empty() {
+        for (id, device) in &inventory.devices {
+            if let Some(unit) = unit_of(device).and_then(|unit| units.get_mut(&unit)) {
+                unit.known.push((id, device));
+            }
+        }
+    }
+    for mut unit in units.into_values() {
+        unit.hold_what_does_not_fit(held);
+        let in_order = unit.into_order(sequences, held);
+        if !in_order.is_empty() {
+            arranged.push(in_order);
+        }
+    }
+    arranged
+}
+
+fn unit_of(device: &KnownDevice) -> Option<(&NodeId, &LabelValue)> {
+    Some((&device.node, device.facts.labels.unit()?))
+}
+
+impl<'a> Unit<'a> {
+    /// Until nothing more has to be held: who is held is not there for others to rely on.
+    fn hold_what_does_not_fit(&mut self, held: &mut BTreeMap<DeviceId, String>) {
+        let quarantined = self
+            .known
+            .iter()
+            .find(|(_, device)| device.quarantined)
+            .map(|(id, _)| *id);
+        loop {
+            let problem = |candidate: &Candidate<'a>| match quarantined {
+                Some(other) => Some(format!(
+                    "{other} of the same unit is quarantined: a person has to clear it first"
+                )),
+                None => self.problem(candidate),
+            };
+            let unfit: Vec<_> = self
+                .candidates
+                .iter()
+                .filter_map(|(id, candidate)| Some((id.clone(), problem(candidate)?)))
+                .collect();
+            if unfit.is_empty() {
+                return;
+            }
+            for (id, reason) in unfit {
+                self.candidates.remove(&id);
+                held.insert(id, reason);
+            }
+        }
+    }
+
+    /// The others of the unit that are such a component.
+    fn others(&self, id: &DeviceId, component: &Component) -> impl Iterator<Item = (&'a DeviceId, &'a KnownDevice)> {
+        let others = self.known.iter().copied();
+        others.filter(move |(other, device)| *other != id && device.facts.component == *component)
+    }
+
+    /// The version that a device runs when the unit is done.
+    fn final_version(&self, id: &DeviceId, device: &'a KnownDevice) -> Option<&'a str> {
+        match self.candidates.get(id) {
+            Some(candidate) => Some(&candidate.release.info.version),
+            None => device.facts.version.as_deref(),
+        }
+    }
+
+    /// What speaks against a candidate when the whole unit is done.
+    fn problem(&self, candidate: &Candidate<'a>) -> Option<String> {
+        let (id, info) = (&candidate.planned.device, &candidate.release.info);
+        for rule in &info.requires {
+            let mut others = self.others(id, &rule.component).peekable();
+            if others.peek().is_none() {
+                return Some(format!("{} requires {rule}, and its unit has none", info.version));
+            }
+            for (other, device) in others {
+                let version = self.final_version(other, device);
+                if version.and_then(|version| rule.names(version)) != Some(true) {
+                    return Some(self.why(&format!("{} requires {rule}", info.version), other, version));
+                }
+            }
+        }
+        for rule in &info.conflicts {
+            for (other, device) in self.others(id, &rule.component) {
+                let version = self.final_version(other, device);
+                if version.and_then(|version| rule.names(version)) != Some(false) {
+                    return Some(self.why(&format!("{} does not go with {rule}", info.version), other, version));
+                }
+            }
+        }
+        None
+    }
+
+    fn why(&self, rule: &str, other: &DeviceId, version: Option<&str>) -> String {
+        let has = match (self.candidates.contains_key(other), version) {
+            (true, Some(version)) => format!("gets {version} in this campaign"),
+            (_, Some(version)) => format!("runs {version}, and this campaign does not change that"),
+            (_, None) => "does not answer".to_owned(),
+        };
+        format!("{rule}, but {other} of the same unit {has}")
+    }
+
+    /// The candidates that have to come before one: what they run now would not do.
+    fn prerequisites(&self, candidate: &Candidate<'a>) -> BTreeSet<&DeviceId> {
+        let (id, info) = (&candidate.planned.device, &candidate.release.info);
+        let would_do = |rule: &OtherComponent, device: &KnownDevice, wanted: bool| {
+            let version = device.facts.version.as_deref();
+            version.and_then(|version| rule.names(version)) == Some(wanted)
+        };
+        let rules = info.requires.iter().map(|rule| (rule, true));
+        rules
+            .chain(info.conflicts.iter().map(|rule| (rule, false)))
+            .flat_map(|(rule, wanted)| {
+                self.others(id, &rule.component)
+                    .filter(move |(_, device)| !would_do(rule, device, wanted))
+                    .map(|(other, _)| other)
+            })
+            .filter(|other| self.candidates.contains_key(*other))
+            .collect()
+    }
+
+    /// One after the other: by component, but for what has to wait for another.
+    fn into_order(self, sequences: &[Sequence], held: &mut BTreeMap<DeviceId, String>) -> Vec<Candidate<'a>> {
+        let prerequisites: BTreeMap<DeviceId, BTreeSet<DeviceId>> = self
+            .candidates
+            .iter()
+            .map(|(id, candidate)| (id.clone(), self.prerequisites(candidate).into_iter().cloned().collect()))
+            .collect();
+        let mut waiting: Vec<_> = self.candidates.into_values().collect();
+        waiting.sort_by_key(|candidate| rank(&candidate.release.info, sequences));
+        let mut order: Vec<Candidate<'a>> = Vec::with_capacity(waiting.len());
+        let mut done = BTreeSet::new();
+        while let Some(next) = waiting
+            .iter()
+            .position(|candidate| prerequisites[&candidate.planned.device].is_subset(&done))
+        {
+            let mut candidate = waiting.remove(next);
+            candidate.planned.after = order.last().map(|before| before.planned.device.clone());
+            done.insert(candidate.planned.device.clone());
+            order.push(candidate);
+        }
+        for candidate in waiting {
+            let others: Vec<_> = prerequisites[&candidate.planned.device]
+                .difference(&done)
+                .map(ToString::to_string)
+                .collect();
+            let reason = format!(
+                "what the releases of its unit require runs in a circle: it would have to come after {}",
+                others.join(", ")
+            );
+            held.insert(candidate.planned.device, reason);
+        }
+        order
+    }
+}
+
+/// Where a component stands in the order of a unit.
+fn rank(info: &firmesh_protocol::manifest::ReleaseInfo, sequences: &[Sequence]) -> (usize, usize) {
+    let own = sequences.iter().find(|sequence| sequence.vendor == info.vendor);
+    let listed = own.and_then(|sequence| sequence.order.iter().position(|name| *name == info.component));
+    let name = info.component.as_str();
+    let usual = ORDER
+        .iter()
+        .position(|known| *known == name)
+        .unwrap_or(ORDER.len() + usize::from(name == LAST));
+    (listed.unwrap_or(usize::MAX), usual)
+}

@@ -194,6 +194,24 @@ impl Gate {
     }
 }
 
+/// For images that leave by a route which gives out other things as well: where reading is open on this machine, so are they.
+pub(super) fn may_take_images(app: &App, who: &Identity) -> Result<(), Failure> {
+    let (export, download) = (Permission::ArtifactExport, Permission::FirmwareDownload);
+    let policy = &app.access.policy;
+    let may = |permission| policy.allows(who, permission, &Subject::default());
+    if who.is_anonymous() || may(export) || may(download) {
+        return Ok(());
+    }
+    let detail = format!(
+        "you are {} ({}); images need {} or {}",
+        who.name,
+        who.roles(),
+        download.name(),
+        export.name()
+    );
+    Err(Failure::new(StatusCode::FORBIDDEN, "forbidden", detail).refused())
+}
+
 fn shown(places: &Places) -> String {
     let named = [&places.sites, &places.vendors, &places.environments];
     let named = named.into_iter().map(|set| {

@@ -251,6 +251,10 @@ pub(super) async fn draft(
         version: new.version,
         security_epoch: new.security_epoch.unwrap_or(1),
         from_versions: new.from_versions,
+        version_scheme: None,
+        min_from: None,
+        requires: Vec::new(),
+        conflicts: Vec::new(),
         reversibility: new.reversibility.unwrap_or(Reversibility::Reflash),
         provenance: None,
     };

@@ -17,6 +17,7 @@ use firmesh_protocol::{
     },
     audit::Event,
     ids::{CampaignId, DeviceId},
+    labels::Labels,
     report::{AttemptState, DeviceFacts},
 };
 
@@ -151,6 +152,7 @@ fn of_registration(registered: Registered) -> DeviceView {
             component: record.component.clone(),
             version: None,
             executor: String::new(),
+            labels: Labels::default(),
         },
         node: None,
         path: record.region.clone(),

@@ -399,9 +399,10 @@ async fn split_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<Pla
         return Err(Failure::bad_request(error.to_string()));
     }
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
+    let excluded = app.store.excluded().await?;
     let inventory = app
         .coordinator
-        .read(move |world| world.inventory(silent_after, wall))
+        .read(move |world| world.inventory(silent_after, wall, excluded))
         .await?;
     let parts = tokio::task::spawn_blocking(move || split(&inventory, &manifest))
         .await

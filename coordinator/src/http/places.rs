@@ -73,7 +73,7 @@ async fn counted(app: &App, place: impl Fn(&TopologyPath) -> TopologyPath) -> Re
         world.nodes.values().map(node).collect::<Vec<_>>()
     });
     let mut places: BTreeMap<String, PlaceView> = BTreeMap::new();
-    fn entry<'a>(places: &'a mut BTreeMap<String, PlaceView>, path: TopologyPath) -> &'a mut PlaceView {
+    fn entry(places: &mut BTreeMap<String, PlaceView>, path: TopologyPath) -> &mut PlaceView {
         places.entry(path.to_string()).or_insert_with(|| PlaceView {
             path,
             nodes: 0,

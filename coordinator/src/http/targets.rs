@@ -2,25 +2,38 @@
 //! published here: `firmware/<sha256>.<name>` and `campaigns/<sha256>.<id>.json`.
 //!
 //! Invariants: only what verified metadata names is served, and only under the digest it is signed with; clients check
-//! the bytes themselves.
+//! the bytes themselves. Images are given to who may take them out, or to anybody on this machine where reading is open
+//! there; each is an entry of the audit log.
 
 use std::sync::Arc;
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Path, State},
     http::header,
     response::{IntoResponse, Response},
 };
-use firmesh_protocol::ids::{CampaignId, Sha256};
+use firmesh_protocol::{
+    audit::Event,
+    ids::{CampaignId, Sha256},
+};
 use tokio_util::io::ReaderStream;
 
-use super::{App, problem::Failure};
+use super::{
+    App,
+    admission::{Who, may_take_images},
+    problem::Failure,
+};
 
 /// Read at once while an image is served.
 const CHUNK_BYTES: usize = 256 << 10;
 
-pub(super) async fn target(State(app): State<Arc<App>>, Path(path): Path<String>) -> Result<Response, Failure> {
+pub(super) async fn target(
+    State(app): State<Arc<App>>,
+    Path(path): Path<String>,
+    Extension(who): Extension<Who>,
+) -> Result<Response, Failure> {
     let no_such = || Failure::not_found(format!("target {}", path.escape_debug()));
     let (folder, file) = path.split_once('/').ok_or_else(no_such)?;
     let (digest, name) = file.split_once('.').ok_or_else(no_such)?;
@@ -48,6 +61,15 @@ pub(super) async fn target(State(app): State<Arc<App>>, Path(path): Path<String>
                 .filter(|artifact| artifact.sha256 == digest)
                 .ok_or_else(no_such)?;
             let file = app.origin.file(&artifact).await?;
+            may_take_images(&app, &who)?;
+            let export = Event::Export {
+                target: format!("firmware/{}", path.split_once('.').map_or("", |(_, name)| name)),
+                artifact: artifact.id,
+                first: 0,
+                length: artifact.length,
+                by: Some(who.name.clone()),
+            };
+            app.store.log_event(export, app.clock.wall()).await?;
             let headers = [
                 (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
                 (header::CONTENT_LENGTH, artifact.length.to_string()),

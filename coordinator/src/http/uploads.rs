@@ -196,7 +196,7 @@ fn number(headers: &HeaderMap, name: &HeaderName) -> Result<u64, Failure> {
 fn pair(metadata: &str, key: &str) -> Result<Option<String>, Failure> {
     let mut pairs = metadata
         .split(',')
-        .map(|pair| pair.trim().split_once(' ').unwrap_or((pair.trim(), "")));
+        .map(|pair| pair.trim().split_once(' ').unwrap_or_else(|| (pair.trim(), "")));
     let Some((_, value)) = pairs.find(|(name, _)| *name == key) else {
         return Ok(None);
     };

@@ -124,8 +124,10 @@ impl Fleet {
         std::fs::write(folder.path().join("coordinator.toml"), config).unwrap();
         let client = Client::builder().timeout(PATIENCE).build().unwrap();
         let (cancel, process, addresses) = launch(folder.path()).await;
+        let token = std::fs::read_to_string(folder.path().join("operator.token")).unwrap();
         let about = client
             .get(format!("{}/api/v1/about", addresses.operator_url))
+            .bearer_auth(token)
             .send()
             .await
             .unwrap()

@@ -137,6 +137,8 @@ async fn mirror(
     vendor: Option<&str>,
     mut operation: OperationView,
 ) -> Result<SyncResult, String> {
+    // Fails only if somebody installed one before, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder()
         .redirect(Policy::none())
         .connect_timeout(PATIENCE)

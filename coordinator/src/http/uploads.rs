@@ -135,6 +135,14 @@ async fn append(State(app): Shared, Path(id): Path<String>, _: Tus, request: Req
         return Err(Failure::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "bad_upload", detail));
     }
     let offset = number(headers, &OFFSET)?;
+    // Before anything is written, where the sender says how much comes.
+    if let Ok(coming) = number(headers, &header::CONTENT_LENGTH) {
+        let (uploads, wanted) = (app.uploads.clone(), id.clone());
+        let upload = blocking(move || uploads.get(&wanted)).await?;
+        if upload.artifact.is_none() && upload.offset == offset && coming > upload.length - offset {
+            return Err(UploadError::TooMuch(upload.length).into());
+        }
+    }
     let body = request.into_body().into_data_stream();
     let upload = app.uploads.append(&id, offset, body, &app.origin).await?;
     finished(&app, &upload).await?;

@@ -132,13 +132,19 @@ async fn a_campaign_is_drafted_by_any_of_its_names_and_waits_for_its_approvers()
     let states: Vec<_> = waiting
         .items
         .iter()
-        .map(|view| (view.file.as_str(), view.approved, view.signed_by.len()))
+        .map(|view| {
+            (
+                view.file.trim_start_matches(char::is_numeric),
+                view.approved,
+                view.signed_by.len(),
+            )
+        })
         .collect();
     assert_eq!(
         states,
         [
-            ("1.campaigns.json", true, 2),
-            ("1.releases.json", true, 2),
+            (".campaigns.json", true, 2),
+            (".releases.json", true, 2),
             ("campaigns/spring.json", false, 0)
         ]
     );

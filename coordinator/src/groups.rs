@@ -11,7 +11,10 @@ use firmesh_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::store::{RowError, Store, StoreError};
+use crate::{
+    rows::NEXT_VERSION,
+    store::{RowError, Store, StoreError},
+};
 
 /// The most groups.
 pub(crate) const GROUPS_MAX: u32 = 1_000;
@@ -58,10 +61,6 @@ pub(crate) enum Changed {
     /// There are [`GROUPS_MAX`] groups.
     Full,
 }
-
-/// Counts on, first of all in a transaction, so that it waits for its turn to write rather than failing later.
-const NEXT_VERSION: &str = "INSERT INTO meta VALUES ('group_version', '1') ON CONFLICT (key) \
-     DO UPDATE SET value = CAST(CAST(meta.value AS BIGINT) + 1 AS TEXT) RETURNING CAST(value AS BIGINT)";
 
 impl Store {
     /// All groups, in the order of their ids.

@@ -3,6 +3,7 @@
 //! It decides nothing about what may run where: that is signed with keys it does not have. The decisions it does make (who
 //! may start now) are [`firmesh_coordinator_core`]'s; this crate owns the database, the sockets and the clock.
 
+mod access;
 mod audit;
 pub mod authority;
 mod brakes;
@@ -19,7 +20,10 @@ mod origin;
 mod possession;
 pub mod provenance;
 mod publish;
+mod registrations;
 mod replays;
+mod rollback;
+mod rows;
 mod runtime;
 mod server;
 mod store;

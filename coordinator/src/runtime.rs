@@ -21,6 +21,7 @@ use firmesh_protocol::{
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::{Artifact, CampaignManifest},
     report::Permit,
+    rollback::RollbackRequest,
     time::{Timestamp, WallTime},
     trust::Envelope,
 };
@@ -37,6 +38,7 @@ use crate::{
     notify::Watch,
     possession::Judged,
     publish::{PublicationError, Published, check_campaign},
+    rollback::RollbackError,
     store::{Store, StoreError, StoredPermit, Write},
     telemetry::{Metrics, chain},
     vetting::Vetted,
@@ -114,6 +116,9 @@ pub(crate) enum Command {
     ),
     Revoke(NodeId, RevokeRequest, Reply<(), EnrolError>),
     Brake(Box<Envelope>, Reply<Brake, BrakeActionError>),
+    RollBack(CampaignId, Box<RollbackRequest>, Reply<(), RollbackError>),
+    /// What nodes have told of a device goes out of memory; it has gone from the database.
+    Forget(DeviceId, Reply<(), ActionError>),
     Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
     Sync(
         Box<crate::sync::Sync>,
@@ -264,6 +269,11 @@ impl Runtime {
             }
             Command::Revoke(node, request, reply) => drop(reply.send(self.revoke(&node, request).await)),
             Command::Brake(envelope, reply) => drop(reply.send(self.brake(&envelope).await)),
+            Command::RollBack(id, request, reply) => drop(reply.send(self.roll_back(id, *request).await)),
+            Command::Forget(device, reply) => {
+                self.world.devices.remove(&device);
+                drop(reply.send(Ok(())));
+            }
             Command::Settle(node, judged, reply) => drop(reply.send(self.settle_proofs(&node, judged).await)),
             Command::Sync(sync, reply) => drop(reply.send(self.sync(*sync).await)),
         }

@@ -8,9 +8,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use firmesh_coordinator_core::{Candidate, Engine, EngineSettings, Field, Filter, Inventory, KnownDevice, Loaded};
+use firmesh_coordinator_core::{
+    Candidate, Engine, EngineSettings, Exclusion, Field, Filter, Inventory, KnownDevice, Loaded,
+};
 use firmesh_protocol::{
-    api::{AttemptView, CampaignState, CampaignView, DeviceView, Holding, NodeView, Traffic},
+    api::{AttemptView, CampaignState, CampaignView, DeviceStatus, DeviceView, Holding, NodeView, Traffic},
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::{Artifact, CampaignManifest, ManifestError, Plan, Release, ReleaseRef},
     report::PermitKind,
@@ -235,12 +237,19 @@ impl World {
     }
 
     fn view_of_device(&self, device: &StoredDevice, attempt: Option<AttemptView>) -> Option<DeviceView> {
+        let state = attempt.as_ref().map(|attempt| attempt.state);
+        let status = DeviceStatus::of(state, true, device.facts.version.is_some());
         Some(DeviceView {
             facts: device.facts.clone(),
-            node: device.node.clone(),
+            node: Some(device.node.clone()),
             path: self.nodes.get(&device.node)?.stored.path.clone(),
-            last_seen: device.last_seen,
+            last_seen: Some(device.last_seen),
+            status,
+            phase: status.phase(),
+            enabled: true,
             attempt,
+            registration: None,
+            said: None,
         })
     }
 
@@ -256,7 +265,12 @@ impl World {
     }
 
     /// The snapshot that campaigns are planned against.
-    pub(crate) fn inventory(&self, silent_after: Duration, wall: WallTime) -> Inventory {
+    pub(crate) fn inventory(
+        &self,
+        silent_after: Duration,
+        wall: WallTime,
+        excluded: BTreeMap<DeviceId, Exclusion>,
+    ) -> Inventory {
         let known = |(id, device): (&DeviceId, &StoredDevice)| {
             let node = &self.nodes.get(&device.node)?.stored;
             let node_key = node.key().filter(|key| !self.revocations.list.contains(key))?;
@@ -272,6 +286,7 @@ impl World {
         };
         Inventory {
             devices: self.devices.iter().filter_map(known).collect(),
+            excluded,
         }
     }
 

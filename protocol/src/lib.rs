@@ -21,6 +21,7 @@ pub mod recipe;
 pub mod rehearsal;
 pub mod report;
 pub mod revocation;
+pub mod rollback;
 pub mod site_bundle;
 pub mod time;
 pub mod trust;

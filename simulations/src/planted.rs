@@ -175,7 +175,7 @@ fn look_for<'a>(
     corpus: &[Known],
     args: &PlantedArgs,
 ) -> anyhow::Result<Hunted<'a>> {
-    const ALL: [Profile; 7] = [
+    const ALL: [Profile; 8] = [
         Profile::Devices,
         Profile::Chaos,
         Profile::Network,
@@ -183,6 +183,7 @@ fn look_for<'a>(
         Profile::Rollback,
         Profile::Liar,
         Profile::Slots,
+        Profile::Orders,
     ];
     let began = Instant::now();
     let others = ALL.iter().filter(|profile| !bug.profiles.contains(profile));

@@ -18,6 +18,7 @@ mod power_loss;
 mod provenance;
 mod refusals;
 mod repository_attacks;
+mod rollback;
 mod second_opinion;
 mod site_bundle;
 mod starve;

@@ -12,10 +12,11 @@ use std::{
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
     gate::{GateCount, judge},
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     limits::REASON_BYTES_MAX,
     manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
     report::{AttemptReport, AttemptState, PermitKind},
+    rollback::RollbackScope,
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
@@ -40,6 +41,24 @@ pub struct CampaignRecord {
     pub reason: String,
     /// What was decided, in order.
     pub decisions: Vec<Explanation>,
+    /// Who was sent back by people, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rollbacks: Vec<RollbackRecord>,
+    /// Whether those who go back are a part of a campaign that is to go on without them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub resumable: bool,
+}
+
+/// A rollback that people have ordered, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RollbackRecord {
+    /// Who was to go back.
+    pub scope: RollbackScope,
+    /// Why, and who said so.
+    pub reason: String,
+    /// Digest of the approvers' signed order, if it took one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<Sha256>,
 }
 
 /// One device's attempt as it is stored.
@@ -66,6 +85,9 @@ pub struct AttemptRecord {
     pub presumed: bool,
     /// Whether a person has looked at it since it was quarantined.
     pub cleared: bool,
+    /// Whether people have sent it back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ordered_back: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -117,7 +139,7 @@ pub(crate) struct Campaign {
     pub(crate) expires_at: Timestamp,
     pub(crate) soak_until: Option<Timestamp>,
     /// Waves whose gate failed and whose devices have to go back.
-    sent_back: BTreeSet<u32>,
+    pub(crate) sent_back: BTreeSet<u32>,
     pub(crate) is_dirty: bool,
     pub(crate) dirty: BTreeSet<DeviceId>,
 }
@@ -138,6 +160,8 @@ impl Campaign {
             last_permit: 0,
             reason: "published with both thresholds, not started".to_owned(),
             decisions: Vec::new(),
+            rollbacks: Vec::new(),
+            resumable: false,
         };
         let mut possession = Possession::default();
         let mut attempt = |wave: usize, planned: &PlannedDevice| {
@@ -152,6 +176,7 @@ impl Campaign {
                 end_report: None,
                 presumed: false,
                 cleared: false,
+                ordered_back: false,
             };
             let needs: Vec<_> = targets(planned).map(|target| images[target].id).collect();
             possession.need(&planned.node, &needs);
@@ -239,7 +264,7 @@ impl Campaign {
         }
     }
 
-    fn decide(&mut self, subject: String, finding: String, evidence: Vec<String>) {
+    pub(crate) fn decide(&mut self, subject: String, finding: String, evidence: Vec<String>) {
         self.record.decisions.push(Explanation {
             subject,
             finding,
@@ -294,7 +319,8 @@ impl Campaign {
         if self.record.state == CampaignState::RollingBack {
             self.judge_failed_waves();
         }
-        if self.record.state == CampaignState::RollingBack || self.record.state.is_terminal() {
+        let is_at_its_end = self.record.state == CampaignState::RollingBack && !self.record.resumable;
+        if is_at_its_end || self.record.state.is_terminal() {
             // Also for a device that was reported as busy without a permit and says now that it is not.
             self.cancel_untouched("the campaign ended before it was this device's turn");
         }
@@ -477,9 +503,11 @@ impl Campaign {
         let mut count = GateCount::default();
         for attempt in self.attempts.of_wave(wave) {
             let state = attempt.record.state;
+            // Only who did well can be sent back, and his report on that stays.
+            let did_well = attempt.record.kind == PermitKind::Rollback;
             count.devices += 1;
-            count.ended += usize::from(state.is_terminal());
-            count.good += usize::from(state.is_success());
+            count.ended += usize::from(did_well || state.is_terminal());
+            count.good += usize::from(did_well || state.is_success());
         }
         count
     }
@@ -501,89 +529,6 @@ impl Campaign {
             },
             (verdict, _) => verdict,
         }
-    }
-
-    /// Which failed waves go back: those that fail by what nodes have signed, where whoever has said nothing counts as lost.
-    /// A wave that failed because its devices were silent may turn out to have done well, once they speak: then no node
-    /// would follow, and what has not gone back stays.
-    fn judge_failed_waves(&mut self) {
-        let failed = (0..)
-            .zip(&self.record.gates)
-            .filter(|(_, gate)| **gate == GateVerdict::Fail);
-        let fails = |wave: u32| {
-            let went_well =
-                |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback || attempt.record.state.is_success();
-            let attempts = self.attempts.of_wave(wave as usize);
-            let (devices, good) = (
-                attempts.len(),
-                attempts.iter().filter(|attempt| went_well(attempt)).count(),
-            );
-            let ended = devices;
-            judge(&self.manifest.gate, GateCount { devices, ended, good }) == GateVerdict::Fail
-        };
-        self.sent_back = failed.map(|(wave, _)| wave).filter(|wave| fails(*wave)).collect();
-    }
-
-    /// Whether devices of a wave are to go back.
-    pub(crate) fn goes_back(&self, wave: u32) -> bool {
-        self.sent_back.contains(&wave)
-    }
-
-    fn is_of_failed_wave(&self, attempt: &Attempt) -> bool {
-        self.record.gates.get(attempt.wave as usize) == Some(&GateVerdict::Fail)
-    }
-
-    /// Whether the device runs the new version and its wave goes back.
-    pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
-        let runs_new = attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success;
-        runs_new && attempt.can_go_back && self.goes_back(attempt.wave)
-    }
-
-    fn finish_rollback(&mut self, is_stuck: impl Fn(&Attempt) -> bool) {
-        let is_waiting = |attempt: &Attempt| attempt.is_running() || (self.must_go_back(attempt) && !is_stuck(attempt));
-        if self.attempts.iter().any(is_waiting) {
-            return;
-        }
-        let is_back = |state| {
-            matches!(
-                state,
-                AttemptState::RolledBack | AttemptState::Success | AttemptState::Skipped
-            )
-        };
-        let sent_back = |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback;
-        let back = self.select(|a| sent_back(a) && is_back(a.record.state));
-        let lost = self.select(|a| (sent_back(a) && !is_back(a.record.state)) || self.must_go_back(a));
-        let one_way =
-            self.select(|a| self.is_of_failed_wave(a) && !a.can_go_back && a.record.state == AttemptState::Success);
-        let turned_out_well = |a: &Attempt| {
-            self.is_of_failed_wave(a) && !self.goes_back(a.wave) && a.can_go_back && a.record.kind == PermitKind::Update
-        };
-        let kept = self.select(|a| turned_out_well(a) && a.record.state == AttemptState::Success);
-        let mut reason = format!("{} devices went back", back.len());
-        if !kept.is_empty() {
-            reason += &format!(
-                ", {} keep the new version because their wave did well after all",
-                kept.len()
-            );
-        }
-        if !lost.is_empty() {
-            reason += &format!(", {} could not", lost.len());
-        }
-        if !one_way.is_empty() {
-            reason += &format!(
-                ", {} keep the new version because nothing leads back from it",
-                one_way.len()
-            );
-        }
-        let evidence = lost.iter().chain(&one_way).take(20).map(|id| self.line(id)).collect();
-        let reached_goal = lost.is_empty() && (one_way.is_empty() || !back.is_empty());
-        let state = if reached_goal {
-            CampaignState::RolledBack
-        } else {
-            CampaignState::Failed
-        };
-        self.decide(format!("campaign {}", self.record.id), reason.clone(), evidence);
-        self.enter(state, reason);
     }
 
     pub(crate) fn view(&self) -> CampaignView {
@@ -629,7 +574,7 @@ pub(crate) fn targets(planned: &PlannedDevice) -> impl Iterator<Item = &String> 
         .flatten()
 }
 
-fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap<AttemptState, u32> {
+pub(crate) fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap<AttemptState, u32> {
     let mut states = BTreeMap::new();
     for attempt in attempts {
         *states.entry(attempt.record.state).or_default() += 1;

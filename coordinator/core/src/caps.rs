@@ -27,9 +27,15 @@ pub(crate) fn may_be_permitted(campaign: &Campaign, kind: PermitKind, now: Times
 
 pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt, now: Timestamp) -> bool {
     let kind = attempt.record.kind;
-    let is_paused = campaign.record.state == CampaignState::Paused && now < campaign.expires_at;
-    let is_wanted = kind == PermitKind::Update || campaign.goes_back(attempt.wave);
-    (is_paused && kind == PermitKind::Update) || (is_wanted && may_be_permitted(campaign, kind, now))
+    let is_held = match campaign.record.state {
+        CampaignState::Paused => true,
+        CampaignState::RollingBack => campaign.record.resumable,
+        _ => false,
+    };
+    let is_paused = is_held && now < campaign.expires_at;
+    let is_wanted = kind == PermitKind::Update || attempt.record.ordered_back || campaign.goes_back(attempt.wave);
+    let goes_on = is_paused && kind == PermitKind::Update && !attempt.record.ordered_back;
+    goes_on || (is_wanted && may_be_permitted(campaign, kind, now))
 }
 
 /// The devices that may start now, by wave, and those whose permit lapsed unused.

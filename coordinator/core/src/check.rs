@@ -50,6 +50,10 @@ fn check_places(
                 wrong.push(format!("{id} {otherwise}"));
             }
         };
+        must(
+            !inventory.excluded.contains_key(id),
+            "is planned although an operator has taken it out of updates",
+        );
         must(known.node == planned.node, "is planned at another node than its own");
         must(
             plan.nodes.get(&planned.node) == Some(&known.node_key),

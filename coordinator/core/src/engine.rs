@@ -13,9 +13,10 @@ use std::{
 
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView},
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, CampaignManifest, Plan},
     report::{AttemptReport, AttemptState, PermitKind},
+    rollback::RollbackScope,
     time::Timestamp,
 };
 
@@ -51,6 +52,8 @@ pub enum Input {
     Resume(CampaignId),
     /// An operator ends a campaign. Devices in flight end by themselves.
     Cancel(CampaignId),
+    /// People send devices of a campaign back although no gate has failed.
+    RollBack(Rollback),
     /// Its approvers do not stand behind a campaign any more, or a release of it was recalled: it ends like a cancelled
     /// one.
     Withdraw(CampaignId),
@@ -77,6 +80,21 @@ pub enum Input {
     Clear(DeviceId),
     /// Time has passed.
     Tick,
+}
+
+/// Who is to go back, and by whose word. The shell has checked that word before.
+#[derive(Debug, Clone)]
+pub struct Rollback {
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// Who goes back: those who run its release.
+    pub scope: RollbackScope,
+    /// Why, and who says so.
+    pub reason: String,
+    /// Digest of the approvers' signed order: nodes want to see it unless the manifest leaves this to operators.
+    pub order: Option<Sha256>,
+    /// Devices that run something else by now: another campaign, or a person, has moved them on.
+    pub moved_on: BTreeSet<DeviceId>,
 }
 
 /// A campaign with what is stored about it.
@@ -160,6 +178,9 @@ pub enum InputError {
         /// What is wrong.
         problem: String,
     },
+    /// Nobody of the scope can go back.
+    #[error("nothing goes back: {0}")]
+    NothingToRollBack(String),
     /// No quarantined device of this name.
     #[error("device {0} is not quarantined")]
     NotQuarantined(DeviceId),
@@ -356,6 +377,13 @@ impl Engine {
                 Ok(())
             }
             Input::Cancel(id) => self.cancel(&id, "cancelled by an operator"),
+            Input::RollBack(rollback) => {
+                use CampaignState::{Cancelled, Completed, Failed, RolledBack, RollingBack};
+                let ended = [Completed, Failed, Cancelled, RolledBack];
+                let allowed = [&[Active, Paused, RollingBack], &ended[..]].concat();
+                let id = rollback.campaign.clone();
+                self.in_state(&id, &allowed, "be rolled back")?.send_back(rollback)
+            }
             Input::Withdraw(id) => self.cancel(&id, "withdrawn by those who signed for it"),
             Input::Heard { node, reports } => {
                 for report in &reports {
@@ -374,8 +402,13 @@ impl Engine {
                 Ok(())
             }
             Input::Proofs { node, proven, wrong } => {
-                let running = self.campaigns.values_mut();
-                for campaign in running.filter(|campaign| !campaign.record.state.is_terminal()) {
+                // Going back needs no proof.
+                let may_go_forward = |campaign: &&mut Campaign| match campaign.record.state {
+                    Scheduled | Active | Paused => true,
+                    CampaignState::RollingBack => campaign.record.resumable,
+                    _ => false,
+                };
+                for campaign in self.campaigns.values_mut().filter(may_go_forward) {
                     campaign.judge_proofs(&node, &proven, &wrong);
                 }
                 Ok(())
@@ -474,6 +507,7 @@ impl Engine {
         use CampaignState::{Active, Cancelled, Paused, RollingBack, Scheduled};
         let campaign = self.in_state(id, &[Scheduled, Active, Paused, RollingBack], "be cancelled")?;
         campaign.cancel_untouched(&format!("the campaign was {by}"));
+        campaign.record.resumable = false;
         campaign.enter(Cancelled, format!("{by}; devices in flight end by themselves"));
         Ok(())
     }
@@ -510,7 +544,7 @@ impl Engine {
 
     /// Ends attempts whose end nobody will report. A device that may have been touched is quarantined, and so keeps its
     /// place under the caps; one whose node is alive and let the permit lapse was not touched. Such a one gives its place up
-    /// if another campaign waits to take the device back.
+    /// if another campaign waits to take the device back, or its own to take others back.
     fn end_overdue_attempts(&mut self) {
         let mut silent = Vec::new();
         let mut lapsed = Vec::new();
@@ -527,7 +561,7 @@ impl Engine {
                 } else if attempt.started_at.is_none() && spoke_since {
                     if !may_be_permitted_again(campaign, attempt, self.now) {
                         lapsed.push((id.clone(), device));
-                    } else if load.is_taken_back(attempt) {
+                    } else if load.is_taken_back(attempt) || campaign.record.resumable {
                         returned.push((id.clone(), device));
                     }
                 }
@@ -553,7 +587,7 @@ impl Engine {
                 campaign.edit(&device, |attempt| {
                     attempt.record.permit = None;
                     attempt.record.state = AttemptState::Pending;
-                    attempt.record.reason = "another campaign takes the device back first".to_owned();
+                    attempt.record.reason = "devices go back first".to_owned();
                 });
             }
         }

@@ -188,6 +188,9 @@ fn waiting_for(
     if !matches!(state, CampaignState::Active | CampaignState::RollingBack) {
         return format!("waits: the campaign is {state:?}");
     }
+    if state == CampaignState::RollingBack && attempt.is_untouched() {
+        return "waits: other devices of the campaign are going back, then somebody has to resume it".to_owned();
+    }
     if attempt.wave as usize >= campaign.record.gates.len() {
         return format!("waits: wave {} is not open", attempt.wave);
     }

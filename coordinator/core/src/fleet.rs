@@ -30,6 +30,28 @@ pub struct KnownDevice {
 pub struct Inventory {
     /// The devices by name.
     pub devices: BTreeMap<DeviceId, KnownDevice>,
+    /// Devices that operators have taken out of updates.
+    pub excluded: BTreeMap<DeviceId, Exclusion>,
+}
+
+/// Why a device is not to be updated, whatever a campaign says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exclusion {
+    /// An operator has disabled it.
+    Disabled,
+    /// An operator has removed it, and its node tells of it all the same.
+    Removed,
+}
+
+impl Exclusion {
+    /// Why it is held, for a person.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Disabled => "disabled: an operator has taken it out of updates",
+            Self::Removed => "removed: an operator has removed it; register it again, or enable it",
+        }
+    }
 }
 
 /// The rack of a node's path: its parent, or the path itself at the top of the topology.

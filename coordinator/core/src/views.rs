@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use firmesh_protocol::{
     api::{AttemptView, Explanation},
     ids::{CampaignId, DeviceId},
+    manifest::PlannedDevice,
 };
 
 use crate::{campaign::Campaign, engine::Engine};
@@ -26,6 +27,21 @@ impl Engine {
     #[must_use]
     pub fn decisions(&self, id: &CampaignId) -> Option<&[Explanation]> {
         Some(&self.campaigns.get(id)?.record.decisions)
+    }
+
+    /// What a campaign plans for a device, and the last permit that names it.
+    #[must_use]
+    pub fn planned(&self, id: &CampaignId, device: &DeviceId) -> Option<(&PlannedDevice, Option<u64>)> {
+        let campaign = self.campaigns.get(id)?;
+        let attempt = campaign.attempts.get(device)?;
+        let mut wave = campaign.plan.waves.get(attempt.wave as usize)?.iter();
+        Some((wave.find(|planned| planned.device == *device)?, attempt.record.permit))
+    }
+
+    /// The campaigns whose plans name a device, in the order of their ids.
+    pub fn campaigns_of<'a>(&'a self, device: &'a DeviceId) -> impl Iterator<Item = &'a CampaignId> {
+        let names = move |(_, campaign): &(&CampaignId, &Campaign)| campaign.attempts.contains(device);
+        self.campaigns.iter().filter(names).map(|(id, _)| id)
     }
 
     /// For looking up devices' attempts, one by one.

@@ -138,6 +138,22 @@ impl Drafts {
                 },
                 &Envelope::to_bytes(envelope),
             ),
+            Write::Rollback {
+                campaign,
+                scope,
+                reason,
+                order,
+            } => vec![Draft {
+                event: Event::Rollback {
+                    campaign: campaign.clone(),
+                    scope: scope.clone(),
+                    reason: reason.clone(),
+                },
+                document: match order {
+                    Some((_, bytes)) => Document::Bytes(bytes.clone()),
+                    None => Document::None,
+                },
+            }],
             Write::Restart(id) => {
                 self.campaigns.remove(id);
                 Vec::new()

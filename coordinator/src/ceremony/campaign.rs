@@ -98,6 +98,7 @@ pub fn draft_campaign(
         constraints: file.constraints,
         priority: file.priority,
         automatic_rollback: file.automatic_rollback,
+        operator_rollback: file.operator_rollback,
         permit_keys,
         plan_sha256: Sha256::from([0; 32]),
         rehearsal_sha256: None,

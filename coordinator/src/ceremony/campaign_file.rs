@@ -52,6 +52,9 @@ pub struct CampaignFile {
     /// Whether a failed gate rolls the wave back by itself: yes, unless somebody wants to look first.
     #[serde(default = "yes")]
     pub automatic_rollback: bool,
+    /// Whether operators may send devices back without the approvers: no, unless the approvers sign that they may.
+    #[serde(default)]
+    pub operator_rollback: bool,
     /// The coordinators' keys whose permits count, in hexadecimal.
     #[serde(default)]
     pub permit_keys: Vec<PublicKey>,

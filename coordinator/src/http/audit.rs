@@ -19,6 +19,7 @@ use super::{
     problem::Failure,
     routes::{Op, Routes},
 };
+use crate::access::Permission;
 
 type Shared = State<Arc<App>>;
 type Asked<T> = Result<Query<T>, QueryRejection>;
@@ -27,20 +28,20 @@ type Answer<T> = Result<Json<T>, Failure>;
 #[rustfmt::skip]
 pub(super) fn add_routes(routes: &mut Routes) {
     let mut add = |path: &str, op: Op| routes.add("audit", &format!("/api/v1/audit/{path}"), [op]);
-    add("checkpoint", Op::get("The newest checkpoint, a signed note.", checkpoint).answers_as("text/plain"));
-    add("entries", Op::get("Entries with their documents.", entries)
+    add("checkpoint", Op::get("The newest checkpoint, a signed note.", checkpoint).needs(Permission::AuditRead).answers_as("text/plain"));
+    add("entries", Op::get("Entries with their documents.", entries).needs(Permission::AuditRead)
         .query("from", "the first entry, counted from 0")
         .query("count", "how many, 1000 if absent")
         .answers::<AuditEntries>());
-    add("proof/inclusion", Op::get("That an entry is in the log (RFC 6962).", inclusion)
+    add("proof/inclusion", Op::get("That an entry is in the log (RFC 6962).", inclusion).needs(Permission::AuditRead)
         .required_query("index", "the entry")
         .query("size", "in the log of so many entries")
         .answers::<AuditPath>());
-    add("proof/consistency", Op::get("That the log only grew (RFC 6962).", consistency)
+    add("proof/consistency", Op::get("That the log only grew (RFC 6962).", consistency).needs(Permission::AuditRead)
         .required_query("from", "the earlier size")
         .query("to", "the later size")
         .answers::<AuditPath>());
-    add("proof/update", Op::get("The proof file about one device's update.", update)
+    add("proof/update", Op::get("The proof file about one device's update.", update).needs(Permission::AuditRead)
         .required_query("device", "the device")
         .required_query("campaign", "the campaign")
         .query("size", "in the log of so many entries")

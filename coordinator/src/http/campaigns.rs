@@ -13,6 +13,7 @@ use firmesh_coordinator_core::{Input, Subject};
 use firmesh_protocol::{
     api::{AttemptView, CampaignMetrics, CampaignStatus, CampaignView, DeviceView, Explanation},
     ids::{CampaignId, DeviceId, Sha256},
+    rollback::{RollbackRequest, RollbackView},
 };
 use serde::Deserialize;
 
@@ -21,10 +22,13 @@ use super::{
     conditions::Conditions,
     operators::named,
     paging::Listing,
-    problem::Failure,
+    problem::{Body, Failure},
     routes::{Op, Routes},
 };
-use crate::runtime::ActionError;
+use crate::{
+    access::Permission,
+    runtime::{ActionError, Command},
+};
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failure>;
@@ -33,21 +37,27 @@ type Answer<T> = Result<Json<T>, Failure>;
 pub(super) fn add_routes(routes: &mut Routes) {
     for noun in ["campaigns", "rollouts", "deployments"] {
         let mut add = |path: &str, op: Op| routes.add(noun, &format!("/api/v1/{noun}{path}"), [op]);
-        add("", Op::get("Lists the campaigns in force.", campaigns).paged().answers_page::<CampaignView>());
-        add("/{id}", Op::get("Shows a campaign.", campaign).tagged().answers::<CampaignView>());
-        add("/{id}/plan", Op::get("The plan, byte by byte.", campaign_plan).answers_as("application/json"));
-        add("/{id}/explain", Op::get("Why it stands where it stands.", explain)
+        add("", Op::get("Lists the campaigns in force.", campaigns).needs(Permission::FleetRead).paged().answers_page::<CampaignView>());
+        add("/{id}", Op::get("Shows a campaign.", campaign).needs(Permission::FleetRead).tagged().answers::<CampaignView>());
+        add("/{id}/plan", Op::get("The plan, byte by byte.", campaign_plan).needs(Permission::FleetRead).answers_as("application/json"));
+        add("/{id}/explain", Op::get("Why it stands where it stands.", explain).needs(Permission::FleetRead)
             .query("wave", "only this wave, counted from 0")
             .query("device", "only this device")
             .answers::<Vec<Explanation>>());
-        add("/{id}/attempts", Op::get("Lists the attempts.", attempts).paged().answers_page::<AttemptView>());
-        add("/{id}/devices", Op::get("Lists the planned devices as they are now.", devices)
+        add("/{id}/attempts", Op::get("Lists the attempts.", attempts).needs(Permission::FleetRead).paged().answers_page::<AttemptView>());
+        add("/{id}/devices", Op::get("Lists the planned devices as they are now.", devices).needs(Permission::FleetRead)
             .paged()
             .answers_page::<DeviceView>());
-        add("/{id}/status", Op::get("Where it stands, in a few lines.", status).tagged().answers::<CampaignStatus>());
-        add("/{id}/metrics", Op::get("The campaign in numbers.", metrics).tagged().answers::<CampaignMetrics>());
-        add("/{id}/logs", Op::get("What was decided, in order.", logs).paged().answers_page::<Explanation>());
-        add("/{id}/{verb}", Op::post("An order: start, pause, resume or cancel.", order).answers::<CampaignView>());
+        add("/{id}/status", Op::get("Where it stands, in a few lines.", status).needs(Permission::FleetRead).tagged().answers::<CampaignStatus>());
+        add("/{id}/metrics", Op::get("The campaign in numbers.", metrics).needs(Permission::FleetRead).tagged().answers::<CampaignMetrics>());
+        add("/{id}/logs", Op::get("What was decided, in order.", logs).needs(Permission::FleetRead).paged().answers_page::<Explanation>());
+        add("/{id}/rollbacks", Op::get("What people have sent back, in order.", rollbacks).needs(Permission::FleetRead)
+            .paged()
+            .answers_page::<RollbackView>());
+        add("/{id}/rollback", Op::post("Devices go back to the version they had.", rollback).needs(Permission::CampaignRollback)
+            .takes::<RollbackRequest>()
+            .answers::<CampaignView>());
+        add("/{id}/{verb}", Op::post("An order: start, pause, resume or cancel.", order).needs(Permission::CampaignOrder).answers::<CampaignView>());
     }
 }
 
@@ -199,7 +209,7 @@ async fn devices(State(app): Shared, Path(id): Path<String>, listing: Listing) -
             Some(views.collect::<Vec<_>>())
         })
         .await?;
-    let found = found.ok_or_else(|| no_campaign(&id))?;
+    let found = super::devices::dressed(&app, found.ok_or_else(|| no_campaign(&id))?).await?;
     Ok(listing.page(found, |view| view.facts.device.to_string()))
 }
 
@@ -224,6 +234,33 @@ async fn logs(State(app): Shared, Path(id): Path<String>, listing: Listing) -> R
         .await?;
     let found = found.ok_or_else(|| no_campaign(&id))?;
     Ok(listing.page_as(found, |(place, _)| place.to_string(), |(_, decision)| decision))
+}
+
+/// Rollbacks have no ids: their place in the order is one.
+async fn rollbacks(State(app): Shared, Path(id): Path<String>, listing: Listing) -> Result<Response, Failure> {
+    let id: CampaignId = named(&id)?;
+    let (wanted, after, count) = (id.clone(), listing.after::<usize>()?, listing.wanted());
+    let first = after.map_or(0, |after| after.saturating_add(1));
+    let found = app
+        .coordinator
+        .read(move |world| world.engine.rollbacks(&wanted))
+        .await?;
+    let found = found.ok_or_else(|| no_campaign(&id))?.into_iter().enumerate();
+    let page = found.skip(first).take(count).collect();
+    Ok(listing.page_as(page, |(place, _)| place.to_string(), |(_, rollback)| rollback))
+}
+
+async fn rollback(
+    State(app): Shared,
+    Path(id): Path<String>,
+    Body(request): Body<RollbackRequest>,
+) -> Answer<CampaignView> {
+    let id: CampaignId = named(&id)?;
+    let asked = (id.clone(), Box::new(request));
+    app.coordinator
+        .ask(|reply| Command::RollBack(asked.0, asked.1, reply))
+        .await?;
+    Ok(Json(view(&app, id.as_str()).await?))
 }
 
 async fn order(State(app): Shared, Path((id, verb)): Path<(String, String)>) -> Answer<CampaignView> {

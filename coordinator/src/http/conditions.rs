@@ -51,6 +51,42 @@ impl Conditions {
         self.tagged(&tag_of(version), || Json(value).into_response())
     }
 
+    /// A resource of which a part has a version, and the rest changes by itself.
+    pub(super) fn part_versioned(&self, version: u64, value: &impl Serialize) -> Response {
+        let bytes = match serde_json::to_vec(value) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                return Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "encoding", error.to_string()).into_response();
+            }
+        };
+        let tag = format!("\"v{version}-{}\"", &Sha256::of(&bytes).to_string()[..32]);
+        self.tagged(&tag, || {
+            ([(header::CONTENT_TYPE, "application/json")], bytes).into_response()
+        })
+    }
+
+    /// For a change of the part that has a version: any tag with that version will do.
+    pub(super) fn require_part(&self, version: u64) -> Result<(), Failure> {
+        let mut tags = self.0.get_all(header::IF_MATCH).iter();
+        let mut tags = tags
+            .by_ref()
+            .flat_map(|value| value.to_str().unwrap_or_default().split(','));
+        let wanted = format!("v{version}");
+        let names = |tag: &str| tag == "*" || tag.trim_matches('"').split('-').next() == Some(&*wanted);
+        match tags.any(|tag| names(tag.trim())) {
+            true => Ok(()),
+            false => self.require_match(version),
+        }
+    }
+
+    /// The same for a change that may know what it changes.
+    pub(super) fn check_part(&self, version: u64) -> Result<(), Failure> {
+        match self.0.contains_key(header::IF_MATCH) {
+            true => self.require_part(version),
+            false => Ok(()),
+        }
+    }
+
     fn tagged(&self, tag: &str, body: impl FnOnce() -> Response) -> Response {
         let mut response = match self.names(&header::IF_NONE_MATCH, tag) {
             Some(true) => StatusCode::NOT_MODIFIED.into_response(),

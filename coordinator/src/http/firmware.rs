@@ -23,6 +23,7 @@ use super::{
     problem::Failure,
     routes::{Op, Routes},
 };
+use crate::access::Permission;
 
 type Shared = State<Arc<App>>;
 
@@ -31,14 +32,20 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "firmware";
-    let list = Op::get("Lists the releases and whether their images are here.", list).paged();
+    let list = Op::get("Lists the releases and whether their images are here.", list)
+        .needs(Permission::FleetRead)
+        .paged();
     routes.add(TAG, "/api/v1/firmware", [list.answers_page::<ReleaseView>()]);
-    let show = Op::get("Shows a release by its target's name, without `firmware/`.", show).tagged();
+    let show = Op::get("Shows a release by its target's name, without `firmware/`.", show)
+        .needs(Permission::FleetRead)
+        .tagged();
     routes.add(TAG, "/api/v1/firmware/{name}", [show.answers::<ReleaseView>()]);
     let download = Op::get(
         "The image, or a range of its bytes. Needs the token, and is logged for auditors.",
         download,
-    );
+    )
+    .needs(Permission::FirmwareDownload)
+    .needs(Permission::ArtifactExport);
     let download = download.header("Range", false, "one range, such as `bytes=0-1048575`");
     routes.add(
         TAG,
@@ -99,7 +106,7 @@ async fn download(
         first: range.start,
         length,
     };
-    app.store.log_export(export, app.clock.wall()).await?;
+    app.store.log_event(export, app.clock.wall()).await?;
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, length.to_string()),

@@ -21,7 +21,10 @@ use super::{
     problem::{Body, Failure},
     routes::{Op, Routes},
 };
-use crate::groups::{Changed, GROUPS_MAX, Group, GroupRecord};
+use crate::{
+    access::Permission,
+    groups::{Changed, GROUPS_MAX, Group, GroupRecord},
+};
 
 type Shared = State<Arc<App>>;
 
@@ -34,8 +37,12 @@ pub(super) fn add_routes(routes: &mut Routes) {
         TAG,
         "/api/v1/device-groups",
         [
-            Op::get("Lists the groups.", list).paged().answers_page::<DeviceGroup>(),
+            Op::get("Lists the groups.", list)
+                .needs(Permission::FleetRead)
+                .paged()
+                .answers_page::<DeviceGroup>(),
             Op::post("Makes a group: static (`devices`) or dynamic (`filter`).", create)
+                .needs(Permission::GroupWrite)
                 .limit(BODY_BYTES_MAX)
                 .takes::<NewDeviceGroup>()
                 .made::<DeviceGroup>(),
@@ -45,13 +52,18 @@ pub(super) fn add_routes(routes: &mut Routes) {
         TAG,
         "/api/v1/device-groups/{id}",
         [
-            Op::get("Shows a group.", show).tagged().answers::<DeviceGroup>(),
+            Op::get("Shows a group.", show)
+                .needs(Permission::FleetRead)
+                .tagged()
+                .answers::<DeviceGroup>(),
             Op::put("Makes the group another one.", replace)
+                .needs(Permission::GroupWrite)
                 .limit(BODY_BYTES_MAX)
                 .header("If-Match", true, "the `ETag` of what is replaced")
                 .takes::<DeviceGroupEdit>()
                 .answers::<DeviceGroup>(),
             Op::delete("Removes a group; its devices stay what they are.", remove)
+                .needs(Permission::GroupWrite)
                 .header("If-Match", true, "the `ETag` of what is removed")
                 .empty(),
         ],
@@ -61,9 +73,11 @@ pub(super) fn add_routes(routes: &mut Routes) {
         "/api/v1/device-groups/{id}/devices",
         [
             Op::get("Lists the members as they are now.", members)
+                .needs(Permission::FleetRead)
                 .paged()
                 .answers_page::<DeviceView>(),
             Op::post("Adds members to a static group, and removes some.", edit_members)
+                .needs(Permission::GroupWrite)
                 .limit(BODY_BYTES_MAX)
                 .header("If-Match", false, "the `ETag` of what is changed, if only that may be")
                 .takes::<MembersEdit>()
@@ -179,7 +193,8 @@ async fn members(State(app): Shared, Path(id): Path<String>, listing: Listing) -
         Some(filter) => world.device_views(after.as_ref(), Some(filter), wanted),
         None => world.devices_among(&record.devices, after.as_ref(), wanted),
     });
-    Ok(listing.page(views.await?, |view: &DeviceView| view.facts.device.to_string()))
+    let views = super::devices::dressed(&app, views.await?).await?;
+    Ok(listing.page(views, |view: &DeviceView| view.facts.device.to_string()))
 }
 
 async fn put(app: &App, conditions: &Conditions, group: Group, record: GroupRecord) -> Result<Response, Failure> {

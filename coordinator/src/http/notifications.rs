@@ -14,7 +14,7 @@ use super::{
     problem::{Body, Failure},
     routes::{Op, Routes},
 };
-use crate::{notify::NotifyError, telemetry::chain};
+use crate::{access::Permission, notify::NotifyError, telemetry::chain};
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failure>;
@@ -22,13 +22,13 @@ type Answer<T> = Result<Json<T>, Failure>;
 #[rustfmt::skip]
 pub(super) fn add_routes(routes: &mut Routes) {
     routes.add("notifications", "/api/v1/notifications", [
-        Op::get("Lists who is told what happens, and how far each has come.", list).answers_page::<NotificationView>(),
+        Op::get("Lists who is told what happens, and how far each has come.", list).needs(Permission::FleetRead).answers_page::<NotificationView>(),
     ]);
     routes.add("notifications", "/api/v1/notifications/{name}/test", [
-        Op::post("Delivers a test, at once.", test).answers::<NotificationTested>(),
+        Op::post("Delivers a test, at once.", test).needs(Permission::NotificationSend).answers::<NotificationTested>(),
     ]);
     routes.add("notifications", "/api/v1/notifications/{name}/replay", [
-        Op::post("Tells everything again since an event or a moment.", replay)
+        Op::post("Tells everything again since an event or a moment.", replay).needs(Permission::NotificationSend)
             .takes::<ReplayRequest>()
             .answers::<ReplayStarted>(),
     ]);

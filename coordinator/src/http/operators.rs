@@ -15,14 +15,14 @@ use axum::{
     routing::get,
 };
 use bytes::Bytes;
-use firmesh_coordinator_core::{Input, plan};
+use firmesh_coordinator_core::plan;
 use firmesh_protocol::{
     api::{
-        About, BrakeView, DeviceView, EnrolmentTicket, EventKind, NewNode, NodeView, Page, PlanRequest, PlanResponse,
-        Publication, Published, ReleaseView, RevokeRequest,
+        About, BrakeView, EnrolmentTicket, EventKind, NewNode, NodeView, Page, PlanRequest, PlanResponse, Publication,
+        Published, ReleaseView, RevokeRequest,
     },
     brake::Brake,
-    ids::{ArtifactId, DeviceId, NodeId, Sha256},
+    ids::{ArtifactId, NodeId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{Artifact, FileRef, MANIFEST_SCHEMA},
     rehearsal::RehearsalResponse,
@@ -34,16 +34,16 @@ use tracing::info;
 use super::{
     App, audit, campaigns,
     conditions::Conditions,
-    firmware, groups, idempotency, notifications,
-    paging::{Filtered, Listing},
+    devices, firmware, groups, idempotency, notifications,
+    paging::Listing,
     problem::{self, Body, Failure},
-    rates,
+    rates, reports,
     routes::{Op, Routes},
     simulations, stream, targets,
 };
 use crate::{
-    ceremony::ReadFileError, provenance::SBOM_BYTES_MAX, publish::PUBLICATION_BYTES_MAX, runtime::Command,
-    telemetry::chain, vetting::in_force,
+    access::Permission, ceremony::ReadFileError, provenance::SBOM_BYTES_MAX, publish::PUBLICATION_BYTES_MAX,
+    runtime::Command, telemetry::chain, vetting::in_force,
 };
 
 type Shared = State<Arc<App>>;
@@ -53,6 +53,8 @@ type Answer<T> = Result<Json<T>, Failure>;
 pub(super) fn routes() -> Routes {
     let mut routes = Routes::default();
     add_own(&mut routes);
+    devices::add_routes(&mut routes);
+    reports::add_routes(&mut routes);
     groups::add_routes(&mut routes);
     campaigns::add_routes(&mut routes);
     firmware::add_routes(&mut routes);
@@ -75,89 +77,77 @@ pub(super) fn router(app: Arc<App>) -> Router<Arc<App>> {
 #[rustfmt::skip]
 fn add_own(routes: &mut Routes) {
     routes.add("about", "/api/v1/about", [
-        Op::get("Which coordinator this is, and its public keys.", about).answers::<About>(),
+        Op::get("Which coordinator this is, and its public keys.", about).needs(Permission::FleetRead).answers::<About>(),
     ]);
     routes.add("artifacts", "/api/v1/artifacts", [
-        Op::get("Lists the images.", artifacts).paged().answers_page::<Artifact>(),
-        Op::post("Imports an image: the body is the image.", import)
+        Op::get("Lists the images.", artifacts).needs(Permission::FleetRead).paged().answers_page::<Artifact>(),
+        Op::post("Imports an image: the body is the image.", import).needs(Permission::ArtifactImport)
             .unlimited()
             .query("sha256", "what the image is announced to be; needed with an Idempotency-Key")
             .takes_bytes()
             .answers::<Artifact>(),
     ]);
     routes.add("artifacts", "/api/v1/artifacts/{id}", [
-        Op::get("Shows an image.", artifact).tagged().answers::<Artifact>(),
+        Op::get("Shows an image.", artifact).needs(Permission::FleetRead).tagged().answers::<Artifact>(),
     ]);
     routes.add("metadata", "/api/v1/metadata", [
-        Op::post("Publishes signed files together, or not at all.", publish)
+        Op::post("Publishes signed files together, or not at all.", publish).needs(Permission::MetadataPublish)
             .limit(PUBLICATION_BYTES_MAX)
             .takes::<Publication>()
             .answers::<Published>(),
     ]);
     routes.add("metadata", "/api/v1/metadata/{file}", [
-        Op::get("A published file, byte by byte.", metadata).answers_as("application/json"),
+        Op::get("A published file, byte by byte.", metadata).needs(Permission::FleetRead).answers_as("application/json"),
     ]);
     routes.add("metadata", "/api/v1/targets/{*path}", [
-        Op::get("An image or a manifest, as any TUF client asks for it.", targets::target)
+        Op::get("An image or a manifest, as any TUF client asks for it.", targets::target).needs(Permission::FleetRead)
             .answers_as("application/octet-stream"),
     ]);
     routes.add("provenance", "/api/v1/evidence", [
-        Op::post("Keeps a vendor signature, an SBOM or a verdict.", put_evidence)
+        Op::post("Keeps a vendor signature, an SBOM or a verdict.", put_evidence).needs(Permission::EvidenceWrite)
             .limit(SBOM_BYTES_MAX as usize)
             .takes_bytes()
             .answers::<FileRef>(),
     ]);
     routes.add("provenance", "/api/v1/evidence/{sha256}", [
-        Op::get("Evidence by its digest.", evidence).answers_as("application/octet-stream"),
+        Op::get("Evidence by its digest.", evidence).needs(Permission::FleetRead).answers_as("application/octet-stream"),
     ]);
     routes.add("provenance", "/api/v1/verdicts/{image}", [
-        Op::get("What this coordinator's policy said of an image.", verdict).answers_as("application/octet-stream"),
+        Op::get("What this coordinator's policy said of an image.", verdict).needs(Permission::FleetRead).answers_as("application/octet-stream"),
     ]);
     routes.add("releases", "/api/v1/releases", [
-        Op::get("Lists the verified releases, and whether the image is here.", releases)
+        Op::get("Lists the verified releases, and whether the image is here.", releases).needs(Permission::FleetRead)
             .paged()
             .answers_page::<ReleaseView>(),
     ]);
     routes.add("nodes", "/api/v1/nodes", [
-        Op::get("Lists the nodes.", nodes).paged().answers_page::<NodeView>(),
-        Op::post("Allows one node to enrol.", new_node).takes::<NewNode>().answers::<EnrolmentTicket>(),
+        Op::get("Lists the nodes.", nodes).needs(Permission::FleetRead).paged().answers_page::<NodeView>(),
+        Op::post("Allows one node to enrol.", new_node).needs(Permission::NodeEnrol).takes::<NewNode>().answers::<EnrolmentTicket>(),
     ]);
     routes.add("nodes", "/api/v1/nodes/{id}", [
-        Op::get("Shows a node.", node).tagged().answers::<NodeView>(),
+        Op::get("Shows a node.", node).needs(Permission::FleetRead).tagged().answers::<NodeView>(),
     ]);
     routes.add("nodes", "/api/v1/nodes/{id}/revoke", [
-        Op::post("The node's key is no member's any more, for good.", revoke).takes::<RevokeRequest>().empty(),
+        Op::post("The node's key is no member's any more, for good.", revoke).needs(Permission::NodeRevoke).takes::<RevokeRequest>().empty(),
     ]);
     routes.add("brakes", "/api/v1/brakes", [
-        Op::get("What was stopped for good.", brakes).answers_page::<BrakeView>(),
-        Op::post("Takes a signed brake (a DSSE envelope).", brake).takes_bytes().answers_as("application/json"),
-    ]);
-    routes.add("devices", "/api/v1/devices", [
-        Op::get("Lists the devices with their running or last attempt.", devices)
-            .paged()
-            .query("filter", "such as: model in [\"R1\", \"R2\"] and path under \"eu/ber\" and not version == \"1.0\"")
-            .answers_page::<DeviceView>(),
-    ]);
-    routes.add("devices", "/api/v1/devices/{id}", [
-        Op::get("Shows a device.", device).tagged().answers::<DeviceView>(),
-    ]);
-    routes.add("devices", "/api/v1/devices/{id}/clear", [
-        Op::post("A person has looked at a quarantined device: it leaves its place under the caps.", clear).empty(),
+        Op::get("What was stopped for good.", brakes).needs(Permission::FleetRead).answers_page::<BrakeView>(),
+        Op::post("Takes a signed brake (a DSSE envelope).", brake).needs(Permission::BrakePull).takes_bytes().answers_as("application/json"),
     ]);
     routes.add("campaigns", "/api/v1/plans", [
-        Op::post("Plans a draft; the plan is kept under its digest.", make_plan)
+        Op::post("Plans a draft; the plan is kept under its digest.", make_plan).needs(Permission::CampaignPlan)
             .limit(MANIFEST_BYTES_MAX as usize)
             .takes::<PlanRequest>()
             .answers::<PlanResponse>(),
     ]);
     routes.add("campaigns", "/api/v1/simulations", [
-        Op::post("Rehearses a campaign against the inventory.", simulations::rehearse_campaign)
+        Op::post("Rehearses a campaign against the inventory.", simulations::rehearse_campaign).needs(Permission::CampaignPlan)
             .limit(MANIFEST_BYTES_MAX as usize)
             .takes_bytes()
             .answers::<RehearsalResponse>(),
     ]);
     routes.add("about", "/metrics", [
-        Op::get("Counters and gauges.", metrics).answers_as("application/openmetrics-text"),
+        Op::get("Counters and gauges.", metrics).needs(Permission::MetricsRead).answers_as("application/openmetrics-text"),
     ]);
 }
 
@@ -438,27 +428,6 @@ async fn brake(State(app): Shared, Body(envelope): Body<Envelope>) -> Answer<Bra
     })
 }
 
-async fn devices(State(app): Shared, Filtered(listing, filter): Filtered) -> Result<Response, Failure> {
-    let (after, wanted) = (listing.after::<DeviceId>()?, listing.wanted());
-    let views = app
-        .coordinator
-        .read(move |world| world.device_views(after.as_ref(), filter.as_ref(), wanted));
-    Ok(listing.page(views.await?, |view: &DeviceView| view.facts.device.to_string()))
-}
-
-async fn device(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
-    let id: DeviceId = named(&id)?;
-    let wanted = id.clone();
-    let found = app.coordinator.read(move |world| world.device_view(&wanted)).await?;
-    let found = found.ok_or_else(|| Failure::not_found(format!("device {id}")))?;
-    Ok(conditions.answer(&found))
-}
-
-async fn clear(State(app): Shared, Path(id): Path<String>) -> Result<StatusCode, Failure> {
-    app.coordinator.act(Input::Clear(named(&id)?)).await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
 async fn make_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<PlanRequest>) -> Answer<PlanResponse> {
     if manifest.schema != MANIFEST_SCHEMA {
         return Err(Failure::bad_request(format!(
@@ -466,9 +435,10 @@ async fn make_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<Plan
         )));
     }
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
+    let excluded = app.store.excluded().await?;
     let facts = app
         .coordinator
-        .read(move |world| (world.inventory(silent_after, wall), world.releases()))
+        .read(move |world| (world.inventory(silent_after, wall, excluded), world.releases()))
         .await?;
     let planned =
         tokio::task::spawn_blocking(move || plan(&facts.0, &manifest, &facts.1, wall).map(|plan| plan.to_bytes()));

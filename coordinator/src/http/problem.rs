@@ -17,6 +17,7 @@ use crate::{
     enrolment::EnrolError,
     origin::{ImportError, SliceError},
     publish::PublicationError,
+    rollback::RollbackError,
     runtime::{ActionError, PublishActionError},
     store::StoreError,
     sync::SyncError,
@@ -67,6 +68,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("idempotency_full", "no more answers are kept for keys"),
     ("idempotency_key_reused", "the key belongs to another request"),
     ("if_match_required", "the change must name what it changes"),
+    ("in_flight", "the device is being updated"),
     ("incomplete_repository", "the published repository lacks a file"),
     ("no_randomness", "the machine has no randomness"),
     ("no_such_method", "the method is not for this path"),
@@ -79,8 +81,10 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("not_settled", "the destination has not come that far yet"),
     ("nothing_published", "nothing was published yet"),
     ("nothing_to_replay", "no event is kept from there on"),
+    ("nothing_to_roll_back", "no device of the campaign can go back so"),
     ("older_version", "a newer version is in force"),
     ("online_key_missing", "the root does not name this coordinator"),
+    ("other_device", "the device is not what is said of it"),
     ("out_of_range", "the image has no such bytes"),
     (
         "permit_key_missing",
@@ -95,6 +99,10 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("rehearsal", "the rehearsal failed"),
     ("request_running", "the first request with this key is not over"),
     ("revoked", "the node was revoked"),
+    (
+        "rollback_not_approved",
+        "the approvers have neither ordered it nor left it to operators",
+    ),
     ("stopping", "the coordinator is stopping"),
     ("store", "the database refused"),
     ("too_large", "more than is taken"),
@@ -102,6 +110,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("unauthorised", "the operators' token is needed"),
     ("unknown_device", "no node has told of such a device"),
     ("unsigned_manifest", "a manifest's signature is missing"),
+    ("unsupported_model", "no published release is for such a device"),
     ("wrong_state", "not in the state that it is in"),
 ];
 
@@ -213,9 +222,35 @@ impl From<ActionError> for Failure {
             ActionError::Refused(InputError::UnknownCampaign(_)) => {
                 Self::new(StatusCode::NOT_FOUND, "not_found", detail)
             }
+            ActionError::Refused(InputError::NothingToRollBack(_)) => {
+                Self::new(StatusCode::CONFLICT, "nothing_to_roll_back", detail).refused()
+            }
             ActionError::Refused(_) => Self::new(StatusCode::CONFLICT, "wrong_state", detail).refused(),
             ActionError::Store(failure) => failure.into(),
             ActionError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", detail),
+        }
+    }
+}
+
+impl From<RollbackError> for Failure {
+    fn from(error: RollbackError) -> Self {
+        let detail = chain(&error);
+        match error {
+            RollbackError::Action(error) => error.into(),
+            RollbackError::Order(refused) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, refused.code(), detail).refused()
+            }
+            RollbackError::NeedsApprovers(_) => {
+                Self::new(StatusCode::FORBIDDEN, "rollback_not_approved", detail).refused()
+            }
+            RollbackError::Braked(_) => Self::new(StatusCode::CONFLICT, "braked", detail).refused(),
+            RollbackError::SaidTwice | RollbackError::Request(_) => {
+                Self::new(StatusCode::BAD_REQUEST, "bad_body", detail)
+            }
+            RollbackError::NothingPublished => Self::new(StatusCode::CONFLICT, "nothing_published", detail),
+            RollbackError::Policy(_) | RollbackError::Manifest(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail)
+            }
         }
     }
 }

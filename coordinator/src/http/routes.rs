@@ -27,12 +27,24 @@ use utoipa::{
 };
 
 use super::{App, problem::PROBLEMS};
+use crate::access::Permission;
 
 type Schemas = Vec<(String, RefOr<Schema>)>;
 
-/// One method of one path.
+/// Who may use a route.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Needs {
+    /// Everybody: what comes is itself the proof of who asks.
+    Nothing,
+    /// Who has one of these permissions.
+    OneOf(Vec<Permission>),
+}
+
+/// One method of one path. Every one says what it [`needs`](Self::needs), or that it is [`open`](Self::open); a test
+/// lists those that say neither, and only administrators may use them.
 pub(super) struct Op {
     method: HttpMethod,
+    needs: Option<Needs>,
     router: MethodRouter<Arc<App>>,
     doc: OperationBuilder,
     schemas: Schemas,
@@ -45,10 +57,30 @@ impl Op {
             .response("default", Ref::from_response_name("Problem"));
         Self {
             method,
+            needs: None,
             router,
             doc,
             schemas: Vec::new(),
         }
+    }
+
+    /// What one must be allowed to do; called again, either is enough.
+    pub(super) fn needs(mut self, permission: Permission) -> Self {
+        match &mut self.needs {
+            Some(Needs::OneOf(permissions)) => permissions.push(permission),
+            needs => *needs = Some(Needs::OneOf(vec![permission])),
+        }
+        self
+    }
+
+    /// Nobody has to say who he is.
+    #[expect(
+        dead_code,
+        reason = "the first route that needs no identity is the one that gives it"
+    )]
+    pub(super) fn open(mut self) -> Self {
+        self.needs = Some(Needs::Nothing);
+        self
     }
 
     pub(super) fn get<H: Handler<T, Arc<App>>, T: 'static>(summary: &str, handler: H) -> Self {
@@ -177,6 +209,15 @@ impl Op {
     }
 }
 
+fn verb(method: &HttpMethod) -> &'static str {
+    match method {
+        HttpMethod::Get => "get",
+        HttpMethod::Put => "put",
+        HttpMethod::Delete => "delete",
+        _ => "post",
+    }
+}
+
 fn any() -> Content {
     Content::new(None::<RefOr<Schema>>)
 }
@@ -198,6 +239,7 @@ pub(super) struct Routes {
     router: Router<Arc<App>>,
     paths: Paths,
     schemas: Schemas,
+    needs: Vec<(String, HttpMethod, Option<Needs>)>,
 }
 
 impl Routes {
@@ -213,17 +255,12 @@ impl Routes {
                 .replace("/api/v1/", "")
                 .replace(['/', '-', '.'], "_")
                 .replace(['{', '}', '*'], "");
-            let verb = match op.method {
-                HttpMethod::Get => "get",
-                HttpMethod::Put => "put",
-                HttpMethod::Delete => "delete",
-                _ => "post",
-            };
-            let mut doc = op.doc.tag(tag).operation_id(Some(format!("{verb}_{id}")));
+            let mut doc = op.doc.tag(tag).operation_id(Some(format!("{}_{id}", verb(&op.method))));
             for name in &places {
                 doc = doc.parameter(parameter(ParameterIn::Path, name, true, "which one"));
             }
-            item.merge_operations(PathItem::new(op.method, doc));
+            item.merge_operations(PathItem::new(op.method.clone(), doc));
+            self.needs.push((path.to_owned(), op.method, op.needs));
             methods = methods.merge(op.router);
             self.schemas.extend(op.schemas);
         }
@@ -239,7 +276,9 @@ impl Routes {
             let bytes = served.get().cloned().unwrap_or_default();
             async move { ([(header::CONTENT_TYPE, "application/json")], bytes) }
         };
-        let op = Op::get("This document.", serve).answers_as("application/json");
+        let op = Op::get("This document.", serve)
+            .needs(Permission::ApiRead)
+            .answers_as("application/json");
         self.add("about", "/api/v1/openapi.json", [op]);
         let text = self.document().to_string();
         document.get_or_init(|| text.into());
@@ -275,6 +314,16 @@ impl Routes {
             .map(|(code, what)| (format!("urn:firmesh:problem:{code}"), json!(what)))
             .collect::<serde_json::Map<_, _>>()
             .into();
+        document["x-permissions"] = Permission::ALL.iter().map(|permission| permission.name()).collect();
+        for (path, method, needs) in &self.needs {
+            let permissions = match needs {
+                Some(Needs::OneOf(permissions)) => permissions.as_slice(),
+                Some(Needs::Nothing) => &[],
+                None => &[Permission::AccessManage],
+            };
+            let place = &mut document["paths"][path.replace("{*", "{")][verb(method)];
+            place["x-permission"] = permissions.iter().map(|permission| permission.name()).collect();
+        }
         document["components"]["securitySchemes"] = json!({ "operator": { "type": "http", "scheme": "bearer" } });
         document["security"] = json!([{}, { "operator": [] }]);
         document
@@ -287,12 +336,25 @@ const ABOUT: &str = "Reading is open on loopback unless the settings say otherwi
 
 #[cfg(test)]
 mod tests {
+    /// Who adds a route says who may use it.
+    #[test]
+    fn every_route_says_what_it_needs() {
+        let routes = super::super::operators::routes();
+        let silent = routes.needs.iter().filter(|(_, _, needs)| needs.is_none());
+        let silent: Vec<_> = silent
+            .map(|(path, method, _)| format!("{} {path}", super::verb(method)))
+            .collect();
+        assert!(silent.is_empty(), "add `.needs(Permission::...)` to: {silent:#?}");
+    }
+
     /// What `Routes` adds is in the document. This finds who adds a route beside it.
     #[test]
     fn no_route_of_the_operators_goes_past_the_document() {
         for (file, text, allowed) in [
             ("audit.rs", include_str!("audit.rs"), 0),
             ("campaigns.rs", include_str!("campaigns.rs"), 0),
+            ("devices.rs", include_str!("devices.rs"), 0),
+            ("reports.rs", include_str!("reports.rs"), 0),
             ("firmware.rs", include_str!("firmware.rs"), 0),
             ("groups.rs", include_str!("groups.rs"), 0),
             ("notifications.rs", include_str!("notifications.rs"), 0),
@@ -314,6 +376,7 @@ mod tests {
         assert!(listed.is_sorted_by(|a, b| a < b), "in order, and each once");
         let sources = [
             include_str!("conditions.rs"),
+            include_str!("devices.rs"),
             include_str!("firmware.rs"),
             include_str!("groups.rs"),
             include_str!("idempotency.rs"),

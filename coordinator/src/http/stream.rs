@@ -30,7 +30,7 @@ use super::{
     problem::Failure,
     routes::{Op, Routes},
 };
-use crate::events::Subscription;
+use crate::{access::Permission, events::Subscription};
 
 /// A comment so often keeps proxies from closing a quiet stream.
 const HEARTBEAT: Duration = Duration::from_secs(15);
@@ -44,17 +44,17 @@ const MESSAGE_BYTES_MAX: usize = 4 << 10;
 #[rustfmt::skip]
 pub(super) fn add_routes(routes: &mut Routes) {
     let mut add = |path: &str, op: Op| routes.add("streams", &format!("/api/v1/{path}"), [op]);
-    add("events", Op::get("Server-Sent Events; an event `reload` says that some were lost.", events)
+    add("events", Op::get("Server-Sent Events; an event `reload` says that some were lost.", events).needs(Permission::FleetRead)
         .header("Last-Event-ID", false, "the last event that was seen")
         .answers_as("text/event-stream"));
     const LAST: &str = "the id of the last event that was seen";
-    add("stream/fleet", Op::get("All events over a WebSocket.", fleet).query("last", LAST).socket());
+    add("stream/fleet", Op::get("All events over a WebSocket.", fleet).needs(Permission::FleetRead).query("last", LAST).socket());
     for noun in ["rollouts", "campaigns", "deployments"] {
-        add(&format!("stream/{noun}/{{id}}"), Op::get("A campaign's events over a WebSocket.", campaign)
+        add(&format!("stream/{noun}/{{id}}"), Op::get("A campaign's events over a WebSocket.", campaign).needs(Permission::FleetRead)
             .query("last", LAST)
             .socket());
     }
-    add("stream/devices/{id}", Op::get("A device's attempts over a WebSocket.", device).query("last", LAST).socket());
+    add("stream/devices/{id}", Op::get("A device's attempts over a WebSocket.", device).needs(Permission::FleetRead).query("last", LAST).socket());
 }
 
 /// `GET /api/v1/events`: what happened since `Last-Event-ID` as far as it is kept, and what happens. A watcher too slow

@@ -196,8 +196,9 @@ impl Store {
         self.write(writes, now, Vec::new()).await
     }
 
-    /// Logs that an image was given out, durably.
-    pub(crate) async fn log_export(&self, event: Event, now: WallTime) -> Result<(), StoreError> {
+    /// Logs what no write of a commit says, durably: an image that is about to be given out, a change in a table of its own
+    /// that is about to be made.
+    pub(crate) async fn log_event(&self, event: Event, now: WallTime) -> Result<(), StoreError> {
         let document = Document::None;
         self.write(Vec::new(), now, vec![Draft { event, document }]).await
     }

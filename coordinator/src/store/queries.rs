@@ -81,6 +81,12 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
             .bind(digest.to_string())
             .bind(bytes)),
         Write::Revocations { envelope, .. } => one(set_meta("revocations", text(&envelope))),
+        // Nodes fetch an order as they fetch evidence.
+        Write::Rollback {
+            order: Some((digest, bytes)),
+            ..
+        } => of_write(Write::Evidence(digest, bytes)),
+        Write::Rollback { order: None, .. } => Vec::new(),
         // Inserted with the other notices of the transaction.
         Write::Notice(_) => Vec::new(),
         Write::RosterVersion(version) => one(set_meta("roster_version", version.to_string())),

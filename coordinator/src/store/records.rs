@@ -114,6 +114,17 @@ pub(crate) enum Write {
     Brake(Sha256, Envelope),
     /// Evidence for a gate, by the digest of its bytes.
     Evidence(Sha256, Vec<u8>),
+    /// Devices are sent back by people.
+    Rollback {
+        /// The campaign.
+        campaign: CampaignId,
+        /// Who.
+        scope: String,
+        /// Why.
+        reason: String,
+        /// The approvers' signed order, with the digest of its bytes.
+        order: Option<(Sha256, Vec<u8>)>,
+    },
     /// The revocation list, one node longer.
     Revocations {
         /// Whose key was added.

@@ -256,6 +256,11 @@ impl Fleet {
             .unwrap()
     }
 
+    pub(crate) async fn text_bytes(&self, path: &str) -> Vec<u8> {
+        let response = self.send("GET", path, None, "").await.error_for_status().unwrap();
+        response.bytes().await.unwrap().to_vec()
+    }
+
     pub(crate) async fn status(&self, path: &str) -> StatusCode {
         self.send("GET", path, None, "").await.status()
     }
@@ -393,6 +398,7 @@ impl Fleet {
             constraints: Constraints::default(),
             priority: firmesh_protocol::manifest::Priority::default(),
             automatic_rollback: true,
+            operator_rollback: false,
             permit_keys: vec![self.about.permit_key.clone()],
             plan_sha256: Sha256::of(b""),
             rehearsal_sha256: None,

@@ -2,6 +2,7 @@
 //! what survives a restart.
 
 mod api;
+mod devices;
 mod fleet;
 mod notifications;
 #[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]

@@ -2,8 +2,8 @@
 //!
 //! Invariant: [`admit`] says yes only to a device that stands in this wave of the approved plan and in a live permit, of
 //! a model the release is signed for, with the whole image proven here, inside a window, under the caps of the manifest,
-//! with no brake pulled, and only once the nodes' own signed reports show that the gate in front of it passed. A
-//! coordinator that lies can only delay.
+//! with no brake pulled, and only once the nodes' own signed reports show that the gate in front of it passed (or, to go
+//! back, that its own failed, unless approvers order it). A coordinator that lies can only delay.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,6 +17,7 @@ use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Release, Reversibility},
     report::{AttemptState, DeviceFacts, Permit, PermitKind},
+    rollback::RollbackOrder,
     time::WallTime,
     trust::PublicKey,
     window,
@@ -62,6 +63,8 @@ pub struct Facts<'a> {
     pub brakes: &'a BTreeSet<Braked>,
     /// What the permit's verified evidence says.
     pub gate: Option<&'a WaveEvidence>,
+    /// The approvers' orders to go back among the permit's evidence, verified for this edition of the campaign.
+    pub orders: &'a [RollbackOrder],
     /// Whether all the evidence that the permit names is here.
     pub evidence_is_here: bool,
     /// Since when this node has known of the wave, by its own clock: never by a permit's word.
@@ -143,7 +146,7 @@ pub enum Hold {
         until: WallTime,
     },
     /// The approvers want no automatic rollback.
-    #[error("the approvers allow no automatic rollback of this campaign")]
+    #[error("the approvers allow no automatic rollback of this campaign, and have ordered none of this device")]
     RollbackNotApproved,
     /// The plan does not have the device in the permit's wave at this node.
     #[error("the approved plan does not have the device at this node in wave {0}")]
@@ -412,8 +415,14 @@ fn check_rules(campaign: &ApprovedCampaign, permit: &Permit, release: &Release, 
         .map_err(|closed| Hold::WindowClosed { opens: closed.opens })
 }
 
+/// Approvers have sent the device back, or have left that to the operators.
+fn is_ordered_back(by_operators: bool, permit: &Permit, facts: &Facts<'_>) -> bool {
+    let device = &facts.device.device;
+    by_operators || facts.orders.iter().any(|order| order.scope.has(permit.wave, device))
+}
+
 /// Going forward needs the gate of the wave before to have passed and soaked, going back needs that of this wave to have
-/// failed; both by the nodes' signed reports.
+/// failed; both by the nodes' signed reports. An order to go back needs no gate.
 fn check_gate(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -> Result<(), Hold> {
     let (manifest, plan) = (&campaign.manifest, &campaign.plan);
     let (wave, needed) = match permit.kind {
@@ -421,7 +430,9 @@ fn check_gate(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -
             Some(before) => (before, GateVerdict::Pass),
             None => return Ok(()),
         },
+        PermitKind::Rollback if is_ordered_back(manifest.operator_rollback, permit, facts) => return Ok(()),
         PermitKind::Rollback if manifest.automatic_rollback => (permit.wave, GateVerdict::Fail),
+        PermitKind::Rollback if !facts.evidence_is_here => return Err(Hold::EvidenceMissing),
         PermitKind::Rollback => return Err(Hold::RollbackNotApproved),
     };
     let unknown = WaveEvidence::new(wave);

@@ -328,6 +328,10 @@ impl Runtime {
             .map(|((_, device, kind), standing)| ((device.clone(), *kind), *standing))
             .collect();
         let brakes: BTreeSet<_> = self.brakes.all().cloned().collect();
+        let found = match shown {
+            Shown::Found(found) => Some(found),
+            Shown::Missing | Shown::Nothing => None,
+        };
         let facts = Facts {
             now: self.fleet.now(),
             node: &self.settings.node,
@@ -341,10 +345,8 @@ impl Runtime {
             security_epoch: self.journal.security_floor(device).ok()?,
             key: self.identity.key.public(),
             brakes: &brakes,
-            gate: match shown {
-                Shown::Wave(wave) => Some(wave),
-                Shown::Missing | Shown::Nothing => None,
-            },
+            gate: found.map(|found| &found.wave),
+            orders: found.map_or(&[], |found| &found.orders),
             evidence_is_here: !matches!(shown, Shown::Missing),
             wave_opened: self.fleet.wave_opened(&permit.campaign, permit.wave),
         };

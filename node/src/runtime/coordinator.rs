@@ -376,6 +376,7 @@ impl Runtime {
         self.fleet.clock_floor = refreshed.known_time.max(self.fleet.clock_floor);
         self.trust_log_keys(&fleet);
         self.trust_brake_keys(&fleet)?;
+        self.trust_approvers(&fleet);
         self.drop_withdrawn(&fleet)?;
         for (id, campaign) in refreshed.campaigns {
             match campaign {

@@ -1,5 +1,5 @@
-//! Evidence for gates: fetched by the digests that permits name, from the coordinator or from the mesh, verified, and
-//! kept as long as a permit rests on it.
+//! What permits rest on: evidence for gates, and approvers' orders to go back. Fetched by the digests that permits name,
+//! from the coordinator or from the mesh, verified, and kept as long as a permit rests on it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +14,8 @@ use firmesh_protocol::{
     ids::{CampaignId, Sha256},
     limits::EVIDENCE_BYTES_MAX,
     report::Permit,
-    trust::{Envelope, EnvelopeError},
+    rollback::{ROLLBACK_ORDER_TYPE, RollbackOrder, RollbackOrderError},
+    trust::{Envelope, EnvelopeError, KeySet, TrustedFleet},
 };
 use tracing::{debug, info, warn};
 
@@ -33,20 +34,38 @@ const DOCUMENTS_MAX: usize = 4_096;
 pub(super) enum Shown {
     /// Parts are on their way.
     Missing,
-    /// It is what the reports say.
-    Wave(WaveEvidence),
+    /// It is what the reports say, and what approvers have ordered.
+    Found(Found),
     /// It was refused, or there is none.
     Nothing,
+}
+
+/// What a permit's documents say together.
+#[derive(Debug, Clone)]
+pub(super) struct Found {
+    pub(super) wave: WaveEvidence,
+    pub(super) orders: Vec<RollbackOrder>,
+}
+
+/// One document, with a signature that was found good.
+#[derive(Debug, Clone)]
+enum Document {
+    /// Put together and signed by a coordinator; the reports in it are checked for each permit.
+    Gate(GateEvidence),
+    /// Signed by the approvers.
+    Order(RollbackOrder),
 }
 
 /// The evidence at hand.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
-    documents: BTreeMap<Sha256, GateEvidence>,
+    documents: BTreeMap<Sha256, Document>,
     fetching: BTreeSet<Sha256>,
     /// What was found for permits, by edition of the campaign and sequence: checked once, because it costs a signature a
     /// report.
-    shown: BTreeMap<(Sha256, u64), Option<WaveEvidence>>,
+    shown: BTreeMap<(Sha256, u64), Option<Found>>,
+    /// Who signs campaigns, and orders to go back.
+    approvers: Option<KeySet>,
 }
 
 /// Why a document is not evidence.
@@ -54,6 +73,10 @@ pub(super) struct Evidence {
 enum DocumentError {
     #[error(transparent)]
     Envelope(#[from] EnvelopeError),
+    #[error(transparent)]
+    Order(#[from] RollbackOrderError),
+    #[error("there is no verified metadata here yet that names the approvers")]
+    NoApprovers,
     #[error("the evidence has the digest {found}, the permit names {wanted}")]
     OtherDigest { found: Sha256, wanted: Sha256 },
 }
@@ -61,6 +84,14 @@ enum DocumentError {
 impl Runtime {
     fn evidence_file(&self, digest: &Sha256) -> PathBuf {
         self.settings.state_dir.join("evidence").join(format!("{digest}.json"))
+    }
+
+    /// Whose orders count from now on.
+    pub(super) fn trust_approvers(&mut self, fleet: &TrustedFleet) {
+        match fleet.approver_keys() {
+            Ok(keys) => self.evidence.approvers = Some(keys),
+            Err(error) => self.refuse(error.code(), Chain(&error).to_string()),
+        }
     }
 
     /// Begins to fetch the evidence that a permit names and that is not here.
@@ -115,8 +146,8 @@ impl Runtime {
         self.consider()
     }
 
-    /// Takes evidence from the mesh; answers whether to pass it on: whatever a coordinator signed that some approved
-    /// campaign names.
+    /// Takes evidence from the mesh; answers whether to pass it on: whatever was signed by a coordinator that some approved
+    /// campaign names, or by its approvers.
     pub(super) fn hear_evidence(&mut self, bytes: &[u8]) -> bool {
         let digest = Sha256::of(bytes);
         let known: Vec<_> = self.fleet.campaigns.keys().cloned().collect();
@@ -134,9 +165,14 @@ impl Runtime {
             return Ok(());
         };
         let envelope = Envelope::from_bytes(bytes)?;
-        let document = envelope
-            .open::<GateEvidence>(&approved.permit_keys(), EVIDENCE_TYPE)?
-            .into_inner();
+        let document = if envelope.claimed_type() == ROLLBACK_ORDER_TYPE {
+            let approvers = self.evidence.approvers.as_ref().ok_or(DocumentError::NoApprovers)?;
+            let edition = approved.manifest_sha256;
+            Document::Order(RollbackOrder::open(&envelope, approvers, campaign, edition)?)
+        } else {
+            let evidence = envelope.open::<GateEvidence>(&approved.permit_keys(), EVIDENCE_TYPE)?;
+            Document::Gate(evidence.into_inner())
+        };
         if self.evidence.documents.len() >= DOCUMENTS_MAX {
             self.evidence.documents.clear();
         }
@@ -155,7 +191,7 @@ impl Runtime {
     pub(super) fn shown_by(&mut self, permit: &Permit) -> Shown {
         let key = (permit.manifest_sha256, permit.sequence);
         if let Some(shown) = self.evidence.shown.get(&key) {
-            return shown.clone().map_or(Shown::Nothing, Shown::Wave);
+            return shown.clone().map_or(Shown::Nothing, Shown::Found);
         }
         let (Some(wave), false) = (permit.gate(), permit.evidence.is_empty()) else {
             return Shown::Nothing;
@@ -168,9 +204,10 @@ impl Runtime {
         let Some(campaign) = self.fleet.campaigns.get(&permit.campaign) else {
             return Shown::Missing;
         };
-        let shown = match wave_evidence(campaign, wave, &documents) {
+        let shown = match found_in(campaign, wave, &documents) {
             Ok(shown) => {
-                info!(campaign = %permit.campaign, wave, reports = shown.reports(), "evidence verified");
+                let (reports, orders) = (shown.wave.reports(), shown.orders.len());
+                info!(campaign = %permit.campaign, wave, reports, orders, "evidence verified");
                 Some(shown)
             }
             Err(error) => {
@@ -185,7 +222,7 @@ impl Runtime {
             }
         };
         self.evidence.shown.insert(key, shown.clone());
-        shown.map_or(Shown::Nothing, Shown::Wave)
+        shown.map_or(Shown::Nothing, Shown::Found)
     }
 
     /// Forgets what no permit rests on any more, in memory and on disk.
@@ -208,14 +245,20 @@ impl Runtime {
     }
 }
 
-fn wave_evidence(
-    campaign: &ApprovedCampaign,
-    wave: u32,
-    documents: &[&GateEvidence],
-) -> Result<WaveEvidence, EvidenceError> {
-    let mut shown = WaveEvidence::new(wave);
+fn found_in(campaign: &ApprovedCampaign, wave: u32, documents: &[&Document]) -> Result<Found, EvidenceError> {
+    let mut found = Found {
+        wave: WaveEvidence::new(wave),
+        orders: Vec::new(),
+    };
     for document in documents {
-        shown.add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, document)?;
+        match document {
+            Document::Gate(evidence) => {
+                found
+                    .wave
+                    .add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, evidence)?;
+            }
+            Document::Order(order) => found.orders.push(order.clone()),
+        }
     }
-    Ok(shown)
+    Ok(found)
 }

@@ -172,6 +172,15 @@ pub enum Event {
         /// What it stops, for a person.
         scope: String,
     },
+    /// Devices of a campaign were sent back by people. The document, if any, is the approvers' signed order.
+    Rollback {
+        /// The campaign.
+        campaign: CampaignId,
+        /// Who goes back, for a person.
+        scope: String,
+        /// Why, for a person.
+        reason: String,
+    },
     /// An operator was given an image, or a part of it.
     Export {
         /// The release's target, such as `firmware/acme-r1-bmc-1.1.0`.
@@ -182,6 +191,15 @@ pub enum Event {
         first: u64,
         /// How many bytes.
         length: u64,
+    },
+    /// An operator changed something that the coordinator keeps and nobody signs.
+    Change {
+        /// What kind of thing: `device`, `firmware`, `baseline` ...
+        subject: String,
+        /// Its name.
+        name: String,
+        /// What was done to it: `registered`, `removed` ...
+        change: String,
     },
 }
 
@@ -223,7 +241,9 @@ impl Event {
             Self::Enrolment { .. } => "enrolment",
             Self::Revocation { .. } => "revocation",
             Self::Brake { .. } => "brake",
+            Self::Rollback { .. } => "rollback",
             Self::Export { .. } => "export",
+            Self::Change { .. } => "change",
         }
     }
 
@@ -236,6 +256,7 @@ impl Event {
             | Self::Campaign { campaign, .. }
             | Self::Gate { campaign, .. }
             | Self::Permit { campaign, .. }
+            | Self::Rollback { campaign, .. }
             | Self::Result { campaign, .. } => Some(campaign),
             _ => None,
         }

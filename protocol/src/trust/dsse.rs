@@ -109,6 +109,26 @@ impl Envelope {
         }
     }
 
+    /// What it claims to be: only [`Envelope::verify`] says whether that is so.
+    #[must_use]
+    pub fn claimed_type(&self) -> &str {
+        &self.payload_type
+    }
+
+    /// What has to be signed for one more signature of the same bytes.
+    #[must_use]
+    pub fn to_be_signed_again(&self) -> Vec<u8> {
+        pre_authentication_encoding(&self.payload_type, &self.payload)
+    }
+
+    /// Adds a signature of the same bytes, in place of an earlier one with this key.
+    pub fn add_signature(&mut self, key: PublicKey, signature: [u8; 64]) {
+        let keyid = key.id();
+        self.signatures.retain(|known| known.keyid != keyid);
+        let sig = signature.to_vec();
+        self.signatures.push(EnvelopeSignature { keyid, sig });
+    }
+
     /// Reads the JSON form. Says nothing about the signatures.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, EnvelopeError> {
         if bytes.len() > ENVELOPE_BYTES_MAX {

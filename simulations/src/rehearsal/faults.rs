@@ -99,6 +99,12 @@ pub enum Fault {
     Pause { campaign: usize, for_ms: u64 },
     /// An operator cancels a campaign.
     Cancel { campaign: usize },
+    /// An operator sends devices back: of a wave, or one, or all.
+    SendBack {
+        campaign: usize,
+        wave: Option<u32>,
+        device: Option<usize>,
+    },
     /// An approver pulls the brake on a campaign, at one node.
     Brake { campaign: usize, node: usize },
 }
@@ -162,7 +168,8 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
                     for_ms: 1_000 * dice.between(10, 1_200),
                 },
             },
-            Profile::Chaos => match dice.below(6) {
+            Profile::Orders if dice.one_in(2) => send_back(scenario, dice),
+            Profile::Chaos | Profile::Orders => match dice.below(6) {
                 0 => device_fault(scenario, dice),
                 1 => power_fault(scenario, dice),
                 2 => operator_fault(scenario, dice),
@@ -188,7 +195,7 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
     let for_ms = 1_000 * dice.between(20, 900);
     let kind = match profile {
         Profile::Devices => dice.between(0, 2) * 8,
-        Profile::Power | Profile::Slots => 0,
+        Profile::Power | Profile::Slots | Profile::Orders => 0,
         Profile::Network => dice.between(2, 8),
         Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(9),
     };
@@ -359,6 +366,16 @@ fn operator_fault(scenario: &Scenario, dice: &mut Dice) -> Fault {
     }
 }
 
+fn send_back(scenario: &Scenario, dice: &mut Dice) -> Fault {
+    let campaign = dice.index(scenario.campaigns.len());
+    let (wave, device) = match dice.below(4) {
+        0 => (None, None),
+        1 => (Some(dice.below(3) as u32), None),
+        _ => (None, Some(dice.index(scenario.devices.len()))),
+    };
+    Fault::SendBack { campaign, wave, device }
+}
+
 impl World {
     pub(super) fn strike(&mut self, number: usize) {
         let now_ms = self.now_ms;
@@ -453,6 +470,7 @@ impl World {
             Fault::Lie { for_ms } => self.links.lies_until = until(for_ms),
             Fault::Pause { campaign, for_ms } => self.order(Order::Pause(campaign, for_ms)),
             Fault::Cancel { campaign } => self.order(Order::Cancel(campaign)),
+            Fault::SendBack { campaign, wave, device } => self.order(Order::SendBack(campaign, wave, device)),
             Fault::Brake { campaign, node } => {
                 let approved = &self.scenario.campaigns[campaign].campaign;
                 let braked = Braked::Campaign {

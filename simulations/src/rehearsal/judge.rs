@@ -234,8 +234,8 @@ impl World {
         if one_way && (permit.kind == PermitKind::Rollback || !manifest.constraints.one_way_accepted) {
             return Some("the release is one-way".to_owned());
         }
-        if permit.kind == PermitKind::Rollback && !manifest.automatic_rollback {
-            return Some("no automatic rollback was approved".to_owned());
+        if permit.kind == PermitKind::Rollback && !manifest.automatic_rollback && !manifest.operator_rollback {
+            return Some("no rollback was approved".to_owned());
         }
         let now = self.node_wall(n);
         let is_over = permit.kind == PermitKind::Update && now >= manifest.expires;
@@ -280,6 +280,7 @@ impl World {
         let (manifest, plan) = (&approved.campaign.manifest, &approved.campaign.plan);
         let wave = match permit.kind {
             PermitKind::Update => permit.wave.checked_sub(1)?,
+            PermitKind::Rollback if manifest.operator_rollback => return None,
             PermitKind::Rollback => permit.wave,
         };
         let planned = plan.waves.get(wave as usize)?;

@@ -77,6 +77,8 @@ pub enum Profile {
     Liar,
     /// Hosts whose power fails at every other write of a slot, or of what the boot loader goes by.
     Slots,
+    /// Operators who send devices back, again and again, while the campaign runs and after it, in the middle of all else.
+    Orders,
 }
 
 impl Profile {
@@ -91,6 +93,7 @@ impl Profile {
             Self::Chaos => "chaos",
             Self::Liar => "liar",
             Self::Slots => "slots",
+            Self::Orders => "orders",
         }
     }
 }
@@ -121,7 +124,7 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let mut dice = Dice::new(seed);
     let is_later = match profile {
         Profile::Liar => true,
-        Profile::Slots => false,
+        Profile::Slots | Profile::Orders => false,
         _ => seed % LATER.1 < LATER.0,
     };
     let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));

@@ -534,6 +534,7 @@ impl World {
             security_epoch: disk.floors.get(&d).copied().unwrap_or_default(),
             brakes: &disk.brakes,
             gate: gate.as_ref(),
+            orders: &[],
             evidence_is_here: !wants || here,
             wave_opened: self.nodes[n]
                 .life

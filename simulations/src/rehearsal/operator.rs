@@ -1,9 +1,12 @@
 //! What operators order, and what one does who finds a campaign waiting for him; and when a run is over.
 
-use firmesh_coordinator_core::Input;
+use std::collections::BTreeSet;
+
+use firmesh_coordinator_core::{Input, Rollback};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     ids::CampaignId,
+    rollback::RollbackScope,
 };
 
 use super::{Event, MAIN, OLD, Promise, World, faults::QUIET_AFTER_MS};
@@ -26,11 +29,17 @@ pub(super) enum Order {
     Pause(usize, u64),
     Resume(usize),
     Cancel(usize),
+    /// A wave, or a device, or everybody.
+    SendBack(usize, Option<u32>, Option<usize>),
 }
 
 impl World {
     pub(super) fn order(&mut self, order: Order) {
-        let (Order::Start(number) | Order::Pause(number, _) | Order::Resume(number) | Order::Cancel(number)) = order;
+        let (Order::Start(number)
+        | Order::Pause(number, _)
+        | Order::Resume(number)
+        | Order::Cancel(number)
+        | Order::SendBack(number, ..)) = order;
         let id = self.scenario.campaigns[number].campaign.manifest.id.clone();
         if !self.coordinators[MAIN].is_up() {
             return self.after(ORDER_AGAIN_MS, Event::Order(order));
@@ -45,6 +54,7 @@ impl World {
             Order::Pause(..) => Input::Pause(id.clone()),
             Order::Resume(_) => Input::Resume(id.clone()),
             Order::Cancel(_) => Input::Cancel(id.clone()),
+            Order::SendBack(_, wave, device) => Input::RollBack(self.sent_back_by_order(&id, wave, device)),
         };
         let is_stored = self.command(MAIN, input);
         self.tell(|| format!("{order:?}: {is_stored}"));
@@ -57,6 +67,8 @@ impl World {
                 self.watch.paused(&id, true);
                 self.after(for_ms, Event::Order(Order::Resume(number)));
             }
+            // Perhaps there is nobody to send.
+            Order::SendBack(..) => {}
             // Refused by the database, or nobody knows: said again, unless the state has moved on.
             _ if !is_stored
                 && self
@@ -89,6 +101,24 @@ impl World {
             Order::Pause(..) => matches!(state, None | Some(Active)),
             Order::Resume(_) => matches!(state, None | Some(Paused)),
             Order::Cancel(_) => matches!(state, None | Some(Scheduled | Active | Paused | RollingBack)),
+            Order::SendBack(..) => false,
+        }
+    }
+
+    fn sent_back_by_order(&self, id: &CampaignId, wave: Option<u32>, device: Option<usize>) -> Rollback {
+        Rollback {
+            campaign: id.clone(),
+            scope: RollbackScope {
+                waves: wave.into_iter().collect(),
+                devices: device
+                    .map(|d| self.scenario.devices[d].id.clone())
+                    .into_iter()
+                    .collect(),
+            },
+            reason: "an operator wants it".to_owned(),
+            order: None,
+            // Nodes look at the device itself.
+            moved_on: BTreeSet::new(),
         }
     }
 

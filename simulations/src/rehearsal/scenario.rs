@@ -209,6 +209,7 @@ impl Scenario {
         };
         Inventory {
             devices: self.devices.iter().map(known).collect(),
+            ..Inventory::default()
         }
     }
 
@@ -293,10 +294,12 @@ impl Scenario {
             deadlines,
             priority: Priority::Normal,
             automatic_rollback: !dice.one_in(6),
+            operator_rollback: false,
             permit_keys: vec![coordinator_key().public().to_string()],
             plan_sha256: Sha256::of(b""),
             rehearsal_sha256: None,
         };
+        manifest.operator_rollback = profile == Profile::Orders;
         if profile == Profile::Rollback {
             // One wave that is well on its way when it fails: all of it goes back.
             manifest.strategy = Strategy::Canary {

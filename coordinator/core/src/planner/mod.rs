@@ -118,7 +118,14 @@ pub fn plan(
         })
         .collect();
     for (id, device) in matching {
-        match stands_in_order(&draft.strategy, device).and_then(|()| catalogue.place(id, device)) {
+        let excluded = inventory
+            .excluded
+            .get(id)
+            .map(|exclusion| exclusion.reason().to_owned());
+        let may = excluded
+            .map_or(Ok(()), Err)
+            .and_then(|()| stands_in_order(&draft.strategy, device));
+        match may.and_then(|()| catalogue.place(id, device)) {
             Ok(place) => {
                 nodes.insert(place.node.clone(), device.node_key);
                 planned.push((device.path.clone(), place));

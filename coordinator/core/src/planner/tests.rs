@@ -212,6 +212,28 @@ fn drafts_that_cannot_be_planned_say_what_to_do() {
 }
 
 #[test]
+fn what_an_operator_has_taken_out_is_held_and_the_checker_would_see_it_planned() {
+    let mut inventory = fleet(&[2], 1);
+    let planned = plan(&inventory, &draft(), &releases(), now()).unwrap();
+    let ids: Vec<_> = inventory.devices.keys().cloned().collect();
+    inventory.excluded.insert(ids[0].clone(), crate::Exclusion::Disabled);
+    inventory.excluded.insert(ids[1].clone(), crate::Exclusion::Removed);
+    let wrong = check::plan(&planned, &draft(), &inventory, &releases());
+    assert!(
+        wrong.iter().all(|line| line.contains("taken it out")) && wrong.len() == 2,
+        "{wrong:?}"
+    );
+    let held = plan(&inventory, &draft(), &releases(), now()).unwrap();
+    assert!(held.waves.is_empty());
+    let reasons: Vec<_> = held
+        .held
+        .iter()
+        .map(|held| held.reason.split(':').next().unwrap())
+        .collect();
+    assert_eq!(reasons, ["disabled", "removed"]);
+}
+
+#[test]
 fn a_device_named_but_never_seen_is_held() {
     let mut draft = draft();
     draft.selector.devices = vec![DeviceId::new("ghost").unwrap()];
@@ -342,6 +364,7 @@ pub(super) fn draft() -> CampaignManifest {
         constraints: Constraints::default(),
         priority: firmesh_protocol::manifest::Priority::default(),
         automatic_rollback: true,
+        operator_rollback: false,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
         rehearsal_sha256: None,

@@ -144,6 +144,8 @@ impl<'a> Stage<'a> {
             last_permit: 0,
             reason: String::new(),
             decisions: Vec::new(),
+            rollbacks: Vec::new(),
+            resumable: false,
         };
         Loaded {
             manifest: facts.manifest.clone(),

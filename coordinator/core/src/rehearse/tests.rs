@@ -434,6 +434,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
         constraints: Constraints::default(),
         priority: Priority::default(),
         automatic_rollback: true,
+        operator_rollback: false,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
         rehearsal_sha256: None,

@@ -18,7 +18,12 @@ use firmesh_protocol::{
 };
 use serde_json::{Value, json};
 
-use crate::{Expiry, Folder, Global, group, output::Output, simulate, trust, watch};
+use crate::{
+    Expiry, Folder, Global, group,
+    output::Output,
+    rollback::{self, RollbackArgs},
+    simulate, trust, watch,
+};
 
 const EXAMPLE: &str = r#"The campaign file (TOML), shares and thresholds in hundredths of a percent:
 
@@ -37,7 +42,8 @@ Strategies: { kind = "direct" }: all in one wave; { kind = "canary" }: 10, 30, 5
 { kind = "regional", order = ["us", "eu/fra1"] }: place by place, each at once or in shares; { kind = "rolling", batch = 100 };
 { kind = "growing", first = 1, percent = 200 }: batches that double. The gate stands between two waves; what is left out
 of it is advance = 9900, rollback = 9500, sample_min = 10, and a soak that suits the strategy: an hour in a canary, half
-an hour between places, a quarter of an hour between batches. Durations are seconds or ISO 8601."#;
+an hour between places, a quarter of an hour between batches. Durations are seconds or ISO 8601. A wave that fails goes back by
+itself unless automatic_rollback = false; operator_rollback = true lets operators send devices back that did well."#;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -70,6 +76,8 @@ pub(crate) enum Command {
     Pause(Campaign),
     /// Goes on.
     Resume(Campaign),
+    /// Sends devices back to the version they had before the campaign.
+    Rollback(RollbackArgs),
     /// Ends the campaign; devices in flight finish.
     Cancel(Campaign),
 }
@@ -155,6 +163,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         Command::Start(of) => act(global, &of, "start", output).await,
         Command::Pause(of) => act(global, &of, "pause", output).await,
         Command::Resume(of) => act(global, &of, "resume", output).await,
+        Command::Rollback(args) => rollback::run(global, args, output).await,
         Command::Cancel(of) => act(global, &of, "cancel", output).await,
         Command::Watch(of) => watch::run(&global.client()?, &of.campaign, output).await,
         Command::Status(of) => {

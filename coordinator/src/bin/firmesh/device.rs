@@ -84,11 +84,26 @@ fn lines(view: &DeviceView) -> Vec<String> {
         format!("{}: {} {} {}", facts.device, facts.vendor, facts.model, facts.component),
         format!("version   {}", version(view)),
         format!("executor  {}", facts.executor),
+        match (&view.node, view.last_seen) {
+            (Some(node), Some(seen)) => format!("node      {node} at {}, last heard {seen}", view.path),
+            _ => format!("node      none has told of it yet, it is to stand at {}", view.path),
+        },
         format!(
-            "node      {} at {}, last heard {}",
-            view.node, view.path, view.last_seen
+            "status    {}{}",
+            json!(view.status).as_str().unwrap_or_default(),
+            if view.enabled { "" } else { " (not updated)" }
         ),
     ];
+    if let Some(registration) = &view.registration {
+        lines.push(format!("hardware  {}", registration.hardware_id));
+        lines.extend((!registration.tags.is_empty()).then(|| format!("tags      {}", registration.tags.join(" "))));
+        lines.extend(
+            registration
+                .mismatch
+                .iter()
+                .map(|problem| format!("but       {problem}")),
+        );
+    }
     if let Some(attempt) = &view.attempt {
         let (campaign, wave, state) = (&attempt.campaign, attempt.wave + 1, attempt.state.as_str());
         lines.push(format!(

@@ -18,6 +18,7 @@ mod notification;
 mod output;
 mod provenance;
 mod release;
+mod rollback;
 mod simulate;
 mod trust;
 mod tuf;

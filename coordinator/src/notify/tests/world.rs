@@ -126,6 +126,8 @@ impl TestWorld {
             last_permit: 1,
             reason: "because".to_owned(),
             decisions: Vec::new(),
+            rollbacks: Vec::new(),
+            resumable: false,
         };
         self.commit(Write::Campaign(record)).await;
     }
@@ -142,6 +144,7 @@ impl TestWorld {
             end_report: None,
             presumed: true,
             cleared,
+            ordered_back: false,
         };
         self.commit(Write::Attempt(CampaignId::new("spring").unwrap(), record))
             .await;

@@ -8,6 +8,7 @@ use firmesh_protocol::{
         PlannedDevice, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Selector, Strategy,
     },
     report::{AttemptReport, AttemptState, REPORT_TYPE},
+    rollback::RollbackScope,
     trust::{Envelope, SecretKey},
     units::BasisPoints,
 };
@@ -97,6 +98,7 @@ fn manifest() -> CampaignManifest {
         constraints: Constraints::default(),
         priority: firmesh_protocol::manifest::Priority::default(),
         automatic_rollback: true,
+        operator_rollback: false,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(&plan().to_bytes()),
         rehearsal_sha256: None,
@@ -136,6 +138,7 @@ struct Case {
     now: i64,
     brakes: BTreeSet<Braked>,
     gate: Option<WaveEvidence>,
+    orders: Vec<RollbackOrder>,
     evidence_is_here: bool,
 }
 
@@ -157,6 +160,7 @@ impl Case {
             now: 500,
             brakes: BTreeSet::new(),
             gate: None,
+            orders: Vec::new(),
             evidence_is_here: true,
         }
     }
@@ -191,6 +195,7 @@ impl Case {
                 security_epoch: 1,
                 brakes: &self.brakes,
                 gate: self.gate.as_ref(),
+                orders: &self.orders,
                 evidence_is_here: self.evidence_is_here,
                 wave_opened: Some(self.permit.issued),
             },
@@ -439,6 +444,41 @@ fn a_rollback_needs_a_gate_that_failed_or_a_wave_that_fell_silent() {
     assert!(case.decide().is_ok());
     case.campaign.manifest.automatic_rollback = false;
     assert_eq!(case.decide(), Err(Hold::RollbackNotApproved));
+}
+
+/// Without a failed gate it takes the approvers' order for this very device, or that they left it to the operators.
+#[test]
+fn a_device_goes_back_by_order_though_its_gate_passed() {
+    let d1 = DeviceId::new("d1").unwrap();
+    let mut case = Case::new();
+    case.permit.kind = PermitKind::Rollback;
+    case.attempts
+        .insert((d1.clone(), PermitKind::Update), AttemptStanding::Ended);
+    case.campaign.manifest.automatic_rollback = false;
+    case.evidence_is_here = false;
+    assert_eq!(case.decide(), Err(Hold::EvidenceMissing));
+    case.evidence_is_here = true;
+    assert_eq!(case.decide(), Err(Hold::RollbackNotApproved));
+    let order = |device: &str| RollbackOrder {
+        campaign: CampaignId::new("spring").unwrap(),
+        manifest_sha256: Sha256::of(b"manifest"),
+        scope: RollbackScope {
+            waves: BTreeSet::new(),
+            devices: [DeviceId::new(device).unwrap()].into(),
+        },
+        reason: "fans stop".to_owned(),
+        issued: WallTime::from_unix_seconds(450),
+    };
+    case.orders = vec![order("d2")];
+    assert_eq!(case.decide(), Err(Hold::RollbackNotApproved));
+    case.orders.push(order("d1"));
+    assert_eq!(case.decide().unwrap().release, release("1"));
+    case.orders.clear();
+    case.campaign.manifest.operator_rollback = true;
+    assert_eq!(case.decide().unwrap().release, release("1"));
+    // Whoever orders: only what this campaign has updated, and only by the live permit.
+    case.attempts.clear();
+    assert_eq!(case.decide(), Err(Hold::NothingToRollBack));
 }
 
 #[test]

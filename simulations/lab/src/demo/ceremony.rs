@@ -167,6 +167,7 @@ impl People {
             constraints: Constraints::default(),
             priority: rules.priority,
             automatic_rollback: rules.automatic_rollback,
+            operator_rollback: false,
             permit_keys: Vec::new(),
         };
         let draft = draft_campaign(&self.folder, file, &[about.permit_key.parse()?])?;

@@ -237,6 +237,7 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
         },
         priority: firmesh_protocol::manifest::Priority::default(),
         automatic_rollback: true,
+        operator_rollback: false,
         permit_keys: vec![hex::encode(key(4).public().as_bytes())],
         plan_sha256: Sha256::of(&plan.to_bytes()),
         rehearsal_sha256: None,

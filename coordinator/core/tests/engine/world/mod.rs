@@ -511,6 +511,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         constraints: Constraints::default(),
         priority: firmesh_protocol::manifest::Priority::default(),
         automatic_rollback: true,
+        operator_rollback: false,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
         rehearsal_sha256: None,

@@ -1,13 +1,15 @@
 //! The campaign engine in stories and under random reports, orders and restarts.
 
+mod rollback;
 mod world;
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use firmesh_coordinator_core::{Input, InputError, Subject};
+use firmesh_coordinator_core::{Input, InputError, Rollback, Subject};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     report::{AttemptState, PermitKind},
+    rollback::RollbackScope,
 };
 use proptest::prelude::*;
 use world::{NEW, OLD, Rules, World, id};
@@ -509,6 +511,7 @@ enum Act {
     Resume(bool),
     Cancel(bool),
     Clear(prop::sample::Index),
+    RollBack(bool, Option<u32>, Option<prop::sample::Index>),
     Prove(prop::sample::Index, bool, bool),
     Restart,
 }
@@ -523,6 +526,8 @@ fn act() -> impl Strategy<Value = Act> {
         2 => any::<bool>().prop_map(Act::Resume),
         1 => prop::bool::weighted(0.2).prop_map(Act::Cancel),
         1 => index().prop_map(Act::Clear),
+        2 => (any::<bool>(), prop::option::of(0_u32..3), prop::option::of(index()))
+            .prop_map(|(which, wave, device)| Act::RollBack(which, wave, device)),
         6 => (index(), any::<bool>(), prop::bool::weighted(0.8))
             .prop_map(|(node, new, holds)| Act::Prove(node, new, holds)),
         3 => Just(Act::Restart),
@@ -592,6 +597,20 @@ proptest! {
                 Act::Clear(index) => {
                     let devices = world.devices();
                     drop(world.input(Input::Clear(index.get(&devices).clone())));
+                }
+                Act::RollBack(which, wave, device) => {
+                    let devices = world.devices();
+                    let scope = RollbackScope {
+                        waves: wave.into_iter().collect(),
+                        devices: device.iter().map(|index| index.get(&devices).clone()).collect(),
+                    };
+                    drop(world.input(Input::RollBack(Rollback {
+                        campaign: name(which),
+                        scope,
+                        reason: "somebody wants it".to_owned(),
+                        order: None,
+                        moved_on: BTreeSet::new(),
+                    })));
                 }
                 Act::Prove(node, new, holds) => {
                     let node = node.get(&world.nodes()).clone();

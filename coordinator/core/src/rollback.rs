@@ -1,0 +1,226 @@
+//! Going back: which devices a failed gate sends, which ones people send, and when all of them are back.
+//!
+//! The way: what is wrong is found (a gate, or a person), nothing new starts, the devices that run the new version and their
+//! previous one are identified, permits send them back under the same caps, what they run is read back, the campaign ends
+//! or waits to be resumed, and what became of everybody stands among its decisions.
+
+use firmesh_protocol::{
+    api::{CampaignState, GateVerdict},
+    gate::{GateCount, judge},
+    ids::{CampaignId, DeviceId, Sha256},
+    report::{AttemptState, PermitKind},
+    rollback::RollbackView,
+};
+
+use crate::{
+    campaign::{Attempt, Campaign, RollbackRecord, tally},
+    engine::{Engine, InputError, Rollback},
+};
+
+impl Engine {
+    /// The approvers' orders that a permit for these devices of a wave rests on, and whether it needs nothing else.
+    #[must_use]
+    pub fn orders_for(&self, id: &CampaignId, wave: u32, devices: &[DeviceId]) -> (Vec<Sha256>, bool) {
+        let Some(campaign) = self.find(id) else {
+            return (Vec::new(), false);
+        };
+        let concerns = |record: &&RollbackRecord| devices.iter().any(|device| record.scope.has(wave, device));
+        let records = campaign.record.rollbacks.iter().filter(concerns);
+        let digests = records.filter_map(|record| record.order).collect();
+        (digests, campaign.are_ordered_back(devices))
+    }
+
+    /// What people have sent back, in order.
+    #[must_use]
+    pub fn rollbacks(&self, id: &CampaignId) -> Option<Vec<RollbackView>> {
+        let campaign = self.find(id)?;
+        let view = |record: &RollbackRecord| {
+            let sent = |attempt: &&Attempt| {
+                attempt.record.ordered_back && record.scope.has(attempt.wave, &attempt.record.device)
+            };
+            RollbackView {
+                scope: record.scope.clone(),
+                reason: record.reason.clone(),
+                order: record.order,
+                states: tally(campaign.attempts.iter().filter(sent)),
+            }
+        };
+        Some(campaign.record.rollbacks.iter().map(view).collect())
+    }
+}
+
+impl Campaign {
+    /// Sends devices back by people's word. In a campaign that still runs, an order about a part of it holds the rest until
+    /// somebody resumes it.
+    pub(crate) fn send_back(&mut self, rollback: Rollback) -> Result<(), InputError> {
+        let Rollback {
+            scope,
+            reason,
+            order,
+            moved_on,
+            ..
+        } = rollback;
+        if let Some(stranger) = scope.devices.iter().find(|device| !self.attempts.contains(device)) {
+            return Err(InputError::NothingToRollBack(format!(
+                "{stranger} is not planned in this campaign"
+            )));
+        }
+        if let Some(wave) = scope.waves.iter().find(|wave| **wave as usize >= self.plan.waves.len()) {
+            return Err(InputError::NothingToRollBack(format!(
+                "the campaign has no wave {wave}"
+            )));
+        }
+        let is_meant = |attempt: &Attempt| scope.has(attempt.wave, &attempt.record.device);
+        let runs_new = |attempt: &Attempt| {
+            attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success
+        };
+        // Those in flight go back if they end on the new version.
+        let may_run_new = |attempt: &Attempt| {
+            let updates = attempt.record.kind == PermitKind::Update && attempt.is_running();
+            runs_new(attempt) || updates
+        };
+        let has_moved = |attempt: &Attempt| moved_on.contains(&attempt.record.device);
+        let meant = self.select(|a| is_meant(a) && may_run_new(a) && a.can_go_back && !has_moved(a));
+        let one_way = self.select(|a| is_meant(a) && runs_new(a) && !a.can_go_back);
+        let moved = self.select(|a| is_meant(a) && runs_new(a) && a.can_go_back && has_moved(a));
+        let kept = |devices: &[_], why: &str| (!devices.is_empty()).then(|| format!("{} {why}", devices.len()));
+        let kept = [
+            kept(&one_way, "keep the new version because nothing leads back from it"),
+            kept(&moved, "run another version by now, and keep it"),
+        ];
+        let kept: Vec<_> = kept.into_iter().flatten().collect();
+        if meant.is_empty() {
+            let why = match kept.is_empty() {
+                true => format!("no device of {scope} runs the new version or is on its way to it"),
+                false => kept.join("; "),
+            };
+            return Err(InputError::NothingToRollBack(why));
+        }
+        let is_under_way = match self.record.state {
+            CampaignState::Active | CampaignState::Paused => true,
+            CampaignState::RollingBack => self.record.resumable,
+            _ => false,
+        };
+        self.record.resumable = is_under_way && !scope.is_everybody();
+        if self.record.resumable {
+            let untouched = self.select(|a| is_meant(a) && a.is_untouched());
+            let reason = "people sent it back before it was its turn";
+            self.presume(&untouched, AttemptState::Cancelled, reason);
+        }
+        for device in &meant {
+            self.edit(device, |attempt| attempt.record.ordered_back = true);
+        }
+        let going = format!("{} devices of {scope} go back", meant.len());
+        let mut evidence = vec![reason.clone()];
+        evidence.extend(order.map(|digest| format!("by the approvers' order {digest}")));
+        evidence.extend(kept);
+        evidence.extend(one_way.iter().chain(&moved).take(20).map(|id| self.line(id)));
+        self.decide(format!("campaign {}", self.record.id), going.clone(), evidence);
+        self.enter(CampaignState::RollingBack, format!("{going}: {reason}"));
+        self.record.rollbacks.push(RollbackRecord { scope, reason, order });
+        self.is_dirty = true;
+        Ok(())
+    }
+
+    /// Whether people have sent all of these back.
+    pub(crate) fn are_ordered_back(&self, devices: &[DeviceId]) -> bool {
+        let ordered = |device: &DeviceId| self.attempts.get(device).is_some_and(|a| a.record.ordered_back);
+        devices.iter().all(ordered)
+    }
+
+    /// Which failed waves go back: those that fail by what nodes have signed, where whoever has said nothing counts as lost.
+    /// A wave that failed because its devices were silent may turn out to have done well, once they speak: then no node
+    /// would follow, and what has not gone back stays.
+    pub(crate) fn judge_failed_waves(&mut self) {
+        let failed = (0..)
+            .zip(&self.record.gates)
+            .filter(|(_, gate)| **gate == GateVerdict::Fail);
+        let fails = |wave: u32| {
+            let went_well =
+                |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback || attempt.record.state.is_success();
+            let attempts = self.attempts.of_wave(wave as usize);
+            let (devices, good) = (
+                attempts.len(),
+                attempts.iter().filter(|attempt| went_well(attempt)).count(),
+            );
+            let ended = devices;
+            judge(&self.manifest.gate, GateCount { devices, ended, good }) == GateVerdict::Fail
+        };
+        self.sent_back = failed.map(|(wave, _)| wave).filter(|wave| fails(*wave)).collect();
+    }
+
+    /// Whether devices of a wave are to go back.
+    pub(crate) fn goes_back(&self, wave: u32) -> bool {
+        self.sent_back.contains(&wave)
+    }
+
+    fn is_sent_back(&self, attempt: &Attempt) -> bool {
+        let failed = self.record.gates.get(attempt.wave as usize) == Some(&GateVerdict::Fail);
+        failed || attempt.record.ordered_back
+    }
+
+    /// Whether the device runs the new version and goes back, by its wave's gate or by an order.
+    pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
+        let runs_new = attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success;
+        runs_new && attempt.can_go_back && (attempt.record.ordered_back || self.goes_back(attempt.wave))
+    }
+
+    /// Ends a rollback when nobody is on his way any more. `is_stuck` says whether quarantined devices alone keep a device
+    /// from being permitted.
+    pub(crate) fn finish_rollback(&mut self, is_stuck: impl Fn(&Attempt) -> bool) {
+        // Those of a part that goes on are waited for by themselves: who is neither on his way back nor to go back may
+        // have a permit that waits for somebody to resume the campaign.
+        let counts = |attempt: &Attempt| {
+            let is_meant = attempt.record.ordered_back || attempt.record.kind == PermitKind::Rollback;
+            attempt.is_running() && (is_meant || !self.record.resumable)
+        };
+        let is_waiting = |attempt: &Attempt| counts(attempt) || (self.must_go_back(attempt) && !is_stuck(attempt));
+        if self.attempts.iter().any(is_waiting) {
+            return;
+        }
+        let is_back = |state| {
+            matches!(
+                state,
+                AttemptState::RolledBack | AttemptState::Success | AttemptState::Skipped
+            )
+        };
+        let sent_back = |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback;
+        let back = self.select(|a| sent_back(a) && is_back(a.record.state));
+        let lost = self.select(|a| (sent_back(a) && !is_back(a.record.state)) || self.must_go_back(a));
+        let one_way =
+            self.select(|a| self.is_sent_back(a) && !a.can_go_back && a.record.state == AttemptState::Success);
+        let turned_out_well = |a: &Attempt| {
+            let failed = self.is_sent_back(a) && !a.record.ordered_back;
+            failed && !self.goes_back(a.wave) && a.can_go_back && a.record.kind == PermitKind::Update
+        };
+        let kept = self.select(|a| turned_out_well(a) && a.record.state == AttemptState::Success);
+        let mut reason = format!("{} devices went back", back.len());
+        if !kept.is_empty() {
+            reason += &format!(
+                ", {} keep the new version because their wave did well after all",
+                kept.len()
+            );
+        }
+        if !lost.is_empty() {
+            reason += &format!(", {} could not", lost.len());
+        }
+        if !one_way.is_empty() {
+            reason += &format!(
+                ", {} keep the new version because nothing leads back from it",
+                one_way.len()
+            );
+        }
+        let evidence = lost.iter().chain(&one_way).take(20).map(|id| self.line(id)).collect();
+        let reached_goal = lost.is_empty() && (one_way.is_empty() || !back.is_empty());
+        let state = match (self.record.resumable, reached_goal) {
+            (true, _) => CampaignState::Paused,
+            (false, true) => CampaignState::RolledBack,
+            (false, false) => CampaignState::Failed,
+        };
+        if std::mem::take(&mut self.record.resumable) {
+            reason += ": `resume` goes on with the others, `cancel` ends the campaign";
+        }
+        self.decide(format!("campaign {}", self.record.id), reason.clone(), evidence);
+        self.enter(state, reason);
+    }
+}

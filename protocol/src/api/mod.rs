@@ -1,0 +1,97 @@
+//! HTTP bodies: what the coordinator, the nodes, the operator CLI, the dashboard and the tests say to each other in JSON.
+//!
+//! Two faces. Operators: `/api/v1` (see `coordinator/README.md`). Nodes: `/node/v1`, over mutual TLS. Nothing here is
+//! trusted for what it says: whatever decides about a device travels inside, in signed metadata or DSSE envelopes.
+
+mod audit;
+mod campaigns;
+mod devices;
+mod events;
+mod firmware;
+mod groups;
+mod nodes;
+mod notifications;
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+pub use audit::{AuditEntries, AuditNews, AuditPath, AuditSeen, BrakeView};
+pub use campaigns::{
+    CampaignMetrics, CampaignState, CampaignStatus, CampaignView, Explanation, GateVerdict, PlanRequest, PlanResponse,
+    PossessionView, WaveView,
+};
+pub use devices::{
+    ApplicationMetrics, AttemptView, DeviceEdit, DeviceHealth, DevicePhase, DeviceStatus, DeviceView, NewDevice,
+    PlannedUpdate, Registration, Said, SaidAnswer, SaidHealth, SignatureInfo, SignatureRole, StatusReport, UpdateCheck,
+    UpdateView, ValidationReport,
+};
+pub use events::{Event, EventKind};
+pub use firmware::ReleaseView;
+pub use groups::{DeviceGroup, DeviceGroupEdit, MembersEdit, NewDeviceGroup};
+pub use nodes::{
+    EnrolRequest, EnrolResponse, EnrolmentTicket, Holding, NewNode, NodeView, RenewRequest, RevokeRequest, SyncRequest,
+    SyncResponse, Traffic,
+};
+pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
+
+/// An error as RFC 9457 has it, `application/problem+json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Problem {
+    /// A stable name of the kind of problem: `urn:firmesh:problem:<code>`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind, for a person.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What happened this time, where, and what to do.
+    pub detail: String,
+    /// Whether a policy or a signature refused it (the CLI exits with 3), rather than a mistake or a fault.
+    #[serde(default)]
+    pub refused: bool,
+    /// The request that it answers, as `X-Request-Id` and the coordinator's log name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// A page of a listing, in the order of ids. If there is more, the answer's `Link` header names the next page.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Page<T> {
+    /// The rows.
+    pub items: Vec<T>,
+}
+
+/// `GET /api/v1/about`: which coordinator this is, and the public keys that ceremonies and manifests need.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct About {
+    /// Version and commit.
+    pub version: String,
+    /// The ed25519 key (hex) that signs TUF snapshot and timestamp.
+    pub online_key: String,
+    /// The ed25519 key (hex) that signs permits.
+    pub permit_key: String,
+    /// The fleet CA's certificate, PEM.
+    pub fleet_ca_pem: String,
+    /// The address nodes talk to, `https://host:port`.
+    pub node_url: String,
+}
+
+/// `POST /api/v1/metadata`: signed files published together, or not at all.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Publication {
+    /// TUF metadata by role or file name: `root` (every new `N.root.json`), `targets`, `releases`, `campaigns`; each
+    /// the exact text that was signed.
+    pub metadata: BTreeMap<String, String>,
+    /// Campaign manifests by target name (`campaigns/<id>.json`): the exact text whose digest was signed.
+    #[serde(default)]
+    pub manifests: BTreeMap<String, String>,
+}
+
+/// The answer to a [`Publication`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Published {
+    /// The versions now in force, by role.
+    pub versions: BTreeMap<String, u64>,
+}

@@ -1,0 +1,203 @@
+use std::collections::BTreeMap;
+
+use super::*;
+use crate::{
+    ids::{ArtifactId, Component, DeviceId, NodeId},
+    trust::SecretKey,
+    units::BasisPoints,
+    window::{Blackout, Window},
+};
+
+fn manifest() -> CampaignManifest {
+    CampaignManifest {
+        schema: MANIFEST_SCHEMA.to_owned(),
+        id: CampaignId::new("spring").unwrap(),
+        sequence: 1,
+        expires: WallTime::from_unix_seconds(2_000_000_000),
+        releases: vec![ReleaseRef {
+            target: "firmware/a.bin".to_owned(),
+            sha256: Sha256::of(b"a"),
+        }],
+        previous: Vec::new(),
+        selector: Selector::default(),
+        strategy: Strategy::Canary {
+            shares: [1_000, 5_000, 10_000]
+                .map(|share| BasisPoints::new(share).unwrap())
+                .to_vec(),
+        },
+        caps: Caps { per_rack: 1, total: 10 },
+        gate: GateRule {
+            advance: BasisPoints::new(9_900).unwrap(),
+            rollback: BasisPoints::new(9_000).unwrap(),
+            sample_min: 1,
+            soak_s: 0,
+        },
+        deadlines: Deadlines {
+            attempt_s: 600,
+            back_s: 60,
+        },
+        constraints: Constraints::default(),
+        priority: Priority::Emergency,
+        automatic_rollback: true,
+        operator_rollback: false,
+        permit_keys: vec![format!("58{}", "66".repeat(31))],
+        plan_sha256: Sha256::of(b"plan"),
+        rehearsal_sha256: None,
+    }
+}
+
+/// Manifests that were signed before there were rehearsals keep their bytes, and so do those without one.
+#[test]
+fn a_rehearsal_is_a_last_field_that_others_leave_out() {
+    let without = serde_json::to_string(&manifest()).unwrap();
+    assert!(
+        without.ends_with(&format!("\"plan_sha256\":\"{}\"}}", Sha256::of(b"plan"))),
+        "{without}"
+    );
+    let rehearsed = CampaignManifest {
+        rehearsal_sha256: Some(Sha256::of(b"rehearsal")),
+        ..manifest()
+    };
+    let with = serde_json::to_vec(&rehearsed).unwrap();
+    assert_eq!(CampaignManifest::from_bytes(&with).unwrap(), rehearsed);
+    assert_eq!(rehearsed.rules_sha256(), manifest().rules_sha256());
+}
+
+#[test]
+fn a_manifest_survives_its_own_bytes_and_nothing_unknown_slips_in() {
+    let bytes = serde_json::to_vec(&manifest()).unwrap();
+    assert_eq!(CampaignManifest::from_bytes(&bytes).unwrap(), manifest());
+    let mut value: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+    value["hurry"] = true.into();
+    assert!(CampaignManifest::from_bytes(&serde_json::to_vec(&value).unwrap()).is_err());
+}
+
+#[test]
+fn rules_that_could_never_or_always_start_are_refused() {
+    let refused = |change: fn(&mut CampaignManifest)| {
+        let mut changed = manifest();
+        change(&mut changed);
+        assert!(changed.check().is_err());
+    };
+    refused(|m| m.caps.per_rack = 0);
+    refused(|m| {
+        m.strategy = Strategy::Canary {
+            shares: vec![BasisPoints::new(5_000).unwrap()],
+        }
+    });
+    refused(|m| {
+        m.strategy = Strategy::Canary {
+            shares: vec![BasisPoints::WHOLE, BasisPoints::WHOLE],
+        }
+    });
+    refused(|m| m.strategy = Strategy::Rolling { batch: 0 });
+    refused(|m| m.strategy = Strategy::Growing { first: 0, percent: 200 });
+    refused(|m| m.strategy = Strategy::Growing { first: 1, percent: 100 });
+    refused(|m| m.strategy = regional(&[]));
+    refused(|m| m.strategy = regional(&["us", "us"]));
+    refused(|m| m.strategy = regional(&["eu/ber/hall2", "us", "eu/ber/hall10", "eu", "eu/fra"]));
+    refused(|m| m.gate.rollback = BasisPoints::WHOLE);
+    refused(|m| m.permit_keys.clear());
+    refused(|m| m.permit_keys = vec!["00".repeat(32)]);
+    refused(|m| m.releases[0].target = "firmware/../../etc/passwd".to_owned());
+    refused(|m| m.releases[0].target = "campaigns/a.json".to_owned());
+    refused(|m| m.schema = "firmesh-campaign/2".to_owned());
+    refused(|m| m.constraints.executors = vec!["redfish".to_owned(), "redfish".to_owned()]);
+    refused(|m| {
+        let at = WallTime::from_unix_seconds(0);
+        m.constraints.blackouts = vec![Blackout { from: at, until: at }];
+    });
+    refused(|m| {
+        m.constraints.windows = vec![Window {
+            zone: "UTC".to_owned(),
+            days: vec![crate::window::Weekday::Mon],
+            from: "22:00".to_owned(),
+            duration_s: 599,
+        }];
+    });
+}
+
+fn regional(order: &[&str]) -> Strategy {
+    Strategy::Regional {
+        order: order.iter().map(|place| place.parse().unwrap()).collect(),
+        shares: vec![BasisPoints::WHOLE],
+    }
+}
+
+#[test]
+fn every_strategy_comes_back_as_it_was_written() {
+    for strategy in [
+        Strategy::Direct {},
+        Strategy::Canary {
+            shares: Strategy::canary_shares(),
+        },
+        regional(&["us/nyc", "eu", "us/nyc2"]),
+        Strategy::Rolling { batch: 100 },
+        Strategy::Growing { first: 1, percent: 200 },
+    ] {
+        let written = CampaignManifest { strategy, ..manifest() };
+        let bytes = serde_json::to_vec(&written).unwrap();
+        assert_eq!(CampaignManifest::from_bytes(&bytes).unwrap(), written);
+    }
+}
+
+/// Releases that were signed before there was provenance keep their bytes; with it, the bytes are these.
+#[test]
+fn a_release_has_the_bytes_that_were_signed() {
+    let digest = |text: &str| Sha256::of(text.as_bytes());
+    let mut info = ReleaseInfo {
+        schema: RELEASE_SCHEMA.to_owned(),
+        blake3: ArtifactId::from([7; 32]),
+        vendor: "Acme".to_owned(),
+        models: vec!["R1".to_owned()],
+        component: Component::new("bmc").unwrap(),
+        version: "1.1.0".to_owned(),
+        security_epoch: 1,
+        from_versions: Vec::new(),
+        reversibility: Reversibility::Reflash,
+        provenance: None,
+    };
+    let golden = include_str!("../../tests/golden/release.json").trim_end();
+    assert_eq!(serde_json::to_string(&info).unwrap(), golden);
+    info.provenance = Some(Provenance {
+        verdict: FileRef {
+            sha256: digest("verdict"),
+            length: 7,
+        },
+        sbom: Some(FileRef {
+            sha256: digest("sbom"),
+            length: 4,
+        }),
+    });
+    let golden = include_str!("../../tests/golden/release_provenance.json").trim_end();
+    assert_eq!(serde_json::to_string(&info).unwrap(), golden);
+    assert_eq!(serde_json::from_str::<ReleaseInfo>(golden).unwrap(), info);
+}
+
+#[test]
+fn a_plan_naming_a_device_twice_is_refused() {
+    let planned = PlannedDevice {
+        device: DeviceId::new("d1").unwrap(),
+        node: NodeId::new("n1").unwrap(),
+        rack: "eu/s1/r1".parse().unwrap(),
+        release: "firmware/a.bin".to_owned(),
+        from_version: "1".to_owned(),
+        previous: None,
+    };
+    let plan = Plan {
+        schema: PLAN_SCHEMA.to_owned(),
+        campaign: CampaignId::new("spring").unwrap(),
+        waves: vec![vec![planned.clone()], vec![planned]],
+        nodes: [(NodeId::new("n1").unwrap(), SecretKey::from_seed(&[1; 32]).public())].into(),
+        held: Vec::new(),
+    };
+    let refused = Plan::from_bytes(&plan.to_bytes()).unwrap_err();
+    assert!(refused.to_string().contains("twice"), "{refused}");
+    let keyless = Plan {
+        nodes: BTreeMap::new(),
+        waves: plan.waves[..1].to_vec(),
+        ..plan
+    };
+    let refused = Plan::from_bytes(&keyless.to_bytes()).unwrap_err();
+    assert!(refused.to_string().contains("key of n1"), "{refused}");
+}

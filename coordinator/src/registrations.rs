@@ -12,7 +12,7 @@ use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
     time::WallTime,
 };
-use sqlx::{Any, QueryBuilder};
+use sqlx::{AssertSqlSafe, FromRow, any::AnyRow};
 
 use crate::{
     rows::{NEXT_VERSION, text, unreadable},
@@ -81,7 +81,7 @@ impl Store {
         let next = sqlx::query_as(NEXT_VERSION).fetch_one(&mut *transaction).await;
         let (version,): (i64,) = next.map_err(StoreError::written)?;
         let taken = sqlx::query_as("SELECT device FROM registrations WHERE hardware_id = $1 AND device <> $2")
-            .bind(&record.hardware_id)
+            .bind(record.hardware_id.as_str())
             .bind(device.as_str())
             .fetch_optional(&mut *transaction);
         let taken: Option<(String,)> = taken.await.map_err(StoreError::read)?;
@@ -97,7 +97,7 @@ impl Store {
             .bind(i64::from(enabled))
             .bind(version)
             .bind(text(record))
-            .bind(&record.hardware_id)
+            .bind(record.hardware_id.as_str())
             .bind(device.as_str())
             .bind(before.cast_signed()),
             None => sqlx::query(
@@ -107,7 +107,7 @@ impl Store {
             .bind(i64::from(enabled))
             .bind(version)
             .bind(text(record))
-            .bind(&record.hardware_id)
+            .bind(record.hardware_id.as_str())
             .bind(device.as_str()),
         };
         let changed = changed.execute(&mut *transaction).await.map_err(StoreError::written)?;
@@ -151,36 +151,41 @@ impl Store {
         if devices.is_empty() {
             return Ok(found);
         }
-        let rows: Vec<Row> = of_devices(COLUMNS, devices)
-            .build_query_as()
-            .fetch_all(self.reader())
-            .await
-            .map_err(StoreError::read)?;
+        let rows: Vec<Row> = self.of_devices(COLUMNS, devices).await?;
         for row in rows {
             let row = registered(row).map_err(unreadable("registrations"))?;
             let device = row.device.clone();
             found.entry(device).or_default().registered = Some(row);
         }
-        let rows: Vec<(String,)> = of_devices("SELECT device FROM removed_devices", devices)
-            .build_query_as()
-            .fetch_all(self.reader())
-            .await
-            .map_err(StoreError::read)?;
+        let rows: Vec<(String,)> = self.of_devices("SELECT device FROM removed_devices", devices).await?;
         for (device,) in rows {
             let device = DeviceId::new(device).map_err(|error| unreadable("removed_devices")(error.into()))?;
             found.entry(device).or_default().removed = true;
         }
-        let rows: Vec<(String, String)> = of_devices("SELECT device, record FROM self_reports", devices)
-            .build_query_as()
-            .fetch_all(self.reader())
-            .await
-            .map_err(StoreError::read)?;
+        let rows: Vec<(String, String)> = self
+            .of_devices("SELECT device, record FROM self_reports", devices)
+            .await?;
         for (device, record) in rows {
             let read = || -> Result<_, RowError> { Ok((DeviceId::new(device)?, serde_json::from_str(&record)?)) };
             let (device, said) = read().map_err(unreadable("self_reports"))?;
             found.entry(device).or_default().said = Some(said);
         }
         Ok(found)
+    }
+
+    /// The rows about some devices.
+    async fn of_devices<R>(&self, select: &'static str, devices: &[DeviceId]) -> Result<Vec<R>, StoreError>
+    where
+        R: for<'r> FromRow<'r, AnyRow> + Send + Unpin,
+    {
+        let places: Vec<_> = (1..=devices.len()).map(|at| format!("${at}")).collect();
+        // Nothing in it comes from outside: names are bound.
+        let query = AssertSqlSafe(format!("{select} WHERE device IN ({})", places.join(", ")));
+        let mut query = sqlx::query_as(query);
+        for device in devices {
+            query = query.bind(device.to_string());
+        }
+        query.fetch_all(self.reader()).await.map_err(StoreError::read)
     }
 
     /// The registrations after `after` in the order of their devices, at most `count`.
@@ -224,7 +229,7 @@ impl Store {
     pub(crate) async fn put_said(&self, device: &DeviceId, said: &Said) -> Result<(), StoreError> {
         let query = "INSERT INTO self_reports (device, record) VALUES ($1, $2) \
              ON CONFLICT (device) DO UPDATE SET record = excluded.record";
-        let query = sqlx::query(query).bind(device.to_string()).bind(text(said));
+        let query = sqlx::query(query).bind(device.as_str()).bind(text(said));
         self.execute(query).await.map(drop)
     }
 
@@ -244,18 +249,6 @@ impl Store {
             .map_err(|error| unreadable("audit_entries")(error.into()))?;
         Ok(entry.map(|entry| entry.at))
     }
-}
-
-/// A query about some devices.
-fn of_devices(select: &'static str, devices: &[DeviceId]) -> QueryBuilder<Any> {
-    let mut query = QueryBuilder::new(select);
-    query.push(" WHERE device IN (");
-    let mut names = query.separated(", ");
-    for device in devices {
-        names.push_bind(device.to_string());
-    }
-    query.push(")");
-    query
 }
 
 fn registered((device, enabled, version, record): Row) -> Result<Registered, RowError> {

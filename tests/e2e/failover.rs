@@ -67,6 +67,12 @@ async fn a_campaign_survives_every_leader_and_none_of_them_does_anything_twice()
         replicas.members[at].process.signal(Signal::SIGCONT)?;
         // Asked itself, it must not write as the leader that it was.
         let written = writer.write_at(&sleeper).await;
+        let replicas = fleet.replicas.as_ref().context("there are several")?;
+        until("the one that slept to follow", WITHIN, async || {
+            let role = replicas.role(at).await;
+            Ok(Seen::when(role.as_deref() == Some("follower"), || format!("{role:?}")))
+        })
+        .await?;
         ensure!(replicas.leader(|_| true).await? == replaced, "two coordinators lead");
         if let Ok(name) = written {
             ensure!(writer.is_there(&name).await?, "{name} was acknowledged by one that was replaced");
@@ -183,7 +189,7 @@ impl Writer {
     async fn write_at(&mut self, url: &str) -> Result<String> {
         self.tried += 1;
         let name = format!("written-{}", self.tried);
-        let group: Value = json!({ "id": name, "description": "", "filter": "model = \"R1\"" });
+        let group: Value = json!({ "id": name, "description": "", "filter": "model == \"R1\"" });
         let request = self
             .http
             .post(format!("{url}/api/v1/device-groups"))

@@ -121,20 +121,22 @@ impl Replicas {
     /// None does within a minute.
     pub async fn leader(&self, asked: impl Fn(usize) -> bool) -> Result<usize> {
         until("a coordinator to lead", START_WITHIN, async || {
-            for (at, member) in self.members.iter().enumerate().filter(|(at, _)| asked(*at)) {
-                let asked = self.http.get(format!("{}/health", member.url));
-                if let Ok(answer) = asked.timeout(Duration::from_millis(500)).send().await
-                    && answer
-                        .headers()
-                        .get("firmesh-role")
-                        .is_some_and(|role| role == "leader")
-                {
+            for at in (0..self.members.len()).filter(|at| asked(*at)) {
+                if self.role(at).await.is_some_and(|role| role == "leader") {
                     return Ok(Seen::Yes(at));
                 }
             }
             Ok(Seen::NotYet("none does".to_owned()))
         })
         .await
+    }
+
+    /// `leader` or `follower`, as a member says itself; `None` if it says nothing.
+    pub async fn role(&self, at: usize) -> Option<String> {
+        let asked = self.http.get(format!("{}/health", self.members[at].url));
+        let answer = asked.timeout(Duration::from_millis(500)).send().await.ok()?;
+        let role = answer.headers().get("firmesh-role")?;
+        role.to_str().ok().map(str::to_owned)
     }
 
     /// Starts a member again where it was.

@@ -149,7 +149,7 @@ pub(crate) async fn keep_lead(database: Database, taken: Taken, lease: Duration)
         tokio::time::sleep(lease / 4).await;
         let asked = Instant::now();
         if asked >= until {
-            warn!("this coordinator stood still for longer than its lease lasts: it leads no more");
+            warn!("the lease has run out, this coordinator stood still or was cut off: it leads no more");
             return;
         }
         match tokio::time::timeout_at(until.into(), database.keep_lead(term, lease)).await {

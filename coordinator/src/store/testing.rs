@@ -65,6 +65,28 @@ impl TestDatabase {
         }
     }
 
+    /// The same coordinator with a database that was made of this one's backup, as the README has it.
+    pub(crate) fn restored(mut self) -> Self {
+        let (Some((postgres, name)), Place::Server(server)) = (&mut self.server, &mut self.place) else {
+            panic!("it is no server");
+        };
+        let (dump, new) = (format!("{name}.dump"), format!("{name}_restored"));
+        postgres
+            .client("pg_dump", &["--format=custom", "--file", &dump, name])
+            .unwrap();
+        postgres.create_database(&new).unwrap();
+        let into = format!("--dbname={new}");
+        postgres
+            .client(
+                "pg_restore",
+                &["--clean", "--if-exists", "--exit-on-error", &into, &dump],
+            )
+            .unwrap();
+        server.url = postgres.url(&new);
+        *name = new;
+        self
+    }
+
     pub(crate) fn folder(&self) -> &Path {
         self.folder.path()
     }

@@ -157,6 +157,24 @@ async fn a_folder_may_have_any_name() {
     assert!(odd.join("db.sqlite").is_file());
 }
 
+#[tokio::test]
+async fn a_backup_is_restored_with_its_log_and_in_a_later_epoch() {
+    let database = TestDatabase::server();
+    let store = database.open(at(0)).await.unwrap();
+    let writes = vec![Write::Node(Box::new(node("n1"))), permit(1)];
+    store.commit(writes, at(0)).await.unwrap();
+    let (epoch, checkpoint) = (store.epoch(), store.audit_checkpoint().await.unwrap());
+    store.close().await;
+    let database = database.restored();
+    let store = database.open(at(0)).await.unwrap();
+    assert!(store.epoch() > epoch);
+    assert_eq!(store.audit_checkpoint().await.unwrap(), checkpoint);
+    let stored = store.load().await.unwrap();
+    assert_eq!((stored.nodes.len(), stored.permits.len()), (1, 1));
+    // Numbers go on where they were.
+    store.commit(vec![permit(2)], at(1)).await.unwrap();
+}
+
 /// What the version before several coordinators left behind.
 #[tokio::test]
 async fn an_older_database_goes_on_with_its_epoch_and_the_order_of_its_brakes() {

@@ -289,10 +289,9 @@ fn draft(args: &PlanArgs, releases: &[Release]) -> anyhow::Result<CampaignManife
         },
         caps,
         gate: GateRule {
-            advance: BasisPoints::WHOLE,
-            rollback: BasisPoints::WHOLE,
             sample_min: 10,
             soak_s: 3_600,
+            ..GateRule::shares(BasisPoints::WHOLE, BasisPoints::WHOLE)
         },
         constraints: Constraints::default(),
         deadlines: Deadlines {
@@ -301,6 +300,7 @@ fn draft(args: &PlanArgs, releases: &[Release]) -> anyhow::Result<CampaignManife
         },
         priority: Priority::Normal,
         automatic_rollback: true,
+        operator_rollback: false,
         permit_keys: vec![SecretKey::from_seed(&[8; 32]).public().to_string()],
         plan_sha256: Sha256::of(b""),
         rehearsal_sha256: None,

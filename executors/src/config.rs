@@ -378,6 +378,7 @@ mod tests {
             DeviceConfig {
                 id,
                 component,
+                labels: Labels::default(),
                 executor: ExecutorConfig::Redfish(config),
             }
             .check(dir.path())
@@ -420,6 +421,7 @@ mod tests {
             DeviceConfig {
                 id,
                 component,
+                labels: Labels::default(),
                 executor: ExecutorConfig::AbSlot(config),
             }
             .check(Path::new("/etc/firmesh"))

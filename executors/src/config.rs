@@ -384,6 +384,7 @@ mod tests {
             DeviceConfig {
                 id,
                 component,
+                labels: Labels::default(),
                 executor: ExecutorConfig::Redfish(config),
             }
             .check(dir.path())
@@ -427,6 +428,7 @@ mod tests {
             DeviceConfig {
                 id,
                 component,
+                labels: Labels::default(),
                 executor: ExecutorConfig::AbSlot(config),
             }
             .check(Path::new("/etc/firmesh"))

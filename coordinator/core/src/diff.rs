@@ -90,8 +90,11 @@ impl Difference {
                 note("node", &a.node, &b.node);
                 note("rack", &a.rack, &b.rack);
                 note("labels", &a.labels, &b.labels);
-                let turn =
-                    |after: &Option<DeviceId>| after.as_ref().map_or("first".to_owned(), |id| format!("after {id}"));
+                let turn = |after: &Option<DeviceId>| {
+                    after
+                        .as_ref()
+                        .map_or_else(|| "first".to_owned(), |id| format!("after {id}"))
+                };
                 note("in its unit", &turn(&a.after), &turn(&b.after));
                 format!("~ {device}: {}", changes.join(", "))
             }

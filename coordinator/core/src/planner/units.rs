@@ -222,6 +222,6 @@ fn rank(info: &firmesh_protocol::manifest::ReleaseInfo, sequences: &[Sequence]) 
     let usual = ORDER
         .iter()
         .position(|known| *known == name)
-        .unwrap_or(ORDER.len() + usize::from(name == LAST));
+        .unwrap_or_else(|| ORDER.len() + usize::from(name == LAST));
     (listed.unwrap_or(usize::MAX), usual)
 }

@@ -7,7 +7,7 @@ use firmesh_simulations::stopping::{Line, Stopped, Table, Trial};
 #[derive(Debug, clap::Args)]
 pub(crate) struct GateArgs {
     /// Devices of the wave.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     devices: u32,
     /// Devices in flight at once.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]

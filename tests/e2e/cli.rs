@@ -98,6 +98,55 @@ fn machines_get_json_for_errors_too_and_shells_their_completions() -> Result<()>
     Ok(())
 }
 
+#[test]
+fn windows_are_previewed_before_anybody_signs() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let operator = Operator::offline(folder.path());
+    let file = r#"
+id = "spring"
+expires = "2099-01-01T00:00:00Z"
+releases = []
+strategy = { kind = "direct" }
+caps = { per_rack = 1, total = 1 }
+deadlines = { attempt = "PT1H", back = "PT5M" }
+[[constraints.windows]]
+zone = "Europe/Berlin"
+duration_s = 14400
+recurs = { dtstart = "2027-01-12T23:00:00", rrule = "FREQ=MONTHLY;BYDAY=2TU" }
+[[constraints.blackout_calendars]]
+name = "spring sale"
+zone = "Europe/Berlin"
+duration_s = 604800
+recurs = { dtstart = "2027-02-07T00:00:00", rrule = "FREQ=YEARLY" }
+"#;
+    fs::write(folder.path().join("spring.toml"), file)?;
+    let asked = [
+        "window",
+        "preview",
+        "--file",
+        "spring.toml",
+        "--at",
+        "2027-01-13T03:00:00Z",
+    ];
+    let told = operator.ok(&[&asked[..], &["--count", "3"]].concat())?;
+    let at = |number: usize, field: &str| told["openings"][number][field].clone();
+    ensure!(at(0, "from") == "2027-02-09T22:00:00Z", "{told}");
+    ensure!(at(0, "blackouts") == serde_json::json!(["spring sale"]), "{told}");
+    ensure!(
+        at(1, "from") == "2027-03-09T22:00:00Z" && at(1, "until") == "2027-03-10T02:00:00Z",
+        "{told}"
+    );
+    ensure!(at(2, "from") == "2027-04-13T21:00:00Z", "summer time has begun: {told}");
+    ensure!(told["next_start"] == "2027-03-09T22:00:00Z", "{told}");
+    let lines = operator.run(&[&asked[..], &["--zone", "America/New_York"]].concat())?;
+    ensure!(lines.stdout.contains("Tue 2027-03-09 17:00:00"), "{lines:?}");
+    let wrong = file.replace("2TU", "2XX");
+    fs::write(folder.path().join("spring.toml"), wrong)?;
+    let said = operator.refused(1, &asked)?;
+    ensure!(said.contains("2XX"), "{said}");
+    Ok(())
+}
+
 /// A README that names a command that is not there costs every reader a minute.
 #[test]
 fn every_command_the_readme_names_exists() -> Result<()> {

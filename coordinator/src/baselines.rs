@@ -98,6 +98,10 @@ mod tests {
                 version: version.to_owned(),
                 security_epoch: 1,
                 from_versions: Vec::new(),
+                version_scheme: None,
+                min_from: None,
+                requires: Vec::new(),
+                conflicts: Vec::new(),
                 reversibility: Reversibility::Reflash,
                 provenance: None,
             },
@@ -117,6 +121,7 @@ mod tests {
                 component: Component::new("bmc").unwrap(),
                 version: runs.map(str::to_owned),
                 executor: "redfish".to_owned(),
+                labels: firmesh_protocol::labels::Labels::default(),
             };
             let view = drift(&facts, &path, &[release(wanted)]);
             assert_eq!(view.state, state, "{runs:?} of {wanted}");

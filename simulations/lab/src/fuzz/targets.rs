@@ -16,7 +16,7 @@ use firmesh_protocol::{
     identity::{NodeIdentity, certificate_validity, verify_node_record},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     labels::Labels,
-    manifest::{Artifact, CampaignManifest, Constraints, Plan, ReleaseInfo},
+    manifest::{Artifact, CampaignManifest, Plan, ReleaseInfo},
     pieces::PieceSet,
     possession::{Answer, Challenge, Nonce, Proof},
     report::{AttemptState, DeviceFacts, PERMIT_TYPE, PermitKind},

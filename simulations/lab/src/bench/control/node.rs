@@ -14,6 +14,7 @@ use firmesh_node::{
 use firmesh_protocol::{
     api::{AuditSeen, EnrolRequest, EnrolResponse, EnrolmentTicket, NewNode, SyncRequest, SyncResponse, Traffic},
     ids::{CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    labels::Labels,
     possession::{Answer, Challenge, Prover},
     report::{
         AttemptReport, AttemptState, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, PERMIT_TYPE, Permit, PermitKind,
@@ -100,6 +101,7 @@ impl SimulatedNode {
                 component: Component::new("bmc")?,
                 version: Some(OLD.to_owned()),
                 executor: "redfish".to_owned(),
+                labels: Labels::default(),
             })
         };
         Ok(Self {

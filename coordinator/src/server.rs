@@ -203,17 +203,21 @@ impl Coordinating {
     ) -> Result<(), RunError> {
         let (mut within, mut listeners) = (Some(self.place.reach_within()), Some(listeners));
         loop {
-            let Some(database) = cluster::reach(&self.place, within, &self.cancel).await? else {
+            // They are closed where this coordinator is to stop.
+            let Some(listeners_now) = &listeners else {
+                return Ok(());
+            };
+            let reaching = cluster::reach(&self.place, &self.grounds.authority, within, &self.cancel);
+            let reached = match within {
+                Some(_) => reaching.await,
+                // Whoever led before may be gone with the database: somebody has to say so.
+                None => self.face(listeners_now, faces, reaching).await?,
+            };
+            let Some(database) = reached? else {
                 return Ok(());
             };
             within = None;
-            database.check_secrets(&self.grounds.authority).await?;
-            let open = listeners.as_ref().map(Listeners::again).transpose();
-            // They are closed where this coordinator is to stop.
-            let Some(open) = open.map_err(RunError::Serve)? else {
-                return Ok(());
-            };
-            let followed = self.follow(&database, open, sight, faces).await?;
+            let followed = self.follow(&database, listeners_now, sight, faces).await?;
             let ended = match followed {
                 Some(taken) => self.lead(&database, taken, &mut listeners).await?,
                 None => Ended::Asked,
@@ -230,7 +234,7 @@ impl Coordinating {
     async fn follow(
         &self,
         database: &Database,
-        listeners: Listeners,
+        listeners: &Listeners,
         sight: &watch::Sender<Sight>,
         faces: &Faces,
     ) -> Result<Option<Taken>, RunError> {
@@ -238,10 +242,20 @@ impl Coordinating {
         if !database.is_shared() {
             return Ok(lead.await?);
         }
-        let Listeners { operators, nodes } = listeners;
         self.write_addresses()?;
+        Ok(self.face(listeners, faces, lead).await??)
+    }
+
+    /// Hands everybody on until something else has come to its end.
+    async fn face<T>(
+        &self,
+        listeners: &Listeners,
+        faces: &Faces,
+        until: impl Future<Output = T>,
+    ) -> Result<T, RunError> {
+        let Listeners { operators, nodes } = listeners.again().map_err(RunError::Serve)?;
         tokio::select! {
-            taken = lead => Ok(taken?),
+            ended = until => Ok(ended),
             ended = faces.accept(Face::Operators, operators) => Err(RunError::Serve(never(ended))),
             ended = faces.accept(Face::Nodes, nodes) => Err(RunError::Serve(never(ended))),
         }

@@ -20,6 +20,7 @@ pub(crate) use self::{
     face::{Face, Faces},
 };
 use crate::{
+    authority::Authority,
     store::{Database, Leader, Member, Place, StoreError, Term},
     telemetry::chain,
 };
@@ -67,9 +68,11 @@ pub(crate) struct Taken {
     until: Instant,
 }
 
-/// Opens the database; a server is waited for until `within` is over, or for ever if there is no such time. `None` if cancelled.
+/// Opens the database, of which this coordinator must have the keys; a server is waited for until `within` is over, or for ever
+/// if there is no such time. `None` if cancelled.
 pub(crate) async fn reach(
     place: &Place,
+    authority: &Authority,
     within: Option<Duration>,
     cancel: &CancellationToken,
 ) -> Result<Option<Database>, StoreError> {
@@ -77,7 +80,7 @@ pub(crate) async fn reach(
     loop {
         let connected = tokio::select! {
             () = cancel.cancelled() => return Ok(None),
-            connected = Database::connect(place) => connected,
+            connected = open(place, authority) => connected,
         };
         match connected {
             Ok(database) => return Ok(Some(database)),
@@ -90,6 +93,12 @@ pub(crate) async fn reach(
             () = tokio::time::sleep(REACH_EVERY) => {}
         }
     }
+}
+
+async fn open(place: &Place, authority: &Authority) -> Result<Database, StoreError> {
+    let database = Database::connect(place).await?;
+    database.check_secrets(authority).await?;
+    Ok(database)
 }
 
 /// Waits until this coordinator leads. `None` if cancelled.

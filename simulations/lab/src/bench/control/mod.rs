@@ -60,7 +60,7 @@ pub(super) async fn run(args: &ControlArgs) -> Result<()> {
         "a campaign needs at least one node of its own"
     );
     let temporary = tempfile::tempdir()?;
-    let folder = args.work.as_deref().unwrap_or(temporary.path());
+    let folder = args.work.as_deref().unwrap_or_else(|| temporary.path());
     let shape = Shape {
         racks: 0,
         nodes: 0,

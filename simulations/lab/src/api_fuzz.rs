@@ -24,10 +24,11 @@ const SCHEMATHESIS: &str = "schemathesis==4.32.5";
 /// What is not asked:
 /// - `positive_data_acceptance`, `negative_data_rejection`: filters, cursors, plans, envelopes and the like have grammars
 ///   of their own, which JSON Schema cannot say, and what `Idempotency-Key` or a tag in vain mean depends on the moment.
-const EXCLUDED_CHECKS: &str = "positive_data_acceptance,negative_data_rejection";
+/// - `missing_required_header`: it does not count 428 (RFC 6585, no `If-Match`) and 412 (tus, no `Tus-Resumable`) as refusals.
+const EXCLUDED_CHECKS: &str = "positive_data_acceptance,negative_data_rejection,missing_required_header";
 
-/// Streams, which do not end, and rehearsals, which take a processor for minutes.
-const EXCLUDED_PATHS: &str = "^/api/v1/(events|stream/.*|simulations)$";
+/// Streams, which do not end, rehearsals, which take a processor for minutes, and syncs, which ask strangers.
+const EXCLUDED_PATHS: &str = "^/api/(v1/(events|stream/.*|simulations|repository/sync)|firmware/repository/sync)$";
 
 /// How much to ask.
 #[derive(Debug, Args)]

@@ -215,7 +215,7 @@ mod tests {
             },
             success_s: 600,
             failure_s,
-            waves: 2_000,
+            waves: 300,
             seed: 1,
         }
     }
@@ -231,7 +231,7 @@ mod tests {
                 good.sequential.stopped_bp <= 500 && good.fixed.stopped_bp <= 500,
                 "{good:?}"
             );
-            assert!(bad.sequential.stopped_bp + 20 >= bad.fixed.stopped_bp, "{bad:?}");
+            assert!(bad.sequential.stopped_bp + 100 >= bad.fixed.stopped_bp, "{bad:?}");
             for line in [bad, worse] {
                 let (sequential, fixed) = (line.sequential.exposed_mean_x100, line.fixed.exposed_mean_x100);
                 assert!(sequential * 10 < fixed * 9, "{failure_s}: {line:?}");

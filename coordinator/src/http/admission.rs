@@ -111,7 +111,7 @@ impl Gate {
         for permission in permissions {
             // What is read is not limited to places.
             if !permission.is_to_read() && about.is_none() {
-                about = Some(subject(&self.app, &asked.route, &asked.uri).await?);
+                about = Some(subject(&self.app, &asked.route, &asked.uri, &who).await?);
             }
             let about = about.clone().unwrap_or_default();
             if self.app.access.policy.allows(&who, *permission, &about) {
@@ -245,7 +245,7 @@ fn is_made_to_loopback(request: &Request) -> bool {
 
 /// What a request is about, by its path: what is named there in another way than by its plain id is nothing that is known,
 /// and then nobody who is limited may change it.
-async fn subject(app: &App, route: &str, uri: &Uri) -> Result<Subject, ActionError> {
+async fn subject(app: &App, route: &str, uri: &Uri, who: &Identity) -> Result<Subject, ActionError> {
     let parts = |path: &str| path.split('/').skip(3).map(str::to_owned).collect::<Vec<_>>();
     let (route, path) = (parts(route), parts(uri.path()));
     let named = route.iter().zip(&path).find(|(name, _)| name.starts_with('{'));
@@ -260,6 +260,10 @@ async fn subject(app: &App, route: &str, uri: &Uri) -> Result<Subject, ActionErr
         Kind::Device => about_device(app, id).await,
         Kind::Campaign => about_campaign(app, &id).await,
         Kind::Node => about_node(app, &id).await,
+        // Whom a device speaks of stands in the body, which the handler holds against who it is.
+        Kind::Fleet if ["/api/v1/status", "/api/v1/validation"].contains(&uri.path()) && who.device.is_some() => {
+            about_device(app, who.device.as_ref().map(ToString::to_string).unwrap_or_default()).await
+        }
         Kind::Fleet => match device_in_query(uri) {
             Some(device) => about_device(app, device).await,
             None => Ok(Subject::default()),

@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, Query, State, rejection::QueryRejection},
+    http::StatusCode,
 };
 use firmesh_protocol::{
     api::{
@@ -22,13 +23,14 @@ use firmesh_protocol::{
 use serde::Deserialize;
 
 use super::{
-    App, devices,
+    App,
+    admission::Who,
+    devices,
     operators::named,
     problem::{Body, Failure},
     routes::{Op, Routes},
 };
-use crate::access::Permission;
-use crate::world::World;
+use crate::{access::Permission, world::World};
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failure>;
@@ -43,7 +45,7 @@ const VERSION_BYTES_MAX: usize = 256;
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "device-reports";
     routes.add(TAG, "/api/v1/updates/check", [
-        Op::get("What an approved campaign plans for a device.", check).needs(Permission::UpdateCheck)
+        Op::get("What an approved campaign plans for a device.", check).needs(Permission::UpdateCheck).needs(Permission::FleetRead)
             .required_query("device", "the device")
             .answers::<UpdateCheck>(),
     ]);
@@ -140,9 +142,14 @@ pub(super) fn role(keys: &KeySet) -> SignatureRole {
     }
 }
 
-async fn status(State(app): Shared, Body(report): Body<StatusReport>) -> Answer<SaidAnswer> {
+async fn status(
+    State(app): Shared,
+    Extension(who): Extension<Who>,
+    Body(report): Body<StatusReport>,
+) -> Answer<SaidAnswer> {
     let device = report.device.clone();
     let device = device.ok_or_else(|| Failure::bad_request("say which `device` it is"))?;
+    speaks_for_itself(&who, &device)?;
     written_down(&app, device, Some(report), None).await
 }
 
@@ -155,8 +162,24 @@ async fn status_of(State(app): Shared, Path(id): Path<String>, Body(report): Bod
     written_down(&app, device, Some(report), None).await
 }
 
-async fn validation(State(app): Shared, Body(report): Body<ValidationReport>) -> Answer<SaidAnswer> {
+async fn validation(
+    State(app): Shared,
+    Extension(who): Extension<Who>,
+    Body(report): Body<ValidationReport>,
+) -> Answer<SaidAnswer> {
+    speaks_for_itself(&who, &report.device)?;
     written_down(&app, report.device.clone(), None, Some(report)).await
+}
+
+/// A device was let in to speak for itself; whom it speaks of stands in the body.
+fn speaks_for_itself(who: &Who, device: &DeviceId) -> Result<(), Failure> {
+    match &who.device {
+        Some(own) if own != device => {
+            let detail = format!("you are the device {own}, and speak for yourself only, not for {device}");
+            Err(Failure::new(StatusCode::FORBIDDEN, "forbidden", detail).refused())
+        }
+        _ => Ok(()),
+    }
 }
 
 async fn written_down(

@@ -364,7 +364,10 @@ impl Routes {
                 HttpMethod::Put => Method::PUT,
                 HttpMethod::Delete => Method::DELETE,
                 HttpMethod::Patch => Method::PATCH,
-                _ => Method::POST,
+                HttpMethod::Options => Method::OPTIONS,
+                HttpMethod::Head => Method::HEAD,
+                HttpMethod::Trace => Method::TRACE,
+                HttpMethod::Post => Method::POST,
             };
             ((method, path), needs)
         });

@@ -47,7 +47,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
         Op::options("What of tus is spoken here.", options).needs(Permission::ApiRead).empty(),
     ]);
     routes.add(TAG, "/api/v1/uploads/{id}", [
-        Op::get("Where an upload stands; `HEAD` has it in `Upload-Offset`.", show).needs(Permission::ArtifactImport).answers::<UploadView>(),
+        Op::get("Where an upload stands; `HEAD` has it in `Upload-Offset`.", show).needs(Permission::FleetRead).answers::<UploadView>(),
         Op::patch("Appends bytes where the upload stands; the last ones make it an image.", append).needs(Permission::ArtifactImport)
             .unlimited()
             .header("Tus-Resumable", true, RESUMABLE)

@@ -21,6 +21,9 @@ const WITHIN: Duration = Duration::from_secs(60);
 /// Kept between runs, for pip's sake.
 const VENVS: &str = env!("CARGO_TARGET_TMPDIR");
 
+/// The file with the secret of the client at the provider.
+const CLIENT_SECRET: &str = "client.secret";
+
 const PROVIDER: [&str; 1] = ["oidc-provider-mock==0.3.4"];
 
 #[tokio::test]
@@ -46,7 +49,7 @@ async fn people_log_in_at_an_independent_identity_provider() -> Result<()> {
     ensure!(who["name"] == "oidc:alice" && who["means"] == "oidc", "{who}");
     ensure!(who["grants"][0]["role"] == "operator", "{who}");
     ensure!(who["groups"] == json!(["everybody", "fleet-ops"]), "{who}");
-    operator.ok(&["group", "create", "racks", "--device", "d1"])?;
+    operator.ok(&["group", "create", "racks", "--filter", "model == \"R1\""])?;
     let refused = operator.refused(3, &["access", "key", "list"])?;
     ensure!(
         refused.contains("access:manage") && refused.contains("oidc:alice"),
@@ -244,9 +247,18 @@ fn secret(root: &Path, name: &str, text: &str) -> Result<()> {
 /// `firmesh login --browser`, and a browser in which `sub` logs in.
 async fn log_in_by_browser(root: &Path, url: &str, sub: &str) -> Result<()> {
     let log = root.join(format!("login-{sub}.log"));
+    secret(root, CLIENT_SECRET, "the provider takes any, and none without")?;
     let mut command = Command::new(Program::Operator.path()?);
     command
-        .args(["login", "--browser", "--coordinator", url])
+        .args([
+            "login",
+            "--browser",
+            "--client-secret-file",
+            CLIENT_SECRET,
+            "--coordinator",
+            url,
+        ])
+        .current_dir(root)
         .env("XDG_CONFIG_HOME", root.join("config"));
     let mut login = Process::spawn("login", command, &log)?;
     let page = until("the page to open", WITHIN, async || {
@@ -325,6 +337,7 @@ async fn id_token(http: &reqwest::Client, issuer: &str, client_id: &str, sub: &s
         ("code", &code),
         ("redirect_uri", back),
         ("client_id", client_id),
+        ("client_secret", "any"),
     ];
     let answer = http.post(format!("{issuer}/oauth2/token")).form(&form).send().await?;
     let tokens: Value = answer.json().await?;

@@ -155,7 +155,12 @@ fn any_case(dice: &mut fastrand::Rng) -> Case {
         ("DAILY", 0) | ("WEEKLY", 0 | 1) => parts.push(format!("BYDAY={}", weekdays(dice).join(","))),
         ("DAILY", 1) | ("MONTHLY" | "YEARLY", 0) => parts.push(format!("BYMONTHDAY={}", pick(dice, -31, 31, 5))),
         ("MONTHLY" | "YEARLY", 1) => {
-            let which = |dice: &mut fastrand::Rng| ["", "1", "2", "-1", "-2", "5"][dice.usize(0..6)];
+            // All with a number or none: of a mixture Python takes only the days that are both.
+            let is_numbered = dice.bool();
+            let which = |dice: &mut fastrand::Rng| match is_numbered {
+                true => ["1", "2", "-1", "-2", "5"][dice.usize(0..5)],
+                false => "",
+            };
             let days: Vec<_> = weekdays(dice)
                 .into_iter()
                 .map(|day| format!("{}{day}", which(dice)))
@@ -164,7 +169,8 @@ fn any_case(dice: &mut fastrand::Rng) -> Case {
         }
         ("YEARLY", 2) => parts.push(format!("BYYEARDAY={}", pick(dice, -366, 366, 6))),
         ("YEARLY", 3) => {
-            parts.push(format!("BYWEEKNO={}", pick(dice, 1, 53, 5)));
+            // Python counts 53 weeks in some years that have 52, such as 2010.
+            parts.push(format!("BYWEEKNO={}", pick(dice, 1, 51, 5)));
             parts.push(format!("BYDAY={}", weekdays(dice).join(",")));
         }
         _ => {}

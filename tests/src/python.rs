@@ -48,6 +48,9 @@ pub fn python_with(folder: &Path, name: &str, packages: &[&str]) -> Result<PathB
     Ok(interpreter)
 }
 
+/// How much of what a program said is told.
+const SAID_BYTES_MAX: usize = 16 << 10;
+
 /// Runs a program that must succeed; answers what it printed.
 pub fn run(program: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Result<Output> {
     let output = Command::new(program)
@@ -55,7 +58,10 @@ pub fn run(program: &Path, args: impl IntoIterator<Item = impl AsRef<OsStr>>) ->
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("{} cannot be started", program.display()))?;
-    let said = String::from_utf8_lossy(&output.stderr);
+    // Some say what is wrong on one, some on the other.
+    let said = [&output.stdout, &output.stderr]
+        .map(|said| String::from_utf8_lossy(&said[said.len().saturating_sub(SAID_BYTES_MAX)..]));
+    let said = said.join("\n");
     ensure!(
         output.status.success(),
         "{} failed ({}): {said}",

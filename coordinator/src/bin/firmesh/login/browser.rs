@@ -41,7 +41,7 @@ struct Claims {
     nonce: Option<String>,
 }
 
-pub(super) async fn log_in(provider: &OidcView, output: &Output) -> anyhow::Result<Credential> {
+pub(super) async fn log_in(provider: &OidcView, secret: Option<&str>, output: &Output) -> anyhow::Result<Credential> {
     let http = http_client(None, provider.issuer.starts_with("https://"), ANSWER)?;
     let issuer = provider.issuer.trim_end_matches('/');
     let place = format!("{issuer}/.well-known/openid-configuration");
@@ -70,13 +70,14 @@ pub(super) async fn log_in(provider: &OidcView, output: &Output) -> anyhow::Resu
         .append_pair("code_challenge_method", "S256");
     output.warn(&format!("open this page in a browser on this machine:\n{page}"));
     let code = code(listener, state).await?;
-    let form = [
+    let mut form = vec![
         ("grant_type", "authorization_code"),
-        ("code", &code),
+        ("code", code.as_str()),
         ("redirect_uri", &back),
         ("client_id", &provider.client_id),
         ("code_verifier", &verifier),
     ];
+    form.extend(secret.map(|secret| ("client_secret", secret)));
     let tokens: Tokens = read(http.post(discovery.token_endpoint).form(&form).send().await).await?;
     // The coordinator verifies it; here it only has to be the answer to this question.
     let payload = tokens

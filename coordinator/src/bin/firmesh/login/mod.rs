@@ -33,6 +33,9 @@ pub(crate) struct Login {
     /// At the identity provider, in a browser on this machine.
     #[arg(long, conflicts_with = "forget")]
     browser: bool,
+    /// A file with the client's secret, readable by its owner only: for a provider that wants one beside PKCE.
+    #[arg(long, value_name = "FILE", requires = "browser")]
+    client_secret_file: Option<PathBuf>,
     /// Forgets the token.
     #[arg(long)]
     forget: bool,
@@ -55,7 +58,9 @@ pub(crate) async fn run(global: &Global, login: Login, output: &Output) -> anyho
         let provider = methods
             .oidc
             .context("this coordinator has no identity provider: log in with --username or --api-key-file")?;
-        browser::log_in(&provider, output).await?
+        let secret = login.client_secret_file.as_deref().map(load_secret).transpose()?;
+        let secret = secret.as_ref().map(|secret| secret.trim());
+        browser::log_in(&provider, secret, output).await?
     } else {
         let request = request(&login, &methods)?;
         let answer: TokenAnswer = client.post("/api/v1/auth/token", &request).await?;

@@ -17,6 +17,9 @@ use crate::{
     engine::{Engine, InputError, Rollback},
 };
 
+/// Rollbacks that people order in one campaign at most: permits name their digests, and nodes fetch every one.
+const ROLLBACKS_MAX: usize = 256;
+
 impl Engine {
     /// The approvers' orders that a permit for these devices of a wave rests on, and whether it needs nothing else.
     #[must_use]
@@ -79,8 +82,18 @@ impl Campaign {
             let updates = attempt.record.kind == PermitKind::Update && attempt.is_running();
             runs_new(attempt) || updates
         };
+        // Said twice is said once; a new signature may be needed where the approvers' keys have changed.
+        let is_news = |attempt: &Attempt| !attempt.record.ordered_back || order.is_some();
+        let is_known = |record: &RollbackRecord| order.is_some() && record.order == order;
+        if self.record.rollbacks.iter().any(is_known) {
+            return Err(InputError::NothingToRollBack("this order was given before".to_owned()));
+        }
+        if self.record.rollbacks.len() >= ROLLBACKS_MAX {
+            let why = format!("{ROLLBACKS_MAX} orders were given before; nothing more can be ordered in this campaign");
+            return Err(InputError::NothingToRollBack(why));
+        }
         let has_moved = |attempt: &Attempt| moved_on.contains(&attempt.record.device);
-        let meant = self.select(|a| is_meant(a) && may_run_new(a) && a.can_go_back && !has_moved(a));
+        let meant = self.select(|a| is_meant(a) && may_run_new(a) && is_news(a) && a.can_go_back && !has_moved(a));
         let one_way = self.select(|a| is_meant(a) && runs_new(a) && !a.can_go_back);
         let moved = self.select(|a| is_meant(a) && runs_new(a) && a.can_go_back && has_moved(a));
         let kept = |devices: &[_], why: &str| (!devices.is_empty()).then(|| format!("{} {why}", devices.len()));
@@ -91,7 +104,7 @@ impl Campaign {
         let kept: Vec<_> = kept.into_iter().flatten().collect();
         if meant.is_empty() {
             let why = match kept.is_empty() {
-                true => format!("no device of {scope} runs the new version or is on its way to it"),
+                true => format!("no more device of {scope} runs the new version or is on its way to it"),
                 false => kept.join("; "),
             };
             return Err(InputError::NothingToRollBack(why));

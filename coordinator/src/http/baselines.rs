@@ -11,7 +11,6 @@ use axum::{
 use firmesh_coordinator_core::Filter;
 use firmesh_protocol::{
     api::{BaselineEdit, BaselineView, ComplianceView, DeviceView, DriftState, DriftView, NewBaseline, Page},
-    audit::Event,
     ids::{DeviceId, GroupId},
     limits::REASON_BYTES_MAX,
     manifest::{Release, is_release_target},
@@ -20,7 +19,7 @@ use serde::Deserialize;
 
 use super::{
     App,
-    conditions::Conditions,
+    conditions::{Conditions, changed_meanwhile},
     operators::named,
     paging::{Listing, Plainly, parse_filter},
     problem::{Body, Failure},
@@ -118,7 +117,7 @@ async fn show(State(app): Shared, Path(id): Path<String>, conditions: Conditions
 async fn create(State(app): Shared, conditions: Conditions, Body(new): Body<NewBaseline>) -> Result<Response, Failure> {
     let id = new.id;
     let record = checked(&app, new.description, new.filter, new.releases).await?;
-    log(&app, &id, "made").await?;
+    app.log_change("baseline", id.as_str(), "made").await?;
     match app.store.put_record(id.as_str(), None, &record).await? {
         Changed::Yes(version) => {
             let kept = Kept {
@@ -156,7 +155,7 @@ async fn replace(
     let kept = found(&app, &id).await?;
     conditions.require_part(kept.version)?;
     let record = checked(&app, edit.description, edit.filter, edit.releases).await?;
-    log(&app, &id, "changed").await?;
+    app.log_change("baseline", id.as_str(), "changed").await?;
     match app.store.put_record(id.as_str(), Some(kept.version), &record).await? {
         Changed::Yes(version) => {
             let kept = Kept {
@@ -166,7 +165,7 @@ async fn replace(
             };
             Ok(conditions.part_versioned(version, &view(&kept, &signed(&app).await?)?))
         }
-        Changed::Meanwhile | Changed::Full => Err(changed_meanwhile()),
+        Changed::Meanwhile | Changed::Full => Err(changed_meanwhile("baseline")),
     }
 }
 
@@ -174,29 +173,15 @@ async fn remove(State(app): Shared, Path(id): Path<String>, conditions: Conditio
     let id: GroupId = named(&id)?;
     let kept = found(&app, &id).await?;
     conditions.require_part(kept.version)?;
-    log(&app, &id, "removed").await?;
+    app.log_change("baseline", id.as_str(), "removed").await?;
     match app
         .store
         .remove_record::<BaselineRecord>(id.as_str(), kept.version)
         .await?
     {
         true => Ok(StatusCode::NO_CONTENT),
-        false => Err(changed_meanwhile()),
+        false => Err(changed_meanwhile("baseline")),
     }
-}
-
-async fn log(app: &App, id: &GroupId, change: &str) -> Result<(), Failure> {
-    let event = Event::Change {
-        subject: "baseline".to_owned(),
-        name: id.to_string(),
-        change: change.to_owned(),
-    };
-    Ok(app.store.log_event(event, app.clock.wall()).await?)
-}
-
-fn changed_meanwhile() -> Failure {
-    let detail = "somebody else has changed the baseline at this moment: read it again";
-    Failure::new(StatusCode::PRECONDITION_FAILED, "changed_meanwhile", detail)
 }
 
 /// A baseline's content from outside.

@@ -19,7 +19,6 @@ use firmesh_protocol::{
         CatalogueEntry, CatalogueVersion, Deprecation, FirmwarePublication, FirmwareState, FirmwareView, NewFirmware,
         ReleaseView,
     },
-    audit::Event,
     brake::Braked,
     ids::Component,
     limits::REASON_BYTES_MAX,
@@ -291,7 +290,7 @@ pub(super) async fn draft(
     if let Some(other) = app.store.claim_versions(&name, &release.info).await? {
         return Err(version_taken(&other));
     }
-    log(app, &name, "drafted").await?;
+    app.log_change("firmware", &name, "drafted").await?;
     let record = FirmwareRecord {
         draft: Some(release.clone()),
         release_notes: new.release_notes,
@@ -329,15 +328,6 @@ fn version_taken(by: &str) -> Failure {
 fn changed_meanwhile() -> Failure {
     let detail = "somebody else has changed it at this moment: read it again";
     Failure::new(StatusCode::CONFLICT, "changed_meanwhile", detail)
-}
-
-async fn log(app: &App, name: &str, change: &str) -> Result<(), Failure> {
-    let event = Event::Change {
-        subject: "firmware".to_owned(),
-        name: name.to_owned(),
-        change: change.to_owned(),
-    };
-    Ok(app.store.log_event(event, app.clock.wall()).await?)
 }
 
 async fn publish(State(app): Shared, Path(name): Path<String>) -> Result<Response, Failure> {
@@ -423,7 +413,7 @@ async fn deprecate(
     } else {
         "not deprecated any more"
     };
-    log(&app, &name, change).await?;
+    app.log_change("firmware", &name, change).await?;
     let (before, record) = match record {
         Some(kept) => (Some(kept.version), kept.record),
         None => (
@@ -459,7 +449,7 @@ async fn remove(State(app): Shared, Path(name): Path<String>) -> Result<StatusCo
     let Some(record) = record else {
         return Err(changed_meanwhile());
     };
-    log(&app, &name, "removed").await?;
+    app.log_change("firmware", &name, "removed").await?;
     match app.store.remove_record::<FirmwareRecord>(&name, record.version).await? {
         true => {
             app.store.release_versions(&name).await?;

@@ -142,3 +142,9 @@ impl Conditions {
 fn tag_of(version: u64) -> String {
     format!("\"v{version}\"")
 }
+
+/// What was read, and named by its `ETag`, was changed between the look and the change.
+pub(super) fn changed_meanwhile(what: &str) -> Failure {
+    let detail = format!("somebody else has changed the {what} at this moment: read it again");
+    Failure::new(StatusCode::PRECONDITION_FAILED, "changed_meanwhile", detail)
+}

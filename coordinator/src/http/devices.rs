@@ -15,7 +15,6 @@ use firmesh_protocol::{
     api::{
         ApplicationMetrics, DeviceEdit, DeviceHealth, DeviceStatus, DeviceView, NewDevice, Registration, UpdateView,
     },
-    audit::Event,
     ids::{CampaignId, DeviceId},
     labels::Labels,
     report::{AttemptState, DeviceFacts},
@@ -23,7 +22,7 @@ use firmesh_protocol::{
 
 use super::{
     App,
-    conditions::Conditions,
+    conditions::{Conditions, changed_meanwhile},
     operators::named,
     paging::{Filtered, LIMIT_MAX, Listing},
     problem::{Body, Failure},
@@ -330,7 +329,7 @@ async fn put(
     record: &Registration,
     change: &str,
 ) -> Result<(), Failure> {
-    log(app, device, change).await?;
+    app.log_change("device", device.as_str(), change).await?;
     match app.store.put_registration(device, before, enabled, record).await? {
         Put::Yes(_) => Ok(()),
         Put::TakenBy(other) => Err(Failure::new(
@@ -339,27 +338,13 @@ async fn put(
             format!("the hardware id {:?} is that of the device {other}", record.hardware_id),
         )),
         Put::Meanwhile if before.is_none() => Err(exists(device)),
-        Put::Meanwhile => Err(Failure::new(
-            StatusCode::PRECONDITION_FAILED,
-            "changed_meanwhile",
-            "somebody else has changed the device at this moment: read it again",
-        )),
+        Put::Meanwhile => Err(changed_meanwhile("device")),
     }
 }
 
 fn exists(device: &DeviceId) -> Failure {
     let detail = format!("the device {device} is registered already: change it with PUT, or choose another name");
     Failure::new(StatusCode::CONFLICT, "exists", detail)
-}
-
-/// Before the change, so that nothing is changed that is not logged.
-async fn log(app: &App, device: &DeviceId, change: &str) -> Result<(), Failure> {
-    let event = Event::Change {
-        subject: "device".to_owned(),
-        name: device.to_string(),
-        change: change.to_owned(),
-    };
-    Ok(app.store.log_event(event, app.clock.wall()).await?)
 }
 
 async fn remove(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<StatusCode, Failure> {
@@ -375,7 +360,7 @@ async fn remove(State(app): Shared, Path(id): Path<String>, conditions: Conditio
         let detail = format!("the device {device} is in flight: wait for its attempt to end, or clear it");
         return Err(Failure::new(StatusCode::CONFLICT, "in_flight", detail));
     }
-    log(&app, &device, "removed").await?;
+    app.log_change("device", device.as_str(), "removed").await?;
     app.store.remove_device(&device, app.clock.wall()).await?;
     app.coordinator.ask(|reply| Command::Forget(device, reply)).await?;
     Ok(StatusCode::NO_CONTENT)

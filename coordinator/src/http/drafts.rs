@@ -12,7 +12,6 @@ use axum::{
 use firmesh_coordinator_core::plan;
 use firmesh_protocol::{
     api::{PlanRequest, PlanResponse},
-    audit::Event,
     ids::{CampaignId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{CampaignManifest, MANIFEST_SCHEMA, Plan},
@@ -22,7 +21,7 @@ use serde::Deserialize;
 use super::{
     App,
     catalogue::deprecated,
-    conditions::Conditions,
+    conditions::{Conditions, changed_meanwhile},
     operators::named,
     problem::{Body, Failure},
 };
@@ -115,7 +114,7 @@ pub(super) async fn create(
     let id = manifest.id.clone();
     refuse_published(&app, &id).await?;
     let record = drafted(&app, manifest, allow_deprecated).await?;
-    log(&app, &id, "drafted").await?;
+    app.log_change("campaign", id.as_str(), "drafted").await?;
     match app.store.put_record(id.as_str(), None, &record).await? {
         Changed::Yes(version) => {
             let kept = Kept {
@@ -161,7 +160,7 @@ pub(super) async fn replace(
     let kept = kept.ok_or_else(|| Failure::not_found(format!("draft of a campaign {id}")))?;
     conditions.require_part(kept.version)?;
     let record = drafted(&app, manifest, allow_deprecated).await?;
-    log(&app, &id, "drafted").await?;
+    app.log_change("campaign", id.as_str(), "drafted").await?;
     match app.store.put_record(id.as_str(), Some(kept.version), &record).await? {
         Changed::Yes(version) => {
             let kept = Kept {
@@ -171,7 +170,7 @@ pub(super) async fn replace(
             };
             Ok(conditions.part_versioned(version, &view(id, kept)))
         }
-        Changed::Meanwhile | Changed::Full => Err(changed_meanwhile()),
+        Changed::Meanwhile | Changed::Full => Err(changed_meanwhile("draft")),
     }
 }
 
@@ -187,14 +186,14 @@ pub(super) async fn remove(
         return Err(Failure::not_found(format!("draft of a campaign {id}")));
     };
     conditions.check_part(kept.version)?;
-    log(&app, &id, "draft removed").await?;
+    app.log_change("campaign", id.as_str(), "draft removed").await?;
     match app
         .store
         .remove_record::<DraftRecord>(id.as_str(), kept.version)
         .await?
     {
         true => Ok(StatusCode::NO_CONTENT),
-        false => Err(changed_meanwhile()),
+        false => Err(changed_meanwhile("draft")),
     }
 }
 
@@ -235,18 +234,4 @@ async fn refuse_published(app: &App, id: &CampaignId) -> Result<(), Failure> {
         )
         .refused()),
     }
-}
-
-async fn log(app: &App, id: &CampaignId, change: &str) -> Result<(), Failure> {
-    let event = Event::Change {
-        subject: "campaign".to_owned(),
-        name: id.to_string(),
-        change: change.to_owned(),
-    };
-    Ok(app.store.log_event(event, app.clock.wall()).await?)
-}
-
-fn changed_meanwhile() -> Failure {
-    let detail = "somebody else has changed the draft at this moment: read it again";
-    Failure::new(StatusCode::PRECONDITION_FAILED, "changed_meanwhile", detail)
 }

@@ -15,7 +15,7 @@ use firmesh_protocol::{
 
 use super::{
     App,
-    conditions::Conditions,
+    conditions::{Conditions, changed_meanwhile},
     operators::named,
     paging::{Listing, parse_filter},
     problem::{Body, Failure},
@@ -155,7 +155,7 @@ async fn remove(State(app): Shared, Path(id): Path<String>, conditions: Conditio
     conditions.require_match(group.version)?;
     match app.store.remove_group(&group.id, group.version).await? {
         true => Ok(StatusCode::NO_CONTENT),
-        false => Err(changed_meanwhile()),
+        false => Err(changed_meanwhile("group")),
     }
 }
 
@@ -207,21 +207,13 @@ async fn put(app: &App, conditions: &Conditions, group: Group, record: GroupReco
             };
             Ok(conditions.versioned(version, &group.view()))
         }
-        Changed::Meanwhile | Changed::Full => Err(changed_meanwhile()),
+        Changed::Meanwhile | Changed::Full => Err(changed_meanwhile("group")),
     }
 }
 
 async fn found(app: &App, id: &GroupId) -> Result<Group, Failure> {
     let group = app.store.group(id).await?;
     group.ok_or_else(|| Failure::not_found(format!("device group {id}")))
-}
-
-fn changed_meanwhile() -> Failure {
-    Failure::new(
-        StatusCode::PRECONDITION_FAILED,
-        "changed_meanwhile",
-        "somebody else has changed the group at this moment: read it again",
-    )
 }
 
 /// A group's content from outside.

@@ -36,12 +36,22 @@ mod uploads;
 use std::sync::Arc;
 
 use axum::{Router, middleware::from_fn};
+use firmesh_protocol::audit::Event;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    access::Access, authority::Authority, config::Settings, events::Events, origin::Origin, possession::Judge,
-    replays::Running, runtime::Coordinator, store::Store, telemetry::Metrics, turns::Turns,
+    access::Access,
+    authority::Authority,
+    config::Settings,
+    events::Events,
+    origin::Origin,
+    possession::Judge,
+    replays::Running,
+    runtime::Coordinator,
+    store::{Store, StoreError},
+    telemetry::Metrics,
+    turns::Turns,
 };
 
 pub(crate) use rates::Rates;
@@ -75,6 +85,19 @@ pub(crate) struct App {
     pub(crate) running: Running,
     /// What goes on after its asker went away.
     pub(crate) tasks: TaskTracker,
+}
+
+impl App {
+    /// Logs a change of what the coordinator keeps and nobody signs. Before the change, so that nothing is changed that is
+    /// not logged.
+    async fn log_change(&self, subject: &str, name: &str, change: &str) -> Result<(), StoreError> {
+        let event = Event::Change {
+            subject: subject.to_owned(),
+            name: name.to_owned(),
+            change: change.to_owned(),
+        };
+        self.store.log_event(event, self.clock.wall()).await
+    }
 }
 
 /// The operators' routes.

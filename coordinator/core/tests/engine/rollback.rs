@@ -259,3 +259,23 @@ fn a_lapsed_permit_makes_room_for_those_who_go_back() {
     world.input(Input::Resume(id("spring"))).unwrap();
     assert_eq!(world.engine.in_flight().into_keys().next(), Some(second));
 }
+
+/// Otherwise whoever may order it once could let the record grow without end.
+#[test]
+fn what_is_ordered_twice_is_ordered_once() {
+    let mut world = world();
+    world.start("spring");
+    world.run_until_quiet(|_| AttemptState::Success);
+    let order = Rollback {
+        order: Some(Sha256::of(b"signed")),
+        ..rollback(wave(0))
+    };
+    world.input(Input::RollBack(order.clone())).unwrap();
+    for again in [order, rollback(wave(0))] {
+        let again = world.input(Input::RollBack(again));
+        assert!(matches!(again, Err(InputError::NothingToRollBack(_))), "{again:?}");
+    }
+    assert_eq!(world.engine.rollbacks(&id("spring")).unwrap().len(), 1);
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(in_state(&world, AttemptState::RolledBack).len(), 3);
+}

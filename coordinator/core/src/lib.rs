@@ -12,6 +12,8 @@ mod engine;
 mod explain;
 mod filter;
 mod fleet;
+mod index;
+mod load;
 mod planner;
 mod possession;
 pub mod rehearse;
@@ -19,7 +21,8 @@ mod rollback;
 mod turns;
 mod views;
 
-pub use campaign::{AttemptRecord, CampaignRecord, RollbackRecord};
+pub use attempts::AttemptRecord;
+pub use campaign::{CampaignRecord, RollbackRecord};
 pub use diff::{Difference, Place, diff};
 pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record, Rollback};
 pub use explain::Subject;

@@ -4,17 +4,20 @@
 //! previous one are identified, permits send them back under the same caps, what they run is read back, the campaign ends
 //! or waits to be resumed, and what became of everybody stands among its decisions.
 
+use std::collections::BTreeSet;
+
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
-    gate::{Fate, judge},
     ids::{CampaignId, DeviceId, Sha256},
-    report::{AttemptState, FailureClass, PermitKind},
+    report::{AttemptState, PermitKind},
     rollback::RollbackView,
 };
 
 use crate::{
-    campaign::{Attempt, Campaign, RollbackRecord, tally},
+    attempts::Attempt,
+    campaign::{Campaign, RollbackRecord, tally},
     engine::{Engine, InputError, Rollback},
+    index::{Light, runs_new},
 };
 
 /// Rollbacks that people order in one campaign at most: permits name their digests, and nodes fetch every one.
@@ -74,9 +77,6 @@ impl Campaign {
             )));
         }
         let is_meant = |attempt: &Attempt| scope.has(attempt.wave, &attempt.record.device);
-        let runs_new = |attempt: &Attempt| {
-            attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success
-        };
         // Those in flight go back if they end on the new version.
         let may_run_new = |attempt: &Attempt| {
             let updates = attempt.record.kind == PermitKind::Update && attempt.is_running();
@@ -109,6 +109,7 @@ impl Campaign {
             };
             return Err(InputError::NothingToRollBack(why));
         }
+        self.check_units(&meant, |next| may_run_new(next) && next.can_go_back && !has_moved(next))?;
         let is_under_way = match self.record.state {
             CampaignState::Active | CampaignState::Paused => true,
             CampaignState::RollingBack => self.record.resumable,
@@ -135,6 +136,25 @@ impl Campaign {
         Ok(())
     }
 
+    /// Refuses to send a device back while the one after it in its unit stays on the new version, or on its way to it.
+    fn check_units(&self, meant: &[DeviceId], may_stay: impl Fn(&Attempt) -> bool) -> Result<(), InputError> {
+        if !self.has_units {
+            return Ok(());
+        }
+        let meant: BTreeSet<_> = meant.iter().collect();
+        let stays =
+            |next: &Attempt| may_stay(next) && !next.record.ordered_back && !meant.contains(&next.record.device);
+        for device in &meant {
+            let next = self.attempts[device].next.as_ref();
+            if let Some(next) = next.and_then(|next| self.attempts.get(next)).filter(|next| stays(next)) {
+                let next = &next.record.device;
+                let why = format!("{next} comes after {device} in its unit: send both back, or the whole wave");
+                return Err(InputError::NothingToRollBack(why));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether people have sent all of these back.
     pub(crate) fn are_ordered_back(&self, devices: &[DeviceId]) -> bool {
         let ordered = |device: &DeviceId| self.attempts.get(device).is_some_and(|a| a.record.ordered_back);
@@ -146,17 +166,14 @@ impl Campaign {
     /// would follow, and what has not gone back stays.
     pub(crate) fn judge_failed_waves(&mut self) {
         let failed = (0..)
-            .zip(&self.record.gates)
-            .filter(|(_, gate)| **gate == GateVerdict::Fail);
-        let fails = |wave: u32| {
-            let fate = |attempt: &Attempt| match attempt.fate(&self.manifest.gate) {
-                Fate::Pending if !attempt.record.state.is_success() => Fate::Bad(Some(FailureClass::Unreachable)),
-                fate => fate,
-            };
-            let attempts = self.attempts.of_wave(wave as usize);
-            judge(&self.manifest.gate, attempts.iter().map(fate)) == GateVerdict::Fail
-        };
-        self.sent_back = failed.map(|(wave, _)| wave).filter(|wave| fails(*wave)).collect();
+            .zip(self.record.gates.clone())
+            .filter(|(_, gate)| *gate == GateVerdict::Fail);
+        let fails = |wave: &u32| self.judged(*wave as usize, Light::Silent) == GateVerdict::Fail;
+        let sent_back = failed.map(|(wave, _)| wave).filter(fails).collect();
+        if self.sent_back != sent_back {
+            self.sent_back = sent_back;
+            self.look_at_updated();
+        }
     }
 
     /// Whether devices of a wave are to go back.
@@ -171,8 +188,7 @@ impl Campaign {
 
     /// Whether the device runs the new version and goes back, by its wave's gate or by an order.
     pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
-        let runs_new = attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success;
-        runs_new && attempt.can_go_back && (attempt.record.ordered_back || self.goes_back(attempt.wave))
+        runs_new(attempt) && attempt.can_go_back && (attempt.record.ordered_back || self.goes_back(attempt.wave))
     }
 
     /// Ends a rollback when nobody is on his way any more. `is_stuck` says whether quarantined devices alone keep a device
@@ -182,7 +198,7 @@ impl Campaign {
         // have a permit that waits for somebody to resume the campaign.
         let counts = |attempt: &Attempt| {
             let is_meant = attempt.record.ordered_back || attempt.record.kind == PermitKind::Rollback;
-            attempt.is_running() && (is_meant || !self.record.resumable)
+            is_meant || !self.record.resumable
         };
         // Whoever waits for a stuck device of its own unit is stuck with it.
         let waits_in_vain = |attempt: &Attempt| {
@@ -195,8 +211,7 @@ impl Campaign {
             }
             false
         };
-        let is_waiting = |attempt: &Attempt| counts(attempt) || (self.must_go_back(attempt) && !waits_in_vain(attempt));
-        if self.attempts.iter().any(is_waiting) {
+        if self.running().any(counts) || self.going_back().any(|attempt| !waits_in_vain(attempt)) {
             return;
         }
         let is_back = |state| {

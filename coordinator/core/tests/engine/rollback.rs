@@ -279,3 +279,30 @@ fn what_is_ordered_twice_is_ordered_once() {
     world.run_until_quiet(|_| AttemptState::Success);
     assert_eq!(in_state(&world, AttemptState::RolledBack).len(), 3);
 }
+
+/// Otherwise a component would stand before one that was made for its newer version.
+#[test]
+fn a_device_does_not_go_back_without_those_after_it_in_its_unit() {
+    let rules = Rules {
+        racks: 1,
+        unit: 3,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    world.run_until_quiet(|_| AttemptState::Success);
+    let devices = |names: &[&str]| RollbackScope {
+        devices: names.iter().map(|name| name.parse().unwrap()).collect(),
+        ..RollbackScope::default()
+    };
+    for alone in [&["d0"][..], &["d1"], &["d0", "d2"]] {
+        let refused = world.input(Input::RollBack(rollback(devices(alone)))).unwrap_err();
+        assert!(refused.to_string().contains("in its unit: send both back"), "{refused}");
+    }
+    world.input(Input::RollBack(rollback(devices(&["d2"])))).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    world.input(Input::RollBack(rollback(devices(&["d0", "d1"])))).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(in_state(&world, AttemptState::RolledBack).len(), 3);
+}

@@ -125,11 +125,10 @@ impl Attempt {
             health,
             ..
         } = self.record;
-        // Only who runs the new version can be sent back, and the report on how that went stays.
-        match (kind, health) {
-            (PermitKind::Rollback, Some(DeviceHealth::Breached)) => Fate::Bad(Some(FailureClass::Health)),
-            (PermitKind::Rollback, _) => Fate::Good,
-            (PermitKind::Update, _) => gate.fate(state, failure, health),
+        match kind {
+            // Only who runs the new version can be sent back, and the report on how that went stays.
+            PermitKind::Rollback => gate.fate(AttemptState::Success, None, health),
+            PermitKind::Update => gate.fate(state, failure, health),
         }
     }
 

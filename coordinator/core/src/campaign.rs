@@ -12,7 +12,7 @@ use std::{
 
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
-    gate::Tally,
+    gate::{Fate, Tally},
     ids::{CampaignId, DeviceId, Sha256},
     limits::REASON_BYTES_MAX,
     manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
@@ -193,31 +193,51 @@ impl Campaign {
         Duration::from_secs(self.manifest.deadlines.attempt_s.into()) + self.permit_ttl
     }
 
-    /// Whether it is the device's turn in its unit: forwards when the one before it has ended well, backwards when the one
-    /// after it has gone back.
+    /// Those that come after a device in its unit, in their order.
+    pub(crate) fn later_in_unit(&self, attempt: &Attempt) -> impl Iterator<Item = &Attempt> {
+        let after = |attempt: &Attempt| self.attempts.get(attempt.next.as_ref()?);
+        // A checked plan has no circles; should there be one, it is left.
+        std::iter::successors(after(attempt), move |next| after(next)).take(self.attempts.len())
+    }
+
+    /// Whether it is the device's turn in its unit: forwards when the one before it runs its new version and is not known
+    /// to be unwell, backwards when all those after it that can go back have.
     pub(crate) fn is_turn(&self, attempt: &Attempt, kind: PermitKind) -> bool {
-        let find = |other: &Option<DeviceId>| self.attempts.get(other.as_ref()?);
         match kind {
-            PermitKind::Update => find(&attempt.after).is_none_or(|before| before.record.state.is_success()),
+            PermitKind::Update => {
+                let before = attempt.after.as_ref().and_then(|before| self.attempts.get(before));
+                before.is_none_or(|before| before.record.state.is_success() && !self.ended_badly(before))
+            }
             PermitKind::Rollback => {
-                find(&attempt.next).is_none_or(|next| !next.is_running() && !self.must_go_back(next))
+                let mut later = self.later_in_unit(attempt);
+                later.all(|next| !next.is_running() && !self.must_go_back(next))
             }
         }
     }
 
+    /// Whether an attempt has ended, and those that come after it in its unit have no turn any more.
+    pub(crate) fn ended_badly(&self, attempt: &Attempt) -> bool {
+        let state = attempt.record.state;
+        let is_bad = || matches!(attempt.fate(&self.manifest.gate), Fate::Bad(_));
+        state.is_terminal() && (!state.is_success() || is_bad())
+    }
+
     /// Stops devices whose turn in their unit will never come, one after the other.
     fn cancel_out_of_turn(&mut self) {
-        let ended_badly = |attempt: &Attempt| attempt.record.state.is_terminal() && !attempt.record.state.is_success();
         for place in self.index.take_ended_badly() {
-            if !ended_badly(self.attempts.at(place)) {
+            if !self.ended_badly(self.attempts.at(place)) {
                 continue;
             }
             let mut before = self.attempts.at(place).record.device.clone();
             while let Some(next) = self.attempts[&before].next.clone()
                 && self.attempts[&next].is_untouched()
             {
-                let state = self.attempts[&before].record.state;
-                let reason = format!("{before}, which comes before it in its unit, ended as {state}");
+                let reason = match self.attempts[&before].record.state {
+                    state if state.is_success() => {
+                        format!("{before}, which comes before it in its unit, is not well on its new version")
+                    }
+                    state => format!("{before}, which comes before it in its unit, ended as {state}"),
+                };
                 self.presume(std::slice::from_ref(&next), AttemptState::Cancelled, &reason);
                 before = next;
             }

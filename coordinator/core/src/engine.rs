@@ -701,7 +701,7 @@ impl Engine {
                 }
                 if !may_be_permitted_again(campaign, attempt, self.now) {
                     lapsed.push(device);
-                } else if self.load.is_taken_back(attempt) || campaign.record.resumable {
+                } else if self.load.is_taken_back(attempt) || is_held(campaign) {
                     returned.push(device);
                 }
             }
@@ -726,7 +726,7 @@ impl Engine {
                 campaign.edit(&device, |attempt| {
                     attempt.record.permit = None;
                     attempt.record.state = AttemptState::Pending;
-                    attempt.record.reason = "devices go back first".to_owned();
+                    attempt.record.reason = "its permit lapsed before it started, and it may not start now".to_owned();
                 });
             }
         }
@@ -785,6 +785,11 @@ impl Engine {
             }
         }
     }
+}
+
+/// Whether nothing new starts until somebody resumes the campaign: its lapsed permits keep no place from others.
+fn is_held(campaign: &Campaign) -> bool {
+    campaign.record.state == CampaignState::Paused || campaign.record.resumable
 }
 
 fn in_flight(campaign: &Campaign) -> impl Iterator<Item = &Attempt> {

@@ -4,7 +4,10 @@
 //! back; all else here is a sum of standings. So whatever changes one of these looks again at those it concerns
 //! ([`Campaign::edit`], [`Campaign::look_again`], [`Campaign::index_all`]), and nothing else writes here.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    iter::successors,
+};
 
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
@@ -65,7 +68,7 @@ pub(crate) enum Light {
 const LIGHTS: [Light; 3] = [Light::Known, Light::Shown, Light::Silent];
 
 fn fate(attempt: &Attempt, gate: &GateRule, light: Light) -> Fate {
-    let is_success = attempt.record.state.is_success();
+    let is_success = attempt.record.state.is_success() || attempt.record.kind == PermitKind::Rollback;
     match (light, attempt.fate(gate)) {
         (Light::Shown, _) if attempt.record.end_report.is_none() && !is_success => Fate::Pending,
         (Light::Silent, Fate::Pending) if !is_success => Fate::Bad(Some(FailureClass::Unreachable)),
@@ -310,11 +313,11 @@ impl Campaign {
         self.look_again(place);
         if self.has_units {
             let attempt = self.attempts.at(place);
-            let neighbours = [&attempt.after, &attempt.next].map(|device| self.attempts.place(device.as_ref()?));
-            neighbours
-                .into_iter()
-                .flatten()
-                .for_each(|place| self.look_again(place));
+            let next = attempt.next.as_ref().and_then(|next| self.attempts.place(next));
+            let before = |attempt: &Attempt| self.attempts.place(attempt.after.as_ref()?);
+            let earlier = successors(before(attempt), |place| before(self.attempts.at(*place)));
+            let concerned: Vec<_> = earlier.take(self.attempts.len()).chain(next).collect();
+            concerned.into_iter().for_each(|place| self.look_again(place));
         }
     }
 
@@ -327,7 +330,7 @@ impl Campaign {
         let (wave, rack) = (attempt.wave, attempt.rack_number);
         let counted = |standing: &Standing| (standing.flight, standing.goes_back);
         let is_news = old.as_ref().map_or((Flight::No, false), counted) != counted(&new);
-        if attempt.next.is_some() && new.state.is_terminal() && !new.state.is_success() {
+        if attempt.next.is_some() && self.ended_badly(attempt) {
             self.index.ended_badly.insert(place);
         }
         if let Some(old) = &old {

@@ -24,15 +24,24 @@ use crate::{
 const ROLLBACKS_MAX: usize = 256;
 
 impl Engine {
-    /// The approvers' orders that a permit for these devices of a wave rests on, and whether it needs nothing else.
+    /// The approvers' orders that a permit for these devices of a wave rests on, the newest first, and whether it needs
+    /// nothing else.
     #[must_use]
     pub fn orders_for(&self, id: &CampaignId, wave: u32, devices: &[DeviceId]) -> (Vec<Sha256>, bool) {
         let Some(campaign) = self.find(id) else {
             return (Vec::new(), false);
         };
-        let concerns = |record: &&RollbackRecord| devices.iter().any(|device| record.scope.has(wave, device));
-        let records = campaign.record.rollbacks.iter().filter(concerns);
-        let digests = records.filter_map(|record| record.order).collect();
+        // The newest that has a device: an older one may be signed with keys that do not count any more, and a permit is
+        // worth nothing before all that it names is verified.
+        let mut left: Vec<_> = devices.iter().collect();
+        let mut digests = Vec::new();
+        for record in campaign.record.rollbacks.iter().rev() {
+            let before = left.len();
+            if let Some(digest) = record.order {
+                left.retain(|device| !record.scope.has(wave, device));
+                digests.extend((left.len() < before).then_some(digest));
+            }
+        }
         (digests, campaign.are_ordered_back(devices))
     }
 
@@ -80,10 +89,11 @@ impl Campaign {
         // Those in flight go back if they end on the new version.
         let may_run_new = |attempt: &Attempt| {
             let updates = attempt.record.kind == PermitKind::Update && attempt.is_running();
-            runs_new(attempt) || updates
+            runs_new(attempt) || updates || was_given_up(attempt)
         };
-        // Said twice is said once; a new signature may be needed where the approvers' keys have changed.
-        let is_news = |attempt: &Attempt| !attempt.record.ordered_back || order.is_some();
+        // Said twice is said once while it is carried out; a new signature may be needed where the approvers' keys have changed.
+        let is_under_way = self.record.state == CampaignState::RollingBack;
+        let is_news = |attempt: &Attempt| !attempt.record.ordered_back || order.is_some() || !is_under_way;
         let is_known = |record: &RollbackRecord| order.is_some() && record.order == order;
         if self.record.rollbacks.iter().any(is_known) {
             return Err(InputError::NothingToRollBack("this order was given before".to_owned()));
@@ -122,7 +132,15 @@ impl Campaign {
             self.presume(&untouched, AttemptState::Cancelled, reason);
         }
         for device in &meant {
-            self.edit(device, |attempt| attempt.record.ordered_back = true);
+            self.edit(device, |attempt| {
+                if was_given_up(attempt) {
+                    attempt.record.kind = PermitKind::Update;
+                    attempt.record.state = AttemptState::Success;
+                    attempt.record.permit = None;
+                    attempt.record.presumed = false;
+                }
+                attempt.record.ordered_back = true;
+            });
         }
         let going = format!("{} devices of {scope} go back", meant.len());
         let mut evidence = vec![reason.clone()];
@@ -145,8 +163,7 @@ impl Campaign {
         let stays =
             |next: &Attempt| may_stay(next) && !next.record.ordered_back && !meant.contains(&next.record.device);
         for device in &meant {
-            let next = self.attempts[device].next.as_ref();
-            if let Some(next) = next.and_then(|next| self.attempts.get(next)).filter(|next| stays(next)) {
+            if let Some(next) = self.later_in_unit(&self.attempts[device]).find(|next| stays(next)) {
                 let next = &next.record.device;
                 let why = format!("{next} comes after {device} in its unit: send both back, or the whole wave");
                 return Err(InputError::NothingToRollBack(why));
@@ -165,9 +182,10 @@ impl Campaign {
     /// A wave that failed because its devices were silent may turn out to have done well, once they speak: then no node
     /// would follow, and what has not gone back stays.
     pub(crate) fn judge_failed_waves(&mut self) {
+        let is_asked = self.manifest.automatic_rollback;
         let failed = (0..)
             .zip(self.record.gates.clone())
-            .filter(|(_, gate)| *gate == GateVerdict::Fail);
+            .filter(|(_, gate)| is_asked && *gate == GateVerdict::Fail);
         let fails = |wave: &u32| self.judged(*wave as usize, Light::Silent) == GateVerdict::Fail;
         let sent_back = failed.map(|(wave, _)| wave).filter(fails).collect();
         if self.sent_back != sent_back {
@@ -183,7 +201,7 @@ impl Campaign {
 
     fn is_sent_back(&self, attempt: &Attempt) -> bool {
         let failed = self.record.gates.get(attempt.wave as usize) == Some(&GateVerdict::Fail);
-        failed || attempt.record.ordered_back
+        (failed && self.manifest.automatic_rollback) || attempt.record.ordered_back
     }
 
     /// Whether the device runs the new version and goes back, by its wave's gate or by an order.
@@ -202,14 +220,8 @@ impl Campaign {
         };
         // Whoever waits for a stuck device of its own unit is stuck with it.
         let waits_in_vain = |attempt: &Attempt| {
-            let mut at = Some(attempt);
-            while let Some(attempt) = at.filter(|attempt| self.must_go_back(attempt)) {
-                if is_stuck(attempt) {
-                    return true;
-                }
-                at = attempt.next.as_ref().and_then(|next| self.attempts.get(next));
-            }
-            false
+            let mut later = self.later_in_unit(attempt).filter(|later| self.must_go_back(later));
+            is_stuck(attempt) || later.any(&is_stuck)
         };
         if self.running().any(counts) || self.going_back().any(|attempt| !waits_in_vain(attempt)) {
             return;
@@ -259,4 +271,10 @@ impl Campaign {
         self.decide(format!("campaign {}", self.record.id), reason.clone(), evidence);
         self.enter(state, reason);
     }
+}
+
+/// Whether the device was to go back, and its node has not taken that up: it runs the new version still.
+fn was_given_up(attempt: &Attempt) -> bool {
+    let record = &attempt.record;
+    record.kind == PermitKind::Rollback && record.state == AttemptState::Cancelled && record.presumed
 }

@@ -68,7 +68,7 @@ pub struct Facts<'a> {
     pub brakes: &'a BTreeSet<Braked>,
     /// What the permit's verified evidence says.
     pub gate: Option<&'a WaveEvidence>,
-    /// The approvers' orders to go back among the permit's evidence, verified for this edition of the campaign.
+    /// The approvers' orders to go back among the permit's evidence, of whatever campaign.
     pub orders: &'a [RollbackOrder],
     /// Whether all the evidence that the permit names is here.
     pub evidence_is_here: bool,
@@ -421,7 +421,7 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
     let starter = Starter {
         campaign,
         planned,
-        release,
+        release: target,
         kind: permit.kind,
         facts,
     };
@@ -488,10 +488,14 @@ fn check_rules(campaign: &ApprovedCampaign, permit: &Permit, release: &Release, 
         .map_err(|closed| Hold::WindowClosed { opens: closed.opens })
 }
 
-/// Approvers have sent the device back, or have left that to the operators.
-fn is_ordered_back(by_operators: bool, permit: &Permit, facts: &Facts<'_>) -> bool {
-    let device = &facts.device.device;
-    by_operators || facts.orders.iter().any(|order| order.scope.has(permit.wave, device))
+/// Approvers have sent the device back, by an order for this edition of the campaign, or have left that to the operators.
+fn is_ordered_back(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -> bool {
+    let is_meant = |order: &RollbackOrder| {
+        let (id, edition) = (&order.campaign, order.manifest_sha256);
+        (id, edition) == (&campaign.manifest.id, campaign.manifest_sha256)
+            && order.scope.has(permit.wave, &facts.device.device)
+    };
+    campaign.manifest.operator_rollback || facts.orders.iter().any(is_meant)
 }
 
 /// Going forward needs the gate of the wave before to have passed and soaked, going back needs that of this wave to have
@@ -503,7 +507,7 @@ fn check_gate(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -
             Some(before) => (before, GateVerdict::Pass),
             None => return Ok(()),
         },
-        PermitKind::Rollback if is_ordered_back(manifest.operator_rollback, permit, facts) => return Ok(()),
+        PermitKind::Rollback if is_ordered_back(campaign, permit, facts) => return Ok(()),
         PermitKind::Rollback if manifest.automatic_rollback => (permit.wave, GateVerdict::Fail),
         PermitKind::Rollback if !facts.evidence_is_here => return Err(Hold::EvidenceMissing),
         PermitKind::Rollback => return Err(Hold::RollbackNotApproved),

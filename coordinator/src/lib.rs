@@ -21,6 +21,7 @@ mod http;
 mod notify;
 mod operations;
 mod origin;
+mod permits;
 mod possession;
 pub mod provenance;
 mod publish;

@@ -362,6 +362,15 @@ impl Campaign {
         }
     }
 
+    /// Whether anything has happened that could move it on. A way back also ends by what other campaigns have quarantined.
+    pub(crate) fn may_advance(&mut self, now: Timestamp) -> bool {
+        let is_open = matches!(self.record.state, CampaignState::Active | CampaignState::Paused);
+        std::mem::take(&mut self.index.is_changed)
+            || self.record.state == CampaignState::RollingBack
+            || (is_open && now >= self.expires_at)
+            || self.soak_until.is_some_and(|until| now >= until)
+    }
+
     /// One step of an active campaign; false when it has to wait.
     fn step(&mut self, now: Timestamp) -> bool {
         let Some(wave) = self.record.gates.len().checked_sub(1) else {

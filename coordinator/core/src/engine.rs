@@ -639,12 +639,9 @@ impl Engine {
     /// When the first running attempt is to be looked at. What nodes have said meanwhile has put many off.
     fn find_next_due(&mut self) -> Option<Timestamp> {
         loop {
-            let due = |(id, campaign): (&CampaignId, &Campaign)| {
-                let (at, place) = campaign.index.first_due()?;
-                Some((at, id.clone(), place))
-            };
-            let (at, id, place) = self.campaigns.iter().filter_map(due).min()?;
-            let campaign = &self.campaigns[&id];
+            let due = |(id, campaign): (_, &Campaign)| Some((campaign.index.first_due()?, id));
+            let ((at, place), id) = self.campaigns.iter().filter_map(due).min()?;
+            let (id, campaign) = (id.clone(), &self.campaigns[id]);
             let attempt = campaign.attempts.at(place);
             let is_due = |at: &Timestamp| *at > self.now;
             let really = self.dues(campaign, attempt).into_iter().flatten().filter(is_due).min();
@@ -661,8 +658,9 @@ impl Engine {
     fn look_at_dues(&mut self) -> BTreeSet<(CampaignId, DeviceId)> {
         let now = self.now;
         let mut silent = BTreeSet::new();
-        let ids: Vec<_> = self.campaigns.keys().cloned().collect();
-        for id in ids {
+        let is_due = |campaign: &Campaign| campaign.index.first_due().is_some_and(|(at, _)| at <= now);
+        let due = self.campaigns.iter().filter(|(_, campaign)| is_due(campaign));
+        for id in due.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
             while let Some(campaign) = self.campaigns.get(&id)
                 && let Some((_, place)) = campaign.index.first_due().filter(|(at, _)| *at <= now)
             {
@@ -740,10 +738,14 @@ impl Engine {
             true => Load::of_quarantined(self.campaigns.values()),
             false => Load::default(),
         };
+        let now = self.now;
         for campaign in self.campaigns.values_mut() {
+            if !campaign.may_advance(now) {
+                continue;
+            }
             let caps = Caps::new(campaign.manifest.caps.per_rack, campaign.manifest.caps.total);
             let rules = Arc::clone(&campaign.rules);
-            campaign.advance(self.now, |attempt| quarantined.shuts_out(attempt, &caps, &rules));
+            campaign.advance(now, |attempt| quarantined.shuts_out(attempt, &caps, &rules));
         }
     }
 

@@ -205,6 +205,8 @@ pub(crate) struct Index {
     dues: BTreeSet<(Timestamp, Place)>,
     /// Attempts that the engine may have counted as what they are no more.
     recount: BTreeSet<Place>,
+    /// Whether anything has changed since the campaign was moved on.
+    pub(crate) is_changed: bool,
     /// Attempts that ended badly, and others of their unit come after them.
     ended_badly: BTreeSet<Place>,
 }
@@ -356,6 +358,7 @@ impl Campaign {
             self.index.recount.insert(place);
         }
         self.attempts.at_mut(place).standing = Some(new);
+        self.index.is_changed = true;
     }
 
     fn standing(&self, attempt: &Attempt) -> Standing {
@@ -408,6 +411,7 @@ impl Campaign {
     /// A wave was opened, or the campaign is in another state.
     pub(crate) fn wake_all(&mut self) {
         self.index.wake_all();
+        self.index.is_changed = true;
         self.index.recount.extend(&self.index.going_back);
     }
 

@@ -24,6 +24,7 @@ mod origin;
 mod possession;
 pub mod provenance;
 mod publish;
+mod reconcile;
 mod records;
 mod registrations;
 mod replays;
@@ -31,6 +32,7 @@ mod rollback;
 mod rows;
 mod runtime;
 mod server;
+mod sources;
 mod store;
 mod sync;
 mod telemetry;
@@ -42,7 +44,7 @@ mod world;
 
 pub use access::{
     AccessConfig, AccessError, AccessSettings, LdapConfig, LdapSearchConfig, LdapSetupError, MappingConfig, OidcConfig,
-    OidcError, PolicyError, TokenKeyError,
+    OidcError, PolicyError,
 };
 pub use audit::LogProblem;
 pub use authority::AuthorityError;
@@ -56,6 +58,7 @@ pub use notify::{
     CourierError, Destination, MailTls, NoticeKind, NotificationConfig, SecretConfig, Severity, TargetConfig,
 };
 pub use server::{Addresses, RunError, run};
+pub use sources::RepositoryConfig;
 pub use store::{DatabaseConfig, StoreError};
 pub use telemetry::{chain, start_logging};
 pub use world::RestoreError;

@@ -178,7 +178,7 @@ pub(crate) fn manifest(
         caps: rules.caps.clone(),
         gate: rules.gate.clone(),
         constraints: rules.constraints.clone(),
-        deadlines: rules.deadlines.clone(),
+        deadlines: rules.deadlines,
         priority: rules.priority,
         automatic_rollback: rules.automatic_rollback,
         operator_rollback: false,

@@ -181,6 +181,16 @@ impl Authority {
         &self.permit
     }
 
+    /// The key that signs access tokens. It is made from the permit key, so all coordinators of a fleet have the same.
+    #[must_use]
+    pub(crate) fn token_key(&self) -> SecretKey {
+        let seed = blake3::derive_key(
+            "firmesh coordinator 2026-11 access tokens",
+            self.permit.to_pem().as_bytes(),
+        );
+        SecretKey::from_seed(&seed)
+    }
+
     /// The fleet CA's certificate, PEM.
     #[must_use]
     pub fn ca_pem(&self) -> &str {

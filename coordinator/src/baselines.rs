@@ -3,7 +3,7 @@
 use std::{cmp::Ordering, collections::BTreeMap};
 
 use firmesh_protocol::{
-    api::{DriftState, DriftView},
+    api::{DriftState, DriftView, Reconciliation},
     ids::TopologyPath,
     manifest::Release,
     report::DeviceFacts,
@@ -21,6 +21,9 @@ pub(crate) struct BaselineRecord {
     pub(crate) filter: Option<String>,
     /// Releases by target name.
     pub(crate) releases: Vec<String>,
+    /// How devices that drift are brought back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reconcile: Option<Reconciliation>,
 }
 
 impl Record for BaselineRecord {

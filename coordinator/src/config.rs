@@ -18,6 +18,7 @@ use crate::{
     ceremony::{ReadFileError, read_bounded},
     cluster::{ClusterConfig, ClusterSettings},
     notify::{self, Destination, NotificationConfig},
+    sources::{RepositoryConfig, Sources},
     store::{DatabaseConfig, Place, Server},
 };
 
@@ -44,6 +45,8 @@ pub struct Config {
     pub permits: PermitsConfig,
     /// Where images come from.
     pub provenance: ProvenanceConfig,
+    /// Where images are mirrored from. Default: from nowhere.
+    pub repository: RepositoryConfig,
     /// Who may do what. Default: whoever has the operators' token does everything.
     pub access: AccessConfig,
     /// Who is told what happens. Default: nobody.
@@ -247,6 +250,8 @@ pub struct Settings {
     pub log_json: bool,
     /// The policy that new releases must meet.
     pub provenance_policy: Option<PathBuf>,
+    /// Where images are mirrored from.
+    pub(crate) sources: Sources,
     /// Who may do what.
     pub access: AccessSettings,
     /// Who is told what happens.
@@ -372,6 +377,7 @@ impl Config {
             },
             permit_ttl: duration("permits.ttl", &self.permits.ttl)?,
             provenance_policy: self.provenance.policy,
+            sources: (self.repository.check()).map_err(|problem| value("repository.sources", problem))?,
             access: (self.access)
                 .check(|text| duration("", text).map_err(|error| error.to_string().trim_start().to_owned()))
                 .map_err(|(field, problem)| value(field, problem))?,

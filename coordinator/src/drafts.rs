@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use firmesh_protocol::{
     api::{CampaignDraftView, CampaignState, CampaignView, GateVerdict, PossessionView, WaveView},
-    ids::{CampaignId, Sha256},
+    ids::{CampaignId, GroupId, Sha256},
     manifest::HeldDevice,
     report::AttemptState,
 };
@@ -24,6 +24,9 @@ pub(crate) struct DraftRecord {
     pub(crate) waves: Vec<u32>,
     /// Devices that the plan leaves out.
     pub(crate) held: Vec<HeldDevice>,
+    /// The baseline whose drift it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) baseline: Option<GroupId>,
 }
 
 impl Record for DraftRecord {

@@ -112,7 +112,8 @@ impl Runtime {
         Ok(good)
     }
 
-    /// Takes over from whoever was the coordinator before: permits that are still good are signed again.
+    /// Takes over from whoever was the coordinator before: permits that are still good for somebody are signed again. Whoever
+    /// has ended needs none, and nobody waits until those of a quarter of an hour are written.
     pub(crate) async fn begin_epoch(&mut self) -> Result<(), StoreError> {
         let epoch = self.store.epoch();
         self.world.epoch = epoch;
@@ -121,6 +122,14 @@ impl Runtime {
         };
         let again = |stored: &StoredPermit| {
             let permit = stored.envelope.open::<Permit>(&keys, PERMIT_TYPE).ok()?.into_inner();
+            let engine = &self.world.engine;
+            let attempts = permit
+                .devices
+                .iter()
+                .filter_map(|device| engine.attempt(&permit.campaign, device));
+            if attempts.into_iter().all(|attempt| attempt.state.is_terminal()) {
+                return None;
+            }
             let envelope = self.authority.sign_permit(&Permit { epoch, ..permit });
             Some(StoredPermit {
                 envelope,

@@ -25,6 +25,7 @@ mod permits;
 mod possession;
 pub mod provenance;
 mod publish;
+mod reconcile;
 mod records;
 mod registrations;
 mod replays;
@@ -32,6 +33,7 @@ mod rollback;
 mod rows;
 mod runtime;
 mod server;
+mod sources;
 mod store;
 mod sync;
 mod telemetry;
@@ -43,7 +45,7 @@ mod world;
 
 pub use access::{
     AccessConfig, AccessError, AccessSettings, LdapConfig, LdapSearchConfig, LdapSetupError, MappingConfig, OidcConfig,
-    OidcError, PolicyError, TokenKeyError,
+    OidcError, PolicyError,
 };
 pub use audit::LogProblem;
 pub use authority::AuthorityError;
@@ -57,6 +59,7 @@ pub use notify::{
     CourierError, Destination, MailTls, NoticeKind, NotificationConfig, SecretConfig, Severity, TargetConfig,
 };
 pub use server::{Addresses, RunError, run};
+pub use sources::RepositoryConfig;
 pub use store::{DatabaseConfig, StoreError};
 pub use telemetry::{chain, start_logging};
 pub use world::RestoreError;

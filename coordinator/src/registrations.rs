@@ -225,6 +225,23 @@ impl Store {
         Ok(excluded.into_iter().collect())
     }
 
+    /// Devices that operators want to stay as they are, with the reasons.
+    pub(crate) async fn held(&self) -> Result<BTreeMap<DeviceId, String>, StoreError> {
+        // Few are, of a million: what cannot be one is not read.
+        let held = "SELECT device, record FROM registrations WHERE record LIKE '%\"held\":%'";
+        let read = |(device, record): (String, String)| -> Result<_, RowError> {
+            Ok((
+                DeviceId::new(device)?,
+                serde_json::from_str::<Registration>(&record)?.held,
+            ))
+        };
+        let found = self.rows("registrations", held, read).await?;
+        Ok(found
+            .into_iter()
+            .filter_map(|(device, held)| Some((device, held?)))
+            .collect())
+    }
+
     /// Writes down what a device says of itself, in place of what it said before.
     pub(crate) async fn put_said(&self, device: &DeviceId, said: &Said) -> Result<(), StoreError> {
         let query = "INSERT INTO self_reports (device, record) VALUES ($1, $2) \

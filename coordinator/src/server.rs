@@ -20,7 +20,7 @@ use crate::{
     access::AccessError,
     authority::{Authority, AuthorityError},
     ceremony::{WriteFileError, write_file},
-    cluster::{self, Face, Faces, Sight, Taken},
+    cluster::{self, Face, Faces, Own, Sight, Taken},
     config::{Settings, remedy},
     http,
     notify::CourierError,
@@ -186,7 +186,12 @@ impl Coordinating {
     async fn run(self, listeners: Listeners) -> Result<(), RunError> {
         let (sight, known) = watch::channel(Sight::none());
         let hung_up = CancellationToken::new();
-        let faces = Faces::new(known, hung_up.clone());
+        let own = Own {
+            member: self.member.clone(),
+            operators: listeners.operators.local_addr().map_err(RunError::Serve)?,
+            nodes: listeners.nodes.local_addr().map_err(RunError::Serve)?,
+        };
+        let faces = Faces::new(known, own, hung_up.clone());
         let outcome = self.take_turns(listeners, &sight, &faces).await;
         // What was handed on may end by itself, as what is served here may.
         let _ = tokio::time::timeout(GRACE, faces.end()).await;
@@ -219,7 +224,12 @@ impl Coordinating {
             within = None;
             let followed = self.follow(&database, listeners_now, sight, faces).await?;
             let ended = match followed {
-                Some(taken) => self.lead(&database, taken, &mut listeners).await?,
+                Some(taken) => {
+                    let ended = self.lead(&database, taken, &mut listeners).await;
+                    // Whoever leads next is not known yet.
+                    sight.send_replace(Sight::none());
+                    ended?
+                }
                 None => Ended::Asked,
             };
             // Connections that hang are dropped with it.

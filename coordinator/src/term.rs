@@ -105,7 +105,7 @@ pub(crate) async fn lead(
     store.interrupt_operations(clock.wall()).await?;
     let vetting = Vetting::new(settings.provenance_policy.clone(), files, origin.clone());
     vetting.check_policy()?;
-    let access = Access::load(settings.access.clone(), files, &store.fleet())?;
+    let access = Access::load(settings.access.clone(), &authority.token_key(), &store.fleet())?;
     let (events, metrics) = (Arc::new(Events::new(clock.wall())), Metrics::new());
     metrics.epoch.set(store.epoch().cast_signed());
     let rates = Rates::new(settings.requests_per_second, settings.requests_burst);
@@ -143,6 +143,7 @@ pub(crate) async fn lead(
         clock,
         node_url: node_url.clone(),
         cancel: servers.requests.clone(),
+        reconciling: tokio::sync::Mutex::default(),
         rehearsal: Arc::new(Semaphore::new(1)),
         rates,
         running: Running::default(),
@@ -150,6 +151,7 @@ pub(crate) async fn lead(
     });
 
     let mut tasks: JoinSet<Result<(), RunError>> = JoinSet::new();
+    app.tasks.spawn(http::keep_reconciling(app.clone()));
     let [to_operators, to_nodes] = [http::operators(app.clone()), http::nodes(app)];
     let server = axum_server::from_tcp(listeners.operators)
         .map_err(RunError::Serve)?

@@ -285,6 +285,7 @@ impl World {
         silent_after: Duration,
         wall: WallTime,
         excluded: BTreeMap<DeviceId, Exclusion>,
+        held: &BTreeMap<DeviceId, String>,
     ) -> Inventory {
         let known = |(id, device): (&DeviceId, &StoredDevice)| {
             let node = &self.nodes.get(&device.node)?.stored;
@@ -296,7 +297,7 @@ impl World {
                 path: node.path.clone(),
                 node_reachable: node.last_seen.is_some_and(|seen| seen + silent_after >= wall),
                 quarantined: self.engine.is_quarantined(id),
-                held_by_operator: None,
+                held_by_operator: held.get(id).cloned(),
             };
             Some((id.clone(), known))
         };

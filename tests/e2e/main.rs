@@ -24,6 +24,7 @@ mod refusals;
 mod repository_attacks;
 mod rollback;
 mod second_opinion;
+mod shown;
 mod site_bundle;
 mod starve;
 mod store;

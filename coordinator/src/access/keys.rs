@@ -155,8 +155,8 @@ impl ApiKey {
         Ok((self, text))
     }
 
-    /// Whether a secret is this key's, now.
-    pub(crate) fn is_proven_by(&self, secret: &str, now: WallTime) -> Result<(), Refusal> {
+    /// Whether a secret is this key's, now; until when it will be.
+    pub(crate) fn is_proven_by(&self, secret: &str, now: WallTime) -> Result<WallTime, Refusal> {
         // Digests are compared, so the time it takes tells nothing about the secret.
         let digest = Sha256::of(secret.as_bytes());
         let is_previous = self.previous.is_some_and(|(previous, _)| previous == digest);
@@ -166,8 +166,14 @@ impl ApiKey {
         self.is_good(now)?;
         match self.previous {
             Some((_, until)) if is_previous && now > until => Err(Refusal::RotatedKey(self.id.clone())),
-            _ => Ok(()),
+            Some((_, until)) if is_previous => Ok(until.min(self.expires)),
+            _ => Ok(self.expires),
         }
+    }
+
+    /// Whether a proof is the key with its present secret: neither the one before, nor a token for it.
+    pub(crate) fn is_present(&self, proof: &str) -> bool {
+        parts(proof).is_some_and(|(id, secret)| id == self.id && Sha256::of(secret.as_bytes()) == self.secret)
     }
 
     /// Whether the key is good at all, now.

@@ -12,12 +12,13 @@ mod permission;
 mod policy;
 mod tokens;
 
-use std::{collections::BTreeSet, num::NonZeroU32, path::Path, time::Duration};
+use std::{collections::BTreeSet, num::NonZeroU32, time::Duration};
 
 use firmesh_protocol::{
     api::{LoginMethods, TokenRequest},
     ids::Sha256,
     time::WallTime,
+    trust::SecretKey,
 };
 use governor::{Quota, RateLimiter, clock::DefaultClock, state::keyed::HashMapStateStore};
 use jsonwebtoken::dangerous::insecure_decode_claims;
@@ -31,7 +32,6 @@ pub use oidc::OidcError;
 pub(crate) use permission::Permission;
 pub(crate) use policy::Policy;
 pub use policy::PolicyError;
-pub use tokens::TokenKeyError;
 
 use self::{ldap::Directory, oidc::Oidc, tokens::Tokens};
 use crate::{
@@ -55,9 +55,6 @@ pub enum AccessError {
     /// The policy.
     #[error("the setting access.policy")]
     Policy(#[from] PolicyError),
-    /// The tokens' key.
-    #[error("tokens cannot be given")]
-    Tokens(#[from] TokenKeyError),
     /// The identity provider.
     #[error("the setting access.oidc")]
     Oidc(#[from] OidcError),
@@ -115,12 +112,12 @@ pub(crate) struct Access {
 type Tries = RateLimiter<u16, HashMapStateStore<u16>, DefaultClock>;
 
 impl Access {
-    /// Reads policies and keys. `fleet` names the issuer of tokens.
-    pub(crate) fn load(settings: AccessSettings, state_dir: &Path, fleet: &str) -> Result<Self, AccessError> {
+    /// Reads policies. `fleet` names the issuer of tokens, `key` signs them.
+    pub(crate) fn load(settings: AccessSettings, key: &SecretKey, fleet: &str) -> Result<Self, AccessError> {
         let quota = Quota::with_period(NEXT_TRY).expect("not zero").allow_burst(TRIES);
         Ok(Self {
             policy: Policy::load(settings.policy.as_deref())?,
-            tokens: Tokens::load_or_create(state_dir, format!("{fleet}:tokens"), settings.token_ttl)?,
+            tokens: Tokens::new(key, format!("{fleet}:tokens"), settings.token_ttl),
             oidc: settings.oidc.clone().map(Oidc::new).transpose()?,
             directory: settings.ldap.clone().map(Directory::new).transpose()?,
             settings,
@@ -156,7 +153,7 @@ impl Access {
             return Ok(Identity::bootstrap());
         }
         if proof.starts_with(keys::PREFIX) {
-            return Ok(api_key(proof, store, now).await?.identity());
+            return api_key(proof, store, now).await;
         }
         match issuer_of(proof).ok_or(Refusal::Unknown)? {
             issuer if issuer == self.tokens.issuer() => self.of_own_token(proof, store, now).await,
@@ -202,7 +199,7 @@ impl Access {
                 api_key: Some(text),
                 username: None,
                 password: None,
-            } => api_key(text, store, now).await?.identity(),
+            } => api_key(text, store, now).await?,
             TokenRequest {
                 api_key: None,
                 username: Some(name),
@@ -228,11 +225,15 @@ impl Access {
     }
 }
 
-async fn api_key(text: &str, store: &Store, now: WallTime) -> Result<ApiKey, Refusal> {
+/// Who shows this key, for as long as the secret is good.
+async fn api_key(text: &str, store: &Store, now: WallTime) -> Result<Identity, Refusal> {
     let (id, secret) = keys::parts(text).ok_or(Refusal::UnknownKey)?;
     let key = store.api_key(id).await?.ok_or(Refusal::UnknownKey)?;
-    key.is_proven_by(secret, now)?;
-    Ok(key)
+    let until = key.is_proven_by(secret, now)?;
+    Ok(Identity {
+        expires: Some(until),
+        ..key.identity()
+    })
 }
 
 /// Whose token it says it is. Nothing is believed of it before its signature is verified with that issuer's key.

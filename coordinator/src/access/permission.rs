@@ -36,6 +36,7 @@ permissions! {
     AuditRead = "audit:read", "See the audit log.";
     MetricsRead = "metrics:read", "See counters and gauges.";
     CampaignPlan = "campaign:plan", "Plan and rehearse campaigns.";
+    CampaignDraft = "campaign:draft", "Draft campaigns for their approvers, and take drafts back.";
     CampaignOrder = "campaign:order", "Start, pause, resume and cancel campaigns.";
     CampaignRollback = "campaign:rollback", "Have devices go back to the version before.";
     CampaignApprove = "campaign:approve", "Say yes or no where a campaign waits for a person.";

@@ -62,6 +62,8 @@ pub(crate) struct Policy {
     /// The roles, and the permissions with their groups.
     base: Entities,
     matrix: BTreeMap<Permission, BTreeSet<Role>>,
+    /// Whether an installation has policies of its own, which may look at anything.
+    has_own: bool,
 }
 
 impl std::fmt::Debug for Policy {
@@ -117,6 +119,7 @@ impl Policy {
             policies,
             base: actions.add_entities(roles, None).expect("roles are no actions"),
             matrix: BTreeMap::new(),
+            has_own: own.is_some(),
         };
         policy.matrix = policy.all_roles();
         Ok(policy)
@@ -161,6 +164,12 @@ impl Policy {
                 false
             })
         })
+    }
+
+    /// Whether it is worth to find out what a request is about: false if none of his roles has the permission anywhere.
+    pub(crate) fn may_allow(&self, who: &Identity, permission: Permission) -> bool {
+        let has = |grant: &Grant| self.roles_with(permission).contains(&grant.role);
+        self.has_own || permission == Permission::ApiRead || who.grants.iter().any(has)
     }
 
     /// What somebody may do somewhere at least.

@@ -3,7 +3,7 @@
 //! Invariant: a token says who, never more than that for an API key: its roles are read with the key at every request, so
 //! that a key that is revoked takes its tokens with it.
 
-use std::{collections::BTreeSet, path::Path, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use data_encoding::BASE64URL_NOPAD;
 use firmesh_protocol::{api::Grant, ids::Sha256, time::WallTime, trust::SecretKey};
@@ -13,10 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::{Refusal, identity::Means, jws};
-use crate::{
-    authority::new_token,
-    ceremony::{KeyFileError, WriteFileError, generate_key, load_secret_key, write_secret},
-};
+use crate::authority::new_token;
 
 /// Clocks of other machines are off by so much.
 pub(super) const LEEWAY: Duration = Duration::from_secs(30);
@@ -26,17 +23,6 @@ const KIND: &str = "at+jwt";
 
 /// Who is meant: whoever takes tokens of this issuer is this coordinator, or its equal.
 const AUDIENCE: &str = "firmesh-coordinator";
-
-/// Why there is no key for tokens.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenKeyError {
-    /// The file cannot be used.
-    #[error("the key that tokens are signed with cannot be used")]
-    Key(#[from] KeyFileError),
-    /// It cannot be written.
-    #[error("the key that tokens are signed with cannot be stored")]
-    Write(#[from] WriteFileError),
-}
 
 /// What a token says.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -76,20 +62,6 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// With the key in `keys/tokens.pem`, which is made if there is none: only tokens of the last minutes depend on it.
-    pub(super) fn load_or_create(state_dir: &Path, issuer: String, ttl: Duration) -> Result<Self, TokenKeyError> {
-        let path = state_dir.join("keys/tokens.pem");
-        let key = match load_secret_key(&path) {
-            Err(KeyFileError::Read(error)) if error.is_not_found() => {
-                let key = generate_key()?;
-                write_secret(&path, key.to_pem().as_bytes(), false)?;
-                key
-            }
-            result => result?,
-        };
-        Ok(Self::new(&key, issuer, ttl))
-    }
-
     pub(super) fn new(key: &SecretKey, issuer: String, ttl: Duration) -> Self {
         jws::install();
         let der = PrivatePkcs8KeyDer::from_pem_slice(key.to_pem().as_bytes()).expect("it was just encoded");

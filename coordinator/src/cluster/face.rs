@@ -2,10 +2,12 @@
 //!
 //! TLS is not ended here: a node and the leader see each other's certificates, as if nobody stood between them. What a
 //! follower answers by itself, on the operators' face, is `GET /health`, `GET /metrics`, and that nobody leads. Invariants: a connection is
-//! handed on to one epoch's leader, and ends when another one leads; while nobody leads it waits for [`HELD_FOR`].
+//! handed on to one epoch's leader, and ends when another one leads; while nobody leads it waits for [`HELD_FOR`]; nothing is
+//! handed on to the address that others reach this coordinator at, as its own former lead or a balancer's address would have it.
 
 use std::{
     io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -50,19 +52,33 @@ pub(crate) enum Face {
     Nodes,
 }
 
+/// This coordinator.
+#[derive(Debug)]
+pub(crate) struct Own {
+    /// As the others know it.
+    pub(crate) member: Member,
+    /// Where it listens.
+    pub(crate) operators: SocketAddr,
+    pub(crate) nodes: SocketAddr,
+}
+
 /// What hands connections on.
 #[derive(Debug, Clone)]
 pub(crate) struct Faces {
     sight: watch::Receiver<Sight>,
+    own: Arc<Own>,
+    held_for: Duration,
     connections: TaskTracker,
     places: Arc<Semaphore>,
     cancel: CancellationToken,
 }
 
 impl Faces {
-    pub(crate) fn new(sight: watch::Receiver<Sight>, cancel: CancellationToken) -> Self {
+    pub(crate) fn new(sight: watch::Receiver<Sight>, own: Own, cancel: CancellationToken) -> Self {
         Self {
             sight,
+            own: Arc::new(own),
+            held_for: HELD_FOR,
             connections: TaskTracker::new(),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             cancel,
@@ -131,18 +147,21 @@ impl Faces {
 
     /// A connection to whoever leads, and the epoch; `None` if nobody does for too long.
     async fn connect(&mut self, face: Face) -> Option<(TcpStream, u64)> {
-        let until = tokio::time::Instant::now() + HELD_FOR;
+        let until = tokio::time::Instant::now() + self.held_for;
+        let own = self.own.clone();
         loop {
-            let leads = |sight: &Sight| sight.leader.as_ref().is_some_and(|leader| leader.leads);
+            let leads = |sight: &Sight| sight.address(face, &own).is_some();
             let sight = tokio::time::timeout_at(until, self.sight.wait_for(leads)).await;
-            let leader = sight.ok()?.ok()?.leader.clone()?;
-            let connecting = TcpStream::connect(address(face, &leader.member));
-            match tokio::time::timeout(CONNECT_WITHIN, connecting).await {
-                Ok(Ok(stream)) => return Some((stream, leader.epoch)),
+            let (address, epoch) = {
+                let sight = sight.ok()?.ok()?;
+                (sight.address(face, &own)?, sight.epoch())
+            };
+            match tokio::time::timeout(CONNECT_WITHIN, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Some((stream, epoch)),
                 _ if tokio::time::Instant::now() >= until => return None,
                 // It may be gone with its lease still good: then another one leads soon.
                 _ => {
-                    let other = self.sight.wait_for(|sight| sight.epoch() != leader.epoch);
+                    let other = self.sight.wait_for(|sight| sight.epoch() != epoch);
                     // Either is a reason to try again.
                     let _ = tokio::time::timeout(CONNECT_EVERY, other).await;
                 }
@@ -163,10 +182,20 @@ impl Faces {
     }
 }
 
-fn address(face: Face, leader: &Member) -> &str {
-    match face {
-        Face::Operators => &leader.operators,
-        Face::Nodes => &leader.nodes,
+impl Sight {
+    /// Where a connection goes. Nowhere, while nobody else leads: where the lease is this coordinator's from before its restart, and
+    /// where the leader says that it is reached at this one's address, nothing may be handed on, or it would come back without
+    /// end. What was accepted before this coordinator took the lead goes to its own listener.
+    fn address(&self, face: Face, own: &Own) -> Option<String> {
+        let leader = self.leader.as_ref().filter(|leader| leader.leads)?;
+        let (there, here, listens) = match face {
+            Face::Operators => (&leader.member.operators, &own.member.operators, own.operators),
+            Face::Nodes => (&leader.member.nodes, &own.member.nodes, own.nodes),
+        };
+        match self.is_here {
+            true => Some(listens.to_string()),
+            false => (there != here).then(|| there.clone()),
+        }
     }
 }
 
@@ -234,6 +263,50 @@ mod tests {
     use super::*;
     use crate::store::Leader;
 
+    fn own(listener: &std::net::TcpListener) -> Own {
+        let at = listener.local_addr().unwrap();
+        let address = at.to_string();
+        Own {
+            member: Member {
+                name: "own".to_owned(),
+                operators: address.clone(),
+                nodes: address,
+            },
+            operators: at,
+            nodes: at,
+        }
+    }
+
+    /// It was killed and started again while its lease was good: what it handed on to itself came back without end.
+    #[tokio::test]
+    async fn nothing_is_handed_on_to_oneself_unless_one_leads() {
+        let (listener, address) = listen().await;
+        let (sight, known) = watch::channel(leader(6, &address));
+        let mut faces = Faces::new(known, own(&listener), CancellationToken::new());
+        faces.held_for = Duration::from_millis(200);
+        let (accepting, places) = (faces.clone(), faces.places.clone());
+        let accepting = tokio::spawn(async move { accepting.accept(Face::Operators, listener).await });
+        let asked = "GET /api/v1/about HTTP/1.1\r\nhost: x\r\n\r\n";
+        let told = said(&address, asked).await;
+        assert!(
+            told.starts_with("HTTP/1.1 503 ") && told.contains("nobody_leads"),
+            "{told}"
+        );
+        assert!(places.available_permits() >= CONNECTIONS_MAX - 2);
+        accepting.abort();
+        let _ = accepting.await;
+
+        // What it holds when it takes the lead goes to what it serves then.
+        let serving = TcpListener::bind(&address).await.unwrap();
+        sight.send_replace(Sight {
+            is_here: true,
+            ..leader(7, &address)
+        });
+        let connected = faces.connect(Face::Operators).await.unwrap();
+        assert_eq!(connected.1, 7);
+        serving.accept().await.unwrap();
+    }
+
     async fn listen() -> (std::net::TcpListener, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap().into_std().unwrap();
         let address = listener.local_addr().unwrap().to_string();
@@ -250,8 +323,10 @@ mod tests {
                     nodes: address.to_owned(),
                 },
                 leads: true,
+                is_alive: true,
             }),
             at: Instant::now(),
+            is_here: false,
         }
     }
 
@@ -267,8 +342,8 @@ mod tests {
     #[tokio::test]
     async fn a_connection_waits_for_a_leader_is_handed_on_whole_and_ends_with_its_epoch() {
         let (sight, known) = watch::channel(Sight::none());
-        let faces = Faces::new(known, CancellationToken::new());
         let (listener, address) = listen().await;
+        let faces = Faces::new(known, own(&listener), CancellationToken::new());
         let accepting = tokio::spawn(async move { faces.accept(Face::Operators, listener).await });
         let health = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
         assert!(said(&address, health).await.starts_with("HTTP/1.1 503 "));

@@ -1,9 +1,9 @@
 //! Several coordinators on one database: one leads, the others hand every connection on to it and take over when it is gone.
 //!
 //! Only the leader has a world, issues permits, talks to notification receivers and appends to the audit log; all of that
-//! is made anew from the database by whoever takes the lease, and dropped by whoever loses it. Invariants: who cannot say for
-//! certain that the lease is his stops leading, before anybody else may take it where clocks run equally fast; and where
-//! they do not, the database takes nothing from him ([`crate::store`]).
+//! is made anew from the database by whoever takes the lease, and dropped by whoever loses it. It is taken when it has run out,
+//! or as soon as the database has seen the leader's session end. Invariants: who cannot say for certain that the lease is his
+//! stops leading; and who was replaced without having noticed yet, from him the database takes nothing ([`crate::store`]).
 
 mod config;
 mod face;
@@ -17,16 +17,16 @@ use tracing::{error, info, warn};
 pub use self::config::ClusterConfig;
 pub(crate) use self::{
     config::ClusterSettings,
-    face::{Face, Faces},
+    face::{Face, Faces, Own},
 };
 use crate::{
     authority::Authority,
-    store::{Database, Leader, Member, Place, StoreError, Term},
+    store::{Database, Leader, Lifeline, Member, Place, StoreError, Term},
     telemetry::chain,
 };
 
-/// Between two looks at who leads.
-const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// Between two looks at who leads, and whether he is still there.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// Between two tries to reach a database that is gone.
 const REACH_EVERY: Duration = Duration::from_secs(1);
@@ -39,6 +39,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 pub(crate) struct Sight {
     pub(crate) leader: Option<Leader>,
     pub(crate) at: Instant,
+    /// Whether it is this one, now.
+    pub(crate) is_here: bool,
 }
 
 impl Sight {
@@ -46,13 +48,15 @@ impl Sight {
         Self {
             leader: None,
             at: Instant::now(),
+            is_here: false,
         }
     }
 
-    fn of(leader: Leader) -> Self {
+    fn of(leader: Leader, is_here: bool) -> Self {
         Self {
             leader: Some(leader),
             at: Instant::now(),
+            is_here,
         }
     }
 
@@ -110,11 +114,33 @@ pub(crate) async fn await_lead(
     cancel: &CancellationToken,
 ) -> Result<Option<Taken>, StoreError> {
     let mut followed = None;
+    // The epoch whose leader was seen to have a lifeline: one without is not missed when it is not there.
+    let mut alive = None;
     loop {
-        match look(database, member, lease).await {
+        match look(database, member, lease, alive).await {
             Ok((leader, taken)) => {
                 let (epoch, name) = (leader.epoch, leader.member.name.clone());
-                sight.send_replace(Sight::of(leader));
+                if leader.is_alive {
+                    alive = Some(epoch);
+                }
+                let is_same = |leader: &Leader| {
+                    leader.member.operators == member.operators || leader.member.nodes == member.nodes
+                };
+                if taken.is_none()
+                    && leader.leads
+                    && leader.member.name != member.name
+                    && is_same(&leader)
+                    && followed != Some(epoch)
+                {
+                    error!(
+                        leader = name,
+                        operators = member.operators,
+                        nodes = member.nodes,
+                        "another coordinator says that it is reached where this one is: [cluster] has the addresses of each \
+                         coordinator itself, never the balancer's; nothing is handed on to it"
+                    );
+                }
+                sight.send_replace(Sight::of(leader, taken.is_some()));
                 if taken.is_some() {
                     info!(epoch, "this coordinator leads");
                     return Ok(taken);
@@ -134,15 +160,21 @@ pub(crate) async fn await_lead(
     }
 }
 
-async fn look(database: &Database, member: &Member, lease: Duration) -> Result<(Leader, Option<Taken>), StoreError> {
+async fn look(
+    database: &Database,
+    member: &Member,
+    lease: Duration,
+    alive: Option<u64>,
+) -> Result<(Leader, Option<Taken>), StoreError> {
     let looked = async {
         let leader = database.leader().await?;
+        let gone = (!leader.is_alive && alive == Some(leader.epoch)).then_some(leader.epoch);
         // A file has one coordinator, which takes over from itself.
-        if leader.leads && database.is_shared() {
+        if leader.leads && gone.is_none() && database.is_shared() {
             return Ok((leader, None));
         }
         let until = Instant::now() + lease;
-        let Some(term) = database.take_lead(member, lease).await? else {
+        let Some(term) = database.take_lead(member, lease, gone).await? else {
             return Ok((leader, None));
         };
         Ok((database.leader().await?, Some(Taken { term, until })))
@@ -154,7 +186,9 @@ async fn look(database: &Database, member: &Member, lease: Duration) -> Result<(
 /// Has the lease last, and ends when it is lost or may be.
 pub(crate) async fn keep_lead(database: Database, taken: Taken, lease: Duration) {
     let Taken { term, mut until } = taken;
+    let mut lifeline = None;
     loop {
+        hold(&database, term, &mut lifeline, lease / 4).await;
         tokio::time::sleep(lease / 4).await;
         let asked = Instant::now();
         if asked >= until {
@@ -173,5 +207,25 @@ pub(crate) async fn keep_lead(database: Database, taken: Taken, lease: Duration)
                 return;
             }
         }
+    }
+}
+
+/// Makes sure of the lifeline. Without one the lease is as good: others only learn later that this coordinator is gone.
+async fn hold(database: &Database, term: Term, lifeline: &mut Option<Lifeline>, within: Duration) {
+    let holding = async {
+        if let Some(held) = lifeline
+            && held.holds().await
+        {
+            return Ok(());
+        }
+        *lifeline = None;
+        *lifeline = database.lifeline(term).await?;
+        Ok::<_, StoreError>(())
+    };
+    match tokio::time::timeout(within, holding).await {
+        Ok(Ok(())) => {}
+        Ok(Err(failure)) => warn!(error = %chain(&failure), "this coordinator has no lifeline, it is tried again"),
+        // In the midst of a question its answer would be taken for that of the next one.
+        Err(_) => *lifeline = None,
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     extract::{Path, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use firmesh_protocol::api::{
@@ -16,7 +16,7 @@ use tracing::{info, warn};
 
 use super::{
     App,
-    admission::Who,
+    admission::{Who, bearer},
     paging::Listing,
     problem::{Body, Failure},
     rates,
@@ -198,6 +198,7 @@ async fn rotate(
 async fn rotate_own(
     State(app): Shared,
     Extension(who): Extension<Who>,
+    headers: HeaderMap,
     Body(request): Body<RotateRequest>,
 ) -> Result<Response, Failure> {
     let own = who.name.strip_prefix("key:").ok_or_else(|| {
@@ -207,6 +208,14 @@ async fn rotate_own(
         );
         Failure::new(StatusCode::CONFLICT, "wrong_state", detail)
     })?;
+    // Or whoever has found an old secret, or a token, would have the key from now on.
+    let key = found(&app, own).await?;
+    if !bearer(&headers).is_some_and(|proof| key.is_present(proof)) {
+        let detail = format!(
+            "only who shows the present secret of the API key {own} rotates it so: neither the one before, nor a token for it"
+        );
+        return Err(Failure::new(StatusCode::FORBIDDEN, "forbidden", detail).refused());
+    }
     rotated(&app, own, &who, request).await
 }
 

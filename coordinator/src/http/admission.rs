@@ -1,15 +1,17 @@
 //! Who is let in to which route: the proof in the request, the permission that the route needs, and the policy between
 //! them. And, once something was changed, who did it: an entry of the audit log before the answer.
 
-use std::{collections::HashMap, net::IpAddr, sync::Arc};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use axum::{
+    body::Body,
     extract::{MatchedPath, Request, State},
-    http::{Method, StatusCode, Uri, header, uri::Authority},
+    http::{HeaderMap, Method, StatusCode, Uri, header, uri::Authority},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
 use firmesh_protocol::{
+    api::FirmwareUpdate,
     audit::Event,
     ids::{CampaignId, DeviceId, NodeId},
     manifest::{CampaignManifest, Plan},
@@ -44,8 +46,15 @@ pub(super) struct Gate {
 }
 
 /// The outermost layer of the routes.
-pub(super) async fn admit(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
-    let asked = Asked::of(&request);
+pub(super) async fn admit(State(gate): State<Gate>, request: Request, next: Next) -> Response {
+    let mut asked = Asked::of(&request);
+    let mut request = match asked.route == UPDATE_ROUTE {
+        true => match asked.read_campaign(request).await {
+            Ok(request) => request,
+            Err(failure) => return failure.into_response(),
+        },
+        false => request,
+    };
     match gate.judge(&asked).await {
         Ok((who, permission)) => {
             let extensions = request.extensions_mut();
@@ -59,6 +68,7 @@ pub(super) async fn admit(State(gate): State<Gate>, mut request: Request, next: 
             gate.app.metrics.refusals.inc();
             match failure.0.status {
                 401 => ([(header::WWW_AUTHENTICATE, "Bearer")], failure).into_response(),
+                429 => ([(header::RETRY_AFTER, "1")], failure).into_response(),
                 _ => failure.into_response(),
             }
         }
@@ -72,7 +82,16 @@ struct Asked {
     route: String,
     proof: Option<String>,
     is_local: bool,
+    /// The campaign that the body names, where the path names none.
+    campaign: Option<CampaignId>,
 }
+
+/// The one route that orders something of a campaign that stands in its body.
+const UPDATE_ROUTE: &str = "/api/firmware/update";
+
+/// A name in JSON.
+const UPDATE_BYTES_MAX: usize = 4 << 10;
+const UPDATE_WITHIN: Duration = Duration::from_secs(10);
 
 impl Asked {
     fn of(request: &Request) -> Self {
@@ -81,9 +100,24 @@ impl Asked {
             method: request.method().clone(),
             uri: request.uri().clone(),
             route: route.map_or("", MatchedPath::as_str).to_owned(),
-            proof: bearer(request).map(str::to_owned),
+            proof: bearer(request.headers()).map(str::to_owned),
             is_local: is_made_to_loopback(request),
+            campaign: None,
         }
+    }
+
+    /// Reads which campaign is meant. What is no such body is refused by the handler, and until then is about everything.
+    async fn read_campaign(&mut self, request: Request) -> Result<Request, Failure> {
+        let (parts, body) = request.into_parts();
+        let read = tokio::time::timeout(UPDATE_WITHIN, axum::body::to_bytes(body, UPDATE_BYTES_MAX)).await;
+        let bytes = read.map_err(|_| Failure::bad_request("the body does not come"))?;
+        let bytes = bytes.map_err(|error| {
+            let detail = format!("the body names a campaign, in at most {UPDATE_BYTES_MAX} bytes: {error}");
+            Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
+        })?;
+        let named = serde_json::from_slice::<FirmwareUpdate>(&bytes).ok();
+        self.campaign = named.map(|update| update.campaign);
+        Ok(Request::from_parts(parts, Body::from(bytes)))
     }
 }
 
@@ -109,9 +143,16 @@ impl Gate {
         };
         let mut about = None;
         for permission in permissions {
+            // Who has no role for it is refused before anything is looked up.
+            if !self.app.access.policy.may_allow(&who, *permission) {
+                continue;
+            }
             // What is read is not limited to places.
             if !permission.is_to_read() && about.is_none() {
-                about = Some(subject(&self.app, &asked.route, &asked.uri, &who).await?);
+                about = Some(match &asked.campaign {
+                    Some(campaign) => about_campaign(&self.app, campaign.as_str()).await?,
+                    None => subject(&self.app, &asked.route, &asked.uri, &who).await?,
+                });
             }
             let about = about.clone().unwrap_or_default();
             if self.app.access.policy.allows(&who, *permission, &about) {
@@ -120,6 +161,8 @@ impl Gate {
         }
         match who.is_anonymous() {
             true => Err(self.no_proof()),
+            // Whoever asks too often for what he may not do is not answered at length.
+            false if !self.app.rates.takes(&who.name) => Err(rates::too_many()),
             false => Err(self.not_allowed(&who, asked, permissions, about.as_ref())),
         }
     }
@@ -194,22 +237,44 @@ impl Gate {
     }
 }
 
-/// For images that leave by a route which gives out other things as well: where reading is open on this machine, so are they.
-pub(super) fn may_take_images(app: &App, who: &Identity) -> Result<(), Failure> {
+/// Whether this image may leave to him: to who takes images out as a person; to a device, if it is of an update of its own; and
+/// where reading is open on this machine, to anybody who came by a route for reading.
+pub(super) async fn may_take_image(app: &App, who: &Identity, target: &str) -> Result<(), Failure> {
     let (export, download) = (Permission::ArtifactExport, Permission::FirmwareDownload);
     let policy = &app.access.policy;
     let may = |permission| policy.allows(who, permission, &Subject::default());
-    if who.is_anonymous() || may(export) || may(download) {
+    if who.is_anonymous() || may(export) {
         return Ok(());
     }
-    let detail = format!(
-        "you are {} ({}); images need {} or {}",
-        who.name,
-        who.roles(),
-        download.name(),
-        export.name()
-    );
+    let needs = if may(download) {
+        if let Some(device) = who.device.clone()
+            && is_of_an_update(app, device, target).await?
+        {
+            return Ok(());
+        }
+        format!(
+            "a device takes the images of its own updates, and {target} is of none of {}",
+            who.device.as_ref().map_or("nobody's", |device| device.as_str())
+        )
+    } else {
+        format!("images need {} or {}", download.name(), export.name())
+    };
+    let detail = format!("you are {} ({}); {needs}", who.name, who.roles());
     Err(Failure::new(StatusCode::FORBIDDEN, "forbidden", detail).refused())
+}
+
+/// Whether an approved campaign brings it to the device, or would take the device back to it.
+async fn is_of_an_update(app: &App, device: DeviceId, target: &str) -> Result<bool, ActionError> {
+    let target = target.to_owned();
+    let look = app.coordinator.read(move |world| {
+        let engine = &world.engine;
+        let planned = engine
+            .campaigns_of(&device)
+            .filter_map(|id| engine.planned(id, &device));
+        let mut planned = planned.map(|(planned, _)| planned);
+        planned.any(|planned| planned.release == target || planned.previous.as_ref() == Some(&target))
+    });
+    look.await
 }
 
 fn shown(places: &Places) -> String {
@@ -225,8 +290,8 @@ fn shown(places: &Places) -> String {
     named.join("; ")
 }
 
-fn bearer(request: &Request) -> Option<&str> {
-    let value = request.headers().get(header::AUTHORIZATION)?.to_str().ok()?;
+pub(super) fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(header::AUTHORIZATION)?.to_str().ok()?;
     let (scheme, proof) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| proof.trim())
 }
@@ -245,9 +310,9 @@ fn is_made_to_loopback(request: &Request) -> bool {
 
 /// What a request is about, by its path: what is named there in another way than by its plain id is nothing that is known,
 /// and then nobody who is limited may change it.
-async fn subject(app: &App, route: &str, uri: &Uri, who: &Identity) -> Result<Subject, ActionError> {
+async fn subject(app: &App, whole_route: &str, uri: &Uri, who: &Identity) -> Result<Subject, ActionError> {
     let parts = |path: &str| path.split('/').skip(3).map(str::to_owned).collect::<Vec<_>>();
-    let (route, path) = (parts(route), parts(uri.path()));
+    let (route, path) = (parts(whole_route), parts(uri.path()));
     let named = route.iter().zip(&path).find(|(name, _)| name.starts_with('{'));
     let kind = match (route.first().map(String::as_str), named) {
         (Some("devices"), Some(_)) => Kind::Device,
@@ -264,10 +329,12 @@ async fn subject(app: &App, route: &str, uri: &Uri, who: &Identity) -> Result<Su
         Kind::Fleet if ["/api/v1/status", "/api/v1/validation"].contains(&uri.path()) && who.device.is_some() => {
             about_device(app, who.device.as_ref().map(ToString::to_string).unwrap_or_default()).await
         }
-        Kind::Fleet => match device_in_query(uri) {
+        // Everywhere else a query says nothing of what the handler does.
+        Kind::Fleet if whole_route == "/api/v1/updates/check" => match device_in_query(uri) {
             Some(device) => about_device(app, device).await,
             None => Ok(Subject::default()),
         },
+        Kind::Fleet => Ok(Subject::default()),
     }
 }
 
@@ -389,7 +456,7 @@ pub(super) async fn log_change(State(app): State<Arc<App>>, request: Request, ne
     let tasks = app.tasks.clone();
     let carried_out = async move {
         let response = next.run(request).await;
-        if !response.status().is_success() {
+        if response.status().is_client_error() || response.status().is_server_error() {
             return response;
         }
         match app.store.log_event(event, app.clock.wall()).await {

@@ -10,7 +10,10 @@ use axum::{
 };
 use firmesh_coordinator_core::Filter;
 use firmesh_protocol::{
-    api::{BaselineEdit, BaselineView, ComplianceView, DeviceView, DriftState, DriftView, NewBaseline, Page},
+    api::{
+        BaselineEdit, BaselineView, ComplianceView, DeviceView, DriftState, DriftView, NewBaseline, Page,
+        Reconciliation,
+    },
     ids::{DeviceId, GroupId},
     limits::REASON_BYTES_MAX,
     manifest::{Release, is_release_target},
@@ -28,11 +31,12 @@ use super::{
 use crate::{
     access::Permission,
     baselines::{BaselineRecord, Tally, drift},
+    reconcile::problem,
     records::{Changed, Kept},
 };
 
 type Shared = State<Arc<App>>;
-type Baseline = Kept<BaselineRecord>;
+pub(super) type Baseline = Kept<BaselineRecord>;
 
 /// Releases of a baseline, at most.
 const RELEASES_MAX: usize = 1_000;
@@ -99,11 +103,12 @@ fn view(kept: &Baseline, signed: &BTreeSet<String>) -> Result<BaselineView, Fail
             .filter(|release| !signed.contains(*release))
             .cloned()
             .collect(),
+        reconcile: record.reconcile.clone(),
         version: kept.version,
     })
 }
 
-async fn found(app: &App, id: &GroupId) -> Result<Baseline, Failure> {
+pub(super) async fn found(app: &App, id: &GroupId) -> Result<Baseline, Failure> {
     let found = app.store.record(id.as_str()).await?;
     found.ok_or_else(|| Failure::not_found(format!("baseline {id}")))
 }
@@ -116,7 +121,7 @@ async fn show(State(app): Shared, Path(id): Path<String>, conditions: Conditions
 
 async fn create(State(app): Shared, conditions: Conditions, Body(new): Body<NewBaseline>) -> Result<Response, Failure> {
     let id = new.id;
-    let record = checked(&app, new.description, new.filter, new.releases).await?;
+    let record = checked(&app, new.description, new.filter, new.releases, new.reconcile).await?;
     app.log_change("baseline", id.as_str(), "made").await?;
     match app.store.put_record(id.as_str(), None, &record).await? {
         Changed::Yes(version) => {
@@ -154,7 +159,7 @@ async fn replace(
     let id: GroupId = named(&id)?;
     let kept = found(&app, &id).await?;
     conditions.require_part(kept.version)?;
-    let record = checked(&app, edit.description, edit.filter, edit.releases).await?;
+    let record = checked(&app, edit.description, edit.filter, edit.releases, edit.reconcile).await?;
     app.log_change("baseline", id.as_str(), "changed").await?;
     match app.store.put_record(id.as_str(), Some(kept.version), &record).await? {
         Changed::Yes(version) => {
@@ -190,7 +195,11 @@ async fn checked(
     description: String,
     filter: Option<String>,
     releases: Vec<String>,
+    reconcile: Option<Reconciliation>,
 ) -> Result<BaselineRecord, Failure> {
+    if let Some(problem) = reconcile.as_ref().and_then(problem) {
+        return Err(Failure::bad_request(problem));
+    }
     if description.len() > REASON_BYTES_MAX {
         let detail = format!("the description has more than {REASON_BYTES_MAX} bytes");
         return Err(Failure::bad_request(detail));
@@ -232,10 +241,11 @@ async fn checked(
         description,
         filter,
         releases,
+        reconcile,
     })
 }
 
-async fn of_targets(app: &App, targets: &[String]) -> Result<Vec<Release>, Failure> {
+pub(super) async fn of_targets(app: &App, targets: &[String]) -> Result<Vec<Release>, Failure> {
     let targets: BTreeSet<_> = targets.iter().cloned().collect();
     let found = app.coordinator.read(move |world| {
         let releases = world.releases().into_iter();

@@ -47,7 +47,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
             Op::get("Lists the campaigns in force, and those that wait for their approvers.", campaigns).needs(Permission::FleetRead)
                 .paged()
                 .answers_page::<CampaignView>(),
-            Op::post("Plans a campaign; it waits for the signatures of its approvers.", drafts::create).needs(Permission::CampaignPlan)
+            Op::post("Plans a campaign; it waits for the signatures of its approvers.", drafts::create).needs(Permission::CampaignDraft)
                 .limit(MANIFEST_BYTES_MAX as usize)
                 .query("allow_deprecated", DEPRECATED)
                 .takes::<PlanRequest>()
@@ -55,18 +55,21 @@ pub(super) fn add_routes(routes: &mut Routes) {
         ]);
         routes.add(noun, &format!("/api/v1/{noun}/{{id}}"), [
             Op::get("Shows a campaign.", campaign).needs(Permission::FleetRead).tagged().answers::<CampaignView>(),
-            Op::put("Plans a campaign anew that nobody has signed for yet.", drafts::replace).needs(Permission::CampaignPlan)
+            Op::put("Plans a campaign anew that nobody has signed for yet.", drafts::replace).needs(Permission::CampaignDraft)
                 .limit(MANIFEST_BYTES_MAX as usize)
                 .query("allow_deprecated", DEPRECATED)
                 .header("If-Match", true, "the `ETag` of what is replaced")
                 .takes::<PlanRequest>()
                 .answers::<CampaignDraftView>(),
-            Op::delete("Removes a campaign that nobody has signed for yet.", drafts::remove).needs(Permission::CampaignPlan)
+            Op::delete("Removes a campaign that nobody has signed for yet.", drafts::remove).needs(Permission::CampaignDraft)
                 .header("If-Match", false, "the `ETag` of what is removed")
                 .empty(),
         ]);
         let mut add = |path: &str, op: Op| routes.add(noun, &format!("/api/v1/{noun}{path}"), [op]);
         add("/{id}/plan", Op::get("The plan, byte by byte.", campaign_plan).needs(Permission::FleetRead).answers_as("application/json"));
+        add("/{id}/draft", Op::get("The draft as its approvers are to sign it.", drafts::show).needs(Permission::FleetRead)
+            .tagged()
+            .answers::<CampaignDraftView>());
         add("/{id}/explain", Op::get("Why it stands where it stands.", explain).needs(Permission::FleetRead)
             .query_number("wave", 0..=u32::MAX, "only this wave, counted from 0")
             .query("device", "only this device")
@@ -278,9 +281,18 @@ async fn devices(State(app): Shared, Path(id): Path<String>, listing: Listing) -
     let found = app
         .coordinator
         .read(move |world| {
-            let attempts = world.engine.attempts_after(&wanted, after.as_ref(), count)?;
-            let views = attempts.iter().filter_map(|attempt| world.device_view(&attempt.device));
-            Some(views.collect::<Vec<_>>())
+            // A device may have been removed since.
+            let (mut views, mut after) = (Vec::new(), after);
+            loop {
+                let attempts = world.engine.attempts_after(&wanted, after.as_ref(), count)?;
+                let is_end = attempts.len() < count;
+                after = attempts.last().map(|attempt| attempt.device.clone());
+                views.extend(attempts.iter().filter_map(|attempt| world.device_view(&attempt.device)));
+                if is_end || views.len() >= count {
+                    views.truncate(count);
+                    return Some(views);
+                }
+            }
         })
         .await?;
     let found = super::devices::dressed(&app, nothing_yet(&app, &id, found).await?).await?;

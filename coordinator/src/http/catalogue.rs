@@ -22,9 +22,10 @@ use firmesh_protocol::{
     brake::Braked,
     ids::Component,
     limits::REASON_BYTES_MAX,
-    manifest::{Artifact, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility, is_release_target},
+    manifest::{Artifact, OtherComponent, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility, is_release_target},
+    version::VersionScheme,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::{
     App,
@@ -250,10 +251,10 @@ pub(super) async fn draft(
         version: new.version,
         security_epoch: new.security_epoch.unwrap_or(1),
         from_versions: new.from_versions,
-        version_scheme: None,
-        min_from: None,
-        requires: Vec::new(),
-        conflicts: Vec::new(),
+        version_scheme: new.version_scheme,
+        min_from: new.min_from,
+        requires: new.requires,
+        conflicts: new.conflicts,
         reversibility: new.reversibility.unwrap_or(Reversibility::Reflash),
         provenance: None,
     };
@@ -380,17 +381,60 @@ fn steps(release: &Release) -> Vec<String> {
         .iter()
         .map(|model| format!(" --model {}", quoted(model)))
         .collect::<String>();
-    vec![
-        format!(
-            "firmesh release create --file IMAGE --name {} --vendor {}{models} --component {} --release-version {}",
-            release.target,
-            quoted(&info.vendor),
-            info.component,
-            quoted(&info.version)
-        ),
+    let from = info
+        .from_versions
+        .iter()
+        .map(|version| format!(" --from-version {}", quoted(version)))
+        .collect::<String>();
+    let way_back = match info.reversibility {
+        Reversibility::Reversible => "reversible",
+        Reversibility::Reflash => "reflash",
+        Reversibility::OneWay => "one-way",
+    };
+    let compatibility = compatibility(info);
+    let create = format!(
+        "firmesh release create --file IMAGE --name {} --vendor {}{models} --component {} --release-version {} \
+         --security-epoch {}{from} --reversibility {way_back}{}",
+        release.target,
+        quoted(&info.vendor),
+        info.component,
+        quoted(&info.version),
+        info.security_epoch,
+        if compatibility.is_some() {
+            " --compatibility compatibility.toml"
+        } else {
+            ""
+        },
+    );
+    let file = compatibility.map(|text| format!("write compatibility.toml:\n{text}"));
+    let sign = [
         "firmesh release sign --key KEY (as many people as the threshold says)".to_owned(),
         "firmesh release publish".to_owned(),
-    ]
+    ];
+    file.into_iter().chain([create]).chain(sign).collect()
+}
+
+/// What a release goes with, as the file that signing takes; `None` if nothing is said.
+fn compatibility(info: &ReleaseInfo) -> Option<String> {
+    #[derive(Serialize)]
+    struct Said<'a> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        version_scheme: &'a Option<VersionScheme>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        min_from: &'a Option<String>,
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        requires: &'a [OtherComponent],
+        #[serde(skip_serializing_if = "<[_]>::is_empty")]
+        conflicts: &'a [OtherComponent],
+    }
+    let said = Said {
+        version_scheme: &info.version_scheme,
+        min_from: &info.min_from,
+        requires: &info.requires,
+        conflicts: &info.conflicts,
+    };
+    let text = toml::to_string(&said).ok()?;
+    (!text.is_empty()).then_some(text)
 }
 
 async fn deprecate(

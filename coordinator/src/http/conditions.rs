@@ -5,7 +5,7 @@ use std::{convert::Infallible, sync::Arc};
 use axum::{
     Json,
     extract::FromRequestParts,
-    http::{HeaderMap, HeaderValue, StatusCode, header, request::Parts},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use firmesh_protocol::ids::Sha256;
@@ -22,7 +22,12 @@ impl FromRequestParts<Arc<App>> for Conditions {
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Infallible> {
         let mut kept = HeaderMap::new();
+        // Whoever has changed something is told of it, whatever he knew before.
+        let reads = matches!(parts.method, Method::GET | Method::HEAD);
         for name in [header::IF_MATCH, header::IF_NONE_MATCH] {
+            if name == header::IF_NONE_MATCH && !reads {
+                continue;
+            }
             for value in parts.headers.get_all(&name) {
                 kept.append(&name, value.clone());
             }

@@ -40,6 +40,9 @@ type Shared = State<Arc<App>>;
 /// Labels of a device, at most.
 const TAGS_MAX: usize = 32;
 
+/// Bytes of the reason why a device is held, at most.
+const HOLD_BYTES_MAX: usize = 256;
+
 /// Bytes of a device's metadata, at most.
 const METADATA_BYTES_MAX: usize = 8 << 10;
 
@@ -49,7 +52,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
     routes.add(TAG, "/api/v1/devices", [
         Op::get("Lists the devices with their running or last attempt.", list).needs(Permission::FleetRead)
             .paged()
-            .query("filter", "such as: model in [\"R1\", \"R2\"] and path under \"eu/ber\" and not version == \"1.0\"")
+            .query("filter", "such as: model in [\"R1\", \"R2\"] and path under \"eu/ber\" and not version == \"1.0\" or label \"cluster\" == \"k3\"")
             .answers_page::<DeviceView>(),
         Op::post("Registers a device that a node is going to tell of.", register).needs(Permission::DeviceRegister)
             .takes::<NewDevice>()
@@ -259,6 +262,7 @@ async fn register(State(app): Shared, conditions: Conditions, Body(new): Body<Ne
         metadata: new.metadata,
         registered: app.clock.wall(),
         mismatch: None,
+        held: None,
     };
     check_metadata(&record)?;
     check_supported(&app, &record).await?;
@@ -301,18 +305,23 @@ async fn edit(
         metadata: serde_json::Map::new(),
         registered: app.clock.wall(),
         mismatch: None,
+        held: None,
     });
+    let was_held = before.held.is_some();
     let record = Registration {
         region: edit.region.unwrap_or(before.region),
         tags: checked_tags(edit.tags)?,
         metadata: edit.metadata,
         mismatch: None,
+        held: checked_hold(edit.held)?,
         ..before
     };
     check_metadata(&record)?;
     let change = match (view.enabled, edit.enabled) {
         (true, false) => "disabled",
         (false, true) => "enabled",
+        _ if record.held.is_some() && !was_held => "held",
+        _ if record.held.is_none() && was_held => "held no longer",
         _ => "changed",
     };
     let of = (version > 0).then_some(version);
@@ -467,6 +476,17 @@ fn checked_tags(mut tags: Vec<String>) -> Result<Vec<String>, Failure> {
         0..=TAGS_MAX => Ok(tags),
         count => Err(Failure::bad_request(format!(
             "there are {count} tags, at most {TAGS_MAX} are kept"
+        ))),
+    }
+}
+
+fn checked_hold(held: Option<String>) -> Result<Option<String>, Failure> {
+    let is_good =
+        |text: &String| !text.trim().is_empty() && text.len() <= HOLD_BYTES_MAX && !text.chars().any(char::is_control);
+    match held.as_ref().is_none_or(is_good) {
+        true => Ok(held),
+        false => Err(Failure::bad_request(format!(
+            "`held` is a reason in one line, of at most {HOLD_BYTES_MAX} bytes; leave it out where nothing is held"
         ))),
     }
 }

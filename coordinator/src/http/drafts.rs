@@ -71,10 +71,10 @@ async fn planned(app: &App, manifest: CampaignManifest, allow_deprecated: bool) 
         }
     }
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
-    let excluded = app.store.excluded().await?;
+    let (excluded, held) = (app.store.excluded().await?, app.store.held().await?);
     let facts = app
         .coordinator
-        .read(move |world| (world.inventory(silent_after, wall, excluded), world.releases()))
+        .read(move |world| (world.inventory(silent_after, wall, excluded, &held), world.releases()))
         .await?;
     let planned = tokio::task::spawn_blocking(move || {
         plan(&facts.0, &manifest, &facts.1, wall).map(|plan| {
@@ -103,6 +103,18 @@ async fn planned(app: &App, manifest: CampaignManifest, allow_deprecated: bool) 
 /// A draft by its campaign's name.
 pub(super) async fn found(app: &App, id: &CampaignId) -> Result<Option<Kept<DraftRecord>>, Failure> {
     Ok(app.store.record::<DraftRecord>(id.as_str()).await?)
+}
+
+/// A draft as it is to be signed.
+pub(super) async fn show(
+    State(app): Shared,
+    Path(id): Path<String>,
+    conditions: Conditions,
+) -> Result<Response, Failure> {
+    let id: CampaignId = named(&id)?;
+    let kept = found(&app, &id).await?;
+    let kept = kept.ok_or_else(|| Failure::not_found(format!("draft of a campaign {id}")))?;
+    Ok(conditions.part_versioned(kept.version, &view(id, kept)))
 }
 
 pub(super) async fn create(
@@ -197,7 +209,11 @@ pub(super) async fn remove(
     }
 }
 
-async fn drafted(app: &App, mut manifest: CampaignManifest, allow_deprecated: bool) -> Result<DraftRecord, Failure> {
+pub(super) async fn drafted(
+    app: &App,
+    mut manifest: CampaignManifest,
+    allow_deprecated: bool,
+) -> Result<DraftRecord, Failure> {
     let (plan, bytes) = planned(app, manifest.clone(), allow_deprecated).await?;
     manifest.plan_sha256 = Sha256::of(&bytes);
     let text = serde_json::to_string(&manifest)
@@ -215,6 +231,7 @@ async fn drafted(app: &App, mut manifest: CampaignManifest, allow_deprecated: bo
         plan_sha256: manifest.plan_sha256,
         waves: plan.waves.iter().map(devices).collect(),
         held: plan.held,
+        baseline: None,
     })
 }
 

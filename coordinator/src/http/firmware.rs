@@ -1,5 +1,5 @@
-//! `/api/v1/firmware/{name}/download`: an image leaves only to a device, or to who may take images out (`artifact:export`), and
-//! every time is an entry of the audit log, written before the first byte.
+//! `/api/v1/firmware/{name}/download`: an image leaves only to a device whose update it is, or to who may take images out
+//! (`artifact:export`), and every time is an entry of the audit log, written before the first byte.
 
 use std::{ops::Range, sync::Arc};
 
@@ -7,7 +7,7 @@ use axum::{
     Extension,
     body::Body,
     extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, Method, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use data_encoding::BASE64;
@@ -17,7 +17,7 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     App,
-    admission::Who,
+    admission::{Who, may_take_image},
     catalogue::found,
     problem::Failure,
     routes::{Op, Routes},
@@ -48,12 +48,14 @@ async fn download(
     State(app): Shared,
     Path(name): Path<String>,
     Extension(who): Extension<Who>,
+    method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let FirmwareView { release, stored, .. } = found(&app, &name).await?.0;
     if !stored {
         return Err(Failure::not_found(format!("image of {}", release.target)));
     }
+    may_take_image(&app, &who, &release.target).await?;
     let artifact = release.artifact;
     let asked = headers.get(header::RANGE).and_then(|value| value.to_str().ok());
     let Some(range) = range_of(asked, artifact.length) else {
@@ -78,7 +80,10 @@ async fn download(
         length,
         by: Some(who.name.clone()),
     };
-    app.store.log_event(export, app.clock.wall()).await?;
+    // Of what is only asked about, no byte leaves.
+    if method != Method::HEAD {
+        app.store.log_event(export, app.clock.wall()).await?;
+    }
     let headers = [
         (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
         (header::CONTENT_LENGTH, length.to_string()),

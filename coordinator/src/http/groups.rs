@@ -29,7 +29,7 @@ use crate::{
 type Shared = State<Arc<App>>;
 
 /// As many names as a group may have, each with its quotes and comma.
-const BODY_BYTES_MAX: usize = PLAN_DEVICES_MAX * 68;
+pub(super) const BODY_BYTES_MAX: usize = PLAN_DEVICES_MAX * 68;
 
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "device-groups";

@@ -21,9 +21,10 @@ use firmesh_protocol::{api::Problem, ids::Sha256};
 use sha2::Digest as _;
 use tracing::{Instrument as _, Span, error};
 
-use super::{App, admission::Who, problem::Failure};
+use super::{App, admission::Who, groups, problem::Failure};
 use crate::{
     access::Means,
+    provenance::SBOM_BYTES_MAX,
     publish::PUBLICATION_BYTES_MAX,
     replays::{ANSWER_BYTES_MAX, Kept},
     telemetry::chain,
@@ -116,16 +117,34 @@ async fn identified(request: Request, path: &str) -> Result<(Sha256, Request), F
         return Ok((Sha256::of(query.as_bytes()), request));
     }
     let (parts, body) = request.into_parts();
-    let body = to_bytes(body, PUBLICATION_BYTES_MAX).await.map_err(|error| {
-        let detail = format!("the body cannot be read, or has more than {PUBLICATION_BYTES_MAX} bytes: {error}");
+    let most = body_bytes_max(path);
+    let body = to_bytes(body, most).await.map_err(|error| {
+        let detail = format!("the body cannot be read, or has more than {most} bytes: {error}");
         Failure::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     })?;
     let mut digest = sha2::Sha256::new();
     digest.update(query.as_bytes());
     digest.update(b"\0");
     digest.update(&body);
+    // What some routes are told in headers. Requests without them keep the digest that they had.
+    for name in ["if-match", "upload-length", "upload-metadata"] {
+        for value in parts.headers.get_all(name) {
+            digest.update([b"\0", name.as_bytes(), b"\0", value.as_bytes()].concat());
+        }
+    }
     let digest = <[u8; 32]>::from(digest.finalize());
     Ok((digest.into(), Request::from_parts(parts, Body::from(body))))
+}
+
+/// What a route takes itself: a body is held in memory until its answer is kept.
+fn body_bytes_max(path: &str) -> usize {
+    const USUAL: usize = 2 << 20;
+    match path {
+        "/api/v1/metadata" => PUBLICATION_BYTES_MAX,
+        "/api/v1/evidence" => SBOM_BYTES_MAX as usize,
+        path if path.starts_with("/api/v1/device-groups") => groups::BODY_BYTES_MAX,
+        _ => USUAL,
+    }
 }
 
 fn replay(kept: Kept, digest: Sha256) -> Result<Response, Failure> {

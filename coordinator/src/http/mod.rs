@@ -23,6 +23,7 @@ mod paging;
 mod places;
 mod problem;
 mod rates;
+mod reconcile;
 mod reports;
 mod repository;
 mod requests;
@@ -55,6 +56,7 @@ use crate::{
 };
 
 pub(crate) use rates::Rates;
+pub(crate) use reconcile::keep_reconciling;
 pub use tls::TlsError;
 pub(crate) use tls::{PeerAcceptor, server_config};
 
@@ -78,6 +80,8 @@ pub(crate) struct App {
     pub(crate) clock: crate::runtime::Clock,
     pub(crate) node_url: String,
     pub(crate) cancel: CancellationToken,
+    /// Campaigns for baselines are drafted one after the other.
+    pub(crate) reconciling: tokio::sync::Mutex<()>,
     /// One rehearsal at a time: it takes a whole processor.
     pub(crate) rehearsal: Arc<Semaphore>,
     pub(crate) rates: Rates,

@@ -39,7 +39,7 @@ use super::{
     paging::Listing,
     places,
     problem::{self, Body, Failure},
-    rates, reports, repository,
+    rates, reconcile, reports, repository,
     routes::{Op, Routes},
     simulations, stream, targets, uploads,
 };
@@ -62,6 +62,7 @@ pub(super) fn routes() -> Routes {
     repository::add_routes(&mut routes);
     facade::add_routes(&mut routes);
     baselines::add_routes(&mut routes);
+    reconcile::add_routes(&mut routes);
     places::add_routes(&mut routes);
     evidence::add_routes(&mut routes);
     groups::add_routes(&mut routes);
@@ -112,10 +113,11 @@ fn add_own(routes: &mut Routes) {
             .answers::<Published>(),
     ]);
     routes.add("metadata", "/api/v1/metadata/{file}", [
-        Op::get("A published file, byte by byte.", metadata).needs(Permission::FleetRead).answers_as("application/json"),
+        Op::get("A published file, byte by byte.", metadata).needs(Permission::FleetRead).needs(Permission::FirmwareDownload).answers_as("application/json"),
     ]);
     routes.add("metadata", "/api/v1/targets/{*path}", [
         Op::get("An image or a manifest, as any TUF client asks for it.", targets::target).needs(Permission::FleetRead)
+            .needs(Permission::FirmwareDownload)
             .answers_as("application/octet-stream"),
     ]);
     routes.add("provenance", "/api/v1/evidence", [
@@ -399,10 +401,10 @@ async fn split_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<Pla
         return Err(Failure::bad_request(error.to_string()));
     }
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
-    let excluded = app.store.excluded().await?;
+    let (excluded, held) = (app.store.excluded().await?, app.store.held().await?);
     let inventory = app
         .coordinator
-        .read(move |world| world.inventory(silent_after, wall, excluded))
+        .read(move |world| world.inventory(silent_after, wall, excluded, &held))
         .await?;
     let parts = tokio::task::spawn_blocking(move || split(&inventory, &manifest))
         .await

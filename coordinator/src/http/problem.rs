@@ -94,6 +94,10 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
         "nobody_leads",
         "of several coordinators none leads at the moment, or another one by now",
     ),
+    (
+        "not_a_source",
+        "the coordinator's configuration names no such source of images",
+    ),
     ("not_delivered", "the receiver did not take the test"),
     ("not_found", "there is no such thing"),
     ("not_settled", "the destination has not come that far yet"),

@@ -47,6 +47,11 @@ impl Rates {
         }
     }
 
+    /// Whether a request of his that goes no further is one too many.
+    pub(super) fn takes(&self, who: &str) -> bool {
+        self.identities.check_key(&who.to_owned()).is_ok()
+    }
+
     /// Whether another wrong proof is answered properly.
     pub(super) fn hears_stranger(&self) -> bool {
         self.strangers.check().is_ok()

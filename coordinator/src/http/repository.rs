@@ -2,8 +2,8 @@
 //! work shows how far it is.
 //!
 //! Invariants: what is mirrored becomes drafts, which no device takes before release keys have signed; every image has the
-//! length and digest that the catalogue says, or is none; redirects are not followed; a sync that is asked for again goes
-//! on where the last one was.
+//! length and digest that the catalogue says, or is none; only addresses below configured ones are asked, and redirects are
+//! not followed; a sync that is asked for again goes on where the last one was.
 
 use std::{sync::Arc, time::Duration};
 
@@ -92,6 +92,9 @@ async fn sync(State(app): Shared, Body(request): Body<SyncCatalogue>) -> Result<
             "`url` must be an address with http or https, of at most 2000 bytes",
         ));
     }
+    if !app.settings.sources.allow(&url) {
+        return Err(not_a_source(&url));
+    }
     let Ok(turn) = app.mirror.clone().try_acquire_owned() else {
         let detail = "another sync is under way: ask again when it is over (`GET /api/v1/operations`)";
         return Err(Failure::new(StatusCode::CONFLICT, "sync_running", detail));
@@ -131,6 +134,15 @@ async fn sync(State(app): Shared, Body(request): Body<SyncCatalogue>) -> Result<
     Ok((StatusCode::ACCEPTED, headers, Json(operation)).into_response())
 }
 
+fn not_a_source(url: &Url) -> Failure {
+    let detail = format!(
+        "{} is below none of the addresses that this coordinator mirrors: whoever runs it adds it to `sources` in \
+         `[repository]` of its configuration",
+        shown(url.clone())
+    );
+    Failure::new(StatusCode::UNPROCESSABLE_ENTITY, "not_a_source", detail).refused()
+}
+
 async fn mirror(
     app: &App,
     url: &Url,
@@ -158,7 +170,11 @@ async fn mirror(
             .put_operation(&operation)
             .await
             .map_err(|error| chain(&error))?;
-        let place = image.url.clone();
+        // User and password are for the server, not for those who read here.
+        let place = match url.join(&image.url) {
+            Ok(whole) if !(whole.username().is_empty() && whole.password().is_none()) => shown(whole),
+            _ => image.url.clone(),
+        };
         if let Err(problem) = one(app, &client, url, image, &mut result).await {
             result.failed.push(SyncFailure { url: place, problem });
         }
@@ -207,6 +223,9 @@ async fn one(
     let place = base.join(&image.url).map_err(|error| error.to_string())?;
     if !matches!(place.scheme(), "http" | "https") || (base.scheme() == "https" && place.scheme() == "http") {
         return Err("an image's address must be https, or http where the catalogue's is".to_owned());
+    }
+    if !app.settings.sources.allow(&place) {
+        return Err(not_a_source(&place).0.detail);
     }
     let here = app.store.artifacts().await.map_err(|error| chain(&error))?;
     let artifact = match here.into_iter().find(|artifact| artifact.sha256 == sha256) {

@@ -62,10 +62,10 @@ pub(super) async fn rehearse_campaign(
         return Err(Failure::new(StatusCode::TOO_MANY_REQUESTS, "busy", detail));
     };
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
-    let excluded = app.store.excluded().await?;
+    let (excluded, held) = (app.store.excluded().await?, app.store.held().await?);
     let fleet = app
         .coordinator
-        .read(move |world| Fleet::of(world, world.inventory(silent_after, wall, excluded)))
+        .read(move |world| Fleet::of(world, world.inventory(silent_after, wall, excluded, &held)))
         .await?;
     let stored = app.store.plan(request.manifest.plan_sha256).await?;
     let artifacts = by_sha256(app.store.artifacts().await?);

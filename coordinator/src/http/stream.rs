@@ -23,6 +23,7 @@ use futures_util::{SinkExt as _, Stream, StreamExt as _};
 use serde::Deserialize;
 use tokio::time::timeout;
 use tokio_stream::wrappers::{BroadcastStream, errors::BroadcastStreamRecvError};
+use tracing::debug;
 
 use super::{
     App,
@@ -31,10 +32,17 @@ use super::{
     problem::Failure,
     routes::{Op, Routes},
 };
-use crate::{access::Permission, events::Subscription};
+use crate::{
+    access::{Identity, Permission},
+    events::Subscription,
+    telemetry::chain,
+};
 
 /// A comment so often keeps proxies from closing a quiet stream.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Between two looks at whether a watcher may still read along.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 /// A watcher that takes nothing for so long is gone.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -63,6 +71,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
 /// was away for longer than events are kept, or over a restart; its stream goes on.
 pub(super) async fn events(
     State(app): State<Arc<App>>,
+    Extension(who): Extension<Who>,
     headers: HeaderMap,
 ) -> Sse<impl Stream<Item = Result<SseEvent, Infallible>>> {
     let last = headers
@@ -84,8 +93,33 @@ pub(super) async fn events(
         futures_util::future::ready(goes_on)
     });
     let all = first.chain(all.map(move |event| event.unwrap_or_else(reload)));
-    let cancel = app.cancel.clone().cancelled_owned();
-    Sse::new(all.take_until(cancel).map(Ok)).keep_alive(KeepAlive::new().interval(HEARTBEAT))
+    let over = async move {
+        tokio::select! {
+            () = app.cancel.cancelled() => {}
+            () = until_over(&app, &who) => {}
+        }
+    };
+    Sse::new(all.take_until(Box::pin(over)).map(Ok)).keep_alive(KeepAlive::new().interval(HEARTBEAT))
+}
+
+/// Ends when whoever reads along may not any more: his proof has expired, or his key was revoked.
+async fn until_over(app: &App, who: &Identity) {
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let now = app.clock.wall();
+        if who.expires.is_some_and(|expires| now > expires) {
+            return;
+        }
+        let Some(id) = who.name.strip_prefix("key:") else {
+            continue;
+        };
+        match app.store.api_key(id).await {
+            Ok(Some(key)) if key.is_good(now).is_ok() => {}
+            Ok(_) => return,
+            // That the database does not answer says nothing of him.
+            Err(failure) => debug!(error = chain(&failure), "a reader's key could not be looked at"),
+        }
+    }
 }
 
 fn sse(event: &Event) -> SseEvent {
@@ -181,6 +215,7 @@ fn upgrade(
     Ok(socket.on_upgrade(async move |socket| {
         tokio::select! {
             () = cancel.cancelled() => {}
+            () = until_over(&app, &who) => {}
             () = tell(socket, events, wants) => {}
         }
     }))

@@ -11,7 +11,7 @@ use axum::{
     Extension,
     body::Body,
     extract::{Path, State},
-    http::header,
+    http::{Method, header},
     response::{IntoResponse, Response},
 };
 use firmesh_protocol::{
@@ -22,7 +22,7 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     App,
-    admission::{Who, may_take_images},
+    admission::{Who, may_take_image},
     problem::Failure,
 };
 
@@ -33,6 +33,7 @@ pub(super) async fn target(
     State(app): State<Arc<App>>,
     Path(path): Path<String>,
     Extension(who): Extension<Who>,
+    method: Method,
 ) -> Result<Response, Failure> {
     let no_such = || Failure::not_found(format!("target {}", path.escape_debug()));
     let (folder, file) = path.split_once('/').ok_or_else(no_such)?;
@@ -52,6 +53,7 @@ pub(super) async fn target(
         }
         "firmware" => {
             let name = format!("{folder}/{name}");
+            let target = name.clone();
             let release = app.coordinator.read(move |world| {
                 let fleet = world.published.fleet.as_ref()?;
                 Some(fleet.release(&name).ok()?.into_inner().artifact)
@@ -61,15 +63,18 @@ pub(super) async fn target(
                 .filter(|artifact| artifact.sha256 == digest)
                 .ok_or_else(no_such)?;
             let file = app.origin.file(&artifact).await?;
-            may_take_images(&app, &who)?;
+            may_take_image(&app, &who, &target).await?;
             let export = Event::Export {
-                target: format!("firmware/{}", path.split_once('.').map_or("", |(_, name)| name)),
+                target,
                 artifact: artifact.id,
                 first: 0,
                 length: artifact.length,
                 by: Some(who.name.clone()),
             };
-            app.store.log_event(export, app.clock.wall()).await?;
+            // Of what is only asked about, no byte leaves.
+            if method != Method::HEAD {
+                app.store.log_event(export, app.clock.wall()).await?;
+            }
             let headers = [
                 (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
                 (header::CONTENT_LENGTH, artifact.length.to_string()),

@@ -1,13 +1,16 @@
-//! The lease: which of several coordinators leads. One row, and the clock of the database.
+//! The lease: which of several coordinators leads. One row, and the clock of the database. Beside it a lifeline: a session of the
+//! leader's that holds an advisory lock. A server notices at once when a process is gone, so others need not wait until the
+//! lease has run out.
 //!
 //! Invariants: every term has a higher epoch than all before it; between two terms there is a moment at which the old one
-//! can write no more and the new one has not begun (see [`Database::begin`]). With SQLite there is one coordinator: it takes
-//! the lease at every start, and keeps it.
+//! can write no more and the new one has not begun (see [`Database::begin`]). That rests on the epoch alone, whatever lease and
+//! lifeline say: they only decide when somebody tries. With SQLite there is one coordinator: it takes the lease at every
+//! start, and keeps it.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use firmesh_protocol::ids::Sha256;
-use sqlx::Row as _;
+use sqlx::{AnyConnection, Connection as _, Row as _};
 
 use super::{
     StoreError,
@@ -45,6 +48,19 @@ pub(crate) struct Leader {
     pub(crate) member: Member,
     /// Whether the lease still holds.
     pub(crate) leads: bool,
+    /// Whether its lifeline is there.
+    pub(crate) is_alive: bool,
+}
+
+/// A session of the leader's that has the advisory lock (1179472712, epoch). It ends with the process at the latest.
+#[derive(Debug)]
+pub(crate) struct Lifeline(AnyConnection);
+
+impl Lifeline {
+    /// Whether the server still has it.
+    pub(crate) async fn holds(&mut self) -> bool {
+        self.0.ping().await.is_ok()
+    }
 }
 
 fn millis(span: Duration) -> i64 {
@@ -57,8 +73,13 @@ impl Database {
         self.kind() == Kind::Postgres
     }
 
-    /// Takes the lease, if nobody has it.
-    pub(crate) async fn take_lead(&self, member: &Member, lease: Duration) -> Result<Option<Term>, StoreError> {
+    /// Takes the lease, if nobody has it, or from the leader of the epoch `gone`, however long it would last.
+    pub(crate) async fn take_lead(
+        &self,
+        member: &Member,
+        lease: Duration,
+        gone: Option<u64>,
+    ) -> Result<Option<Term>, StoreError> {
         let take = match self.kind() {
             Kind::Sqlite => {
                 "UPDATE leadership SET epoch = epoch + 1, holder = $1, operators = $2, nodes = $3, expires_ms = $4 \
@@ -67,20 +88,33 @@ impl Database {
             Kind::Postgres => {
                 "UPDATE leadership SET epoch = epoch + 1, holder = $1, operators = $2, nodes = $3, \
                  expires_ms = CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) + $4 \
-                 WHERE expires_ms < CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) RETURNING epoch"
+                 WHERE expires_ms < CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) OR epoch = $5 \
+                 RETURNING epoch"
             }
         };
         let mut transaction = self.begin_unfenced().await.map_err(StoreError::written)?;
-        let taken = sqlx::query_scalar(take)
+        let mut taking = sqlx::query_scalar(take)
             .bind(member.name.clone())
             .bind(member.operators.clone())
             .bind(member.nodes.clone())
-            .bind(millis(lease))
-            .fetch_optional(&mut *transaction)
-            .await
-            .map_err(StoreError::written)?;
+            .bind(millis(lease));
+        if self.is_shared() {
+            // No epoch is below zero.
+            taking = taking.bind(gone.map_or(-1, u64::cast_signed));
+        }
+        let taken = taking.fetch_optional(&mut *transaction).await;
+        let taken = taken.map_err(StoreError::written)?;
         transaction.commit().await.map_err(StoreError::written)?;
         Ok(taken.map(|epoch| Term { epoch }))
+    }
+
+    /// Takes hold of a lifeline, over a session of its own; `None` if another session has that of this epoch.
+    pub(crate) async fn lifeline(&self, term: Term) -> Result<Option<Lifeline>, StoreError> {
+        let mut connection = self.apart().acquire().await.map_err(StoreError::read)?.detach();
+        let take = "SELECT CAST(pg_try_advisory_lock(1179472712, CAST($1 % 2147483648 AS INT)) AS INT)";
+        let taken = sqlx::query_scalar(take).bind(term.epoch).fetch_one(&mut connection);
+        let held: i32 = taken.await.map_err(StoreError::read)?;
+        Ok((held == 1).then_some(Lifeline(connection)))
     }
 
     /// Has the lease last longer; false if somebody else has it by now.
@@ -146,10 +180,13 @@ impl Database {
     /// Who leads, or led last.
     pub(crate) async fn leader(&self) -> Result<Leader, StoreError> {
         let look = match self.kind() {
-            Kind::Sqlite => "SELECT epoch, holder, operators, nodes, expires_ms FROM leadership",
+            Kind::Sqlite => "SELECT epoch, holder, operators, nodes, expires_ms, 0 FROM leadership",
             Kind::Postgres => {
                 "SELECT epoch, holder, operators, nodes, \
-                 expires_ms - CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT) FROM leadership"
+                 expires_ms - CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT), \
+                 (SELECT COUNT(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND objsubid = 2 \
+                 AND CAST(classid AS BIGINT) = 1179472712 AND CAST(objid AS BIGINT) = epoch % 2147483648 \
+                 AND database = (SELECT oid FROM pg_database WHERE datname = current_database())) FROM leadership"
             }
         };
         let row = sqlx::query(look).fetch_one(self.apart()).await;
@@ -163,6 +200,7 @@ impl Database {
                     nodes: row.try_get(3)?,
                 },
                 leads: row.try_get::<i64, _>(4)? >= 0,
+                is_alive: row.try_get::<i64, _>(5)? > 0,
             })
         };
         read().map_err(StoreError::read)

@@ -21,7 +21,7 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, watch};
 pub use self::place::DatabaseConfig;
 pub(crate) use self::{
     database::{Database, Transaction},
-    lease::{Leader, Member, Term},
+    lease::{Leader, Lifeline, Member, Term},
     place::{Place, Server},
     records::{Stored, StoredDevice, StoredNode, StoredPermit, Ticket, Write},
 };

@@ -104,7 +104,7 @@ impl TestDatabase {
         let database = Database::connect(&self.place).await?;
         self.run("UPDATE leadership SET expires_ms = 0").await;
         let term = database
-            .take_lead(&member("a"), Duration::from_secs(60))
+            .take_lead(&member("a"), Duration::from_secs(60), None)
             .await?
             .unwrap();
         Store::open(database, term, self.authority(), now).await

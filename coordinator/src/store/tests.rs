@@ -254,7 +254,7 @@ async fn the_lease_cannot_be_taken_in_the_midst_of_a_transaction() {
     let other = Database::connect(database.place()).await.unwrap();
     let lease = Duration::from_secs(60);
     let successor = member("b");
-    let mut taking = Box::pin(other.take_lead(&successor, lease));
+    let mut taking = Box::pin(other.take_lead(&successor, lease, None));
     let waits = tokio::time::timeout(Duration::from_millis(300), &mut taking).await;
     assert!(waits.is_err(), "{waits:?}");
     transaction.commit().await.unwrap();
@@ -264,10 +264,40 @@ async fn the_lease_cannot_be_taken_in_the_midst_of_a_transaction() {
     assert!(!other.keep_lead(old.term, lease).await.unwrap());
     let leader = other.leader().await.unwrap();
     assert_eq!((leader.member, leader.leads), (successor, true));
-    assert_eq!(other.take_lead(&member("c"), lease).await.unwrap(), None);
+    assert_eq!(other.take_lead(&member("c"), lease, None).await.unwrap(), None);
     assert!(other.give_up_lead(term).await.unwrap());
     assert!(!other.leader().await.unwrap().leads);
-    assert!(other.take_lead(&member("c"), lease).await.unwrap().is_some());
+    assert!(other.take_lead(&member("c"), lease, None).await.unwrap().is_some());
+}
+
+/// Nobody waits for the lease of a leader whose process is gone, and nobody takes it from one that is there.
+#[tokio::test]
+async fn a_leader_whose_session_has_ended_is_seen_to_be_gone() {
+    let shared = TestDatabase::server();
+    let old = shared.open(at(0)).await.unwrap();
+    let other = Database::connect(shared.place()).await.unwrap();
+    assert!(!other.leader().await.unwrap().is_alive);
+    let lifeline = old.database.lifeline(old.term).await.unwrap().unwrap();
+    assert!(other.lifeline(old.term).await.unwrap().is_none());
+    let leader = other.leader().await.unwrap();
+    assert!(leader.leads && leader.is_alive, "{leader:?}");
+    let lease = Duration::from_secs(60);
+    let wrong = Some(leader.epoch - 1);
+    assert_eq!(other.take_lead(&member("b"), lease, wrong).await.unwrap(), None);
+    // As the end of its process would have it.
+    drop(lifeline);
+    let begun = std::time::Instant::now();
+    while other.leader().await.unwrap().is_alive {
+        assert!(begun.elapsed() < Duration::from_secs(10), "the server has not noticed");
+    }
+    assert!(other.leader().await.unwrap().leads);
+    let taken = other.take_lead(&member("b"), lease, Some(leader.epoch)).await.unwrap();
+    assert!(taken.is_some());
+    // Two who have seen the same do not both lead, and whoever is replaced writes no more.
+    let late = other.take_lead(&member("c"), lease, Some(leader.epoch)).await.unwrap();
+    assert_eq!(late, None);
+    assert!(matches!(old.begin().await, Err(StoreError::Deposed)));
+    assert!(!old.database.keep_lead(old.term, lease).await.unwrap());
 }
 
 /// Keeping the lease does not wait for the leader's own transactions, however long they last.
@@ -295,7 +325,7 @@ async fn a_leader_that_stands_still_holds_nobody_up_for_long() {
     database.run("UPDATE leadership SET expires_ms = 0").await;
     let other = Database::connect(database.place()).await.unwrap();
     let successor = member("b");
-    let taking = other.take_lead(&successor, Duration::from_secs(60));
+    let taking = other.take_lead(&successor, Duration::from_secs(60), None);
     let taken = tokio::time::timeout(Duration::from_secs(10), taking).await;
     assert!(taken.unwrap().unwrap().is_some());
     let late = sqlx::query("INSERT INTO plans VALUES ('p', $1)").bind(vec![1_u8]);

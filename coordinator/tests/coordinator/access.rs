@@ -203,7 +203,7 @@ async fn an_api_key_is_shown_once_rotated_and_revoked_with_its_tokens() {
         assert!(refused.detail.contains(said), "{said}: {}", refused.detail);
     }
 
-    // The key of the token is a file of its own, and survives a restart as the token does.
+    // The tokens' key comes from the permit key, so a restart changes nothing, nor would another coordinator.
     fleet.restart().await;
     assert_eq!(status(&fleet, &access_token, Method::GET, groups).await, StatusCode::OK);
 
@@ -223,6 +223,21 @@ async fn an_api_key_is_shown_once_rotated_and_revoked_with_its_tokens() {
     for good in [&secret, &rotated.secret] {
         assert_eq!(status(&fleet, good, Method::GET, groups).await, StatusCode::OK);
     }
+    // Whoever has found the old secret, or a token, reads for a while, and does not get the key for himself.
+    for old in [&secret, &access_token] {
+        let refused = send(
+            &fleet,
+            Some(old),
+            Method::POST,
+            "/api/v1/auth/key/rotate",
+            Some(json!({})),
+        )
+        .await;
+        assert_eq!(refused.status(), StatusCode::FORBIDDEN);
+    }
+    let bounded = json!({ "api_key": secret });
+    let bounded = send(&fleet, None, Method::POST, "/api/v1/auth/token", Some(bounded)).await;
+    assert!(bounded.json::<TokenAnswer>().await.unwrap().expires_in <= 900);
     let at_once: ApiKeyMade = fleet
         .post(&format!("{place}/rotate"), &RotateRequest { grace_seconds: Some(0) })
         .await;
@@ -337,6 +352,32 @@ async fn an_operator_of_one_site_orders_only_campaigns_that_stay_there() {
             "{spelled}"
         );
     }
+    // Nor is naming one's own device in a query that the route does not have, nor naming the campaign in the body.
+    let update = |campaign: &str| Some(json!({ "campaign": campaign }));
+    for path in ["/api/firmware/update", "/api/firmware/update?device=n1-d0"] {
+        for campaign in ["spring", "absent"] {
+            let answer = send(&fleet, Some(&berlin), Method::POST, path, update(campaign)).await;
+            assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path} {campaign}");
+        }
+    }
+    let admin = NewApiKey {
+        limits: Limits {
+            sites: Some(["eu/ber".to_owned()].into()),
+            ..Limits::default()
+        },
+        ..new("limited admin", Role::Admin)
+    };
+    let admin = made(&fleet, &admin).await.secret;
+    for (path, body) in [
+        ("/api/v1/access/keys", json!({ "name": "x", "role": "admin" })),
+        ("/api/v1/device-groups", json!({ "id": "g", "devices": ["n1-d0"] })),
+        ("/api/v1/nodes", json!({ "node": "x", "path": "eu/fra/r1/x" })),
+        ("/api/v1/metadata", json!({ "metadata": {}, "manifests": {} })),
+    ] {
+        let path = format!("{path}?device=n1-d0");
+        let answer = send(&fleet, Some(&admin), Method::POST, &path, Some(body)).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
+    }
     // His own devices he may clear (this one is not quarantined), another site's not, nor ones that nobody knows.
     let clear = |device: &str| format!("/api/v1/devices/{device}/clear");
     assert_ne!(
@@ -360,7 +401,14 @@ async fn an_operator_of_one_site_orders_only_campaigns_that_stay_there() {
         StatusCode::OK
     );
 
-    let started = send(&fleet, Some(&both), Method::POST, start, None).await;
+    let started = send(
+        &fleet,
+        Some(&both),
+        Method::POST,
+        "/api/firmware/update",
+        update("spring"),
+    )
+    .await;
     assert_eq!(started.status(), StatusCode::OK);
     let staging = Limits {
         environments: Some(["staging".to_owned()].into()),
@@ -453,10 +501,30 @@ async fn an_image_leaves_to_who_may_take_it_and_the_log_says_to_whom() {
         status(&fleet, &operator.secret, Method::GET, path).await,
         StatusCode::FORBIDDEN
     );
+    // A device takes the images of its own updates, and there is none yet.
+    let refused = problem(send(&fleet, Some(&device.secret), Method::GET, path, None).await).await;
+    assert!(refused.status == 403 && refused.detail.contains("n1-d0"), "{refused:?}");
+    let node = fleet.enrol("n1", "eu/s1/r1/n1").await;
+    fleet.sync(&node, &[]).await;
+    fleet.campaign("spring").await;
     assert_eq!(status(&fleet, &device.secret, Method::GET, path).await, StatusCode::OK);
+    let stranger = NewApiKey {
+        device: Some("elsewhere".parse().unwrap()),
+        ..new("stranger", Role::Device)
+    };
+    let stranger = made(&fleet, &stranger).await;
+    assert_eq!(
+        status(&fleet, &stranger.secret, Method::GET, path).await,
+        StatusCode::FORBIDDEN
+    );
     assert_eq!(
         status(&fleet, &device.secret, Method::GET, "/api/v1/devices").await,
         StatusCode::FORBIDDEN
+    );
+    assert_eq!(
+        status(&fleet, &device.secret, Method::HEAD, path).await,
+        StatusCode::OK,
+        "asked about, and not taken"
     );
     let exports = entries(&fleet, "export").await;
     assert_eq!(exports.len(), 1);
@@ -469,6 +537,100 @@ async fn an_image_leaves_to_who_may_take_it_and_the_log_says_to_whom() {
         status(&fleet, &device.secret, Method::GET, path).await,
         StatusCode::UNAUTHORIZED
     );
+    fleet.stop().await;
+}
+
+/// What was changed was answered with 304, and nobody had done it.
+#[tokio::test]
+async fn a_change_is_answered_and_logged_whatever_its_asker_has_read() {
+    let fleet = Fleet::start().await;
+    let any = ("if-none-match", "*");
+    let group = Some(json!({ "id": "g", "filter": "model == \"R1\"" }));
+    let made = fleet.ask(Method::POST, "/api/v1/device-groups", &[any], group).await;
+    assert_eq!(made.status(), StatusCode::CREATED);
+    let tag = made.headers()["etag"].to_str().unwrap().to_owned();
+    assert_eq!(made.json::<Value>().await.unwrap()["id"], "g");
+    let edit = Some(json!({ "filter": "model == \"R2\"" }));
+    let conditions = [("if-match", tag.as_str()), any];
+    let changed = fleet
+        .ask(Method::PUT, "/api/v1/device-groups/g", &conditions, edit)
+        .await;
+    assert_eq!(changed.status(), StatusCode::OK);
+    assert_eq!(changed.json::<Value>().await.unwrap()["filter"], "model == \"R2\"");
+    let accesses = entries(&fleet, "access").await;
+    let requests: Vec<_> = accesses
+        .iter()
+        .map(|event| event["request"].as_str().unwrap())
+        .collect();
+    assert_eq!(requests, ["POST /api/v1/device-groups", "PUT /api/v1/device-groups/g"]);
+    // Reading goes on as it did.
+    let read = fleet.ask(Method::GET, "/api/v1/device-groups/g", &[any], None).await;
+    assert_eq!(read.status(), StatusCode::NOT_MODIFIED);
+    fleet.stop().await;
+}
+
+/// The whole way of a device that talks for itself, with nothing but its key.
+#[tokio::test]
+async fn a_device_fetches_what_it_is_offered_with_its_own_key() {
+    let mut fleet = Fleet::start_with("[operators]\ntoken_for_reads = true\n").await;
+    fleet.found().await;
+    let node = fleet.enrol("n1", "eu/s1/r1/n1").await;
+    fleet.sync(&node, &[]).await;
+    fleet.campaign("spring").await;
+    let device = made(&fleet, &new("device", Role::Device)).await.secret;
+    let check = "/api/v1/updates/check?device=n1-d0";
+    let offer: Value = send(&fleet, Some(&device), Method::GET, check, None)
+        .await
+        .json()
+        .await
+        .unwrap();
+    let url = offer["update"]["url"].as_str().unwrap();
+    let image = send(&fleet, Some(&device), Method::GET, url, None).await;
+    assert_eq!(image.bytes().await.unwrap(), crate::fleet::IMAGE);
+    for (path, expected) in [
+        ("/api/v1/metadata/timestamp.json", StatusCode::OK),
+        ("/api/v1/campaigns", StatusCode::FORBIDDEN),
+        ("/api/v1/updates/check?device=n1-d1", StatusCode::FORBIDDEN),
+    ] {
+        assert_eq!(status(&fleet, &device, Method::GET, path).await, expected, "{path}");
+    }
+    fleet.stop().await;
+}
+
+/// Whoever may not is told so, and not for ever.
+#[tokio::test]
+async fn who_asks_in_vain_too_often_is_told_to_wait() {
+    let limits = "[operators]\nrequests_per_second = 1\nrequests_burst = 5\n";
+    let fleet = Fleet::start_with(limits).await;
+    let device = made(&fleet, &new("device", Role::Device)).await.secret;
+    let start = "/api/v1/campaigns/spring/start";
+    let mut answers = Vec::new();
+    for _ in 0..12 {
+        answers.push(status(&fleet, &device, Method::POST, start).await);
+    }
+    assert_eq!(answers[0], StatusCode::FORBIDDEN);
+    assert!(answers.contains(&StatusCode::TOO_MANY_REQUESTS), "{answers:?}");
+    fleet.stop().await;
+}
+
+/// A stream was good for as long as it lasted, whatever became of the key it was opened with.
+#[tokio::test]
+async fn a_stream_ends_with_the_key_that_it_was_opened_with() {
+    let fleet = Fleet::start().await;
+    let viewer = made(&fleet, &new("viewer", Role::Viewer)).await;
+    let request = fleet
+        .client()
+        .get(fleet.url("/api/v1/events"))
+        .bearer_auth(&viewer.secret);
+    let mut stream = request.send().await.unwrap();
+    assert_eq!(stream.status(), StatusCode::OK);
+    fleet
+        .post::<ApiKeyView>(&format!("/api/v1/access/keys/{}/revoke", viewer.key.id), &())
+        .await;
+    let ended = async { while let Ok(Some(_)) = stream.chunk().await {} };
+    tokio::time::timeout(std::time::Duration::from_secs(30), ended)
+        .await
+        .unwrap();
     fleet.stop().await;
 }
 

@@ -5,9 +5,10 @@ use firmesh_protocol::{
     api::{
         ApprovalView, AttemptView, BaselineView, CampaignDraftView, CampaignState, CampaignView, ComplianceView,
         DeviceStatus, DriftState, DriftView, Explanation, FirmwareChecked, FirmwareStatus, Page, PermitView, PlaceView,
-        PlanRequest, PolicyView, WindowsView,
+        PlanRequest, PolicyView, Reconciled, WindowsView,
     },
     ids::Sha256,
+    manifest::CampaignManifest,
     report::AttemptState,
 };
 use reqwest::{Method, StatusCode};
@@ -96,6 +97,99 @@ async fn a_baseline_says_who_is_behind_and_where() {
     assert!(drift.items.len() == 4 && drift.items.iter().all(|view| view.state == DriftState::Compliant));
     let gone = fleet.ask(Method::DELETE, path, &[("if-match", "*")], None).await;
     assert_eq!(gone.status(), StatusCode::NO_CONTENT);
+    fleet.stop().await;
+}
+
+/// Devices that drift are brought back by campaigns that approvers sign, one at a time.
+#[tokio::test]
+async fn drift_becomes_a_draft_that_approvers_sign_and_drifts_again_are_taken_up_again() {
+    let (mut fleet, _) = fleet_of_two_sites().await;
+    let rules = json!({
+        "strategy": { "kind": "direct" },
+        "caps": { "per_rack": 1, "total": 10 },
+        "gate": fleet.draft("x").gate,
+        "deadlines": { "attempt_s": 600, "back_s": 60 },
+        "automatic_rollback": true,
+    });
+    let body = json!({
+        "id": "q3", "releases": ["firmware/new.bin"], "filter": "path under \"eu\"", "reconcile": rules,
+    });
+    fleet.post::<BaselineView>("/api/v1/baselines", &body).await;
+    let path = "/api/v1/baselines/q3/reconcile";
+    let first: Reconciled = fleet.post(path, &()).await;
+    let draft = first.draft.clone().unwrap();
+    assert_eq!((first.drafted, first.drifted, draft.devices), (true, 2, 2), "{first:?}");
+    assert_eq!(draft.id.as_str(), "q3-heal-1");
+    let manifest = CampaignManifest::from_bytes(draft.manifest.as_bytes()).unwrap();
+    let devices: Vec<_> = manifest.selector.devices.iter().map(ToString::to_string).collect();
+    assert_eq!(devices, ["n1-d0", "n1-d1"]);
+    assert_eq!(manifest.previous[0].target, "firmware/old.bin");
+    // A draft is all there is, and there is one.
+    let again: Reconciled = fleet.post(path, &()).await;
+    assert_eq!(
+        (again.drafted, again.draft.as_ref()),
+        (false, Some(&draft)),
+        "{again:?}"
+    );
+    let shown: CampaignDraftView = fleet.get("/api/v1/campaigns/q3-heal-1/draft").await;
+    assert_eq!(shown, draft);
+    let view: CampaignView = fleet.get("/api/v1/campaigns/q3-heal-1").await;
+    assert_eq!(view.state, CampaignState::PendingApproval);
+    let token = fleet.token();
+    let start = "/api/v1/campaigns/q3-heal-1/start";
+    let early = fleet.refused_by_operators("POST", start, Some(&token), "").await;
+    assert!(early.refused, "{early:?}");
+
+    // Signed, it is a campaign as any other; while it runs there is no second one.
+    fleet.approve(draft.manifest).await;
+    fleet.post::<CampaignView>(start, &()).await;
+    let running: Reconciled = fleet.post(path, &()).await;
+    assert!(!running.drafted && running.draft.is_none(), "{running:?}");
+    fleet
+        .post::<CampaignView>("/api/v1/campaigns/q3-heal-1/cancel", &())
+        .await;
+    let second: Reconciled = fleet.post(path, &()).await;
+    assert_eq!(second.draft.as_ref().unwrap().id.as_str(), "q3-heal-2", "{second:?}");
+    assert!(second.drafted);
+    // Removed by a person, it is made again for whoever asks.
+    let gone = fleet
+        .ask(Method::DELETE, "/api/v1/campaigns/q3-heal-2", &[], None)
+        .await;
+    assert_eq!(gone.status(), StatusCode::NO_CONTENT);
+    let third: Reconciled = fleet.post(path, &()).await;
+    assert!(third.drafted && third.draft.unwrap().id.as_str() == "q3-heal-3");
+
+    // Nobody drifts there, and rules that make no sense are refused.
+    let body = json!({ "id": "old", "releases": ["firmware/old.bin"], "reconcile": rules });
+    fleet.post::<BaselineView>("/api/v1/baselines", &body).await;
+    let rests: Reconciled = fleet.post("/api/v1/baselines/old/reconcile", &()).await;
+    assert_eq!((rests.drafted, rests.drifted), (false, 0));
+    let mut hasty = body.clone();
+    (hasty["id"], hasty["reconcile"]["every_s"]) = ("hasty".into(), 1.into());
+    let hasty = fleet
+        .refused_by_operators("POST", "/api/v1/baselines", Some(&token), &hasty.to_string())
+        .await;
+    assert!(hasty.status == 400 && hasty.detail.contains("every_s"), "{hasty:?}");
+    let bare = json!({ "id": "bare", "releases": ["firmware/old.bin"] });
+    fleet.post::<BaselineView>("/api/v1/baselines", &bare).await;
+    let bare = fleet
+        .refused_by_operators("POST", "/api/v1/baselines/bare/reconcile", Some(&token), "")
+        .await;
+    assert_eq!(bare.status, 409);
+
+    // By itself, too.
+    let mut watched = body;
+    (watched["id"], watched["releases"], watched["reconcile"]["every_s"]) =
+        ("watched".into(), json!(["firmware/new.bin"]), 60.into());
+    fleet.post::<BaselineView>("/api/v1/baselines", &watched).await;
+    let drafted = async {
+        while fleet.status("/api/v1/campaigns/watched-heal-1").await != StatusCode::OK {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(60), drafted)
+        .await
+        .unwrap();
     fleet.stop().await;
 }
 

@@ -178,10 +178,29 @@ async fn a_device_that_is_disabled_or_removed_is_held_until_somebody_wants_it_ag
         .post::<DeviceView>("/api/v1/devices", &new(Some("n1-d0"), "SN-1"))
         .await;
     assert_eq!(held(&fleet).await, [""; 0]);
+    // Held, it stays as it is, and is not disabled.
+    let read = fleet.ask(Method::GET, path, &[], None).await;
+    let hold = Some(json!({ "enabled": true, "held": "until the switches are new" }));
+    let held_now = fleet.ask(Method::PUT, path, &[("if-match", &tag(&read))], hold).await;
+    let third = tag(&held_now);
+    let view: DeviceView = held_now.json().await.unwrap();
+    assert!(view.enabled && view.registration.unwrap().held.is_some());
+    let reasons = held(&fleet).await;
+    assert!(
+        reasons.len() == 1 && reasons[0].contains("until the switches are new"),
+        "{reasons:?}"
+    );
+    let empty = Some(json!({ "enabled": true, "held": " " }));
+    let empty = fleet.ask(Method::PUT, path, &[("if-match", &third)], empty).await;
+    assert_eq!(empty.status(), StatusCode::BAD_REQUEST);
+    let free = Some(json!({ "enabled": true }));
+    let freed = fleet.ask(Method::PUT, path, &[("if-match", &third)], free).await;
+    assert_eq!(freed.status(), StatusCode::OK);
+    assert_eq!(held(&fleet).await, [""; 0]);
     // Operators' changes are in the audit log.
     let entries: Value = fleet.get("/api/v1/audit/entries").await;
     let text = entries.to_string();
-    for change in ["disabled", "removed", "registered"] {
+    for change in ["disabled", "removed", "registered", "held", "held no longer"] {
         assert!(
             text.contains(&format!("\\\"change\\\":\\\"{change}\\\"")),
             "{change}: {text}"

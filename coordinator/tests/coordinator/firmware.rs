@@ -131,6 +131,21 @@ async fn an_upload_goes_on_where_it_stands_and_is_an_image_only_if_all_of_it_is_
         .ask(Method::GET, "/api/v1/uploads/..%2F..%2Foperator.token", &[], None)
         .await;
     assert_eq!(long.status(), StatusCode::NOT_FOUND);
+    // All that an upload says stands in its headers: another image is another request, whatever its key says.
+    let asked = async |image: &[u8]| {
+        let metadata = format!("sha256 {}", BASE64.encode(Sha256::of(image).to_string().as_bytes()));
+        let headers = [
+            ("upload-length", "9"),
+            ("upload-metadata", &*metadata),
+            ("idempotency-key", "k"),
+        ];
+        tus(&fleet, "POST", "/api/v1/uploads", &headers, Vec::new())
+            .await
+            .status()
+    };
+    assert_eq!(asked(b"one image").await, StatusCode::CREATED);
+    assert_eq!(asked(b"one image").await, StatusCode::CREATED);
+    assert_eq!(asked(b"two image").await, StatusCode::UNPROCESSABLE_ENTITY);
     fleet.stop().await;
 }
 
@@ -144,6 +159,12 @@ async fn firmware_is_drafted_here_signed_elsewhere_and_deprecated_without_a_sign
     let mut fleet = Fleet::start().await;
     let image: &[u8] = b"a newer image";
     let token = fleet.token();
+    let mut new_bios = new(b"a newer image", "2.0");
+    new_bios["component"] = "bios".into();
+    new_bios["version_scheme"] = "dotted".into();
+    new_bios["min_from"] = "1.5".into();
+    new_bios["security_epoch"] = 3.into();
+    new_bios["requires"] = json!([{ "component": "bmc", "min_version": "1.1", "version_scheme": "dotted" }]);
     let missing = fleet
         .refused_by_operators("POST", "/api/v1/firmware", Some(&token), &new(image, "1.2").to_string())
         .await;
@@ -162,6 +183,33 @@ async fn firmware_is_drafted_here_signed_elsewhere_and_deprecated_without_a_sign
         !waiting.published && waiting.signers.is_none() && waiting.next[0].contains("--release-version '1.2'"),
         "{waiting:?}"
     );
+
+    // What it goes with is drafted with it, and part of what is to be signed.
+    let bios: FirmwareView = fleet.post("/api/v1/firmware", &new_bios).await;
+    assert_eq!(bios.release.info.min_from.as_deref(), Some("1.5"));
+    assert_eq!(bios.release.info.requires.len(), 1);
+    let steps: FirmwarePublication = fleet
+        .post(&format!("/api/v1/firmware/{}/publish", bios.name), &())
+        .await;
+    let said = steps.next.join("\n");
+    for part in [
+        "min_from = \"1.5\"",
+        "[[requires]]",
+        "--compatibility",
+        "--security-epoch 3",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let gone = fleet
+        .ask(Method::DELETE, &format!("/api/v1/firmware/{}", bios.name), &[], None)
+        .await;
+    assert_eq!(gone.status(), StatusCode::NO_CONTENT);
+    let mut odd = new_bios.clone();
+    odd["min_from"] = "".into();
+    let odd = fleet
+        .refused_by_operators("POST", "/api/v1/firmware", Some(&token), &odd.to_string())
+        .await;
+    assert_eq!(odd.status, 400);
 
     // Releases come signed: a version of theirs is taken, for any of the models.
     fleet.found().await;
@@ -310,9 +358,13 @@ async fn synced(fleet: &Fleet, path: &str, url: &str) -> OperationView {
 
 #[tokio::test]
 async fn a_catalogue_is_mirrored_as_drafts_and_a_sync_goes_on_where_the_last_one_broke_off() {
-    let fleet = Fleet::start().await;
     let images: Vec<(&str, &[u8])> = vec![("7.10.bin", IMAGE), ("slow.bin", &[7; 50_000]), ("wrong.bin", b"wrong")];
     let (url, asked) = vendor(images).await;
+    let source = url.trim_end_matches("catalogue.json");
+    let fleet = Fleet::start_with(&format!(
+        "[repository]\nsources = [{source:?}, \"http://127.0.0.1:1\"]\n"
+    ))
+    .await;
     let first = synced(&fleet, "/api/v1/repository/sync", &url).await;
     let result = first.result.unwrap();
     assert_eq!(
@@ -331,7 +383,8 @@ async fn a_catalogue_is_mirrored_as_drafts_and_a_sync_goes_on_where_the_last_one
         (1, 1, 1, 1),
         "{second:?}"
     );
-    let asked = asked.lock().unwrap().clone();
+    let log = asked;
+    let asked = log.lock().unwrap().clone();
     let resumed = asked.iter().find(|line| line.starts_with("slow.bin bytes=")).unwrap();
     let from: u64 = resumed
         .trim_start_matches("slow.bin bytes=")
@@ -360,5 +413,20 @@ async fn a_catalogue_is_mirrored_as_drafts_and_a_sync_goes_on_where_the_last_one
             .await;
         assert_eq!(problem.status, 400, "{bad}");
     }
+    // What the configuration does not name is not asked, whoever wants it.
+    let count = asked.len();
+    for other in [
+        url.replace("/fw/", "/other/"),
+        url.replace("127.0.0.1", "localhost"),
+        "http://169.254.169.254/latest/meta-data".to_owned(),
+    ] {
+        let body = json!({ "url": other }).to_string();
+        let problem = fleet
+            .refused_by_operators("POST", "/api/v1/repository/sync", Some(&token), &body)
+            .await;
+        assert_eq!((problem.status, problem.refused), (422, true), "{other}");
+        assert!(problem.detail.contains("[repository]"), "{problem:?}");
+    }
+    assert_eq!(log.lock().unwrap().len(), count);
     fleet.stop().await;
 }

@@ -420,7 +420,12 @@ impl Fleet {
             .await;
         assert_eq!(planned.plan_sha256, Sha256::of(planned.plan.as_bytes()));
         manifest.plan_sha256 = planned.plan_sha256;
-        let text = serde_json::to_string(&manifest).unwrap();
+        self.approve(serde_json::to_string(&manifest).unwrap()).await;
+    }
+
+    /// Approvers sign a manifest, byte by byte, and it is published.
+    pub(crate) async fn approve(&mut self, text: String) {
+        let manifest = CampaignManifest::from_bytes(text.as_bytes()).unwrap();
         let target = Target::new(text.len() as u64, Sha256::of(text.as_bytes()), None);
         let mut repository = self.repository.take().unwrap();
         repository

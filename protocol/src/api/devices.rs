@@ -183,6 +183,10 @@ pub struct Registration {
     /// What does not fit what the device's node has read from it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mismatch: Option<String>,
+    /// Why it is to stay as it is: campaigns that are planned leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 256)]
+    pub held: Option<String>,
 }
 
 /// `POST /api/v1/devices` and `POST /api/v1/devices/register`: a device that a node is going to tell of.
@@ -234,6 +238,10 @@ pub struct DeviceEdit {
     pub metadata: serde_json::Map<String, serde_json::Value>,
     /// Whether campaigns that are planned from now on may touch it.
     pub enabled: bool,
+    /// Why it is to stay as it is: campaigns that are planned leave it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 256)]
+    pub held: Option<String>,
 }
 
 /// What a device says of itself: `POST /api/v1/devices/{id}/status` (without `device`) and `POST /api/v1/status`.

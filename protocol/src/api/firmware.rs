@@ -5,8 +5,9 @@ use serde::{Deserialize, Serialize};
 use super::SignatureRole;
 use crate::{
     ids::{Component, Sha256},
-    manifest::{Artifact, Release, Reversibility},
+    manifest::{Artifact, OtherComponent, Release, Reversibility},
     time::WallTime,
+    version::VersionScheme,
 };
 
 /// `GET /api/v1/releases`: one release with where its image lies.
@@ -83,6 +84,21 @@ pub struct NewFirmware {
     /// The versions from which it may be installed; any if empty.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub from_versions: Vec<String>,
+    /// How its versions are written; without it none is later than another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version_scheme: Option<VersionScheme>,
+    /// The first version from which it may be installed; goes with `version_scheme`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 128)]
+    pub min_from: Option<String>,
+    /// What other components of the same unit have to run before, and with, it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 32)]
+    pub requires: Vec<OtherComponent>,
+    /// What no other component of the same unit may run with it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(max_items = 32)]
+    pub conflicts: Vec<OtherComponent>,
     /// What it takes to go back; `reflash` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reversibility: Option<Reversibility>,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CampaignState, DeviceStatus, OperationView};
+use super::{CampaignState, DeviceStatus, OperationView, Reconciliation};
 use crate::{
     ids::{CampaignId, Component, DeviceId, GroupId, NodeId, Sha256, TopologyPath},
     report::PermitKind,
@@ -45,6 +45,9 @@ pub struct NewBaseline {
     /// Published releases by target name: one for each component of a model.
     #[schema(min_items = 1, max_items = 1000)]
     pub releases: Vec<String>,
+    /// How devices that drift are brought back to it, if they are: by campaigns that approvers sign.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconcile: Option<Reconciliation>,
 }
 
 /// `PUT /api/v1/baselines/{id}`: what the baseline is from now on.
@@ -61,6 +64,9 @@ pub struct BaselineEdit {
     /// As in [`NewBaseline`].
     #[schema(min_items = 1, max_items = 1000)]
     pub releases: Vec<String>,
+    /// How devices that drift are brought back to it, if they are: by campaigns that approvers sign.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconcile: Option<Reconciliation>,
 }
 
 /// `GET /api/v1/baselines/{id}`.
@@ -78,6 +84,9 @@ pub struct BaselineView {
     /// Those of them that nobody signs for any more.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub missing: Vec<String>,
+    /// How devices that drift are brought back to it, if they are: by campaigns that approvers sign.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reconcile: Option<Reconciliation>,
     /// Another one with every change: the number in the `ETag`.
     pub version: u64,
 }
@@ -96,6 +105,14 @@ pub enum DriftState {
     Unknown,
     /// The baseline has no release for it.
     NotCovered,
+}
+
+impl DriftState {
+    /// Whether it runs something else than it is to run.
+    #[must_use]
+    pub fn is_drift(self) -> bool {
+        matches!(self, Self::Behind | Self::Ahead)
+    }
 }
 
 /// `GET /api/v1/baselines/{id}/drift`: one device.

@@ -13,6 +13,7 @@ mod fleet;
 mod groups;
 mod nodes;
 mod notifications;
+mod reconcile;
 
 use std::collections::BTreeMap;
 
@@ -48,6 +49,7 @@ pub use nodes::{
     SyncResponse, Traffic,
 };
 pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
+pub use reconcile::{Reconciled, Reconciliation};
 
 /// An error as RFC 9457 has it, `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

@@ -267,7 +267,7 @@ pub enum Priority {
 }
 
 impl Priority {
-    pub(super) fn is_normal(&self) -> bool {
+    pub(crate) fn is_normal(&self) -> bool {
         *self == Self::Normal
     }
 }

@@ -9,6 +9,12 @@ mod demo;
 mod devices;
 mod evil_peer;
 mod fuzz;
+#[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
+#[path = "../../../tests/src/packages.rs"]
+mod packages;
+#[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
+#[path = "../../../tests/src/postgres.rs"]
+mod postgres;
 
 use std::{
     path::{Path, PathBuf},

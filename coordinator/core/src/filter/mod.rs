@@ -6,10 +6,12 @@
 //! unary  = "not" unary | "(" filter ")" | test
 //! test   = field "==" text | field "!=" text | field "in" "[" text { "," text } "]" | "path" "under" text
 //! field  = "device" | "vendor" | "model" | "component" | "version" | "executor" | "node" | "path" | "state" | "campaign"
+//!        | "label" text
 //! text   = '"' characters '"', with \" and \\ for a quote and a backslash
 //! ```
 //!
-//! `state` and `campaign` are those of the device's running or last attempt. A field that a device does not have (the
+//! `state` and `campaign` are those of the device's running or last attempt, `label "power_feed"` is what its node's configuration
+//! says under that name. A field that a device does not have (the
 //! version of one that does not answer, the state of one that was never in a campaign) equals nothing: `==` and `in` do
 //! not match it, `!=` does.
 //!
@@ -22,7 +24,10 @@ mod tests;
 
 use std::fmt;
 
-use firmesh_protocol::{ids::TopologyPath, report::DeviceFacts};
+use firmesh_protocol::{
+    ids::{LabelName, TopologyPath},
+    report::DeviceFacts,
+};
 
 pub use parse::FilterError;
 
@@ -43,6 +48,8 @@ pub enum Filter {
     Not(Box<Self>),
     /// One field of the device.
     Test(Field, Test),
+    /// One label of the device.
+    Label(LabelName, Test),
 }
 
 /// What is looked at.
@@ -144,6 +151,10 @@ impl Filter {
             Self::All(filters) => filters.iter().all(|filter| filter.matches(device)),
             Self::Not(filter) => !filter.matches(device),
             Self::Test(field, test) => test.holds(*field, device),
+            Self::Label(name, test) => {
+                let found = device.facts.labels.get(name.as_str());
+                test.holds_for(found.map(|value| value.as_str()))
+            }
         }
     }
 
@@ -153,6 +164,7 @@ impl Filter {
             Self::Any(filters) | Self::All(filters) => filters.iter().any(|filter| filter.looks_at(is_asked)),
             Self::Not(filter) => filter.looks_at(is_asked),
             Self::Test(field, _) => is_asked(*field),
+            Self::Label(..) => false,
         }
     }
 }
@@ -179,6 +191,11 @@ impl Test {
             Field::State => device.attempt.map(|(state, _)| state),
             Field::Campaign => device.attempt.map(|(_, campaign)| campaign),
         };
+        self.holds_for(found)
+    }
+
+    /// Whether it holds for what was found; nothing stands below a text.
+    fn holds_for(&self, found: Option<&str>) -> bool {
         match self {
             Self::Is(wanted) => found == Some(wanted),
             Self::IsNot(unwanted) => found != Some(unwanted),
@@ -210,6 +227,7 @@ impl fmt::Display for Filter {
                 f.write_str(field.as_str())?;
                 test.fmt(f)
             }
+            Self::Label(name, test) => write!(f, "label \"{name}\"{test}"),
         }
     }
 }
@@ -219,7 +237,7 @@ impl Filter {
     fn write_within(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Any(_) | Self::All(_) => write!(f, "({self})"),
-            Self::Not(_) | Self::Test(..) => write!(f, "{self}"),
+            Self::Not(_) | Self::Test(..) | Self::Label(..) => write!(f, "{self}"),
         }
     }
 }

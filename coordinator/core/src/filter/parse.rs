@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use firmesh_protocol::ids::NameError;
+use firmesh_protocol::ids::{LabelName, NameError};
 
 use super::{FILTER_BYTES_MAX, FILTER_DEPTH_MAX, Field, Filter, Test};
 
@@ -51,6 +51,14 @@ pub enum FilterError {
     /// What stands after `under` is no place.
     #[error("column {column}: this is not a place")]
     Path {
+        /// Where.
+        column: usize,
+        /// Why not.
+        source: NameError,
+    },
+    /// What stands after `label` names none.
+    #[error("column {column}: this cannot be the name of a label")]
+    Label {
         /// Where.
         column: usize,
         /// Why not.
@@ -228,19 +236,31 @@ impl Parser {
     }
 
     fn test(&mut self) -> Result<Filter, FilterError> {
-        const FIELDS: &str = "a field (device, vendor, model, component, version, executor, node, path, state or campaign), `not` or `(`";
+        const FIELDS: &str = "a field (device, vendor, model, component, version, executor, node, path, state, campaign or \
+             label \"name\"), `not` or `(`";
         let found = self.next();
+        if found.1.is_word("label") {
+            let (column, name) = self.text()?;
+            let name = name.parse::<LabelName>();
+            let name = name.map_err(|source| FilterError::Label { column, source })?;
+            return Ok(Filter::Label(name, self.comparison(None)?));
+        }
         let field = match &found.1 {
             Token::Word(word) => Field::ALL.into_iter().find(|field| field.as_str() == word),
             _ => None,
         };
         let field = field.ok_or_else(|| unexpected(found, FIELDS))?;
-        let test = match self.next() {
+        Ok(Filter::Test(field, self.comparison(Some(field))?))
+    }
+
+    /// What must be true of a field, or of a label.
+    fn comparison(&mut self, field: Option<Field>) -> Result<Test, FilterError> {
+        Ok(match self.next() {
             (_, Token::Sign("==")) => Test::Is(self.text()?.1),
             (_, Token::Sign("!=")) => Test::IsNot(self.text()?.1),
             (_, word) if word.is_word("in") => Test::In(self.list()?),
             (column, word) if word.is_word("under") => {
-                if field != Field::Path {
+                if field != Some(Field::Path) {
                     return Err(FilterError::NotAPath { column });
                 }
                 let (column, place) = self.text()?;
@@ -248,8 +268,7 @@ impl Parser {
                 Test::Under(place.map_err(|source| FilterError::Path { column, source })?)
             }
             found => return Err(unexpected(found, "`==`, `!=`, `in` or `under`")),
-        };
-        Ok(Filter::Test(field, test))
+        })
     }
 
     fn list(&mut self) -> Result<Vec<String>, FilterError> {

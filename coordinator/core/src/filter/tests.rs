@@ -1,5 +1,5 @@
 use firmesh_protocol::{
-    ids::{Component, DeviceId, TopologyPath},
+    ids::{Component, DeviceId, LabelName, TopologyPath},
     labels::Labels,
     report::DeviceFacts,
 };
@@ -24,6 +24,9 @@ fn a_filter_picks_the_devices_it_describes() {
         (r#"device == "d2" or node == "n1""#, true),
         (r#"device == "d2" or node == "n1" and executor == "ab_slot""#, false),
         (r#"(device == "d2" or node == "n1") and component == "bmc""#, true),
+        (r#"label "power_feed" == "a1""#, true),
+        (r#"label "power_feed" in ["b1", "b2"]"#, false),
+        (r#"not label "power_feed" == "a1" or label "cluster" == "k3""#, false),
     ] {
         let filter: Filter = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
         assert_eq!(filter.matches(&candidate(&facts(Some("1.0")))), expected, "{text}");
@@ -44,6 +47,8 @@ fn what_a_device_does_not_have_equals_nothing() {
         (r#"version != "1.0""#, true),
         (r#"state != "success""#, true),
         (r#"campaign == "spring""#, false),
+        (r#"label "cluster" == """#, false),
+        (r#"label "cluster" != "k3""#, true),
         (r#"vendor == """#, true),
     ] {
         assert_eq!(text.parse::<Filter>().unwrap().matches(&device), expected, "{text}");
@@ -83,6 +88,15 @@ fn a_mistake_is_named_by_its_column() {
         ),
         (r#"model under "eu""#, "column 7: only `path` can be `under` something"),
         (r#"path under "eu//x""#, "column 12: this is not a place"),
+        (
+            r#"label == "a1""#,
+            "column 7: found `==`, expected a text in double quotes",
+        ),
+        (r#"label "a b" == "a1""#, "column 7: this cannot be the name of a label"),
+        (
+            r#"label "unit" under "eu""#,
+            "column 14: only `path` can be `under` something",
+        ),
         ("vendor ~ 1", "column 8: '~' has no meaning here"),
     ] {
         let error = text.parse::<Filter>().unwrap_err().to_string();
@@ -123,7 +137,7 @@ proptest! {
     #[test]
     fn no_order_of_the_languages_own_words_makes_it_panic(words in prop::collection::vec(
         prop::sample::select(vec![
-            "device", "path", "version", "not", "and", "or", "in", "under", "==", "!=", "(", ")", "[", "]", ",", "\"a\"", "\"eu/b\"", "\"", "\\",
+            "device", "path", "version", "label", "not", "and", "or", "in", "under", "==", "!=", "(", ")", "[", "]", ",", "\"a\"", "\"eu/b\"", "\"", "\\",
         ]), 0..40)) {
         if let Ok(filter) = words.join(" ").parse::<Filter>() {
             prop_assert_eq!(filter.to_string().parse::<Filter>().unwrap(), filter);
@@ -140,6 +154,8 @@ fn filters() -> impl Strategy<Value = Filter> {
         (field(), prop::collection::vec(text(), 1..4)).prop_map(|(field, texts)| Filter::Test(field, Test::In(texts))),
         prop::collection::vec("[a-z][a-z0-9.-]{0,5}", 1..4)
             .prop_map(|path| Filter::Test(Field::Path, Test::Under(TopologyPath::new(path).unwrap()))),
+        ("[a-z][a-z0-9._-]{0,5}", text())
+            .prop_map(|(name, text)| Filter::Label(LabelName::new(name).unwrap(), Test::Is(text))),
     ];
     leaf.prop_recursive(5, 24, 3, |inner| {
         prop_oneof![
@@ -158,7 +174,7 @@ fn facts(version: Option<&str>) -> DeviceFacts {
         component: Component::new("bmc").unwrap(),
         version: version.map(str::to_owned),
         executor: "redfish".to_owned(),
-        labels: Labels::default(),
+        labels: serde_json::from_str::<Labels>(r#"{"power_feed":"a1"}"#).unwrap(),
     }
 }
 

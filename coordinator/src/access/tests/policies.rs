@@ -66,6 +66,7 @@ fleet:read         x x x x .
 audit:read         x x x x .
 metrics:read       x x x x .
 campaign:plan      . x x x .
+campaign:draft     . x x x .
 campaign:order     . x . x .
 campaign:rollback  . x . x .
 campaign:approve   . . x x .
@@ -291,7 +292,11 @@ proptest! {
         let is_within = roles.iter().any(|(_, sites)| touched.is_subset(sites));
         let is_change = !permission.is_to_read() && !matches!(
             permission,
-            Permission::CampaignPlan | Permission::FirmwareDownload | Permission::UpdateCheck | Permission::DeviceReport
+            Permission::CampaignPlan
+                | Permission::CampaignDraft
+                | Permission::FirmwareDownload
+                | Permission::UpdateCheck
+                | Permission::DeviceReport
         );
         if is_change && !is_within {
             prop_assert!(!policy.allows(&limited, permission, &about(&touched)), "{limited:?} {permission:?}");

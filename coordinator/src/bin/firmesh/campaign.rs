@@ -10,7 +10,7 @@ use firmesh_coordinator::ceremony::{
 };
 use firmesh_coordinator_core::Difference;
 use firmesh_protocol::{
-    api::{About, CampaignView, Explanation, Page, PlanRequest, PlanResponse, SplitResponse},
+    api::{About, CampaignDraftView, CampaignView, Explanation, Page, PlanRequest, PlanResponse, SplitResponse},
     ids::{CampaignId, DeviceId, GroupId},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{CampaignManifest, Plan, campaign_target},
@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Create(Create),
     /// Has the coordinator plan the draft, binds the plan to it, and stages it for the approvers.
     Plan(PlanArgs),
+    /// Takes a campaign that the coordinator has drafted, and stages it for the approvers.
+    Adopt(RemoveArgs),
     /// Says what would be planned now that the staged plan does not say, or what two plans say differently.
     Diff(DiffArgs),
     /// Drafts the parts of a campaign that is for more devices than one may have, place by place.
@@ -189,6 +191,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
     match command {
         Command::Create(create) => self::create(global, &create, output).await,
         Command::Plan(args) => plan(global, &args, output).await,
+        Command::Adopt(args) => adopt(global, &args, output).await,
         Command::Simulate(args) => simulate::run(global, &args, output).await,
         Command::Diff(args) => diff(global, &args, output).await,
         Command::Split(args) => split(global, &args, output).await,
@@ -288,6 +291,36 @@ async fn plan(global: &Global, plan: &PlanArgs, output: &Output) -> anyhow::Resu
     let (manifest, plan) = adopt_plan(
         &mut folder,
         draft,
+        plan.as_bytes(),
+        plan_sha256,
+        args.expiry.after_now(),
+    )?;
+    output.show(&json!({ "manifest": manifest, "plan": plan }), || {
+        plan_lines(&manifest, &plan)
+    })
+}
+
+/// Stages what was drafted at the coordinator. Whoever signs is shown it, as any other.
+async fn adopt(global: &Global, args: &RemoveArgs, output: &Output) -> anyhow::Result<()> {
+    let mut folder = args.folder.open_locked()?;
+    let client = global.client()?;
+    let draft: CampaignDraftView = client
+        .get(&format!("/api/v1/campaigns/{}/draft", args.campaign))
+        .await?;
+    let manifest = CampaignManifest::from_bytes(draft.manifest.as_bytes())?;
+    anyhow::ensure!(
+        manifest.id == args.campaign,
+        "the draft is of the campaign {}, asked was for {}",
+        manifest.id,
+        args.campaign
+    );
+    let plan = client
+        .get_text(&format!("/api/v1/plans/{}", manifest.plan_sha256))
+        .await?;
+    let plan_sha256 = manifest.plan_sha256;
+    let (manifest, plan) = adopt_plan(
+        &mut folder,
+        manifest,
         plan.as_bytes(),
         plan_sha256,
         args.expiry.after_now(),

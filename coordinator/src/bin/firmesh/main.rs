@@ -6,6 +6,7 @@
 mod access;
 mod artifact;
 mod audit;
+mod baseline;
 mod brake;
 mod bundle;
 mod campaign;
@@ -213,6 +214,9 @@ enum Command {
     /// Devices with a common name, by hand or by a rule.
     #[command(subcommand)]
     Group(group::Command),
+    /// Which release each device is to run, who is behind, and the way back.
+    #[command(subcommand)]
+    Baseline(baseline::Command),
     /// Images of others, mirrored.
     #[command(subcommand)]
     Repository(repository::Command),
@@ -266,6 +270,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Access(command) => access::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
         Command::Group(command) => group::run(global, command, output).await,
+        Command::Baseline(command) => baseline::run(global, command, output).await,
         Command::Repository(command) => repository::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
         Command::Notification(command) => notification::run(global, command, output).await,

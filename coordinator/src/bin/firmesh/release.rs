@@ -6,9 +6,9 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand, ValueEnum};
 use firmesh_coordinator::ceremony::{Compatibility, NewRelease, stage_release};
 use firmesh_protocol::{
-    api::{Page, ReleaseView},
+    api::{Deprecation, FirmwareView, Page, ReleaseView},
     ids::Component,
-    manifest::Reversibility,
+    manifest::{Reversibility, is_release_target},
 };
 use serde_json::json;
 
@@ -32,6 +32,8 @@ pub(crate) enum Command {
     Publish(Folder),
     /// Lists the releases in force.
     List,
+    /// Nothing is to be planned with a release any more; or again.
+    Deprecate(Deprecate),
     /// Judges where an image comes from by a policy; stages nothing. Offline.
     Check {
         /// The image.
@@ -104,6 +106,19 @@ pub(crate) struct Remove {
     expiry: Expiry,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Deprecate {
+    /// The release.
+    #[arg(value_name = "firmware/NAME")]
+    release: String,
+    /// Why, for whoever plans with it.
+    #[arg(long, required_unless_present = "undo")]
+    reason: Option<String>,
+    /// It is good again.
+    #[arg(long, conflicts_with = "reason")]
+    undo: bool,
+}
+
 /// What it takes to go back from a release.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum WayBack {
@@ -119,6 +134,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
     match command {
         Command::Create(create) => self::create(*create, output),
         Command::Remove(remove) => self::remove(&remove, output),
+        Command::Deprecate(args) => deprecate(global, args, output).await,
         Command::Sign(sign) => trust::sign(&sign, &["releases.json"], output),
         Command::Publish(folder) => trust::publish(global, &folder, &["releases.json"], output).await,
         Command::Check {
@@ -187,6 +203,24 @@ fn create(create: Create, output: &Output) -> anyhow::Result<()> {
             format!("blake3  {}", artifact.id),
             format!("sha256  {}", artifact.sha256),
         ]
+    })
+}
+
+async fn deprecate(global: &Global, args: Deprecate, output: &Output) -> anyhow::Result<()> {
+    let name = args.release.strip_prefix("firmware/").unwrap_or(&args.release);
+    anyhow::ensure!(
+        is_release_target(&format!("firmware/{name}")),
+        "{} is not the name of a release",
+        args.release
+    );
+    let deprecation = Deprecation { reason: args.reason };
+    let path = format!("/api/v1/firmware/{name}/deprecate");
+    let view: FirmwareView = global.client()?.post(&path, &deprecation).await?;
+    output.show(&view, || {
+        vec![match &view.reason {
+            Some(reason) => format!("{} is deprecated: {reason}", view.release.target),
+            None => format!("{} may be planned with", view.release.target),
+        }]
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod control;
 mod delta;
+mod failover;
 mod fs_store;
 mod link;
 mod mesh;
@@ -32,6 +33,8 @@ pub(crate) enum Bench {
     Control(control::ControlArgs),
     /// Pairs of consecutive versions of an image: the bytes that must travel to a node that holds the old one.
     Delta(delta::DeltaArgs),
+    /// Leaders killed under load: how long until another one takes a write, and whether anything that was acknowledged is lost.
+    Failover(failover::FailoverArgs),
     /// One link: two nodes' data planes and stores over loopback, against a plain QUIC stream, iroh-blobs, nginx with HTTPS,
     /// hashing and the disk.
     Link(link::LinkArgs),
@@ -88,6 +91,10 @@ pub(crate) async fn run(bench: Bench, cancel: CancellationToken) -> anyhow::Resu
         Bench::Control(args) => tokio::select! {
             done = control::run(&args) => done,
             () = cancel.cancelled() => anyhow::bail!("interrupted; the coordinator was ended"),
+        },
+        Bench::Failover(args) => tokio::select! {
+            done = failover::run(&args) => done,
+            () = cancel.cancelled() => anyhow::bail!("interrupted; every process was ended"),
         },
         Bench::Delta(args) => delta::run(&args),
         Bench::Link(args) => tokio::select! {

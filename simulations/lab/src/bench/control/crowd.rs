@@ -9,13 +9,16 @@ use anyhow::{Context as _, Result, ensure};
 use firmesh_coordinator::ceremony::CampaignFile;
 use firmesh_protocol::{
     api::{CampaignState, CampaignView},
-    ids::{CampaignId, Sha256},
+    ids::{CampaignId, DeviceId, Sha256},
     manifest::{Artifact, Caps, Constraints, Deadlines, GateRule, Priority, Release, Selector, Strategy},
+    report::Permit,
     time::WallTime,
     trust::KeySet,
     units::BasisPoints,
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
 
 use super::{node::SimulatedNode, report::Latencies};
 use crate::demo::{
@@ -40,11 +43,14 @@ const IMAGE_BYTES: usize = 1 << 20;
 /// Updates that take longer than this are a failure.
 const UPDATE_WITHIN: Duration = Duration::from_secs(900);
 
+/// A node whose coordinator was killed asks another one.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+
 /// How many of everything.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Shape {
-    pub(super) devices: u32,
-    pub(super) campaigns: u32,
+pub(in crate::bench) struct Shape {
+    pub(in crate::bench) devices: u32,
+    pub(in crate::bench) campaigns: u32,
 }
 
 /// Where the nodes of a campaign stand.
@@ -52,7 +58,7 @@ pub(super) fn site(campaign: u32) -> String {
     format!("eu/site-{campaign}")
 }
 
-pub(super) struct Crowd {
+pub(in crate::bench) struct Crowd {
     nodes: Vec<SimulatedNode>,
     image: Vec<u8>,
     manifests: BTreeMap<CampaignId, Sha256>,
@@ -61,7 +67,12 @@ pub(super) struct Crowd {
 
 impl Crowd {
     /// Enrols all nodes.
-    pub(super) async fn enrol(world: &World, nodes: u32, shape: Shape, latencies: &mut Latencies) -> Result<Self> {
+    pub(in crate::bench) async fn enrol(
+        world: &World,
+        nodes: u32,
+        shape: Shape,
+        latencies: &mut Latencies,
+    ) -> Result<Self> {
         let folder = world.layout.folder.join("nodes");
         std::fs::create_dir_all(&folder)?;
         let permits = KeySet::of("permits", 1, [world.about.permit_key.parse()?])?;
@@ -103,12 +114,17 @@ impl Crowd {
     }
 
     /// The first heartbeat: none of the devices is known yet.
-    pub(super) async fn tell_of_devices(&mut self, latencies: &mut Latencies) -> Result<()> {
+    pub(in crate::bench) async fn tell_of_devices(&mut self, latencies: &mut Latencies) -> Result<()> {
         self.everybody(latencies).await
     }
 
     /// Heartbeats of everybody at a steady pace, spread over time, for so long. Answers how many were sent.
-    pub(super) async fn beat(&mut self, every: Duration, span: Duration, latencies: &mut Latencies) -> Result<usize> {
+    pub(in crate::bench) async fn beat(
+        &mut self,
+        every: Duration,
+        span: Duration,
+        latencies: &mut Latencies,
+    ) -> Result<usize> {
         let (image, begun) = (&self.image, tokio::time::Instant::now());
         let count = u32::try_from(self.nodes.len())?;
         let beating = (0_u32..).zip(&mut self.nodes).map(|(number, node)| async move {
@@ -129,7 +145,14 @@ impl Crowd {
     }
 
     /// Releases an image, and has a campaign planned, approved and published for each site. Answers how long planning took.
-    pub(super) async fn plan(&mut self, world: &World, people: &mut People, campaigns: u32) -> Result<Latencies> {
+    /// `caps` are as large as the fleet, if absent.
+    pub(in crate::bench) async fn plan(
+        &mut self,
+        world: &World,
+        people: &mut People,
+        campaigns: u32,
+        caps: Option<&Caps>,
+    ) -> Result<Latencies> {
         let file = world.layout.folder.join("image.bin");
         std::fs::write(&file, &self.image)?;
         let artifact = measure(&file).await?;
@@ -139,7 +162,7 @@ impl Crowd {
         people.publish(&world.api).await?;
         let mut plans = Latencies::default();
         for number in 0..campaigns {
-            let draft = self.draft(number, &release)?;
+            let draft = self.draft(number, &release, caps)?;
             let begun = Instant::now();
             let waves = people.stage(&world.api, &world.about, draft).await?;
             plans.add(begun.elapsed());
@@ -154,7 +177,7 @@ impl Crowd {
         Ok(plans)
     }
 
-    fn draft(&self, number: u32, release: &Release) -> Result<CampaignFile> {
+    fn draft(&self, number: u32, release: &Release, caps: Option<&Caps>) -> Result<CampaignFile> {
         let everything = u32::try_from(self.devices)?;
         Ok(CampaignFile {
             id: campaign(number)?,
@@ -166,7 +189,7 @@ impl Crowd {
                 ..Selector::default()
             },
             strategy: Strategy::Direct {},
-            caps: Caps::new(everything, everything),
+            caps: caps.cloned().unwrap_or_else(|| Caps::new(everything, everything)),
             gate: GateRule::shares(BasisPoints::WHOLE, BasisPoints::new(0)?).into(),
             deadlines: Deadlines {
                 attempt_s: 3_600,
@@ -182,7 +205,7 @@ impl Crowd {
     }
 
     /// Heartbeats until nobody is asked for a proof any more.
-    pub(super) async fn prove(&mut self) -> Result<()> {
+    pub(in crate::bench) async fn prove(&mut self) -> Result<()> {
         // Asked, answered, and told that the answer was good.
         loop {
             self.everybody(&mut Latencies::default()).await?;
@@ -194,7 +217,7 @@ impl Crowd {
 
     /// Starts all campaigns. Answers after how many seconds the last device was permitted, and after how many the last
     /// campaign had completed.
-    pub(super) async fn update(
+    pub(in crate::bench) async fn update(
         &mut self,
         world: &World,
         campaigns: u32,
@@ -202,8 +225,7 @@ impl Crowd {
     ) -> Result<(f64, f64)> {
         let begun = Instant::now();
         for number in 0..campaigns {
-            let path = format!("/api/v1/campaigns/{}/start", campaign(number)?);
-            let _view: serde_json::Value = world.api.post(&path, &serde_json::json!({})).await?;
+            start(world, number).await?;
         }
         while self.nodes.iter().map(SimulatedNode::begun).sum::<usize>() < self.devices {
             self.everybody(&mut Latencies::default()).await?;
@@ -214,10 +236,7 @@ impl Crowd {
         }
         let permitted = begun.elapsed().as_secs_f64();
         let begun = Instant::now();
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .context("the clock stands before 1970")?;
-        let now = WallTime::from_unix_seconds(i64::try_from(now.as_secs())?);
+        let now = now()?;
         for node in &mut self.nodes {
             node.end_attempts(&self.manifests, now)?;
         }
@@ -233,6 +252,60 @@ impl Crowd {
         }
         Ok((permitted, done))
     }
+
+    /// The name of the first campaign.
+    pub(in crate::bench) fn first() -> Result<CampaignId> {
+        campaign(0)
+    }
+
+    /// Starts the first campaign.
+    pub(in crate::bench) async fn start_first(&self, world: &World) -> Result<()> {
+        start(world, 0).await
+    }
+
+    /// Everybody speaks at this pace, and ends what was permitted at once, until `stop`; whoever gets no answer says the
+    /// same again.
+    pub(in crate::bench) async fn work(&mut self, every: Duration, stop: &CancellationToken) -> Result<()> {
+        let (image, manifests) = (&self.image, &self.manifests);
+        let count = u32::try_from(self.nodes.len())?;
+        let working = (0_u32..).zip(&mut self.nodes).map(|(number, node)| async move {
+            let mut pace = tokio::time::interval_at(tokio::time::Instant::now() + every * number / count, every);
+            pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            loop {
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    _ = pace.tick() => {}
+                }
+                // Whether somebody answers is what is measured.
+                let _ = tokio::time::timeout(ANSWER_WITHIN, node.sync(image)).await;
+                node.end_attempts(manifests, now()?)?;
+            }
+        });
+        futures_util::future::try_join_all(working).await.map(drop)
+    }
+
+    /// Every permit that a node was ever given.
+    pub(in crate::bench) fn permits(&self) -> impl Iterator<Item = &Permit> {
+        self.nodes.iter().flat_map(SimulatedNode::permits)
+    }
+
+    /// Devices whose reports the coordinator has acknowledged.
+    pub(in crate::bench) fn acknowledged(&self) -> impl Iterator<Item = &DeviceId> {
+        self.nodes.iter().flat_map(SimulatedNode::acknowledged)
+    }
+}
+
+async fn start(world: &World, number: u32) -> Result<()> {
+    let path = format!("/api/v1/campaigns/{}/start", campaign(number)?);
+    let _view: serde_json::Value = world.api.post(&path, &serde_json::json!({})).await?;
+    Ok(())
+}
+
+fn now() -> Result<WallTime> {
+    let since_1970 = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .context("the clock stands before 1970")?;
+    Ok(WallTime::from_unix_seconds(i64::try_from(since_1970.as_secs())?))
 }
 
 fn campaign(number: u32) -> Result<CampaignId> {

@@ -4,9 +4,9 @@
 //!
 //! What the nodes do in place of real ones: their devices are names, and an update ends well at once.
 
-mod crowd;
-mod node;
-mod report;
+pub(super) mod crowd;
+pub(super) mod node;
+pub(super) mod report;
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
@@ -116,7 +116,7 @@ async fn load(args: &ControlArgs, world: &mut World) -> Result<Figures> {
     figures.beat(beats, &usage.end(&pids));
 
     step("planning and approving");
-    let plans = crowd.plan(world, &mut people, args.campaigns).await?;
+    let plans = crowd.plan(world, &mut people, args.campaigns, None).await?;
     figures.plans = plans;
     step("proving");
     crowd.prove().await?;

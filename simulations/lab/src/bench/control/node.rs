@@ -33,14 +33,14 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What real nodes send at once.
 const REPORTS_MAX: usize = 200;
 
-pub(super) struct SimulatedNode {
+pub(in crate::bench) struct SimulatedNode {
     id: NodeId,
     identity: Identity,
     uplink: Uplink,
     record: Envelope,
     /// Whose permits count.
     permits: KeySet,
-    pub(super) devices: Vec<DeviceFacts>,
+    pub(in crate::bench) devices: Vec<DeviceFacts>,
     permits_seen: BTreeMap<CampaignId, u64>,
     /// Challenges that were not answered yet.
     asked: Vec<Challenge>,
@@ -50,11 +50,25 @@ pub(super) struct SimulatedNode {
     sequence: u64,
     unacked: Vec<Envelope>,
     roster_version: u64,
+    /// Permits by their sequences, and devices by the numbers of the reports on them.
+    given: BTreeMap<u64, Permit>,
+    told: BTreeMap<u64, DeviceId>,
+}
+
+/// What stands for the rack of a device: a node has one of its own.
+pub(in crate::bench) fn rack_of(device: &DeviceId) -> String {
+    device.as_str().split('-').next().unwrap_or_default().to_owned()
 }
 
 impl SimulatedNode {
     /// Enrols as every node does: a ticket from the operators, a certificate for a key of its own.
-    pub(super) async fn enrol(api: &Api, number: u32, shape: Shape, folder: &Path, permits: &KeySet) -> Result<Self> {
+    pub(in crate::bench) async fn enrol(
+        api: &Api,
+        number: u32,
+        shape: Shape,
+        folder: &Path,
+        permits: &KeySet,
+    ) -> Result<Self> {
         let id = NodeId::new(format!("load-{number}"))?;
         // One node to a rack, a site to a campaign.
         let path: TopologyPath = format!("{}/rack-{number}/{id}", site(number % shape.campaigns)).parse()?;
@@ -118,11 +132,13 @@ impl SimulatedNode {
             sequence: 0,
             unacked: Vec::new(),
             roster_version: 0,
+            given: BTreeMap::new(),
+            told: BTreeMap::new(),
         })
     }
 
     /// One heartbeat, with all that a node has to say.
-    pub(super) async fn sync(&mut self, image: &[u8]) -> Result<()> {
+    pub(in crate::bench) async fn sync(&mut self, image: &[u8]) -> Result<()> {
         let answers = self.asked.drain(..).take(firmesh_protocol::limits::ANSWERS_MAX);
         let answers = answers
             .map(|challenge| answer(challenge, &self.id, image))
@@ -164,6 +180,9 @@ impl SimulatedNode {
                 .iter()
                 .filter(|device| device.as_str().starts_with(&self.prefix()));
             let own: Vec<_> = own.cloned().collect();
+            if !own.is_empty() {
+                self.given.insert(permit.sequence, permit.clone());
+            }
             self.permitted
                 .extend(own.into_iter().map(|device| (permit.clone(), device)));
         }
@@ -174,28 +193,44 @@ impl SimulatedNode {
         format!("d{}-", self.id.as_str().trim_start_matches("load-"))
     }
 
+    /// Every permit for one of its devices.
+    pub(in crate::bench) fn permits(&self) -> impl Iterator<Item = &Permit> {
+        self.given.values()
+    }
+
+    /// Devices whose reports the coordinator has acknowledged.
+    pub(in crate::bench) fn acknowledged(&self) -> impl Iterator<Item = &DeviceId> {
+        let acked = self.sequence - self.unacked.len() as u64;
+        self.told.range(..=acked).map(|(_, device)| device)
+    }
+
     /// Whether nothing is left to prove.
-    pub(super) fn has_proven(&self) -> bool {
+    pub(in crate::bench) fn has_proven(&self) -> bool {
         self.asked.is_empty()
     }
 
     /// Devices that were ever permitted.
-    pub(super) fn begun(&self) -> usize {
+    pub(in crate::bench) fn begun(&self) -> usize {
         self.permitted.len() + self.reported.len()
     }
 
     /// Whether every device was reported on, and the coordinator knows it.
-    pub(super) fn is_done(&self) -> bool {
+    pub(in crate::bench) fn is_done(&self) -> bool {
         self.reported.len() == self.devices.len() && self.unacked.is_empty()
     }
 
     /// Ends every attempt that was permitted: the device runs the new version.
-    pub(super) fn end_attempts(&mut self, manifests: &BTreeMap<CampaignId, Sha256>, now: WallTime) -> Result<()> {
+    pub(in crate::bench) fn end_attempts(
+        &mut self,
+        manifests: &BTreeMap<CampaignId, Sha256>,
+        now: WallTime,
+    ) -> Result<()> {
         for (permit, device) in std::mem::take(&mut self.permitted) {
             if !self.reported.insert(device.clone()) {
                 continue;
             }
             self.sequence += 1;
+            self.told.insert(self.sequence, device.clone());
             let report = AttemptReport {
                 manifest_sha256: *manifests
                     .get(&permit.campaign)

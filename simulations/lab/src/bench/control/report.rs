@@ -24,10 +24,10 @@ const ASKED: [&str; 5] = [
 
 /// How long requests took.
 #[derive(Debug, Default)]
-pub(super) struct Latencies(Vec<Duration>);
+pub(in crate::bench) struct Latencies(Vec<Duration>);
 
 impl Latencies {
-    pub(super) fn add(&mut self, took: Duration) {
+    pub(in crate::bench) fn add(&mut self, took: Duration) {
         self.0.push(took);
     }
 
@@ -51,7 +51,7 @@ impl Latencies {
         Asker { task, stop }
     }
 
-    fn at(&self, permille: usize) -> f64 {
+    pub(in crate::bench) fn at(&self, permille: usize) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort();
         let place = (sorted.len() * permille / 1_000).min(sorted.len().saturating_sub(1));

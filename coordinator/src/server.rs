@@ -83,6 +83,9 @@ pub enum RunError {
     /// Notifications.
     #[error("notifications cannot be sent")]
     Notifications(#[from] CourierError),
+    /// The bucket.
+    #[error("the bucket in [files.s3] cannot be used")]
+    Bucket(#[source] io::Error),
     /// TLS.
     #[error("the node listener has no TLS")]
     Tls(#[from] crate::http::TlsError),
@@ -186,7 +189,7 @@ impl Coordinating {
     async fn run(self, listeners: Listeners) -> Result<(), RunError> {
         let (sight, known) = watch::channel(Sight::none());
         let hung_up = CancellationToken::new();
-        let faces = Faces::new(known, hung_up.clone());
+        let faces = Faces::new(known, self.member.clone(), hung_up.clone());
         let outcome = self.take_turns(listeners, &sight, &faces).await;
         // What was handed on may end by itself, as what is served here may.
         let _ = tokio::time::timeout(GRACE, faces.end()).await;
@@ -222,6 +225,8 @@ impl Coordinating {
                 Some(taken) => self.lead(&database, taken, &mut listeners).await?,
                 None => Ended::Asked,
             };
+            // Nobody is to be handed on to the one that led.
+            sight.send_replace(Sight::none());
             // Connections that hang are dropped with it.
             let _ = tokio::time::timeout(CLOSE_WITHIN, database.close()).await;
             if let Ended::Asked = ended {
@@ -327,7 +332,7 @@ fn never(ended: io::Result<()>) -> io::Error {
 }
 
 /// Makes the folders and takes the lock, which lasts as long as the file is open.
-fn prepare(settings: &Settings) -> Result<File, RunError> {
+pub(crate) fn prepare(settings: &Settings) -> Result<File, RunError> {
     let Settings {
         state_dir, files_dir, ..
     } = settings;

@@ -11,6 +11,7 @@ use std::{
 };
 
 use firmesh_protocol::api::Problem;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -43,6 +44,9 @@ const CONNECTIONS_MAX: usize = 4_096;
 /// A database that was last heard of before so long may be gone.
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
 
+/// An end that was not heard of for so long is asked whether it is there.
+const SILENT_FOR: Duration = Duration::from_secs(60);
+
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Face {
@@ -54,15 +58,18 @@ pub(crate) enum Face {
 #[derive(Debug, Clone)]
 pub(crate) struct Faces {
     sight: watch::Receiver<Sight>,
+    /// This coordinator, which never hands a connection on to itself.
+    own: Member,
     connections: TaskTracker,
     places: Arc<Semaphore>,
     cancel: CancellationToken,
 }
 
 impl Faces {
-    pub(crate) fn new(sight: watch::Receiver<Sight>, cancel: CancellationToken) -> Self {
+    pub(crate) fn new(sight: watch::Receiver<Sight>, own: Member, cancel: CancellationToken) -> Self {
         Self {
             sight,
+            own,
             connections: TaskTracker::new(),
             places: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             cancel,
@@ -122,6 +129,7 @@ impl Faces {
             };
         };
         leader.set_nodelay(true)?;
+        [&client, &leader].into_iter().try_for_each(keep_alive)?;
         leader.write_all(&head).await?;
         tokio::select! {
             copied = copy_bidirectional(&mut client, &mut leader) => copied.map(drop),
@@ -132,8 +140,14 @@ impl Faces {
     /// A connection to whoever leads, and the epoch; `None` if nobody does for too long.
     async fn connect(&mut self, face: Face) -> Option<(TcpStream, u64)> {
         let until = tokio::time::Instant::now() + HELD_FOR;
+        let own = self.own.clone();
         loop {
-            let leads = |sight: &Sight| sight.leader.as_ref().is_some_and(|leader| leader.leads);
+            // Its own lease may outlast its term: it was killed and is back, or the database is gone.
+            let is_other = |member: &Member| address(face, member) != address(face, &own);
+            let leads = |sight: &Sight| {
+                let leader = sight.leader.as_ref();
+                leader.is_some_and(|leader| leader.leads && is_other(&leader.member))
+            };
             let sight = tokio::time::timeout_at(until, self.sight.wait_for(leads)).await;
             let leader = sight.ok()?.ok()?.leader.clone()?;
             let connecting = TcpStream::connect(address(face, &leader.member));
@@ -161,6 +175,12 @@ impl Faces {
         };
         answer(client, status, "text/plain; charset=utf-8", body).await
     }
+}
+
+/// An end that has vanished without a word gives its place back.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let often = TcpKeepalive::new().with_time(SILENT_FOR).with_interval(SILENT_FOR / 4);
+    SockRef::from(stream).set_tcp_keepalive(&often)
 }
 
 fn address(face: Face, leader: &Member) -> &str {
@@ -263,11 +283,31 @@ mod tests {
         answer
     }
 
+    /// One that was killed and is back within its lease finds itself in the database: a connection handed on to itself would
+    /// be handed on again and again, until nothing is left to hand on with.
+    #[tokio::test]
+    async fn nothing_is_handed_on_to_oneself() {
+        let (listener, address) = listen().await;
+        let (_sight, known) = watch::channel(leader(7, &address));
+        let own = Member {
+            name: "a".to_owned(),
+            operators: address.clone(),
+            nodes: address.clone(),
+        };
+        let faces = Faces::new(known, own, CancellationToken::new());
+        let places = faces.places.clone();
+        let accepting = tokio::spawn(async move { faces.accept(Face::Operators, listener).await });
+        let told = said(&address, "GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+        assert!(places.available_permits() >= CONNECTIONS_MAX - 2, "{places:?}");
+        accepting.abort();
+    }
+
     /// A connection is not refused because somebody has just died, and does not stay with one that was replaced.
     #[tokio::test]
     async fn a_connection_waits_for_a_leader_is_handed_on_whole_and_ends_with_its_epoch() {
         let (sight, known) = watch::channel(Sight::none());
-        let faces = Faces::new(known, CancellationToken::new());
+        let faces = Faces::new(known, crate::store::testing::member("b"), CancellationToken::new());
         let (listener, address) = listen().await;
         let accepting = tokio::spawn(async move { faces.accept(Face::Operators, listener).await });
         let health = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";

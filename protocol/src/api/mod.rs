@@ -13,6 +13,7 @@ mod fleet;
 mod groups;
 mod nodes;
 mod notifications;
+mod storage;
 
 use std::collections::BTreeMap;
 
@@ -48,6 +49,9 @@ pub use nodes::{
     SyncResponse, Traffic,
 };
 pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
+pub use storage::{
+    ArchiveResult, ArchiveRun, ArchiveSegment, ArchiveView, ArchivedAttempt, CollectImages, CollectedImages,
+};
 
 /// An error as RFC 9457 has it, `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

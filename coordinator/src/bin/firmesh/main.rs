@@ -4,6 +4,7 @@
 //! without reaching its goal.
 
 mod access;
+mod archive;
 mod artifact;
 mod audit;
 mod brake;
@@ -213,6 +214,9 @@ enum Command {
     /// Devices with a common name, by hand or by a rule.
     #[command(subcommand)]
     Group(group::Command),
+    /// Campaigns that ended long ago.
+    #[command(subcommand)]
+    Archive(archive::Command),
     /// Images of others, mirrored.
     #[command(subcommand)]
     Repository(repository::Command),
@@ -265,6 +269,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Login(login) => login::run(global, login, output).await,
         Command::Access(command) => access::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
+        Command::Archive(command) => archive::run(global, command, output).await,
         Command::Group(command) => group::run(global, command, output).await,
         Command::Repository(command) => repository::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,

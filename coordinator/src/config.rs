@@ -15,8 +15,10 @@ use serde::Deserialize;
 
 use crate::{
     access::{AccessConfig, AccessSettings},
+    archive::{Retention, RetentionConfig},
     ceremony::{ReadFileError, read_bounded},
     cluster::{ClusterConfig, ClusterSettings},
+    files::{Bucketed, FilesConfig, S3Config},
     notify::{self, Destination, NotificationConfig},
     sources::{RepositoryConfig, Sources},
     store::{DatabaseConfig, Place, Server},
@@ -47,20 +49,14 @@ pub struct Config {
     pub provenance: ProvenanceConfig,
     /// Where images are mirrored from. Default: from nowhere.
     pub repository: RepositoryConfig,
+    /// How long what is kept.
+    pub retention: RetentionConfig,
     /// Who may do what. Default: whoever has the operators' token does everything.
     pub access: AccessConfig,
     /// Who is told what happens. Default: nobody.
     pub notifications: Vec<NotificationConfig>,
     /// Logs.
     pub log: LogConfig,
-}
-
-/// Images, evidence and verdicts.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct FilesConfig {
-    /// Where they lie; coordinators on one database have to share it. Default: the state folder.
-    pub dir: Option<PathBuf>,
 }
 
 /// The face towards operators: plain HTTP.
@@ -212,6 +208,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// Where images, evidence and verdicts lie.
     pub files_dir: PathBuf,
+    /// The bucket in which they lie, if there is one.
+    pub(crate) bucket: Option<Bucketed>,
     /// The database's server, if it is not a file.
     pub(crate) database: Option<Server>,
     /// Several coordinators.
@@ -252,6 +250,8 @@ pub struct Settings {
     pub provenance_policy: Option<PathBuf>,
     /// Where images are mirrored from.
     pub(crate) sources: Sources,
+    /// How long what is kept.
+    pub(crate) retention: Retention,
     /// Who may do what.
     pub access: AccessSettings,
     /// Who is told what happens.
@@ -299,9 +299,6 @@ impl Config {
         if let (Some(folder), Some(dir)) = (path.parent(), &mut config.state_dir) {
             *dir = folder.join(&*dir);
         }
-        if let (Some(folder), Some(dir)) = (path.parent(), &mut config.files.dir) {
-            *dir = folder.join(&*dir);
-        }
         if let (Some(folder), Some(policy)) = (path.parent(), &mut config.provenance.policy) {
             *policy = folder.join(&*policy);
         }
@@ -309,6 +306,7 @@ impl Config {
             config.access.start_at(folder);
             config.notifications.iter_mut().for_each(|to| to.start_at(folder));
             config.database.start_at(folder);
+            config.files.start_at(folder);
         }
         Ok(config)
     }
@@ -356,6 +354,7 @@ impl Config {
         let state_dir = overrides.state_dir.or(self.state_dir).unwrap_or_else(default_state_dir);
         Ok(Settings {
             files_dir: self.files.dir.unwrap_or_else(|| state_dir.clone()),
+            bucket: self.files.s3.map(S3Config::check).transpose()?,
             state_dir,
             database,
             cluster,
@@ -378,6 +377,7 @@ impl Config {
             permit_ttl: duration("permits.ttl", &self.permits.ttl)?,
             provenance_policy: self.provenance.policy,
             sources: (self.repository.check()).map_err(|problem| value("repository.sources", problem))?,
+            retention: self.retention.check(duration)?,
             access: (self.access)
                 .check(|text| duration("", text).map_err(|error| error.to_string().trim_start().to_owned()))
                 .map_err(|(field, problem)| value(field, problem))?,

@@ -4,21 +4,25 @@
 //! may start now) are [`firmesh_coordinator_core`]'s; this crate owns the database, the sockets and the clock.
 
 mod access;
+mod archive;
 mod audit;
 pub mod authority;
 mod baselines;
 mod brakes;
 pub mod ceremony;
 mod cluster;
+mod collect;
 mod config;
 mod drafts;
 mod enrolment;
 mod events;
 mod evidence;
+mod files;
 mod firmware;
 mod groups;
 mod http;
 mod notify;
+mod offline;
 mod operations;
 mod origin;
 mod permits;
@@ -47,17 +51,20 @@ pub use access::{
     AccessConfig, AccessError, AccessSettings, LdapConfig, LdapSearchConfig, LdapSetupError, MappingConfig, OidcConfig,
     OidcError, PolicyError,
 };
+pub use archive::RetentionConfig;
 pub use audit::LogProblem;
 pub use authority::AuthorityError;
 pub use cluster::ClusterConfig;
 pub use config::{
-    Config, ConfigError, FilesConfig, LogConfig, MetadataConfig, MetadataValidity, NodesConfig, OperatorsConfig,
-    Overrides, PermitsConfig, ProvenanceConfig, Settings,
+    Config, ConfigError, LogConfig, MetadataConfig, MetadataValidity, NodesConfig, OperatorsConfig, Overrides,
+    PermitsConfig, ProvenanceConfig, Settings,
 };
+pub use files::{FilesConfig, S3Config};
 pub use http::TlsError;
 pub use notify::{
     CourierError, Destination, MailTls, NoticeKind, NotificationConfig, SecretConfig, Severity, TargetConfig,
 };
+pub use offline::{ImportedTable, OfflineError, after_restore, back_up, import};
 pub use server::{Addresses, RunError, run};
 pub use sources::RepositoryConfig;
 pub use store::{DatabaseConfig, StoreError};

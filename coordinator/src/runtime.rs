@@ -532,7 +532,7 @@ impl Runtime {
             let started = |view: &firmesh_protocol::api::CampaignView| {
                 view.state != firmesh_protocol::api::CampaignState::Scheduled
             };
-            if self.world.engine.campaign(id).as_ref().is_some_and(started) {
+            if self.world.archived.contains(id) || self.world.engine.campaign(id).as_ref().is_some_and(started) {
                 return Err(PublicationError::Started(id.clone()).into());
             }
             // The digest is only a key here; the bytes behind it are checked against the verified manifest.

@@ -83,6 +83,9 @@ pub enum RunError {
     /// Notifications.
     #[error("notifications cannot be sent")]
     Notifications(#[from] CourierError),
+    /// The bucket.
+    #[error("the bucket in [files.s3] cannot be used")]
+    Bucket(#[source] io::Error),
     /// TLS.
     #[error("the node listener has no TLS")]
     Tls(#[from] crate::http::TlsError),
@@ -337,7 +340,7 @@ fn never(ended: io::Result<()>) -> io::Error {
 }
 
 /// Makes the folders and takes the lock, which lasts as long as the file is open.
-fn prepare(settings: &Settings) -> Result<File, RunError> {
+pub(crate) fn prepare(settings: &Settings) -> Result<File, RunError> {
     let Settings {
         state_dir, files_dir, ..
     } = settings;

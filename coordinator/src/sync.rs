@@ -37,6 +37,9 @@ const REPORTS_MAX: usize = 1_000;
 /// Artifacts that a node tells of, and peers it has banned, at most.
 const HOLDINGS_MAX: usize = 1_000;
 
+/// A report has a reason and a version in it, which its node has shortened.
+const REPORT_BYTES_MAX: usize = 32 << 10;
+
 /// A record is a certificate and two addresses; everybody gets it.
 const RECORD_BYTES_MAX: usize = 16 << 10;
 
@@ -348,6 +351,16 @@ fn check_bounds(node: &NodeId, request: &SyncRequest) -> Result<(), SyncError> {
         ("checkpoints heard", request.audit.heard.len(), AUDIT_HEARD_MAX),
         ("brakes", request.brakes.len(), BRAKES_MAX),
         ("answers to challenges", request.possession.len(), ANSWERS_MAX),
+        (
+            "bytes of a report",
+            request
+                .reports
+                .iter()
+                .map(|report| report.to_bytes().len())
+                .max()
+                .unwrap_or_default(),
+            REPORT_BYTES_MAX,
+        ),
         ("bytes of its record", request.record.to_bytes().len(), RECORD_BYTES_MAX),
     ];
     match bounds.into_iter().find(|(_, count, most)| count > most) {

@@ -10,12 +10,16 @@ use axum_server::{
 use rustls::ServerConfig;
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::warn;
 
 use crate::{
+    LogProblem,
     access::Access,
+    archive::Archive,
     authority::Authority,
     config::Settings,
     events::Events,
+    files::{Blocks, Bucket, Shelf},
     http::{self, App, PeerAcceptor, Rates},
     notify::Notifier,
     origin::Origin,
@@ -23,8 +27,8 @@ use crate::{
     replays::Running,
     runtime::{Clock, Runtime},
     server::RunError,
-    store::Store,
-    telemetry::Metrics,
+    store::{Store, StoreError},
+    telemetry::{Metrics, chain},
     turns::Turns,
     uploads::Uploads,
     vetting::Vetting,
@@ -94,16 +98,28 @@ pub(crate) async fn lead(
     } = grounds;
     let clock = *clock;
     let files = &settings.files_dir;
-    let origin = Origin::open(files.join("artifacts")).map_err(|source| RunError::StateDir {
+    let unusable = |source| RunError::StateDir {
         path: files.clone(),
         source,
-    })?;
-    let uploads = Uploads::open(files.join("uploads")).map_err(|source| RunError::StateDir {
-        path: files.clone(),
-        source,
-    })?;
+    };
+    let bucket = settings.bucket.as_ref().map(Bucket::open).transpose();
+    let bucket = bucket.map_err(RunError::Bucket)?;
+    let artifacts = files.join("artifacts");
+    let origin = match (&bucket, &settings.bucket) {
+        (Some(bucket), Some(bucketed)) => {
+            let blocks = Blocks::open(bucket.clone(), files.join("blocks"), bucketed.cache_bytes);
+            Origin::shared(artifacts, bucket.clone(), blocks.map_err(unusable)?)
+        }
+        _ => Origin::open(artifacts),
+    };
+    let origin = origin.map_err(unusable)?;
+    let uploads = Uploads::open(files.join("uploads")).map_err(unusable)?;
     store.interrupt_operations(clock.wall()).await?;
-    let vetting = Vetting::new(settings.provenance_policy.clone(), files, origin.clone());
+    let shelf = bucket
+        .clone()
+        .map_or_else(|| Shelf::Folder(files.clone()), Shelf::Bucket);
+    let archive = Archive::new(store.clone(), shelf, settings.retention);
+    let vetting = Vetting::new(settings.provenance_policy.clone(), files, origin.clone(), bucket);
     vetting.check_policy()?;
     let access = Access::load(settings.access.clone(), &authority.token_key(), &store.fleet())?;
     let (events, metrics) = (Arc::new(Events::new(clock.wall())), Metrics::new());
@@ -125,12 +141,14 @@ pub(crate) async fn lead(
         handles: [Handle::new(), Handle::new()],
         requests: cancel.child_token(),
     };
+    let log = store.clone();
     let app = Arc::new(App {
         notifier: notifier.clone(),
         coordinator,
         store,
         judge: Judge::new(origin.clone()),
         origin,
+        archive: archive.clone(),
         uploads,
         mirror: Arc::new(Semaphore::new(1)),
         turns: Turns::new(settings.slices_at_once, clock),
@@ -177,6 +195,19 @@ pub(crate) async fn lead(
     let mut decisions: JoinSet<Result<(), RunError>> = JoinSet::new();
     let stopped = stop.clone();
     decisions.spawn(async move { Ok(runtime.run(stopped).await?) });
+    let archiving = decisions.spawn(async move {
+        archive.keep_moving(|| clock.wall()).await;
+        Ok(())
+    });
+    let rechecking = decisions.spawn(async move {
+        // What is found there ends the term; a database that does not answer says so elsewhere.
+        match log.audit_recheck().await {
+            Err(StoreError::Audit(problem @ LogProblem::Changed(_))) => return Err(StoreError::Audit(problem).into()),
+            Err(failure) => warn!(error = %chain(&failure), "the audit log could not be read to its beginning"),
+            Ok(()) => {}
+        }
+        std::future::pending().await
+    });
     let mut couriers = JoinSet::new();
     let stop_couriers = CancellationToken::new();
     notifier.spawn(&mut couriers, &stop_couriers);
@@ -202,7 +233,12 @@ pub(crate) async fn lead(
         outcome = outcome.and_then(|()| ended.map_err(|panicked| RunError::Serve(io::Error::other(panicked))));
     }
     stop.cancel();
+    rechecking.abort();
+    archiving.abort();
     while let Some(ended) = decisions.join_next().await {
+        if ended.as_ref().is_err_and(tokio::task::JoinError::is_cancelled) {
+            continue;
+        }
         outcome = outcome.and(flatten(Some(ended)));
     }
     outcome

@@ -1,8 +1,9 @@
 //! Images that arrive in parts, over as many connections as it takes.
 //!
-//! Invariants: the offset that is told is the length of what is on the disk, so that it is true after any crash; one
-//! request at a time appends to an upload; nothing becomes an artifact before all of it has the announced SHA-256; uploads
-//! are bounded in number and length, and forgotten when nothing comes for [`KEPT_FOR`].
+//! Invariants: the offset that is told is the length of what is on the disk, so that it is true after any crash, but for the last
+//! byte, which counts only once there is an artifact: whoever is told that all is here looks no further; one request at a time
+//! appends to an upload; nothing becomes an artifact before all of it has the announced SHA-256; uploads are bounded in number
+//! and length, and forgotten when nothing comes for [`KEPT_FOR`].
 
 use std::{
     collections::BTreeSet,
@@ -28,6 +29,9 @@ use crate::{
 
 /// How long an upload is kept after its last byte.
 const KEPT_FOR: Duration = Duration::from_secs(86_400);
+
+/// A sender that sends nothing for so long is gone, and somebody else may go on.
+const SILENT_MAX: Duration = Duration::from_secs(30);
 
 /// Uploads at once.
 const UPLOADS_MAX: usize = 64;
@@ -64,6 +68,9 @@ pub(crate) enum UploadError {
     /// The sender broke off. What came is kept.
     #[error("the upload broke off: ask where it stands, and go on there")]
     Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The sender has vanished. What came is kept.
+    #[error("nothing came for {} s: ask where the upload stands, and go on there", SILENT_MAX.as_secs())]
+    Silent,
     /// The disk refused.
     #[error("{} cannot be used: {}", path.display(), remedy(source))]
     Disk {
@@ -91,6 +98,8 @@ struct Announced {
 pub(crate) struct Uploads {
     folder: Arc<Path>,
     busy: Arc<Mutex<BTreeSet<String>>>,
+    /// Held while the others are counted and one more is made.
+    creating: Arc<Mutex<()>>,
 }
 
 /// The right to append, until this is dropped.
@@ -113,6 +122,7 @@ impl Uploads {
         Ok(Self {
             folder: folder.into(),
             busy: Arc::default(),
+            creating: Arc::default(),
         })
     }
 
@@ -126,6 +136,7 @@ impl Uploads {
         if !(1..=ARTIFACT_BYTES_MAX).contains(&length) {
             return Err(UploadError::Length(length));
         }
+        let _turn = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         let uploads = self.all()?;
         let announced: u64 = uploads.iter().map(|upload| upload.length).sum();
         if uploads.len() >= UPLOADS_MAX || announced + length > ANNOUNCED_BYTES_MAX {
@@ -159,7 +170,12 @@ impl Uploads {
         };
         let announced: Announced = serde_json::from_slice(&read(self.announced(id))?).map_err(|_| unknown())?;
         let (offset, touched) = match (&announced.artifact, fs::metadata(self.data(id))) {
-            (None, Ok(metadata)) => (metadata.len(), metadata.modified()),
+            // Two have written to it at once: nobody knows what it is.
+            (None, Ok(metadata)) if metadata.len() > announced.length => {
+                self.forget(id)?;
+                return Err(unknown());
+            }
+            (None, Ok(metadata)) => (metadata.len().min(announced.length - 1), metadata.modified()),
             (None, Err(_)) => return Err(unknown()),
             (Some(_), _) => (
                 announced.length,
@@ -194,7 +210,8 @@ impl Uploads {
                 Ok(upload) if upload.expires.unix_seconds() > now.as_secs().cast_signed() => uploads.push(upload),
                 // One that is being sent to is touched; this one was begun, and then a crash came, or a day went by.
                 Ok(_) => self.forget(&id)?,
-                Err(UploadError::Unknown(_)) => {}
+                // A crash came between its two files.
+                Err(UploadError::Unknown(_)) => self.forget_leftovers(&id, now)?,
                 Err(error) => return Err(error),
             }
         }
@@ -225,9 +242,9 @@ impl Uploads {
             return Ok(upload);
         }
         self.write_on(&upload, body).await?;
-        let upload = self.get(id)?;
-        if upload.offset < upload.length {
-            return Ok(upload);
+        let here = fs::metadata(self.data(id)).map_err(|source| self.disk(source))?;
+        if here.len() < upload.length {
+            return self.get(id);
         }
         let file = tokio::fs::File::open(self.data(id))
             .await
@@ -235,6 +252,7 @@ impl Uploads {
         let whole = ReaderStream::with_capacity(file, 1 << 20);
         match origin.import(whole, Some(upload.sha256)).await {
             Ok(artifact) => Ok(UploadView {
+                offset: upload.length,
                 artifact: Some(artifact),
                 ..upload
             }),
@@ -276,8 +294,13 @@ impl Uploads {
             .await;
         let mut file = file.map_err(disk)?;
         let mut offset = upload.offset;
+        // The last byte of an image that was not taken in comes once more.
+        file.set_len(offset).await.map_err(disk)?;
         let outcome = loop {
-            match body.next().await {
+            let Ok(next) = tokio::time::timeout(SILENT_MAX, body.next()).await else {
+                break Err(UploadError::Silent);
+            };
+            match next {
                 None => break Ok(()),
                 Some(Err(source)) => break Err(UploadError::Broken(source.into())),
                 Some(Ok(bytes)) if bytes.len() as u64 > upload.length - offset => {
@@ -318,8 +341,22 @@ impl Uploads {
     }
 
     fn forget(&self, id: &str) -> Result<(), UploadError> {
-        self.remove_file(self.announced(id))?;
-        self.remove_file(self.data(id))
+        // What is large goes first: without it, the rest is no upload.
+        self.remove_file(self.data(id))?;
+        self.remove_file(self.announced(id))
+    }
+
+    /// Removes what belongs to no upload, once it is old: a younger one may be just begun.
+    fn forget_leftovers(&self, id: &str, now: Duration) -> Result<(), UploadError> {
+        let is_old = |path: &PathBuf| {
+            let touched = fs::metadata(path).and_then(|found| found.modified()).ok();
+            let since = touched.and_then(|touched| touched.duration_since(UNIX_EPOCH).ok());
+            since.is_some_and(|since| since + KEPT_FOR <= now)
+        };
+        match [self.data(id), self.announced(id)].iter().any(is_old) {
+            true => self.forget(id),
+            false => Ok(()),
+        }
     }
 
     fn remove_file(&self, path: PathBuf) -> Result<(), UploadError> {

@@ -13,10 +13,12 @@ use firmesh_protocol::{
     time::WallTime,
     trust::{SignedFile, Target, Targets},
 };
+use tokio::runtime::Handle;
 use tracing::info;
 
 use crate::{
     ceremony::{ReadFileError, WriteFileError, read_bounded, write_file},
+    files::Bucket,
     origin::Origin,
     provenance::{
         EvidenceFolder, Image, Policy, PolicyLoadError, RecordError, SBOM_BYTES_MAX, VERDICT_BYTES_MAX, Verdict,
@@ -62,6 +64,9 @@ pub(crate) enum VettingError {
         /// Why not.
         source: WriteFileError,
     },
+    /// The bucket.
+    #[error("{0} cannot be kept in the bucket, or fetched from there: check the server and the keys in [files.s3]")]
+    Bucket(&'static str, #[source] io::Error),
     /// The judging thread died.
     #[error("a release could not be judged")]
     Stopped(#[source] io::Error),
@@ -104,15 +109,23 @@ pub(crate) struct Vetting {
     evidence: EvidenceFolder,
     verdicts: PathBuf,
     origin: Origin,
+    /// Where other coordinators find evidence and verdicts too.
+    bucket: Option<Bucket>,
 }
 
 impl Vetting {
-    pub(crate) fn new(policy: Option<PathBuf>, state_dir: &std::path::Path, origin: Origin) -> Self {
+    pub(crate) fn new(
+        policy: Option<PathBuf>,
+        files: &std::path::Path,
+        origin: Origin,
+        bucket: Option<Bucket>,
+    ) -> Self {
         Self {
             policy,
-            evidence: EvidenceFolder::at(state_dir.join("evidence")),
-            verdicts: state_dir.join("verdicts"),
+            evidence: EvidenceFolder::at(files.join("evidence")),
+            verdicts: files.join("verdicts"),
             origin,
+            bucket,
         }
     }
 
@@ -150,6 +163,11 @@ impl Vetting {
 
     /// Stores a file of evidence.
     pub(crate) async fn put(&self, bytes: Bytes) -> Result<FileRef, VettingError> {
+        if let Some(bucket) = &self.bucket {
+            let name = format!("evidence/{}", Sha256::of(&bytes));
+            let put = bucket.put(&name, bytes.clone()).await;
+            put.map_err(|source| VettingError::Bucket("a file of evidence", source))?;
+        }
         let evidence = self.evidence.clone();
         let stored = tokio::task::spawn_blocking(move || evidence.put(&bytes)).await;
         let stored = stored.map_err(|error| VettingError::Stopped(io::Error::other(error)))?;
@@ -161,12 +179,47 @@ impl Vetting {
 
     /// A file of evidence, if it is here. Blocks.
     pub(crate) fn get(&self, sha256: Sha256) -> Result<Vec<u8>, ReadFileError> {
-        self.evidence.read(sha256, SBOM_BYTES_MAX)
+        match self.evidence.read(sha256, SBOM_BYTES_MAX) {
+            Err(error) if error.is_not_found() && self.fetch(sha256)? => self.evidence.read(sha256, SBOM_BYTES_MAX),
+            read => read,
+        }
     }
 
-    /// This coordinator's own verdict on an image, if it has judged it. Blocks.
+    /// Brings a file of evidence that another coordinator took in. False if it is not in the bucket either. Blocks.
+    fn fetch(&self, sha256: Sha256) -> Result<bool, ReadFileError> {
+        let Some(bucket) = &self.bucket else {
+            return Ok(false);
+        };
+        let name = format!("evidence/{sha256}");
+        let failed = |source| ReadFileError::Io {
+            path: name.clone().into(),
+            source,
+        };
+        let found = Handle::current().block_on(bucket.get(&name, SBOM_BYTES_MAX));
+        match found.map_err(failed)? {
+            // What is something else by now is as good as missing.
+            Some(bytes) if Sha256::of(&bytes) == sha256 => {
+                let kept = self.evidence.put(&bytes);
+                kept.map_err(|error| failed(io::Error::other(error)))?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// The coordinators' own verdict on an image, if one has judged it. Blocks.
     pub(crate) fn verdict(&self, image: Sha256) -> Result<Vec<u8>, ReadFileError> {
-        read_bounded(&self.verdict_path(image), VERDICT_BYTES_MAX)
+        let path = self.verdict_path(image);
+        let Some(bucket) = &self.bucket else {
+            return read_bounded(&path, VERDICT_BYTES_MAX);
+        };
+        // The one here may be older.
+        let found = Handle::current().block_on(bucket.get(&verdict_object(image), VERDICT_BYTES_MAX));
+        match found {
+            Ok(Some(bytes)) => Ok(bytes.into()),
+            Ok(None) => read_bounded(&path, VERDICT_BYTES_MAX),
+            Err(source) => Err(ReadFileError::Io { path, source }),
+        }
     }
 
     fn verdict_path(&self, image: Sha256) -> PathBuf {
@@ -204,7 +257,17 @@ impl Vetting {
 
     fn judge_one(&self, policy: &Policy, release: &Release, now: WallTime) -> Result<Verdict, VettingError> {
         let target = release.target.clone();
-        let path = self.origin.data_path(release.artifact.id);
+        let local = self
+            .origin
+            .local(&release.artifact)
+            .map_err(|source| VettingError::Image {
+                target: target.clone(),
+                source: ReadFileError::Io {
+                    path: format!("{}.bin", release.artifact.id).into(),
+                    source,
+                },
+            })?;
+        let path = local.path().to_owned();
         let image = Image::read(&path).map_err(|source| VettingError::Image {
             target: target.clone(),
             source,
@@ -214,11 +277,23 @@ impl Vetting {
             let source = ReadFileError::Io { path, source };
             return Err(VettingError::Image { target, source });
         }
-        let judged = self.evidence.judge(policy, release, &image, now, false);
-        let verdict = judged.map_err(|source| VettingError::Evidence {
+        let unfit = |source| VettingError::Evidence {
             target: target.clone(),
             source,
-        })?;
+        };
+        let verdict = loop {
+            match self.evidence.judge(policy, release, &image, now, false) {
+                // Each is missing once: after that it is here.
+                Err(RecordError::Missing { sha256, .. })
+                    if self.fetch(sha256).map_err(|error| unfit(error.into()))? => {}
+                judged => break judged.map_err(unfit)?,
+            }
+        };
+        if let Some(bucket) = &self.bucket {
+            let name = verdict_object(image.sha256());
+            let put = Handle::current().block_on(bucket.put(&name, verdict.to_bytes().into()));
+            put.map_err(|source| VettingError::Bucket("a verdict", source))?;
+        }
         write_file(&self.verdict_path(image.sha256()), &verdict.to_bytes()).map_err(|source| VettingError::Write {
             target: target.clone(),
             source,
@@ -226,6 +301,10 @@ impl Vetting {
         info!(release = target, image = %image.sha256(), accepted = verdict.accepted, "provenance judged");
         Ok(verdict)
     }
+}
+
+fn verdict_object(image: Sha256) -> String {
+    format!("verdicts/{image}.json")
 }
 
 /// The release targets in force.

@@ -106,6 +106,8 @@ pub(crate) struct World {
     pub(crate) challenges: Challenges,
     /// Evidence for gates that passed, by campaign and wave: the digests of its envelopes.
     pub(crate) evidence: BTreeMap<(CampaignId, u32), Vec<Sha256>>,
+    /// Campaigns of which only the archive knows the devices: nobody starts them again.
+    pub(crate) archived: BTreeSet<CampaignId>,
     /// Which start of a coordinator this is.
     pub(crate) epoch: u64,
 }
@@ -158,6 +160,7 @@ impl World {
                 .map_or_else(Revocations::default, Revocations::restore),
             challenges: Challenges::default(),
             evidence: BTreeMap::new(),
+            archived: stored.archived,
             epoch: 0,
         })
     }
@@ -387,7 +390,11 @@ async fn campaigns(
 ) -> Result<Vec<Loaded>, RestoreError> {
     let artifacts = by_sha256(store.artifacts().await?);
     let mut loaded = Vec::new();
-    for record in &stored.campaigns {
+    for record in stored
+        .campaigns
+        .iter()
+        .filter(|record| !stored.archived.contains(&record.id))
+    {
         let id = &record.id;
         let unreadable = |source| RestoreError::Campaign { id: id.clone(), source };
         let incomplete = || RestoreError::Incomplete(id.clone());

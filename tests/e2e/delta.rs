@@ -33,6 +33,7 @@ const SHAPE: Shape = Shape {
     evil_peer: None,
     boot_ms: 300,
     coordinators: 1,
+    bucket: false,
     certificates: "90d",
 };
 

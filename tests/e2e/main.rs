@@ -4,6 +4,7 @@ mod access;
 mod api;
 mod at_rest;
 mod audit;
+mod bucket;
 mod calendar_opinion;
 mod ceremony;
 mod cli;

@@ -46,6 +46,8 @@ pub struct Shape {
     pub boot_ms: u32,
     /// Coordinators: of several, the fleet knows only the balancer before them.
     pub coordinators: u32,
+    /// Whether several coordinators have a bucket in common, rather than a folder.
+    pub bucket: bool,
     /// How long a node's certificate is good for, as the coordinator's configuration has it.
     pub certificates: &'static str,
 }
@@ -62,6 +64,7 @@ impl Default for Shape {
             evil_peer: None,
             boot_ms: 300,
             coordinators: 1,
+            bucket: false,
             certificates: "90d",
         }
     }
@@ -134,7 +137,7 @@ impl Cluster {
         }
         let http = client()?;
         let (coordinator, url, replicas) = if shape.coordinators > 1 {
-            let (replicas, balancer) = Replicas::start(root, shape.coordinators, shape.certificates).await?;
+            let (replicas, balancer) = Replicas::start(root, shape).await?;
             (balancer, replicas.url().to_owned(), Some(replicas))
         } else {
             let (coordinator, url) = start_coordinator(root, None, shape.certificates).await?;

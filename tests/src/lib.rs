@@ -12,6 +12,7 @@ pub mod process;
 pub mod python;
 pub mod replicas;
 pub mod rogue;
+pub mod s3;
 pub mod setup;
 pub mod stranger;
 pub mod wait;

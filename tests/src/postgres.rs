@@ -78,6 +78,74 @@ impl Postgres {
         Err(last.unwrap_or_else(|| anyhow::anyhow!("it was never started")))
     }
 
+    /// Has it keep its write-ahead log in a folder of its own, for restores to a point in time, and takes a base backup.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn back_up(&self) -> Result<()> {
+        let wal = self.path("wal");
+        fs::create_dir(&wal)?;
+        if let Some((uid, gid)) = self.user {
+            chown(&wal, Some(uid), Some(gid))?;
+        }
+        let archive = format!("archive_mode = on\narchive_command = 'cp %p {wal}/%f'\n");
+        self.configure(&self.data(), &archive)?;
+        self.stop()?;
+        self.go_on()?;
+        let base = self.path("base");
+        let how = ["-D", &base, "--checkpoint=fast", "--wal-method=fetch", "--no-sync"];
+        self.client("pg_basebackup", &how).map(drop)
+    }
+
+    /// Takes what the backup and the log have of the moment `time`, in place of what there is now.
+    ///
+    /// # Errors
+    /// What it said.
+    pub fn restore(&self, time: &str) -> Result<()> {
+        // The server is lost, but for what it has archived.
+        self.stop()?;
+        fs::remove_dir_all(self.data())?;
+        fs::rename(self.path("base"), self.data())?;
+        let wal = self.path("wal");
+        let recovery = format!(
+            "restore_command = 'cp {wal}/%f %p'\nrecovery_target_time = '{time}'\nrecovery_target_action = 'promote'\n"
+        );
+        self.configure(&self.data(), &recovery)?;
+        let signal = Path::new(&self.data()).join("recovery.signal");
+        fs::write(&signal, "")?;
+        if let Some((uid, gid)) = self.user {
+            chown(&signal, Some(uid), Some(gid))?;
+        }
+        self.go_on()?;
+        // It answers questions before it is done.
+        for _ in 0..600 {
+            let asked = self.client("psql", &["-Atc", "SELECT pg_is_in_recovery()", "postgres"])?;
+            if asked.stdout.starts_with(b"f") {
+                return Ok(());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        bail!("the server did not come to the moment {time}")
+    }
+
+    /// Whether a file of the log is archived.
+    #[must_use]
+    pub fn has_archived(&self, file: &str) -> bool {
+        Path::new(&self.path("wal")).join(file).is_file()
+    }
+
+    fn configure(&self, data: &str, lines: &str) -> Result<()> {
+        use std::io::Write as _;
+        let mut file = fs::File::options()
+            .append(true)
+            .open(Path::new(data).join("postgresql.conf"))?;
+        Ok(file.write_all(lines.as_bytes())?)
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).display().to_string()
+    }
+
     /// Starts it again where it was, and waits until it answers.
     ///
     /// # Errors

@@ -8,9 +8,11 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    cluster::Shape,
     packages::ensure_command,
     postgres::Postgres,
     process::Process,
+    s3::S3,
     setup::{START_WITHIN, client, start_coordinator},
     wait::{Seen, until},
 };
@@ -22,6 +24,8 @@ pub struct Replicas {
     pub members: Vec<Member>,
     /// The database.
     pub postgres: Postgres,
+    /// The bucket's server, if they have one.
+    pub s3: Option<S3>,
     url: String,
     certificates: &'static str,
     http: reqwest::Client,
@@ -42,14 +46,24 @@ pub struct Member {
 const DATABASE: &str = "firmesh";
 
 impl Replicas {
-    /// Starts `count` coordinators below `root`, each with the keys of the first, and the balancer before them.
+    /// Starts the coordinators of a fleet below `root`, each with the keys of the first, and the balancer before them.
     ///
     /// # Errors
     /// What is missing, or did not start.
-    pub async fn start(root: &Path, count: u32, certificates: &'static str) -> Result<(Self, Process)> {
+    pub async fn start(root: &Path, shape: Shape) -> Result<(Self, Process)> {
+        let Shape {
+            coordinators: count,
+            certificates,
+            ..
+        } = shape;
         let haproxy = ensure_command("haproxy", "haproxy")?;
         let postgres = Postgres::start()?;
         postgres.create_database(DATABASE)?;
+        let s3 = if shape.bucket {
+            Some(S3::start(root).await?)
+        } else {
+            None
+        };
         let (operators, nodes) = (free_port()?, free_port()?);
         let mut members: Vec<Member> = Vec::new();
         for number in 0..count {
@@ -62,12 +76,14 @@ impl Replicas {
             let password = folder.join("database.password");
             fs::write(&password, postgres.password())?;
             fs::set_permissions(&password, fs::Permissions::from_mode(0o600))?;
+            let files = match &s3 {
+                Some(s3) => s3.settings(&folder)?,
+                None => format!("[files]\ndir = {:?}\n", root.join("files").display().to_string()),
+            };
             let more = format!(
-                "url = \"https://127.0.0.1:{nodes}\"\n\
-                 [files]\ndir = {:?}\n\
+                "url = \"https://127.0.0.1:{nodes}\"\n{files}\
                  [database]\nurl = {:?}\npassword = {{ file = \"database.password\" }}\nconnections_max = 40\n\
                  [cluster]\nname = \"{name}\"\n",
-                root.join("files").display().to_string(),
                 postgres.url(DATABASE),
             );
             fs::write(folder.join("coordinator-more.toml"), more)?;
@@ -91,6 +107,7 @@ impl Replicas {
         let replicas = Self {
             members,
             postgres,
+            s3,
             url: format!("http://127.0.0.1:{operators}"),
             certificates,
             http: client()?,

@@ -164,6 +164,22 @@ impl Drafts {
                 },
                 document: Document::None,
             }],
+            Write::Archived(archive) => {
+                let change = if archive.removed.is_some() {
+                    "archive removed"
+                } else {
+                    "archived"
+                };
+                let event = Event::Change {
+                    subject: "campaign".to_owned(),
+                    name: archive.campaign.to_string(),
+                    change: change.to_owned(),
+                };
+                one(
+                    event,
+                    &serde_json::to_vec(archive).expect("it has only names, numbers and lists"),
+                )
+            }
             Write::Restart(id) => {
                 self.campaigns.remove(id);
                 Vec::new()

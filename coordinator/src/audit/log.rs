@@ -1,7 +1,11 @@
-//! The log in memory: the tree, the newest checkpoint, and what was logged last. Read from the database at every start.
+//! The log in memory: the tree, the newest checkpoint, and what was logged last. Read from the database at every start: the
+//! hashes of its tiles and its last entries before anything is served, the rest afterwards ([`recheck`]).
 
 use firmesh_protocol::{
-    audit::{Checkpoint, DocumentRef, ENTRY_SCHEMA, Entry, LogCheck, LogError, LoggedEntry, Tiles, Tree, leaf_hash},
+    audit::{
+        Checkpoint, DocumentRef, ENTRY_SCHEMA, Entry, LogCheck, LogError, LoggedEntry, TILE_LEAVES, Tiles, Tree,
+        leaf_hash, tile_hash,
+    },
     ids::Sha256,
     time::WallTime,
 };
@@ -42,10 +46,17 @@ pub enum LogProblem {
 /// Whole tiles whose leaf hashes are kept: nodes ask about the recent past.
 const TILES_KEPT: usize = 64;
 
+/// Whole tiles at the end whose entries are read at a start: some ten milliseconds' worth.
+const TILES_READ: u64 = 16;
+
 /// The log.
 #[derive(Debug)]
 pub(crate) struct Log {
     pub(super) tree: Tree,
+    /// So many of its tiles have their hashes stored.
+    tiles_stored: u64,
+    /// The entries before this one were not read at the start.
+    pub(super) read_from: u64,
     pub(super) note: String,
     pub(super) tiles: Tiles,
     pub(crate) drafts: Drafts,
@@ -55,6 +66,7 @@ pub(crate) struct Log {
 #[derive(Debug)]
 pub(crate) struct Appended {
     tree: Tree,
+    tiles_stored: u64,
     note: String,
 }
 
@@ -64,7 +76,8 @@ impl Log {
         self.tree.size() == 0
     }
 
-    /// Reads the stored log, entry by entry, and compares it with the stored checkpoint.
+    /// Reads the stored log and compares it with the stored checkpoint: its last entries, and what is before them by the hashes
+    /// of its tiles, whose root the checkpoint signs. Where these do not go with it, every entry is read, to say which one.
     pub(crate) async fn load(pool: &AnyPool, key: &LogKey, drafts: Drafts) -> Result<Self, LogProblem> {
         let row = sqlx::query("SELECT note FROM audit_checkpoint")
             .fetch_optional(pool)
@@ -72,20 +85,20 @@ impl Log {
         let note: Option<String> = row.map(|row| row.get(0));
         let checkpoint = note.as_deref().map(Checkpoint::read_stored).transpose();
         let checkpoint = checkpoint.map_err(LogProblem::Checkpoint)?;
-        let mut check = LogCheck::new(checkpoint.iter().cloned().collect());
-        {
-            let mut rows = sqlx::query("SELECT entry, leaf FROM audit_entries ORDER BY idx").fetch(pool);
-            while let Some(row) = rows.try_next().await? {
-                let leaf: Option<[u8; 32]> = row.get::<Vec<u8>, _>(1).try_into().ok();
-                let logged = LoggedEntry {
-                    entry: row.get(0),
-                    leaf: leaf.unwrap_or_default().into(),
-                    document: None,
-                };
-                check.push_entry(&logged).map_err(LogProblem::Changed)?;
+        let beginning = beginning(pool, checkpoint.as_ref()).await?;
+        let (mut read_from, mut tiles_stored) = (beginning.size(), beginning.whole_tiles().len() as u64);
+        let checked = match read_from {
+            0 => None,
+            _ => Self::check(pool, beginning, checkpoint.clone()).await?.ok(),
+        };
+        let tree = match checked {
+            Some(tree) => tree,
+            None => {
+                (read_from, tiles_stored) = (0, 0);
+                let checked = Self::check(pool, Tree::default(), checkpoint.clone()).await?;
+                checked.map_err(LogProblem::Changed)?
             }
-        }
-        let tree = check.finish().map_err(LogProblem::Changed)?;
+        };
         let note = match (note, checkpoint) {
             (Some(note), Some(checkpoint)) if checkpoint.size == tree.size() && key.has_signed(&note) => note,
             // The key was replaced: the log goes on under the new one.
@@ -101,10 +114,39 @@ impl Log {
         };
         Ok(Self {
             tree,
+            tiles_stored,
+            read_from,
             note,
             tiles: Tiles::new(),
             drafts,
         })
+    }
+
+    /// Reads the entries after a beginning.
+    async fn check(
+        pool: &AnyPool,
+        beginning: Tree,
+        checkpoint: Option<Checkpoint>,
+    ) -> Result<Result<Tree, LogError>, LogProblem> {
+        let from = beginning.size().cast_signed();
+        let mut check = LogCheck::after(beginning, checkpoint.into_iter().collect());
+        let query = "SELECT entry, leaf FROM audit_entries WHERE idx >= $1 ORDER BY idx";
+        // Nothing has an index below zero, unless somebody has put it there.
+        let mut rows = sqlx::query(query)
+            .bind(if from == 0 { i64::MIN } else { from })
+            .fetch(pool);
+        while let Some(row) = rows.try_next().await? {
+            let leaf: Option<[u8; 32]> = row.get::<Vec<u8>, _>(1).try_into().ok();
+            let logged = LoggedEntry {
+                entry: row.get(0),
+                leaf: leaf.unwrap_or_default().into(),
+                document: None,
+            };
+            if let Err(error) = check.push_entry(&logged) {
+                return Ok(Err(error));
+            }
+        }
+        Ok(check.finish())
     }
 
     /// Writes entries and the checkpoint of the new size. Nothing here changes before [`Self::committed`].
@@ -141,18 +183,36 @@ impl Log {
                 .await?;
             tree.push(leaf);
         }
+        let mut tiles_stored = self.tiles_stored;
+        for hash in tree
+            .whole_tiles()
+            .iter()
+            .skip(usize::try_from(tiles_stored).unwrap_or(usize::MAX))
+        {
+            let query = "INSERT INTO audit_tiles VALUES ($1, $2) ON CONFLICT (tile) DO UPDATE SET hash = excluded.hash";
+            sqlx::query(query)
+                .bind(tiles_stored.cast_signed())
+                .bind(hash.as_bytes().to_vec())
+                .execute(&mut *connection)
+                .await?;
+            tiles_stored += 1;
+        }
         let note = key.sign(&tree, at);
         sqlx::query("INSERT INTO audit_checkpoint VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET note = excluded.note")
             .bind(note.clone())
             .execute(&mut *connection)
             .await?;
-        Ok(Appended { tree, note })
+        Ok(Appended {
+            tree,
+            tiles_stored,
+            note,
+        })
     }
 
     /// What was appended is durable.
     pub(crate) fn committed(&mut self, appended: Option<Appended>, drafts: Drafts) {
-        if let Some(Appended { tree, note }) = appended {
-            (self.tree, self.note) = (tree, note);
+        if let Some(appended) = appended {
+            (self.tree, self.tiles_stored, self.note) = (appended.tree, appended.tiles_stored, appended.note);
         }
         self.drafts = drafts;
     }
@@ -164,6 +224,74 @@ impl Log {
             self.tiles.pop_first();
         }
     }
+}
+
+/// What comes before the entries that are read at a start, by the stored hashes of its tiles. Nothing, if there are few.
+async fn beginning(pool: &AnyPool, checkpoint: Option<&Checkpoint>) -> Result<Tree, LogProblem> {
+    let whole = checkpoint.map_or(0, |checkpoint| checkpoint.size / TILE_LEAVES);
+    let (unread, mut tree) = (whole.saturating_sub(TILES_READ), Tree::default());
+    let mut rows = sqlx::query("SELECT tile, hash FROM audit_tiles WHERE tile < $1 ORDER BY tile")
+        .bind(unread.cast_signed())
+        .fetch(pool);
+    while let Some(row) = rows.try_next().await? {
+        let hash: Result<[u8; 32], _> = row.get::<Vec<u8>, _>(1).try_into();
+        let is_next = row.get::<i64, _>(0).cast_unsigned() == tree.whole_tiles().len() as u64;
+        match hash {
+            Ok(hash) if is_next => tree.push_tile(hash.into()),
+            _ => return Ok(Tree::default()),
+        }
+    }
+    Ok(tree)
+}
+
+/// Reads the entries of whole tiles, which were not read at the start, and compares them with the hashes that the start stood
+/// on. A few at a time: others read as well.
+pub(super) async fn recheck(pool: &AnyPool, first: u64, hashes: &[Sha256]) -> Result<(), LogProblem> {
+    let query = "SELECT idx, entry, leaf FROM audit_entries WHERE idx >= $1 AND idx < $2 ORDER BY idx";
+    for (tile, hash) in (first..).zip(hashes) {
+        let from = tile * TILE_LEAVES;
+        let rows = sqlx::query(query)
+            .bind(from.cast_signed())
+            .bind((from + TILE_LEAVES).cast_signed())
+            .fetch_all(pool)
+            .await?;
+        let mut leaves = Vec::new();
+        for (index, row) in (from..).zip(&rows) {
+            let (found, leaf) = (
+                row.get::<i64, _>(0).cast_unsigned(),
+                leaf_hash(row.get::<&str, _>(1).as_bytes()),
+            );
+            if found != index {
+                return Err(LogProblem::Changed(LogError::Missing { index, found }));
+            }
+            let logged: Option<[u8; 32]> = row.get::<Vec<u8>, _>(2).try_into().ok();
+            let logged = Sha256::from(logged.unwrap_or_default());
+            if logged != leaf {
+                return Err(LogProblem::Changed(LogError::Changed {
+                    index,
+                    found: leaf,
+                    logged,
+                }));
+            }
+            leaves.push(leaf);
+        }
+        if (leaves.len() as u64) < TILE_LEAVES {
+            let index = from + leaves.len() as u64;
+            return Err(LogProblem::Changed(LogError::Missing {
+                index,
+                found: index + 1,
+            }));
+        }
+        let found = tile_hash(&leaves);
+        if found != *hash {
+            return Err(LogProblem::Changed(LogError::Forked {
+                size: from + TILE_LEAVES,
+                found,
+                signed: *hash,
+            }));
+        }
+    }
+    Ok(())
 }
 
 async fn put_document(connection: &mut AnyConnection, document: Document) -> Result<Option<DocumentRef>, LogProblem> {

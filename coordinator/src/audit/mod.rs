@@ -1,8 +1,9 @@
 //! The audit log: every durable change that allows, decides or tells something becomes an entry in the same transaction.
 //!
 //! Invariants: entries are made from the writes themselves, so nothing can be stored and not be logged; the checkpoint of
-//! the new size is signed and stored with them; the tree is built from the entries' text at every start, and a log that
-//! is not the one this coordinator signed is not gone on with.
+//! the new size is signed and stored with them; at every start the tree is built from the hashes of its tiles and the text of
+//! the last entries, and all other text is read soon after; a log that is not the one this coordinator signed is not gone on
+//! with.
 
 mod drafts;
 mod log;

@@ -1,6 +1,6 @@
 //! What is asked about the log: checkpoint, entries, proofs. Reads a few tiles of entries per proof.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use data_encoding::BASE64;
 use firmesh_protocol::{
@@ -12,8 +12,11 @@ use firmesh_protocol::{
 };
 use sqlx::Row as _;
 
-use super::LogProblem;
+use super::{LogProblem, log::recheck};
 use crate::store::{Store, StoreError};
+
+/// Between two stretches of the log that are read again: whoever is served comes first.
+const RECHECK_PAUSE: Duration = Duration::from_millis(5);
 
 /// Entries of one answer.
 const ENTRIES_MAX: u64 = 1_000;
@@ -28,6 +31,21 @@ impl Store {
     /// The newest checkpoint, a signed note.
     pub(crate) async fn audit_checkpoint(&self) -> Result<String, StoreError> {
         Ok(self.log().await?.note.clone())
+    }
+
+    /// Reads what was not read of the log at the start of this term.
+    pub(crate) async fn audit_recheck(&self) -> Result<(), StoreError> {
+        const AT_ONCE: usize = 16;
+        let hashes = {
+            let log = self.log().await?;
+            let unread = usize::try_from(log.read_from / TILE_LEAVES).unwrap_or(usize::MAX);
+            log.tree.whole_tiles().iter().take(unread).copied().collect::<Vec<_>>()
+        };
+        for (number, hashes) in (0..).zip(hashes.chunks(AT_ONCE)) {
+            recheck(self.reader(), number * AT_ONCE as u64, hashes).await?;
+            tokio::time::sleep(RECHECK_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Entries in the log.

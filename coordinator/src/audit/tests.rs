@@ -16,6 +16,8 @@ on_both_databases!(
     what_is_stored_is_logged_and_signed_for_over_a_restart,
     a_change_that_fails_is_not_logged_and_the_log_goes_on,
     proofs_over_several_tiles_verify_for_whoever_asks,
+    the_beginning_of_a_long_log_is_read_after_the_start,
+    whoever_goes_away_in_the_midst_of_a_write_leaves_the_log_whole,
     a_log_without_its_checkpoint_is_refused,
     a_database_from_before_the_log_begins_it_with_what_it_has,
 );
@@ -175,6 +177,88 @@ async fn changes_are_found(make: fn() -> TestDatabase) {
         };
         assert_eq!((error.code(), error.index()), (code, index), "{statement}");
     }
+}
+
+/// A client that hangs up ends its handler, at any point: once the log in memory stayed behind the one in the database then, and
+/// nothing was ever written again.
+async fn whoever_goes_away_in_the_midst_of_a_write_leaves_the_log_whole(database: TestDatabase) {
+    use std::{future::poll_fn, pin::pin, task::Poll};
+
+    let store = database.open(at(1)).await.unwrap();
+    for polls in 1..60 {
+        let event = Event::Change {
+            subject: "group".to_owned(),
+            name: polls.to_string(),
+            change: "made".to_owned(),
+        };
+        let mut left = polls;
+        let mut writing = pin!(store.log_event(event.clone(), at(1)));
+        let gone = poll_fn(|context| match writing.as_mut().poll(context) {
+            Poll::Pending if left > 1 => {
+                left -= 1;
+                Poll::Pending
+            }
+            _ => Poll::Ready(()),
+        });
+        gone.await;
+        store.log_event(event, at(2)).await.unwrap();
+    }
+    let signed = checkpoint(&store, &database).await;
+    store.close().await;
+    let store = database.open(at(1)).await.unwrap();
+    assert_eq!(checkpoint(&store, &database).await, signed);
+}
+
+/// A long log is not read to its beginning at a start, but soon after: what was changed there is found then.
+async fn the_beginning_of_a_long_log_is_read_after_the_start(database: TestDatabase) {
+    let store = database.open(at(1)).await.unwrap();
+    for batch in 0..10 {
+        let writes = (0..600).map(|n| report(batch * 600 + n + 1, AttemptState::Success));
+        store.commit(writes.collect(), at(1)).await.unwrap();
+    }
+    let signed = checkpoint(&store, &database).await;
+    assert_eq!(signed.size, 6_001);
+    store.close().await;
+    let store = database.open(at(1)).await.unwrap();
+    assert_eq!(store.log().await.unwrap().read_from, 7 * 256);
+    assert_eq!(checkpoint(&store, &database).await, signed);
+    store.audit_recheck().await.unwrap();
+    // The log goes on, and proofs about its beginning hold.
+    store
+        .commit(vec![report(6_001, AttemptState::Success)], at(2))
+        .await
+        .unwrap();
+    let last = checkpoint(&store, &database).await;
+    let entry = &store.audit_entries(3, 1).await.unwrap().items[0];
+    let path = store.audit_inclusion(3, last.size).await.unwrap();
+    verify_inclusion(3, last.size, &entry.leaf, &path, &last.root).unwrap();
+    store.close().await;
+
+    for (statement, index) in [
+        (
+            "UPDATE audit_entries SET entry = replace(entry, 'success', 'failed') WHERE idx = 700",
+            Some(700),
+        ),
+        ("DELETE FROM audit_entries WHERE idx = 255", Some(255)),
+    ] {
+        database.run(statement).await;
+        let store = database.open(at(1)).await.unwrap();
+        let found = store.audit_recheck().await.unwrap_err();
+        let StoreError::Audit(LogProblem::Changed(error)) = found else {
+            panic!("{statement}: {found:?}");
+        };
+        assert_eq!(error.index(), index, "{statement}");
+        store.close().await;
+    }
+    // Hashes that do not go with the checkpoint are not believed: then everything is read.
+    database
+        .run("UPDATE audit_tiles SET hash = (SELECT hash FROM audit_tiles WHERE tile = 1) WHERE tile = 0")
+        .await;
+    let refused = database.open(at(1)).await.unwrap_err();
+    assert!(
+        matches!(refused, StoreError::Audit(LogProblem::Changed(_))),
+        "{refused:?}"
+    );
 }
 
 async fn a_log_without_its_checkpoint_is_refused(database: TestDatabase) {

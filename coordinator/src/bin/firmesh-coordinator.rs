@@ -3,8 +3,10 @@
 use std::{io::Write as _, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::Parser;
-use firmesh_coordinator::{Config, Overrides, chain, run, start_logging, version};
+use clap::{Parser, Subcommand};
+use firmesh_coordinator::{
+    Config, Overrides, Settings, after_restore, back_up, chain, import, run, start_logging, version,
+};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -30,6 +32,27 @@ struct Arguments {
     /// Check the configuration, print it, and stop.
     #[arg(long)]
     check_config: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+/// What is done to the database instead of running.
+#[derive(Subcommand)]
+enum Command {
+    /// Copies the whole database of a coordinator with a file of its own to the PostgreSQL server of `database.url`, which
+    /// must be empty. Neither may be in use.
+    Import {
+        /// The file `coordinator.sqlite`.
+        file: PathBuf,
+    },
+    /// Copies the database file while its coordinator runs.
+    Backup {
+        /// A file that does not exist yet.
+        to: PathBuf,
+    },
+    /// After a restore to an earlier moment, before the first start: leaves out the epochs and permits that may have been given
+    /// out after that moment, so that none is given out twice.
+    AfterRestore,
 }
 
 fn main() -> ExitCode {
@@ -64,6 +87,9 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("no async runtime")?;
+    if let Some(command) = arguments.command {
+        return runtime.block_on(offline(&settings, command));
+    }
     runtime.block_on(async {
         let cancel = CancellationToken::new();
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -81,4 +107,34 @@ fn start(arguments: Arguments) -> anyhow::Result<()> {
             () = signals => Ok(()),
         }
     })
+}
+
+async fn offline(settings: &Settings, command: Command) -> anyhow::Result<()> {
+    // Whoever reads it may stop early.
+    let say = |line: String| drop(writeln!(std::io::stdout(), "{line}"));
+    match command {
+        Command::Import { file } => {
+            let tables = import(settings, &file).await?;
+            for table in &tables {
+                say(format!(
+                    "{:<20} {:>10} rows  sha256 {}",
+                    table.table, table.rows, table.sha256
+                ));
+            }
+            let rows: u64 = tables.iter().map(|table| table.rows).sum();
+            say(format!(
+                "{rows} rows of {} tables are the same here and there",
+                tables.len()
+            ));
+        }
+        Command::Backup { to } => {
+            back_up(settings, &to).await?;
+            say(format!("{} is a whole copy of the database", to.display()));
+        }
+        Command::AfterRestore => {
+            let epoch = after_restore(settings).await?;
+            say(format!("the next coordinator that leads has an epoch above {epoch}"));
+        }
+    }
+    Ok(())
 }

@@ -13,6 +13,7 @@ use std::{
 };
 
 use firmesh_protocol::api::Problem;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -44,6 +45,9 @@ const CONNECTIONS_MAX: usize = 4_096;
 
 /// A database that was last heard of before so long may be gone.
 const HEARD_WITHIN: Duration = Duration::from_secs(10);
+
+/// An end that was not heard of for so long is asked whether it is there.
+const SILENT_FOR: Duration = Duration::from_secs(60);
 
 /// Which of the two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,6 +142,7 @@ impl Faces {
             };
         };
         leader.set_nodelay(true)?;
+        [&client, &leader].into_iter().try_for_each(keep_alive)?;
         leader.write_all(&head).await?;
         tokio::select! {
             copied = copy_bidirectional(&mut client, &mut leader) => copied.map(drop),
@@ -180,6 +185,12 @@ impl Faces {
         };
         answer(client, status, "text/plain; charset=utf-8", body).await
     }
+}
+
+/// An end that has vanished without a word gives its place back.
+fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    let often = TcpKeepalive::new().with_time(SILENT_FOR).with_interval(SILENT_FOR / 4);
+    SockRef::from(stream).set_tcp_keepalive(&often)
 }
 
 impl Sight {
@@ -336,6 +347,26 @@ mod tests {
         let mut answer = String::new();
         client.read_to_string(&mut answer).await.unwrap();
         answer
+    }
+
+    /// One that was killed and is back within its lease finds itself in the database: a connection handed on to itself would
+    /// be handed on again and again, until nothing is left to hand on with.
+    #[tokio::test]
+    async fn nothing_is_handed_on_to_oneself() {
+        let (listener, address) = listen().await;
+        let (_sight, known) = watch::channel(leader(7, &address));
+        let own = Member {
+            name: "a".to_owned(),
+            operators: address.clone(),
+            nodes: address.clone(),
+        };
+        let faces = Faces::new(known, own, CancellationToken::new());
+        let places = faces.places.clone();
+        let accepting = tokio::spawn(async move { faces.accept(Face::Operators, listener).await });
+        let told = said(&address, "GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await;
+        assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
+        assert!(places.available_permits() >= CONNECTIONS_MAX - 2, "{places:?}");
+        accepting.abort();
     }
 
     /// A connection is not refused because somebody has just died, and does not stay with one that was replaced.

@@ -130,8 +130,15 @@ async fn view(app: &App, id: &str) -> Result<CampaignView, Failure> {
     match found {
         Some(found) => Ok(found),
         None => {
-            let kept = drafts::found(app, &id).await?.ok_or_else(|| no_campaign(&id))?;
-            Ok(as_campaign(id, kept.record))
+            if let Some(kept) = drafts::found(app, &id).await? {
+                return Ok(as_campaign(id, kept.record));
+            }
+            match app.store.archive(&id).await? {
+                Some(_) => Err(Failure::not_found(format!(
+                    "campaign {id} here any more: see /api/v1/archive/{id}"
+                ))),
+                None => Err(no_campaign(&id)),
+            }
         }
     }
 }

@@ -12,8 +12,6 @@ use axum::{
 };
 use data_encoding::BASE64;
 use firmesh_protocol::{api::FirmwareView, audit::Event};
-use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
-use tokio_util::io::ReaderStream;
 
 use super::{
     App,
@@ -25,9 +23,6 @@ use super::{
 use crate::access::Permission;
 
 type Shared = State<Arc<App>>;
-
-/// Read at once while an image is served.
-const CHUNK_BYTES: usize = 256 << 10;
 
 pub(super) fn add_routes(routes: &mut Routes) {
     const TAG: &str = "firmware";
@@ -68,10 +63,7 @@ async fn download(
         return Ok((all, failure).into_response());
     };
     let is_part = asked.is_some() && range != (0..artifact.length);
-    let mut file = app.origin.file(&artifact).await?;
-    let broken =
-        |error: std::io::Error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "artifact_damaged", error.to_string());
-    file.seek(std::io::SeekFrom::Start(range.start)).await.map_err(broken)?;
+    let image = app.origin.read(&artifact, range.clone()).await?;
     let length = range.end - range.start;
     let export = Event::Export {
         target: release.target,
@@ -94,7 +86,7 @@ async fn download(
             format!("sha-256=:{}:", BASE64.encode(artifact.sha256.as_bytes())),
         ),
     ];
-    let body = Body::from_stream(ReaderStream::with_capacity(file.take(length), CHUNK_BYTES));
+    let body = Body::from_stream(image);
     if !is_part {
         return Ok((headers, body).into_response());
     }

@@ -29,6 +29,7 @@ mod repository;
 mod requests;
 mod routes;
 mod simulations;
+mod storage;
 mod stream;
 mod targets;
 mod tls;
@@ -65,6 +66,7 @@ pub(crate) struct App {
     pub(crate) coordinator: Coordinator,
     pub(crate) store: Store,
     pub(crate) origin: Origin,
+    pub(crate) archive: crate::archive::Archive,
     pub(crate) uploads: crate::uploads::Uploads,
     /// One repository sync at a time: it takes the network.
     pub(crate) mirror: Arc<Semaphore>,

@@ -129,7 +129,7 @@ async fn slice(
     let end = end.ok_or_else(|| Failure::bad_request(format!("a slice has at most {SLICE_BYTES_MAX} bytes")))?;
     let artifact = match app.store.artifact(id).await? {
         Some(artifact) => Some(artifact),
-        None => app.origin.recipe(id),
+        None => app.origin.recipe(id).await,
     };
     let artifact = artifact.ok_or_else(|| Failure::not_found(format!("artifact {id}")))?;
     let layout = PieceLayout::new(artifact.length);

@@ -41,7 +41,7 @@ use super::{
     problem::{self, Body, Failure},
     rates, reconcile, reports, repository,
     routes::{Op, Routes},
-    simulations, stream, targets, uploads,
+    simulations, storage, stream, targets, uploads,
 };
 use crate::{
     access::Permission, ceremony::ReadFileError, provenance::SBOM_BYTES_MAX, publish::PUBLICATION_BYTES_MAX,
@@ -71,6 +71,7 @@ pub(super) fn routes() -> Routes {
     notifications::add_routes(&mut routes);
     audit::add_routes(&mut routes);
     access::add_routes(&mut routes);
+    storage::add_routes(&mut routes);
     stream::add_routes(&mut routes);
     routes
 }

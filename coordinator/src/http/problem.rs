@@ -32,7 +32,8 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
         "answer_not_kept",
         "the request was carried out before, its answer was not kept",
     ),
-    ("artifact_damaged", "an image on the coordinator's disk cannot be read"),
+    ("archive_running", "one run of the archive at a time"),
+    ("artifact_damaged", "an image or an archive cannot be read"),
     ("artifact_missing", "a release's image was not imported"),
     ("bad_body", "the body is not what is expected"),
     ("bad_cursor", "the cursor is not one that this list gave"),
@@ -46,7 +47,9 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("bad_request", "a name or parameter is not what is expected"),
     ("bad_revocation", "the node cannot be revoked so"),
     ("bad_upload", "the image is empty, or broke off"),
+    ("bucket", "the bucket in which images lie refused, or cannot be reached"),
     ("braked", "a signed brake forbids it"),
+    ("bucket", "the bucket in which images lie refused, or cannot be reached"),
     ("brakes_full", "no more brakes are kept"),
     ("busy", "one rehearsal, or one test of a destination, at a time"),
     (
@@ -334,6 +337,7 @@ impl From<VettingError> for Failure {
             VettingError::Policy(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "provenance_policy", detail),
             VettingError::Image { .. } => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "artifact_damaged", detail),
             VettingError::Write { .. } => Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk", detail),
+            VettingError::Bucket(..) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "bucket", detail),
             VettingError::Stopped(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "provenance", detail),
         }
     }
@@ -393,6 +397,7 @@ impl From<ImportError> for Failure {
             ImportError::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "too_large"),
             ImportError::WrongDigest { .. } => (StatusCode::UNPROCESSABLE_ENTITY, "hash_mismatch"),
             ImportError::Disk { .. } => (StatusCode::INSUFFICIENT_STORAGE, "disk"),
+            ImportError::Bucket(_) => (StatusCode::INTERNAL_SERVER_ERROR, "bucket"),
         };
         let failure = Self::new(status, code, detail);
         if code == "hash_mismatch" {

@@ -18,16 +18,12 @@ use firmesh_protocol::{
     audit::Event,
     ids::{CampaignId, Sha256},
 };
-use tokio_util::io::ReaderStream;
 
 use super::{
     App,
     admission::{Who, may_take_image},
     problem::Failure,
 };
-
-/// Read at once while an image is served.
-const CHUNK_BYTES: usize = 256 << 10;
 
 pub(super) async fn target(
     State(app): State<Arc<App>>,
@@ -62,8 +58,8 @@ pub(super) async fn target(
                 .await?
                 .filter(|artifact| artifact.sha256 == digest)
                 .ok_or_else(no_such)?;
-            let file = app.origin.file(&artifact).await?;
             may_take_image(&app, &who, &target).await?;
+            let image = app.origin.read(&artifact, 0..artifact.length).await?;
             let export = Event::Export {
                 target,
                 artifact: artifact.id,
@@ -79,8 +75,7 @@ pub(super) async fn target(
                 (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
                 (header::CONTENT_LENGTH, artifact.length.to_string()),
             ];
-            let body = Body::from_stream(ReaderStream::with_capacity(file, CHUNK_BYTES));
-            Ok((headers, body).into_response())
+            Ok((headers, Body::from_stream(image)).into_response())
         }
         _ => Err(no_such()),
     }

@@ -232,7 +232,7 @@ impl From<UploadError> for Failure {
             }
             UploadError::Offset { .. } => Self::new(StatusCode::CONFLICT, "wrong_offset", detail),
             UploadError::Busy => Self::new(StatusCode::CONFLICT, "upload_busy", detail),
-            UploadError::Broken(_) => Self::new(StatusCode::BAD_REQUEST, "bad_upload", detail),
+            UploadError::Broken(_) | UploadError::Silent => Self::new(StatusCode::BAD_REQUEST, "bad_upload", detail),
             UploadError::Disk { .. } => Self::new(StatusCode::INSUFFICIENT_STORAGE, "disk", detail),
             UploadError::Import(error) => error.into(),
         }

@@ -67,7 +67,10 @@ impl Database {
             },
         };
         let options = options(place)?;
-        let mut connection = AnyConnection::connect_with(&options).await.map_err(failed)?;
+        // A machine that has vanished says nothing, for minutes.
+        let connecting = tokio::time::timeout(ACQUIRE_WITHIN, AnyConnection::connect_with(&options)).await;
+        let connected = connecting.unwrap_or(Err(sqlx::Error::PoolTimedOut));
+        let mut connection = connected.map_err(failed)?;
         if kind == Kind::Sqlite {
             connection.execute(FILE_SESSION).await.map_err(failed)?;
         }

@@ -4,6 +4,8 @@
 //! audit log that follow from it. A store is good for one term of leading: after that it reads, and every write of it fails
 //! with [`StoreError::Deposed`]. Which database there is, only [`database`] and its neighbours know.
 
+mod backup;
+mod copy;
 mod database;
 mod lease;
 mod place;
@@ -20,6 +22,8 @@ use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, watch};
 
 pub use self::place::DatabaseConfig;
 pub(crate) use self::{
+    backup::BackupError,
+    copy::CopyError,
     database::{Database, Transaction},
     lease::{Leader, Lifeline, Member, Term},
     place::{Place, Server},
@@ -175,12 +179,17 @@ impl Store {
 
     /// The log, read first if need be.
     pub(crate) async fn log(&self) -> Result<MappedMutexGuard<'_, Log>, StoreError> {
+        let log = self.held_log().await?;
+        Ok(MutexGuard::map(log, |log| log.as_mut().expect("it was just read")))
+    }
+
+    async fn held_log(&self) -> Result<MutexGuard<'_, Option<Log>>, StoreError> {
         let mut log = self.log.lock().await;
         if log.is_none() {
-            let drafts = Drafts::of(&self.load().await?);
+            let drafts = Drafts::of(&self.load_logged().await?);
             *log = Some(Log::load(self.reader(), &self.key, drafts).await?);
         }
-        Ok(MutexGuard::map(log, |log| log.as_mut().expect("it was just read")))
+        Ok(log)
     }
 
     /// The epoch of this term: every term has a higher one than all before on this database.
@@ -203,10 +212,26 @@ impl Store {
         self.write(Vec::new(), now, vec![Draft { event, document }]).await
     }
 
+    /// Comes to its end even if whoever asked goes away in the midst of it: what is durable and what is in memory stay one.
     async fn write(&self, writes: Vec<Write>, now: WallTime, first: Vec<Draft>) -> Result<(), StoreError> {
+        let store = self.clone();
+        let written = tokio::spawn(async move { store.write_whole(writes, now, first).await }).await;
+        match written {
+            Ok(outcome) => outcome,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The process is about to end.
+                Err(_) => Err(StoreError::written(sqlx::Error::PoolClosed)),
+            },
+        }
+    }
+
+    async fn write_whole(&self, writes: Vec<Write>, now: WallTime, first: Vec<Draft>) -> Result<(), StoreError> {
         let failed = StoreError::written;
-        // Held throughout, so that entries are appended in the order in which they become durable.
-        let mut log = self.log().await?;
+        // Held throughout, so that entries are appended in the order in which they become durable. It is put back only when
+        // that is certain: after anything else what is durable is read again.
+        let mut held = self.held_log().await?;
+        let mut log = held.take().expect("it was just read");
         let mut drafts = log.drafts.clone();
         let mut drafted = first;
         let entries = drafts.of_writes(&writes);
@@ -228,13 +253,11 @@ impl Store {
             true => None,
             false => Some(log.append(&mut transaction, &self.key, drafted, now).await?),
         };
-        if let Err(source) = transaction.commit().await {
-            // It may have come about all the same: what is durable is read again before anything is appended.
-            drop(log);
-            *self.log.lock().await = None;
-            return Err(failed(source));
-        }
+        // Even if it fails it may have come about.
+        transaction.commit().await.map_err(failed)?;
         log.committed(appended, drafts);
+        *held = Some(log);
+        drop(held);
         if !notices.is_empty() {
             self.notices.send_replace(());
         }

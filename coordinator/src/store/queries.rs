@@ -1,6 +1,6 @@
 //! The statements that one change consists of.
 
-use firmesh_protocol::ids::CampaignId;
+use firmesh_protocol::ids::{CampaignId, Sha256};
 use serde::Serialize;
 use sqlx::query;
 
@@ -68,10 +68,16 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
             .bind(permit.campaign.to_string())
             .bind(permit.sequence.cast_signed())
             .bind(text(&permit))),
-        Write::Report(report, envelope) => one(query("INSERT INTO reports VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
-            .bind(report.node.to_string())
-            .bind(report.sequence.cast_signed())
-            .bind(text(&envelope))),
+        Write::Report(report, envelope) => {
+            let envelope = text(&envelope);
+            one(
+                query("INSERT INTO reports VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
+                    .bind(report.node.to_string())
+                    .bind(report.sequence.cast_signed())
+                    .bind(Sha256::of(envelope.as_bytes()).to_string())
+                    .bind(envelope),
+            )
+        }
         Write::Brake(digest, envelope) => one(query(
             "INSERT INTO brakes (sha256, envelope) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         )
@@ -95,6 +101,12 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
         .bind(key.id.clone())
         .bind(i64::from(key.revoked.is_some()))
         .bind(text(&key))),
+        Write::Archived(archive) => one(query(
+            "INSERT INTO archived VALUES ($1, $2, 0, $3) ON CONFLICT (campaign) DO UPDATE SET record = excluded.record",
+        )
+        .bind(archive.campaign.to_string())
+        .bind(archive.archived.unix_seconds())
+        .bind(text(&archive))),
         // Inserted with the other notices of the transaction.
         Write::Notice(_) => Vec::new(),
         Write::RosterVersion(version) => one(set_meta("roster_version", version.to_string())),

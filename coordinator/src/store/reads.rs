@@ -1,5 +1,7 @@
 //! What is asked of the store, and the two kinds of documents that are put there by themselves: plans and artifacts.
 
+use std::collections::VecDeque;
+
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, NodeId, Sha256},
     manifest::Artifact,
@@ -8,9 +10,61 @@ use firmesh_protocol::{
 use serde::de::DeserializeOwned;
 use sqlx::Row as _;
 
-use super::{RowError, Store, StoreError, Stored};
+use super::{RowError, Store, StoreError, Stored, StoredDevice};
+
+/// Devices of one row that is read: some megabytes.
+const DEVICES_AT_ONCE: i64 = 10_000;
+
+/// Such rows that are read as JSON while the next one comes.
+const PAGES_AT_ONCE: usize = 3;
 
 impl Store {
+    /// Reads what the audit log was last told of.
+    pub(super) async fn load_logged(&self) -> Result<Stored, StoreError> {
+        Ok(Stored {
+            nodes: self.rows("nodes", "SELECT record FROM nodes", json).await?,
+            campaigns: self.rows("campaigns", "SELECT record FROM campaigns", json).await?,
+            ..Stored::default()
+        })
+    }
+
+    /// Reads the devices, in the order of their names: many to a row, and read as JSON on another thread while the next ones
+    /// come, so that a million takes about a second.
+    async fn devices(&self) -> Result<Vec<StoredDevice>, StoreError> {
+        let query = "SELECT MAX(device), '[' || string_agg(record, ',') || ']' FROM \
+                     (SELECT device, record FROM devices WHERE device > $1 ORDER BY device LIMIT $2) AS page";
+        let unreadable = |source| StoreError::Row {
+            table: "devices",
+            source,
+        };
+        let (mut devices, mut parsing) = (Vec::new(), VecDeque::new());
+        let mut after = Some(String::new());
+        loop {
+            if let Some(from) = after.take() {
+                let row: (Option<String>, Option<String>) = sqlx::query_as(query)
+                    .bind(from)
+                    .bind(DEVICES_AT_ONCE)
+                    .fetch_one(self.reader())
+                    .await
+                    .map_err(StoreError::read)?;
+                if let (Some(last), Some(page)) = row {
+                    after = Some(last);
+                    parsing.push_back(tokio::task::spawn_blocking(move || {
+                        serde_json::from_str::<Vec<StoredDevice>>(&page)
+                    }));
+                }
+            }
+            if after.is_some() && parsing.len() < PAGES_AT_ONCE {
+                continue;
+            }
+            let Some(page) = parsing.pop_front() else {
+                return Ok(devices);
+            };
+            let page = page.await.map_err(|error| unreadable(error.into()))?;
+            devices.extend(page.map_err(|error| unreadable(error.into()))?);
+        }
+    }
+
     /// Reads everything but plans, artifacts and reports.
     pub(crate) async fn load(&self) -> Result<Stored, StoreError> {
         let bytes = "SELECT file, bytes FROM metadata";
@@ -26,7 +80,7 @@ impl Store {
                 )
                 .await?,
             nodes: self.rows("nodes", "SELECT record FROM nodes", json).await?,
-            devices: self.rows("devices", "SELECT record FROM devices", json).await?,
+            devices: self.devices().await?,
             campaigns: self.rows("campaigns", "SELECT record FROM campaigns", json).await?,
             attempts: self
                 .rows("attempts", "SELECT campaign, record FROM attempts", of_campaign)
@@ -57,6 +111,7 @@ impl Store {
                 .rows("meta", "SELECT value FROM meta WHERE key = 'revocations'", json)
                 .await?
                 .pop(),
+            archived: self.archived_campaigns().await?,
         })
     }
 
@@ -121,6 +176,19 @@ impl Store {
             .bind(artifact.sha256.to_string())
             .bind(artifact.length.cast_signed());
         self.execute(query).await.map(drop)
+    }
+
+    /// Forgets artifacts. Their files go after it.
+    pub(crate) async fn drop_artifacts(&self, artifacts: &[Artifact]) -> Result<(), StoreError> {
+        let mut transaction = self.begin().await?;
+        for artifact in artifacts {
+            sqlx::query("DELETE FROM artifacts WHERE id = $1")
+                .bind(artifact.id.to_string())
+                .execute(&mut *transaction)
+                .await
+                .map_err(StoreError::written)?;
+        }
+        transaction.commit().await.map_err(StoreError::written)
     }
 
     /// One artifact.

@@ -1,7 +1,10 @@
 //! What is stored, as data: the records and the changes to them.
 
+use std::collections::BTreeSet;
+
 use firmesh_coordinator_core::{AttemptRecord, CampaignRecord, PossessionRecord};
 use firmesh_protocol::{
+    api::ArchiveView,
     ids::{CampaignId, NodeId, Sha256, TopologyPath},
     report::{AttemptReport, DeviceFacts, NodeRecord, PermitKind},
     time::WallTime,
@@ -137,6 +140,8 @@ pub(crate) enum Write {
         /// The list.
         envelope: Envelope,
     },
+    /// A campaign's devices are in the archive, or not even there any more.
+    Archived(Box<ArchiveView>),
     /// Something to tell people, beside what other writes tell.
     Notice(Box<Notice>),
     /// An API key.
@@ -165,4 +170,5 @@ pub(crate) struct Stored {
     pub roster_version: u64,
     pub brakes: Vec<Envelope>,
     pub revocations: Option<Envelope>,
+    pub archived: BTreeSet<CampaignId>,
 }

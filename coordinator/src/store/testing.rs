@@ -34,6 +34,15 @@ impl TestDatabase {
         }
     }
 
+    /// On a server of its own, which may be stopped and restored.
+    pub(crate) fn own_server() -> Self {
+        Self::on(Arc::new(Postgres::start().unwrap()))
+    }
+
+    pub(crate) fn postgres(&self) -> &Postgres {
+        &self.server.as_ref().unwrap().0
+    }
+
     pub(crate) fn server() -> Self {
         let postgres = {
             let mut shared = SERVER.lock().unwrap_or_else(PoisonError::into_inner);
@@ -43,6 +52,10 @@ impl TestDatabase {
                 started
             })
         };
+        Self::on(postgres)
+    }
+
+    fn on(postgres: Arc<Postgres>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let mut name = [0; 8];
         getrandom::fill(&mut name).unwrap();

@@ -13,6 +13,7 @@ use super::{
 };
 
 on_both_databases!(
+    a_report_may_be_as_long_as_nodes_write_them,
     what_was_committed_is_there_after_a_restart,
     a_commit_that_fails_leaves_nothing_behind,
     rows_replace_what_was_there_but_reports_and_brakes_stay,
@@ -383,4 +384,180 @@ async fn a_server_that_does_not_answer_is_named_without_a_password() {
         "{text}"
     );
     assert!(!text.contains("wrong"), "{text}");
+}
+
+/// PostgreSQL has keys of some kilobytes at most, and once the whole report was in one.
+async fn a_report_may_be_as_long_as_nodes_write_them(database: TestDatabase) {
+    let store = database.open(at(0)).await.unwrap();
+    let mut reason = [0; 1_000];
+    getrandom::fill(&mut reason).unwrap();
+    let report = firmesh_protocol::report::AttemptReport {
+        campaign: "spring".parse().unwrap(),
+        manifest_sha256: Sha256::of(b"manifest"),
+        wave: 0,
+        kind: firmesh_protocol::report::PermitKind::Update,
+        permit_sequence: 1,
+        device: "d1".parse().unwrap(),
+        node: "n1".parse().unwrap(),
+        sequence: 7,
+        state: firmesh_protocol::report::AttemptState::Failed,
+        reason: hex::encode(reason),
+        version: None,
+        failure: None,
+        health: None,
+        at: at(0),
+    };
+    let envelope = Envelope::sign("report", serde_json::to_vec(&report).unwrap(), []);
+    for _ in 0..2 {
+        let write = Write::Report(Box::new(report.clone()), envelope.clone());
+        store.commit(vec![write], at(0)).await.unwrap();
+    }
+    assert_eq!(store.reports(&report.node, 7).await.unwrap(), [envelope]);
+}
+
+fn started(id: &str, last_permit: u64) -> Write {
+    let record = serde_json::json!({
+        "id": id, "state": "active", "gates": [], "last_permit": last_permit, "reason": "", "decisions": []
+    });
+    Write::Campaign(serde_json::from_value(record).unwrap())
+}
+
+#[tokio::test]
+async fn a_whole_database_moves_from_a_file_to_a_server_once() {
+    let (file, server) = (TestDatabase::file(), TestDatabase::server());
+    let store = file.open(at(1)).await.unwrap();
+    let brake = Envelope::sign("brake", b"brake".to_vec(), []);
+    let writes = vec![
+        Write::Node(Box::new(node("n1"))),
+        permit(1),
+        permit(2),
+        Write::Metadata("1.root.json".to_owned(), vec![0, 255, 1]),
+        Write::Brake(Sha256::of(b"brake"), brake.clone()),
+        started("spring", 2),
+    ];
+    store.commit(writes, at(1)).await.unwrap();
+    let (noted, epoch) = (store.audit_checkpoint().await.unwrap(), store.epoch());
+    store.close().await;
+
+    let source = Database::connect(file.place()).await.unwrap();
+    let target = Database::connect(server.place()).await.unwrap();
+    let copied = target.fill_from(&source).await.unwrap();
+    let rows = |table: &str| copied.iter().find(|copied| copied.table == table).unwrap().rows;
+    assert_eq!((rows("permits"), rows("nodes"), rows("brakes")), (2, 1, 1));
+    assert_eq!(rows("audit_entries"), 6);
+    // Whoever starts there goes on with the same log, in a higher epoch; numbers are not given twice.
+    let taken = target
+        .take_lead(&member("a"), Duration::from_secs(60))
+        .await
+        .unwrap()
+        .unwrap();
+    let store = Store::open(target.clone(), taken, file.authority(), at(2))
+        .await
+        .unwrap();
+    assert_eq!(
+        (store.audit_checkpoint().await.unwrap(), store.epoch()),
+        (noted, epoch + 1)
+    );
+    let loaded = store.load().await.unwrap();
+    assert_eq!((loaded.permits.len(), &loaded.brakes[..]), (2, &[brake][..]));
+    assert_eq!(loaded.metadata, [("1.root.json".to_owned(), vec![0, 255, 1])]);
+    let another = Write::Brake(Sha256::of(b"2"), Envelope::sign("brake", b"2".to_vec(), []));
+    store.commit(vec![another], at(3)).await.unwrap();
+
+    let again = target.fill_from(&source).await.unwrap_err();
+    assert!(matches!(again, super::CopyError::NotEmpty { .. }), "{again:?}");
+}
+
+#[tokio::test]
+async fn a_file_is_copied_while_its_coordinator_writes() {
+    let database = TestDatabase::file();
+    let store = database.open(at(1)).await.unwrap();
+    store.commit(vec![permit(1)], at(1)).await.unwrap();
+    let copy = database.folder().join("copy.sqlite");
+    let other = Database::connect(database.place()).await.unwrap();
+    other.back_up(&copy).await.unwrap();
+    store.commit(vec![permit(2)], at(1)).await.unwrap();
+    assert!(
+        matches!(other.back_up(&copy).await, Err(BackupError::Write(..))),
+        "it was written over"
+    );
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&copy).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let copied = Database::connect(&Place::File(copy)).await.unwrap();
+    let term = copied
+        .take_lead(&member("a"), Duration::from_secs(60))
+        .await
+        .unwrap()
+        .unwrap();
+    let copied = Store::open(copied, term, database.authority(), at(2)).await.unwrap();
+    assert_eq!(copied.load().await.unwrap().permits.len(), 1);
+    assert_eq!(store.load().await.unwrap().permits.len(), 2);
+}
+
+/// The server's machine is lost: what was archived of its log brings back everything up to a moment; what was given out after it
+/// is not given out again.
+#[tokio::test]
+async fn a_server_is_restored_to_a_point_in_time_and_nothing_is_given_out_twice() {
+    let database = TestDatabase::own_server();
+    let postgres = database.postgres();
+    let store = database.open(at(1)).await.unwrap();
+    store
+        .commit(vec![started("spring", 1), permit(1)], at(1))
+        .await
+        .unwrap();
+    store.close().await;
+    postgres.back_up().unwrap();
+    let store = database.open(at(1)).await.unwrap();
+    store
+        .commit(vec![started("spring", 2), permit(2)], at(2))
+        .await
+        .unwrap();
+    let ask = |query: &'static str| {
+        let database = &database;
+        async move {
+            let mut connection = database.connect().await;
+            let answer: String = sqlx::query_scalar(query).fetch_one(&mut connection).await.unwrap();
+            connection.close().await.unwrap();
+            answer
+        }
+    };
+    let moment = ask("SELECT CAST(clock_timestamp() AS TEXT)").await;
+    store
+        .commit(vec![started("spring", 3), permit(3)], at(3))
+        .await
+        .unwrap();
+    store.close().await;
+    let last = database.open(at(3)).await.unwrap();
+    let (lost_epoch, lost_permit) = (last.epoch(), 3);
+    last.close().await;
+    let file = ask("SELECT pg_walfile_name(pg_switch_wal())").await;
+    let waiting = std::time::Instant::now();
+    while !postgres.has_archived(&file) {
+        assert!(waiting.elapsed() < Duration::from_secs(60), "{file} was not archived");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+
+    let begun = std::time::Instant::now();
+    postgres.restore(&moment).unwrap();
+    let restored = Database::connect(database.place()).await.unwrap();
+    database.run("UPDATE leadership SET expires_ms = 0").await;
+    let left_out = restored.leave_out().await.unwrap();
+    let term = restored
+        .take_lead(&member("a"), Duration::from_secs(60))
+        .await
+        .unwrap()
+        .unwrap();
+    // Reads the log and compares it with its checkpoint.
+    let store = Store::open(restored, term, database.authority(), at(4)).await.unwrap();
+    println!("restored to {moment} in {:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(15 * 60));
+    let loaded = store.load().await.unwrap();
+    let sequences: Vec<_> = loaded.permits.iter().map(|permit| permit.sequence).collect();
+    assert_eq!(sequences, [1, 2]);
+    assert!(
+        store.epoch() > left_out && left_out > lost_epoch,
+        "{} {lost_epoch}",
+        store.epoch()
+    );
+    assert!(loaded.campaigns[0].last_permit > lost_permit + 1_000);
 }

@@ -6,8 +6,8 @@ use axum::{Router, extract::Path, http::HeaderMap, response::IntoResponse as _, 
 use data_encoding::BASE64;
 use firmesh_protocol::{
     api::{
-        CatalogueEntry, FirmwarePublication, FirmwareState, FirmwareView, OperationState, OperationView, Page,
-        PlanRequest, PlanResponse, UploadView,
+        CatalogueEntry, CollectedImages, FirmwarePublication, FirmwareState, FirmwareView, OperationState,
+        OperationView, Page, PlanRequest, PlanResponse, UploadView,
     },
     ids::Sha256,
     manifest::Artifact,
@@ -428,5 +428,78 @@ async fn a_catalogue_is_mirrored_as_drafts_and_a_sync_goes_on_where_the_last_one
         assert!(problem.detail.contains("[repository]"), "{problem:?}");
     }
     assert_eq!(log.lock().unwrap().len(), count);
+    fleet.stop().await;
+}
+
+/// All bytes were on the disk, and the coordinator died before it had made an image of them: clients that are told that all is
+/// here never come back.
+#[tokio::test]
+async fn the_last_byte_counts_only_once_there_is_an_image() {
+    let mut fleet = Fleet::start().await;
+    let place = begun(&fleet, IMAGE, Sha256::of(IMAGE)).await;
+    let id = place.rsplit('/').next().unwrap().to_owned();
+    std::fs::write(fleet.state_dir().join(format!("uploads/{id}.bytes")), IMAGE).unwrap();
+    fleet.restart().await;
+    let stands = tus(&fleet, "HEAD", &place, &[], Vec::new()).await;
+    assert_eq!(stands.headers()["upload-offset"].as_bytes(), b"69999");
+    let last = part(&fleet, &place, 69_999, &IMAGE[69_999..]).await;
+    assert_eq!(last.status(), StatusCode::NO_CONTENT);
+    let artifact = fleet.get::<UploadView>(&place).await.artifact.unwrap();
+    assert_eq!(artifact.sha256, Sha256::of(IMAGE));
+    // What two have written to at once is nothing.
+    let other = begun(&fleet, b"an image", Sha256::of(b"an image")).await;
+    let id = other.rsplit('/').next().unwrap().to_owned();
+    std::fs::write(
+        fleet.state_dir().join(format!("uploads/{id}.bytes")),
+        b"an image and more",
+    )
+    .unwrap();
+    assert_eq!(fleet.status(&other).await, StatusCode::NOT_FOUND);
+    fleet.stop().await;
+}
+
+#[tokio::test]
+async fn an_image_goes_only_when_nothing_names_it_and_it_is_old_enough() {
+    let mut fleet = Fleet::start().await;
+    let released = fleet.found().await;
+    static SPARE: [u8; 2_000_000] = [7; 2_000_000];
+    let spare = fleet.upload(&SPARE).await;
+    let place = begun(&fleet, b"on its way here", Sha256::of(b"on its way here")).await;
+    static COMING: &[u8] = b"on its way here";
+    let coming = fleet.upload(COMING).await;
+    let folder = fleet.state_dir().join("artifacts");
+    std::fs::write(folder.join("left-behind"), "by a crash").unwrap();
+    let files = || std::fs::read_dir(&folder).unwrap().count();
+    let collect = "/api/v1/artifacts/collect";
+
+    let young: CollectedImages = fleet.post(collect, &json!({})).await;
+    assert_eq!((young.files, young.images.len(), young.kept), (0, 0, 3));
+    let told: CollectedImages = fleet
+        .post(collect, &json!({ "older_than_s": 0, "dry_run": true }))
+        .await;
+    // The image, its tree, its recipe with a tree and a name, and what a crash has left.
+    assert_eq!((&told.images[..], told.files, told.kept), (&[spare.clone()][..], 6, 2));
+    let before = files();
+    let done: CollectedImages = fleet.post(collect, &json!({ "older_than_s": 0 })).await;
+    assert_eq!((&done.images, done.files, done.bytes), (&told.images, 6, told.bytes));
+    assert_eq!(files(), before - 6);
+    assert_eq!(
+        fleet.status(&format!("/api/v1/artifacts/{}", spare.id)).await,
+        StatusCode::NOT_FOUND
+    );
+    for artifact in [&released, &coming] {
+        assert_eq!(
+            fleet
+                .get::<Artifact>(&format!("/api/v1/artifacts/{}", artifact.id))
+                .await,
+            *artifact
+        );
+        assert!(folder.join(format!("{}.bin", artifact.id)).exists());
+    }
+    // It may come again; and what nobody sends any more is not waited for.
+    assert_eq!(fleet.upload(&SPARE).await, spare);
+    tus(&fleet, "DELETE", &place, &[], Vec::new()).await;
+    let done: CollectedImages = fleet.post(collect, &json!({ "older_than_s": 0 })).await;
+    assert_eq!((done.images.len(), done.kept), (2, 1));
     fleet.stop().await;
 }

@@ -14,6 +14,7 @@ mod groups;
 mod nodes;
 mod notifications;
 mod reconcile;
+mod storage;
 
 use std::collections::BTreeMap;
 
@@ -50,6 +51,9 @@ pub use nodes::{
 };
 pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
 pub use reconcile::{Reconciled, Reconciliation};
+pub use storage::{
+    ArchiveResult, ArchiveRun, ArchiveSegment, ArchiveView, ArchivedAttempt, CollectImages, CollectedImages,
+};
 
 /// An error as RFC 9457 has it, `application/problem+json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]

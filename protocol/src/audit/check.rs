@@ -152,6 +152,15 @@ impl LogCheck {
         }
     }
 
+    /// The same for what comes after a beginning that is known by its tree.
+    #[must_use]
+    pub fn after(tree: Tree, checkpoints: Vec<Checkpoint>) -> Self {
+        Self {
+            tree,
+            ..Self::new(checkpoints)
+        }
+    }
+
     /// Entries so far.
     #[must_use]
     pub fn size(&self) -> u64 {

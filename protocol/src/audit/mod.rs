@@ -17,5 +17,5 @@ pub use check::{LogCheck, LogError, LoggedEntry};
 pub use checkpoint::{Checkpoint, CheckpointError, NOTE_BYTES_MAX, parse_verifier_key, verifier_key};
 pub use entry::{DocumentRef, ENTRY_SCHEMA, Entry, EntryError, Event, log_origin};
 pub use proof::{ProofError, verify_consistency, verify_inclusion};
-pub use tree::{RangeError, TILE_LEAVES, Tiles, Tree, leaf_hash, node_hash};
+pub use tree::{RangeError, TILE_LEAVES, Tiles, Tree, leaf_hash, node_hash, tile_hash};
 pub use update::{ProofFile, ProofFileError, ProvenEntry, UpdateProof};

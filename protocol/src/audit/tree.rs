@@ -77,8 +77,18 @@ impl Tree {
         if (self.tail.len() as u64) < TILE_LEAVES {
             return;
         }
-        let mut hash = hash_of(&self.tail);
+        let hash = tile_hash(&self.tail);
         self.tail.clear();
+        self.push_tile(hash);
+    }
+
+    /// Appends a whole tile by its hash alone. What is in it is whatever the root says that is compared with.
+    ///
+    /// # Panics
+    /// There are entries after the last whole tile.
+    pub fn push_tile(&mut self, tile: Sha256) {
+        assert!(self.tail.is_empty(), "tiles come one after another");
+        let mut hash = tile;
         for level in 0.. {
             if self.whole.len() == level {
                 self.whole.push(Vec::new());
@@ -90,6 +100,12 @@ impl Tree {
             }
             hash = node_hash(&row[row.len() - 2], &row[row.len() - 1]);
         }
+    }
+
+    /// The hashes of the whole tiles, in order.
+    #[must_use]
+    pub fn whole_tiles(&self) -> &[Sha256] {
+        self.whole.first().map_or(&[], Vec::as_slice)
     }
 
     /// The root of the whole tree.
@@ -194,6 +210,12 @@ impl Tree {
     }
 }
 
+/// The hash of a whole tile.
+#[must_use]
+pub fn tile_hash(leaves: &[Sha256]) -> Sha256 {
+    hash_of(leaves)
+}
+
 /// The largest power of two below `count`, which is at least 2.
 fn split(count: u64) -> u64 {
     1 << (count - 1).ilog2()
@@ -226,6 +248,23 @@ pub(super) mod tests {
             tree.push(leaf);
         }
         (tree, tiles)
+    }
+
+    /// A log is read back from the hashes of its tiles and the entries after them.
+    #[test]
+    fn tiles_and_the_rest_make_the_same_tree() {
+        for size in [0, 1, 255, 256, 257, 512, 1_000, 5_000] {
+            let (tree, tiles) = tree(size);
+            let mut again = Tree::default();
+            for (tile, hash) in (0..).zip(tree.whole_tiles()) {
+                assert_eq!(tile_hash(&tiles[&tile]), *hash);
+                again.push_tile(*hash);
+            }
+            for index in again.size()..size {
+                again.push(leaf_hash(&index.to_be_bytes()));
+            }
+            assert_eq!(again, tree);
+        }
     }
 
     fn reference_root(leaves: &[Sha256]) -> Sha256 {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 use firmesh_coordinator::ceremony::{TrustFolder, measure};
 use firmesh_protocol::{
-    api::{Page, ReleaseView},
+    api::{CollectImages, CollectedImages, Page, ReleaseView},
     manifest::Artifact,
 };
 
@@ -24,6 +24,15 @@ pub(crate) enum Command {
     },
     /// Lists what the origin holds.
     List,
+    /// Removes images that nothing refers to any more: no release, campaign, draft or upload.
+    Collect {
+        /// Only those that came at least so many days ago.
+        #[arg(long, value_name = "DAYS", default_value_t = 30)]
+        older_than: u16,
+        /// Only tell.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Compares an image with what release keys signed for.
     Verify {
         /// The image.
@@ -47,6 +56,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
                 Output::table(["BLAKE3", "BYTES"], &page.items.iter().map(row).collect::<Vec<_>>())
             })
         }
+        Command::Collect { older_than, dry_run } => collect(global, older_than, dry_run, output).await,
         Command::Verify { file, release, dir } => {
             verify(global, &file, release.as_deref(), dir.as_deref(), output).await
         }
@@ -74,6 +84,27 @@ async fn add(global: &Global, file: &Path, output: &Output) -> anyhow::Result<()
         artifact.id
     );
     output.show(&stored, || lines(&stored))
+}
+
+async fn collect(global: &Global, older_than: u16, dry_run: bool, output: &Output) -> anyhow::Result<()> {
+    let asked = CollectImages {
+        older_than_s: u32::from(older_than) * 86_400,
+        dry_run,
+    };
+    let found: CollectedImages = global.client()?.post("/api/v1/artifacts/collect", &asked).await?;
+    output.show(&found, || {
+        let row = |artifact: &Artifact| [artifact.id.to_string(), artifact.length.to_string()];
+        let mut lines = Output::table(["BLAKE3", "BYTES"], &found.images.iter().map(row).collect::<Vec<_>>());
+        let verb = if dry_run { "would go" } else { "are gone" };
+        lines.push(format!(
+            "{} images, {} files, {} bytes {verb}; {} images stay",
+            found.images.len(),
+            found.files,
+            found.bytes,
+            found.kept
+        ));
+        lines
+    })
 }
 
 async fn verify(

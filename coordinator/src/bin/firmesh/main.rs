@@ -4,6 +4,7 @@
 //! without reaching its goal.
 
 mod access;
+mod archive;
 mod artifact;
 mod audit;
 mod baseline;
@@ -217,6 +218,9 @@ enum Command {
     /// Which release each device is to run, who is behind, and the way back.
     #[command(subcommand)]
     Baseline(baseline::Command),
+    /// Campaigns that ended long ago.
+    #[command(subcommand)]
+    Archive(archive::Command),
     /// Images of others, mirrored.
     #[command(subcommand)]
     Repository(repository::Command),
@@ -269,6 +273,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Login(login) => login::run(global, login, output).await,
         Command::Access(command) => access::run(global, command, output).await,
         Command::Device(command) => device::run(global, command, output).await,
+        Command::Archive(command) => archive::run(global, command, output).await,
         Command::Group(command) => group::run(global, command, output).await,
         Command::Baseline(command) => baseline::run(global, command, output).await,
         Command::Repository(command) => repository::run(global, command, output).await,

@@ -1,0 +1,131 @@
+//! What is done to a coordinator's database beside its running: an import, a backup, and what follows a restore.
+
+use std::{
+    fs::{File, TryLockError},
+    path::{Path, PathBuf},
+};
+
+use firmesh_protocol::ids::Sha256;
+
+use crate::{
+    config::Settings,
+    server::{RunError, prepare},
+    store::{BackupError, CopyError, Database, Place, StoreError},
+};
+
+/// Why it was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum OfflineError {
+    /// The state folder.
+    #[error(transparent)]
+    Run(#[from] RunError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// There is nothing to import into.
+    #[error("database.url is not set: an import goes from a file to a PostgreSQL server")]
+    NoServer,
+    /// There is nothing to import.
+    #[error("there is no database at {}", .0.display())]
+    NoFile(PathBuf),
+    /// The coordinator that has it runs.
+    #[error("a coordinator uses {}: stop it first", .0.display())]
+    InUse(PathBuf),
+    /// The import.
+    #[error("nothing was imported")]
+    Import(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The backup.
+    #[error("{what}")]
+    Backup {
+        /// What was not done.
+        what: &'static str,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+/// A table that was imported: its name, its rows, and the digest over all of them, here as there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportedTable {
+    /// The table.
+    pub table: String,
+    /// Rows.
+    pub rows: u64,
+    /// Digest of all values in the order of the key.
+    pub sha256: Sha256,
+}
+
+/// Copies the whole database in `file` to the server that the settings name, on which nothing is stored yet. Neither is in use.
+pub async fn import(settings: &Settings, file: &Path) -> Result<Vec<ImportedTable>, OfflineError> {
+    if settings.database.is_none() {
+        return Err(OfflineError::NoServer);
+    }
+    if !file.is_file() {
+        return Err(OfflineError::NoFile(file.to_owned()));
+    }
+    // The file's coordinator holds the lock of the folder that it lies in; it may be this one's own.
+    let _own = prepare(settings)?;
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let _other = match folder.unwrap_or(Path::new(".")) {
+        folder if is_same(folder, &settings.state_dir) => None,
+        folder => locked(folder, file)?,
+    };
+    let source = Database::connect(&Place::File(file.to_owned())).await?;
+    let target = Database::connect(&settings.place()).await?;
+    let copied = target.fill_from(&source).await;
+    source.close().await;
+    target.close().await;
+    let copied = copied.map_err(|error: CopyError| OfflineError::Import(error.into()))?;
+    let told = copied.into_iter().map(|copied| ImportedTable {
+        table: copied.table,
+        rows: copied.rows,
+        sha256: copied.sha256,
+    });
+    Ok(told.collect())
+}
+
+/// Copies the database file while its coordinator runs.
+pub async fn back_up(settings: &Settings, to: &Path) -> Result<(), OfflineError> {
+    let place = settings.place();
+    if let Place::File(file) = &place
+        && !file.is_file()
+    {
+        return Err(OfflineError::NoFile(file.clone()));
+    }
+    let database = Database::connect(&place).await?;
+    let outcome = database.back_up(to).await;
+    database.close().await;
+    outcome.map_err(|error: BackupError| OfflineError::Backup {
+        what: "there is no backup",
+        source: error.into(),
+    })
+}
+
+/// Makes a database ready that was restored to an earlier moment: what was given out after it is given out no more. Answers with
+/// the epoch that is left out last.
+pub async fn after_restore(settings: &Settings) -> Result<u64, OfflineError> {
+    let _own = prepare(settings)?;
+    let database = Database::connect(&settings.place()).await?;
+    let outcome = database.leave_out().await;
+    database.close().await;
+    outcome.map_err(|error| OfflineError::Backup {
+        what: "the restored database was not made ready",
+        source: error.into(),
+    })
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    real(one) == real(other)
+}
+
+/// A folder that no coordinator has used has no lock in it.
+fn locked(folder: &Path, file: &Path) -> Result<Option<File>, OfflineError> {
+    let Ok(lock) = File::options().write(true).open(folder.join("lock")) else {
+        return Ok(None);
+    };
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::WouldBlock | TryLockError::Error(_)) => Err(OfflineError::InUse(file.to_owned())),
+    }
+}

@@ -11,9 +11,12 @@ use firmesh_protocol::{
 
 use crate::{
     ab_slot::AbSlotBackend,
+    command::CommandBackend,
     config::{DeviceSettings, ExecutorSettings},
     image::ImageSource,
+    rauc::RaucBackend,
     redfish::{ClientError, RedfishBackend},
+    swupdate::Writer,
 };
 
 /// Acts on one device. No method decides anything, and none may be replayed without a look in between.
@@ -46,6 +49,9 @@ pub struct Backend {
 enum Kind {
     Redfish(RedfishBackend),
     AbSlot(AbSlotBackend),
+    Command(Box<CommandBackend>),
+    Rauc(RaucBackend),
+    Swupdate(AbSlotBackend),
 }
 
 /// Why a backend could not be made.
@@ -72,6 +78,15 @@ pub fn build(settings: &DeviceSettings, images: Arc<dyn ImageSource>) -> Result<
             })?,
         ),
         ExecutorSettings::AbSlot(slots) => Kind::AbSlot(AbSlotBackend::new(slots.clone(), component.clone(), images)),
+        ExecutorSettings::Swupdate(swupdate) => {
+            let slots = AbSlotBackend::new(swupdate.slots.clone(), component.clone(), images);
+            Kind::Swupdate(slots.written_by(Writer::new(swupdate.clone())))
+        }
+        ExecutorSettings::Rauc(rauc) => Kind::Rauc(RaucBackend::new(rauc.clone(), component.clone(), images)),
+        ExecutorSettings::Command(tool) => {
+            let backend = CommandBackend::new((**tool).clone(), component.clone(), images);
+            Kind::Command(Box::new(backend))
+        }
     };
     Ok(Backend {
         device,
@@ -100,12 +115,15 @@ impl Backend {
         &self.labels
     }
 
-    /// The executor's name: `redfish` or `ab_slot`.
+    /// The executor's name: `redfish`, `ab_slot`, `rauc`, `swupdate`, or that of a tool's description.
     #[must_use]
-    pub fn executor(&self) -> &'static str {
-        match self.kind {
+    pub fn executor(&self) -> &str {
+        match &self.kind {
             Kind::Redfish(_) => "redfish",
             Kind::AbSlot(_) => "ab_slot",
+            Kind::Rauc(_) => "rauc",
+            Kind::Swupdate(_) => "swupdate",
+            Kind::Command(command) => command.name(),
         }
     }
 
@@ -140,14 +158,16 @@ macro_rules! each_kind {
     ($self:ident, $backend:ident => $call:expr) => {
         match &$self.kind {
             Kind::Redfish($backend) => $call.await,
-            Kind::AbSlot($backend) => $call.await,
+            Kind::AbSlot($backend) | Kind::Swupdate($backend) => $call.await,
+            Kind::Command($backend) => $call.await,
+            Kind::Rauc($backend) => $call.await,
         }
     };
 }
 
 impl DeviceBackend for Backend {
     async fn observe(&self, task: Option<&str>) -> Observed {
-        each_kind!(self, backend => backend.observe(task))
+        bounded(each_kind!(self, backend => backend.observe(task)))
     }
 
     async fn stage(&self, image: &Image, slot: Option<Slot>) -> Result<Option<String>, ActError> {
@@ -171,6 +191,29 @@ impl DeviceBackend for Backend {
     }
 }
 
+/// The most of a name or a version that is believed: what a device says travels in every report.
+const TEXT_BYTES_MAX: usize = 128;
+
+/// Cuts what a device says of itself to one short line each.
+fn bounded(observed: Observed) -> Observed {
+    let Observed::Answering(mut seen) = observed else {
+        return observed;
+    };
+    shorten(&mut seen.vendor);
+    shorten(&mut seen.model);
+    seen.version.iter_mut().chain(&mut seen.boot_id).for_each(shorten);
+    Observed::Answering(seen)
+}
+
+fn shorten(text: &mut String) {
+    text.retain(|c| !c.is_control());
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+}
+
 /// An error and all its causes in one line, as reports carry it.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -181,4 +224,26 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A BMC that answered with a version of two kilobytes made reports that no node could store.
+    #[test]
+    fn what_a_device_says_of_itself_is_a_short_line() {
+        for (said, believed) in [
+            ("1.0\r\n", "1.0".to_owned()),
+            (&"é".repeat(1_000), "é".repeat(64)),
+            ("", String::new()),
+        ] {
+            let mut text = said.to_owned();
+            shorten(&mut text);
+            assert_eq!(text, believed);
+        }
+        let mut odd = format!("a{}", "é".repeat(100));
+        shorten(&mut odd);
+        assert_eq!(odd.len(), 127);
+    }
 }

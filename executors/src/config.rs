@@ -12,6 +12,12 @@ use firmesh_protocol::{
 use reqwest::Url;
 use serde::Deserialize;
 
+use crate::{
+    command::{CommandConfig, CommandSettings},
+    rauc::{RaucConfig, RaucSettings},
+    swupdate::{SwupdateConfig, SwupdateSettings},
+};
+
 /// A device behind a node, as written.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,6 +41,12 @@ pub enum ExecutorConfig {
     Redfish(RedfishConfig),
     /// A host with two slots and a boot environment.
     AbSlot(AbSlotConfig),
+    /// Anything a described tool updates.
+    Command(CommandConfig),
+    /// A host that RAUC updates.
+    Rauc(RaucConfig),
+    /// A host with two slots and a boot environment, whose slots SWUpdate writes.
+    Swupdate(SwupdateConfig),
 }
 
 /// A BMC that speaks Redfish, as written.
@@ -117,6 +129,12 @@ pub enum ExecutorSettings {
     Redfish(RedfishSettings),
     /// A host with two slots and a boot environment.
     AbSlot(AbSlotSettings),
+    /// Anything a described tool updates.
+    Command(Box<CommandSettings>),
+    /// A host that RAUC updates.
+    Rauc(RaucSettings),
+    /// A host with two slots and a boot environment, whose slots SWUpdate writes.
+    Swupdate(SwupdateSettings),
 }
 
 /// A BMC, checked.
@@ -228,6 +246,9 @@ impl DeviceConfig {
         let executor = match executor {
             ExecutorConfig::Redfish(redfish) => ExecutorSettings::Redfish(check.redfish(redfish, &component)?),
             ExecutorConfig::AbSlot(ab_slot) => ExecutorSettings::AbSlot(check.ab_slot(ab_slot)?),
+            ExecutorConfig::Swupdate(swupdate) => ExecutorSettings::Swupdate(check.swupdate(swupdate)?),
+            ExecutorConfig::Rauc(rauc) => ExecutorSettings::Rauc(check.rauc(rauc)?),
+            ExecutorConfig::Command(command) => ExecutorSettings::Command(Box::new(check.command(command)?)),
         };
         Ok(DeviceSettings {
             device: id,
@@ -238,9 +259,11 @@ impl DeviceConfig {
     }
 }
 
-struct Check<'a> {
-    device: &'a DeviceId,
-    base: &'a Path,
+/// The checks of one device's configuration.
+pub(crate) struct Check<'a> {
+    pub(crate) device: &'a DeviceId,
+    /// Where relative paths begin.
+    pub(crate) base: &'a Path,
 }
 
 impl Check<'_> {
@@ -297,11 +320,7 @@ impl Check<'_> {
 
     fn password(&self, config: &RedfishConfig) -> Result<Secret, DeviceConfigError> {
         let text = match (&config.password_file, &config.password_env) {
-            (Some(path), None) => {
-                let text = String::from_utf8(self.read("password_file", path)?)
-                    .map_err(|_not_utf8| self.value("password_file", "is not text"))?;
-                text.lines().next().unwrap_or_default().to_owned()
-            }
+            (Some(path), None) => return self.secret("password_file", path),
             (None, Some(name)) => std::env::var(name)
                 .map_err(|_unset| self.value("password_env", format!("names {name}, which is not set or not text")))?,
             _ => return Err(self.value("password_file or password_env", "must be given, and only one of them")),
@@ -313,7 +332,16 @@ impl Check<'_> {
         }
     }
 
-    fn ab_slot(&self, config: AbSlotConfig) -> Result<AbSlotSettings, DeviceConfigError> {
+    /// The first line of a file that keeps a secret.
+    pub(crate) fn secret(&self, field: &'static str, path: &Path) -> Result<Secret, DeviceConfigError> {
+        let text = String::from_utf8(self.read(field, path)?).map_err(|_not_utf8| self.value(field, "is not text"))?;
+        match text.lines().next() {
+            None | Some("") => Err(self.value(field, format!("{} has an empty first line", path.display()))),
+            Some(line) => Ok(Secret(line.to_owned())),
+        }
+    }
+
+    pub(crate) fn ab_slot(&self, config: AbSlotConfig) -> Result<AbSlotSettings, DeviceConfigError> {
         let mut command = config.reset_command.into_iter();
         let reset_program = command
             .next()
@@ -344,7 +372,7 @@ impl Check<'_> {
         })
     }
 
-    fn read(&self, field: &'static str, path: &Path) -> Result<Vec<u8>, DeviceConfigError> {
+    pub(crate) fn read(&self, field: &'static str, path: &Path) -> Result<Vec<u8>, DeviceConfigError> {
         let path = self.base.join(path);
         let read = std::fs::metadata(&path).and_then(|metadata| match metadata.len() {
             length if length > FILE_BYTES_MAX => Err(io::Error::other("the file is larger than 1 MiB")),
@@ -358,7 +386,7 @@ impl Check<'_> {
         })
     }
 
-    fn value(&self, field: &'static str, problem: impl Into<String>) -> DeviceConfigError {
+    pub(crate) fn value(&self, field: &'static str, problem: impl Into<String>) -> DeviceConfigError {
         DeviceConfigError::Value {
             device: self.device.clone(),
             field,

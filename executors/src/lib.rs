@@ -5,11 +5,15 @@
 
 pub mod ab_slot;
 mod backend;
+pub mod command;
 mod config;
 mod image;
 mod journal;
+pub mod rauc;
 pub mod redfish;
 mod runner;
+pub mod swupdate;
+mod tool;
 
 pub use backend::{Backend, BuildError, DeviceBackend, build};
 pub use config::{

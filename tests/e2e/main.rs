@@ -10,6 +10,7 @@ mod ceremony;
 mod cli;
 mod delta;
 mod demo;
+mod executors;
 mod failover;
 mod gates;
 mod health;

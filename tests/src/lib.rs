@@ -2,6 +2,7 @@
 //!
 //! Nothing here sleeps for a fixed time: whatever is waited for is a condition with a deadline.
 
+pub mod attempts;
 pub mod binaries;
 pub mod cluster;
 pub mod first_packet;

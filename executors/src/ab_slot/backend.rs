@@ -26,6 +26,7 @@ use crate::{
     backend::{DeviceBackend, chain},
     config::AbSlotSettings,
     image::{ImageError, ImageSource},
+    swupdate::{Writer, WriterError},
 };
 
 /// A status is a handful of fields.
@@ -70,6 +71,8 @@ pub struct AbSlotBackend {
     component: Component,
     images: Arc<dyn ImageSource>,
     disk: Arc<Disk>,
+    /// What writes slots, if we do not.
+    writer: Option<Writer>,
 }
 
 /// Why an act on the slots failed.
@@ -132,6 +135,9 @@ pub enum AbSlotError {
         /// What happened.
         problem: String,
     },
+    /// SWUpdate did not write the slot.
+    #[error(transparent)]
+    Writer(#[from] WriterError),
     /// A worker thread died.
     #[error("a worker thread died")]
     Worker(#[source] tokio::task::JoinError),
@@ -147,6 +153,7 @@ impl AbSlotError {
                 io::ErrorKind::StorageFull | io::ErrorKind::ReadOnlyFilesystem
             ),
             Self::Image(error) => error.retry,
+            Self::Writer(error) => error.retry(),
             Self::ReadBack { .. } | Self::Stream(_) | Self::Reset { .. } | Self::Worker(_) => true,
             _ => false,
         }
@@ -162,7 +169,14 @@ impl AbSlotBackend {
             component,
             images,
             disk: Arc::new(Disk::default()),
+            writer: None,
         }
+    }
+
+    /// The same, its slots written by SWUpdate.
+    pub(crate) fn written_by(mut self, writer: Writer) -> Self {
+        self.writer = Some(writer);
+        self
     }
 
     #[cfg(test)]
@@ -185,6 +199,9 @@ impl AbSlotBackend {
     }
 
     async fn see(&self) -> Result<Seen, AbSlotError> {
+        if let Some(writer) = &self.writer {
+            writer.is_idle()?;
+        }
         let (status, env, health) = self
             .blocking(|settings, _disk| Ok((read_status(settings)?, read_env(settings)?.1, read_health(settings))))
             .await?;
@@ -216,6 +233,9 @@ impl AbSlotBackend {
     }
 
     async fn write_slot(&self, image: &Image, slot: Slot) -> Result<(), AbSlotError> {
+        if let Some(writer) = &self.writer {
+            writer.is_idle()?;
+        }
         self.blocking(move |settings, disk| {
             refuse_in_use(settings, slot)?;
             change_env(settings, disk, |env| {
@@ -224,10 +244,21 @@ impl AbSlotBackend {
             })
         })
         .await?;
-        self.copy(image, slot).await?;
+        match &self.writer {
+            None => self.copy(image, slot).await?,
+            Some(writer) => {
+                let path = slot_path(&self.settings, slot).to_owned();
+                writer.write(self.images.as_ref(), image, slot, path).await?;
+            }
+        }
+        let found = match &self.writer {
+            None => None,
+            Some(writer) => Some(writer.contents(slot, image.artifact.sha256)?),
+        };
         let (expected, length, version) = (image.artifact.sha256, image.artifact.length, image.info.version.clone());
         self.blocking(move |settings, disk| {
-            read_back(settings, slot, expected, length)?;
+            let (content, bytes) = found.unwrap_or((expected, length));
+            read_back(settings, slot, content, bytes)?;
             change_env(settings, disk, |env| {
                 *env.slot_mut(slot) = SlotContent::Ready {
                     version,
@@ -323,13 +354,18 @@ impl DeviceBackend for AbSlotBackend {
 
     async fn activate(&self, slot: Option<Slot>) -> Result<(), ActError> {
         let slot = slot.ok_or_else(|| act_error(AbSlotError::NoSlot))?;
+        let writer = self.writer.clone();
         let armed = self.blocking(move |settings, disk| {
             refuse_in_use(settings, slot)?;
             let SlotContent::Ready { sha256, length, .. } = read_env(settings)?.1.slot(slot).clone() else {
                 return Err(AbSlotError::WrongStream(format!("slot {slot} holds no image")));
             };
             // The image may have lain there for months.
-            read_back(settings, slot, sha256, length)?;
+            let (content, bytes) = match writer {
+                None => (sha256, length),
+                Some(writer) => writer.contents(slot, sha256)?,
+            };
+            read_back(settings, slot, content, bytes)?;
             change_env(settings, disk, |env| env.trial = Some(slot))
         });
         armed.await.map_err(act_error)
@@ -348,6 +384,9 @@ impl DeviceBackend for AbSlotBackend {
     }
 
     async fn abort(&self, _task: Option<&str>) -> Result<(), ActError> {
+        if let Some(writer) = &self.writer {
+            writer.end().await.map_err(|error| act_error(error.into()))?;
+        }
         self.blocking(|settings, disk| change_env(settings, disk, |env| env.trial = None))
             .await
             .map_err(act_error)

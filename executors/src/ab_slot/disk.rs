@@ -11,7 +11,7 @@ use sha2::Digest as _;
 
 /// Writes to slots, and replacement of small files.
 #[derive(Debug, Default)]
-pub(super) struct Disk {
+pub(crate) struct Disk {
     /// Writes that still succeed; the next one is torn, and nothing happens after it.
     #[cfg(test)]
     pub(super) writes_left: Option<std::sync::atomic::AtomicUsize>,
@@ -19,7 +19,7 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Replaces a small file as a whole: after a crash it has the old content or the new one.
-    pub(super) fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         let folder = path
             .parent()
             .filter(|folder| !folder.as_os_str().is_empty())
@@ -87,7 +87,7 @@ impl Disk {
 }
 
 /// Reads a small file, refusing a large one.
-pub(super) fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+pub(crate) fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     fs::File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > bytes_max {

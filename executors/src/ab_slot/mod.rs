@@ -6,3 +6,4 @@ mod disk;
 mod tests;
 
 pub use backend::{AbSlotBackend, AbSlotError, HealthStatus, Status};
+pub(crate) use disk::{Disk, read_small};

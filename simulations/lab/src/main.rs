@@ -4,6 +4,7 @@
 //! through the same library entry points as the product's binaries.
 
 mod api_fuzz;
+mod attempt;
 mod bench;
 mod demo;
 mod devices;
@@ -61,6 +62,8 @@ enum Command {
         #[arg(long)]
         dir: PathBuf,
     },
+    /// One attempt on one device, killed wherever that is wanted.
+    Attempt(attempt::AttemptArgs),
     /// A member of the fleet that serves lies.
     #[command(hide = true)]
     EvilPeer(evil_peer::EvilPeerOptions),
@@ -124,6 +127,7 @@ async fn run(lab: Lab) -> Result<bool> {
             devices::run(parsed, base, cancel).await?;
         }
         Command::HostReset { dir } => devices::request_reset(&dir)?,
+        Command::Attempt(args) => attempt::run(args, cancel).await?,
         Command::EvilPeer(options) => evil_peer::run(options, cancel).await?,
     }
     Ok(true)

@@ -1,0 +1,11 @@
+#![doc = include_str!("README.md")]
+
+mod backend;
+mod description;
+mod runs;
+mod template;
+#[cfg(test)]
+mod tests;
+
+pub use backend::CommandBackend;
+pub use description::{CommandConfig, CommandSettings};

@@ -1,0 +1,8 @@
+#![doc = include_str!("README.md")]
+
+mod backend;
+mod config;
+mod status;
+
+pub use backend::RaucBackend;
+pub use config::{RaucConfig, RaucSettings};

@@ -4,6 +4,7 @@
 //! may start now) are [`firmesh_coordinator_core`]'s; this crate owns the database, the sockets and the clock.
 
 mod access;
+mod approval;
 mod audit;
 pub mod authority;
 mod baselines;
@@ -53,7 +54,8 @@ pub use config::{
 };
 pub use http::TlsError;
 pub use notify::{
-    CourierError, Destination, MailTls, NoticeKind, NotificationConfig, SecretConfig, Severity, TargetConfig,
+    CourierError, Destination, GateWebhook, GateWebhookConfig, MailTls, NoticeKind, NotificationConfig, SecretConfig,
+    Severity, TargetConfig,
 };
 pub use server::{Addresses, RunError, run};
 pub use store::{DatabaseConfig, StoreError};

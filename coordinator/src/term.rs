@@ -17,7 +17,7 @@ use crate::{
     config::Settings,
     events::Events,
     http::{self, App, PeerAcceptor, Rates},
-    notify::Notifier,
+    notify::{GateWebhooks, Notifier},
     origin::Origin,
     possession::Judge,
     replays::Running,
@@ -120,6 +120,7 @@ pub(crate) async fn lead(
         node_url.clone(),
     )
     .await?;
+    let webhooks = GateWebhooks::new(&settings.gate_webhooks, coordinator.clone(), store.fleet(), clock)?;
     let notifier = Notifier::new(&settings.notifications, store.clone(), &metrics, clock).await?;
     let servers = Servers {
         handles: [Handle::new(), Handle::new()],
@@ -178,6 +179,8 @@ pub(crate) async fn lead(
     let mut couriers = JoinSet::new();
     let stop_couriers = CancellationToken::new();
     notifier.spawn(&mut couriers, &stop_couriers);
+    let stopped = stop_couriers.clone();
+    couriers.spawn(async move { webhooks.run(stopped).await });
     ready()?;
 
     // The listeners end first, then the decisions: what was asked is still answered.

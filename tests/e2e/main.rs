@@ -2,6 +2,7 @@
 
 mod access;
 mod api;
+mod approval;
 mod at_rest;
 mod audit;
 mod calendar_opinion;
@@ -30,4 +31,5 @@ mod store;
 mod strategies;
 mod transfer;
 mod victim;
+mod webhook_gate;
 mod wire;

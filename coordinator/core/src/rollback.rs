@@ -21,15 +21,22 @@ use crate::{
 const ROLLBACKS_MAX: usize = 256;
 
 impl Engine {
-    /// The approvers' orders that a permit for these devices of a wave rests on, and whether it needs nothing else.
+    /// The approvers' orders that a permit for these devices of a wave rests on, and whether it needs nothing else. Of several
+    /// about one device the newest: after the approvers' keys have changed, no other one counts.
     #[must_use]
     pub fn orders_for(&self, id: &CampaignId, wave: u32, devices: &[DeviceId]) -> (Vec<Sha256>, bool) {
         let Some(campaign) = self.find(id) else {
             return (Vec::new(), false);
         };
-        let concerns = |record: &&RollbackRecord| devices.iter().any(|device| record.scope.has(wave, device));
-        let records = campaign.record.rollbacks.iter().filter(concerns);
-        let digests = records.filter_map(|record| record.order).collect();
+        let mut left: Vec<_> = devices.iter().collect();
+        let mut digests = Vec::new();
+        for record in campaign.record.rollbacks.iter().rev() {
+            let before = left.len();
+            left.retain(|device| !record.scope.has(wave, device));
+            if left.len() < before {
+                digests.extend(record.order);
+            }
+        }
         (digests, campaign.are_ordered_back(devices))
     }
 

@@ -4,6 +4,7 @@
 //! without reaching its goal.
 
 mod access;
+mod approve;
 mod artifact;
 mod audit;
 mod brake;

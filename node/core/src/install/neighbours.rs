@@ -38,9 +38,9 @@ pub(super) struct Starter<'a> {
 impl<'a> Starter<'a> {
     /// All that others have to do with it.
     pub(super) fn check(&self) -> Result<(), Hold> {
-        self.check_labels()?;
         self.check_unit()?;
         if self.kind == PermitKind::Update {
+            self.check_labels()?;
             self.check_turn()?;
             self.check_components()?;
         }
@@ -52,8 +52,17 @@ impl<'a> Starter<'a> {
         self.facts.neighbours.iter().filter(move |(id, _)| *id != own)
     }
 
+    /// What it is counted by. On its way back that is the plan's word, as the coordinator counts: planning again would not
+    /// help a device whose labels have changed since.
+    fn labels(&self) -> &'a Labels {
+        match self.kind {
+            PermitKind::Update => &self.facts.device.labels,
+            PermitKind::Rollback => &self.planned.labels,
+        }
+    }
+
     fn in_unit(&self) -> impl Iterator<Item = (&'a DeviceId, &'a Neighbour)> {
-        let unit = self.facts.device.labels.unit();
+        let unit = self.labels().unit();
         self.others()
             .filter(move |(_, other)| unit.is_some() && other.labels.unit() == unit)
     }
@@ -144,7 +153,7 @@ impl<'a> Starter<'a> {
 
     /// The node's share of the caps of fault domains.
     fn check_domains(&self) -> Result<(), Hold> {
-        let (rack, labels) = (&self.planned.rack, &self.facts.device.labels);
+        let (rack, labels) = (&self.planned.rack, self.labels());
         let in_flight = || self.others().filter(|(_, other)| other.in_flight);
         let caps = &self.campaign.manifest.caps;
         for cap in &caps.domains {

@@ -15,12 +15,8 @@ const WITHIN: Duration = Duration::from_secs(120);
 
 #[tokio::test]
 async fn a_wave_waits_for_an_approver_over_a_crash_and_his_no_sends_everybody_back() -> Result<()> {
-    let shape = Shape {
-        racks: 2,
-        nodes: 1,
-        ..Shape::default()
-    };
-    Cluster::with(shape, async |fleet| {
+    // Four devices, in waves of one, one and two.
+    Cluster::with(Shape::default(), async |fleet| {
         let rules = rules(2, (60, 15)).replace("soak_s = 0", "soak_s = 0, approval = { refused = \"roll_back\" }");
         fleet.start_campaign("spring", &rules)?;
         is_asked(fleet, 0).await?;

@@ -23,15 +23,11 @@ const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
 #[tokio::test]
 async fn a_change_board_holds_lets_through_and_stops_and_silence_holds() -> Result<()> {
     let python = python_with(Path::new(VENVS), "standardwebhooks", &["standardwebhooks==1.0.0"])?;
-    let shape = Shape {
-        racks: 2,
-        nodes: 1,
-        ..Shape::default()
-    };
-    Cluster::with(shape, async |fleet| {
+    // Four devices, in waves of one, one and two.
+    Cluster::with(Shape::default(), async |fleet| {
         let root = fleet.folder().to_owned();
         let names = ["127.0.0.1".to_owned()];
-        let pair = rcgen::generate_simple_self_signed(names.clone())?;
+        let pair = rcgen::generate_simple_self_signed(names)?;
         fs::write(root.join("board.pem"), pair.cert.pem())?;
         fs::write(root.join("board.key"), pair.signing_key.serialize_pem())?;
         fs::write(root.join("change_board.py"), include_str!("change_board.py"))?;

@@ -1,22 +1,148 @@
 //! A campaign's attempts: side by side in the order of the plan, so that a wave is a slice and a look at all of them needs
-//! no search, and found by device.
+//! no search, and found by device and by node.
 //!
 //! Invariant: there is one for every planned device, and none comes or goes.
 
 use std::{
     collections::BTreeMap,
-    ops::{Bound, Index, Range},
+    ops::{Index, Range},
     slice,
+    sync::Arc,
 };
 
-use firmesh_protocol::ids::DeviceId;
+use firmesh_protocol::{
+    gate::Fate,
+    health::DeviceHealth,
+    ids::{ArtifactId, DeviceId, NodeId, TopologyPath},
+    manifest::GateRule,
+    report::{AttemptState, FailureClass, PermitKind},
+    time::Timestamp,
+};
+use serde::{Deserialize, Serialize};
 
-use crate::campaign::Attempt;
+use crate::{
+    domains::Takes,
+    index::{Counted, Standing},
+};
+
+/// Where an attempt stands among all of its campaign, in the order of the plan.
+pub(crate) type Place = u32;
+
+/// One device's attempt as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttemptRecord {
+    /// The device.
+    pub device: DeviceId,
+    /// On its way to the new release, or back.
+    pub kind: PermitKind,
+    /// Where it stands.
+    pub state: AttemptState,
+    /// Why.
+    pub reason: String,
+    /// The version last read back.
+    pub version: Option<String>,
+    /// In which way it failed, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureClass>,
+    /// What its node made of the device after the update; kept when the device goes back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<DeviceHealth>,
+    /// The last permit of this kind that names it.
+    pub permit: Option<u64>,
+    /// The last report taken into account.
+    pub report_sequence: u64,
+    /// The report that said how its update ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_report: Option<u64>,
+    /// Whether the coordinator, not the node, said that it ended.
+    pub presumed: bool,
+    /// Whether a person has looked at it since it was quarantined.
+    pub cleared: bool,
+    /// Whether people have sent it back.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub ordered_back: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Attempt {
+    pub(crate) record: AttemptRecord,
+    pub(crate) wave: u32,
+    pub(crate) rack: TopologyPath,
+    /// Its rack, by number.
+    pub(crate) rack_number: u32,
+    pub(crate) node: NodeId,
+    /// Its unit, by number.
+    pub(crate) unit: Option<u32>,
+    /// What it takes in fault domains, if any are looked at.
+    pub(crate) takes: Option<Arc<Takes>>,
+    /// Who of its unit comes right before it, and right after it.
+    pub(crate) after: Option<DeviceId>,
+    pub(crate) next: Option<DeviceId>,
+    pub(crate) can_go_back: bool,
+    /// The images it gets, and may have to go back to.
+    pub(crate) needs: Vec<ArtifactId>,
+    /// Whether its node has proven that it holds them.
+    pub(crate) is_proven: bool,
+    /// When its last permit was issued.
+    pub(crate) permitted_at: Timestamp,
+    /// When the first permit of this kind was issued: a word from its node is awaited since.
+    pub(crate) awaited_since: Timestamp,
+    pub(crate) started_at: Option<Timestamp>,
+    /// As what it is indexed.
+    pub(crate) standing: Option<Standing>,
+    /// As what the engine has counted it.
+    pub(crate) counted: Counted,
+    /// When it is to be looked at although nobody speaks of it.
+    pub(crate) due: Option<Timestamp>,
+}
+
+impl Attempt {
+    /// Whether the device was, or may be, touched.
+    pub(crate) fn has_started(&self) -> bool {
+        use AttemptState::{Installing, Rebooting, Staged, Validating};
+        matches!(self.record.state, Staged | Installing | Rebooting | Validating)
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        !self.record.state.is_terminal() && (self.record.permit.is_some() || self.has_started())
+    }
+
+    pub(crate) fn is_quarantined(&self) -> bool {
+        self.record.state == AttemptState::Quarantined && !self.record.cleared
+    }
+
+    /// Whether it runs the new version, and is well as far as that is asked for.
+    pub(crate) fn ended_well(&self, gate: &GateRule) -> bool {
+        self.record.state.is_success() && self.fate(gate) == Fate::Good
+    }
+
+    /// What a gate makes of it.
+    pub(crate) fn fate(&self, gate: &GateRule) -> Fate {
+        let AttemptRecord {
+            kind,
+            state,
+            failure,
+            health,
+            ..
+        } = self.record;
+        match kind {
+            // Only who runs the new version can be sent back, and the report on how that went stays.
+            PermitKind::Rollback => gate.fate(AttemptState::Success, None, health),
+            PermitKind::Update => gate.fate(state, failure, health),
+        }
+    }
+
+    pub(crate) fn is_untouched(&self) -> bool {
+        !self.record.state.is_terminal() && !self.is_running()
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Attempts {
     all: Vec<Attempt>,
-    places: BTreeMap<DeviceId, usize>,
+    /// Places in the order of their devices.
+    by_device: Vec<Place>,
+    by_node: BTreeMap<NodeId, Vec<Place>>,
     waves: Vec<Range<usize>>,
 }
 
@@ -29,24 +155,48 @@ impl Attempts {
             all.extend(wave);
             waves.push(begins..all.len());
         }
-        let place = |(place, attempt): (usize, &Attempt)| (attempt.record.device.clone(), place);
+        let mut by_device: Vec<_> = (0..).take(all.len()).collect();
+        by_device.sort_unstable_by(|a, b| device_at(&all, *a).cmp(device_at(&all, *b)));
+        let mut by_node: BTreeMap<NodeId, Vec<Place>> = BTreeMap::new();
+        for (place, attempt) in (0..).zip(&all) {
+            match by_node.get_mut(&attempt.node) {
+                Some(places) => places.push(place),
+                None => drop(by_node.insert(attempt.node.clone(), vec![place])),
+            }
+        }
         Self {
-            places: all.iter().enumerate().map(place).collect(),
             all,
+            by_device,
+            by_node,
             waves,
         }
     }
 
+    pub(crate) fn place(&self, device: &DeviceId) -> Option<Place> {
+        let found = self
+            .by_device
+            .binary_search_by(|place| device_at(&self.all, *place).cmp(device));
+        found.ok().map(|rank| self.by_device[rank])
+    }
+
+    pub(crate) fn at(&self, place: Place) -> &Attempt {
+        &self.all[place as usize]
+    }
+
+    pub(crate) fn at_mut(&mut self, place: Place) -> &mut Attempt {
+        &mut self.all[place as usize]
+    }
+
     pub(crate) fn get(&self, device: &DeviceId) -> Option<&Attempt> {
-        self.places.get(device).map(|place| &self.all[*place])
+        self.place(device).map(|place| self.at(place))
     }
 
     pub(crate) fn get_mut(&mut self, device: &DeviceId) -> Option<&mut Attempt> {
-        self.places.get(device).map(|place| &mut self.all[*place])
+        self.place(device).map(|place| self.at_mut(place))
     }
 
     pub(crate) fn contains(&self, device: &DeviceId) -> bool {
-        self.places.contains_key(device)
+        self.place(device).is_some()
     }
 
     /// All, in the order of the plan.
@@ -61,14 +211,19 @@ impl Attempts {
 
     /// All, in the order of their devices.
     pub(crate) fn by_device(&self) -> impl Iterator<Item = &Attempt> {
-        self.places.values().map(|place| &self.all[*place])
+        self.by_device.iter().map(|place| self.at(*place))
     }
 
     /// Those of the devices after this one, in the order of their devices.
     pub(crate) fn after(&self, device: Option<&DeviceId>) -> impl Iterator<Item = &Attempt> {
-        let first = device.map_or(Bound::Unbounded, Bound::Excluded);
-        let places = self.places.range::<DeviceId, _>((first, Bound::Unbounded));
-        places.map(|(_, place)| &self.all[*place])
+        let is_before = |place: &Place| device.is_some_and(|device| device_at(&self.all, *place) <= device);
+        let first = self.by_device.partition_point(is_before);
+        self.by_device[first..].iter().map(|place| self.at(*place))
+    }
+
+    /// The places of a node's devices, in the order of the plan.
+    pub(crate) fn of_node(&self, node: &NodeId) -> &[Place] {
+        self.by_node.get(node).map_or(&[], Vec::as_slice)
     }
 
     /// Those of a wave; none of a wave that is not planned.
@@ -76,10 +231,16 @@ impl Attempts {
         self.waves.get(wave).map_or(&[], |range| &self.all[range.clone()])
     }
 
-    /// Those of the first waves.
-    pub(crate) fn of_first_waves(&self, count: usize) -> &[Attempt] {
+    /// Where those end that belong to the first waves.
+    pub(crate) fn end_of_first_waves(&self, count: usize) -> Place {
         let last = self.waves[..count.min(self.waves.len())].last();
-        last.map_or(&[], |range| &self.all[..range.end])
+        last.map_or(0, |range| {
+            Place::try_from(range.end).expect("a plan has fewer devices than that")
+        })
+    }
+
+    pub(crate) fn waves(&self) -> usize {
+        self.waves.len()
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -87,9 +248,13 @@ impl Attempts {
     }
 }
 
+fn device_at(all: &[Attempt], place: Place) -> &DeviceId {
+    &all[place as usize].record.device
+}
+
 impl Index<&DeviceId> for Attempts {
     type Output = Attempt;
     fn index(&self, device: &DeviceId) -> &Attempt {
-        &self.all[self.places[device]]
+        self.get(device).expect("a planned device")
     }
 }

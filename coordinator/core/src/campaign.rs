@@ -13,11 +13,10 @@ use std::{
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
     approval::WaveApprovalView,
-    gate::{Fate, Tally, judge},
-    health::DeviceHealth,
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
+    gate::{Fate, Tally},
+    ids::{CampaignId, DeviceId, Sha256},
     limits::REASON_BYTES_MAX,
-    manifest::{Artifact, CampaignManifest, GateRule, Plan, PlannedDevice},
+    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     rollback::RollbackScope,
     time::Timestamp,
@@ -25,8 +24,9 @@ use firmesh_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attempts::Attempts,
-    domains::{Domains, OwnRules, Takes},
+    attempts::{Attempt, AttemptRecord, Attempts},
+    domains::{Domains, OwnRules},
+    index::{Counted, Index, Light},
     possession::{Possession, PossessionRecord},
     webhooks::{GATE_PASSED, WebhookRecord},
 };
@@ -72,108 +72,6 @@ pub struct RollbackRecord {
     pub order: Option<Sha256>,
 }
 
-/// One device's attempt as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AttemptRecord {
-    /// The device.
-    pub device: DeviceId,
-    /// On its way to the new release, or back.
-    pub kind: PermitKind,
-    /// Where it stands.
-    pub state: AttemptState,
-    /// Why.
-    pub reason: String,
-    /// The version last read back.
-    pub version: Option<String>,
-    /// In which way it failed, if it did.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failure: Option<FailureClass>,
-    /// What its node made of the device after the update; kept when the device goes back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub health: Option<DeviceHealth>,
-    /// The last permit of this kind that names it.
-    pub permit: Option<u64>,
-    /// The last report taken into account.
-    pub report_sequence: u64,
-    /// The report that said how its update ended.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub end_report: Option<u64>,
-    /// Whether the coordinator, not the node, said that it ended.
-    pub presumed: bool,
-    /// Whether a person has looked at it since it was quarantined.
-    pub cleared: bool,
-    /// Whether people have sent it back.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub ordered_back: bool,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Attempt {
-    pub(crate) record: AttemptRecord,
-    pub(crate) wave: u32,
-    pub(crate) rack: TopologyPath,
-    pub(crate) node: NodeId,
-    /// Its unit, by number.
-    pub(crate) unit: Option<u32>,
-    /// What it takes in fault domains, if any are looked at.
-    pub(crate) takes: Option<Arc<Takes>>,
-    /// Who of its unit comes right before it, and right after it.
-    pub(crate) after: Option<DeviceId>,
-    pub(crate) next: Option<DeviceId>,
-    pub(crate) can_go_back: bool,
-    /// The images it gets, and may have to go back to.
-    pub(crate) needs: Vec<ArtifactId>,
-    /// Whether its node has proven that it holds them.
-    pub(crate) is_proven: bool,
-    /// When its last permit was issued.
-    pub(crate) permitted_at: Timestamp,
-    /// When the first permit of this kind was issued: a word from its node is awaited since.
-    pub(crate) awaited_since: Timestamp,
-    pub(crate) started_at: Option<Timestamp>,
-}
-
-impl Attempt {
-    /// Whether the device was, or may be, touched.
-    pub(crate) fn has_started(&self) -> bool {
-        use AttemptState::{Installing, Rebooting, Staged, Validating};
-        matches!(self.record.state, Staged | Installing | Rebooting | Validating)
-    }
-
-    pub(crate) fn is_running(&self) -> bool {
-        !self.record.state.is_terminal() && (self.record.permit.is_some() || self.has_started())
-    }
-
-    pub(crate) fn is_quarantined(&self) -> bool {
-        self.record.state == AttemptState::Quarantined && !self.record.cleared
-    }
-
-    /// Whether it runs the new version, and is well as far as that is asked for.
-    pub(crate) fn ended_well(&self, gate: &GateRule) -> bool {
-        self.record.state.is_success() && self.fate(gate) == Fate::Good
-    }
-
-    /// What a gate makes of it.
-    pub(crate) fn fate(&self, gate: &GateRule) -> Fate {
-        let AttemptRecord {
-            kind,
-            state,
-            failure,
-            health,
-            ..
-        } = self.record;
-        // Only who runs the new version can be sent back, and the report on how that went stays.
-        match (kind, health) {
-            (PermitKind::Rollback, Some(DeviceHealth::Breached)) => Fate::Bad(Some(FailureClass::Health)),
-            (PermitKind::Rollback, _) => Fate::Good,
-            (PermitKind::Update, _) => gate.fate(state, failure, health),
-        }
-    }
-
-    pub(crate) fn is_untouched(&self) -> bool {
-        !self.record.state.is_terminal() && !self.is_running()
-    }
-}
-
 #[derive(Debug)]
 pub(crate) struct Campaign {
     pub(crate) manifest: CampaignManifest,
@@ -182,11 +80,15 @@ pub(crate) struct Campaign {
     pub(crate) possession: Possession,
     pub(crate) record: CampaignRecord,
     pub(crate) attempts: Attempts,
+    /// What is counted of the attempts.
+    pub(crate) index: Index,
     /// Whether some of its devices follow one another.
-    has_units: bool,
+    pub(crate) has_units: bool,
     /// Its own rules of fault domains.
     pub(crate) rules: Arc<OwnRules>,
     pub(crate) expires_at: Timestamp,
+    /// How long a permit is good for.
+    pub(crate) permit_ttl: Duration,
     pub(crate) soak_until: Option<Timestamp>,
     /// Waves whose gate failed and whose devices have to go back.
     pub(crate) sent_back: BTreeSet<u32>,
@@ -201,6 +103,7 @@ impl Campaign {
         plan: Plan,
         images: BTreeMap<String, Artifact>,
         expires_at: Timestamp,
+        permit_ttl: Duration,
         now: Timestamp,
     ) -> Self {
         let record = CampaignRecord {
@@ -238,6 +141,7 @@ impl Campaign {
                 record,
                 wave: u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves"),
                 rack: planned.rack.clone(),
+                rack_number: 0,
                 node: planned.node.clone(),
                 unit: None,
                 takes: None,
@@ -249,6 +153,9 @@ impl Campaign {
                 permitted_at: now,
                 awaited_since: now,
                 started_at: None,
+                standing: None,
+                counted: Counted::default(),
+                due: None,
             }
         };
         let of_wave =
@@ -268,9 +175,11 @@ impl Campaign {
             images,
             possession,
             record,
+            index: Index::default(),
             has_units,
             rules: Arc::default(),
             expires_at,
+            permit_ttl,
             soak_until: None,
             sent_back: BTreeSet::new(),
             is_dirty: true,
@@ -278,40 +187,67 @@ impl Campaign {
         }
     }
 
-    /// Looks up what its devices take in fault domains.
+    /// Looks up what its devices take in racks and fault domains.
     pub(crate) fn locate(&mut self, domains: &mut Domains) {
         self.rules = Arc::new(domains.own_rules(&self.manifest.caps, &self.plan));
         for (attempt, (_, planned)) in self.attempts.iter_mut().zip(self.plan.devices()) {
+            attempt.rack_number = domains.rack(&planned.rack);
             attempt.unit = domains.unit(planned.unit());
             attempt.takes = domains.takes(&planned.rack, &planned.labels);
         }
+        self.index_all();
     }
 
-    /// Whether it is the device's turn in its unit: forwards when the one before it has ended well, backwards when the one
-    /// after it has gone back.
+    /// How long after its start, or after the last word of its node, an attempt is given up.
+    pub(crate) fn limit(&self) -> Duration {
+        Duration::from_secs(self.manifest.deadlines.attempt_s.into()) + self.permit_ttl
+    }
+
+    /// Those that come after a device in its unit, in their order.
+    pub(crate) fn later_in_unit(&self, attempt: &Attempt) -> impl Iterator<Item = &Attempt> {
+        let after = |attempt: &Attempt| self.attempts.get(attempt.next.as_ref()?);
+        // A checked plan has no circles; should there be one, it is left.
+        std::iter::successors(after(attempt), move |next| after(next)).take(self.attempts.len())
+    }
+
+    /// Whether it is the device's turn in its unit: forwards when the one before it runs its new version and is not known
+    /// to be unwell, backwards when all those after it that can go back have.
     pub(crate) fn is_turn(&self, attempt: &Attempt, kind: PermitKind) -> bool {
-        let find = |other: &Option<DeviceId>| self.attempts.get(other.as_ref()?);
         match kind {
-            PermitKind::Update => find(&attempt.after).is_none_or(|before| before.record.state.is_success()),
+            PermitKind::Update => {
+                let before = attempt.after.as_ref().and_then(|before| self.attempts.get(before));
+                before.is_none_or(|before| before.record.state.is_success() && !self.ended_badly(before))
+            }
             PermitKind::Rollback => {
-                find(&attempt.next).is_none_or(|next| !next.is_running() && !self.must_go_back(next))
+                let mut later = self.later_in_unit(attempt);
+                later.all(|next| !next.is_running() && !self.must_go_back(next))
             }
         }
     }
 
+    /// Whether an attempt has ended, and those that come after it in its unit have no turn any more.
+    pub(crate) fn ended_badly(&self, attempt: &Attempt) -> bool {
+        let state = attempt.record.state;
+        let is_bad = || matches!(attempt.fate(&self.manifest.gate), Fate::Bad(_));
+        state.is_terminal() && (!state.is_success() || is_bad())
+    }
+
     /// Stops devices whose turn in their unit will never come, one after the other.
     fn cancel_out_of_turn(&mut self) {
-        if !self.has_units {
-            return;
-        }
-        let ended_badly = |attempt: &Attempt| attempt.record.state.is_terminal() && !attempt.record.state.is_success();
-        let starts = self.select(|attempt| attempt.next.is_some() && ended_badly(attempt));
-        for mut before in starts {
+        for place in self.index.take_ended_badly() {
+            if !self.ended_badly(self.attempts.at(place)) {
+                continue;
+            }
+            let mut before = self.attempts.at(place).record.device.clone();
             while let Some(next) = self.attempts[&before].next.clone()
                 && self.attempts[&next].is_untouched()
             {
-                let state = self.attempts[&before].record.state;
-                let reason = format!("{before}, which comes before it in its unit, ended as {state}");
+                let reason = match self.attempts[&before].record.state {
+                    state if state.is_success() => {
+                        format!("{before}, which comes before it in its unit, is not well on its new version")
+                    }
+                    state => format!("{before}, which comes before it in its unit, ended as {state}"),
+                };
                 self.presume(std::slice::from_ref(&next), AttemptState::Cancelled, &reason);
                 before = next;
             }
@@ -335,14 +271,6 @@ impl Campaign {
             }
         }
         self.restore_proofs(possession);
-        self.judge_failed_waves();
-    }
-
-    pub(crate) fn edit(&mut self, device: &DeviceId, edit: impl FnOnce(&mut Attempt)) {
-        if let Some(attempt) = self.attempts.get_mut(device) {
-            edit(attempt);
-            self.dirty.insert(device.clone());
-        }
     }
 
     /// Ends attempts on the coordinator's own word.
@@ -368,6 +296,7 @@ impl Campaign {
             self.record.state = state;
             self.record.reason = reason;
             self.is_dirty = true;
+            self.wake_all();
         }
     }
 
@@ -382,8 +311,10 @@ impl Campaign {
 
     /// Stops what has not begun.
     pub(crate) fn cancel_untouched(&mut self, reason: &str) {
-        let untouched = self.select(Attempt::is_untouched);
-        self.presume(&untouched, AttemptState::Cancelled, reason);
+        if self.untouched() > 0 {
+            let untouched = self.select(Attempt::is_untouched);
+            self.presume(&untouched, AttemptState::Cancelled, reason);
+        }
     }
 
     /// Takes a report into account. The latest sequence counts; a later phase does not listen to an earlier one.
@@ -470,10 +401,9 @@ impl Campaign {
                     }
                     self.is_dirty = true;
                 }
-                let mut attempts = self.attempts.of_wave(wave).iter();
                 let waits = if verdict == GateVerdict::Hold {
                     "holds"
-                } else if attempts.all(|attempt| attempt.record.state.is_terminal()) {
+                } else if self.has_ended(wave) {
                     "holds: what its gate requires to know of the health of some devices is not known"
                 } else {
                     "is running"
@@ -490,6 +420,7 @@ impl Campaign {
             return false;
         }
         self.record.gates.push(GateVerdict::Unknown);
+        self.wake_all();
         self.soak_until = None;
         let devices = self.plan.waves[wave].len();
         self.decide(
@@ -502,7 +433,7 @@ impl Campaign {
 
     fn after_pass(&mut self, now: Timestamp, wave: usize) -> bool {
         if wave + 1 == self.plan.waves.len() {
-            if self.attempts.iter().all(|attempt| attempt.record.state.is_terminal()) {
+            if (0..=wave).all(|wave| self.has_ended(wave)) {
                 self.finish();
             } else {
                 self.enter(
@@ -553,7 +484,7 @@ impl Campaign {
     }
 
     fn expire(&mut self) {
-        let left = self.select(Attempt::is_untouched).len();
+        let left = self.untouched();
         if left == 0 {
             return;
         }
@@ -616,24 +547,15 @@ impl Campaign {
 
     /// The gate's verdict. What the coordinator presumes may fail a wave and never pass it: nodes go by signed reports
     /// alone, and would not follow.
-    pub(crate) fn verdict(&self, wave: usize) -> GateVerdict {
-        let (rule, attempts) = (&self.manifest.gate, self.attempts.of_wave(wave));
-        let known = judge(rule, attempts.iter().map(|attempt| attempt.fate(rule)));
+    pub(crate) fn verdict(&mut self, wave: usize) -> GateVerdict {
+        let known = self.judged(wave, Light::Known);
         if known != GateVerdict::Pass {
             return known;
         }
-        let shown = attempts.iter().map(|attempt| match attempt.record.end_report {
-            None if !attempt.record.state.is_success() => Fate::Pending,
-            _ => attempt.fate(rule),
-        });
-        match judge(rule, shown) {
-            shown if shown != GateVerdict::Pass => {
-                match attempts.iter().all(|attempt| attempt.record.state.is_terminal()) {
-                    true => GateVerdict::Hold,
-                    false => GateVerdict::Unknown,
-                }
-            }
-            verdict => verdict,
+        match self.judged(wave, Light::Shown) {
+            GateVerdict::Pass => GateVerdict::Pass,
+            _ if self.has_ended(wave) => GateVerdict::Hold,
+            _ => GateVerdict::Unknown,
         }
     }
 
@@ -643,7 +565,7 @@ impl Campaign {
             WaveView {
                 wave: number,
                 devices: u32::try_from(wave.len()).unwrap_or(u32::MAX),
-                states: tally(self.attempts.of_wave(number as usize).iter()),
+                states: self.states_of(number as usize).clone(),
                 open: gate.is_some(),
                 gate: gate.copied().unwrap_or(GateVerdict::Unknown),
             }
@@ -653,7 +575,7 @@ impl Campaign {
             state: self.record.state,
             wave: u32::try_from(self.record.gates.len().saturating_sub(1)).unwrap_or(u32::MAX),
             waves: waves.collect(),
-            states: tally(self.attempts.iter()),
+            states: self.states(),
             possession: self.possession.view(),
             held: self.plan.held.clone(),
             reason: self.record.reason.clone(),

@@ -11,10 +11,7 @@ use firmesh_protocol::{
     report::AttemptState,
 };
 
-use crate::{
-    campaign::{Attempt, Campaign},
-    engine::InputError,
-};
+use crate::{attempts::Attempt, campaign::Campaign, engine::InputError};
 
 /// What is closed, and why.
 #[derive(Debug, Clone)]

@@ -1,4 +1,5 @@
-//! Fault domains as the engine counts them: numbers in place of names, only for the rules that some campaign has.
+//! Racks and fault domains as the engine counts them: numbers in place of names, domains only for the rules that some
+//! campaign has.
 //!
 //! Invariant: the same domain has the same number in every campaign, so that all campaigns count together.
 
@@ -48,6 +49,7 @@ pub(crate) struct Domains {
     domains: BTreeMap<(Dimension, TopologyPath), u32>,
     groups: BTreeMap<(u32, Option<TopologyPath>), u32>,
     units: BTreeMap<(NodeId, LabelValue), u32>,
+    racks: BTreeMap<TopologyPath, u32>,
     /// Most devices of a rack take the same.
     spots: BTreeMap<(TopologyPath, Labels), Arc<Takes>>,
 }
@@ -117,6 +119,14 @@ impl Domains {
         let takes = Arc::new(takes);
         self.spots.insert(spot, Arc::clone(&takes));
         Some(takes)
+    }
+
+    /// The number of a rack.
+    pub(crate) fn rack(&mut self, rack: &TopologyPath) -> u32 {
+        match self.racks.get(rack) {
+            Some(number) => *number,
+            None => number(&mut self.racks, rack.clone()),
+        }
     }
 
     /// The number of a unit.

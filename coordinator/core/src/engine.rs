@@ -22,11 +22,13 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    campaign::{Attempt, AttemptRecord, Campaign, CampaignRecord, targets},
-    caps::{Load, choose, may_be_permitted, may_be_permitted_again, permit},
+    attempts::{Attempt, AttemptRecord},
+    campaign::{Campaign, CampaignRecord, targets},
+    caps::{choose, may_be_permitted, may_be_permitted_again, permit},
     check::InFlight,
     close::Closing,
     domains::Domains,
+    load::Load,
     possession::PossessionRecord,
     webhooks::WebhookAnswer,
 };
@@ -236,7 +238,11 @@ pub struct Engine {
     settings: EngineSettings,
     pub(crate) campaigns: BTreeMap<CampaignId, Campaign>,
     pub(crate) domains: Domains,
+    /// What is in flight anywhere.
+    pub(crate) load: Load,
     pub(crate) heard: BTreeMap<NodeId, Timestamp>,
+    /// When the first running attempt is to be looked at.
+    next_due: Option<Timestamp>,
     outputs: VecDeque<Output>,
     pub(crate) now: Timestamp,
 }
@@ -249,7 +255,9 @@ impl Engine {
             settings,
             campaigns: BTreeMap::new(),
             domains: Domains::default(),
+            load: Load::default(),
             heard: BTreeMap::new(),
+            next_due: None,
             outputs: VecDeque::new(),
             now: Timestamp::default(),
         }
@@ -259,9 +267,14 @@ impl Engine {
     pub fn handle(&mut self, now: Timestamp, input: Input) -> Result<(), InputError> {
         self.now = self.now.max(now);
         self.accept(input)?;
+        self.count();
         self.end_overdue_attempts();
+        self.count();
         self.advance();
+        self.count();
         let permits = self.issue_permits();
+        self.count();
+        self.next_due = self.find_next_due();
         self.flush();
         self.outputs.extend(permits.into_iter().map(Output::IssuePermit));
         Ok(())
@@ -279,16 +292,8 @@ impl Engine {
             let is_open = matches!(campaign.record.state, CampaignState::Active | CampaignState::Paused);
             [campaign.soak_until, is_open.then_some(campaign.expires_at)]
         };
-        let of_attempts = |campaign| {
-            running(campaign)
-                .flat_map(|attempt| self.dues(campaign, attempt))
-                .flatten()
-        };
         let campaigns = self.campaigns.values().flat_map(of_campaign).flatten();
-        campaigns
-            .chain(self.campaigns.values().flat_map(of_attempts))
-            .filter(|at| *at > self.now)
-            .min()
+        campaigns.chain(self.next_due).filter(|at| *at > self.now).min()
     }
 
     /// Where a campaign stands.
@@ -388,7 +393,22 @@ impl Engine {
     /// Devices in flight anywhere, with their racks: what the caps count.
     #[must_use]
     pub fn in_flight(&self) -> BTreeMap<DeviceId, TopologyPath> {
-        Load::of(self.campaigns.values()).devices
+        let attempts = self.campaigns.values().flat_map(in_flight);
+        attempts
+            .map(|attempt| (attempt.record.device.clone(), attempt.rack.clone()))
+            .collect()
+    }
+
+    /// How many devices are in flight anywhere.
+    #[must_use]
+    pub fn in_flight_count(&self) -> usize {
+        self.load.total()
+    }
+
+    /// Whether a device is in flight anywhere.
+    #[must_use]
+    pub fn is_in_flight(&self, device: &DeviceId) -> bool {
+        self.load.contains(device)
     }
 
     /// Devices in flight anywhere, with all that caps look at.
@@ -497,9 +517,12 @@ impl Engine {
                     if !campaign.record.state.is_terminal() {
                         campaign.forget_proofs(&node);
                     }
-                    for device in campaign.select(|attempt| attempt.node == node && attempt.record.report_sequence > 0)
-                    {
-                        campaign.edit(&device, |attempt| attempt.record.report_sequence = 0);
+                    for place in campaign.attempts.of_node(&node).to_vec() {
+                        let record = &campaign.attempts.at(place).record;
+                        if record.report_sequence > 0 {
+                            let device = record.device.clone();
+                            campaign.edit(&device, |attempt| attempt.record.report_sequence = 0);
+                        }
                     }
                 }
                 Ok(())
@@ -558,17 +581,23 @@ impl Engine {
             possession,
         } in loaded
         {
-            let mut campaign = Campaign::new(manifest, plan, images, expires_at, self.now);
+            let ttl = self.settings.permit_ttl;
+            let mut campaign = Campaign::new(manifest, plan, images, expires_at, ttl, self.now);
             if let Some(record) = record {
                 campaign.restore(record, attempts, possession, self.now);
             }
             self.campaigns.insert(campaign.record.id.clone(), campaign);
         }
         for (id, campaign) in &mut self.campaigns {
-            if has_new_rules || fresh.contains(id) {
+            let is_fresh = fresh.contains(id);
+            if has_new_rules || is_fresh {
                 campaign.locate(&mut self.domains);
             }
+            if is_fresh {
+                campaign.judge_failed_waves();
+            }
         }
+        self.count_all();
         Ok(())
     }
 
@@ -615,46 +644,121 @@ impl Engine {
         Ok(())
     }
 
+    /// Brings the load up to date with every attempt that has changed.
+    fn count(&mut self) {
+        for campaign in self.campaigns.values_mut() {
+            for place in campaign.index.take_recount() {
+                let attempt = campaign.attempts.at(place);
+                let (before, after) = (attempt.counted, campaign.counts_as(attempt));
+                if before.flight != after.flight {
+                    self.load.remove(attempt, campaign, before.flight);
+                    self.load.add(attempt, campaign, after.flight);
+                }
+                match (before.goes_back, after.goes_back) {
+                    (false, true) => self.load.add_going_back(&attempt.record.device),
+                    (true, false) => self.load.remove_going_back(&attempt.record.device),
+                    _ => {}
+                }
+                campaign.attempts.at_mut(place).counted = after;
+            }
+        }
+        let released = self.load.take_released();
+        if !released.is_empty() {
+            for campaign in self.campaigns.values_mut() {
+                released.iter().for_each(|rack| campaign.index.wake(*rack));
+            }
+        }
+    }
+
+    /// Counts the load anew: campaigns have come, or what devices take is named anew.
+    fn count_all(&mut self) {
+        self.load = Load::default();
+        for campaign in self.campaigns.values_mut() {
+            campaign.count_anew();
+        }
+    }
+
     /// When something has to happen to a running attempt that nobody speaks of.
     fn dues(&self, campaign: &Campaign, attempt: &Attempt) -> [Option<Timestamp>; 2] {
-        let limit = Duration::from_secs(campaign.manifest.deadlines.attempt_s.into()) + self.settings.permit_ttl;
         let lapses = attempt.permitted_at + self.settings.permit_ttl;
         match attempt.started_at {
-            Some(started) => [Some(started + limit), None],
-            None => [Some(self.last_sign_of(attempt) + limit), Some(lapses)],
+            Some(started) => [Some(started + campaign.limit()), None],
+            None => [Some(self.last_sign_of(attempt) + campaign.limit()), Some(lapses)],
         }
     }
 
     fn last_sign_of(&self, attempt: &Attempt) -> Timestamp {
-        self.heard
-            .get(&attempt.node)
-            .copied()
-            .unwrap_or_default()
-            .max(attempt.awaited_since)
+        let heard = self.heard.get(&attempt.node).copied().unwrap_or_default();
+        heard.max(attempt.awaited_since)
+    }
+
+    /// When the first running attempt is to be looked at. What nodes have said meanwhile has put many off.
+    fn find_next_due(&mut self) -> Option<Timestamp> {
+        loop {
+            let due = |(id, campaign): (&CampaignId, &Campaign)| {
+                let (at, place) = campaign.index.first_due()?;
+                Some((at, id.clone(), place))
+            };
+            let (at, id, place) = self.campaigns.iter().filter_map(due).min()?;
+            let campaign = &self.campaigns[&id];
+            let attempt = campaign.attempts.at(place);
+            let is_due = |at: &Timestamp| *at > self.now;
+            let really = self.dues(campaign, attempt).into_iter().flatten().filter(is_due).min();
+            if really == Some(at) {
+                return really;
+            }
+            if let Some(campaign) = self.campaigns.get_mut(&id) {
+                campaign.await_until(place, really);
+            }
+        }
+    }
+
+    /// Looks at the attempts that are due: answers those that nobody will say the end of, and remembers whose permit is over.
+    fn look_at_dues(&mut self) -> BTreeSet<(CampaignId, DeviceId)> {
+        let now = self.now;
+        let mut silent = BTreeSet::new();
+        let ids: Vec<_> = self.campaigns.keys().cloned().collect();
+        for id in ids {
+            while let Some(campaign) = self.campaigns.get(&id)
+                && let Some((_, place)) = campaign.index.first_due().filter(|(at, _)| *at <= now)
+            {
+                let attempt = campaign.attempts.at(place);
+                let [silent_at, lapses] = self.dues(campaign, attempt);
+                let [is_silent, has_lapsed] = [silent_at, lapses].map(|at| at.is_some_and(|at| at <= now));
+                let next = [silent_at, lapses].into_iter().flatten().filter(|at| *at > now).min();
+                if is_silent {
+                    silent.insert((id.clone(), attempt.record.device.clone()));
+                }
+                if let Some(campaign) = self.campaigns.get_mut(&id) {
+                    if has_lapsed {
+                        campaign.index.lapsed.insert(place);
+                    }
+                    campaign.await_until(place, next);
+                }
+            }
+        }
+        silent
     }
 
     /// Ends attempts whose end nobody will report. A device that may have been touched is quarantined, and so keeps its
     /// place under the caps; one whose node is alive and let the permit lapse was not touched. Such a one gives its place up
     /// if another campaign waits to take the device back, or its own to take others back.
     fn end_overdue_attempts(&mut self) {
-        let mut silent = Vec::new();
-        let mut lapsed = Vec::new();
-        let mut returned = Vec::new();
-        let load = Load::of(self.campaigns.values());
+        let silent = self.look_at_dues();
+        let (mut lapsed, mut returned) = (Vec::new(), Vec::new());
         for (id, campaign) in &self.campaigns {
-            for attempt in running(campaign) {
-                let device = attempt.record.device.clone();
-                let [silent_at, _] = self.dues(campaign, attempt);
+            for place in &campaign.index.lapsed {
+                let attempt = campaign.attempts.at(*place);
                 let lapses = attempt.permitted_at + self.settings.permit_ttl + CLOCK_SLACK;
                 let spoke_since = self.heard.get(&attempt.node).is_some_and(|heard| *heard > lapses);
-                if silent_at.is_some_and(|at| at <= self.now) {
-                    silent.push((id.clone(), device));
-                } else if attempt.started_at.is_none() && spoke_since {
-                    if !may_be_permitted_again(campaign, attempt, self.now) {
-                        lapsed.push((id.clone(), device));
-                    } else if load.is_taken_back(attempt) || campaign.record.resumable {
-                        returned.push((id.clone(), device));
-                    }
+                let device = (id.clone(), attempt.record.device.clone());
+                if !spoke_since || silent.contains(&device) {
+                    continue;
+                }
+                if !may_be_permitted_again(campaign, attempt, self.now) {
+                    lapsed.push(device);
+                } else if self.load.is_taken_back(attempt) || is_held(campaign) {
+                    returned.push(device);
                 }
             }
         }
@@ -678,14 +782,20 @@ impl Engine {
                 campaign.edit(&device, |attempt| {
                     attempt.record.permit = None;
                     attempt.record.state = AttemptState::Pending;
-                    attempt.record.reason = "devices go back first".to_owned();
+                    attempt.record.reason = "its permit lapsed before it started, and it may not start now".to_owned();
                 });
             }
         }
     }
 
     fn advance(&mut self) {
-        let quarantined = Load::of_quarantined(self.campaigns.values());
+        use CampaignState::{Active, RollingBack};
+        // Whether a rollback is at its end has to do with who is quarantined, in whatever campaign.
+        let may_go_back = |campaign: &Campaign| matches!(campaign.record.state, Active | RollingBack);
+        let quarantined = match self.campaigns.values().any(may_go_back) {
+            true => Load::of_quarantined(self.campaigns.values()),
+            false => Load::default(),
+        };
         for campaign in self.campaigns.values_mut() {
             let caps = Caps::new(campaign.manifest.caps.per_rack, campaign.manifest.caps.total);
             let rules = Arc::clone(&campaign.rules);
@@ -696,14 +806,13 @@ impl Engine {
     /// Fills the caps: rollbacks first, then waves in order.
     fn issue_permits(&mut self) -> Vec<PermitOrder> {
         let mut orders = Vec::new();
-        let mut load = Load::of(self.campaigns.values());
         for kind in [PermitKind::Rollback, PermitKind::Update] {
             for campaign in self
                 .campaigns
                 .values_mut()
                 .filter(|campaign| may_be_permitted(campaign, kind, self.now))
             {
-                let chosen = choose(campaign, kind, &mut load, self.now, self.settings.permit_ttl);
+                let chosen = choose(campaign, kind, &mut self.load, self.now);
                 for (wave, devices) in chosen {
                     for devices in devices.chunks(PERMIT_DEVICES_MAX) {
                         orders.push(permit(campaign, kind, wave, devices, self.now));
@@ -734,6 +843,11 @@ impl Engine {
     }
 }
 
-fn running(campaign: &Campaign) -> impl Iterator<Item = &Attempt> {
-    campaign.attempts.iter().filter(|attempt| attempt.is_running())
+/// Whether nothing new starts until somebody resumes the campaign: its lapsed permits keep no place from others.
+fn is_held(campaign: &Campaign) -> bool {
+    campaign.record.state == CampaignState::Paused || campaign.record.resumable
+}
+
+fn in_flight(campaign: &Campaign) -> impl Iterator<Item = &Attempt> {
+    campaign.running().chain(campaign.quarantined())
 }

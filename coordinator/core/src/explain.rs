@@ -12,9 +12,10 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    campaign::{Attempt, Campaign, targets},
-    caps::{InTheWay, Load},
+    attempts::Attempt,
+    campaign::{Campaign, targets},
     engine::Engine,
+    load::InTheWay,
     planner::{Standing, late},
 };
 
@@ -47,8 +48,7 @@ impl Engine {
     #[must_use]
     pub fn explain(&self, id: &CampaignId, subject: &Subject) -> Option<Vec<Explanation>> {
         let campaign = self.find(id)?;
-        let load = Load::of(self.all());
-        let device = |device: &DeviceId| explain_device(self, campaign, &campaign.attempts[device], &load);
+        let device = |device: &DeviceId| explain_device(self, campaign, &campaign.attempts[device]);
         match subject {
             Subject::Campaign => {
                 let evidence = tally(campaign, |_| true).into_iter().chain(possession(campaign));
@@ -197,7 +197,7 @@ fn unproven(campaign: &Campaign, attempt: &Attempt, evidence: &mut Vec<String>) 
     )
 }
 
-fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt, load: &Load) -> Explanation {
+fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt) -> Explanation {
     let record = &attempt.record;
     let mut evidence = vec![format!(
         "wave {}, rack {}, node {}",
@@ -221,7 +221,7 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt, load:
     }
     let waits = attempt.is_untouched() || campaign.must_go_back(attempt);
     let finding = match (waits, record.reason.is_empty()) {
-        (true, _) => waiting_for(engine, campaign, attempt, load, &mut evidence),
+        (true, _) => waiting_for(engine, campaign, attempt, &mut evidence),
         (false, true) => match phase(record.state) {
             Some(meaning) => format!("{}: {meaning}", record.state),
             None => record.state.to_string(),
@@ -248,13 +248,8 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt, load:
     }
 }
 
-fn waiting_for(
-    engine: &Engine,
-    campaign: &Campaign,
-    attempt: &Attempt,
-    load: &Load,
-    evidence: &mut Vec<String>,
-) -> String {
+fn waiting_for(engine: &Engine, campaign: &Campaign, attempt: &Attempt, evidence: &mut Vec<String>) -> String {
+    let load = &engine.load;
     let state = campaign.record.state;
     if !matches!(state, CampaignState::Active | CampaignState::RollingBack) {
         return format!("waits: {}", standing(campaign));
@@ -278,7 +273,7 @@ fn waiting_for(
         return format!("waits: {other} takes it back first");
     }
     let device = &attempt.record.device;
-    if load.devices.contains_key(device) {
+    if load.contains(device) {
         let other = engine
             .all()
             .find(|other| other.attempts.get(device).is_some_and(Attempt::is_running));
@@ -318,13 +313,8 @@ fn waiting_for(
         Some(InTheWay::Unit) => return "waits: another device of its unit is in flight or quarantined".to_owned(),
         None => {}
     }
-    let (per_rack, total) = load.caps(&attempt.rack, &campaign.manifest.caps);
-    let in_rack: Vec<_> = load
-        .devices
-        .iter()
-        .filter(|(_, rack)| **rack == attempt.rack)
-        .map(|(id, _)| id)
-        .collect();
+    let (per_rack, total) = load.caps(attempt.rack_number, &campaign.manifest.caps);
+    let in_rack: Vec<_> = load.of_rack(attempt.rack_number).collect();
     if in_rack.len() >= per_rack {
         let in_flight = |id: &&DeviceId| match engine.is_quarantined(id) {
             true => format!("{id} is quarantined and keeps its place until it is cleared"),
@@ -336,16 +326,12 @@ fn waiting_for(
             in_rack.len()
         );
     }
-    if load.devices.len() >= total {
-        evidence.extend(
-            load.devices
-                .keys()
-                .take(10)
-                .map(|id| format!("{id} is in flight, or quarantined")),
-        );
+    if load.total() >= total {
+        let in_flight = engine.in_flight().into_keys().take(10);
+        evidence.extend(in_flight.map(|id| format!("{id} is in flight, or quarantined")));
         return format!(
             "waits: {} devices are in flight, the cap is {total} in all",
-            load.devices.len()
+            load.total()
         );
     }
     "waits for its permit".to_owned()

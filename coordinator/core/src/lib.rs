@@ -14,6 +14,8 @@ mod engine;
 mod explain;
 mod filter;
 mod fleet;
+mod index;
+mod load;
 mod planner;
 mod possession;
 pub mod rehearse;
@@ -22,7 +24,8 @@ mod turns;
 mod views;
 mod webhooks;
 
-pub use campaign::{AttemptRecord, CampaignRecord, RollbackRecord};
+pub use attempts::AttemptRecord;
+pub use campaign::{CampaignRecord, RollbackRecord};
 pub use close::Closing;
 pub use diff::{Difference, Place, diff};
 pub use engine::{Approval, Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record, Rollback};

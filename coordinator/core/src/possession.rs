@@ -187,8 +187,10 @@ impl Campaign {
     }
 
     fn look_at_proofs(&mut self, node: &NodeId) {
-        for attempt in self.attempts.iter_mut().filter(|attempt| attempt.node == *node) {
+        for place in self.attempts.of_node(node).to_vec() {
+            let attempt = self.attempts.at_mut(place);
             attempt.is_proven = self.possession.covers(node, &attempt.needs);
+            self.look_again_with_neighbours(place);
         }
     }
 }

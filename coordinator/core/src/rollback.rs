@@ -4,37 +4,42 @@
 //! previous one are identified, permits send them back under the same caps, what they run is read back, the campaign ends
 //! or waits to be resumed, and what became of everybody stands among its decisions.
 
+use std::collections::BTreeSet;
+
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
-    gate::{Fate, judge},
     ids::{CampaignId, DeviceId, Sha256},
-    report::{AttemptState, FailureClass, PermitKind},
+    report::{AttemptState, PermitKind},
     rollback::RollbackView,
 };
 
 use crate::{
-    campaign::{Attempt, Campaign, RollbackRecord, tally},
+    attempts::Attempt,
+    campaign::{Campaign, RollbackRecord, tally},
     engine::{Engine, InputError, Rollback},
+    index::{Light, runs_new},
 };
 
 /// Rollbacks that people order in one campaign at most: permits name their digests, and nodes fetch every one.
 const ROLLBACKS_MAX: usize = 256;
 
 impl Engine {
-    /// The approvers' orders that a permit for these devices of a wave rests on, and whether it needs nothing else. Of several
-    /// about one device the newest: after the approvers' keys have changed, no other one counts.
+    /// The approvers' orders that a permit for these devices of a wave rests on, the newest first, and whether it needs
+    /// nothing else.
     #[must_use]
     pub fn orders_for(&self, id: &CampaignId, wave: u32, devices: &[DeviceId]) -> (Vec<Sha256>, bool) {
         let Some(campaign) = self.find(id) else {
             return (Vec::new(), false);
         };
+        // The newest that has a device: an older one may be signed with keys that do not count any more, and a permit is
+        // worth nothing before all that it names is verified.
         let mut left: Vec<_> = devices.iter().collect();
         let mut digests = Vec::new();
         for record in campaign.record.rollbacks.iter().rev() {
             let before = left.len();
-            left.retain(|device| !record.scope.has(wave, device));
-            if left.len() < before {
-                digests.extend(record.order);
+            if let Some(digest) = record.order {
+                left.retain(|device| !record.scope.has(wave, device));
+                digests.extend((left.len() < before).then_some(digest));
             }
         }
         (digests, campaign.are_ordered_back(devices))
@@ -81,16 +86,14 @@ impl Campaign {
             )));
         }
         let is_meant = |attempt: &Attempt| scope.has(attempt.wave, &attempt.record.device);
-        let runs_new = |attempt: &Attempt| {
-            attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success
-        };
         // Those in flight go back if they end on the new version.
         let may_run_new = |attempt: &Attempt| {
             let updates = attempt.record.kind == PermitKind::Update && attempt.is_running();
-            runs_new(attempt) || updates
+            runs_new(attempt) || updates || was_given_up(attempt)
         };
-        // Said twice is said once; a new signature may be needed where the approvers' keys have changed.
-        let is_news = |attempt: &Attempt| !attempt.record.ordered_back || order.is_some();
+        // Said twice is said once while it is carried out; a new signature may be needed where the approvers' keys have changed.
+        let is_under_way = self.record.state == CampaignState::RollingBack;
+        let is_news = |attempt: &Attempt| !attempt.record.ordered_back || order.is_some() || !is_under_way;
         let is_known = |record: &RollbackRecord| order.is_some() && record.order == order;
         if self.record.rollbacks.iter().any(is_known) {
             return Err(InputError::NothingToRollBack("this order was given before".to_owned()));
@@ -116,6 +119,7 @@ impl Campaign {
             };
             return Err(InputError::NothingToRollBack(why));
         }
+        self.check_units(&meant, |next| may_run_new(next) && next.can_go_back && !has_moved(next))?;
         let is_under_way = match self.record.state {
             CampaignState::Active | CampaignState::Paused => true,
             CampaignState::RollingBack => self.record.resumable,
@@ -128,7 +132,15 @@ impl Campaign {
             self.presume(&untouched, AttemptState::Cancelled, reason);
         }
         for device in &meant {
-            self.edit(device, |attempt| attempt.record.ordered_back = true);
+            self.edit(device, |attempt| {
+                if was_given_up(attempt) {
+                    attempt.record.kind = PermitKind::Update;
+                    attempt.record.state = AttemptState::Success;
+                    attempt.record.permit = None;
+                    attempt.record.presumed = false;
+                }
+                attempt.record.ordered_back = true;
+            });
         }
         let going = format!("{} devices of {scope} go back", meant.len());
         let mut evidence = vec![reason.clone()];
@@ -142,6 +154,24 @@ impl Campaign {
         Ok(())
     }
 
+    /// Refuses to send a device back while the one after it in its unit stays on the new version, or on its way to it.
+    fn check_units(&self, meant: &[DeviceId], may_stay: impl Fn(&Attempt) -> bool) -> Result<(), InputError> {
+        if !self.has_units {
+            return Ok(());
+        }
+        let meant: BTreeSet<_> = meant.iter().collect();
+        let stays =
+            |next: &Attempt| may_stay(next) && !next.record.ordered_back && !meant.contains(&next.record.device);
+        for device in &meant {
+            if let Some(next) = self.later_in_unit(&self.attempts[device]).find(|next| stays(next)) {
+                let next = &next.record.device;
+                let why = format!("{next} comes after {device} in its unit: send both back, or the whole wave");
+                return Err(InputError::NothingToRollBack(why));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether people have sent all of these back.
     pub(crate) fn are_ordered_back(&self, devices: &[DeviceId]) -> bool {
         let ordered = |device: &DeviceId| self.attempts.get(device).is_some_and(|a| a.record.ordered_back);
@@ -152,18 +182,16 @@ impl Campaign {
     /// A wave that failed because its devices were silent may turn out to have done well, once they speak: then no node
     /// would follow, and what has not gone back stays.
     pub(crate) fn judge_failed_waves(&mut self) {
+        let is_asked = self.manifest.automatic_rollback;
         let failed = (0..)
-            .zip(&self.record.gates)
-            .filter(|(_, gate)| **gate == GateVerdict::Fail);
-        let fails = |wave: u32| {
-            let fate = |attempt: &Attempt| match attempt.fate(&self.manifest.gate) {
-                Fate::Pending if !attempt.record.state.is_success() => Fate::Bad(Some(FailureClass::Unreachable)),
-                fate => fate,
-            };
-            let attempts = self.attempts.of_wave(wave as usize);
-            judge(&self.manifest.gate, attempts.iter().map(fate)) == GateVerdict::Fail
-        };
-        self.sent_back = failed.map(|(wave, _)| wave).filter(|wave| fails(*wave)).collect();
+            .zip(self.record.gates.clone())
+            .filter(|(_, gate)| is_asked && *gate == GateVerdict::Fail);
+        let fails = |wave: &u32| self.judged(*wave as usize, Light::Silent) == GateVerdict::Fail;
+        let sent_back = failed.map(|(wave, _)| wave).filter(fails).collect();
+        if self.sent_back != sent_back {
+            self.sent_back = sent_back;
+            self.look_at_updated();
+        }
     }
 
     /// Whether devices of a wave are to go back.
@@ -173,13 +201,12 @@ impl Campaign {
 
     fn is_sent_back(&self, attempt: &Attempt) -> bool {
         let failed = self.record.gates.get(attempt.wave as usize) == Some(&GateVerdict::Fail);
-        failed || attempt.record.ordered_back
+        (failed && self.manifest.automatic_rollback) || attempt.record.ordered_back
     }
 
     /// Whether the device runs the new version and goes back, by its wave's gate or by an order.
     pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
-        let runs_new = attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success;
-        runs_new && attempt.can_go_back && (attempt.record.ordered_back || self.goes_back(attempt.wave))
+        runs_new(attempt) && attempt.can_go_back && (attempt.record.ordered_back || self.goes_back(attempt.wave))
     }
 
     /// Ends a rollback when nobody is on his way any more. `is_stuck` says whether quarantined devices alone keep a device
@@ -189,21 +216,14 @@ impl Campaign {
         // have a permit that waits for somebody to resume the campaign.
         let counts = |attempt: &Attempt| {
             let is_meant = attempt.record.ordered_back || attempt.record.kind == PermitKind::Rollback;
-            attempt.is_running() && (is_meant || !self.record.resumable)
+            is_meant || !self.record.resumable
         };
         // Whoever waits for a stuck device of its own unit is stuck with it.
         let waits_in_vain = |attempt: &Attempt| {
-            let mut at = Some(attempt);
-            while let Some(attempt) = at.filter(|attempt| self.must_go_back(attempt)) {
-                if is_stuck(attempt) {
-                    return true;
-                }
-                at = attempt.next.as_ref().and_then(|next| self.attempts.get(next));
-            }
-            false
+            let mut later = self.later_in_unit(attempt).filter(|later| self.must_go_back(later));
+            is_stuck(attempt) || later.any(&is_stuck)
         };
-        let is_waiting = |attempt: &Attempt| counts(attempt) || (self.must_go_back(attempt) && !waits_in_vain(attempt));
-        if self.attempts.iter().any(is_waiting) {
+        if self.running().any(counts) || self.going_back().any(|attempt| !waits_in_vain(attempt)) {
             return;
         }
         let is_back = |state| {
@@ -251,4 +271,10 @@ impl Campaign {
         self.decide(format!("campaign {}", self.record.id), reason.clone(), evidence);
         self.enter(state, reason);
     }
+}
+
+/// Whether the device was to go back, and its node has not taken that up: it runs the new version still.
+fn was_given_up(attempt: &Attempt) -> bool {
+    let record = &attempt.record;
+    record.kind == PermitKind::Rollback && record.state == AttemptState::Cancelled && record.presumed
 }

@@ -354,7 +354,7 @@ async fn remove(State(app): Shared, Path(id): Path<String>, conditions: Conditio
     let wanted = device.clone();
     let is_in_flight = app
         .coordinator
-        .read(move |world| world.engine.in_flight().contains_key(&wanted))
+        .read(move |world| world.engine.is_in_flight(&wanted))
         .await?;
     if is_in_flight {
         let detail = format!("the device {device} is in flight: wait for its attempt to end, or clear it");

@@ -182,7 +182,7 @@ async fn health(State(app): Shared) -> Result<([(&'static str, &'static str); 1]
 async fn metrics(State(app): Shared) -> Result<Response, Failure> {
     let (nodes, devices, in_flight) = app
         .coordinator
-        .read(|world| (world.nodes.len(), world.devices.len(), world.engine.in_flight().len()))
+        .read(|world| (world.nodes.len(), world.devices.len(), world.engine.in_flight_count()))
         .await?;
     let set = |gauge: &prometheus_client::metrics::gauge::Gauge, count: usize| {
         gauge.set(i64::try_from(count).unwrap_or(i64::MAX));

@@ -137,7 +137,7 @@ struct Fleet {
 impl Fleet {
     fn of(world: &World, inventory: Inventory) -> Self {
         let place = |(node, id): (&NodeId, ArtifactId)| Some((world.nodes.get(node)?.stored.path.clone(), id));
-        let in_flight = world.engine.in_flight().len();
+        let in_flight = world.engine.in_flight_count();
         let note = format!("{in_flight} devices are in flight or quarantined in other campaigns now: not counted here");
         Self {
             inventory,

@@ -69,8 +69,7 @@ pub struct Facts<'a> {
     pub brakes: &'a BTreeSet<Braked>,
     /// What the permit's verified evidence says.
     pub gate: Option<&'a WaveEvidence>,
-    /// The approvers' orders to go back among the permit's evidence, their signatures verified: some may be about another
-    /// campaign.
+    /// The approvers' orders to go back among the permit's evidence, of whatever campaign.
     pub orders: &'a [RollbackOrder],
     /// What approvers have said between waves, among the permit's evidence, likewise.
     pub approvals: &'a [WaveApproval],
@@ -433,7 +432,7 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
     let starter = Starter {
         campaign,
         planned,
-        release,
+        release: target,
         kind: permit.kind,
         facts,
     };

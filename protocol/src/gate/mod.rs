@@ -6,6 +6,8 @@
 
 mod sequential;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{api::GateVerdict, manifest::GateRule, report::FailureClass, units::BasisPoints};
@@ -60,18 +62,48 @@ impl AbortRule {
     }
 }
 
-/// What a gate looks at.
-#[derive(Debug, Clone)]
-pub struct Tally<'a> {
-    rule: &'a GateRule,
+/// How many devices of a wave met which fate. One that changes is taken out and put in again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Counts {
     /// Devices of the wave.
     pub devices: usize,
     /// Attempts that ended.
     pub ended: usize,
     /// Attempts that ended well.
     pub good: usize,
-    /// Failures of the classes of the abort rules, in their order.
-    aborts: Vec<usize>,
+    /// Failures of which the kind is known.
+    failures: BTreeMap<FailureClass, usize>,
+}
+
+impl Counts {
+    /// Counts one more device.
+    pub fn add(&mut self, fate: Fate) {
+        self.devices += 1;
+        self.ended += usize::from(fate != Fate::Pending);
+        self.good += usize::from(fate == Fate::Good);
+        if let Fate::Bad(Some(class)) = fate {
+            *self.failures.entry(class).or_default() += 1;
+        }
+    }
+
+    /// Takes a device back that was counted with this fate.
+    pub fn remove(&mut self, fate: Fate) {
+        self.devices -= 1;
+        self.ended -= usize::from(fate != Fate::Pending);
+        self.good -= usize::from(fate == Fate::Good);
+        if let Fate::Bad(Some(class)) = fate
+            && let Some(count) = self.failures.get_mut(&class)
+        {
+            *count -= 1;
+        }
+    }
+}
+
+/// What a gate looks at.
+#[derive(Debug, Clone)]
+pub struct Tally<'a> {
+    rule: &'a GateRule,
+    counts: Counts,
     /// The test in the best case, where what is pending ends well, and in the worst.
     tests: Option<(SequentialTest, SequentialTest)>,
 }
@@ -82,26 +114,25 @@ impl<'a> Tally<'a> {
     pub fn of(rule: &'a GateRule, fates: impl Iterator<Item = Fate>) -> Self {
         let mut tally = Self {
             rule,
-            devices: 0,
-            ended: 0,
-            good: 0,
-            aborts: vec![0; rule.abort.len()],
+            counts: Counts::default(),
             tests: rule.sequential.map(|rule| (rule.test(), rule.test())),
         };
         fates.for_each(|fate| tally.add(fate));
         tally
     }
 
+    /// What was counted before; `None` where the order of the devices counts as well.
+    #[must_use]
+    pub fn of_counts(rule: &'a GateRule, counts: &Counts) -> Option<Self> {
+        rule.sequential.is_none().then(|| Self {
+            rule,
+            counts: counts.clone(),
+            tests: None,
+        })
+    }
+
     fn add(&mut self, fate: Fate) {
-        self.devices += 1;
-        self.ended += usize::from(fate != Fate::Pending);
-        self.good += usize::from(fate == Fate::Good);
-        if let Fate::Bad(Some(class)) = fate {
-            let counts = self.rule.abort.iter().zip(&mut self.aborts);
-            counts
-                .filter(|(rule, _)| rule.class == class)
-                .for_each(|(_, count)| *count += 1);
-        }
+        self.counts.add(fate);
         if let Some((best, worst)) = &mut self.tests {
             best.add(matches!(fate, Fate::Bad(_)));
             worst.add(fate != Fate::Good);
@@ -112,13 +143,10 @@ impl<'a> Tally<'a> {
     /// neither certain nor complete.
     #[must_use]
     pub fn verdict(&self) -> GateVerdict {
-        let Self {
-            rule,
-            devices,
-            ended,
-            good,
-            ..
-        } = *self;
+        let rule = self.rule;
+        let Counts {
+            devices, ended, good, ..
+        } = self.counts;
         let best_case = devices - (ended - good);
         if devices == 0 {
             return GateVerdict::Pass;
@@ -144,16 +172,24 @@ impl<'a> Tally<'a> {
 
     /// Abort rules that are reached, with how many failures.
     fn aborted(&self) -> impl Iterator<Item = (&AbortRule, usize)> {
-        let counted = self.rule.abort.iter().zip(self.aborts.iter().copied());
-        counted.filter(|(rule, count)| *count >= rule.limit(self.devices))
+        self.failures()
+            .filter(|(rule, count)| *count >= rule.limit(self.counts.devices))
+    }
+
+    /// The abort rules, with how many failures of their kind there are.
+    fn failures(&self) -> impl Iterator<Item = (&AbortRule, usize)> {
+        let count = |rule: &AbortRule| self.counts.failures.get(&rule.class).copied().unwrap_or_default();
+        self.rule.abort.iter().map(move |rule| (rule, count(rule)))
     }
 
     /// Whether no other rule fails the wave, whatever becomes of what is pending; and whether the sequential test takes the
     /// image for a good one, while there is something pending.
     fn stays_unbroken(&self) -> bool {
-        let pending = self.devices - self.ended;
-        let mut counted = self.rule.abort.iter().zip(&self.aborts);
-        let no_abort = counted.all(|(rule, count)| count + pending < rule.limit(self.devices));
+        let Counts { devices, ended, .. } = self.counts;
+        let pending = devices - ended;
+        let no_abort = self
+            .failures()
+            .all(|(rule, count)| count + pending < rule.limit(devices));
         let is_accepted = |(_, worst): (SequentialTest, SequentialTest)| {
             worst.stopped().is_none() && (pending == 0 || worst.accepts())
         };
@@ -163,19 +199,16 @@ impl<'a> Tally<'a> {
     /// What the verdict rests on, for a person.
     #[must_use]
     pub fn evidence(&self) -> Vec<String> {
-        let Self {
-            rule,
-            devices,
-            ended,
-            good,
-            ..
-        } = self;
+        let rule = self.rule;
+        let Counts {
+            devices, ended, good, ..
+        } = self.counts;
         let mut lines = vec![
             format!("{good} of {ended} ended attempts are good, the wave has {devices} devices"),
             format!("advances at {}, fails below {}", rule.advance, rule.rollback),
         ];
         let aborted = self.aborted().map(|(rule, count)| {
-            let (class, limit) = (rule.class, rule.limit(self.devices));
+            let (class, limit) = (rule.class, rule.limit(devices));
             format!("{count} devices failed in {class}, {limit} are enough to fail the wave")
         });
         lines.extend(aborted);

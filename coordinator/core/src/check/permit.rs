@@ -123,9 +123,10 @@ fn check_turn(
             }
         }
         PermitKind::Rollback => {
-            let mut later = wave
-                .values()
-                .filter(|other| other.after.as_ref() == Some(id) && other.previous.is_some());
+            // A device that has no way back stays; those after it go back all the same.
+            let after = |id: &DeviceId| wave.values().find(|other| other.after.as_ref() == Some(id));
+            let later = std::iter::successors(after(id), |other| after(&other.device)).take(wave.len());
+            let mut later = later.filter(|other| other.previous.is_some());
             if let Some(other) = later.find(|other| updated.contains(&other.device)) {
                 wrong.push(format!("{id} may not go back before {} of its unit has", other.device));
             }

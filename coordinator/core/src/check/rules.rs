@@ -227,6 +227,13 @@ fn check_unit(
         let complaint = problem(planned, release, &runs, known);
         wrong.extend(complaint.map(|why| format!("{} ends up where {why}", planned.device)));
     }
+    for (planned, _) in order.iter().filter(|(planned, _)| planned.previous.is_some()) {
+        runs.insert(&planned.device, Some(&planned.from_version));
+    }
+    for (planned, release) in order.iter().filter(|(planned, _)| planned.previous.is_none()) {
+        let complaint = problem(planned, release, &runs, known);
+        wrong.extend(complaint.map(|why| format!("{} stays, when others go back, where {why}", planned.device)));
+    }
 }
 
 /// Whether the release is not content with what another device of the unit runs before the campaign.

@@ -357,3 +357,40 @@ proptest! {
         prop_assert_eq!(check::plan(&plan, &draft, &inventory, &releases), Vec::<String>::new());
     }
 }
+
+/// The BIOS stays whatever happens, and was made for the new BMC; the NIC is on its own.
+#[test]
+fn what_a_one_way_release_relies_on_has_no_way_back_either() {
+    let components = ["bmc", "bios", "nic"];
+    let inventory = servers(&[1], 1, &components);
+    let (mut draft, mut releases) = campaign(&components);
+    let before: Vec<_> = releases
+        .iter()
+        .map(|release| {
+            let mut before = release.clone();
+            before.target = format!("{}.before", release.target);
+            before.artifact.sha256 = firmesh_protocol::ids::Sha256::of(before.target.as_bytes());
+            before.info.version = "1.0".to_owned();
+            before
+        })
+        .collect();
+    let pin = |release: &Release| ReleaseRef {
+        target: release.target.clone(),
+        sha256: release.artifact.sha256,
+    };
+    draft.previous = before.iter().map(pin).collect();
+    draft.constraints.one_way_accepted = true;
+    let bios = &mut releases[1].info;
+    bios.reversibility = firmesh_protocol::manifest::Reversibility::OneWay;
+    let ways_back = |releases: &[Release]| {
+        let all: Vec<_> = releases.iter().chain(&before).cloned().collect();
+        let plan = planned(&inventory, &draft, &all);
+        let ways: Vec<_> = plan.devices().map(|(_, planned)| planned.previous.is_some()).collect();
+        ways
+    };
+    assert_eq!(ways_back(&releases), [true, false, true]);
+    releases[1].info.requires = vec![at_least("bmc", "1.1")];
+    assert_eq!(ways_back(&releases), [false, false, true]);
+    releases[1].info.requires = vec![at_least("bmc", "1.0")];
+    assert_eq!(ways_back(&releases), [true, false, true]);
+}

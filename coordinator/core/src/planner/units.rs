@@ -1,13 +1,13 @@
 //! Units: servers with several components. Which of them fit together, and in which order they are updated.
 //!
-//! Invariant: what a device's new release requires of the others in its unit holds when its turn comes, and still holds when
-//! the whole unit is done.
+//! Invariants: what a device's new release requires of the others in its unit holds when its turn comes, still holds when
+//! the whole unit is done, and when all that can go back have done so.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     ids::{Component, DeviceId, LabelValue, NodeId},
-    manifest::{OtherComponent, PlannedDevice, Release, Sequence},
+    manifest::{OtherComponent, PlannedDevice, Release, ReleaseInfo, Sequence},
 };
 
 use crate::fleet::{Inventory, KnownDevice};
@@ -210,12 +210,31 @@ impl<'a> Unit<'a> {
             );
             held.insert(candidate.planned.device, reason);
         }
+        keep_what_is_relied_on(&mut order);
         order
     }
 }
 
+/// Leaves no way back to those whose version before would not do for one that stays. The last first: who has no way back
+/// stays as well.
+fn keep_what_is_relied_on(order: &mut [Candidate<'_>]) {
+    for at in (0..order.len()).rev() {
+        let (going, from) = (&order[at].release.info.component, &order[at].planned.from_version);
+        let says = |rules: &[OtherComponent], wanted: bool| {
+            let mut about = rules.iter().filter(|rule| rule.component == *going);
+            about.all(|rule| rule.names(from) == Some(wanted))
+        };
+        let stays = |candidate: &&Candidate<'_>| candidate.planned.previous.is_none();
+        let would_do = |info: &ReleaseInfo| says(&info.requires, true) && says(&info.conflicts, false);
+        let mut others = order.iter().enumerate().filter(|(other, _)| *other != at);
+        if others.any(|(_, other)| stays(&other) && !would_do(&other.release.info)) {
+            order[at].planned.previous = None;
+        }
+    }
+}
+
 /// Where a component stands in the order of a unit.
-fn rank(info: &firmesh_protocol::manifest::ReleaseInfo, sequences: &[Sequence]) -> (usize, usize) {
+fn rank(info: &ReleaseInfo, sequences: &[Sequence]) -> (usize, usize) {
     let own = sequences.iter().find(|sequence| sequence.vendor == info.vendor);
     let listed = own.and_then(|sequence| sequence.order.iter().position(|name| *name == info.component));
     let name = info.component.as_str();

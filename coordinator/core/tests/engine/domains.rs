@@ -222,3 +222,24 @@ fn a_quarantined_component_does_not_keep_its_unit_waiting_for_ever() {
     assert_eq!(state(&world, "spring", "d0"), AttemptState::Success);
     assert_eq!(world.state("spring"), CampaignState::Failed);
 }
+
+#[test]
+fn what_comes_after_an_unwell_component_in_its_unit_is_cancelled() {
+    let rules = Rules {
+        racks: 1,
+        unit: 3,
+        health: true,
+        advance: 0,
+        rollback: 0,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    world.health = Some(firmesh_protocol::health::DeviceHealth::Breached);
+    world.report(&"d0".parse().unwrap(), AttemptState::Success);
+    for device in ["d1", "d2"] {
+        let attempt = world.engine.attempt(&id("spring"), &device.parse().unwrap()).unwrap();
+        assert_eq!(attempt.state, AttemptState::Cancelled, "{attempt:?}");
+    }
+}

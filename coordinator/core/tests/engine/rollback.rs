@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use firmesh_coordinator_core::{Input, InputError, Rollback};
 use firmesh_protocol::{
-    api::CampaignState,
+    api::{CampaignState, GateVerdict},
     ids::{DeviceId, Sha256},
     report::{AttemptState, PermitKind},
     rollback::RollbackScope,
@@ -186,10 +186,15 @@ fn what_moved_on_stays_and_an_order_for_nobody_changes_nothing() {
 }
 
 #[test]
-fn a_rollback_of_a_part_can_be_cancelled_and_ordered_again() {
-    let mut world = world();
+fn a_rollback_can_be_cancelled_and_ordered_again() {
+    let rules = Rules {
+        cap_total: 1,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
     world.start("spring");
-    world.settle_in_flight(|_| AttemptState::Success);
+    world.run_until_quiet(|_| AttemptState::Success);
     world.input(Input::RollBack(rollback(wave(0)))).unwrap();
     world.input(Input::Cancel(id("spring"))).unwrap();
     world.run_until_quiet(|_| AttemptState::Success);
@@ -197,14 +202,135 @@ fn a_rollback_of_a_part_can_be_cancelled_and_ordered_again() {
     for attempt in world.engine.attempts(&id("spring")).unwrap() {
         assert!(attempt.state.is_terminal(), "{attempt:?}");
     }
-    if !in_state(&world, AttemptState::Success).is_empty() {
-        world
-            .input(Input::RollBack(rollback(RollbackScope::default())))
-            .unwrap();
-        world.run_until_quiet(|_| AttemptState::Success);
-        assert_eq!(world.state("spring"), CampaignState::RolledBack);
+    assert_eq!(in_state(&world, AttemptState::Success).len(), 5, "one was on its way");
+    world.input(Input::RollBack(rollback(wave(0)))).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(world.state("spring"), CampaignState::RolledBack);
+    assert_eq!(in_state(&world, AttemptState::RolledBack).len(), 6);
+}
+
+/// Its node looks after it no more, and speaks all the same.
+#[test]
+fn a_rollback_that_a_node_does_not_take_up_ends_and_can_be_ordered_again() {
+    let mut world = world();
+    world.start("spring");
+    world.run_until_quiet(|_| AttemptState::Success);
+    world.input(Input::RollBack(rollback(wave(0)))).unwrap();
+    let going: Vec<_> = world.engine.in_flight().into_keys().collect();
+    for device in &going[1..] {
+        world.report(device, AttemptState::RolledBack);
     }
-    assert!(in_state(&world, AttemptState::Success).is_empty());
+    for _ in 0..5 {
+        world.run_clock(std::time::Duration::from_secs(600));
+        world.nodes().iter().for_each(|node| world.hear(node.as_str()));
+    }
+    assert_eq!(world.state("spring"), CampaignState::Failed);
+    assert!(
+        world
+            .engine
+            .campaign(&id("spring"))
+            .unwrap()
+            .reason
+            .contains("1 could not")
+    );
+    assert!(world.engine.in_flight().is_empty(), "its place is free again");
+    world.input(Input::RollBack(rollback(device(&going[0])))).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(in_state(&world, AttemptState::RolledBack).len(), going.len());
+}
+
+#[test]
+fn a_failed_gate_without_automatic_rollback_sends_nobody_but_those_that_were_ordered() {
+    let rules = Rules {
+        automatic: false,
+        cap_rack: 3,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    let all: Vec<_> = world.engine.in_flight().into_keys().collect();
+    for (number, device) in all.iter().enumerate() {
+        let state = [AttemptState::Success, AttemptState::Failed][usize::from(number > 2)];
+        world.report(device, state);
+    }
+    assert_eq!(world.state("spring"), CampaignState::Failed);
+    let issued = world.permits.len();
+    world.input(Input::RollBack(rollback(device(&all[0])))).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(world.permits[issued..].len(), 1);
+    assert_eq!(world.state("spring"), CampaignState::RolledBack);
+    assert_eq!(in_state(&world, AttemptState::RolledBack), [all[0].clone()]);
+}
+
+#[test]
+fn a_unit_goes_back_in_reverse_past_one_that_stays() {
+    let rules = Rules {
+        racks: 1,
+        unit: 3,
+        one_way: vec![1],
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    world.run_until_quiet(|_| AttemptState::Success);
+    let issued = world.permits.len();
+    let alone = device(&"d0".parse().unwrap());
+    assert!(
+        world.input(Input::RollBack(rollback(alone))).is_err(),
+        "d2 comes after it"
+    );
+    world.input(Input::RollBack(rollback(wave(0)))).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    let order: Vec<_> = world.permits[issued..]
+        .iter()
+        .flat_map(|permit| &permit.devices)
+        .collect();
+    assert_eq!(
+        order.iter().map(|device| device.as_str()).collect::<Vec<_>>(),
+        ["d2", "d0"]
+    );
+}
+
+/// An older one may be signed with keys that do not count any more.
+#[test]
+fn a_permit_rests_on_the_newest_order_for_each_device() {
+    let mut world = world();
+    world.start("spring");
+    world.run_until_quiet(|_| AttemptState::Success);
+    let digests = [b"one", b"two"].map(|text| Sha256::of(text));
+    let signed = |scope, order| Rollback {
+        order: Some(order),
+        ..rollback(scope)
+    };
+    world.input(Input::RollBack(signed(wave(1), digests[0]))).unwrap();
+    let going: Vec<_> = world.engine.in_flight().into_keys().collect();
+    world.input(Input::Cancel(id("spring"))).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    let _ = world.input(Input::RollBack(signed(RollbackScope::default(), digests[1])));
+    let orders = world.engine.orders_for(&id("spring"), 1, &going[..1]).0;
+    assert_eq!(orders, [digests[1]]);
+}
+
+/// Nodes judge by the reports on the updates, whatever became of the devices since.
+#[test]
+fn a_device_that_went_back_is_no_better_known_than_before() {
+    let rules = Rules {
+        health: true,
+        shares: vec![5_000, 10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    world.run_until_quiet(|_| AttemptState::Success);
+    let gate = |world: &World| world.engine.campaign(&id("spring")).unwrap().waves[0].gate;
+    assert_eq!(gate(&world), GateVerdict::Unknown);
+    world.input(Input::RollBack(rollback(wave(0)))).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    world.input(Input::Resume(id("spring"))).unwrap();
+    assert_eq!(gate(&world), GateVerdict::Unknown);
+    assert_eq!(world.state("spring"), CampaignState::Active);
 }
 
 /// The hunt's seeds orders 33 and 1000058: permits that wait for their window, or lapse, do not keep a rollback from its end.
@@ -276,6 +402,33 @@ fn what_is_ordered_twice_is_ordered_once() {
         assert!(matches!(again, Err(InputError::NothingToRollBack(_))), "{again:?}");
     }
     assert_eq!(world.engine.rollbacks(&id("spring")).unwrap().len(), 1);
+    world.run_until_quiet(|_| AttemptState::Success);
+    assert_eq!(in_state(&world, AttemptState::RolledBack).len(), 3);
+}
+
+/// Otherwise a component would stand before one that was made for its newer version.
+#[test]
+fn a_device_does_not_go_back_without_those_after_it_in_its_unit() {
+    let rules = Rules {
+        racks: 1,
+        unit: 3,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let mut world = World::new(&[("spring", rules)]);
+    world.start("spring");
+    world.run_until_quiet(|_| AttemptState::Success);
+    let devices = |names: &[&str]| RollbackScope {
+        devices: names.iter().map(|name| name.parse().unwrap()).collect(),
+        ..RollbackScope::default()
+    };
+    for alone in [&["d0"][..], &["d1"], &["d0", "d2"]] {
+        let refused = world.input(Input::RollBack(rollback(devices(alone)))).unwrap_err();
+        assert!(refused.to_string().contains("in its unit: send both back"), "{refused}");
+    }
+    world.input(Input::RollBack(rollback(devices(&["d2"])))).unwrap();
+    world.run_until_quiet(|_| AttemptState::Success);
+    world.input(Input::RollBack(rollback(devices(&["d0", "d1"])))).unwrap();
     world.run_until_quiet(|_| AttemptState::Success);
     assert_eq!(in_state(&world, AttemptState::RolledBack).len(), 3);
 }

@@ -30,6 +30,7 @@ pub struct Neighbour {
 pub(super) struct Starter<'a> {
     pub(super) campaign: &'a ApprovedCampaign,
     pub(super) planned: &'a PlannedDevice,
+    /// What it gets, or goes back to.
     pub(super) release: &'a Release,
     pub(super) kind: PermitKind,
     pub(super) facts: &'a Facts<'a>,
@@ -38,27 +39,33 @@ pub(super) struct Starter<'a> {
 impl<'a> Starter<'a> {
     /// All that others have to do with it.
     pub(super) fn check(&self) -> Result<(), Hold> {
-        self.check_unit()?;
-        if self.kind == PermitKind::Update {
-            self.check_labels()?;
-            self.check_turn()?;
-            self.check_components()?;
+        match self.kind {
+            PermitKind::Update => {
+                self.check_labels()?;
+                self.check_unit()?;
+                self.check_turn()?;
+                self.check_components()?;
+            }
+            PermitKind::Rollback => {
+                self.check_unit()?;
+                self.check_turn_back()?;
+            }
         }
+        self.check_those_beside()?;
         self.check_domains()
     }
 
-    fn others(&self) -> impl Iterator<Item = (&'a DeviceId, &'a Neighbour)> {
-        let own = &self.facts.device.device;
-        self.facts.neighbours.iter().filter(move |(id, _)| *id != own)
-    }
-
-    /// What it is counted by. On its way back that is the plan's word, as the coordinator counts: planning again would not
-    /// help a device whose labels have changed since.
+    /// The labels that it is counted by. Going back must not fail over a label that was changed since.
     fn labels(&self) -> &'a Labels {
         match self.kind {
             PermitKind::Update => &self.facts.device.labels,
             PermitKind::Rollback => &self.planned.labels,
         }
+    }
+
+    fn others(&self) -> impl Iterator<Item = (&'a DeviceId, &'a Neighbour)> {
+        let own = &self.facts.device.device;
+        self.facts.neighbours.iter().filter(move |(id, _)| *id != own)
     }
 
     fn in_unit(&self) -> impl Iterator<Item = (&'a DeviceId, &'a Neighbour)> {
@@ -114,6 +121,49 @@ impl<'a> Starter<'a> {
             true => Err(Hold::TurnNeverComes(before.clone())),
             false => Err(Hold::NotItsTurn(before.clone())),
         }
+    }
+
+    /// Backwards it comes after all those that came after it and can go back: read back, not believed.
+    fn check_turn_back(&self) -> Result<(), Hold> {
+        let planned = || self.campaign.plan.devices().map(|(_, planned)| planned);
+        let mut before = &self.planned.device;
+        while let Some(next) = planned().find(|next| next.after.as_ref() == Some(before)) {
+            let release = self.campaign.releases.get(&next.release);
+            let version = self.facts.neighbours.get(&next.device);
+            let version = version.and_then(|next| next.version.as_ref());
+            let runs_new = version.is_some() && version == release.map(|release| &release.info.version);
+            if runs_new && next.previous.is_some() {
+                return Err(Hold::NotItsTurn(next.device.clone()));
+            }
+            before = &next.device;
+        }
+        Ok(())
+    }
+
+    /// What others in the unit require of it, and do not go with, as far as they run releases of this campaign.
+    fn check_those_beside(&self) -> Result<(), Hold> {
+        let own = &self.release.info;
+        for (id, other) in self.in_unit() {
+            let runs = |release: &&Release| {
+                (&release.info.component, Some(&release.info.version)) == (&other.component, other.version.as_ref())
+            };
+            let Some(running) = self.campaign.releases.values().find(runs) else {
+                continue;
+            };
+            let rules = |rules: &'a [OtherComponent]| rules.iter().filter(|rule| rule.component == own.component);
+            let requires = rules(&running.info.requires).map(|rule| (rule, true));
+            let mut rules = requires.chain(rules(&running.info.conflicts).map(|rule| (rule, false)));
+            if let Some((rule, wanted)) = rules.find(|(rule, wanted)| rule.names(&own.version) == Some(!wanted)) {
+                let verb = if wanted { "requires" } else { "does not go with" };
+                return Err(Hold::OtherComponent {
+                    target: self.release.target.clone(),
+                    rule: format!("goes beside {} of {id}, which {verb} {rule}", running.target),
+                    found: format!("{} is {}", own.component, own.version),
+                    is_known: true,
+                });
+            }
+        }
+        Ok(())
     }
 
     /// What the release requires of other components in the unit, and does not go with.

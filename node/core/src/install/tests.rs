@@ -482,17 +482,16 @@ fn a_device_goes_back_by_order_though_its_gate_passed() {
         reason: "fans stop".to_owned(),
         issued: WallTime::from_unix_seconds(450),
     };
-    case.orders = vec![order("d2")];
+    // An order for another campaign, or for another edition, is none, whatever the permit names.
+    let (mut foreign, mut older) = (order("d1"), order("d1"));
+    foreign.campaign = CampaignId::new("autumn").unwrap();
+    older.manifest_sha256 = Sha256::of(b"the edition before");
+    for order in [&mut foreign, &mut older] {
+        order.scope = RollbackScope::default();
+    }
+    case.orders = vec![foreign, older];
     assert_eq!(case.decide(), Err(Hold::RollbackNotApproved));
-    // Found by review: an order about one campaign, or an older edition of it, sent another one's devices back.
-    case.orders.push(RollbackOrder {
-        campaign: CampaignId::new("autumn").unwrap(),
-        ..order("d1")
-    });
-    case.orders.push(RollbackOrder {
-        manifest_sha256: Sha256::of(b"an older edition"),
-        ..order("d1")
-    });
+    case.orders = vec![order("d2")];
     assert_eq!(case.decide(), Err(Hold::RollbackNotApproved));
     case.orders.push(order("d1"));
     assert_eq!(case.decide().unwrap().release, release("1"));
@@ -680,44 +679,53 @@ fn a_device_starts_only_in_its_turn_in_its_unit() {
     assert_eq!(case.refused(), ("other_labels", Some(AttemptState::Failed)));
 }
 
-/// Found by review: labels that were edited after the plan kept every device from going back, for good.
+fn other_component(component: &str, versions: &[&str]) -> firmesh_protocol::manifest::OtherComponent {
+    firmesh_protocol::manifest::OtherComponent {
+        component: Component::new(component).unwrap(),
+        versions: versions.iter().map(|version| (*version).to_owned()).collect(),
+        min_version: None,
+        version_scheme: None,
+    }
+}
+
+/// `d1` comes after `d0`, whose turn it is.
 #[test]
-fn a_device_whose_labels_have_changed_goes_back_and_counts_where_it_was_planned() {
+fn a_device_goes_back_after_those_that_came_after_it_and_by_its_planned_labels() {
     let mut case = Case::of_a_unit();
+    let wave = &mut case.campaign.plan.waves[0];
+    wave.iter_mut().for_each(|planned| planned.after = None);
+    let own = DeviceId::new("d1").unwrap();
+    let later = wave.iter_mut().find(|planned| planned.device.as_str() == "d0").unwrap();
+    (later.after, later.previous) = (Some(own.clone()), Some(release("1").target));
     case.permit.kind = PermitKind::Rollback;
     case.campaign.manifest.operator_rollback = true;
-    case.campaign.manifest.caps = Caps::new(10, 10);
-    case.campaign.manifest.caps.domains =
-        serde_json::from_str(r#"[{"by":"power_feed","at_most":{"count":1}}]"#).unwrap();
-    case.campaign.plan.domains = serde_json::from_str(r#"{"power_feed":{"a":{"devices":9,"at_most":1}}}"#).unwrap();
-    let update = (DeviceId::new("d1").unwrap(), PermitKind::Update);
-    case.attempts.insert(update, AttemptStanding::Ended);
-    case.device.labels = labels(r#"{"power_feed":"b"}"#);
+    case.attempts.insert((own, PermitKind::Update), AttemptStanding::Ended);
+    assert_eq!(case.refused(), ("not_its_turn", Some(AttemptState::Blocked)));
+    case.neighbour("d0", "bmc", Some("1"), false);
     assert!(case.decide().is_ok());
-    case.device.labels = labels(r#"{"power_feed":"a","unit":"s1"}"#);
-    case.neighbour("d0", "bmc", Some("2"), true);
+    // Whose label was changed since goes back all the same.
     case.device.labels = Labels::default();
-    assert_eq!(case.refused(), ("unit_busy", Some(AttemptState::Blocked)));
-    case.neighbours.clear();
-    let busy = Neighbour {
-        labels: labels(r#"{"power_feed":"a"}"#),
-        component: Component::new("bmc").unwrap(),
-        version: None,
-        in_flight: true,
-    };
-    case.neighbours.insert(DeviceId::new("d7").unwrap(), busy);
-    assert_eq!(case.refused(), ("cap_full", Some(AttemptState::Blocked)));
+    assert!(case.decide().is_ok());
+    // One that cannot go back does not bar the way, unless its release does.
+    case.neighbour("d0", "bmc", Some("2"), false);
+    let planned = case.campaign.plan.waves[0].iter_mut();
+    planned.for_each(|planned| planned.previous = planned.previous.take().filter(|_| planned.device.as_str() == "d1"));
+    case.device.labels = labels(r#"{"power_feed":"a","unit":"s1"}"#);
+    case.neighbour("d0", "bmc", Some("2"), false);
+    assert!(case.decide().is_ok());
+    let own = release("2").info.component.to_string();
+    let staying = case.campaign.releases.get_mut(&release("2").target).unwrap();
+    case.neighbours
+        .values_mut()
+        .for_each(|other| other.component = staying.info.component.clone());
+    staying.info.requires = vec![other_component(&own, &["2"])];
+    assert_eq!(case.refused(), ("other_component", Some(AttemptState::Failed)));
 }
 
 #[test]
 fn what_a_release_requires_is_read_from_the_other_components() {
     let mut case = Case::of_a_unit();
-    let rule = |versions: &[&str]| firmesh_protocol::manifest::OtherComponent {
-        component: Component::new("nic").unwrap(),
-        versions: versions.iter().map(|version| (*version).to_owned()).collect(),
-        min_version: None,
-        version_scheme: None,
-    };
+    let rule = |versions: &[&str]| other_component("nic", versions);
     let target = release("2").target;
     case.campaign.releases.get_mut(&target).unwrap().info.requires = vec![rule(&["7"])];
     assert_eq!(

@@ -12,6 +12,7 @@ use firmesh_coordinator_core::{
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     approval::ApprovalRule,
+    health::{DeviceHealth, HealthRule},
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     manifest::{
         Artifact, AtMost, CampaignManifest, Caps, Constraints, Deadlines, DomainCap, DomainShare, GateRule,
@@ -39,6 +40,12 @@ pub(crate) struct Rules {
     pub(crate) soak_s: u32,
     pub(crate) shares: Vec<u32>,
     pub(crate) goes_back: bool,
+    /// Whether a failed gate sends devices back by itself.
+    pub(crate) automatic: bool,
+    /// The devices without a way back, if others have one.
+    pub(crate) one_way: Vec<usize>,
+    /// Whether the gate asks for the devices' health.
+    pub(crate) health: bool,
     pub(crate) expires_s: u64,
     /// So many devices one after the other are a unit.
     pub(crate) unit: usize,
@@ -65,6 +72,9 @@ impl Default for Rules {
             soak_s: 0,
             shares: vec![1_000, 5_000, 10_000],
             goes_back: true,
+            automatic: true,
+            one_way: Vec::new(),
+            health: false,
             expires_s: 10_000_000,
             unit: 1,
             feeds: 1,
@@ -95,6 +105,8 @@ pub(crate) struct World {
     now: Timestamp,
     stored: BTreeMap<CampaignId, Stored>,
     report_sequence: u64,
+    /// What reports on ended updates say of the device's health.
+    pub(crate) health: Option<DeviceHealth>,
     /// Who has proven what, as this side has it.
     proven: BTreeSet<(NodeId, ArtifactId)>,
 }
@@ -120,6 +132,7 @@ impl World {
             now: Timestamp::default(),
             stored,
             report_sequence: 0,
+            health: None,
             proven: BTreeSet::new(),
         };
         world.load();
@@ -356,7 +369,7 @@ impl World {
             reason: reason.to_owned(),
             version: None,
             failure: None,
-            health: None,
+            health: self.health.filter(|_| state.is_success()),
             at: WallTime::from_unix_seconds(0),
         };
         self.input(Input::Heard {
@@ -497,7 +510,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
             rack: format!("eu/s1/r{rack}").parse().unwrap(),
             release: NEW.to_owned(),
             from_version: "1.0".to_owned(),
-            previous: rules.goes_back.then(|| OLD.to_owned()),
+            previous: (rules.goes_back && !rules.one_way.contains(&number)).then(|| OLD.to_owned()),
             labels: labels
                 .into_iter()
                 .map(label)
@@ -565,15 +578,16 @@ fn stored(name: &str, rules: &Rules) -> Stored {
             soak_s: rules.soak_s,
             approval: rules.approval.clone(),
             webhooks: rules.webhooks.iter().map(|name| (*name).to_owned()).collect(),
+            health: rules.health.then(HealthRule::hard_stops),
             ..GateRule::shares(share(rules.advance), share(rules.rollback))
         },
         deadlines: Deadlines {
-            attempt_s: 600,
+            attempt_s: if rules.health { 1_800 } else { 600 },
             back_s: 60,
         },
         constraints: Constraints::default(),
         priority: firmesh_protocol::manifest::Priority::default(),
-        automatic_rollback: true,
+        automatic_rollback: rules.automatic,
         operator_rollback: false,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),

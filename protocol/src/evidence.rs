@@ -168,7 +168,17 @@ impl WaveEvidence {
     /// What the gate looks at, where the devices without a report are `missing`.
     fn tally<'a>(&self, manifest: &'a CampaignManifest, plan: &Plan, missing: Fate) -> Tally<'a> {
         let planned = plan.waves.get(self.wave as usize).into_iter().flatten();
-        let fates = planned.map(|planned| self.ended.get(&planned.device).copied().unwrap_or(missing));
+        // A checked plan has those of a unit one after the other.
+        let mut before: Option<(&DeviceId, Fate)> = None;
+        let fates = planned.map(|planned| {
+            let earlier = before.filter(|(device, _)| planned.after.as_ref() == Some(*device));
+            let fate = match self.ended.get(&planned.device) {
+                Some(fate) => *fate,
+                None => missing.unreported_after(earlier.map(|(_, fate)| fate)),
+            };
+            before = Some((&planned.device, fate));
+            fate
+        });
         Tally::of(&manifest.gate, fates)
     }
 }

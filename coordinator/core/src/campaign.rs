@@ -519,7 +519,8 @@ impl Campaign {
 
     fn decide_gate(&mut self, wave: usize, finding: &str) {
         let gate = &self.manifest.gate;
-        let fates = self.attempts.of_wave(wave).iter().map(|attempt| attempt.fate(gate));
+        let attempts = self.attempts.of_wave(wave).iter();
+        let fates = attempts.map(|attempt| self.fate(attempt, Light::Known));
         let mut evidence = Tally::of(gate, fates).evidence();
         evidence.extend(self.bad_devices(|attempt| attempt.wave as usize == wave));
         self.decide(format!("wave {wave}"), finding.to_owned(), evidence);

@@ -19,7 +19,7 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    attempts::{Attempt, Place},
+    attempts::{Attempt, Attempts, Place},
     campaign::Campaign,
 };
 
@@ -67,12 +67,22 @@ pub(crate) enum Light {
 
 const LIGHTS: [Light; 3] = [Light::Known, Light::Shown, Light::Silent];
 
-fn fate(attempt: &Attempt, gate: &GateRule, light: Light) -> Fate {
-    let is_success = attempt.record.state.is_success() || attempt.record.kind == PermitKind::Rollback;
-    match (light, attempt.fate(gate)) {
-        (Light::Shown, _) if attempt.record.end_report.is_none() && !is_success => Fate::Pending,
+/// What a gate makes of an attempt in this light.
+fn fate(attempt: &Attempt, attempts: &Attempts, gate: &GateRule, light: Light) -> Fate {
+    let record = &attempt.record;
+    let is_success = record.state.is_success() || record.kind == PermitKind::Rollback;
+    let is_unreported = record.end_report.is_none() && !is_success;
+    let fate_alone = match (light, attempt.fate(gate)) {
+        (Light::Shown, _) if is_unreported => Fate::Pending,
         (Light::Silent, Fate::Pending) if !is_success => Fate::Bad(Some(FailureClass::Unreachable)),
         (_, fate) => fate,
+    };
+    match attempt.after.as_ref().filter(|_| is_unreported) {
+        Some(before) => {
+            let before = attempts.get(before).map(|before| fate(before, attempts, gate, light));
+            fate_alone.unreported_after(before)
+        }
+        None => fate_alone,
     }
 }
 
@@ -313,10 +323,14 @@ impl Campaign {
         self.look_again(place);
         if self.has_units {
             let attempt = self.attempts.at(place);
-            let next = attempt.next.as_ref().and_then(|next| self.attempts.place(next));
-            let before = |attempt: &Attempt| self.attempts.place(attempt.after.as_ref()?);
-            let earlier = successors(before(attempt), |place| before(self.attempts.at(*place)));
-            let concerned: Vec<_> = earlier.take(self.attempts.len()).chain(next).collect();
+            let place_of = |device: Option<&DeviceId>| self.attempts.place(device?);
+            let earlier = |attempt: &Attempt| place_of(attempt.after.as_ref());
+            let earlier = successors(earlier(attempt), |place| earlier(self.attempts.at(*place)));
+            let later = |attempt: &Attempt| place_of(attempt.next.as_ref());
+            let later = successors(later(attempt), |place| later(self.attempts.at(*place)));
+            // A checked plan has no circles; should there be one, it is left.
+            let most = self.attempts.len();
+            let concerned: Vec<_> = earlier.take(most).chain(later.take(most)).collect();
             concerned.into_iter().for_each(|place| self.look_again(place));
         }
     }
@@ -364,7 +378,7 @@ impl Campaign {
             is_updated: runs_new(attempt) && attempt.can_go_back,
             goes_back,
             wants: wants.map(|(kind, _)| kind),
-            fates: LIGHTS.map(|light| fate(attempt, &self.manifest.gate, light)),
+            fates: LIGHTS.map(|light| self.fate(attempt, light)),
         }
     }
 
@@ -486,8 +500,17 @@ impl Campaign {
         if let Some(tally) = Tally::of_counts(rule, &counted.counts[at]) {
             return tally.verdict();
         }
-        let attempts = self.attempts.of_wave(wave).iter();
-        *counted.verdicts[at].get_or_insert_with(|| judge(rule, attempts.map(|attempt| fate(attempt, rule, light))))
+        let attempts = &self.attempts;
+        let fates = attempts
+            .of_wave(wave)
+            .iter()
+            .map(|attempt| fate(attempt, attempts, rule, light));
+        *counted.verdicts[at].get_or_insert_with(|| judge(rule, fates))
+    }
+
+    /// What a gate makes of an attempt in this light.
+    pub(crate) fn fate(&self, attempt: &Attempt, light: Light) -> Fate {
+        fate(attempt, &self.attempts, &self.manifest.gate, light)
     }
 }
 

@@ -26,6 +26,21 @@ pub enum Fate {
     Good,
     /// It ended badly: in which way, if that is known.
     Bad(Option<FailureClass>),
+    /// It never had its turn, because one before it in its unit ended badly. It is missing like one that failed, and says
+    /// nothing about the image.
+    Dropped,
+}
+
+impl Fate {
+    /// The fate of a device of which there is no report, and which otherwise would have this one, in the light of the one
+    /// before it in its unit.
+    #[must_use]
+    pub fn unreported_after(self, before: Option<Self>) -> Self {
+        match before {
+            Some(Self::Bad(_) | Self::Dropped) => Self::Dropped,
+            _ => self,
+        }
+    }
 }
 
 /// A kind of failure of which a few are enough: the gate fails as soon as there are so many of them. Exactly one of
@@ -133,7 +148,7 @@ impl<'a> Tally<'a> {
 
     fn add(&mut self, fate: Fate) {
         self.counts.add(fate);
-        if let Some((best, worst)) = &mut self.tests {
+        if let Some((best, worst)) = self.tests.as_mut().filter(|_| fate != Fate::Dropped) {
             best.add(matches!(fate, Fate::Bad(_)));
             worst.add(fate != Fate::Good);
         }
@@ -214,7 +229,7 @@ impl<'a> Tally<'a> {
         lines.extend(aborted);
         if let (Some(rule), Some((best, _))) = (rule.sequential, self.tests) {
             let wrongly = format!(
-                "it stops {} of the images that fail on {} at most",
+                "in a wave it stops {} of the images that fail on {} at most",
                 rule.alpha, rule.good
             );
             lines.push(match best.stopped() {
@@ -362,12 +377,38 @@ mod tests {
         );
     }
 
+    /// One failure in a unit is one failure, whatever else of the unit had to be left out for it.
+    #[test]
+    fn those_left_out_count_as_missing_and_say_nothing_about_the_image() {
+        let mut rule = rule(9_000, 5_000, 1);
+        rule.sequential = Some(Sequential {
+            good: share(100),
+            bad: share(1_000),
+            alpha: share(500),
+            beta: share(1_000),
+        });
+        let mut fates = [Fate::Good; 100];
+        fates[0] = Fate::Bad(Some(FailureClass::Install));
+        fates[1..5].fill(Fate::Bad(None));
+        assert_eq!(judge(&rule, fates.into_iter()), GateVerdict::Fail);
+        fates[1..5].fill(Fate::Dropped);
+        assert_eq!(judge(&rule, fates.into_iter()), GateVerdict::Pass);
+        // They count for the shares, and nothing waits for them.
+        rule.sequential = None;
+        rule.advance = share(9_600);
+        assert_eq!(judge(&rule, fates.into_iter()), GateVerdict::Hold);
+        rule.advance = share(9_500);
+        rule.sample_min = 100;
+        assert_eq!(judge(&rule, fates.into_iter()), GateVerdict::Pass);
+    }
+
     fn any_fates() -> impl Strategy<Value = Vec<Fate>> {
         use FailureClass::{Boot, Unreachable};
         let fate = prop_oneof![
             4 => Just(Fate::Good),
             1 => prop::sample::select(vec![None, Some(Boot), Some(Unreachable)]).prop_map(Fate::Bad),
             1 => Just(Fate::Pending),
+            1 => Just(Fate::Dropped),
         ];
         prop::collection::vec(fate, 1..60)
     }
@@ -378,7 +419,7 @@ mod tests {
         #[test]
         fn an_early_verdict_is_the_final_one(
             fates in any_fates(),
-            ends in prop::collection::vec(any::<bool>(), 60),
+            ends in prop::collection::vec(0_u8..3, 60),
             (advance, rollback) in (0_u32..=10_000).prop_flat_map(|a| (Just(a), 0..=a)),
             sample_min in 0_u32..70,
             sequential in prop::option::of((1_u32..5_000, 1_u32..4_999, 1_u32..5_000, 1_u32..5_000)),
@@ -399,8 +440,9 @@ mod tests {
             rule.abort = aborts.into_iter().map(abort).collect();
             let early = judge(&rule, fates.iter().copied());
             let ended = fates.iter().zip(&ends).map(|(fate, well)| match (fate, well) {
-                (Fate::Pending, true) => Fate::Good,
-                (Fate::Pending, false) => Fate::Bad(Some(FailureClass::Boot)),
+                (Fate::Pending, 0) => Fate::Good,
+                (Fate::Pending, 1) => Fate::Dropped,
+                (Fate::Pending, _) => Fate::Bad(Some(FailureClass::Boot)),
                 (fate, _) => *fate,
             });
             let end = judge(&rule, ended);

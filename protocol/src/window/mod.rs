@@ -281,7 +281,8 @@ impl Recurrence {
 /// A local time of the form `2027-01-31T22:00:00`, of years that a calendar is kept for.
 fn local_time(text: &str) -> Result<DateTime, String> {
     let read: Option<DateTime> = text.parse().ok();
-    let plain = read.filter(|at| at.to_string() == text && (1970..=2200).contains(&at.year()));
+    let is_plain = |at: &DateTime| at.to_string() == text && at.subsec_nanosecond() == 0;
+    let plain = read.filter(|at| is_plain(at) && (1970..=2200).contains(&at.year()));
     plain.ok_or_else(|| {
         let shown: String = text.chars().take(40).collect();
         format!("has {shown:?} for a local time, which would be of the form 2027-01-31T22:00:00")

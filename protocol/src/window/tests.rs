@@ -391,6 +391,7 @@ fn a_rule_that_is_none_is_named_and_a_hostile_one_costs_little() {
             .is_some()
     );
     for dtstart in [
+        "2027-01-31T22:00:00.5",
         "1970-01-01",
         "1970-01-01T00:00",
         "9999-01-01T00:00:00",

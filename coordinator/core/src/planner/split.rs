@@ -80,7 +80,7 @@ pub fn split(inventory: &Inventory, draft: &CampaignManifest) -> Result<Vec<Camp
     let part = |(number, (_, paths)): (usize, (usize, Vec<TopologyPath>))| {
         Ok(CampaignManifest {
             id: CampaignId::new(format!("{}-{}", draft.id, number + 1))?,
-            sequence: draft.sequence + number as u64,
+            sequence: draft.sequence.saturating_add(number as u64),
             strategy: strategy(&draft.strategy, &paths),
             selector: Selector {
                 paths,

@@ -15,6 +15,7 @@ use crate::{
     attempts::Attempt,
     campaign::{Campaign, targets},
     engine::Engine,
+    index::Light,
     load::InTheWay,
     planner::{Standing, late},
 };
@@ -356,7 +357,8 @@ fn gate_evidence(engine: &Engine, campaign: &Campaign) -> Vec<String> {
         return Vec::new();
     };
     let gate = &campaign.manifest.gate;
-    let fates = campaign.attempts.of_wave(wave).iter().map(|attempt| attempt.fate(gate));
+    let attempts = campaign.attempts.of_wave(wave).iter();
+    let fates = attempts.map(|attempt| campaign.fate(attempt, Light::Known));
     let mut lines = Tally::of(gate, fates).evidence();
     if let Some(until) = campaign.soak_until.filter(|until| *until > engine.now) {
         let left = until.since_start().saturating_sub(engine.now.since_start());

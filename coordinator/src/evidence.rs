@@ -130,17 +130,10 @@ impl Runtime {
                 ..stored.clone()
             })
         };
-        let permits: Vec<_> = self.world.permits.values().flatten().filter_map(again).collect();
+        let permits: Vec<_> = self.world.permits.all().filter_map(again).collect();
         let writes = permits.iter().cloned().map(Write::PermitAgain).collect();
         self.store.commit(writes, self.clock.wall()).await?;
-        self.world.permits.clear();
-        for permit in permits {
-            self.world
-                .permits
-                .entry(permit.campaign.clone())
-                .or_default()
-                .push(permit);
-        }
+        self.world.permits = permits.into_iter().collect();
         Ok(())
     }
 }

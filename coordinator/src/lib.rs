@@ -22,6 +22,7 @@ mod http;
 mod notify;
 mod operations;
 mod origin;
+mod permits;
 mod possession;
 pub mod provenance;
 mod publish;

@@ -5,7 +5,7 @@
 //! that fails too, the coordinator stops.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -14,7 +14,7 @@ use firmesh_coordinator_core::{Closing, Input, InputError, Loaded, Output, Permi
 use firmesh_protocol::{
     api::{
         EnrolRequest, EnrolResponse, EnrolmentTicket, EventKind, NewNode, Publication, Published as Versions,
-        RenewRequest, RevokeRequest,
+        RenewRequest, RevokeRequest, SyncResponse,
     },
     brake::Brake,
     identity::NodeIdentity,
@@ -41,6 +41,7 @@ use crate::{
     publish::{PublicationError, Published, check_campaign},
     rollback::RollbackError,
     store::{Store, StoreError, StoredPermit, Write},
+    sync::{Heartbeat, SyncError},
     telemetry::{Metrics, chain},
     vetting::Vetted,
     world::{RestoreError, World, by_sha256, images, on_our_clock},
@@ -125,10 +126,7 @@ pub(crate) enum Command {
     /// What nodes have told of a device goes out of memory; it has gone from the database.
     Forget(DeviceId, Reply<(), ActionError>),
     Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
-    Sync(
-        Box<crate::sync::Sync>,
-        Reply<firmesh_protocol::api::SyncResponse, crate::sync::SyncError>,
-    ),
+    Sync(Box<Heartbeat>, Reply<SyncResponse, SyncError>),
 }
 
 /// How long before metadata that could not be signed or stored is tried again: a full disk must not be asked all the
@@ -137,6 +135,17 @@ const RENEW_AGAIN: Duration = Duration::from_secs(30);
 
 /// Commands waiting for the task. When it is full, callers wait: requests are bounded by their connections.
 const COMMANDS_MAX: usize = 256;
+
+/// Heartbeats that are made durable together at most.
+const HEARTBEATS_MAX: usize = 32;
+
+/// What is to become durable together, and is told once it is.
+#[derive(Debug, Default)]
+pub(crate) struct Change {
+    pub(crate) writes: Vec<Write>,
+    events: Vec<EventKind>,
+    permits: Vec<StoredPermit>,
+}
 
 /// A handle on the task.
 #[derive(Debug, Clone)]
@@ -290,7 +299,29 @@ impl Runtime {
                 drop(reply.send(Ok(())));
             }
             Command::Settle(node, judged, reply) => drop(reply.send(self.settle_proofs(&node, judged).await)),
-            Command::Sync(sync, reply) => drop(reply.send(self.sync(*sync).await)),
+            Command::Sync(heartbeat, reply) => self.hear_many(*heartbeat, reply).await,
+        }
+    }
+
+    /// Hears a heartbeat, and those that wait right behind it.
+    async fn hear_many(&mut self, first: Heartbeat, reply: Reply<SyncResponse, SyncError>) {
+        let (mut heartbeats, mut replies) = (vec![first], vec![reply]);
+        let mut other = None;
+        while other.is_none() && heartbeats.len() < HEARTBEATS_MAX {
+            match self.commands.try_recv() {
+                Ok(Command::Sync(heartbeat, reply)) => {
+                    heartbeats.push(*heartbeat);
+                    replies.push(reply);
+                }
+                Ok(command) => other = Some(command),
+                Err(_) => break,
+            }
+        }
+        for (reply, heard) in replies.into_iter().zip(self.hear(heartbeats).await) {
+            drop(reply.send(heard));
+        }
+        if let Some(command) = other {
+            Box::pin(self.obey(command)).await;
         }
     }
 
@@ -310,42 +341,77 @@ impl Runtime {
     }
 
     /// Gives the engine an input, makes `writes` and all that follows durable together, and tells who watches.
-    pub(crate) async fn apply(&mut self, input: Input, mut writes: Vec<Write>) -> Result<(), ActionError> {
+    pub(crate) async fn apply(&mut self, input: Input, writes: Vec<Write>) -> Result<(), ActionError> {
+        let mut change = Change {
+            writes,
+            ..Change::default()
+        };
+        self.decide(input, &mut change).await?;
+        self.enact(change).await
+    }
+
+    /// Gives the engine an input, and adds what follows to the change. After an error of the store the world is what the
+    /// database has, and the change is to be dropped.
+    pub(crate) async fn decide(&mut self, input: Input, change: &mut Change) -> Result<(), ActionError> {
         self.world.engine.handle(self.clock.now(), input)?;
-        let (mut kinds, mut permits) = (Vec::new(), Vec::new());
+        let mut told = BTreeSet::new();
         while let Some(output) = self.world.engine.poll() {
             match output {
                 Output::Persist(Record::Campaign(record)) => {
                     info!(campaign = %record.id, state = ?record.state, reason = record.reason, "campaign");
-                    kinds.extend(self.world.campaign_event(&record.id).map(EventKind::Campaign));
-                    writes.push(Write::Campaign(record));
+                    self.tell_campaign(&record.id, &mut told, change);
+                    change.writes.push(Write::Campaign(record));
                 }
                 Output::Persist(Record::Attempt(id, record)) => {
-                    kinds.extend(self.world.engine.attempt(&id, &record.device).map(EventKind::Attempt));
-                    writes.push(Write::Attempt(id, record));
+                    let attempt = self.world.engine.attempt(&id, &record.device);
+                    change.events.extend(attempt.map(EventKind::Attempt));
+                    change.writes.push(Write::Attempt(id, record));
                 }
                 Output::Persist(Record::Possession(id, record)) => {
                     if !record.proven {
-                        kinds.extend(self.world.campaign_event(&id).map(EventKind::Campaign));
+                        self.tell_campaign(&id, &mut told, change);
                     }
-                    writes.push(Write::Possession(id, record));
+                    change.writes.push(Write::Possession(id, record));
                 }
                 Output::IssuePermit(order) => {
-                    let evidence = self.evidence_for(&order, &mut writes).await?;
-                    permits.extend(self.sign(order, evidence));
+                    let evidence = match self.evidence_for(&order, &mut change.writes).await {
+                        Ok(evidence) => evidence,
+                        // What the engine has decided is not stored, and will not be.
+                        Err(failure) => {
+                            self.take_back().await;
+                            return Err(failure);
+                        }
+                    };
+                    change.permits.extend(self.sign(order, evidence));
                 }
             }
         }
+        Ok(())
+    }
+
+    /// A campaign looks the same after all that one input has changed: it is shown once.
+    fn tell_campaign(&self, id: &CampaignId, told: &mut BTreeSet<CampaignId>, change: &mut Change) {
+        if told.insert(id.clone()) {
+            let view = self.world.campaign_event(id);
+            change.events.extend(view.map(EventKind::Campaign));
+        }
+    }
+
+    /// Makes a change durable, and tells who watches.
+    pub(crate) async fn enact(&mut self, change: Change) -> Result<(), ActionError> {
+        let Change {
+            mut writes,
+            events,
+            permits,
+        } = change;
         writes.extend(permits.iter().cloned().map(Write::Permit));
         self.commit(writes).await?;
         let wall = self.clock.wall();
         for permit in permits {
             self.metrics.permits.inc();
-            let issued = self.world.permits.entry(permit.campaign.clone()).or_default();
-            issued.retain(|permit| permit.expires > wall);
-            issued.push(permit);
+            self.world.permits.issue(permit, wall);
         }
-        kinds.into_iter().for_each(|kind| self.events.send(wall, kind));
+        events.into_iter().for_each(|kind| self.events.send(wall, kind));
         Ok(())
     }
 
@@ -360,6 +426,12 @@ impl Runtime {
             self.fatal = Some(StoreError::Deposed.into());
             return Err(failure);
         }
+        self.take_back().await;
+        Err(failure)
+    }
+
+    /// Brings the world back to what the database has.
+    async fn take_back(&mut self) {
         let (now, wall) = (self.clock.now(), self.clock.wall());
         let published = std::mem::take(&mut self.world.published);
         match World::restore(&self.store, self.settings.permit_ttl, now, wall).await {
@@ -379,7 +451,6 @@ impl Runtime {
             }
             Err(beyond) => self.fatal = Some(beyond),
         }
-        Err(failure)
     }
 
     fn sign(&self, order: PermitOrder, evidence: Vec<Sha256>) -> Option<StoredPermit> {
@@ -394,7 +465,7 @@ impl Runtime {
         let nodes = devices
             .iter()
             .filter_map(|id| Some(self.world.engine.node_of(&campaign, id)?.clone()));
-        let nodes: std::collections::BTreeSet<_> = nodes.collect();
+        let nodes: BTreeSet<_> = nodes.collect();
         let issued = self.clock.wall();
         let expires = issued + self.settings.permit_ttl;
         info!(%campaign, ?kind, wave, sequence, devices = devices.len(), "permit");
@@ -454,7 +525,7 @@ impl Runtime {
         let before = std::mem::replace(&mut self.world.published, next);
         let mut writes = changes(&before, &self.world.published);
         for Loaded { manifest, .. } in &loaded {
-            self.world.permits.remove(&manifest.id);
+            self.world.permits.drop_campaign(&manifest.id);
             writes.push(Write::Restart(manifest.id.clone()));
         }
         if let Err(failure) = self.apply(Input::Load(loaded), writes).await {

@@ -11,12 +11,12 @@ use firmesh_protocol::{
     ids::NodeId,
     limits::{ANSWERS_MAX, AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
     report::{AttemptReport, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
-    trust::{EnvelopeError, KeySet, KeySetError, PublicKey},
+    trust::{Envelope, EnvelopeError, KeySet, KeySetError, PublicKey},
 };
 use tracing::{error, warn};
 
 use crate::{
-    runtime::{ActionError, Runtime},
+    runtime::{ActionError, Change, Runtime},
     store::{StoredDevice, Write},
     telemetry::chain,
     world::{NodeState, World},
@@ -85,41 +85,117 @@ pub(crate) enum SyncError {
     /// It could not be made durable.
     #[error(transparent)]
     Action(#[from] ActionError),
+    /// The same, together with others.
+    #[error("the heartbeat could not be stored, and is to be sent again")]
+    NotStored,
 }
 
-/// A heartbeat and who sent it.
-pub(crate) struct Sync {
-    pub(crate) identity: NodeIdentity,
-    pub(crate) certificate: Vec<u8>,
-    pub(crate) request: SyncRequest,
+/// A heartbeat, verified with the key of the certificate that the connection was made with. Whether that certificate is
+/// in force is known to the [`World`].
+pub(crate) struct Heartbeat {
+    identity: NodeIdentity,
+    certificate: Vec<u8>,
+    record: (NodeRecord, Envelope),
+    reports: Vec<(AttemptReport, Envelope)>,
+    request: SyncRequest,
+}
+
+impl Heartbeat {
+    /// Verifies everything signed: some milliseconds for many reports.
+    pub(crate) fn verify(
+        identity: NodeIdentity,
+        certificate: Vec<u8>,
+        mut request: SyncRequest,
+    ) -> Result<Self, SyncError> {
+        let id = &identity.node;
+        check_bounds(id, &request)?;
+        let keys = KeySet::of("node", 1, [identity.key])?;
+        let not_signed = |what| {
+            move |source| SyncError::Envelope {
+                node: id.clone(),
+                what,
+                source,
+            }
+        };
+        let record = request.record.open::<NodeRecord>(&keys, NODE_RECORD_TYPE);
+        let record = record.map_err(not_signed("node record"))?.into_inner();
+        let not_itself = |what| SyncError::NotItself { node: id.clone(), what };
+        if record.node != *id || record.path != identity.path {
+            return Err(not_itself("node record"));
+        }
+        let mut reports = Vec::new();
+        for signed in std::mem::take(&mut request.reports) {
+            let report = signed.open::<AttemptReport>(&keys, REPORT_TYPE);
+            let report = report.map_err(not_signed("report"))?.into_inner();
+            if report.node != *id {
+                return Err(not_itself("report"));
+            }
+            reports.push((report, signed));
+        }
+        Ok(Self {
+            record: (record, request.record.clone()),
+            identity,
+            certificate,
+            reports,
+            request,
+        })
+    }
+}
+
+/// What is left to do for a heartbeat once it is durable.
+struct Heard {
+    node: NodeId,
+    acked: u64,
+    reported: u64,
+    request: SyncRequest,
 }
 
 impl Runtime {
-    /// Takes a heartbeat in. Reports are acknowledged once they are durable, also those that change nothing.
-    pub(crate) async fn sync(&mut self, sync: Sync) -> Result<SyncResponse, SyncError> {
-        let Sync {
-            identity: NodeIdentity { node: id, path, key },
+    /// Takes heartbeats in, each by itself, and makes them durable together. Reports are acknowledged once they are durable,
+    /// also those that change nothing.
+    pub(crate) async fn hear(&mut self, heartbeats: Vec<Heartbeat>) -> Vec<Result<SyncResponse, SyncError>> {
+        let mut change = Change::default();
+        let mut heard = Vec::with_capacity(heartbeats.len());
+        for heartbeat in heartbeats {
+            let taken = self.take_in(heartbeat, &mut change).await;
+            let is_lost = matches!(taken, Err(SyncError::Action(_)));
+            heard.push(taken);
+            if is_lost {
+                // The world was taken back, and with it what was heard before: they ask again.
+                change = Change::default();
+                for before in heard.iter_mut().filter(|before| before.is_ok()) {
+                    *before = Err(SyncError::NotStored);
+                }
+            }
+        }
+        let stored = self.enact(change).await;
+        if let Err(failure) = &stored {
+            error!(error = %chain(failure), "heartbeats could not be stored: nodes send them again");
+        }
+        let mut answers = Vec::with_capacity(heard.len());
+        for heard in heard {
+            answers.push(match (heard, &stored) {
+                (Ok(heard), Ok(())) => Ok(self.answer(heard).await),
+                (Ok(_), Err(_)) => Err(SyncError::NotStored),
+                (Err(refused), _) => Err(refused),
+            });
+        }
+        answers
+    }
+
+    /// Takes one heartbeat into the world, and what is to be stored of it into the change.
+    async fn take_in(&mut self, heartbeat: Heartbeat, change: &mut Change) -> Result<Heard, SyncError> {
+        let Heartbeat {
+            identity: NodeIdentity { node: id, key, .. },
             certificate,
-            request,
-        } = sync;
+            record: (record, signed_record),
+            reports: signed_reports,
+            mut request,
+        } = heartbeat;
         let state = self.world.member(&id, key, &certificate)?;
-        check_bounds(&id, &request)?;
-        let keys = KeySet::of("node", 1, [key])?;
-        let not_signed = |what| move |source| (what, source);
-        let envelope = |(what, source)| SyncError::Envelope {
-            node: id.clone(),
-            what,
-            source,
-        };
-        let record = request.record.open::<NodeRecord>(&keys, NODE_RECORD_TYPE);
-        let record = record
-            .map_err(not_signed("node record"))
-            .map_err(envelope)?
-            .into_inner();
         // The record may come with the new certificate over a connection that was made with the one before.
         let certified = hex::decode(&record.certificate);
-        let holds_own_certificate = certified.is_ok_and(|certified| state.stored.has(&certified));
-        if record.node != id || record.path != path || !holds_own_certificate {
+        if !certified.is_ok_and(|certified| state.stored.has(&certified)) {
             return Err(SyncError::NotItself {
                 node: id,
                 what: "node record",
@@ -127,15 +203,7 @@ impl Runtime {
         }
         let (mut reports, mut writes) = (Vec::new(), Vec::new());
         let mut acked = state.stored.acked;
-        for signed in request.reports {
-            let report = signed.open::<AttemptReport>(&keys, REPORT_TYPE);
-            let report = report.map_err(not_signed("report")).map_err(envelope)?.into_inner();
-            if report.node != id {
-                return Err(SyncError::NotItself {
-                    node: id,
-                    what: "report",
-                });
-            }
+        for (report, signed) in signed_reports {
             if report.sequence > state.stored.acked {
                 acked = acked.max(report.sequence);
                 writes.push(Write::Report(Box::new(report.clone()), signed));
@@ -148,7 +216,7 @@ impl Runtime {
         let is_newer = |(known, _): &(NodeRecord, _)| record.sequence > known.sequence;
         let mut roster_version = self.world.roster_version;
         if stored.record.as_ref().is_none_or(is_newer) {
-            stored.record = Some((record, request.record));
+            stored.record = Some((record, signed_record));
             roster_version += 1;
             writes.push(Write::RosterVersion(roster_version));
         }
@@ -162,7 +230,7 @@ impl Runtime {
             writes.push(Write::Node(Box::new(stored.clone())));
         }
         let mut devices = Vec::new();
-        for facts in request.devices {
+        for facts in std::mem::take(&mut request.devices) {
             // One device that answers nonsense must not silence its node.
             if !is_bounded(&facts) {
                 warn!(device = %facts.device, node = %id, "device tells a text of more than {TEXT_BYTES_MAX} bytes: left out");
@@ -185,40 +253,51 @@ impl Runtime {
             devices.push(device);
         }
 
-        let reported = reports.len() as u64;
-        self.apply(
-            Input::Heard {
-                node: id.clone(),
-                reports,
-            },
-            writes,
-        )
-        .await?;
-        self.metrics.syncs.inc();
-        self.metrics.reports.inc_by(reported);
+        // Memory runs ahead of the disk from here on: if the change is not stored, the world is read back.
         self.world.roster_version = roster_version;
         self.world
             .devices
             .extend(devices.into_iter().map(|device| (device.facts.device.clone(), device)));
-        let now = self.clock.now();
-        let state = self
-            .world
-            .nodes
-            .entry(id.clone())
-            .or_insert_with(|| NodeState::new(stored.clone()));
+        let state = self.world.nodes.entry(id.clone());
+        let state = state.or_insert_with(|| NodeState::new(stored.clone()));
         state.stored = stored;
-        (state.holdings, state.traffic, state.banned) = (request.holdings, request.traffic, request.banned);
-        state.banned.values_mut().for_each(shorten);
-        let mut accusation = request.audit.fork;
-        accusation.iter_mut().for_each(shorten);
-        if let Some(reason) = accusation.as_ref().filter(|_| state.audit_fork != accusation) {
-            error!(node = %id, reason, "a node does not believe the audit log any more, and starts nothing");
-        }
-        state.audit_fork = accusation;
-        if state.told_at.is_none_or(|told| now.since(told) >= NODE_EVENT_EVERY) {
-            state.told_at = Some(now);
-            let view = state.view();
-            self.events.send(wall, EventKind::Node(view));
+        change.writes.append(&mut writes);
+        let reported = reports.len() as u64;
+        let node = id.clone();
+        self.decide(Input::Heard { node, reports }, change).await?;
+        Ok(Heard {
+            node: id,
+            acked,
+            reported,
+            request,
+        })
+    }
+
+    /// Tells who watches, and the node what there is for it: all of it is durable.
+    async fn answer(&mut self, heard: Heard) -> SyncResponse {
+        let Heard {
+            node: id,
+            acked,
+            reported,
+            request,
+        } = heard;
+        self.metrics.syncs.inc();
+        self.metrics.reports.inc_by(reported);
+        let (now, wall) = (self.clock.now(), self.clock.wall());
+        if let Some(state) = self.world.nodes.get_mut(&id) {
+            (state.holdings, state.traffic, state.banned) = (request.holdings, request.traffic, request.banned);
+            state.banned.values_mut().for_each(shorten);
+            let mut accusation = request.audit.fork;
+            accusation.iter_mut().for_each(shorten);
+            if let Some(reason) = accusation.as_ref().filter(|_| state.audit_fork != accusation) {
+                error!(node = %id, reason, "a node does not believe the audit log any more, and starts nothing");
+            }
+            state.audit_fork = accusation;
+            if state.told_at.is_none_or(|told| now.since(told) >= NODE_EVENT_EVERY) {
+                state.told_at = Some(now);
+                let view = state.view();
+                self.events.send(wall, EventKind::Node(view));
+            }
         }
         for envelope in &request.brakes {
             if let Err(error) = self.brake(envelope).await {
@@ -227,7 +306,8 @@ impl Runtime {
         }
 
         let campaigns = self.world.running_campaigns();
-        Ok(SyncResponse {
+        let roster_version = self.world.roster_version;
+        SyncResponse {
             reports_acked: acked,
             permits: self.world.permits_for(&id, &request.permits_seen, &campaigns, wall),
             timestamp_version: self.world.published.timestamp_version(),
@@ -243,7 +323,7 @@ impl Runtime {
                 .then(|| self.world.revocations.envelope.clone())
                 .flatten(),
             challenges: self.challenges_for(&id),
-        })
+        }
     }
 }
 

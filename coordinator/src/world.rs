@@ -26,6 +26,7 @@ use firmesh_protocol::{
 use crate::{
     brakes::Brakes,
     enrolment::Revocations,
+    permits::Permits,
     possession::Challenges,
     publish::Published,
     store::{Store, StoreError, Stored, StoredDevice, StoredNode, StoredPermit},
@@ -97,7 +98,7 @@ pub(crate) struct World {
     pub(crate) engine: Engine,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
     pub(crate) devices: BTreeMap<DeviceId, StoredDevice>,
-    pub(crate) permits: BTreeMap<CampaignId, Vec<StoredPermit>>,
+    pub(crate) permits: Permits,
     pub(crate) published: Published,
     pub(crate) roster_version: u64,
     pub(crate) brakes: Brakes,
@@ -125,10 +126,8 @@ impl World {
             firmesh_coordinator_core::Input::Load(campaigns(store, &stored, now, wall).await?),
         )?;
         // What loading made the engine want is written with the first change: nothing is told before it is stored.
-        let mut permits: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for permit in stored.permits.into_iter().filter(|permit| permit.expires > wall) {
-            permits.entry(permit.campaign.clone()).or_default().push(permit);
-        }
+        let permits = stored.permits.into_iter().filter(|permit| permit.expires > wall);
+        let permits = permits.collect();
         let bytes = |files: Vec<(String, Vec<u8>)>| files.into_iter().map(|(name, b)| (name, Bytes::from(b))).collect();
         Ok(Self {
             engine,
@@ -370,16 +369,12 @@ impl World {
         let of_campaign = |id: &CampaignId| {
             let last = seen.get(id).copied().unwrap_or_default();
             let goes_back = self.engine.state(id) == Some(CampaignState::RollingBack);
-            let wanted = move |permit: &&StoredPermit| {
+            let wanted = |permit: &&StoredPermit| {
                 let is_in_force = permit.expires > wall && (!goes_back || permit.kind == PermitKind::Rollback);
-                permit.sequence > last && is_in_force && permit.nodes.contains(node)
+                permit.sequence > last && is_in_force
             };
-            self.permits
-                .get(id)
-                .into_iter()
-                .flatten()
-                .filter(wanted)
-                .map(|permit| permit.envelope.clone())
+            let permits = self.permits.of_node(node, id).filter(wanted);
+            permits.map(|permit| permit.envelope.clone()).collect::<Vec<_>>()
         };
         running.iter().flat_map(of_campaign).collect()
     }

@@ -1,8 +1,9 @@
-//! The node's local status API: `/health`, `/status`, `/metrics`, loopback only. Nothing can be changed through it, but for
-//! two things that need no leave because their signatures are checked: `POST /brakes` pulls a brake here and, from peer to
-//! peer, everywhere, with the coordinator dead or lying; `/bundle` takes what a bundle brings ([`bundles`]).
+//! The node's local status API: `/health`, `/status`, `/metrics`, loopback only. What changes something needs a signature or
+//! the node's own token: `POST /brakes` pulls a brake here and, from peer to peer, everywhere, with the coordinator dead or
+//! lying; `/bundle` takes what a bundle brings ([`bundles`]); a quarantined device is put back in service ([`clear`]).
 
 mod bundles;
+mod clear;
 
 use std::{collections::BTreeMap, io, net::SocketAddr};
 
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::store::Scrubbed;
 
 pub use crate::audit::AuditStatus;
+pub use clear::{ClearRequest, LocalToken, clear_at};
 
 /// Asks the runtime for the status.
 pub type StatusRequest = oneshot::Sender<Status>;
@@ -56,6 +58,10 @@ pub struct Runtime {
     pub brakes: mpsc::Sender<BrakeRequest>,
     /// Brings bundles.
     pub bundles: mpsc::Sender<BundleRequest>,
+    /// Brings people's word on quarantined devices.
+    pub clears: mpsc::Sender<ClearRequest>,
+    /// What they have to show.
+    pub token: LocalToken,
 }
 
 /// Brings the runtime a part of a bundle.
@@ -208,6 +214,7 @@ pub async fn serve(listener: tokio::net::TcpListener, runtime: Runtime, cancel: 
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/brakes", post(brake).layer(DefaultBodyLimit::max(BRAKE_BYTES_MAX)))
+        .route("/devices/{device}/clear", post(clear::clear))
         .merge(bundles::router())
         .with_state(runtime);
     axum::serve(listener, router)

@@ -10,6 +10,7 @@ mod mesh_hunt;
 mod planning;
 mod planted;
 mod spread;
+mod steering;
 
 use std::{
     num::NonZeroUsize,
@@ -51,6 +52,8 @@ enum Command {
     Gate(gate::GateArgs),
     /// Plans a campaign for a large fleet, in parts of what one campaign may have: how long it takes, in how much memory.
     Plan(planning::PlanArgs),
+    /// What the campaign engine takes to steer large campaigns: heartbeats and reports in, permits out.
+    Steer(steering::SteerArgs),
     /// Spreads one image over a fleet of hundreds of thousands of nodes, site by site, on all processors.
     Scale(spread::ScaleArgs),
 }
@@ -138,6 +141,7 @@ fn main() -> ExitCode {
         Command::Replay(args) => Ok(replay(&args)),
         Command::Planted(args) => planted::planted(&args),
         Command::Plan(args) => planning::planning(&args),
+        Command::Steer(args) => steering::steering(&args),
         Command::Scale(args) => spread::scale(&args),
     };
     match done {

@@ -58,6 +58,21 @@ pub(crate) struct PlanArgs {
     json: bool,
 }
 
+impl PlanArgs {
+    /// A fleet of devices that stand alone.
+    pub(crate) fn alone(devices: u64) -> Self {
+        Self {
+            devices,
+            components: 1,
+            domains: false,
+            check: false,
+            within_s: None,
+            within_mib: None,
+            json: false,
+        }
+    }
+}
+
 #[derive(Debug, Default, Serialize)]
 struct Report {
     devices: u64,
@@ -160,7 +175,7 @@ fn components(args: &PlanArgs) -> &'static [&'static str] {
     }
 }
 
-fn fleet(args: &PlanArgs) -> anyhow::Result<Inventory> {
+pub(crate) fn fleet(args: &PlanArgs) -> anyhow::Result<Inventory> {
     let components = components(args);
     let key = SecretKey::from_seed(&[7; 32]).public();
     let mut inventory = Inventory::default();
@@ -213,7 +228,7 @@ fn fleet(args: &PlanArgs) -> anyhow::Result<Inventory> {
     Ok(inventory)
 }
 
-fn releases(args: &PlanArgs) -> Vec<Release> {
+pub(crate) fn releases(args: &PlanArgs) -> Vec<Release> {
     let version = |version: &'static str| {
         components(args).iter().filter_map(move |component| {
             let target = format!("firmware/{component}-{version}.bin");
@@ -252,7 +267,7 @@ fn releases(args: &PlanArgs) -> Vec<Release> {
     version("1.1.0").chain(version("1.0.0")).collect()
 }
 
-fn draft(args: &PlanArgs, releases: &[Release]) -> anyhow::Result<CampaignManifest> {
+pub(crate) fn draft(args: &PlanArgs, releases: &[Release]) -> anyhow::Result<CampaignManifest> {
     let pins = |version: &str| {
         let of_version = releases.iter().filter(|release| release.info.version == version);
         let pin = |release: &Release| ReleaseRef {

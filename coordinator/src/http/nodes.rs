@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     runtime::Command,
-    sync::Sync,
+    sync::Heartbeat,
     turns::{Place, Turn},
 };
 
@@ -216,16 +216,15 @@ async fn sync(State(app): Shared, peer: Peer, Body(request): Body<SyncRequest>) 
     app.judge
         .judge(&app.coordinator, &identity, &certificate, &request.possession)
         .await?;
-    let sync = Box::new(Sync {
-        identity,
-        certificate,
-        request,
-    });
-    let synced = app.coordinator.ask(|reply| Command::Sync(sync, reply)).await;
-    let mut response = synced.map_err(|error| {
+    let refused = |error| {
         app.metrics.refusals.inc();
         Failure::from(error)
-    })?;
+    };
+    let verified = tokio::task::spawn_blocking(move || Heartbeat::verify(identity, certificate, request)).await;
+    let verified = verified.map_err(|error| Failure::bad_request(error.to_string()))?;
+    let heartbeat = Box::new(verified.map_err(refused)?);
+    let heard = app.coordinator.ask(|reply| Command::Sync(heartbeat, reply)).await;
+    let mut response = heard.map_err(refused)?;
     // Taken after what the answer speaks of became durable: its permits are in this log.
     response.audit = Some(app.store.audit_news(&seen).await?);
     Ok(Json(response))

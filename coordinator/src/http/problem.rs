@@ -396,6 +396,7 @@ impl From<SyncError> for Failure {
         let detail = chain(&error);
         match error {
             SyncError::Action(error) => error.into(),
+            SyncError::NotStored => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail),
             SyncError::Revoked(_) => Self::new(StatusCode::FORBIDDEN, "revoked", detail).refused(),
             SyncError::NotCurrent(_) => Self::new(StatusCode::FORBIDDEN, "certificate_not_current", detail).refused(),
             SyncError::Envelope { .. } | SyncError::NotItself { .. } | SyncError::Key(_) => {

@@ -105,7 +105,7 @@ fn planned(world: &World, campaign: &CampaignId, device: &DeviceId, wall: WallTi
     let name = release.target.strip_prefix("firmware/")?;
     let url = format!("/api/v1/targets/firmware/{}.{name}", release.artifact.sha256);
     let in_force = |sequence: u64| {
-        let mut permits = world.permits.get(campaign).into_iter().flatten();
+        let mut permits = world.permits.of_campaign(campaign);
         permits.any(|permit| permit.sequence == sequence && permit.expires > wall)
     };
     Some(PlannedUpdate {

@@ -24,7 +24,7 @@ use tracing::{info, warn};
 use super::{Event, Runtime, Sha256Check, evidence::Shown};
 use crate::{
     journal::{Declined, Standings},
-    status::AttemptStatus,
+    status::{AttemptStatus, Refusal},
 };
 
 /// How often an idle device is looked at.
@@ -423,6 +423,43 @@ impl Runtime {
             .standings
             .insert((campaign.clone(), device.clone(), kind), standing);
         Ok(())
+    }
+
+    /// A person has looked at a quarantined device: it gives its places up.
+    pub(super) fn clear(&mut self, device: &DeviceId) -> Result<Result<(), Refusal>, JournalError> {
+        let refused = |code: &str, detail| {
+            let code = code.to_owned();
+            Ok(Err(Refusal { code, detail }))
+        };
+        if self
+            .devices
+            .devices
+            .get(device)
+            .is_some_and(|device| device.running.is_some())
+        {
+            return refused("in_flight", format!("an attempt runs on {device}: let it end"));
+        }
+        let mut quarantined = Vec::new();
+        for ((campaign, id, kind), standing) in &self.devices.standings {
+            if id == device && *standing == AttemptStanding::InFlight {
+                let outcome = self.journal.outcome(campaign, id, *kind)?;
+                if outcome.is_some_and(|outcome| outcome.state == AttemptState::Quarantined) {
+                    quarantined.push((campaign.clone(), *kind));
+                }
+            }
+        }
+        if quarantined.is_empty() {
+            return refused("not_quarantined", format!("{device} is not quarantined at this node"));
+        }
+        for (campaign, kind) in quarantined {
+            info!(%device, %campaign, "a person has looked at it: it is not quarantined any more");
+            self.stand(device, &campaign, kind, AttemptStanding::Ended)?;
+            if kind == PermitKind::Rollback {
+                self.stand(device, &campaign, PermitKind::Update, AttemptStanding::Ended)?;
+            }
+        }
+        self.look(device, Duration::ZERO);
+        Ok(Ok(()))
     }
 
     fn start_attempt(&mut self, device: &DeviceId, goal: Goal, start: Start) {

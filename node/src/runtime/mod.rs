@@ -71,7 +71,7 @@ use crate::{
     images::Images,
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
-    status::{BrakeRequest, BundleRequest, Refusal, Status, StatusRequest},
+    status::{BrakeRequest, BundleRequest, ClearRequest, Refusal, Status, StatusRequest},
     store::{ChunkStore, Lost, StoreError, Survey},
     transport::{Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
@@ -144,6 +144,7 @@ enum Event {
     Renewed(Result<String, UplinkError>),
     Brake(BrakeRequest),
     Bundle(BundleRequest),
+    Clear(ClearRequest),
     BundleShown(Box<bundles::Shown>),
     Carried(bundles::Carried),
     Facts {
@@ -287,6 +288,10 @@ impl Runtime {
             Event::Renewed(answer) => self.on_renewed(answer),
             Event::Brake(BrakeRequest { envelope, answer }) => {
                 answer.send(self.learn_brake(&envelope)).ok(); // whoever brought it may have gone
+                self.consider()
+            }
+            Event::Clear(ClearRequest { device, answer }) => {
+                answer.send(self.clear(&device)?).ok(); // whoever said it may have gone
                 self.consider()
             }
             Event::Bundle(request) => {

@@ -1,6 +1,9 @@
 //! The promises, judged where something happens: a permit that is stored, a start, an act, an end.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use firmesh_executors_core::{Goal, Outcome, Step};
 use firmesh_protocol::{
@@ -345,12 +348,19 @@ impl World {
             PermitKind::Rollback => permit.wave,
         };
         let planned = plan.waves.get(wave as usize)?;
-        let words = planned
-            .iter()
-            .filter_map(|planned| self.watch.ended.get(&(manifest.id.clone(), planned.device.clone())));
-        let words: Vec<_> = words.collect();
+        let words_on = |device: &DeviceId| self.watch.ended.get(&(manifest.id.clone(), device.clone()));
+        let words: Vec<_> = planned.iter().filter_map(|planned| words_on(&planned.device)).collect();
         let devices = planned.len();
-        let bad = words.iter().filter(|words| words.iter().any(|(good, _)| !good)).count();
+        // Whoever comes after a failure in its unit and has said nothing is left out, and missing.
+        let failed = |device: &DeviceId| words_on(device).is_some_and(|words| words.iter().any(|(good, _)| !good));
+        let mut missing = BTreeSet::new();
+        for planned in planned {
+            let follows = |before: &DeviceId| failed(before) || missing.contains(before);
+            if words_on(&planned.device).is_none() && planned.after.as_ref().is_some_and(follows) {
+                missing.insert(planned.device.clone());
+            }
+        }
+        let bad = planned.iter().filter(|planned| failed(&planned.device)).count() + missing.len();
         let mut good: Vec<_> = words
             .iter()
             .filter_map(|words| words.iter().filter(|(good, _)| *good).map(|(_, at)| *at).min())
@@ -379,7 +389,7 @@ impl World {
         let needed = (0..=devices)
             .find(|part| reaches(*part, manifest.gate.advance.get()))
             .unwrap_or(devices);
-        if good.len() < needed || words.len() < devices.min(manifest.gate.sample_min as usize) {
+        if good.len() < needed || words.len() + missing.len() < devices.min(manifest.gate.sample_min as usize) {
             return Some(format!(
                 "{} of {devices} ended, {} well, {needed} are needed: wave {wave} has not passed",
                 words.len(),

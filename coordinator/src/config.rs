@@ -19,7 +19,7 @@ use crate::{
     ceremony::{ReadFileError, read_bounded},
     cluster::{ClusterConfig, ClusterSettings},
     files::{Bucketed, FilesConfig, S3Config},
-    notify::{self, Destination, NotificationConfig},
+    notify::{self, Destination, GateWebhook, GateWebhookConfig, NotificationConfig},
     sources::{RepositoryConfig, Sources},
     store::{DatabaseConfig, Place, Server},
 };
@@ -55,6 +55,8 @@ pub struct Config {
     pub access: AccessConfig,
     /// Who is told what happens. Default: nobody.
     pub notifications: Vec<NotificationConfig>,
+    /// Who is asked between two waves, where a manifest names them. Default: nobody.
+    pub gate_webhooks: Vec<GateWebhookConfig>,
     /// Logs.
     pub log: LogConfig,
 }
@@ -256,6 +258,8 @@ pub struct Settings {
     pub access: AccessSettings,
     /// Who is told what happens.
     pub notifications: Vec<Destination>,
+    /// Who is asked between two waves.
+    pub gate_webhooks: Vec<GateWebhook>,
 }
 
 /// Why a configuration was refused.
@@ -305,6 +309,7 @@ impl Config {
         if let Some(folder) = path.parent() {
             config.access.start_at(folder);
             config.notifications.iter_mut().for_each(|to| to.start_at(folder));
+            config.gate_webhooks.iter_mut().for_each(|to| to.start_at(folder));
             config.database.start_at(folder);
             config.files.start_at(folder);
         }
@@ -385,6 +390,10 @@ impl Config {
                 duration("", text).map_err(|error| error.to_string().trim_start().to_owned())
             })
             .map_err(|problem| value("notifications", problem))?,
+            gate_webhooks: notify::check_gates(self.gate_webhooks, |text| {
+                duration("", text).map_err(|error| error.to_string().trim_start().to_owned())
+            })
+            .map_err(|problem| value("gate_webhooks", problem))?,
             log_filter: overrides.log_filter.unwrap_or(self.log.filter),
             log_json: self.log.json,
         })

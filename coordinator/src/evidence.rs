@@ -59,6 +59,9 @@ impl Runtime {
             writes.push(Write::Evidence(digest, bytes));
         }
         if order.kind == PermitKind::Update {
+            digests.extend(self.world.engine.approval_of(&order.campaign, wave));
+        }
+        if order.kind == PermitKind::Update {
             self.world.evidence.insert(key, digests.clone());
         }
         Ok(digests)

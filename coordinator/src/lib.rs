@@ -4,6 +4,7 @@
 //! may start now) are [`firmesh_coordinator_core`]'s; this crate owns the database, the sockets and the clock.
 
 mod access;
+mod approval;
 mod archive;
 mod audit;
 pub mod authority;
@@ -62,7 +63,8 @@ pub use config::{
 pub use files::{FilesConfig, S3Config};
 pub use http::TlsError;
 pub use notify::{
-    CourierError, Destination, MailTls, NoticeKind, NotificationConfig, SecretConfig, Severity, TargetConfig,
+    CourierError, Destination, GateWebhook, GateWebhookConfig, MailTls, NoticeKind, NotificationConfig, SecretConfig,
+    Severity, TargetConfig,
 };
 pub use offline::{ImportedTable, OfflineError, after_restore, back_up, import};
 pub use server::{Addresses, RunError, run};

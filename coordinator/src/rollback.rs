@@ -98,7 +98,7 @@ impl Runtime {
     }
 
     /// Devices that answer with another version than the campaign left them with.
-    fn moved_on(&self, id: &CampaignId, scope: &RollbackScope) -> BTreeSet<DeviceId> {
+    pub(crate) fn moved_on(&self, id: &CampaignId, scope: &RollbackScope) -> BTreeSet<DeviceId> {
         let attempts = self.world.engine.attempts(id).unwrap_or_default();
         let moved = attempts
             .into_iter()

@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use firmesh_coordinator_core::{Input, InputError, Loaded, Output, PermitOrder, Record};
+use firmesh_coordinator_core::{Closing, Input, InputError, Loaded, Output, PermitOrder, Record, WebhookAnswer};
 use firmesh_protocol::{
     api::{
         EnrolRequest, EnrolResponse, EnrolmentTicket, EventKind, NewNode, Publication, Published as Versions,
@@ -30,6 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
+    approval::ApprovalError,
     authority::Authority,
     brakes::BrakeActionError,
     config::Settings,
@@ -118,6 +119,10 @@ pub(crate) enum Command {
     Revoke(NodeId, RevokeRequest, Reply<(), EnrolError>),
     Brake(Box<Envelope>, Reply<Brake, BrakeActionError>),
     RollBack(CampaignId, Box<RollbackRequest>, Reply<(), RollbackError>),
+    Approve(CampaignId, Box<Envelope>, Reply<(), ApprovalError>),
+    Close(Closing, Reply<(), ActionError>),
+    /// What a webhook has said between two waves: nobody's order.
+    Answer(WebhookAnswer, Reply<(), ActionError>),
     /// What nodes have told of a device goes out of memory; it has gone from the database.
     Forget(DeviceId, Reply<(), ActionError>),
     Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
@@ -171,6 +176,11 @@ impl Coordinator {
             }))
         })
         .await
+    }
+
+    /// Tells the engine what a webhook said.
+    pub(crate) async fn answer(&self, answer: WebhookAnswer) -> Result<(), ActionError> {
+        self.ask(|reply| Command::Answer(answer, reply)).await
     }
 
     /// Gives the engine an order.
@@ -279,6 +289,11 @@ impl Runtime {
             Command::Revoke(node, request, reply) => drop(reply.send(self.revoke(&node, request).await)),
             Command::Brake(envelope, reply) => drop(reply.send(self.brake(&envelope).await)),
             Command::RollBack(id, request, reply) => drop(reply.send(self.roll_back(id, *request).await)),
+            Command::Approve(id, envelope, reply) => drop(reply.send(self.approve(id, &envelope).await)),
+            Command::Close(closing, reply) => drop(reply.send(self.close(closing).await)),
+            Command::Answer(answer, reply) => {
+                drop(reply.send(self.apply(Input::WebhookAnswered(answer), Vec::new()).await));
+            }
             Command::Forget(device, reply) => {
                 self.world.devices.remove(&device);
                 drop(reply.send(Ok(())));
@@ -313,6 +328,16 @@ impl Runtime {
     async fn act(&mut self, input: Input) -> Result<(), ActionError> {
         info!(order = ?input, "an operator's order");
         self.apply(input, Vec::new()).await
+    }
+
+    async fn close(&mut self, closing: Closing) -> Result<(), ActionError> {
+        warn!(campaign = %closing.campaign, device = ?closing.device, reason = closing.reason, "closed by force");
+        let write = Write::Closing {
+            campaign: closing.campaign.clone(),
+            device: closing.device.clone(),
+            reason: closing.reason.clone(),
+        };
+        self.apply(Input::Close(closing), vec![write]).await
     }
 
     /// Gives the engine an input, makes `writes` and all that follows durable together, and tells who watches.

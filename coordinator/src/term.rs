@@ -21,7 +21,7 @@ use crate::{
     events::Events,
     files::{Blocks, Bucket, Shelf},
     http::{self, App, PeerAcceptor, Rates},
-    notify::Notifier,
+    notify::{GateWebhooks, Notifier},
     origin::Origin,
     possession::Judge,
     replays::Running,
@@ -136,6 +136,7 @@ pub(crate) async fn lead(
         node_url.clone(),
     )
     .await?;
+    let webhooks = GateWebhooks::new(&settings.gate_webhooks, coordinator.clone(), store.fleet(), clock)?;
     let notifier = Notifier::new(&settings.notifications, store.clone(), &metrics, clock).await?;
     let servers = Servers {
         handles: [Handle::new(), Handle::new()],
@@ -211,6 +212,8 @@ pub(crate) async fn lead(
     let mut couriers = JoinSet::new();
     let stop_couriers = CancellationToken::new();
     notifier.spawn(&mut couriers, &stop_couriers);
+    let stopped = stop_couriers.clone();
+    couriers.spawn(async move { webhooks.run(stopped).await });
     ready()?;
 
     // The listeners end first, then the decisions: what was asked is still answered.

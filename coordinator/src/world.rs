@@ -9,7 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use firmesh_coordinator_core::{
-    Candidate, Engine, EngineSettings, Exclusion, Field, Filter, Inventory, KnownDevice, Loaded, Standing, Subject,
+    Candidate, Engine, EngineSettings, Exclusion, Field, Filter, Inventory, KnownDevice, Loaded, Question, Standing,
+    Subject,
 };
 use firmesh_protocol::{
     api::{
@@ -329,6 +330,15 @@ impl World {
             (None, None) => None,
             (found, late) => Some(found.into_iter().flatten().chain(late).collect()),
         }
+    }
+
+    /// What webhooks are to be asked now, each with the digest of the campaign's manifest.
+    pub(crate) fn questions(&self) -> Vec<(Question, Option<Sha256>)> {
+        let digest = |id: &CampaignId| self.published.manifests.get(id).map(|bytes| Sha256::of(bytes));
+        let questions = self.engine.questions().into_iter();
+        questions
+            .map(|question| (question.clone(), digest(&question.campaign)))
+            .collect()
     }
 
     /// A campaign as watchers are told: without the devices held back, which do not change.

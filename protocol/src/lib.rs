@@ -3,6 +3,7 @@
 //! Pure: no clock, socket, file or thread. Time is an argument, randomness is an argument, bytes come from the caller.
 
 pub mod api;
+pub mod approval;
 pub mod audit;
 pub mod brake;
 pub mod chunk;

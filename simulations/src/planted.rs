@@ -175,7 +175,7 @@ fn look_for<'a>(
     corpus: &[Known],
     args: &PlantedArgs,
 ) -> anyhow::Result<Hunted<'a>> {
-    const ALL: [Profile; 9] = [
+    const ALL: [Profile; 10] = [
         Profile::Devices,
         Profile::Chaos,
         Profile::Network,
@@ -184,6 +184,7 @@ fn look_for<'a>(
         Profile::Liar,
         Profile::Slots,
         Profile::Orders,
+        Profile::Answers,
         Profile::Units,
     ];
     let began = Instant::now();

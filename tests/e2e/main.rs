@@ -2,6 +2,7 @@
 
 mod access;
 mod api;
+mod approval;
 mod at_rest;
 mod audit;
 mod bucket;
@@ -33,4 +34,5 @@ mod store;
 mod strategies;
 mod transfer;
 mod victim;
+mod webhook_gate;
 mod wire;

@@ -12,6 +12,7 @@ use std::{
 
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
+    approval::WaveApprovalView,
     gate::{Fate, Tally},
     ids::{CampaignId, DeviceId, Sha256},
     limits::REASON_BYTES_MAX,
@@ -27,6 +28,7 @@ use crate::{
     domains::{Domains, OwnRules},
     index::{Counted, Index, Light},
     possession::{Possession, PossessionRecord},
+    webhooks::{GATE_PASSED, WebhookRecord},
 };
 
 /// A campaign as it is stored.
@@ -47,6 +49,12 @@ pub struct CampaignRecord {
     /// Who was sent back by people, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub rollbacks: Vec<RollbackRecord>,
+    /// What approvers were asked between waves, in order, and what they said.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub approvals: Vec<WaveApprovalView>,
+    /// What webhooks were asked between waves, in order, and what they said last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub webhooks: Vec<WebhookRecord>,
     /// Whether those who go back are a part of a campaign that is to go on without them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resumable: bool,
@@ -106,6 +114,8 @@ impl Campaign {
             reason: "published with both thresholds, not started".to_owned(),
             decisions: Vec::new(),
             rollbacks: Vec::new(),
+            approvals: Vec::new(),
+            webhooks: Vec::new(),
             resumable: false,
         };
         let mut possession = Possession::default();
@@ -386,7 +396,7 @@ impl Campaign {
             }
             (_, GateVerdict::Pass) => {
                 self.record.gates[wave] = verdict;
-                self.decide_gate(wave, "the gate passed");
+                self.decide_gate(wave, GATE_PASSED);
                 true
             }
             (_, GateVerdict::Unknown | GateVerdict::Hold) => {
@@ -444,14 +454,16 @@ impl Campaign {
         }
         let soak = Duration::from_secs(self.manifest.gate.soak_s.into());
         let until = *self.soak_until.get_or_insert(now + soak);
-        if now < until {
+        // Who was asked was asked after the soak; a restart begins no other one.
+        if now < until && !self.has_asked(wave) {
             self.enter(
                 CampaignState::Active,
                 format!("wave {wave} passed and is watched for {} s", soak.as_secs()),
             );
             return false;
         }
-        self.open_wave(wave + 1)
+        let number = u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves");
+        self.webhooks_pass(number) && self.is_approved(number) && self.open_wave(wave + 1)
     }
 
     fn finish(&mut self) {

@@ -26,9 +26,11 @@ use crate::{
     campaign::{Campaign, CampaignRecord, targets},
     caps::{choose, may_be_permitted, may_be_permitted_again, permit},
     check::InFlight,
+    close::Closing,
     domains::Domains,
     load::Load,
     possession::PossessionRecord,
+    webhooks::WebhookAnswer,
 };
 
 /// How far two clocks may differ before a lapsed permit is taken for surely lapsed at the node.
@@ -57,8 +59,14 @@ pub enum Input {
     Resume(CampaignId),
     /// An operator ends a campaign. Devices in flight end by themselves.
     Cancel(CampaignId),
+    /// An operator ends an attempt that nobody reports the end of, or a whole campaign with all that is in flight.
+    Close(Closing),
     /// People send devices of a campaign back although no gate has failed.
     RollBack(Rollback),
+    /// An approver has said yes or no between two waves.
+    Approve(Approval),
+    /// An outside system has answered whether the next wave may open, or has not.
+    WebhookAnswered(WebhookAnswer),
     /// Its approvers do not stand behind a campaign any more, or a release of it was recalled: it ends like a cancelled
     /// one.
     Withdraw(CampaignId),
@@ -99,6 +107,25 @@ pub struct Rollback {
     /// Digest of the approvers' signed order: nodes want to see it unless the manifest leaves this to operators.
     pub order: Option<Sha256>,
     /// Devices that run something else by now: another campaign, or a person, has moved them on.
+    pub moved_on: BTreeSet<DeviceId>,
+}
+
+/// An approver's word between two waves. The shell has checked his signature before.
+#[derive(Debug, Clone)]
+pub struct Approval {
+    /// The campaign.
+    pub campaign: CampaignId,
+    /// The wave that has passed.
+    pub wave: u32,
+    /// Yes or no.
+    pub approved: bool,
+    /// Why.
+    pub reason: String,
+    /// Whose keys signed it.
+    pub by: Vec<String>,
+    /// Digest of the signed word: nodes want to see it.
+    pub document: Sha256,
+    /// Devices that run something else by now, and stay if a no sends the others back.
     pub moved_on: BTreeSet<DeviceId>,
 }
 
@@ -186,6 +213,20 @@ pub enum InputError {
     /// Nobody of the scope can go back.
     #[error("nothing goes back: {0}")]
     NothingToRollBack(String),
+    /// Nothing of this is open.
+    #[error("there is nothing to close: {0}")]
+    NothingToClose(String),
+    /// Nobody is asked, or not about this.
+    #[error("there is nothing to approve: {0}")]
+    NothingToApprove(String),
+    /// A webhook that nobody asks.
+    #[error("the webhook {webhook} is not asked about wave {wave}")]
+    NotAsked {
+        /// The wave.
+        wave: u32,
+        /// Its name.
+        webhook: String,
+    },
     /// No quarantined device of this name.
     #[error("device {0} is not quarantined")]
     NotQuarantined(DeviceId),
@@ -199,11 +240,11 @@ pub struct Engine {
     pub(crate) domains: Domains,
     /// What is in flight anywhere.
     pub(crate) load: Load,
-    heard: BTreeMap<NodeId, Timestamp>,
+    pub(crate) heard: BTreeMap<NodeId, Timestamp>,
     /// When the first running attempt is to be looked at.
     next_due: Option<Timestamp>,
     outputs: VecDeque<Output>,
-    now: Timestamp,
+    pub(crate) now: Timestamp,
 }
 
 impl Engine {
@@ -420,12 +461,27 @@ impl Engine {
                 Ok(())
             }
             Input::Cancel(id) => self.cancel(&id, "cancelled by an operator"),
+            Input::Close(closing) => {
+                let id = closing.campaign.clone();
+                let campaign = self.campaigns.get_mut(&id).ok_or(InputError::UnknownCampaign(id))?;
+                campaign.close(closing)
+            }
             Input::RollBack(rollback) => {
                 use CampaignState::{Cancelled, Completed, Failed, RolledBack, RollingBack};
                 let ended = [Completed, Failed, Cancelled, RolledBack];
                 let allowed = [&[Active, Paused, RollingBack], &ended[..]].concat();
                 let id = rollback.campaign.clone();
                 self.in_state(&id, &allowed, "be rolled back")?.send_back(rollback)
+            }
+            Input::Approve(approval) => {
+                let id = approval.campaign.clone();
+                self.in_state(&id, &[Active, Paused], "be approved or refused")?
+                    .answer(approval)
+            }
+            Input::WebhookAnswered(answer) => {
+                let id = answer.campaign.clone();
+                self.in_state(&id, &[Active, Paused], "be told what a webhook says")?
+                    .hear_webhook(answer)
             }
             Input::Withdraw(id) => self.cancel(&id, "withdrawn by those who signed for it"),
             Input::Heard { node, reports } => {

@@ -4,15 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     api::{CampaignState, Explanation, PossessionView},
+    gate::Tally,
     health::DeviceHealth,
     ids::{CampaignId, DeviceId},
-    report::PermitKind,
+    report::{AttemptState, PermitKind},
+    time::Timestamp,
 };
 
 use crate::{
     attempts::Attempt,
     campaign::{Campaign, targets},
     engine::Engine,
+    index::Light,
     load::InTheWay,
     planner::{Standing, late},
 };
@@ -49,13 +52,11 @@ impl Engine {
         let device = |device: &DeviceId| explain_device(self, campaign, &campaign.attempts[device]);
         match subject {
             Subject::Campaign => {
+                let evidence = tally(campaign, |_| true).into_iter().chain(possession(campaign));
                 let mut found = vec![Explanation {
                     subject: format!("campaign {id}"),
                     finding: campaign.record.reason.clone(),
-                    evidence: tally(campaign, |_| true)
-                        .into_iter()
-                        .chain(possession(campaign))
-                        .collect(),
+                    evidence: evidence.chain(gate_evidence(self, campaign)).collect(),
                 }];
                 found.extend(campaign.record.decisions.iter().cloned());
                 let unwell = campaign.select(|attempt| !attempt.ended_well(&campaign.manifest.gate));
@@ -73,7 +74,7 @@ impl Engine {
                 let planned = campaign.plan.waves.get(*wave as usize)?;
                 let subject = format!("wave {wave}");
                 let finding = match campaign.record.gates.get(*wave as usize) {
-                    None => "not open: the wave before it has not passed its gate".to_owned(),
+                    None => format!("not open: {}", standing(campaign)),
                     Some(gate) => format!("open, its gate says {gate:?}"),
                 };
                 let evidence = tally(campaign, |attempt| attempt.wave == *wave);
@@ -222,9 +223,25 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt) -> Ex
     let waits = attempt.is_untouched() || campaign.must_go_back(attempt);
     let finding = match (waits, record.reason.is_empty()) {
         (true, _) => waiting_for(engine, campaign, attempt, &mut evidence),
-        (false, true) => record.state.to_string(),
+        (false, true) => match phase(record.state) {
+            Some(meaning) => format!("{}: {meaning}", record.state),
+            None => record.state.to_string(),
+        },
         (false, false) => format!("{}: {}", record.state, record.reason),
     };
+    if attempt.is_running() {
+        evidence.push(last_word(engine, attempt));
+    }
+    if record.presumed && record.state.is_terminal() {
+        evidence.push("the coordinator says so, its node has not: a late word of it still counts".to_owned());
+    }
+    if attempt.is_quarantined() {
+        let clear = format!(
+            "it keeps its place under the caps until a person clears it: `firmesh device clear {}`",
+            record.device
+        );
+        evidence.push(clear);
+    }
     Explanation {
         subject: format!("device {}", record.device),
         finding,
@@ -236,13 +253,25 @@ fn waiting_for(engine: &Engine, campaign: &Campaign, attempt: &Attempt, evidence
     let load = &engine.load;
     let state = campaign.record.state;
     if !matches!(state, CampaignState::Active | CampaignState::RollingBack) {
-        return format!("waits: the campaign is {state:?}");
+        return format!("waits: {}", standing(campaign));
     }
     if state == CampaignState::RollingBack && attempt.is_untouched() {
         return "waits: other devices of the campaign are going back, then somebody has to resume it".to_owned();
     }
     if attempt.wave as usize >= campaign.record.gates.len() {
-        return format!("waits: wave {} is not open", attempt.wave);
+        evidence.extend(gate_evidence(engine, campaign));
+        return format!("waits: wave {} is not open: {}", attempt.wave, standing(campaign));
+    }
+    if state == CampaignState::Active && load.is_taken_back(attempt) {
+        let other = engine.all().find(|other| {
+            let there = other.attempts.get(&attempt.record.device);
+            other.record.state == CampaignState::RollingBack && there.is_some_and(|there| other.must_go_back(there))
+        });
+        let other = other.map_or_else(
+            || "another campaign".to_owned(),
+            |other| format!("campaign {}", other.record.id),
+        );
+        return format!("waits: {other} takes it back first");
     }
     let device = &attempt.record.device;
     if load.contains(device) {
@@ -298,8 +327,86 @@ fn waiting_for(engine: &Engine, campaign: &Campaign, attempt: &Attempt, evidence
             in_rack.len()
         );
     }
-    format!(
-        "waits: {} devices are in flight, the cap is {total} in all",
-        load.total()
-    )
+    if load.total() >= total {
+        let in_flight = engine.in_flight().into_keys().take(10);
+        evidence.extend(in_flight.map(|id| format!("{id} is in flight, or quarantined")));
+        return format!(
+            "waits: {} devices are in flight, the cap is {total} in all",
+            load.total()
+        );
+    }
+    "waits for its permit".to_owned()
+}
+
+/// Where the campaign stands, and what goes on from there.
+fn standing(campaign: &Campaign) -> String {
+    let reason = &campaign.record.reason;
+    let id = &campaign.record.id;
+    match campaign.record.state {
+        CampaignState::Scheduled => format!("the campaign is {reason}: `firmesh campaign start {id}`"),
+        CampaignState::Paused => format!("the campaign is {reason}: `firmesh campaign resume {id}`"),
+        _ => reason.clone(),
+    }
+}
+
+/// What the gate of the wave in progress rests on so far, and what is asked after it.
+fn gate_evidence(engine: &Engine, campaign: &Campaign) -> Vec<String> {
+    let record = &campaign.record;
+    let is_open = matches!(record.state, CampaignState::Active | CampaignState::Paused);
+    let Some(wave) = record.gates.len().checked_sub(1).filter(|_| is_open) else {
+        return Vec::new();
+    };
+    let gate = &campaign.manifest.gate;
+    let attempts = campaign.attempts.of_wave(wave).iter();
+    let fates = attempts.map(|attempt| campaign.fate(attempt, Light::Known));
+    let mut lines = Tally::of(gate, fates).evidence();
+    if let Some(until) = campaign.soak_until.filter(|until| *until > engine.now) {
+        let left = until.since_start().saturating_sub(engine.now.since_start());
+        lines.push(format!("watched for {} s more", left.as_secs()));
+    }
+    let of_wave = |asked: u32| asked as usize == wave;
+    for asked in record.webhooks.iter().filter(|asked| of_wave(asked.wave)) {
+        let verdict = format!("{:?}", asked.verdict).to_lowercase();
+        lines.push(
+            format!("webhook {}: {verdict} {}", asked.webhook, asked.reason)
+                .trim_end()
+                .to_owned(),
+        );
+    }
+    for asked in record.approvals.iter().filter(|asked| of_wave(asked.wave)) {
+        lines.push(match asked.approved {
+            None => "an approver was asked and has not answered".to_owned(),
+            Some(approved) => format!(
+                "an approver said {}: {}",
+                if approved { "yes" } else { "no" },
+                asked.reason
+            ),
+        });
+    }
+    lines
+}
+
+/// When the node of a device in flight was last heard of.
+fn last_word(engine: &Engine, attempt: &Attempt) -> String {
+    let ago = |at: Timestamp| engine.now.since_start().saturating_sub(at.since_start()).as_secs();
+    match engine.heard.get(&attempt.node) {
+        Some(at) => format!("node {} was last heard of {} s ago", attempt.node, ago(*at)),
+        None => format!("node {} was not heard of since this coordinator started", attempt.node),
+    }
+}
+
+/// What a state means of which nobody has said more.
+fn phase(state: AttemptState) -> Option<&'static str> {
+    match state {
+        AttemptState::Pending => Some("permitted, and its node has said nothing of it yet"),
+        AttemptState::WaitingWindow => Some("its node waits for a window of the campaign"),
+        AttemptState::Blocked => Some("its node says that something is in the way"),
+        AttemptState::Downloading => Some("its node fetches the image"),
+        AttemptState::Verifying => Some("its node checks the whole image"),
+        AttemptState::Staged => Some("the image lies on the device"),
+        AttemptState::Installing => Some("the device writes the image"),
+        AttemptState::Rebooting => Some("the device restarts"),
+        AttemptState::Validating => Some("the device answers again and is checked"),
+        _ => None,
+    }
 }

@@ -2,10 +2,12 @@
 //!
 //! Pure: facts and the time go in, instructions come out. The shell around it owns the database, the keys and the sockets.
 
+mod approval;
 mod attempts;
 mod campaign;
 mod caps;
 pub mod check;
+mod close;
 mod diff;
 mod domains;
 mod engine;
@@ -20,11 +22,13 @@ pub mod rehearse;
 mod rollback;
 mod turns;
 mod views;
+mod webhooks;
 
 pub use attempts::AttemptRecord;
 pub use campaign::{CampaignRecord, RollbackRecord};
+pub use close::Closing;
 pub use diff::{Difference, Place, diff};
-pub use engine::{Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record, Rollback};
+pub use engine::{Approval, Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record, Rollback};
 pub use explain::Subject;
 pub use filter::{Candidate, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, Field, Filter, FilterError, Test};
 pub use fleet::{Exclusion, Inventory, KnownDevice, rack_of};
@@ -32,3 +36,4 @@ pub use planner::{PlanError, SplitError, Standing, late, plan, split};
 pub use possession::PossessionRecord;
 pub use turns::{TURNS, TurnId, Turns};
 pub use views::Latest;
+pub use webhooks::{Question, WebhookAnswer, WebhookRecord};

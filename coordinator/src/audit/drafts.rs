@@ -37,8 +37,19 @@ pub(crate) enum Document {
 /// What was logged last of what is stored again and again: only a change is an entry.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Drafts {
-    campaigns: BTreeMap<CampaignId, (CampaignState, Vec<GateVerdict>)>,
+    campaigns: BTreeMap<CampaignId, Known>,
     nodes: BTreeMap<NodeId, (Option<Sha256>, Option<Sha256>)>,
+}
+
+/// What is logged of a campaign's record.
+#[derive(Debug, Default, Clone)]
+struct Known {
+    state: Option<CampaignState>,
+    gates: Vec<GateVerdict>,
+    /// How often an approver was asked.
+    asked: usize,
+    /// What webhooks said.
+    webhooks: Vec<GateVerdict>,
 }
 
 impl Drafts {
@@ -56,7 +67,7 @@ impl Drafts {
 
     /// The state of a campaign that was logged last.
     pub(crate) fn state(&self, id: &CampaignId) -> Option<CampaignState> {
-        self.campaigns.get(id).map(|(state, _)| *state)
+        self.campaigns.get(id)?.state
     }
 
     /// The entries for what was stored before there was a log.
@@ -154,6 +165,35 @@ impl Drafts {
                     None => Document::None,
                 },
             }],
+            Write::Closing {
+                campaign,
+                device,
+                reason,
+            } => vec![Draft {
+                event: Event::Closing {
+                    campaign: campaign.clone(),
+                    device: device.clone(),
+                    reason: reason.clone(),
+                },
+                document: Document::None,
+            }],
+            Write::Approval {
+                campaign,
+                wave,
+                approved,
+                reason,
+                by,
+                document,
+            } => one(
+                Event::Approval {
+                    campaign: campaign.clone(),
+                    wave: *wave,
+                    answer: if *approved { "approved" } else { "refused" }.to_owned(),
+                    reason: reason.clone(),
+                    by: by.clone(),
+                },
+                document,
+            ),
             Write::ApiKey { key, change, by } => vec![Draft {
                 event: Event::Key {
                     key: key.id.clone(),
@@ -229,10 +269,19 @@ impl Drafts {
     }
 
     fn campaign(&mut self, record: &CampaignRecord) -> Vec<Draft> {
-        let before = self
-            .campaigns
-            .insert(record.id.clone(), (record.state, record.gates.clone()));
-        let (state, gates) = before.map_or((None, Vec::new()), |(state, gates)| (Some(state), gates));
+        let known = Known {
+            state: Some(record.state),
+            gates: record.gates.clone(),
+            asked: record.approvals.len(),
+            webhooks: record.webhooks.iter().map(|asked| asked.verdict).collect(),
+        };
+        let before = self.campaigns.insert(record.id.clone(), known);
+        let Known {
+            state,
+            gates,
+            asked,
+            webhooks,
+        } = before.unwrap_or_default();
         let changed = (0..)
             .zip(&record.gates)
             .filter(|(wave, verdict)| gates.get(*wave as usize) != Some(*verdict));
@@ -252,6 +301,22 @@ impl Drafts {
             }
         };
         let mut events: Vec<_> = changed.map(gate).collect();
+        events.extend(record.approvals.iter().skip(asked).map(|asked| Event::Approval {
+            campaign: record.id.clone(),
+            wave: asked.wave,
+            answer: "asked".to_owned(),
+            reason: String::new(),
+            by: Vec::new(),
+        }));
+        let said = record.webhooks.iter().enumerate();
+        let said = said.filter(|(number, asked)| webhooks.get(*number) != Some(&asked.verdict));
+        events.extend(said.map(|(_, asked)| Event::Webhook {
+            campaign: record.id.clone(),
+            wave: asked.wave,
+            webhook: asked.webhook.clone(),
+            verdict: asked.verdict,
+            reason: asked.reason.clone(),
+        }));
         events.extend((state != Some(record.state)).then(|| Event::Campaign {
             campaign: record.id.clone(),
             state: record.state,

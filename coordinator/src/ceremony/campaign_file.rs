@@ -2,6 +2,7 @@
 //! filled in by what suits the strategy. The manifest that is drafted from it says everything.
 
 use firmesh_protocol::{
+    approval::ApprovalRule,
     gate::{AbortRule, Sequential},
     health::{HealthInput, HealthLimit, HealthRule},
     ids::CampaignId,
@@ -113,6 +114,11 @@ pub struct GateFile {
     pub abort: Vec<AbortRule>,
     /// See [`GateRule::health`]; devices are not watched if left out.
     pub health: Option<HealthFile>,
+    /// See [`GateRule::approval`]; nobody is asked between waves if left out.
+    pub approval: Option<ApprovalRule>,
+    /// See [`GateRule::webhooks`].
+    #[serde(default)]
+    pub webhooks: Vec<String>,
 }
 
 /// A health rule of which anything may be left out: the hard stops take its place.
@@ -177,6 +183,8 @@ impl GateFile {
             sequential: self.sequential,
             abort: self.abort.clone(),
             health: self.health.as_ref().map(HealthFile::rule),
+            approval: self.approval.clone(),
+            webhooks: self.webhooks.clone(),
         }
     }
 }
@@ -191,6 +199,8 @@ impl From<GateRule> for GateFile {
             sequential: rule.sequential,
             abort: rule.abort,
             health: rule.health.map(HealthFile::from),
+            approval: rule.approval,
+            webhooks: rule.webhooks,
         }
     }
 }

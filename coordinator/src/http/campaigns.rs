@@ -9,14 +9,15 @@ use axum::{
     http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
-use firmesh_coordinator_core::{Input, InputError, Subject};
+use firmesh_coordinator_core::{Closing, Input, InputError, Subject};
 use firmesh_protocol::{
     api::{
-        AttemptView, CampaignDraftView, CampaignMetrics, CampaignState, CampaignStatus, CampaignView, DeviceView,
-        Explanation, PlanRequest,
+        AttemptView, CampaignDraftView, CampaignMetrics, CampaignState, CampaignStatus, CampaignView, CloseRequest,
+        DeviceView, Explanation, PlanRequest,
     },
+    approval::{WaveApprovalRequest, WaveApprovalView},
     ids::{CampaignId, DeviceId, Sha256},
-    limits::MANIFEST_BYTES_MAX,
+    limits::{MANIFEST_BYTES_MAX, REASON_BYTES_MAX},
     rollback::{RollbackRequest, RollbackView},
 };
 use serde::Deserialize;
@@ -86,6 +87,17 @@ pub(super) fn add_routes(routes: &mut Routes) {
             .answers_page::<RollbackView>());
         add("/{id}/rollback", Op::post("Devices go back to the version they had.", rollback).needs(Permission::CampaignRollback)
             .takes::<RollbackRequest>()
+            .answers::<CampaignView>());
+        add("/{id}/approvals", Op::get("What approvers were asked between waves, in order, and what they said.", approvals)
+            .needs(Permission::FleetRead)
+            .paged()
+            .answers_page::<WaveApprovalView>());
+        add("/{id}/approval", Op::post("An approver's signed yes or no after a wave.", approve).needs(Permission::CampaignApprove)
+            .takes::<WaveApprovalRequest>()
+            .answers::<CampaignView>());
+        add("/{id}/close", Op::post("Ends an attempt that nobody reports the end of, or a campaign with all that is in flight.", close)
+            .needs(Permission::CampaignOrder)
+            .takes::<CloseRequest>()
             .answers::<CampaignView>());
         add("/{id}/{verb}", Op::post("An order: start, pause, resume or cancel.", order).needs(Permission::CampaignOrder).answers::<CampaignView>());
     }
@@ -352,6 +364,50 @@ async fn rollback(
     let asked = (id.clone(), Box::new(request));
     app.coordinator
         .ask(|reply| Command::RollBack(asked.0, asked.1, reply))
+        .await?;
+    Ok(Json(view(&app, id.as_str()).await?))
+}
+
+async fn close(State(app): Shared, Path(id): Path<String>, Body(request): Body<CloseRequest>) -> Answer<CampaignView> {
+    let id: CampaignId = named(&id)?;
+    let CloseRequest { device, reason } = request;
+    if !(1..=REASON_BYTES_MAX).contains(&reason.len()) {
+        let detail = format!("`reason` must have 1 to {REASON_BYTES_MAX} bytes, for those who will ask");
+        return Err(Failure::bad_request(detail));
+    }
+    let closing = Closing {
+        campaign: id.clone(),
+        device,
+        reason,
+    };
+    app.coordinator.ask(|reply| Command::Close(closing, reply)).await?;
+    Ok(Json(view(&app, id.as_str()).await?))
+}
+
+/// By the waves they are about, which are in order.
+async fn approvals(State(app): Shared, Path(id): Path<String>, listing: Listing) -> Result<Response, Failure> {
+    let id: CampaignId = named(&id)?;
+    let (wanted, after, count) = (id.clone(), listing.after::<u32>()?, listing.wanted());
+    let found = app
+        .coordinator
+        .read(move |world| {
+            let asked = world.engine.approvals(&wanted)?.iter();
+            let rest = asked.filter(|asked| after.is_none_or(|after| asked.wave > after));
+            Some(rest.take(count).cloned().collect())
+        })
+        .await?;
+    Ok(listing.page(nothing_yet(&app, &id, found).await?, |asked| asked.wave.to_string()))
+}
+
+async fn approve(
+    State(app): Shared,
+    Path(id): Path<String>,
+    Body(request): Body<WaveApprovalRequest>,
+) -> Answer<CampaignView> {
+    let id: CampaignId = named(&id)?;
+    let asked = (id.clone(), Box::new(request.approval));
+    app.coordinator
+        .ask(|reply| Command::Approve(asked.0, asked.1, reply))
         .await?;
     Ok(Json(view(&app, id.as_str()).await?))
 }

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tracing::error;
 
 use crate::{
+    approval::ApprovalError,
     brakes::BrakeActionError,
     enrolment::EnrolError,
     origin::{ImportError, SliceError},
@@ -105,6 +106,8 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("not_found", "there is no such thing"),
     ("not_settled", "the destination has not come that far yet"),
     ("nothing_published", "nothing was published yet"),
+    ("nothing_to_approve", "the campaign asks nobody, or not about this"),
+    ("nothing_to_close", "nothing of it is open"),
     ("nothing_to_replay", "no event is kept from there on"),
     ("nothing_to_roll_back", "no device of the campaign can go back so"),
     ("older_version", "a newer version is in force"),
@@ -260,6 +263,12 @@ impl From<ActionError> for Failure {
             ActionError::Refused(InputError::NothingToRollBack(_)) => {
                 Self::new(StatusCode::CONFLICT, "nothing_to_roll_back", detail).refused()
             }
+            ActionError::Refused(InputError::NothingToClose(_)) => {
+                Self::new(StatusCode::CONFLICT, "nothing_to_close", detail).refused()
+            }
+            ActionError::Refused(InputError::NothingToApprove(_)) => {
+                Self::new(StatusCode::CONFLICT, "nothing_to_approve", detail).refused()
+            }
             ActionError::Refused(_) => Self::new(StatusCode::CONFLICT, "wrong_state", detail).refused(),
             ActionError::Store(failure) => failure.into(),
             ActionError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", detail),
@@ -284,6 +293,23 @@ impl From<RollbackError> for Failure {
             }
             RollbackError::NothingPublished => Self::new(StatusCode::CONFLICT, "nothing_published", detail),
             RollbackError::Policy(_) | RollbackError::Manifest(_) => {
+                Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail)
+            }
+        }
+    }
+}
+
+impl From<ApprovalError> for Failure {
+    fn from(error: ApprovalError) -> Self {
+        let detail = chain(&error);
+        match error {
+            ApprovalError::Action(error) => error.into(),
+            ApprovalError::Approval(refused) => {
+                Self::new(StatusCode::UNPROCESSABLE_ENTITY, refused.code(), detail).refused()
+            }
+            ApprovalError::Braked(_) => Self::new(StatusCode::CONFLICT, "braked", detail).refused(),
+            ApprovalError::NothingPublished => Self::new(StatusCode::CONFLICT, "nothing_published", detail),
+            ApprovalError::Policy(_) | ApprovalError::Manifest(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "store", detail)
             }
         }

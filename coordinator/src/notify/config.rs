@@ -317,7 +317,7 @@ pub(crate) fn check(
     Ok(checked)
 }
 
-fn is_name(name: &str) -> bool {
+pub(super) fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name
             .bytes()
@@ -489,13 +489,13 @@ fn target(config: TargetConfig) -> Result<Target, String> {
     })
 }
 
-fn secret(field: &str, config: SecretConfig) -> Result<Secret, String> {
+pub(super) fn secret(field: &str, config: SecretConfig) -> Result<Secret, String> {
     let secret = Secret::new(config).map_err(|problem| format!("{field}: {problem}"))?;
     secret.read().map_err(|error| format!("{field}: {}", chain(&error)))?;
     Ok(secret)
 }
 
-fn http(text: &str, ca_file: Option<PathBuf>) -> Result<Http, String> {
+pub(super) fn http(text: &str, ca_file: Option<PathBuf>) -> Result<Http, String> {
     // Not the text itself: it may hold what should not be there.
     let url = Url::parse(text).map_err(|error| format!("url cannot be read: {error}"))?;
     if !url.username().is_empty() || url.password().is_some() {

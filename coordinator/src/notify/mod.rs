@@ -7,6 +7,7 @@
 mod config;
 mod courier;
 mod course;
+mod gate;
 mod notice;
 mod outbox;
 mod secret;
@@ -26,11 +27,13 @@ use tracing::{error, info};
 
 pub use config::{Destination, MailTls, NotificationConfig, TargetConfig};
 pub use courier::CourierError;
+pub use gate::{GateWebhook, GateWebhookConfig};
 pub use notice::{NoticeKind, Severity};
 pub(crate) use secret::Secret;
 pub use secret::SecretConfig;
 
 pub(crate) use config::check;
+pub(crate) use gate::{GateWebhooks, check_gates};
 pub(crate) use notice::{Notice, of_entries, of_write};
 pub(crate) use outbox::{attempt_before, insert};
 pub(crate) use silence::Watch;

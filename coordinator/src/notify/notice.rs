@@ -67,6 +67,14 @@ kinds! {
     WavePassed "wave_passed" Info,
     /// A gate waits for a person.
     GateHeld "gate_held" Warning,
+    /// An approver is asked before the next wave opens.
+    ApprovalAwaited "approval_awaited" Warning,
+    /// He said yes.
+    WaveApproved "wave_approved" Info,
+    /// He said no.
+    WaveRefused "wave_refused" Warning,
+    /// An outside system that is asked before the next wave opens says hold.
+    WebhookHolds "webhook_holds" Warning,
     /// A gate failed.
     GateFailed "gate_failed" Error,
     /// Affected devices are going back.
@@ -196,6 +204,10 @@ impl Notice {
             NoticeKind::CampaignResumed => format!("{} goes on", campaign()),
             NoticeKind::WavePassed => format!("{}: wave {wave} has passed its gate", campaign()),
             NoticeKind::GateHeld => format!("{}: the gate of wave {wave} holds for a person", campaign()),
+            NoticeKind::ApprovalAwaited => format!("{}: wave {wave} has passed, an approver is asked", campaign()),
+            NoticeKind::WaveApproved => format!("{}: an approver lets the wave after wave {wave} open", campaign()),
+            NoticeKind::WaveRefused => format!("{}: an approver refused to go on after wave {wave}", campaign()),
+            NoticeKind::WebhookHolds => format!("{}: wave {wave} has passed, a webhook holds the next one", campaign()),
             NoticeKind::GateFailed => format!("{}: the gate of wave {wave} failed", campaign()),
             NoticeKind::CampaignRollingBack => format!("{} is rolling back", campaign()),
             NoticeKind::CampaignRolledBack => format!("{} has been rolled back", campaign()),
@@ -240,20 +252,21 @@ impl Notice {
     /// Which alert it opens or closes. What needs nobody does neither.
     pub(crate) fn alert(&self) -> Option<Alert> {
         use NoticeKind::{
-            BrakePulled, CampaignCancelled, CampaignCompleted, CampaignFailed, CampaignPaused, CampaignResumed,
-            CampaignRolledBack, CampaignRollingBack, CampaignScheduled, CampaignStarted, DeviceCleared,
-            DeviceQuarantined, GateFailed, GateHeld, NodeRevoked, NodesBack, NodesSilent, PublicationRefused, Test,
-            WavePassed,
+            ApprovalAwaited, BrakePulled, CampaignCancelled, CampaignCompleted, CampaignFailed, CampaignPaused,
+            CampaignResumed, CampaignRolledBack, CampaignRollingBack, CampaignScheduled, CampaignStarted,
+            DeviceCleared, DeviceQuarantined, GateFailed, GateHeld, NodeRevoked, NodesBack, NodesSilent,
+            PublicationRefused, Test, WaveApproved, WavePassed, WaveRefused, WebhookHolds,
         };
         let key = match &self.braked {
             Some(braked) => format!("brakes/{braked}"),
             None => self.subject(),
         };
         match self.kind {
-            GateHeld | GateFailed | CampaignPaused | CampaignRollingBack | CampaignFailed | DeviceQuarantined
-            | NodesSilent | NodeRevoked | BrakePulled | PublicationRefused | Test => Some(Alert::Trigger(key)),
-            CampaignResumed | WavePassed | CampaignRolledBack | CampaignCompleted | CampaignCancelled
-            | DeviceCleared => Some(Alert::Resolve(key)),
+            ApprovalAwaited | WaveRefused | WebhookHolds | GateHeld | GateFailed | CampaignPaused
+            | CampaignRollingBack | CampaignFailed | DeviceQuarantined | NodesSilent | NodeRevoked | BrakePulled
+            | PublicationRefused | Test => Some(Alert::Trigger(key)),
+            CampaignResumed | WaveApproved | WavePassed | CampaignRolledBack | CampaignCompleted
+            | CampaignCancelled | DeviceCleared => Some(Alert::Resolve(key)),
             NodesBack => (self.silent == Some(0)).then_some(Alert::Resolve(key)),
             CampaignScheduled | CampaignStarted => None,
         }
@@ -365,6 +378,33 @@ pub(crate) fn of_entries(before: impl Fn(&CampaignId) -> Option<CampaignState>, 
                 ..Notice::of_campaign(kind, campaign, reason)
             })
         }
+        Event::Approval {
+            campaign,
+            wave,
+            answer,
+            reason,
+            ..
+        } => {
+            let kind = match answer.as_str() {
+                "approved" => NoticeKind::WaveApproved,
+                "refused" => NoticeKind::WaveRefused,
+                _ => NoticeKind::ApprovalAwaited,
+            };
+            Some(Notice {
+                wave: Some(*wave),
+                ..Notice::of_campaign(kind, campaign, reason)
+            })
+        }
+        Event::Webhook {
+            campaign,
+            wave,
+            webhook,
+            verdict: GateVerdict::Hold,
+            reason,
+        } => Some(Notice {
+            wave: Some(*wave),
+            ..Notice::of_campaign(NoticeKind::WebhookHolds, campaign, &format!("{webhook}: {reason}"))
+        }),
         Event::Revocation { node, reason } => Some(Notice {
             node: Some(node.clone()),
             ..Notice::new(NoticeKind::NodeRevoked, reason)

@@ -87,7 +87,10 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
             .bind(digest.to_string())
             .bind(bytes)),
         Write::Revocations { envelope, .. } => one(set_meta("revocations", text(&envelope))),
-        // Nodes fetch an order as they fetch evidence.
+        // The engine's own records say what became of it; the audit log has who said so.
+        Write::Closing { .. } => Vec::new(),
+        // Nodes fetch both as they fetch evidence.
+        Write::Approval { document, .. } => of_write(Write::Evidence(Sha256::of(&document), document)),
         Write::Rollback {
             order: Some((digest, bytes)),
             ..

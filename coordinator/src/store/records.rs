@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use firmesh_coordinator_core::{AttemptRecord, CampaignRecord, PossessionRecord};
 use firmesh_protocol::{
     api::ArchiveView,
-    ids::{CampaignId, NodeId, Sha256, TopologyPath},
+    ids::{CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     report::{AttemptReport, DeviceFacts, NodeRecord, PermitKind},
     time::WallTime,
     trust::{Envelope, PublicKey},
@@ -130,6 +130,30 @@ pub(crate) enum Write {
         reason: String,
         /// The approvers' signed order, with the digest of its bytes.
         order: Option<(Sha256, Vec<u8>)>,
+    },
+    /// An operator has closed an attempt, or a campaign.
+    Closing {
+        /// The campaign.
+        campaign: CampaignId,
+        /// The device whose attempt it was; the whole campaign if absent.
+        device: Option<DeviceId>,
+        /// Why.
+        reason: String,
+    },
+    /// An approver has said yes or no between two waves.
+    Approval {
+        /// The campaign.
+        campaign: CampaignId,
+        /// The wave that has passed.
+        wave: u32,
+        /// Yes or no.
+        approved: bool,
+        /// Why.
+        reason: String,
+        /// The keys that signed.
+        by: Vec<String>,
+        /// The signed word.
+        document: Vec<u8>,
     },
     /// The revocation list, one node longer.
     Revocations {

@@ -4,6 +4,7 @@
 mod access;
 mod api;
 mod baselines;
+mod closing;
 mod devices;
 mod firmware;
 mod fleet;

@@ -14,6 +14,7 @@ use std::{
 
 use firmesh_protocol::{
     api::GateVerdict,
+    approval::WaveApproval,
     brake::Braked,
     evidence::WaveEvidence,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
@@ -70,6 +71,8 @@ pub struct Facts<'a> {
     pub gate: Option<&'a WaveEvidence>,
     /// The approvers' orders to go back among the permit's evidence, of whatever campaign.
     pub orders: &'a [RollbackOrder],
+    /// What approvers have said between waves, among the permit's evidence, likewise.
+    pub approvals: &'a [WaveApproval],
     /// Whether all the evidence that the permit names is here.
     pub evidence_is_here: bool,
     /// All devices of this node.
@@ -151,6 +154,12 @@ pub enum Hold {
         wave: u32,
         /// Until when.
         until: WallTime,
+    },
+    /// The approvers want to be asked first.
+    #[error("the manifest asks for an approval after wave {wave}, and no approver's yes came with the permit")]
+    ApprovalNotShown {
+        /// The wave that passed.
+        wave: u32,
     },
     /// The approvers want no automatic rollback.
     #[error("the approvers allow no automatic rollback of this campaign, and have ordered none of this device")]
@@ -273,6 +282,7 @@ impl Hold {
             Self::EvidenceMissing => "evidence_missing",
             Self::GateNotShown { .. } => "gate_not_shown",
             Self::Soaking { .. } => "soaking",
+            Self::ApprovalNotShown { .. } => "approval_not_shown",
             Self::RollbackNotApproved => "rollback_not_approved",
             Self::CampaignExpired(_) => "campaign_expired",
             Self::NothingToRollBack => "nothing_to_roll_back",
@@ -326,6 +336,7 @@ impl Hold {
             | Self::PermitExpired(_)
             | Self::OtherKey { .. }
             | Self::GateNotShown { .. }
+            | Self::ApprovalNotShown { .. }
             | Self::RollbackNotApproved
             | Self::AlreadyStarted => None,
         }
@@ -488,18 +499,30 @@ fn check_rules(campaign: &ApprovedCampaign, permit: &Permit, release: &Release, 
         .map_err(|closed| Hold::WindowClosed { opens: closed.opens })
 }
 
-/// Approvers have sent the device back, by an order for this edition of the campaign, or have left that to the operators.
+/// What approvers have said of this edition: documents are kept by digest, and a permit may name any that is here.
+fn approvals<'a>(campaign: &ApprovedCampaign, facts: &Facts<'a>) -> impl Iterator<Item = &'a WaveApproval> {
+    let edition = (&campaign.manifest.id, campaign.manifest_sha256);
+    let said = facts.approvals.iter();
+    said.filter(move |said| (&said.campaign, said.manifest_sha256) == edition)
+}
+
+/// Approvers have sent the device back, or refused the next wave where that sends everybody back, or have left it to the
+/// operators.
 fn is_ordered_back(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -> bool {
+    let (manifest, device) = (&campaign.manifest, &facts.device.device);
     let is_meant = |order: &RollbackOrder| {
-        let (id, edition) = (&order.campaign, order.manifest_sha256);
-        (id, edition) == (&campaign.manifest.id, campaign.manifest_sha256)
-            && order.scope.has(permit.wave, &facts.device.device)
+        (&order.campaign, order.manifest_sha256) == (&manifest.id, campaign.manifest_sha256)
+            && order.scope.has(permit.wave, device)
     };
-    campaign.manifest.operator_rollback || facts.orders.iter().any(is_meant)
+    let rule = manifest.gate.approval.as_ref();
+    manifest.operator_rollback
+        || facts.orders.iter().any(is_meant)
+        || rule.is_some_and(|rule| rule.sends_back(approvals(campaign, facts)))
 }
 
 /// Going forward needs the gate of the wave before to have passed and soaked, going back needs that of this wave to have
-/// failed; both by the nodes' signed reports. An order to go back needs no gate.
+/// failed; both by the nodes' signed reports, and where the manifest asks for it, by an approver's signed yes. An order to
+/// go back needs no gate.
 fn check_gate(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -> Result<(), Hold> {
     let (manifest, plan) = (&campaign.manifest, &campaign.plan);
     let (wave, needed) = match permit.kind {
@@ -538,6 +561,13 @@ fn check_gate(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -
     let until = evidence.soaked_at(manifest);
     if needed == GateVerdict::Pass && manifest.gate.soak_s > 0 && facts.now + CLOCK_SLACK < until {
         return Err(Hold::Soaking { wave, until });
+    }
+    let rule = manifest.gate.approval.as_ref().filter(|_| needed == GateVerdict::Pass);
+    if rule.is_some_and(|rule| !rule.is_met(wave, approvals(campaign, facts))) {
+        return Err(match facts.evidence_is_here {
+            false => Hold::EvidenceMissing,
+            true => Hold::ApprovalNotShown { wave },
+        });
     }
     Ok(())
 }

@@ -371,6 +371,7 @@ impl Runtime {
             brakes: &brakes,
             gate: found.map(|found| &found.wave),
             orders: found.map_or(&[], |found| &found.orders),
+            approvals: found.map_or(&[], |found| &found.approvals),
             evidence_is_here: !matches!(shown, Shown::Missing),
             neighbours: &neighbours,
             wave_opened: self.fleet.wave_opened(&permit.campaign, permit.wave),

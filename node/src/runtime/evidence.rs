@@ -1,4 +1,4 @@
-//! What permits rest on: evidence for gates, and approvers' orders to go back. Fetched by the digests that permits name,
+//! What permits rest on: evidence for gates, approvers' words between waves, and their orders to go back. Fetched by the digests that permits name,
 //! from the coordinator or from the mesh, verified, and kept as long as a permit rests on it.
 
 use std::{
@@ -10,6 +10,7 @@ use std::{
 use bytes::Bytes;
 use firmesh_node_core::approved::ApprovedCampaign;
 use firmesh_protocol::{
+    approval::{WAVE_APPROVAL_TYPE, WaveApproval, WaveApprovalError},
     evidence::{EVIDENCE_TYPE, EvidenceError, GateEvidence, WaveEvidence},
     ids::{CampaignId, Sha256},
     limits::EVIDENCE_BYTES_MAX,
@@ -45,6 +46,7 @@ pub(super) enum Shown {
 pub(super) struct Found {
     pub(super) wave: WaveEvidence,
     pub(super) orders: Vec<RollbackOrder>,
+    pub(super) approvals: Vec<WaveApproval>,
 }
 
 /// One document, with a signature that was found good.
@@ -54,6 +56,8 @@ enum Document {
     Gate(GateEvidence),
     /// Signed by the approvers.
     Order(RollbackOrder),
+    /// Signed by one of them.
+    Approval(WaveApproval),
 }
 
 /// The evidence at hand.
@@ -61,10 +65,13 @@ enum Document {
 pub(super) struct Evidence {
     documents: BTreeMap<Sha256, Document>,
     fetching: BTreeSet<Sha256>,
+    /// What was fetched and does not count under the keys in force: as good as absent, or one bad document would keep all
+    /// others from being looked at.
+    refused: BTreeSet<Sha256>,
     /// What was found for permits, by edition of the campaign and sequence: checked once, because it costs a signature a
     /// report.
     shown: BTreeMap<(Sha256, u64), Option<Found>>,
-    /// Who signs campaigns, and orders to go back.
+    /// Who signs campaigns, says yes or no between waves, and orders to go back.
     approvers: Option<KeySet>,
 }
 
@@ -75,6 +82,8 @@ enum DocumentError {
     Envelope(#[from] EnvelopeError),
     #[error(transparent)]
     Order(#[from] RollbackOrderError),
+    #[error(transparent)]
+    Approval(#[from] WaveApprovalError),
     #[error("there is no verified metadata here yet that names the approvers")]
     NoApprovers,
     #[error("the evidence has the digest {found}, the permit names {wanted}")]
@@ -89,7 +98,10 @@ impl Runtime {
     /// Whose orders count from now on.
     pub(super) fn trust_approvers(&mut self, fleet: &TrustedFleet) {
         match fleet.approver_keys() {
-            Ok(keys) => self.evidence.approvers = Some(keys),
+            Ok(keys) => {
+                self.evidence.approvers = Some(keys);
+                self.evidence.refused.clear();
+            }
             Err(error) => self.refuse(error.code(), Chain(&error).to_string()),
         }
     }
@@ -98,7 +110,8 @@ impl Runtime {
     pub(super) fn want_evidence(&mut self, permit: &Permit) {
         for digest in &permit.evidence {
             let evidence = &mut self.evidence;
-            if evidence.documents.contains_key(digest) || !evidence.fetching.insert(*digest) {
+            let is_known = evidence.documents.contains_key(digest) || evidence.refused.contains(digest);
+            if is_known || !evidence.fetching.insert(*digest) {
                 continue;
             }
             let (digest, campaign) = (*digest, permit.campaign.clone());
@@ -137,8 +150,14 @@ impl Runtime {
             }
         };
         if let Err(error) = self.keep_evidence(campaign, digest, &bytes) {
+            if !matches!(error, DocumentError::NoApprovers) {
+                if self.evidence.refused.len() >= DOCUMENTS_MAX {
+                    self.evidence.refused.clear();
+                }
+                self.evidence.refused.insert(digest);
+            }
             self.refuse("bad_evidence", format!("campaign {campaign}: {}", Chain(&error)));
-            return Ok(());
+            return self.consider();
         }
         if bytes.len() <= GOSSIP_BYTES_MAX {
             self.tell_mesh(MeshCommand::Publish(Topic::Evidence, bytes.to_vec()));
@@ -165,13 +184,15 @@ impl Runtime {
             return Ok(());
         };
         let envelope = Envelope::from_bytes(bytes)?;
-        let document = if envelope.claimed_type() == ROLLBACK_ORDER_TYPE {
-            let approvers = self.evidence.approvers.as_ref().ok_or(DocumentError::NoApprovers)?;
-            let edition = approved.manifest_sha256;
-            Document::Order(RollbackOrder::open(&envelope, approvers, campaign, edition)?)
-        } else {
-            let evidence = envelope.open::<GateEvidence>(&approved.permit_keys(), EVIDENCE_TYPE)?;
-            Document::Gate(evidence.into_inner())
+        let approvers = || self.evidence.approvers.as_ref().ok_or(DocumentError::NoApprovers);
+        let edition = approved.manifest_sha256;
+        let document = match envelope.claimed_type() {
+            ROLLBACK_ORDER_TYPE => Document::Order(RollbackOrder::open(&envelope, approvers()?, campaign, edition)?),
+            WAVE_APPROVAL_TYPE => Document::Approval(WaveApproval::open(&envelope, approvers()?, campaign, edition)?),
+            _ => {
+                let evidence = envelope.open::<GateEvidence>(&approved.permit_keys(), EVIDENCE_TYPE)?;
+                Document::Gate(evidence.into_inner())
+            }
         };
         if self.evidence.documents.len() >= DOCUMENTS_MAX {
             self.evidence.documents.clear();
@@ -196,7 +217,11 @@ impl Runtime {
         let (Some(wave), false) = (permit.gate(), permit.evidence.is_empty()) else {
             return Shown::Nothing;
         };
-        let documents = permit.evidence.iter().map(|digest| self.evidence.documents.get(digest));
+        let counts = permit
+            .evidence
+            .iter()
+            .filter(|digest| !self.evidence.refused.contains(*digest));
+        let documents = counts.map(|digest| self.evidence.documents.get(digest));
         let Some(documents) = documents.collect::<Option<Vec<_>>>() else {
             self.want_evidence(permit);
             return Shown::Missing;
@@ -207,7 +232,8 @@ impl Runtime {
         let shown = match found_in(campaign, wave, &documents) {
             Ok(shown) => {
                 let (reports, orders) = (shown.wave.reports(), shown.orders.len());
-                info!(campaign = %permit.campaign, wave, reports, orders, "evidence verified");
+                let approvals = shown.approvals.len();
+                info!(campaign = %permit.campaign, wave, reports, orders, approvals, "evidence verified");
                 Some(shown)
             }
             Err(error) => {
@@ -249,6 +275,7 @@ fn found_in(campaign: &ApprovedCampaign, wave: u32, documents: &[&Document]) -> 
     let mut found = Found {
         wave: WaveEvidence::new(wave),
         orders: Vec::new(),
+        approvals: Vec::new(),
     };
     for document in documents {
         match document {
@@ -258,6 +285,7 @@ fn found_in(campaign: &ApprovedCampaign, wave: u32, documents: &[&Document]) -> 
                     .add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, evidence)?;
             }
             Document::Order(order) => found.orders.push(order.clone()),
+            Document::Approval(approval) => found.approvals.push(approval.clone()),
         }
     }
     Ok(found)

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{CampaignId, NodeId, Sha256},
+    ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::{CampaignManifest, HeldDevice},
     report::AttemptState,
 };
@@ -117,6 +117,19 @@ pub struct Explanation {
     pub finding: String,
     /// Facts that show it.
     pub evidence: Vec<String>,
+}
+
+/// `POST /api/v1/campaigns/{id}/close`: ends an attempt that nobody reports the end of, or a whole campaign with all that is
+/// in flight. What may have been touched is quarantined.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CloseRequest {
+    /// The device whose attempt is closed; the whole campaign if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    pub device: Option<DeviceId>,
+    /// Why, for those who will ask.
+    pub reason: String,
 }
 
 /// `POST /api/v1/plans`: plan a draft against the inventory as it is now. The draft's `plan_sha256` is ignored.

@@ -26,8 +26,8 @@ pub use access::{
 };
 pub use audit::{AuditEntries, AuditNews, AuditPath, AuditSeen, BrakeView};
 pub use campaigns::{
-    CampaignMetrics, CampaignState, CampaignStatus, CampaignView, Explanation, GateVerdict, PlanRequest, PlanResponse,
-    PossessionView, SplitResponse, WaveView,
+    CampaignMetrics, CampaignState, CampaignStatus, CampaignView, CloseRequest, Explanation, GateVerdict, PlanRequest,
+    PlanResponse, PossessionView, SplitResponse, WaveView,
 };
 pub use devices::{
     ApplicationMetrics, AttemptView, DeviceEdit, DeviceHealth, DevicePhase, DeviceStatus, DeviceView, NewDevice,

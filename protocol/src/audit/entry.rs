@@ -181,6 +181,45 @@ pub enum Event {
         /// Why, for a person.
         reason: String,
     },
+    /// An operator has closed an attempt, or a whole campaign, by force.
+    Closing {
+        /// The campaign.
+        campaign: CampaignId,
+        /// The device whose attempt it was; the whole campaign if absent.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<DeviceId>,
+        /// Why, for a person.
+        reason: String,
+    },
+    /// An approver was asked between two waves, or has answered. The document of an answer is the signed word.
+    Approval {
+        /// The campaign.
+        campaign: CampaignId,
+        /// The wave that has passed, counted from 0.
+        wave: u32,
+        /// `asked`, `approved` or `refused`.
+        answer: String,
+        /// Why, for a person.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+        /// The approvers' keys that signed the answer, in hexadecimal.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        by: Vec<String>,
+    },
+    /// An outside system was asked between two waves (`unknown`), or has said something else than before.
+    Webhook {
+        /// The campaign.
+        campaign: CampaignId,
+        /// The wave that has passed, counted from 0.
+        wave: u32,
+        /// The name of the webhook.
+        webhook: String,
+        /// What it said.
+        verdict: GateVerdict,
+        /// Why.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        reason: String,
+    },
     /// Somebody made a request that changed something, and was allowed to.
     Access {
         /// Who, such as `key:9f2c...`, `oidc:alice` or `bootstrap`.
@@ -269,6 +308,9 @@ impl Event {
             Self::Revocation { .. } => "revocation",
             Self::Brake { .. } => "brake",
             Self::Rollback { .. } => "rollback",
+            Self::Closing { .. } => "closing",
+            Self::Approval { .. } => "approval",
+            Self::Webhook { .. } => "webhook",
             Self::Access { .. } => "access",
             Self::Key { .. } => "key",
             Self::Export { .. } => "export",
@@ -286,6 +328,9 @@ impl Event {
             | Self::Gate { campaign, .. }
             | Self::Permit { campaign, .. }
             | Self::Rollback { campaign, .. }
+            | Self::Closing { campaign, .. }
+            | Self::Approval { campaign, .. }
+            | Self::Webhook { campaign, .. }
             | Self::Result { campaign, .. } => Some(campaign),
             _ => None,
         }

@@ -9,6 +9,7 @@ use super::{
     is_label,
 };
 use crate::{
+    approval::ApprovalRule,
     gate::{ABORT_RULES_MAX, AbortRule, Fate, Sequential},
     health::{DeviceHealth, HealthRule},
     ids::{Component, DeviceId, TopologyPath},
@@ -190,6 +191,13 @@ pub struct GateRule {
     /// How long each device is watched after its update, and what it may not do meanwhile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<HealthRule>,
+    /// Whether a person has to say yes before the next wave opens. Nodes check that one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approval: Option<ApprovalRule>,
+    /// Outside systems that have to say pass before the next wave opens, by the names that the coordinator has for them. No
+    /// node looks at it: it can only hold a campaign up, or end it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub webhooks: Vec<String>,
 }
 
 impl GateRule {
@@ -204,6 +212,8 @@ impl GateRule {
             sequential: None,
             abort: Vec::new(),
             health: None,
+            approval: None,
+            webhooks: Vec::new(),
         }
     }
 
@@ -234,12 +244,27 @@ impl GateRule {
             Some(("gate.sequential", problem.to_owned()))
         } else if let Some(problem) = health {
             Some(("gate.health", problem))
+        } else if let Some(problem) = self.approval.as_ref().and_then(ApprovalRule::problem) {
+            Some(("gate.approval", problem))
+        } else if self.webhooks.len() > WEBHOOKS_MAX || !self.webhooks.iter().all(|name| is_webhook(name)) {
+            let problem = "must be at most 8 names of up to 64 lower case letters, digits and dashes";
+            Some(("gate.webhooks", problem.to_owned()))
+        } else if self.webhooks.iter().collect::<BTreeSet<_>>().len() != self.webhooks.len() {
+            Some(("gate.webhooks", "must name each once".to_owned()))
         } else if self.abort.len() > ABORT_RULES_MAX {
             Some(("gate.abort", format!("must have at most {ABORT_RULES_MAX} rules")))
         } else {
             abort.map(|problem| ("gate.abort", problem.to_owned()))
         }
     }
+}
+
+/// Webhooks of one gate: each is asked by itself.
+const WEBHOOKS_MAX: usize = 8;
+
+fn is_webhook(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    (1..=64).contains(&name.len()) && name.bytes().all(plain)
 }
 
 /// Deadlines, in seconds.

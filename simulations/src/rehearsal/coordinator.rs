@@ -300,6 +300,10 @@ impl Coordinator {
         let Some(wave) = order.kind.gate(order.wave) else {
             return Vec::new();
         };
+        let mut digests = match (order.kind, self.engine.as_ref()) {
+            (PermitKind::Rollback, Some(engine)) => engine.orders_for(&order.campaign, wave, &order.devices).0,
+            _ => Vec::new(),
+        };
         let key = (order.campaign.clone(), wave);
         if order.kind == PermitKind::Update
             && let Some(known) = self.evidence.get(&key)
@@ -319,10 +323,13 @@ impl Coordinator {
                 .cloned()
         });
         let digest = evidence.collect(&order.campaign, wave, reports.collect());
+        digests.push(digest);
         if order.kind == PermitKind::Update {
-            self.evidence.insert(key, vec![digest]);
+            let engine = self.engine.as_ref();
+            digests.extend(engine.and_then(|engine| engine.approval_of(&order.campaign, wave)));
+            self.evidence.insert(key, digests.clone());
         }
-        vec![digest]
+        digests
     }
 
     /// Takes a heartbeat in; answers what is told once it is stored.

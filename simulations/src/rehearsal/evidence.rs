@@ -8,6 +8,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use firmesh_node_core::approved::ApprovedCampaign;
 use firmesh_protocol::{
+    approval::WaveApproval,
     evidence::{GateEvidence, WaveEvidence},
     ids::{CampaignId, Sha256},
     report::{AttemptReport, Permit, REPORT_TYPE},
@@ -26,6 +27,8 @@ pub(super) struct Evidence {
     /// By the node's number and the report's.
     signed: BTreeMap<(usize, u64), Envelope>,
     shown: BTreeMap<(Sha256, u64), Option<WaveEvidence>>,
+    /// What approvers have signed between waves, of whatever campaign.
+    approvals: BTreeMap<Sha256, WaveApproval>,
     is_sampled: bool,
 }
 
@@ -42,6 +45,7 @@ impl Evidence {
             documents: BTreeMap::new(),
             signed: BTreeMap::new(),
             shown: BTreeMap::new(),
+            approvals: BTreeMap::new(),
             is_sampled,
         }
     }
@@ -63,6 +67,24 @@ impl Evidence {
         digest
     }
 
+    /// An approver signs his word; answers the name of the document.
+    pub(super) fn say(&mut self, said: WaveApproval) -> Sha256 {
+        let digest = Sha256::of(format!("{said:?}").as_bytes());
+        self.approvals.insert(digest, said);
+        digest
+    }
+
+    /// What approvers have said, among the documents that a permit names.
+    pub(super) fn approvals(&self, permit: &Permit) -> Vec<WaveApproval> {
+        let named = permit.evidence.iter().filter_map(|digest| self.approvals.get(digest));
+        named.cloned().collect()
+    }
+
+    /// The names of all that approvers have said.
+    pub(super) fn all_approvals(&self) -> Vec<Sha256> {
+        self.approvals.keys().copied().collect()
+    }
+
     /// What the documents that a permit names show to a node.
     pub(super) fn shown(
         &mut self,
@@ -71,7 +93,11 @@ impl Evidence {
         permit: &Permit,
     ) -> Option<WaveEvidence> {
         let wave = permit.gate()?;
-        let [digest] = permit.evidence[..] else {
+        let mut gates = permit
+            .evidence
+            .iter()
+            .filter(|digest| self.documents.contains_key(*digest));
+        let (Some(&digest), None) = (gates.next(), gates.next()) else {
             return None;
         };
         // The wave it is looked at for belongs to the question: a liar may name a document about another.

@@ -105,6 +105,8 @@ pub enum Fault {
         wave: Option<u32>,
         device: Option<usize>,
     },
+    /// An operator closes an attempt by force, or a campaign.
+    Close { campaign: usize, device: Option<usize> },
     /// An approver pulls the brake on a campaign, at one node.
     Brake { campaign: usize, node: usize },
 }
@@ -169,7 +171,8 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
                 },
             },
             Profile::Orders if dice.one_in(2) => send_back(scenario, dice),
-            Profile::Chaos | Profile::Orders | Profile::Units => match dice.below(6) {
+            Profile::Answers if dice.one_in(4) => close(scenario, dice),
+            Profile::Chaos | Profile::Orders | Profile::Answers | Profile::Units => match dice.below(6) {
                 0 => device_fault(scenario, dice),
                 1 => power_fault(scenario, dice),
                 2 => operator_fault(scenario, dice),
@@ -195,7 +198,7 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
     let for_ms = 1_000 * dice.between(20, 900);
     let kind = match profile {
         Profile::Devices => dice.between(0, 2) * 8,
-        Profile::Power | Profile::Slots | Profile::Orders | Profile::Units => 0,
+        Profile::Power | Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units => 0,
         Profile::Network => dice.between(2, 8),
         Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(9),
     };
@@ -376,6 +379,12 @@ fn send_back(scenario: &Scenario, dice: &mut Dice) -> Fault {
     Fault::SendBack { campaign, wave, device }
 }
 
+fn close(scenario: &Scenario, dice: &mut Dice) -> Fault {
+    let campaign = dice.index(scenario.campaigns.len());
+    let device = (!dice.one_in(5)).then(|| dice.index(scenario.devices.len()));
+    Fault::Close { campaign, device }
+}
+
 impl World {
     pub(super) fn strike(&mut self, number: usize) {
         let now_ms = self.now_ms;
@@ -470,6 +479,7 @@ impl World {
             Fault::Lie { for_ms } => self.links.lies_until = until(for_ms),
             Fault::Pause { campaign, for_ms } => self.order(Order::Pause(campaign, for_ms)),
             Fault::Cancel { campaign } => self.order(Order::Cancel(campaign)),
+            Fault::Close { campaign, device } => self.order(Order::Close(campaign, device)),
             Fault::SendBack { campaign, wave, device } => self.order(Order::SendBack(campaign, wave, device)),
             Fault::Brake { campaign, node } => {
                 let approved = &self.scenario.campaigns[campaign].campaign;

@@ -8,8 +8,9 @@ use std::{
 use firmesh_executors_core::{Goal, Outcome, Step};
 use firmesh_protocol::{
     api::CampaignState,
+    approval::Refused,
     brake::Braked,
-    ids::DeviceId,
+    ids::{CampaignId, DeviceId},
     manifest::{AtMost, CampaignManifest, Reversibility},
     report::{AttemptState, Permit, PermitKind},
 };
@@ -239,7 +240,8 @@ impl World {
         if one_way && (permit.kind == PermitKind::Rollback || !manifest.constraints.one_way_accepted) {
             return Some("the release is one-way".to_owned());
         }
-        if permit.kind == PermitKind::Rollback && !manifest.automatic_rollback && !manifest.operator_rollback {
+        let is_allowed = manifest.automatic_rollback || manifest.operator_rollback || self.is_refused(manifest);
+        if permit.kind == PermitKind::Rollback && !is_allowed {
             return Some("no rollback was approved".to_owned());
         }
         let now = self.node_wall(n);
@@ -342,7 +344,7 @@ impl World {
         let (manifest, plan) = (&approved.campaign.manifest, &approved.campaign.plan);
         let wave = match permit.kind {
             PermitKind::Update => permit.wave.checked_sub(1)?,
-            PermitKind::Rollback if manifest.operator_rollback => return None,
+            PermitKind::Rollback if manifest.operator_rollback || self.is_refused(manifest) => return None,
             PermitKind::Rollback => permit.wave,
         };
         let planned = plan.waves.get(wave as usize)?;
@@ -397,7 +399,24 @@ impl World {
         let passed = needed.checked_sub(1).map(|last| good[last])?;
         let soaked = passed.unix_seconds() + i64::from(manifest.gate.soak_s);
         let slack = i64::try_from(CLOCKS_DIFFER_MS / 1_000).unwrap_or_default() + 1;
-        (self.node_wall(n).unix_seconds() + slack < soaked).then(|| format!("wave {wave} is watched for longer"))
+        if self.node_wall(n).unix_seconds() + slack < soaked {
+            return Some(format!("wave {wave} is watched for longer"));
+        }
+        let rule = manifest.gate.approval.as_ref()?;
+        let is_asked = rule.after.is_empty() || rule.after.contains(&wave);
+        let has_yes = self.watch.said.contains(&(manifest.id.clone(), wave, true));
+        (is_asked && !has_yes).then(|| format!("no approver has said yes after wave {wave}"))
+    }
+
+    /// Whether an approver has said no where that sends everybody back.
+    fn is_refused(&self, manifest: &CampaignManifest) -> bool {
+        let Some(rule) = &manifest.gate.approval else {
+            return false;
+        };
+        let is_no = |(id, wave, approved): &(CampaignId, u32, bool)| {
+            *id == manifest.id && !approved && (rule.after.is_empty() || rule.after.contains(wave))
+        };
+        rule.refused == Refused::RollBack && self.watch.said.iter().any(is_no)
     }
 
     fn outside_window(&self, n: usize, permit: &Permit, approved: &Approved) -> Option<String> {

@@ -102,6 +102,9 @@ impl World {
                 )
             }
         };
+        // Whatever approvers have signed, of this campaign or another, and now and then nothing of it.
+        let said = self.evidence.all_approvals();
+        let said = (!said.is_empty() && !self.dice.one_in(3)).then(|| *self.dice.pick(&said));
         let wall = self.coordinators[MAIN].wall(&scenario, self.now_ms);
         let planned = &approved.campaign.plan.waves[wave as usize];
         let here = planned
@@ -119,7 +122,7 @@ impl World {
             issued: wall,
             expires: wall + Duration::from_secs(self.dice.below(900)),
             devices: here.collect(),
-            evidence: evidence.into_iter().collect(),
+            evidence: evidence.into_iter().chain(said).collect(),
         };
         Some(Signed::own(Arc::new(permit)))
     }

@@ -5,6 +5,7 @@
 //! of threads. After every event the promises are checked; the first broken one ends the run.
 
 mod aftermath;
+mod answers;
 mod attempts;
 mod coordinator;
 mod device;
@@ -42,6 +43,7 @@ pub use faults::{Fault, Planned};
 pub use hunt::{Finding, Hunt, Progress, Total, hunt};
 pub use promises::{Broken, Promise, Tally};
 
+use answers::ASK_MS;
 use coordinator::{Answer, Coordinator, Heartbeat, Outcome};
 use device::Device;
 use dice::Dice;
@@ -50,7 +52,7 @@ use network::Links;
 use node::Node;
 use operator::{Order, REVIEW_MS};
 use promises::Watch;
-use scenario::Scenario;
+use scenario::{Approved, Scenario};
 use signed::Signed;
 
 /// Of so many seeds, one is run with every signature checked by everybody and every record read back from its bytes.
@@ -79,6 +81,9 @@ pub enum Profile {
     Slots,
     /// Operators who send devices back, again and again, while the campaign runs and after it, in the middle of all else.
     Orders,
+    /// Approvers and webhooks that say yes, no or nothing between two waves, and operators who close attempts and campaigns by
+    /// force, in the middle of all else.
+    Answers,
     /// Servers of several components on power feeds that stand in for each other, under everything that `chaos` has.
     Units,
 }
@@ -96,6 +101,7 @@ impl Profile {
             Self::Liar => "liar",
             Self::Slots => "slots",
             Self::Orders => "orders",
+            Self::Answers => "answers",
             Self::Units => "units",
         }
     }
@@ -127,7 +133,7 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let mut dice = Dice::new(seed);
     let is_later = match profile {
         Profile::Liar => true,
-        Profile::Slots | Profile::Orders | Profile::Units => false,
+        Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units => false,
         _ => seed % LATER.1 < LATER.0,
     };
     let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));
@@ -169,6 +175,8 @@ enum Event {
     /// The coordinator that was left behind is gone.
     OldGone,
     Review,
+    /// Whoever is asked between two waves looks whether he is.
+    Ask,
 }
 
 /// Something that reaches a node's process, if it is still the same.
@@ -317,6 +325,13 @@ impl World {
             self.after(self.faults[number].at_ms, Event::Fault(number));
         }
         self.after(REVIEW_MS, Event::Review);
+        let asks = |approved: &Approved| {
+            let gate = &approved.campaign.manifest.gate;
+            gate.approval.is_some() || !gate.webhooks.is_empty()
+        };
+        if scenario.campaigns.iter().any(asks) {
+            self.after(ASK_MS, Event::Ask);
+        }
     }
 
     fn go_through(&mut self) -> Verdict {
@@ -367,6 +382,7 @@ impl World {
             Event::Review => (18, 0),
             Event::HeartbeatAgain(c, heartbeat) => (19 + ((heartbeat.reports.len() as u64) << 8), *c),
             Event::Again(n, _) => (20, *n),
+            Event::Ask => (21, 0),
         };
         for word in [self.now_ms, kind, who as u64] {
             self.trace = (self.trace ^ word).wrapping_mul(0x0100_0000_01b3);
@@ -443,6 +459,7 @@ impl World {
                 self.follows.fill(MAIN);
             }
             Event::Review => self.review(),
+            Event::Ask => self.answer(),
         }
     }
 

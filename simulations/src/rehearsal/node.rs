@@ -509,6 +509,10 @@ impl World {
             true => self.evidence.shown(&scenario, &approved.campaign, permit),
             false => None,
         };
+        let approvals = match wants && here {
+            true => self.evidence.approvals(permit),
+            false => Vec::new(),
+        };
         let neighbours = self.neighbours(n)?;
         let (disk, place) = (&self.nodes[n].disk, &scenario.places[n]);
         let device: DeviceFacts = facts(&scenario.devices[d], version.as_deref());
@@ -537,6 +541,7 @@ impl World {
             brakes: &disk.brakes,
             gate: gate.as_ref(),
             orders: &[],
+            approvals: &approvals,
             evidence_is_here: !wants || here,
             neighbours: &neighbours,
             wave_opened: self.nodes[n]

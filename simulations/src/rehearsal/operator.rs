@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use firmesh_coordinator_core::{Input, Rollback};
+use firmesh_coordinator_core::{Closing, Input, Rollback};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     ids::CampaignId,
@@ -31,6 +31,8 @@ pub(super) enum Order {
     Cancel(usize),
     /// A wave, or a device, or everybody.
     SendBack(usize, Option<u32>, Option<usize>),
+    /// An attempt, or everything.
+    Close(usize, Option<usize>),
 }
 
 impl World {
@@ -39,7 +41,8 @@ impl World {
         | Order::Pause(number, _)
         | Order::Resume(number)
         | Order::Cancel(number)
-        | Order::SendBack(number, ..)) = order;
+        | Order::SendBack(number, ..)
+        | Order::Close(number, _)) = order;
         let id = self.scenario.campaigns[number].campaign.manifest.id.clone();
         if !self.coordinators[MAIN].is_up() {
             return self.after(ORDER_AGAIN_MS, Event::Order(order));
@@ -54,6 +57,11 @@ impl World {
             Order::Pause(..) => Input::Pause(id.clone()),
             Order::Resume(_) => Input::Resume(id.clone()),
             Order::Cancel(_) => Input::Cancel(id.clone()),
+            Order::Close(_, device) => Input::Close(Closing {
+                campaign: id.clone(),
+                device: device.map(|d| self.scenario.devices[d].id.clone()),
+                reason: "nobody says how it ended".to_owned(),
+            }),
             Order::SendBack(_, wave, device) => Input::RollBack(self.sent_back_by_order(&id, wave, device)),
         };
         let is_stored = self.command(MAIN, input);
@@ -69,6 +77,8 @@ impl World {
             }
             // Perhaps there is nobody to send.
             Order::SendBack(..) => {}
+            Order::Close(_, None) if is_stored => self.watch.stopped(self.now_ms, &id),
+            Order::Close(..) => {}
             // Refused by the database, or nobody knows: said again, unless the state has moved on.
             _ if !is_stored
                 && self
@@ -101,7 +111,7 @@ impl World {
             Order::Pause(..) => matches!(state, None | Some(Active)),
             Order::Resume(_) => matches!(state, None | Some(Paused)),
             Order::Cancel(_) => matches!(state, None | Some(Scheduled | Active | Paused | RollingBack)),
-            Order::SendBack(..) => false,
+            Order::SendBack(..) | Order::Close(..) => false,
         }
     }
 

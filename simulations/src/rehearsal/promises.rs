@@ -23,7 +23,8 @@ pub enum Promise {
     Cap,
     /// No two components of a unit are in flight at once, and none starts before the one before it ended well.
     Unit,
-    /// No wave begins before the one before it passed and soaked; nothing goes back unless its wave failed.
+    /// No wave begins before the one before it passed and soaked, and an approver said yes where one is asked; nothing goes
+    /// back unless its wave failed, or an approver said no where that sends everybody back.
     Gate,
     /// Nothing starts that cannot end inside a window and outside all blackouts.
     Window,
@@ -159,6 +160,8 @@ pub(super) struct Watch {
     pub(super) stopped: BTreeMap<CampaignId, u64>,
     /// What was stopped for good, by the node that was told.
     pub(super) braked: BTreeSet<(usize, Braked)>,
+    /// What approvers have signed between waves.
+    pub(super) said: BTreeSet<(CampaignId, u32, bool)>,
     paused: BTreeSet<CampaignId>,
     /// Campaigns that said that they are rolled back, or failed.
     pub(super) judged: BTreeSet<CampaignId>,

@@ -23,7 +23,7 @@ use firmesh_protocol::{
     window::{Blackout, Weekday, Window},
 };
 
-use super::{Profile, dice::Dice};
+use super::{Profile, answers, dice::Dice};
 use crate::device::{Catalogue, Firmware, Identity};
 
 /// The version every device runs at first.
@@ -314,6 +314,9 @@ impl Scenario {
             rehearsal_sha256: None,
         };
         manifest.operator_rollback = profile == Profile::Orders;
+        if profile == Profile::Answers || (profile == Profile::Liar && dice.one_in(2)) {
+            answers::ask(&mut manifest, dice);
+        }
         if profile == Profile::Rollback {
             // One wave that is well on its way when it fails: all of it goes back.
             manifest.strategy = Strategy::Canary {

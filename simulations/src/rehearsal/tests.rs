@@ -53,6 +53,7 @@ fn every_profile_keeps_its_promises_and_gets_to_what_they_are_about() {
             Profile::Power => assert!(cuts_in_write > 100, "{cuts_in_write} power cuts in a write"),
             Profile::Slots => assert!(cuts_in_write > 3_000, "{cuts_in_write} power cuts in a write"),
             Profile::Orders => assert!(rolled_back > 40, "{rolled_back} went back"),
+            Profile::Answers => assert!(rolled_back > 10, "{rolled_back} went back"),
             Profile::Network | Profile::Chaos | Profile::Liar | Profile::Units => {}
         }
     }

@@ -145,6 +145,8 @@ impl<'a> Stage<'a> {
             reason: String::new(),
             decisions: Vec::new(),
             rollbacks: Vec::new(),
+            approvals: Vec::new(),
+            webhooks: Vec::new(),
             resumable: false,
         };
         Loaded {

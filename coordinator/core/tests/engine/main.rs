@@ -1,7 +1,11 @@
 //! The campaign engine in stories and under random reports, orders and restarts.
 
+mod approval;
+mod close;
 mod domains;
+mod explain;
 mod rollback;
+mod webhooks;
 mod world;
 
 use std::{collections::BTreeSet, time::Duration};

@@ -10,7 +10,10 @@ use firmesh_coordinator::ceremony::{
 };
 use firmesh_coordinator_core::Difference;
 use firmesh_protocol::{
-    api::{About, CampaignDraftView, CampaignView, Explanation, Page, PlanRequest, PlanResponse, SplitResponse},
+    api::{
+        About, CampaignDraftView, CampaignView, CloseRequest, Explanation, Page, PlanRequest, PlanResponse,
+        SplitResponse,
+    },
     ids::{CampaignId, DeviceId, GroupId},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
     manifest::{CampaignManifest, Plan, campaign_target},
@@ -19,7 +22,9 @@ use firmesh_protocol::{
 use serde_json::{Value, json};
 
 use crate::{
-    Expiry, Folder, Global, group,
+    Expiry, Folder, Global,
+    approve::{self, ApproveArgs},
+    group,
     output::Output,
     rollback::{self, RollbackArgs},
     simulate, trust, watch,
@@ -48,7 +53,10 @@ itself unless automatic_rollback = false; operator_rollback = true lets operator
 More for a gate: sequential = { good = 100, bad = 1000, alpha = 500, beta = 1000 } stops an image that breaks 10 % of the devices
 as soon as that is sure, and one that breaks 1 % in 5 % of the cases at most; abort = [{ class = "boot", count = 2 }] fails the wave
 with the second device that does not start (classes: preflight, install, boot, health, timeout, unreachable, quarantine; or share = 300);
-health = { watch = "PT10M", required = ["cpu"] } watches each device before its update counts. Windows recur by RFC 5545, for some
+health = { watch = "PT10M", required = ["cpu"] } watches each device before its update counts; approval = { after = [0], refused =
+"roll_back" } asks an approver before the wave after the first opens (after every wave without `after`), and a no ends the campaign and
+sends its devices back (refused = "cancel": they stay). See: firmesh campaign approve, refuse. webhooks =
+["change-board"] asks outside systems that the coordinator's configuration has under these names. Windows recur by RFC 5545, for some
 devices if need be, and blackouts by calendars (see: firmesh window preview):
 
   [[constraints.windows]]
@@ -108,10 +116,17 @@ pub(crate) enum Command {
     Pause(Campaign),
     /// Goes on.
     Resume(Campaign),
+    /// Says yes after a wave, where the manifest asks an approver before the next one opens.
+    Approve(ApproveArgs),
+    /// Says no: the campaign ends, and goes back if the manifest says so.
+    Refuse(ApproveArgs),
     /// Sends devices back to the version they had before the campaign.
     Rollback(RollbackArgs),
     /// Ends the campaign; devices in flight finish.
     Cancel(Campaign),
+    /// Ends by force what nobody reports the end of: an attempt, or a campaign with all that is in flight. What may have
+    /// been touched is quarantined; what a node says of it later is still heard.
+    Close(Close),
 }
 
 #[derive(Debug, Args)]
@@ -176,6 +191,18 @@ pub(crate) struct Campaign {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct Close {
+    #[command(flatten)]
+    of: Campaign,
+    /// Only the attempt of this device.
+    #[arg(long)]
+    device: Option<DeviceId>,
+    /// Why, for those who will ask.
+    #[arg(long)]
+    reason: String,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct Explain {
     #[command(flatten)]
     of: Campaign,
@@ -205,8 +232,15 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         Command::Start(of) => act(global, &of, "start", output).await,
         Command::Pause(of) => act(global, &of, "pause", output).await,
         Command::Resume(of) => act(global, &of, "resume", output).await,
+        Command::Approve(args) => approve::run(global, args, true, output).await,
+        Command::Refuse(args) => approve::run(global, args, false, output).await,
         Command::Rollback(args) => rollback::run(global, args, output).await,
         Command::Cancel(of) => act(global, &of, "cancel", output).await,
+        Command::Close(Close { of, device, reason }) => {
+            let request = CloseRequest { device, reason };
+            let view: CampaignView = global.client()?.post(&format!("{}/close", path(&of)), &request).await?;
+            output.show(&view, || vec![watch::headline(&view)])
+        }
         Command::Watch(of) => watch::run(&global.client()?, &of.campaign, output).await,
         Command::Status(of) => {
             let view: CampaignView = global.client()?.get(&path(&of)).await?;

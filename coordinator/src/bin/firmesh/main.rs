@@ -4,6 +4,7 @@
 //! without reaching its goal.
 
 mod access;
+mod approve;
 mod archive;
 mod artifact;
 mod audit;

@@ -28,7 +28,7 @@ use crate::{
     telemetry::chain,
 };
 
-pub(super) use webhook::webhook_key;
+pub(super) use webhook::{signatures, webhook_key};
 
 /// An attempt takes no longer: what hangs is tried again later.
 const ATTEMPT_MAX: Duration = Duration::from_secs(30);
@@ -142,7 +142,7 @@ impl Sender {
     }
 }
 
-fn client(http: &Http) -> Result<Client, SendError> {
+pub(super) fn client(http: &Http) -> Result<Client, SendError> {
     // Fails only if somebody installed one before, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut builder = Client::builder()

@@ -36,17 +36,28 @@ pub(super) fn dress(
     secrets: &[Secret],
 ) -> Result<RequestBuilder, SendError> {
     let body = cloud_event(message);
-    let timestamp = now.unix_seconds();
-    let mut signatures = Vec::new();
-    for secret in secrets {
-        signatures.push(sign(&webhook_key(secret)?, &message.id, timestamp, &body));
-    }
+    let (timestamp, signatures) = signatures(secrets, &message.id, now, &body)?;
     Ok(request
         .header(header::CONTENT_TYPE, "application/cloudevents+json; charset=utf-8")
         .header("webhook-id", message.id.as_str())
         .header("webhook-timestamp", timestamp)
-        .header("webhook-signature", signatures.join(" "))
+        .header("webhook-signature", signatures)
         .body(body))
+}
+
+/// The headers `webhook-timestamp` and `webhook-signature` of a body.
+pub(in crate::notify) fn signatures(
+    secrets: &[Secret],
+    id: &str,
+    now: WallTime,
+    body: &[u8],
+) -> Result<(i64, String), SendError> {
+    let timestamp = now.unix_seconds();
+    let mut signatures = Vec::new();
+    for secret in secrets {
+        signatures.push(sign(&webhook_key(secret)?, id, timestamp, body));
+    }
+    Ok((timestamp, signatures.join(" ")))
 }
 
 /// The key in a secret.

@@ -127,6 +127,8 @@ impl TestWorld {
             reason: "because".to_owned(),
             decisions: Vec::new(),
             rollbacks: Vec::new(),
+            approvals: Vec::new(),
+            webhooks: Vec::new(),
             resumable: false,
         };
         self.commit(Write::Campaign(record)).await;

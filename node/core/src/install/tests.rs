@@ -1,6 +1,7 @@
 use super::*;
 use crate::approved::AssembleError;
 use firmesh_protocol::{
+    approval::{ApprovalRule, Refused},
     evidence::{EvidenceError, GateEvidence},
     ids::{Component, Sha256},
     labels::Labels,
@@ -142,6 +143,7 @@ struct Case {
     brakes: BTreeSet<Braked>,
     gate: Option<WaveEvidence>,
     orders: Vec<RollbackOrder>,
+    approvals: Vec<WaveApproval>,
     evidence_is_here: bool,
     neighbours: BTreeMap<DeviceId, Neighbour>,
 }
@@ -166,6 +168,7 @@ impl Case {
             brakes: BTreeSet::new(),
             gate: None,
             orders: Vec::new(),
+            approvals: Vec::new(),
             evidence_is_here: true,
             neighbours: BTreeMap::new(),
         }
@@ -202,6 +205,7 @@ impl Case {
                 brakes: &self.brakes,
                 gate: self.gate.as_ref(),
                 orders: &self.orders,
+                approvals: &self.approvals,
                 evidence_is_here: self.evidence_is_here,
                 neighbours: &self.neighbours,
                 wave_opened: Some(self.permit.issued),
@@ -497,6 +501,72 @@ fn a_device_goes_back_by_order_though_its_gate_passed() {
     // Whoever orders: only what this campaign has updated, and only by the live permit.
     case.attempts.clear();
     assert_eq!(case.decide(), Err(Hold::NothingToRollBack));
+}
+
+/// A coordinator that skips the question gets nothing started, whatever the gate says.
+#[test]
+fn the_next_wave_needs_an_approvers_yes_where_the_manifest_asks_for_it() {
+    let n1 = key("n1");
+    let good = ["d1", "d2"].map(|device| report(device, AttemptState::Success, &n1));
+    let said = |wave, approved| WaveApproval {
+        campaign: CampaignId::new("spring").unwrap(),
+        manifest_sha256: Sha256::of(b"manifest"),
+        wave,
+        approved,
+        reason: "looked at it".to_owned(),
+        issued: WallTime::from_unix_seconds(450),
+    };
+    let mut case = Case::of_wave_1();
+    case.gate = evidence(good.to_vec()).unwrap();
+    case.campaign.manifest.gate.approval = Some(ApprovalRule::default());
+    assert_eq!(case.decide(), Err(Hold::ApprovalNotShown { wave: 0 }));
+    case.evidence_is_here = false;
+    assert_eq!(case.decide(), Err(Hold::EvidenceMissing));
+    case.evidence_is_here = true;
+    let of_another_edition = WaveApproval {
+        manifest_sha256: Sha256::of(b"an older edition"),
+        ..said(0, true)
+    };
+    case.approvals = vec![said(0, false), said(1, true), of_another_edition];
+    assert_eq!(case.decide(), Err(Hold::ApprovalNotShown { wave: 0 }));
+    case.approvals.push(said(0, true));
+    assert!(case.decide().is_ok());
+    // A yes is no gate.
+    case.gate = None;
+    assert!(matches!(case.decide(), Err(Hold::GateNotShown { wave: 0, .. })));
+}
+
+#[test]
+fn a_refused_wave_goes_back_only_where_the_manifest_says_so() {
+    let mut case = Case::new();
+    case.permit.kind = PermitKind::Rollback;
+    case.attempts.insert(
+        (DeviceId::new("d1").unwrap(), PermitKind::Update),
+        AttemptStanding::Ended,
+    );
+    case.approvals = vec![WaveApproval {
+        campaign: CampaignId::new("spring").unwrap(),
+        manifest_sha256: Sha256::of(b"manifest"),
+        wave: 0,
+        approved: false,
+        reason: "fans stop".to_owned(),
+        issued: WallTime::from_unix_seconds(450),
+    }];
+    let mut with = |rule: Option<ApprovalRule>| {
+        case.campaign.manifest.gate.approval = rule;
+        case.decide().is_ok()
+    };
+    let goes_back = ApprovalRule {
+        refused: Refused::RollBack,
+        ..ApprovalRule::default()
+    };
+    assert!(!with(None) && !with(Some(ApprovalRule::default())));
+    assert!(with(Some(goes_back.clone())));
+    let asks_elsewhere = ApprovalRule {
+        after: [5].into(),
+        ..goes_back
+    };
+    assert!(!with(Some(asks_elsewhere)));
 }
 
 #[test]

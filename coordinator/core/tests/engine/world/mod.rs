@@ -11,6 +11,7 @@ use firmesh_coordinator_core::{
 };
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
+    approval::ApprovalRule,
     health::{DeviceHealth, HealthRule},
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     manifest::{
@@ -53,6 +54,8 @@ pub(crate) struct Rules {
     pub(crate) domains: Vec<(&'static str, AtMost)>,
     /// Whether no two feeds may be in flight at once.
     pub(crate) feeds_apart: bool,
+    pub(crate) approval: Option<ApprovalRule>,
+    pub(crate) webhooks: Vec<&'static str>,
 }
 
 impl Default for Rules {
@@ -77,6 +80,8 @@ impl Default for Rules {
             feeds: 1,
             domains: Vec::new(),
             feeds_apart: false,
+            approval: None,
+            webhooks: Vec::new(),
         }
     }
 }
@@ -571,6 +576,8 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         gate: GateRule {
             sample_min: rules.sample_min,
             soak_s: rules.soak_s,
+            approval: rules.approval.clone(),
+            webhooks: rules.webhooks.iter().map(|name| (*name).to_owned()).collect(),
             health: rules.health.then(HealthRule::hard_stops),
             ..GateRule::shares(share(rules.advance), share(rules.rollback))
         },

@@ -1,0 +1,72 @@
+//! What nobody reports the end of is closed by force.
+
+use firmesh_protocol::{
+    api::{AttemptView, CampaignState, CampaignView, CloseRequest, Explanation, Page},
+    report::AttemptState,
+};
+
+use crate::fleet::Fleet;
+
+#[tokio::test]
+async fn what_nobody_reports_the_end_of_is_closed_by_force_and_a_late_word_counts() {
+    let mut fleet = Fleet::start().await;
+    fleet.found().await;
+    let node = fleet.enrol("n1", "eu/s1/r1/n1").await;
+    fleet.sync(&node, &[]).await;
+    fleet.campaign("spring").await;
+    fleet.post::<CampaignView>("/api/v1/campaigns/spring/start", &()).await;
+    let permits = fleet.sync(&node, &[]).await.permits;
+    let device = fleet.open_permit(&permits[0]).devices[0].clone();
+    fleet.sync(&node, &[(&device, AttemptState::Installing)]).await;
+
+    let token = fleet.token();
+    let silent = fleet
+        .refused_by_operators(
+            "POST",
+            "/api/v1/campaigns/spring/close",
+            Some(&token),
+            r#"{"reason":""}"#,
+        )
+        .await;
+    assert_eq!(
+        (silent.status, silent.kind.as_str()),
+        (400, "urn:firmesh:problem:bad_request")
+    );
+    let request = CloseRequest {
+        device: Some(device.clone()),
+        reason: "its rack is gone".to_owned(),
+    };
+    let view: CampaignView = fleet.post("/api/v1/rollouts/spring/close", &request).await;
+    assert_eq!(view.states[&AttemptState::Quarantined], 1);
+    let again = serde_json::to_string(&request).unwrap();
+    let again = fleet
+        .refused_by_operators("POST", "/api/v1/campaigns/spring/close", Some(&token), &again)
+        .await;
+    assert_eq!(
+        (again.status, again.kind.as_str()),
+        (409, "urn:firmesh:problem:nothing_to_close")
+    );
+    let why: Vec<Explanation> = fleet
+        .get(&format!("/api/v1/campaigns/spring/explain?device={device}"))
+        .await;
+    assert!(
+        why[0].finding.contains("closed by an operator: its rack is gone"),
+        "{why:?}"
+    );
+
+    fleet.restart().await;
+    fleet.sync(&node, &[(&device, AttemptState::Success)]).await;
+    let attempts: Page<AttemptView> = fleet.get("/api/v1/campaigns/spring/attempts").await;
+    let attempt = attempts.items.iter().find(|attempt| attempt.device == device).unwrap();
+    assert_eq!(attempt.state, AttemptState::Success, "it was only slow");
+
+    let all = CloseRequest {
+        device: None,
+        reason: "start afresh".to_owned(),
+    };
+    let view: CampaignView = fleet.post("/api/v1/campaigns/spring/close", &all).await;
+    assert_eq!(view.state, CampaignState::Cancelled);
+    let log = fleet.text("/api/v1/audit/entries").await;
+    assert!(log.contains("closing") && log.contains("start afresh"), "{log}");
+    fleet.stop().await;
+}

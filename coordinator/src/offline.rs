@@ -66,7 +66,7 @@ pub async fn import(settings: &Settings, file: &Path) -> Result<Vec<ImportedTabl
     // The file's coordinator holds the lock of the folder that it lies in; it may be this one's own.
     let _own = prepare(settings)?;
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-    let _other = match folder.unwrap_or(Path::new(".")) {
+    let _other = match folder.unwrap_or_else(|| Path::new(".")) {
         folder if is_same(folder, &settings.state_dir) => None,
         folder => locked(folder, file)?,
     };

@@ -45,7 +45,7 @@ impl Campaign {
             }
             (false, _) => AttemptState::Cancelled,
         };
-        self.presume(&[device.clone()], state, &by);
+        self.presume(std::slice::from_ref(&device), state, &by);
         self.decide(format!("device {device}"), format!("ended as {state}"), vec![by]);
         Ok(())
     }

@@ -128,11 +128,17 @@ async fn what_ended_long_ago_goes_and_stays_readable(database: TestDatabase) {
         ..ArchiveRun::default()
     };
     let old = CampaignId::new("old").unwrap();
-    assert_eq!(archive.run(&dry, at(92)).await.unwrap().archived, [old.clone()]);
+    assert_eq!(
+        archive.run(&dry, at(92)).await.unwrap().archived,
+        std::slice::from_ref(&old)
+    );
     assert_eq!(store.archive(&old).await.unwrap(), None);
     let result = archive.run(&ArchiveRun::default(), at(92)).await.unwrap();
     // 5,000 attempts, a permit and three reports.
-    assert_eq!((&result.archived[..], result.rows), (&[old.clone()][..], 5_004));
+    assert_eq!(
+        (&result.archived[..], result.rows),
+        (&std::slice::from_ref(&old)[..], 5_004)
+    );
     assert_eq!(archive.run(&ArchiveRun::default(), at(92)).await.unwrap().rows, 0);
 
     let left = store.load().await.unwrap();
@@ -177,7 +183,7 @@ async fn what_ended_long_ago_goes_and_stays_readable(database: TestDatabase) {
 
     // Files go when their time is over; that there was a campaign of this name does not.
     let result = archive.run(&ArchiveRun::default(), at(1_093)).await.unwrap();
-    assert_eq!(result.removed, [old.clone()]);
+    assert_eq!(result.removed, std::slice::from_ref(&old));
     assert!(!file.exists());
     assert!(store.archive(&old).await.unwrap().unwrap().removed.is_some());
     assert!(store.archived_campaigns().await.unwrap().contains(&old));

@@ -349,26 +349,6 @@ mod tests {
         answer
     }
 
-    /// One that was killed and is back within its lease finds itself in the database: a connection handed on to itself would
-    /// be handed on again and again, until nothing is left to hand on with.
-    #[tokio::test]
-    async fn nothing_is_handed_on_to_oneself() {
-        let (listener, address) = listen().await;
-        let (_sight, known) = watch::channel(leader(7, &address));
-        let own = Member {
-            name: "a".to_owned(),
-            operators: address.clone(),
-            nodes: address.clone(),
-        };
-        let faces = Faces::new(known, own, CancellationToken::new());
-        let places = faces.places.clone();
-        let accepting = tokio::spawn(async move { faces.accept(Face::Operators, listener).await });
-        let told = said(&address, "GET /x HTTP/1.1\r\nhost: x\r\n\r\n").await;
-        assert!(told.starts_with("HTTP/1.1 503 "), "{told}");
-        assert!(places.available_permits() >= CONNECTIONS_MAX - 2, "{places:?}");
-        accepting.abort();
-    }
-
     /// A connection is not refused because somebody has just died, and does not stay with one that was replaced.
     #[tokio::test]
     async fn a_connection_waits_for_a_leader_is_handed_on_whole_and_ends_with_its_epoch() {

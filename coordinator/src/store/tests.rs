@@ -447,7 +447,7 @@ async fn a_whole_database_moves_from_a_file_to_a_server_once() {
     assert_eq!(rows("audit_entries"), 6);
     // Whoever starts there goes on with the same log, in a higher epoch; numbers are not given twice.
     let taken = target
-        .take_lead(&member("a"), Duration::from_secs(60))
+        .take_lead(&member("a"), Duration::from_secs(60), None)
         .await
         .unwrap()
         .unwrap();
@@ -485,7 +485,7 @@ async fn a_file_is_copied_while_its_coordinator_writes() {
     assert_eq!(mode & 0o777, 0o600);
     let copied = Database::connect(&Place::File(copy)).await.unwrap();
     let term = copied
-        .take_lead(&member("a"), Duration::from_secs(60))
+        .take_lead(&member("a"), Duration::from_secs(60), None)
         .await
         .unwrap()
         .unwrap();
@@ -543,7 +543,7 @@ async fn a_server_is_restored_to_a_point_in_time_and_nothing_is_given_out_twice(
     database.run("UPDATE leadership SET expires_ms = 0").await;
     let left_out = restored.leave_out().await.unwrap();
     let term = restored
-        .take_lead(&member("a"), Duration::from_secs(60))
+        .take_lead(&member("a"), Duration::from_secs(60), None)
         .await
         .unwrap()
         .unwrap();

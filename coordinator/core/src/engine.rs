@@ -613,6 +613,7 @@ impl Engine {
             .ok_or_else(|| InputError::UnknownCampaign(id.clone()))?;
         let state = campaign.record.state;
         if allowed.contains(&state) {
+            campaign.index.is_changed = true;
             Ok(campaign)
         } else {
             Err(InputError::WrongState {

@@ -48,10 +48,9 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("bad_request", "a name or parameter is not what is expected"),
     ("bad_revocation", "the node cannot be revoked so"),
     ("bad_upload", "the image is empty, or broke off"),
-    ("bucket", "the bucket in which images lie refused, or cannot be reached"),
     ("braked", "a signed brake forbids it"),
-    ("bucket", "the bucket in which images lie refused, or cannot be reached"),
     ("brakes_full", "no more brakes are kept"),
+    ("bucket", "the bucket in which images lie refused, or cannot be reached"),
     ("busy", "one rehearsal, or one test of a destination, at a time"),
     (
         "campaign_signed",

@@ -1,7 +1,7 @@
 //! What nobody reports the end of is closed by force.
 
 use firmesh_protocol::{
-    api::{AttemptView, CampaignState, CampaignView, CloseRequest, Explanation, Page},
+    api::{AttemptView, CampaignView, CloseRequest, Explanation, Page},
     report::AttemptState,
 };
 
@@ -60,13 +60,20 @@ async fn what_nobody_reports_the_end_of_is_closed_by_force_and_a_late_word_count
     let attempt = attempts.items.iter().find(|attempt| attempt.device == device).unwrap();
     assert_eq!(attempt.state, AttemptState::Success, "it was only slow");
 
+    // Its only wave has failed with it, and nothing is left in flight.
     let all = CloseRequest {
         device: None,
         reason: "start afresh".to_owned(),
     };
-    let view: CampaignView = fleet.post("/api/v1/campaigns/spring/close", &all).await;
-    assert_eq!(view.state, CampaignState::Cancelled);
+    let all = serde_json::to_string(&all).unwrap();
+    let nothing = fleet
+        .refused_by_operators("POST", "/api/v1/campaigns/spring/close", Some(&token), &all)
+        .await;
+    assert_eq!(
+        (nothing.status, nothing.kind.as_str()),
+        (409, "urn:firmesh:problem:nothing_to_close")
+    );
     let log = fleet.text("/api/v1/audit/entries").await;
-    assert!(log.contains("closing") && log.contains("start afresh"), "{log}");
+    assert!(log.contains("closing") && log.contains("its rack is gone"), "{log}");
     fleet.stop().await;
 }

@@ -420,7 +420,7 @@ impl Routes {
                 place["security"] = json!([]);
                 continue;
             }
-            let is_read = permissions.iter().all(|permission| permission.is_to_read()) && *method == HttpMethod::Get;
+            let is_read = permissions.iter().any(|permission| permission.is_to_read()) && *method == HttpMethod::Get;
             place["security"] = match is_read {
                 true => json!([{}, { "bearer": [] }]),
                 false => json!([{ "bearer": [] }]),

@@ -269,12 +269,24 @@ impl Drafts {
     }
 
     fn campaign(&mut self, record: &CampaignRecord) -> Vec<Draft> {
+        let said_before = self.campaigns.get(&record.id).map(|known| known.webhooks.clone());
+        let said_before = said_before.unwrap_or_default();
+        // One that does not answer for a while has not taken back what it said.
+        let says = record
+            .webhooks
+            .iter()
+            .enumerate()
+            .map(|(number, asked)| match asked.verdict {
+                GateVerdict::Unknown => said_before.get(number).copied().unwrap_or(GateVerdict::Unknown),
+                said => said,
+            });
         let known = Known {
             state: Some(record.state),
             gates: record.gates.clone(),
             asked: record.approvals.len(),
-            webhooks: record.webhooks.iter().map(|asked| asked.verdict).collect(),
+            webhooks: says.collect(),
         };
+        let says = known.webhooks.clone();
         let before = self.campaigns.insert(record.id.clone(), known);
         let Known {
             state,
@@ -308,9 +320,9 @@ impl Drafts {
             reason: String::new(),
             by: Vec::new(),
         }));
-        let said = record.webhooks.iter().enumerate();
-        let said = said.filter(|(number, asked)| webhooks.get(*number) != Some(&asked.verdict));
-        events.extend(said.map(|(_, asked)| Event::Webhook {
+        let said = record.webhooks.iter().zip(says).enumerate();
+        let said = said.filter(|(number, (_, says))| webhooks.get(*number) != Some(says));
+        events.extend(said.map(|(_, (asked, _))| Event::Webhook {
             campaign: record.id.clone(),
             wave: asked.wave,
             webhook: asked.webhook.clone(),

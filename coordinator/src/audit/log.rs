@@ -17,6 +17,7 @@ use super::{
     LogKey,
     drafts::{Document, Draft, Drafts},
 };
+use crate::store::{Bulk, Value};
 
 /// Why the stored log is not gone on with.
 #[derive(Debug, thiserror::Error)]
@@ -158,8 +159,17 @@ impl Log {
         at: WallTime,
     ) -> Result<Appended, LogProblem> {
         let mut tree = self.tree.clone();
+        let (mut entries, mut documents) = (Vec::new(), Vec::new());
         for Draft { event, document } in drafted {
-            let document = put_document(connection, document).await?;
+            let document = match document {
+                Document::None => None,
+                Document::Bytes(bytes) => {
+                    let named = DocumentRef::of(&bytes);
+                    documents.push([Value::Text(named.sha256.to_string()), Value::Blob(bytes)]);
+                    Some(named)
+                }
+                Document::Plan(sha256) => Some(plan(connection, sha256).await?),
+            };
             let entry = Entry {
                 schema: ENTRY_SCHEMA.to_owned(),
                 index: tree.size(),
@@ -170,19 +180,24 @@ impl Log {
             let text = entry.to_text();
             let leaf = leaf_hash(text.as_bytes());
             let event = &entry.event;
-            sqlx::query("INSERT INTO audit_entries VALUES ($1, $2, $3, $4, $5, $6, $7, $8)")
-                .bind(entry.index.cast_signed())
-                .bind(text)
-                .bind(leaf.as_bytes().to_vec())
-                .bind(event.name())
-                .bind(event.campaign().map(ToString::to_string))
-                .bind(event.device().map(ToString::to_string))
-                .bind(event.node().map(ToString::to_string))
-                .bind(entry.document.map(|document| document.sha256.to_string()))
-                .execute(&mut *connection)
-                .await?;
+            entries.push([
+                Value::Integer(entry.index.cast_signed()),
+                Value::Text(text),
+                Value::Blob(leaf.as_bytes().to_vec()),
+                Value::Text(event.name().to_owned()),
+                Value::Perhaps(event.campaign().map(ToString::to_string)),
+                Value::Perhaps(event.device().map(ToString::to_string)),
+                Value::Perhaps(event.node().map(ToString::to_string)),
+                Value::Perhaps(entry.document.map(|document| document.sha256.to_string())),
+            ]);
             tree.push(leaf);
         }
+        Bulk::of("INSERT INTO audit_documents", "ON CONFLICT DO NOTHING", documents)
+            .insert(connection)
+            .await?;
+        Bulk::of("INSERT INTO audit_entries", "", entries)
+            .insert(connection)
+            .await?;
         let mut tiles_stored = self.tiles_stored;
         for hash in tree
             .whole_tiles()
@@ -294,31 +309,18 @@ pub(super) async fn recheck(pool: &AnyPool, first: u64, hashes: &[Sha256]) -> Re
     Ok(())
 }
 
-async fn put_document(connection: &mut AnyConnection, document: Document) -> Result<Option<DocumentRef>, LogProblem> {
-    match document {
-        Document::None => Ok(None),
-        Document::Bytes(bytes) => {
-            let named = DocumentRef::of(&bytes);
-            sqlx::query("INSERT INTO audit_documents VALUES ($1, $2) ON CONFLICT DO NOTHING")
-                .bind(named.sha256.to_string())
-                .bind(bytes)
-                .execute(connection)
-                .await?;
-            Ok(Some(named))
-        }
-        Document::Plan(sha256) => {
-            let row = sqlx::query("SELECT length(bytes) FROM plans WHERE sha256 = $1")
-                .bind(sha256.to_string())
-                .fetch_optional(connection)
-                .await?;
-            let Some(row) = row else {
-                error!(plan = %sha256, "a campaign was published without its plan");
-                return Err(LogProblem::NoDocument(sha256));
-            };
-            Ok(Some(DocumentRef {
-                sha256,
-                length: row.get::<i64, _>(0).cast_unsigned(),
-            }))
-        }
-    }
+/// The stored plan of this digest, as the document of an entry.
+async fn plan(connection: &mut AnyConnection, sha256: Sha256) -> Result<DocumentRef, LogProblem> {
+    let row = sqlx::query("SELECT length(bytes) FROM plans WHERE sha256 = $1")
+        .bind(sha256.to_string())
+        .fetch_optional(connection)
+        .await?;
+    let Some(row) = row else {
+        error!(plan = %sha256, "a campaign was published without its plan");
+        return Err(LogProblem::NoDocument(sha256));
+    };
+    Ok(DocumentRef {
+        sha256,
+        length: row.get::<i64, _>(0).cast_unsigned(),
+    })
 }

@@ -35,7 +35,7 @@ pub use secret::SecretConfig;
 pub(crate) use config::check;
 pub(crate) use gate::{GateWebhooks, check_gates};
 pub(crate) use notice::{Notice, of_entries, of_write};
-pub(crate) use outbox::{attempt_before, insert};
+pub(crate) use outbox::{asks_before, attempt_before, insert};
 pub(crate) use silence::Watch;
 
 use self::{

@@ -13,7 +13,7 @@ use super::{
     course::Progress,
     notice::{Message, Notice},
 };
-use crate::store::{RowError, Store, StoreError, Write};
+use crate::store::{Bulk, RowError, Store, StoreError, Value, Write};
 
 /// Notices are kept so long for replays.
 const KEPT: Duration = Duration::from_secs(90 * 86_400);
@@ -33,6 +33,11 @@ pub(crate) fn new_id() -> Result<String, NoRandomness> {
     Ok(format!("msg_{}", hex::encode(bytes)))
 }
 
+/// Whether what a write tells depends on what was stored before.
+pub(crate) fn asks_before(write: &Write) -> bool {
+    matches!(write, Write::Attempt(_, record) if record.state == AttemptState::Quarantined)
+}
+
 /// How an attempt stood before a write that may tell of it.
 pub(crate) async fn attempt_before(
     connection: &mut AnyConnection,
@@ -41,7 +46,7 @@ pub(crate) async fn attempt_before(
     let Write::Attempt(campaign, record) = write else {
         return Ok(None);
     };
-    if record.state != AttemptState::Quarantined {
+    if !asks_before(write) {
         return Ok(None);
     }
     let row = sqlx::query("SELECT record FROM attempts WHERE campaign = $1 AND device = $2")
@@ -60,17 +65,15 @@ pub(crate) async fn insert(
     notices: &[Notice],
     now: WallTime,
 ) -> Result<(), sqlx::Error> {
-    for notice in notices {
+    let row = |notice: &Notice| {
         let id = new_id().map_err(|error| sqlx::Error::Encode(error.into()))?;
         let text = serde_json::to_string(notice).map_err(|error| sqlx::Error::Encode(error.into()))?;
-        sqlx::query("INSERT INTO notices (at, id, notice) VALUES ($1, $2, $3)")
-            .bind(now.unix_seconds())
-            .bind(id)
-            .bind(text)
-            .execute(&mut *connection)
-            .await?;
-    }
-    Ok(())
+        Ok([Value::Integer(now.unix_seconds()), Value::Text(id), Value::Text(text)])
+    };
+    let rows = notices.iter().map(row).collect::<Result<Vec<_>, sqlx::Error>>()?;
+    Bulk::of("INSERT INTO notices (at, id, notice)", "", rows)
+        .insert(connection)
+        .await
 }
 
 impl Store {

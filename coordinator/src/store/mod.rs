@@ -5,9 +5,11 @@
 //! with [`StoreError::Deposed`]. Which database there is, only [`database`] and its neighbours know.
 
 mod backup;
+mod bulk;
 mod copy;
 mod database;
 mod lease;
+mod pending;
 mod place;
 mod queries;
 mod reads;
@@ -20,9 +22,11 @@ use firmesh_protocol::{audit::Event, time::WallTime};
 use sqlx::{Any, AnyPool, any::AnyRow};
 use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, watch};
 
+use self::pending::Pending;
 pub use self::place::DatabaseConfig;
 pub(crate) use self::{
     backup::BackupError,
+    bulk::{Bulk, Value},
     copy::CopyError,
     database::{Database, Transaction},
     lease::{Leader, Lifeline, Member, Term},
@@ -238,14 +242,18 @@ impl Store {
         let of_entries = notify::of_entries(|id| log.drafts.state(id), &entries);
         drafted.extend(entries);
         let mut transaction = self.begin().await?;
-        let mut notices = Vec::new();
+        let (mut notices, mut pending) = (Vec::new(), Pending::default());
         for write in writes {
+            if matches!(write, Write::Restart(_)) || notify::asks_before(&write) {
+                pending.insert(&mut transaction).await.map_err(failed)?;
+            }
             let before = notify::attempt_before(&mut transaction, &write).await.map_err(failed)?;
             notices.extend(notify::of_write(&write, before.as_ref()));
-            for query in queries::of_write(write) {
+            for query in pending.take(write).into_iter().flat_map(queries::of_write) {
                 query.execute(&mut *transaction).await.map_err(failed)?;
             }
         }
+        pending.insert(&mut transaction).await.map_err(failed)?;
         // What happened to devices comes before what the campaign makes of it.
         notices.extend(of_entries);
         notify::insert(&mut transaction, &notices, now).await.map_err(failed)?;

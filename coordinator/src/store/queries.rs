@@ -26,36 +26,6 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
         )
         .bind(id.to_string())
         .bind(bytes)),
-        Write::Node(node) => one(query(
-            "INSERT INTO nodes VALUES ($1, $2) ON CONFLICT (node) DO UPDATE SET record = excluded.record",
-        )
-        .bind(node.node.to_string())
-        .bind(text(&node))),
-        Write::Device(device) => one(query(
-            "INSERT INTO devices VALUES ($1, $2) ON CONFLICT (device) DO UPDATE SET record = excluded.record",
-        )
-        .bind(device.facts.device.to_string())
-        .bind(text(&device))),
-        Write::Campaign(record) => one(query(
-            "INSERT INTO campaigns VALUES ($1, $2) ON CONFLICT (campaign) DO UPDATE SET record = excluded.record",
-        )
-        .bind(record.id.to_string())
-        .bind(text(&record))),
-        Write::Attempt(id, record) => one(query(
-            "INSERT INTO attempts VALUES ($1, $2, $3) \
-             ON CONFLICT (campaign, device) DO UPDATE SET record = excluded.record",
-        )
-        .bind(id.to_string())
-        .bind(record.device.to_string())
-        .bind(text(&record))),
-        Write::Possession(id, record) => one(query(
-            "INSERT INTO possession VALUES ($1, $2, $3, $4) \
-             ON CONFLICT (campaign, node, artifact) DO UPDATE SET record = excluded.record",
-        )
-        .bind(id.to_string())
-        .bind(record.node.to_string())
-        .bind(record.artifact.to_string())
-        .bind(text(&record))),
         Write::Restart(id) => forget(&id),
         Write::PermitAgain(permit) => one(query(
             "UPDATE permits SET record = $3 WHERE campaign = $1 AND sequence = $2",
@@ -68,16 +38,6 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
             .bind(permit.campaign.to_string())
             .bind(permit.sequence.cast_signed())
             .bind(text(&permit))),
-        Write::Report(report, envelope) => {
-            let envelope = text(&envelope);
-            one(
-                query("INSERT INTO reports VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING")
-                    .bind(report.node.to_string())
-                    .bind(report.sequence.cast_signed())
-                    .bind(Sha256::of(envelope.as_bytes()).to_string())
-                    .bind(envelope),
-            )
-        }
         Write::Brake(digest, envelope) => one(query(
             "INSERT INTO brakes (sha256, envelope) VALUES ($1, $2) ON CONFLICT DO NOTHING",
         )
@@ -110,8 +70,14 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
         .bind(archive.campaign.to_string())
         .bind(archive.archived.unix_seconds())
         .bind(text(&archive))),
-        // Inserted with the other notices of the transaction.
-        Write::Notice(_) => Vec::new(),
+        // Inserted with the other notices of the transaction, and with the others of their kinds.
+        Write::Notice(_)
+        | Write::Node(_)
+        | Write::Device(_)
+        | Write::Campaign(_)
+        | Write::Attempt(..)
+        | Write::Possession(..)
+        | Write::Report(..) => Vec::new(),
         Write::RosterVersion(version) => one(set_meta("roster_version", version.to_string())),
     }
 }
@@ -132,6 +98,6 @@ fn forget(campaign: &CampaignId) -> Vec<Query<'static>> {
     .into()
 }
 
-fn text(record: &impl Serialize) -> String {
+pub(super) fn text(record: &impl Serialize) -> String {
     serde_json::to_string(record).expect("stored records have only names, numbers, text and lists")
 }

@@ -43,6 +43,7 @@ pub(crate) enum ApprovalError {
 impl Runtime {
     /// Takes an approver's yes or no.
     pub(crate) async fn approve(&mut self, id: CampaignId, envelope: &Envelope) -> Result<(), ApprovalError> {
+        self.refuse_archived(&id)?;
         let published = &self.world.published;
         let unknown = || ActionError::from(InputError::UnknownCampaign(id.clone()));
         let bytes = published.manifests.get(&id).ok_or_else(unknown)?;
@@ -60,6 +61,8 @@ impl Runtime {
             wave, approved, reason, ..
         } = said;
         warn!(campaign = %id, wave, approved, reason, "an approver has answered");
+        // Permits name the newest word.
+        self.world.evidence.remove(&(id.clone(), wave));
         let approval = Approval {
             campaign: id.clone(),
             wave,

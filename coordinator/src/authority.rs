@@ -88,6 +88,9 @@ pub enum IssueError {
     /// The node asks for a name of the coordinator.
     #[error("the request names {0}, which is the coordinator's own address")]
     CoordinatorAddress(IpAddr),
+    /// The node is called like the coordinator.
+    #[error("a node cannot be called {0}: others take this name for the coordinator's own")]
+    CoordinatorName(NodeId),
     /// X.509 refused.
     #[error("the certificate cannot be made")]
     X509(#[source] rcgen::Error),
@@ -269,6 +272,10 @@ impl Authority {
         let own = |address: &IpAddr| !address.is_loopback() && self.names.contains(&address.to_string());
         if let Some(address) = addresses.iter().find(|address| own(address)) {
             return Err(IssueError::CoordinatorAddress(*address));
+        }
+        let is_ours = |name: &String| name.eq_ignore_ascii_case(node.as_str());
+        if node.as_str().eq_ignore_ascii_case("localhost") || self.names.iter().any(is_ours) {
+            return Err(IssueError::CoordinatorName(node.clone()));
         }
         let mut params = leaf_params(node.as_str(), now, validity);
         params.subject_alt_names = vec![
@@ -513,6 +520,9 @@ pub(crate) mod tests {
             issue(&request(&["10.0.0.1"]).1),
             Err(IssueError::CoordinatorAddress(_))
         ));
+        let like_us = NodeId::new("localhost").unwrap();
+        let impostor = authority.issue_node(&like_us, &path, &csr, now, Duration::from_secs(86_400));
+        assert!(matches!(impostor, Err(IssueError::CoordinatorName(_))), "{impostor:?}");
         let ecdsa = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
         let ecdsa = CertificateParams::default()
             .serialize_request(&ecdsa)

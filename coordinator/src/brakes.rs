@@ -94,6 +94,8 @@ impl Runtime {
         let fleet = fleet.ok_or(BrakeActionError::NothingPublished)?;
         let brake = BrakeKeys::of(fleet)?.open(envelope)?;
         if self.world.brakes.pulled.contains_key(&brake.braked) {
+            // It may have been cut off between the brake and what it stops.
+            self.stop_braked().await?;
             return Ok(brake);
         }
         if self.world.brakes.pulled.len() >= BRAKES_MAX {

@@ -1,8 +1,9 @@
 //! Images that nothing refers to, and what belongs to no image: found, and removed once they are old enough.
 //!
 //! Invariants: an image stays as long as its digest or its BLAKE3 root stands anywhere in signed metadata, in the manifest of
-//! a campaign, in what operators keep here, or in an upload; nothing is removed before its row is gone, and whatever is referred
-//! to meanwhile gets its row back before a file is touched.
+//! a campaign, in what operators keep here, or in an upload; nothing is removed before its row is gone. Rows go in the
+//! coordinator's own task, so that no publication is half-way meanwhile, and in the transaction that looks for their names.
+//! No image comes to its place while files are removed.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,12 +17,13 @@ use firmesh_protocol::{
     manifest::Artifact,
 };
 use futures_util::TryStreamExt as _;
-use sqlx::Row as _;
+use sqlx::{AnyConnection, Row as _};
 use tracing::info;
 
 use crate::{
     files::Found,
     origin::Origin,
+    runtime::{ActionError, Command, Coordinator},
     store::{Store, StoreError},
     uploads::{UploadError, Uploads},
 };
@@ -32,6 +34,9 @@ pub(crate) enum CollectError {
     /// The database.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The coordinator's task.
+    #[error(transparent)]
+    Action(#[from] ActionError),
     /// The uploads.
     #[error(transparent)]
     Uploads(#[from] UploadError),
@@ -50,17 +55,22 @@ const RECORDS: [&str; 2] = ["SELECT record FROM records", "SELECT record FROM op
 
 /// Finds them, and removes them unless it is only to tell.
 pub(crate) async fn collect(
+    coordinator: &Coordinator,
     store: &Store,
     origin: &Origin,
     uploads: &Uploads,
     asked: &CollectImages,
     now: SystemTime,
 ) -> Result<CollectedImages, CollectError> {
+    origin.belongs_to(&store.fleet()).await.map_err(CollectError::Files)?;
+    let _alone = origin.alone().await;
     let files = origin.all_files().await.map_err(CollectError::Files)?;
     let age = Duration::from_secs(asked.older_than_s.into());
     let is_old = |found: &Found| now.duration_since(found.modified).is_ok_and(|since| since >= age);
     let stored = store.artifacts().await?;
-    let named = named(store, uploads, &stored).await?;
+    let mut connection = store.reader().acquire().await.map_err(StoreError::read)?;
+    let named = named(&mut connection, uploads, &stored).await?;
+    drop(connection);
     let came: BTreeMap<&str, &Found> = files.iter().map(|found| (found.name.as_str(), found)).collect();
     let goes = |artifact: &&Artifact| {
         let file = came.get(format!("{}.bin", artifact.id).as_str()).copied();
@@ -69,11 +79,10 @@ pub(crate) async fn collect(
     };
     let mut images: Vec<Artifact> = stored.iter().filter(goes).cloned().collect();
     if !asked.dry_run && !images.is_empty() {
-        store.drop_artifacts(&images).await?;
-        let named = self::named(store, uploads, &images).await?;
-        for artifact in images.extract_if(.., |artifact| named.contains(&artifact.id)) {
-            store.put_artifact(&artifact).await?;
-        }
+        let uploads = uploads.clone();
+        images = (coordinator)
+            .ask(|reply| Command::Collect(images, uploads, reply))
+            .await?;
     }
     let gone: BTreeSet<ArtifactId> = images.iter().map(|artifact| artifact.id).collect();
     let kept: BTreeSet<ArtifactId> = stored
@@ -127,8 +136,32 @@ fn kind(found: &Found) -> &'static str {
         .unwrap_or("")
 }
 
+/// Forgets those of these images that nothing names now. Their files go after it.
+pub(crate) async fn forget_unnamed(
+    store: &Store,
+    uploads: &Uploads,
+    mut images: Vec<Artifact>,
+) -> Result<Vec<Artifact>, CollectError> {
+    let mut transaction = store.begin().await?;
+    let named = named(&mut transaction, uploads, &images).await?;
+    images.retain(|artifact| !named.contains(&artifact.id));
+    for artifact in &images {
+        sqlx::query("DELETE FROM artifacts WHERE id = $1")
+            .bind(artifact.id.to_string())
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::written)?;
+    }
+    transaction.commit().await.map_err(StoreError::written)?;
+    Ok(images)
+}
+
 /// Which of these are named anywhere, by digest or by root.
-async fn named(store: &Store, uploads: &Uploads, artifacts: &[Artifact]) -> Result<BTreeSet<ArtifactId>, CollectError> {
+async fn named(
+    connection: &mut AnyConnection,
+    uploads: &Uploads,
+    artifacts: &[Artifact],
+) -> Result<BTreeSet<ArtifactId>, CollectError> {
     let names: BTreeMap<String, ArtifactId> = artifacts
         .iter()
         .flat_map(|artifact| {
@@ -149,13 +182,13 @@ async fn named(store: &Store, uploads: &Uploads, artifacts: &[Artifact]) -> Resu
         }
     };
     for query in DOCUMENTS {
-        let mut rows = sqlx::query(query).fetch(store.reader());
+        let mut rows = sqlx::query(query).fetch(&mut *connection);
         while let Some(row) = rows.try_next().await.map_err(StoreError::read)? {
             look(&row.get::<Vec<u8>, _>(0));
         }
     }
     for query in RECORDS {
-        let mut rows = sqlx::query(query).fetch(store.reader());
+        let mut rows = sqlx::query(query).fetch(&mut *connection);
         while let Some(row) = rows.try_next().await.map_err(StoreError::read)? {
             look(row.get::<String, _>(0).as_bytes());
         }

@@ -90,9 +90,11 @@ impl Runtime {
         writes: &[Write],
     ) -> Result<Vec<Envelope>, StoreError> {
         let mut good = Vec::new();
-        for (node, sequence) in self.world.engine.ended_reports(id, wave) {
+        let ended = self.world.engine.ended_reports(id, wave);
+        let mut stored = self.store.reports_of(&ended).await?;
+        for (node, sequence) in ended {
             let mut found: Vec<_> = being_written(writes, &node, sequence);
-            found.extend(self.store.reports(&node, sequence).await?);
+            found.extend(stored.remove(&(node.clone(), sequence)).unwrap_or_default());
             let counts = |report: &Envelope| {
                 let evidence = GateEvidence {
                     campaign: id.clone(),

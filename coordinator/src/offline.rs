@@ -92,7 +92,8 @@ pub async fn back_up(settings: &Settings, to: &Path) -> Result<(), OfflineError>
     {
         return Err(OfflineError::NoFile(file.clone()));
     }
-    let database = Database::connect(&place).await?;
+    // Its coordinator runs, and may be of an older version than this program.
+    let database = Database::open(&place).await?;
     let outcome = database.back_up(to).await;
     database.close().await;
     outcome.map_err(|error: BackupError| OfflineError::Backup {

@@ -30,6 +30,7 @@ use sha2::Digest as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
     runtime::Handle,
+    sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock},
 };
 use tokio_util::io::ReaderStream;
 use tracing::warn;
@@ -104,6 +105,16 @@ pub(crate) struct Origin {
     trees: Arc<Mutex<BTreeMap<ArtifactId, Arc<HashTree>>>>,
     /// The recipes of images, by their own names: artifacts that nobody imported.
     recipes: Arc<Mutex<Recipes>>,
+    /// Held for writing while files are removed.
+    places: Arc<RwLock<()>>,
+}
+
+/// An image that has come to its place. Files are removed only once this is dropped, and by then somebody should have
+/// written down that the image is here.
+#[derive(Debug)]
+pub(crate) struct Arrived {
+    pub(crate) artifact: Artifact,
+    _stays: OwnedRwLockReadGuard<()>,
 }
 
 /// The bucket, and what is here of it.
@@ -166,7 +177,21 @@ impl Origin {
             shared: None,
             trees: Arc::default(),
             recipes: Arc::new(Mutex::new(recipes)),
+            places: Arc::default(),
         })
+    }
+
+    /// Whether everything that lies here is this fleet's.
+    pub(crate) async fn belongs_to(&self, fleet: &str) -> io::Result<()> {
+        match &self.shared {
+            Some(Shared { bucket, .. }) => bucket.belongs_to(fleet).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Until it is dropped, no image comes to its place.
+    pub(crate) async fn alone(&self) -> OwnedRwLockWriteGuard<()> {
+        Arc::clone(&self.places).write_owned().await
     }
 
     /// The same with a bucket: `folder` holds only what is on its way there, and `blocks` what is asked for.
@@ -182,7 +207,7 @@ impl Origin {
         &self,
         mut body: impl Stream<Item = Result<Bytes, E>> + Unpin,
         expected: Option<Sha256>,
-    ) -> Result<Artifact, ImportError>
+    ) -> Result<Arrived, ImportError>
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
@@ -217,12 +242,17 @@ impl Origin {
             Some(expected) if expected != found => return Err(ImportError::WrongDigest { expected, found }),
             _ => {}
         }
+        let stays = Arc::clone(&self.places).read_owned().await;
         let origin = self.clone();
         let finish = tokio::task::spawn_blocking(move || origin.settle(part, found, length));
         let settled = finish.await.map_err(|error| disk(io::Error::other(error)))?;
-        settled.map_err(|failure| match failure {
+        let artifact = settled.map_err(|failure| match failure {
             Unsettled::Here(source) => disk(source),
             Unsettled::There(source) => ImportError::Bucket(source),
+        })?;
+        Ok(Arrived {
+            artifact,
+            _stays: stays,
         })
     }
 
@@ -600,7 +630,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let origin = Origin::open(folder.path().to_owned()).unwrap();
         let image: Vec<u8> = (0..100_000_u32).map(|at| (at % 251) as u8).collect();
-        let artifact = origin.import(body(&image), Some(Sha256::of(&image))).await.unwrap();
+        let artifact = origin
+            .import(body(&image), Some(Sha256::of(&image)))
+            .await
+            .unwrap()
+            .artifact;
         assert_eq!((artifact.id, artifact.length), (ArtifactId::of(&image), 100_000));
         let range = 16_384..49_152;
         let encoded = origin.slice(&artifact, &range).unwrap();
@@ -623,7 +657,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let origin = Origin::open(folder.path().to_owned()).unwrap();
         let image: Vec<u8> = (0..5_000_000_u32).map(|at| (at % 251) as u8).collect();
-        let artifact = origin.import(body(&image), None).await.unwrap();
+        let artifact = origin.import(body(&image), None).await.unwrap().artifact;
         let challenge = Challenge {
             artifact: artifact.id,
             nonce: [7; 32].into(),
@@ -653,7 +687,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let origin = Origin::open(folder.path().to_owned()).unwrap();
         let image: Vec<u8> = (0..2_000_000_u32).map(|at| (at % 251) as u8).collect();
-        let artifact = origin.import(body(&image), None).await.unwrap();
+        let artifact = origin.import(body(&image), None).await.unwrap().artifact;
         let recipe = origin.recipe_of(artifact.id).unwrap().unwrap();
         assert_eq!(origin.recipe(artifact.id).await, None);
         assert!(origin.recipe_of(recipe.id).unwrap().is_none());
@@ -681,7 +715,7 @@ mod tests {
         };
         let [one, other] = [open(&folders[0]), open(&folders[1])];
         let image: Vec<u8> = (0..9_000_000_u32).map(|at| (at % 251) as u8).collect();
-        let artifact = one.import(body(&image), None).await.unwrap();
+        let artifact = one.import(body(&image), None).await.unwrap().artifact;
         assert_eq!(
             std::fs::read_dir(folders[0].path().join("artifacts")).unwrap().count(),
             0

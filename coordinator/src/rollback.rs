@@ -57,6 +57,7 @@ pub(crate) enum RollbackError {
 impl Runtime {
     /// Sends devices of a campaign back.
     pub(crate) async fn roll_back(&mut self, id: CampaignId, request: RollbackRequest) -> Result<(), RollbackError> {
+        self.refuse_archived(&id)?;
         let published = &self.world.published;
         let unknown = || ActionError::from(InputError::UnknownCampaign(id.clone()));
         let bytes = published.manifests.get(&id).ok_or_else(unknown)?;

@@ -13,8 +13,8 @@ use std::{
 use firmesh_coordinator_core::{Closing, Input, InputError, Loaded, Output, PermitOrder, Record, WebhookAnswer};
 use firmesh_protocol::{
     api::{
-        EnrolRequest, EnrolResponse, EnrolmentTicket, EventKind, NewNode, Publication, Published as Versions,
-        RenewRequest, RevokeRequest, SyncResponse,
+        ArchiveView, AttemptView, EnrolRequest, EnrolResponse, EnrolmentTicket, EventKind, NewNode, Publication,
+        Published as Versions, RenewRequest, RevokeRequest, SyncResponse,
     },
     brake::Brake,
     identity::NodeIdentity,
@@ -33,6 +33,7 @@ use crate::{
     approval::ApprovalError,
     authority::Authority,
     brakes::BrakeActionError,
+    collect::{CollectError, forget_unnamed},
     config::Settings,
     enrolment::EnrolError,
     events::Events,
@@ -43,6 +44,7 @@ use crate::{
     store::{Store, StoreError, StoredPermit, Write},
     sync::{Heartbeat, SyncError},
     telemetry::{Metrics, chain},
+    uploads::Uploads,
     vetting::Vetted,
     world::{RestoreError, World, by_sha256, images, on_our_clock},
 };
@@ -88,6 +90,14 @@ pub(crate) enum ActionError {
     /// It could not be made durable.
     #[error("the change could not be stored, and was not made")]
     Store(#[from] StoreError),
+    /// Its devices are in the archive only.
+    #[error(
+        "campaign {0} is archived: what became of its devices can be read, and nothing can be done with them any more"
+    )]
+    Archived(CampaignId),
+    /// It goes on.
+    #[error("campaign {0} has devices that are not done with: it stays where it is")]
+    AtWork(CampaignId),
     /// The coordinator is going down.
     #[error("the coordinator is stopping")]
     Stopping,
@@ -107,7 +117,6 @@ pub(crate) enum PublishActionError {
 pub(crate) type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
 pub(crate) enum Command {
-    Read(Box<dyn FnOnce(&World) + Send>),
     Act(Input, Reply<(), ActionError>),
     Publish(Publication, Vetted, Reply<Versions, PublishActionError>),
     NewNode(NewNode, Reply<EnrolmentTicket, EnrolError>),
@@ -126,6 +135,9 @@ pub(crate) enum Command {
     /// What nodes have told of a device goes out of memory; it has gone from the database.
     Forget(DeviceId, Reply<(), ActionError>),
     Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
+    /// Rows of images that nothing names go, while nothing is being published. Answers which.
+    Archive(Box<ArchiveView>, Reply<(), ActionError>),
+    Collect(Vec<Artifact>, Uploads, Reply<Vec<Artifact>, CollectError>),
     Sync(Box<Heartbeat>, Reply<SyncResponse, SyncError>),
 }
 
@@ -136,8 +148,15 @@ const RENEW_AGAIN: Duration = Duration::from_secs(30);
 /// Commands waiting for the task. When it is full, callers wait: requests are bounded by their connections.
 const COMMANDS_MAX: usize = 256;
 
-/// Heartbeats that are made durable together at most.
+/// Heartbeats that are made durable together at most, and what they may bring together: everybody else waits meanwhile.
 const HEARTBEATS_MAX: usize = 32;
+const HEARD_MAX: usize = 500;
+
+/// Looks at the world that are granted in a row while commands wait.
+const LOOKS_MAX: usize = 32;
+
+/// A look at the world.
+type Look = Box<dyn FnOnce(&World) + Send>;
 
 /// What is to become durable together, and is told once it is.
 #[derive(Debug, Default)]
@@ -151,6 +170,8 @@ pub(crate) struct Change {
 #[derive(Debug, Clone)]
 pub(crate) struct Coordinator {
     commands: mpsc::Sender<Command>,
+    /// Looks are quick, and do not wait behind what has to become durable.
+    looks: mpsc::Sender<Look>,
 }
 
 impl Coordinator {
@@ -169,13 +190,13 @@ impl Coordinator {
         &self,
         look: impl FnOnce(&World) -> T + Send + 'static,
     ) -> Result<T, ActionError> {
-        self.ask(|reply: Reply<T, ActionError>| {
-            Command::Read(Box::new(move |world| {
-                // The asker may have gone away.
-                let _ = reply.send(Ok(look(world)));
-            }))
-        })
-        .await
+        let (reply, answer) = oneshot::channel();
+        let look = Box::new(move |world: &World| {
+            // The asker may have gone away.
+            let _ = reply.send(look(world));
+        });
+        self.looks.send(look).await.map_err(|_| ActionError::Stopping)?;
+        answer.await.map_err(|_| ActionError::Stopping)
     }
 
     /// Tells the engine what a webhook said.
@@ -200,8 +221,10 @@ pub(crate) struct Runtime {
     pub(crate) node_url: String,
     pub(crate) watch: Watch,
     commands: mpsc::Receiver<Command>,
+    looks: mpsc::Receiver<Look>,
     renew_at: Timestamp,
-    fatal: Option<RestoreError>,
+    /// The world is not what the database has, and cannot be read from it: nothing is decided any more.
+    pub(crate) fatal: Option<RestoreError>,
 }
 
 impl Runtime {
@@ -216,6 +239,7 @@ impl Runtime {
     ) -> Result<(Coordinator, Self), RestoreError> {
         let world = World::restore(&store, settings.permit_ttl, clock.now(), clock.wall()).await?;
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (look, looks) = mpsc::channel(COMMANDS_MAX);
         let renew_at = clock.now();
         let runtime = Self {
             world,
@@ -228,10 +252,15 @@ impl Runtime {
             node_url,
             watch: Watch::new(clock.now(), clock.wall()),
             commands,
+            looks,
             renew_at,
             fatal: None,
         };
-        Ok((Coordinator { commands: sender }, runtime))
+        let coordinator = Coordinator {
+            commands: sender,
+            looks: look,
+        };
+        Ok((coordinator, runtime))
     }
 
     /// Runs until cancelled, or until the database is beyond use. What was acknowledged is durable at any time.
@@ -239,15 +268,22 @@ impl Runtime {
         if let Err(failure) = self.begin_epoch().await {
             error!(error = %chain(&failure), "permits of the last epoch could not be signed again: they lapse, and others follow");
         }
+        self.obey_brakes().await;
         // Metadata that expired while nobody was here, and what the engine wanted when it was loaded.
         self.renew().await;
         self.tick().await;
+        let mut looked = 0;
         while self.fatal.is_none() {
             let due = self.renew_at.min(self.watch.look_at);
             let wake = self.world.engine.deadline().map_or(due, |at| at.min(due));
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => break,
+                Some(look) = self.looks.recv(), if looked < LOOKS_MAX => {
+                    look(&self.world);
+                    looked += 1;
+                    continue;
+                }
                 () = tokio::time::sleep_until(self.clock.instant(wake)) => {
                     self.tick().await;
                     if self.clock.now() >= self.renew_at {
@@ -261,9 +297,19 @@ impl Runtime {
                     Some(command) => self.obey(command).await,
                     None => break,
                 },
+                // Nobody else wants anything.
+                () = std::future::ready(()), if looked == LOOKS_MAX => {}
             }
+            looked = 0;
         }
         self.fatal.map_or(Ok(()), Err)
+    }
+
+    /// A brake may be durable before what it stops has been stopped.
+    async fn obey_brakes(&mut self) {
+        if let Err(failure) = self.stop_braked().await {
+            error!(error = %chain(&failure), "a campaign that a brake stops could not be stopped, it is tried again");
+        }
     }
 
     async fn tick(&mut self) {
@@ -275,7 +321,6 @@ impl Runtime {
     // Askers may have gone away: then nobody wants the reply.
     async fn obey(&mut self, command: Command) {
         match command {
-            Command::Read(look) => look(&self.world),
             Command::Act(input, reply) => drop(reply.send(self.act(input).await)),
             Command::Publish(publication, vetted, reply) => {
                 drop(reply.send(self.publish(&publication, &vetted).await));
@@ -299,6 +344,10 @@ impl Runtime {
                 drop(reply.send(Ok(())));
             }
             Command::Settle(node, judged, reply) => drop(reply.send(self.settle_proofs(&node, judged).await)),
+            Command::Archive(view, reply) => drop(reply.send(self.archive(view).await)),
+            Command::Collect(images, uploads, reply) => {
+                drop(reply.send(forget_unnamed(&self.store, &uploads, images).await));
+            }
             Command::Sync(heartbeat, reply) => self.hear_many(*heartbeat, reply).await,
         }
     }
@@ -306,10 +355,11 @@ impl Runtime {
     /// Hears a heartbeat, and those that wait right behind it.
     async fn hear_many(&mut self, first: Heartbeat, reply: Reply<SyncResponse, SyncError>) {
         let (mut heartbeats, mut replies) = (vec![first], vec![reply]);
-        let mut other = None;
-        while other.is_none() && heartbeats.len() < HEARTBEATS_MAX {
+        let (mut other, mut brought) = (None, heartbeats[0].weight());
+        while other.is_none() && heartbeats.len() < HEARTBEATS_MAX && brought < HEARD_MAX {
             match self.commands.try_recv() {
                 Ok(Command::Sync(heartbeat, reply)) => {
+                    brought += heartbeat.weight();
                     heartbeats.push(*heartbeat);
                     replies.push(reply);
                 }
@@ -320,7 +370,8 @@ impl Runtime {
         for (reply, heard) in replies.into_iter().zip(self.hear(heartbeats).await) {
             drop(reply.send(heard));
         }
-        if let Some(command) = other {
+        // Whoever asked learns that nobody leads here any more.
+        if let Some(command) = other.filter(|_| self.fatal.is_none()) {
             Box::pin(self.obey(command)).await;
         }
     }
@@ -330,7 +381,30 @@ impl Runtime {
         self.apply(input, Vec::new()).await
     }
 
+    /// From now on only the archive has the devices of a campaign, unless one of them is not done with.
+    async fn archive(&mut self, view: Box<ArchiveView>) -> Result<(), ActionError> {
+        let id = view.campaign.clone();
+        let attempts = self.world.engine.attempts(&id).unwrap_or_default();
+        let waits = |attempt: &AttemptView| !attempt.state.is_terminal();
+        let state = self.world.engine.state(&id);
+        if state.is_some_and(|state| !state.is_terminal()) || attempts.iter().any(waits) {
+            return Err(ActionError::AtWork(id));
+        }
+        self.commit(vec![Write::Archived(view)]).await?;
+        self.world.archived.insert(id);
+        Ok(())
+    }
+
+    /// Nobody gives orders about devices that only the archive has.
+    pub(crate) fn refuse_archived(&self, campaign: &CampaignId) -> Result<(), ActionError> {
+        match self.world.archived.contains(campaign) {
+            true => Err(ActionError::Archived(campaign.clone())),
+            false => Ok(()),
+        }
+    }
+
     async fn close(&mut self, closing: Closing) -> Result<(), ActionError> {
+        self.refuse_archived(&closing.campaign)?;
         warn!(campaign = %closing.campaign, device = ?closing.device, reason = closing.reason, "closed by force");
         let write = Write::Closing {
             campaign: closing.campaign.clone(),
@@ -494,6 +568,7 @@ impl Runtime {
 
     /// Signs snapshot and timestamp anew before they expire.
     async fn renew(&mut self) {
+        self.obey_brakes().await;
         let half = (self.settings.metadata_validity.shorter() / 2).max(Duration::from_millis(500));
         self.renew_at = self.clock.now() + half.min(RENEW_AGAIN);
         let nothing = Vetted::nothing(self.settings.provenance_policy.as_ref());

@@ -104,6 +104,11 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
+    /// How much it brings, in reports: devices that are told of again cost little.
+    pub(crate) fn weight(&self) -> usize {
+        self.reports.len() + self.request.devices.len() / 10
+    }
+
     /// Verifies everything signed: some milliseconds for many reports.
     pub(crate) fn verify(
         identity: NodeIdentity,
@@ -160,6 +165,10 @@ impl Runtime {
         let mut change = Change::default();
         let mut heard = Vec::with_capacity(heartbeats.len());
         for heartbeat in heartbeats {
+            if self.fatal.is_some() {
+                heard.push(Err(SyncError::NotStored));
+                continue;
+            }
             let taken = self.take_in(heartbeat, &mut change).await;
             let is_lost = matches!(taken, Err(SyncError::Action(_)));
             heard.push(taken);
@@ -171,7 +180,10 @@ impl Runtime {
                 }
             }
         }
-        let stored = self.enact(change).await;
+        let stored = match self.fatal {
+            Some(_) => Err(ActionError::Stopping),
+            None => self.enact(change).await,
+        };
         if let Err(failure) = &stored {
             error!(error = %chain(failure), "heartbeats could not be stored: nodes send them again");
         }

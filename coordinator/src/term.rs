@@ -113,12 +113,15 @@ pub(crate) async fn lead(
         _ => Origin::open(artifacts),
     };
     let origin = origin.map_err(unusable)?;
+    if let Err(error) = origin.belongs_to(&store.fleet()).await {
+        // A bucket that does not answer is no reason not to lead. Nothing is ever removed from one that is not ours.
+        warn!(error = %chain(&error), "it is not known whether the bucket is this fleet's");
+    }
     let uploads = Uploads::open(files.join("uploads")).map_err(unusable)?;
     store.interrupt_operations(clock.wall()).await?;
     let shelf = bucket
         .clone()
         .map_or_else(|| Shelf::Folder(files.clone()), Shelf::Bucket);
-    let archive = Archive::new(store.clone(), shelf, settings.retention);
     let vetting = Vetting::new(settings.provenance_policy.clone(), files, origin.clone(), bucket);
     vetting.check_policy()?;
     let access = Access::load(settings.access.clone(), &authority.token_key(), &store.fleet())?;
@@ -136,6 +139,7 @@ pub(crate) async fn lead(
         node_url.clone(),
     )
     .await?;
+    let archive = Archive::new(store.clone(), shelf, settings.retention, Some(coordinator.clone()));
     let webhooks = GateWebhooks::new(&settings.gate_webhooks, coordinator.clone(), store.fleet(), clock)?;
     let notifier = Notifier::new(&settings.notifications, store.clone(), &metrics, clock).await?;
     let servers = Servers {

@@ -23,7 +23,7 @@ use tokio_util::io::ReaderStream;
 use crate::{
     ceremony::write_file,
     config::remedy,
-    origin::{ImportError, Origin},
+    origin::{Arrived, ImportError, Origin},
     telemetry::chain,
 };
 
@@ -219,14 +219,14 @@ impl Uploads {
     }
 
     /// Appends what comes, durably; once all is here, gives it to the origin. When the image is written down as an artifact,
-    /// the upload is [`finished`](Self::finish).
+    /// the upload is [`finished`](Self::finish), and what comes second is dropped.
     pub(crate) async fn append<E>(
         &self,
         id: &str,
         asked: u64,
         body: impl Stream<Item = Result<Bytes, E>> + Unpin,
         origin: &Origin,
-    ) -> Result<UploadView, UploadError>
+    ) -> Result<(UploadView, Option<Arrived>), UploadError>
     where
         E: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
@@ -239,23 +239,26 @@ impl Uploads {
             });
         }
         if upload.artifact.is_some() {
-            return Ok(upload);
+            return Ok((upload, None));
         }
         self.write_on(&upload, body).await?;
         let here = fs::metadata(self.data(id)).map_err(|source| self.disk(source))?;
         if here.len() < upload.length {
-            return self.get(id);
+            return Ok((self.get(id)?, None));
         }
         let file = tokio::fs::File::open(self.data(id))
             .await
             .map_err(|source| self.disk(source))?;
         let whole = ReaderStream::with_capacity(file, 1 << 20);
         match origin.import(whole, Some(upload.sha256)).await {
-            Ok(artifact) => Ok(UploadView {
-                offset: upload.length,
-                artifact: Some(artifact),
-                ..upload
-            }),
+            Ok(arrived) => {
+                let upload = UploadView {
+                    offset: upload.length,
+                    artifact: Some(arrived.artifact.clone()),
+                    ..upload
+                };
+                Ok((upload, Some(arrived)))
+            }
             Err(error @ ImportError::WrongDigest { .. }) => {
                 // Nobody knows which part is wrong.
                 self.forget(id)?;

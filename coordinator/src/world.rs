@@ -111,6 +111,8 @@ pub(crate) struct World {
     pub(crate) archived: BTreeSet<CampaignId>,
     /// Which start of a coordinator this is.
     pub(crate) epoch: u64,
+    /// When it was read from the database.
+    pub(crate) began: WallTime,
 }
 
 impl World {
@@ -163,7 +165,13 @@ impl World {
             evidence: BTreeMap::new(),
             archived: stored.archived,
             epoch: 0,
+            began: wall,
         })
+    }
+
+    /// Whether a campaign of this name was ever published.
+    pub(crate) fn knows(&self, campaign: &CampaignId) -> bool {
+        self.archived.contains(campaign) || self.engine.state(campaign).is_some()
     }
 
     pub(crate) fn node_view(&self, id: &NodeId) -> Option<NodeView> {
@@ -299,7 +307,11 @@ impl World {
                 node: device.node.clone(),
                 node_key,
                 path: node.path.clone(),
-                node_reachable: node.last_seen.is_some_and(|seen| seen + silent_after >= wall),
+                // What was heard last is stored now and then: after a start nodes have their time.
+                node_reachable: node
+                    .last_seen
+                    .map(|seen| if node.silent { seen } else { seen.max(self.began) })
+                    .is_some_and(|seen| seen + silent_after >= wall),
                 quarantined: self.engine.is_quarantined(id),
                 held_by_operator: held.get(id).cloned(),
             };

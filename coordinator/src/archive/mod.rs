@@ -22,6 +22,7 @@ use crate::{
     ConfigError,
     files::Shelf,
     rows::unreadable,
+    runtime::{ActionError, Coordinator},
     store::{Store, StoreError},
 };
 
@@ -94,6 +95,9 @@ pub(crate) enum ArchiveError {
         /// What is there.
         found: String,
     },
+    /// The campaign is needed again.
+    #[error(transparent)]
+    Action(#[from] ActionError),
     /// Another run is not over.
     #[error("another run of the archive is not over")]
     Busy,
@@ -103,15 +107,18 @@ pub(crate) enum ArchiveError {
 #[derive(Debug, Clone)]
 pub(crate) struct Archive {
     store: Store,
+    /// Whoever else may have use for a campaign, if anybody works with the database.
+    coordinator: Option<Coordinator>,
     shelf: Shelf,
     retention: Retention,
     turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Archive {
-    pub(crate) fn new(store: Store, shelf: Shelf, retention: Retention) -> Self {
+    pub(crate) fn new(store: Store, shelf: Shelf, retention: Retention, coordinator: Option<Coordinator>) -> Self {
         Self {
             store,
+            coordinator,
             shelf,
             retention,
             turn: Arc::default(),

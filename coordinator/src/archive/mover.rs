@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     rows::unreadable,
+    runtime::Command,
     store::{RowError, StoreError, Write},
     telemetry::chain,
 };
@@ -69,8 +70,16 @@ impl Archive {
             .due(now.unix_seconds().saturating_sub(age), &mut result.kept)
             .await?
         {
-            if !asked.dry_run {
-                self.move_out(&due, now).await?;
+            if !asked.dry_run
+                && let Err(error) = self.move_out(&due, now).await
+            {
+                if let ArchiveError::Store(StoreError::Deposed) = error {
+                    return Err(error);
+                }
+                // The others need not wait for it.
+                warn!(campaign = %due.record.id, error = %chain(&error), "a campaign could not be archived");
+                result.kept.insert(due.record.id, chain(&error));
+                continue;
             }
             result.archived.push(due.record.id);
         }
@@ -113,9 +122,11 @@ impl Archive {
             if ended.unix_seconds() > ended_by {
                 continue;
             }
-            match self.waits(&record.id).await? {
-                Some(reason) => drop(kept.insert(record.id, reason)),
-                None => due.push(Due { record, text, ended }),
+            match self.waits(&record.id).await {
+                Ok(Some(reason)) => drop(kept.insert(record.id, reason)),
+                Ok(None) => due.push(Due { record, text, ended }),
+                // The others need not wait for it.
+                Err(error) => drop(kept.insert(record.id, chain(&error))),
             }
         }
         Ok(due)
@@ -255,7 +266,11 @@ impl Archive {
         };
         // It must be readable before a single row goes.
         self.verify(&view).await?;
-        Ok(self.store.commit(vec![Write::Archived(Box::new(view))], now).await?)
+        match &self.coordinator {
+            // Somebody may have ordered it back meanwhile.
+            Some(coordinator) => Ok(coordinator.ask(|reply| Command::Archive(Box::new(view), reply)).await?),
+            None => Ok(self.store.commit(vec![Write::Archived(Box::new(view))], now).await?),
+        }
     }
 
     async fn nodes(&self) -> Result<Vec<NodeId>, StoreError> {
@@ -339,14 +354,13 @@ impl Archive {
 
     /// Removes the files of an archive whose time is over. That there was one stays.
     async fn remove(&self, mut archive: ArchiveView, now: WallTime) -> Result<(), ArchiveError> {
-        let segments = std::mem::take(&mut archive.segments);
-        archive.removed = Some(now);
-        self.store.commit(vec![Write::Archived(Box::new(archive))], now).await?;
-        for segment in segments {
+        // Files first: what is broken off is gone on with by the next run.
+        for segment in std::mem::take(&mut archive.segments) {
             let removed = self.shelf.remove(&segment.name).await;
             removed.map_err(|error| files(&segment.name, error))?;
         }
-        Ok(())
+        archive.removed = Some(now);
+        Ok(self.store.commit(vec![Write::Archived(Box::new(archive))], now).await?)
     }
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 const LINES_BYTES: usize = 8 << 20;
 
 /// No line is longer: a permit names up to some thousand devices.
-const LINE_BYTES_MAX: usize = 4 << 20;
+const LINE_BYTES_MAX: usize = 64 << 20;
 
 /// The longest file.
 pub(super) const SEGMENT_BYTES_MAX: u64 = 2 * (LINES_BYTES + LINE_BYTES_MAX) as u64;

@@ -17,6 +17,7 @@ use crate::store::{
 on_both_databases!(
     what_ended_long_ago_goes_and_stays_readable,
     what_a_device_waits_in_stays,
+    what_cannot_be_read_keeps_nothing_else_from_going,
     a_move_that_broke_off_is_gone_on_with,
 );
 
@@ -115,7 +116,7 @@ async fn two_campaigns(database: &TestDatabase) -> (Store, Archive, tempfile::Te
         ..RetentionConfig::default()
     };
     let retention = retention.check(|_, _| Ok(Duration::from_secs(90 * 86_400))).unwrap();
-    let archive = Archive::new(store.clone(), Shelf::Folder(folder.path().to_owned()), retention);
+    let archive = Archive::new(store.clone(), Shelf::Folder(folder.path().to_owned()), retention, None);
     (store, archive, folder)
 }
 
@@ -197,6 +198,22 @@ async fn what_a_device_waits_in_stays(database: TestDatabase) {
             "{result:?}"
         );
     }
+}
+
+async fn what_cannot_be_read_keeps_nothing_else_from_going(database: TestDatabase) {
+    let (store, archive, _folder) = two_campaigns(&database).await;
+    let (damaged, old) = (CampaignId::new("damaged").unwrap(), CampaignId::new("old").unwrap());
+    let writes = vec![
+        campaign("damaged", CampaignState::Completed),
+        attempt("damaged", 1, AttemptState::Success),
+    ];
+    store.commit(writes, at(1)).await.unwrap();
+    database
+        .run("UPDATE attempts SET record = '{' WHERE campaign = 'damaged'")
+        .await;
+    let result = archive.run(&ArchiveRun::default(), at(92)).await.unwrap();
+    assert_eq!(result.archived, [old]);
+    assert!(result.kept[&damaged].contains("attempts"), "{result:?}");
 }
 
 /// Between the transaction that says so and the last row that goes a coordinator may die.

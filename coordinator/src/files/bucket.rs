@@ -30,6 +30,10 @@ const RETRY_FOR: Duration = Duration::from_secs(30);
 const PART_BYTES: usize = 16 << 20;
 const PARTS_AT_ONCE: usize = 4;
 
+/// Says whose bucket it is.
+const OWNER: &str = "fleet";
+const OWNER_BYTES_MAX: u64 = 1 << 10;
+
 /// The bucket. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Bucket {
@@ -80,6 +84,23 @@ impl Bucket {
     pub(crate) fn in_memory() -> Self {
         Self {
             objects: Arc::new(object_store::memory::InMemory::new()),
+        }
+    }
+
+    /// Makes sure that it is this fleet's: what one fleet does not know, another may need.
+    pub(crate) async fn belongs_to(&self, fleet: &str) -> io::Result<()> {
+        if self.put_new(OWNER, Bytes::copy_from_slice(fleet.as_bytes())).await? {
+            return Ok(());
+        }
+        match self.get(OWNER, OWNER_BYTES_MAX).await? {
+            Some(owner) if owner == fleet.as_bytes() => Ok(()),
+            Some(owner) => Err(io::Error::other(format!(
+                "the bucket belongs to {}, and this fleet is {fleet}: give each a bucket, or a `files.s3.prefix`, of its own",
+                String::from_utf8_lossy(&owner)
+            ))),
+            None => Err(io::Error::other(
+                "somebody has just removed whose bucket it is: try again",
+            )),
         }
     }
 
@@ -215,6 +236,18 @@ fn failed(error: Error) -> io::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_bucket_is_of_one_fleet() {
+        let bucket = Bucket::in_memory();
+        bucket.belongs_to("urn:ours").await.unwrap();
+        bucket.belongs_to("urn:ours").await.unwrap();
+        let refused = bucket.belongs_to("urn:theirs").await.unwrap_err().to_string();
+        assert!(
+            refused.contains("urn:ours") && refused.contains("files.s3.prefix"),
+            "{refused}"
+        );
+    }
 
     #[tokio::test]
     async fn an_object_is_made_once_read_in_stretches_and_removed() {

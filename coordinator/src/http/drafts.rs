@@ -238,10 +238,9 @@ pub(super) async fn drafted(
 /// What is signed is changed by signing another edition.
 async fn refuse_published(app: &App, id: &CampaignId) -> Result<(), Failure> {
     let wanted = id.clone();
-    let state = app.coordinator.read(move |world| world.engine.state(&wanted)).await?;
-    match state {
-        None => Ok(()),
-        Some(_) => Err(Failure::new(
+    match app.coordinator.read(move |world| world.knows(&wanted)).await? {
+        false => Ok(()),
+        true => Err(Failure::new(
             StatusCode::CONFLICT,
             "campaign_signed",
             format!(

@@ -233,11 +233,13 @@ async fn import(
     request: Request,
 ) -> Answer<Artifact> {
     let Query(ImportQuery { sha256 }) = query.map_err(|error| Failure::bad_request(error.body_text()))?;
-    let artifact = app
+    let arrived = app
         .origin
         .import(request.into_body().into_data_stream(), sha256)
         .await?;
+    let artifact = arrived.artifact.clone();
     app.store.put_artifact(&artifact).await?;
+    drop(arrived);
     info!(artifact = %artifact.id, length = artifact.length, "artifact imported");
     app.events.send(app.clock.wall(), EventKind::Artifact(artifact.clone()));
     Ok(Json(artifact))

@@ -268,7 +268,9 @@ impl From<ActionError> for Failure {
             ActionError::Refused(InputError::NothingToApprove(_)) => {
                 Self::new(StatusCode::CONFLICT, "nothing_to_approve", detail).refused()
             }
-            ActionError::Refused(_) => Self::new(StatusCode::CONFLICT, "wrong_state", detail).refused(),
+            ActionError::Refused(_) | ActionError::Archived(_) | ActionError::AtWork(_) => {
+                Self::new(StatusCode::CONFLICT, "wrong_state", detail).refused()
+            }
             ActionError::Store(failure) => failure.into(),
             ActionError::Stopping => Self::new(StatusCode::SERVICE_UNAVAILABLE, "stopping", detail),
         }

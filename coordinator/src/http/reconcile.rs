@@ -1,7 +1,11 @@
 //! `/api/v1/baselines/{id}/reconcile`: a campaign is drafted for devices that have drifted from their baseline, when somebody
 //! asks for it, or by itself as often as the baseline says. Approvers sign it as any other, or nobody is touched.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Json,
@@ -205,19 +209,19 @@ async fn last(app: &App, id: &GroupId, before: Option<&Kept<ReconcileRecord>>) -
     let mut names: Vec<CampaignId> = own.iter().filter_map(|kept| kept.id.parse().ok()).collect();
     names.extend(before.map(|kept| kept.record.campaign.clone()));
     let asked = names.clone();
-    let states = app.coordinator.read(move |world| {
-        let states = asked
-            .into_iter()
-            .filter_map(|id| Some((id.clone(), world.engine.state(&id)?)));
-        states.collect::<BTreeMap<_, _>>()
+    let known = app.coordinator.read(move |world| {
+        let known = asked.into_iter().filter(|id| world.knows(id)).collect::<BTreeSet<_>>();
+        let mut states = known.iter().filter_map(|id| world.engine.state(id));
+        let runs = states.any(|state| !state.is_terminal());
+        (known, runs)
     });
-    let states = states.await?;
-    if states.values().any(|state| !state.is_terminal()) {
+    let (known, runs) = known.await?;
+    if runs {
         return Ok((Last::Runs, None));
     }
     for kept in own {
         let name: CampaignId = named(&kept.id)?;
-        if !states.contains_key(&name) {
+        if !known.contains(&name) {
             return Ok((Last::Waits, Some((name, kept))));
         }
         // It is over: its draft says nothing any more.
@@ -225,7 +229,7 @@ async fn last(app: &App, id: &GroupId, before: Option<&Kept<ReconcileRecord>>) -
     }
     Ok(match before {
         None => (Last::None, None),
-        Some(kept) if states.contains_key(&kept.record.campaign) => (Last::Over, None),
+        Some(kept) if known.contains(&kept.record.campaign) => (Last::Over, None),
         Some(_) => (Last::Removed, None),
     })
 }
@@ -235,10 +239,7 @@ async fn free_name(app: &App, id: &GroupId, from: u64) -> Result<(CampaignId, u6
     for number in from..from.saturating_add(1_000) {
         let campaign = name(id, number).map_err(|error| Failure::bad_request(error.to_string()))?;
         let asked = campaign.clone();
-        let is_known = app
-            .coordinator
-            .read(move |world| world.engine.state(&asked).is_some())
-            .await?;
+        let is_known = app.coordinator.read(move |world| world.knows(&asked)).await?;
         if !is_known && app.store.record::<DraftRecord>(campaign.as_str()).await?.is_none() {
             return Ok((campaign, number));
         }

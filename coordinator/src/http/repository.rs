@@ -297,7 +297,7 @@ async fn fetch(
         });
         app.uploads.append(&upload.id, upload.offset, body, &app.origin).await
     };
-    let whole = whole.map_err(told)?;
+    let (whole, _arrived) = whole.map_err(told)?;
     result.bytes += whole.offset - upload.offset;
     let artifact = whole
         .artifact

@@ -60,9 +60,18 @@ async fn collect_images(
     State(app): Shared,
     Body(asked): Body<CollectImages>,
 ) -> Result<Json<CollectedImages>, Failure> {
-    let collected = collect(&app.store, &app.origin, &app.uploads, &asked, SystemTime::now()).await;
+    let collected = collect(
+        &app.coordinator,
+        &app.store,
+        &app.origin,
+        &app.uploads,
+        &asked,
+        SystemTime::now(),
+    )
+    .await;
     collected.map(Json).map_err(|error| match error {
         CollectError::Store(error) => error.into(),
+        CollectError::Action(error) => error.into(),
         CollectError::Uploads(error) => error.into(),
         error @ CollectError::Files(_) => damaged(&error),
     })
@@ -108,6 +117,7 @@ impl From<ArchiveError> for Failure {
     fn from(error: ArchiveError) -> Self {
         match error {
             ArchiveError::Store(error) => error.into(),
+            ArchiveError::Action(error) => error.into(),
             ArchiveError::Busy => Self::new(StatusCode::CONFLICT, "archive_running", chain(&error)),
             error => damaged(&error),
         }

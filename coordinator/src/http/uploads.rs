@@ -144,7 +144,7 @@ async fn append(State(app): Shared, Path(id): Path<String>, _: Tus, request: Req
         }
     }
     let body = request.into_body().into_data_stream();
-    let upload = app.uploads.append(&id, offset, body, &app.origin).await?;
+    let (upload, _arrived) = app.uploads.append(&id, offset, body, &app.origin).await?;
     finished(&app, &upload).await?;
     told(&upload, StatusCode::NO_CONTENT)
 }

@@ -33,7 +33,7 @@ impl Database {
         let copied = sqlx::query("VACUUM INTO $1").bind(name.to_owned());
         copied.execute(&mut *connection).await.map_err(StoreError::read)?;
         file.sync_all().map_err(failed)?;
-        let copy = Self::connect(&super::Place::File(path.to_owned())).await?;
+        let copy = Self::open(&super::Place::File(path.to_owned())).await?;
         let checked = sqlx::query("PRAGMA integrity_check").fetch_one(copy.reader()).await;
         let said: String = checked.map_err(StoreError::read)?.get(0);
         copy.close().await;
@@ -64,9 +64,7 @@ impl Database {
         for record in records {
             let mut record: CampaignRecord =
                 serde_json::from_str(&record).map_err(|error| unreadable("campaigns")(error.into()))?;
-            if record.state.is_terminal() {
-                continue;
-            }
+            // Also of those that are over: people may send their devices back.
             record.last_permit += LEFT_OUT;
             sqlx::query("UPDATE campaigns SET record = $2 WHERE campaign = $1")
                 .bind(record.id.to_string())

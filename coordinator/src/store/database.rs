@@ -21,6 +21,28 @@ pub(super) enum Kind {
     Postgres,
 }
 
+impl Kind {
+    fn of(place: &Place) -> Self {
+        match place {
+            Place::File(_) => Self::Sqlite,
+            Place::Server(_) => Self::Postgres,
+        }
+    }
+}
+
+fn unusable(place: &Place, source: sqlx::Error) -> StoreError {
+    match place {
+        Place::File(path) => StoreError::Open {
+            path: path.clone(),
+            source,
+        },
+        Place::Server(server) => StoreError::Unreachable {
+            server: server.to_string(),
+            source,
+        },
+    }
+}
+
 /// A transaction of whoever leads. Dropping it takes everything back.
 pub(crate) type Transaction = sqlx::Transaction<'static, Any>;
 
@@ -52,20 +74,8 @@ impl Database {
     /// Opens it, and brings it to this version. Of several coordinators that do so at once, one does it and the others wait.
     pub(crate) async fn connect(place: &Place) -> Result<Self, StoreError> {
         install_default_drivers();
-        let kind = match place {
-            Place::File(_) => Kind::Sqlite,
-            Place::Server(_) => Kind::Postgres,
-        };
-        let failed = |source| match place {
-            Place::File(path) => StoreError::Open {
-                path: path.clone(),
-                source,
-            },
-            Place::Server(server) => StoreError::Unreachable {
-                server: server.to_string(),
-                source,
-            },
-        };
+        let kind = Kind::of(place);
+        let failed = |source| unusable(place, source);
         let options = options(place)?;
         // A machine that has vanished says nothing, for minutes.
         let connecting = tokio::time::timeout(ACQUIRE_WITHIN, AnyConnection::connect_with(&options)).await;
@@ -80,6 +90,14 @@ impl Database {
             source,
         })?;
         connection.close().await.map_err(failed)?;
+        Self::open(place).await
+    }
+
+    /// Opens it as it is: whoever works with it may be of another version.
+    pub(crate) async fn open(place: &Place) -> Result<Self, StoreError> {
+        install_default_drivers();
+        let (kind, options) = (Kind::of(place), options(place)?);
+        let failed = |source| unusable(place, source);
         let (min, max, session) = match place {
             Place::File(_) => (0, FILE_CONNECTIONS_MAX, FILE_SESSION),
             Place::Server(server) => (server.connections_min, server.connections_max, SERVER_SESSION),

@@ -1,6 +1,6 @@
 //! What is asked of the store, and the two kinds of documents that are put there by themselves: plans and artifacts.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, NodeId, Sha256},
@@ -8,7 +8,7 @@ use firmesh_protocol::{
     trust::Envelope,
 };
 use serde::de::DeserializeOwned;
-use sqlx::Row as _;
+use sqlx::{AssertSqlSafe, Row as _};
 
 use super::{RowError, Store, StoreError, Stored, StoredDevice};
 
@@ -17,6 +17,9 @@ const DEVICES_AT_ONCE: i64 = 10_000;
 
 /// Such rows that are read as JSON while the next one comes.
 const PAGES_AT_ONCE: usize = 3;
+
+/// Reports that one query asks for.
+const ASKED_AT_ONCE: usize = 256;
 
 impl Store {
     /// Reads what the audit log was last told of.
@@ -115,18 +118,38 @@ impl Store {
         })
     }
 
-    /// All reports of a node with this sequence: usually one, more if the node lost its journal.
-    pub(crate) async fn reports(&self, node: &NodeId, sequence: u64) -> Result<Vec<Envelope>, StoreError> {
-        let query = "SELECT envelope FROM reports WHERE node = $1 AND sequence = $2 ORDER BY envelope";
-        let query = sqlx::query_as::<_, (String,)>(query)
-            .bind(node.to_string())
-            .bind(sequence.cast_signed());
-        let rows = query.fetch_all(self.reader()).await.map_err(StoreError::read)?;
+    /// All reports of nodes with these sequences: usually one each, more if the node lost its journal.
+    pub(crate) async fn reports_of(
+        &self,
+        wanted: &[(NodeId, u64)],
+    ) -> Result<BTreeMap<(NodeId, u64), Vec<Envelope>>, StoreError> {
+        let mut by_node: BTreeMap<&NodeId, Vec<u64>> = BTreeMap::new();
+        for (node, sequence) in wanted {
+            by_node.entry(node).or_default().push(*sequence);
+        }
         let row = |source| StoreError::Row {
             table: "reports",
             source,
         };
-        rows.into_iter().map(|text| json(text).map_err(row)).collect()
+        let mut found: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (node, sequences) in by_node {
+            for sequences in sequences.chunks(ASKED_AT_ONCE) {
+                let places: Vec<_> = (2..sequences.len() + 2).map(|place| format!("${place}")).collect();
+                let query = format!(
+                    "SELECT sequence, envelope FROM reports WHERE node = $1 AND sequence IN ({}) ORDER BY sequence, envelope",
+                    places.join(", ")
+                );
+                let mut query = sqlx::query_as::<_, (i64, String)>(AssertSqlSafe(query)).bind(node.to_string());
+                for sequence in sequences {
+                    query = query.bind(sequence.cast_signed());
+                }
+                for (sequence, text) in query.fetch_all(self.reader()).await.map_err(StoreError::read)? {
+                    let place = found.entry((node.clone(), sequence.cast_unsigned())).or_default();
+                    place.push(json((text,)).map_err(row)?);
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The newest reports of a node, at most so many: as they were signed, and verified before they were stored.
@@ -176,19 +199,6 @@ impl Store {
             .bind(artifact.sha256.to_string())
             .bind(artifact.length.cast_signed());
         self.execute(query).await.map(drop)
-    }
-
-    /// Forgets artifacts. Their files go after it.
-    pub(crate) async fn drop_artifacts(&self, artifacts: &[Artifact]) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        for artifact in artifacts {
-            sqlx::query("DELETE FROM artifacts WHERE id = $1")
-                .bind(artifact.id.to_string())
-                .execute(&mut *transaction)
-                .await
-                .map_err(StoreError::written)?;
-        }
-        transaction.commit().await.map_err(StoreError::written)
     }
 
     /// One artifact.

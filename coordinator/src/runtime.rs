@@ -458,6 +458,7 @@ impl Runtime {
             campaign,
             kind,
             wave,
+            attempt,
             sequence,
             devices,
         } = order;
@@ -474,6 +475,7 @@ impl Runtime {
             campaign: campaign.clone(),
             kind,
             wave,
+            attempt,
             sequence,
             epoch: self.world.epoch,
             issued,

@@ -6,7 +6,8 @@ use firmesh_protocol::{
     gate::{AbortRule, Sequential},
     health::{HealthInput, HealthLimit, HealthRule},
     ids::CampaignId,
-    manifest::{Caps, Constraints, Deadlines, GateRule, Priority, Selector, Strategy},
+    manifest::{Caps, Constraints, Deadlines, GateRule, Priority, Retries, RetryBudget, RetryRule, Selector, Strategy},
+    report::FailureClass,
     time::WallTime,
     trust::PublicKey,
     units::BasisPoints,
@@ -58,6 +59,8 @@ pub struct CampaignFile {
     /// Whether operators may send devices back without the approvers: no, unless the approvers sign that they may.
     #[serde(default)]
     pub operator_rollback: bool,
+    /// Which failed updates are begun again; none if left out.
+    pub retries: Option<RetriesFile>,
     /// The coordinators' keys whose permits count, in hexadecimal.
     #[serde(default)]
     pub permit_keys: Vec<PublicKey>,
@@ -205,6 +208,46 @@ impl From<GateRule> for GateFile {
     }
 }
 
+/// See [`Retries`]: `retries = { rules = [{ class = "install", times = 2, pause = "PT10M" }], budget = { share = 500 } }`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetriesFile {
+    /// See [`Retries::rules`].
+    pub rules: Vec<RetryRuleFile>,
+    /// See [`Retries::budget`]; one device of a wave in twenty if left out.
+    #[serde(default)]
+    pub budget: RetryBudget,
+}
+
+/// See [`RetryRule`].
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetryRuleFile {
+    /// See [`RetryRule::class`].
+    pub class: FailureClass,
+    /// See [`RetryRule::times`]; once if left out.
+    pub times: Option<u32>,
+    /// See [`RetryRule::pause_s`]; ten minutes if left out.
+    #[serde(alias = "pause")]
+    pub pause_s: Option<Seconds>,
+}
+
+impl RetriesFile {
+    /// The rules, with what is left out.
+    #[must_use]
+    pub fn rules(self) -> Retries {
+        let rule = |file: RetryRuleFile| RetryRule {
+            class: file.class,
+            times: file.times.unwrap_or(RetryRule::TIMES),
+            pause_s: file.pause_s.map_or(RetryRule::PAUSE_S, |Seconds(pause_s)| pause_s),
+        };
+        Retries {
+            rules: self.rules.into_iter().map(rule).collect(),
+            budget: self.budget,
+        }
+    }
+}
+
 /// See [`Deadlines`].
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -345,6 +388,35 @@ recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }
         let windows = &file.constraints.windows;
         assert_eq!((windows.len(), windows[0].problem()), (1, None));
         assert_eq!(file.constraints.blackout_calendars[0].problem(), None);
+    }
+
+    #[test]
+    fn retries_may_be_left_out_in_part_or_whole() {
+        let retries = |text: &str| {
+            let text = format!("{}\n{text}", file_text(r#"{ kind = "direct" }"#, ""));
+            let file = CampaignFile::from_toml(&text).unwrap();
+            file.retries.map(RetriesFile::rules)
+        };
+        assert_eq!(retries(""), None);
+        let found = retries(
+            r#"retries = { rules = [{ class = "install", times = 2, pause = "PT5M" }, { class = "boot" }], budget = { count = 3 } }"#,
+        );
+        let rules = vec![
+            RetryRule {
+                class: FailureClass::Install,
+                times: 2,
+                pause_s: 300,
+            },
+            RetryRule {
+                class: FailureClass::Boot,
+                times: 1,
+                pause_s: 600,
+            },
+        ];
+        let budget = RetryBudget::Count(3);
+        assert_eq!(found, Some(Retries { rules, budget }));
+        let found = retries(r#"retries = { rules = [{ class = "timeout" }] }"#).unwrap();
+        assert_eq!(found.budget, RetryBudget::default());
     }
 
     #[test]

@@ -36,6 +36,7 @@ fn manifest() -> CampaignManifest {
         priority: Priority::Emergency,
         automatic_rollback: true,
         operator_rollback: false,
+        retries: None,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b"plan"),
         rehearsal_sha256: None,
@@ -198,4 +199,71 @@ fn a_plan_naming_a_device_twice_is_refused() {
     };
     let refused = Plan::from_bytes(&keyless.to_bytes()).unwrap_err();
     assert!(refused.to_string().contains("key of n1"), "{refused}");
+}
+
+/// Manifests without retries keep their bytes; with them, only what may be bad luck is begun again.
+#[test]
+fn retries_are_left_out_unless_said_and_never_follow_what_nobody_knows() {
+    use crate::report::{AttemptState, FailureClass};
+    let without = serde_json::to_string(&manifest()).unwrap();
+    assert!(!without.contains("retries"), "{without}");
+    let with = |rules: &str, budget: &str| {
+        let text = without.replace(
+            "\"permit_keys\"",
+            &format!("\"retries\":{{\"rules\":{rules}{budget}}},\"permit_keys\""),
+        );
+        CampaignManifest::from_bytes(text.as_bytes()).map_err(|error| {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            format!("{error} {}", source.unwrap_or_default())
+        })
+    };
+    let manifest = with(
+        r#"[{"class":"install"},{"class":"boot","times":2,"pause_s":50000}]"#,
+        "",
+    )
+    .unwrap();
+    let retries = manifest.retries.clone().unwrap();
+    assert_eq!((retries.rules[0].times, retries.rules[0].pause_s), (1, 600));
+    assert_eq!((manifest.retry_budget(100), manifest.retry_budget(3)), (5, 1));
+    let pause = |state, class, ended| {
+        let pause = manifest.retry_pause(true, state, Some(class), ended);
+        pause.map(|pause| pause.as_secs())
+    };
+    use AttemptState::{Failed, Quarantined, RolledBack, Success};
+    use FailureClass::{Boot, Health, Install, Timeout};
+    assert_eq!(pause(Failed, Install, 1), Some(600));
+    assert_eq!(pause(Failed, Install, 2), None);
+    assert_eq!(pause(RolledBack, Boot, 1), Some(50_000));
+    assert_eq!(pause(RolledBack, Boot, 2), Some(86_400), "a day at most");
+    assert_eq!(pause(RolledBack, Boot, 3), None);
+    for (state, class) in [(Quarantined, Install), (Success, Health), (Failed, Timeout)] {
+        assert_eq!(pause(state, class, 1), None, "{state} {class}");
+    }
+    assert_eq!(
+        manifest.retry_pause(false, Failed, Some(Install), 1),
+        None,
+        "no way back"
+    );
+    assert_eq!(manifest.retry_pause(true, Failed, None, 1), None);
+    for (rules, budget, why) in [
+        ("[]", "", "at least one rule"),
+        (r#"[{"class":"boot"},{"class":"boot"}]"#, "", "one for each class"),
+        (r#"[{"class":"preflight"}]"#, "", "what was refused is refused again"),
+        (r#"[{"class":"health"}]"#, "", "that is its verdict"),
+        (r#"[{"class":"unreachable"}]"#, "", "nobody knows what the device runs"),
+        (r#"[{"class":"quarantine"}]"#, "", "a person looks at it"),
+        (r#"[{"class":"boot","times":0}]"#, "", "allow 0 further starts"),
+        (r#"[{"class":"boot","times":6}]"#, "", "allow 6 further starts"),
+        (r#"[{"class":"boot","pause_s":86401}]"#, "", "at most 86400"),
+        (r#"[{"class":"boot"}]"#, r#","budget":{"count":0}"#, "leave them out"),
+        (
+            r#"[{"class":"boot"}]"#,
+            r#","budget":{"share":10001}"#,
+            "more than the whole",
+        ),
+        (r#"[{"class":"boot","often":1}]"#, "", "unknown field"),
+    ] {
+        let refused = with(rules, budget).unwrap_err();
+        assert!(refused.contains(why), "{rules} {budget}: {refused}");
+    }
 }

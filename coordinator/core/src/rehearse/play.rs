@@ -552,6 +552,7 @@ impl<'a> Run<'a> {
                 wave: u32::try_from(place.wave).unwrap_or(u32::MAX),
                 kind,
                 permit_sequence,
+                attempt: 1,
                 device: place.device.clone(),
                 node: self.stage.nodes[node].clone(),
                 sequence: self.reports[node],

@@ -49,6 +49,9 @@ Strategies: { kind = "direct" }: all in one wave; { kind = "canary" }: 10, 30, 5
 of it is advance = 9900, rollback = 9500, sample_min = 10, and a soak that suits the strategy: an hour in a canary, half
 an hour between places, a quarter of an hour between batches. Durations are seconds or ISO 8601. A wave that fails goes back by
 itself unless automatic_rollback = false; operator_rollback = true lets operators send devices back that did well.
+retries = { rules = [{ class = "install", times = 2, pause = "PT10M" }], budget = { share = 500 } } starts devices again that failed to
+install: twice more at most, after 10 and 20 minutes, and only while at most 5 % of their wave have failed so, or { count = 3 } of it
+(classes: install, boot, timeout). Without it a failure is final.
 
 More for a gate: sequential = { good = 100, bad = 1000, alpha = 500, beta = 1000 } stops an image that breaks 10 % of the devices
 as soon as that is sure, and one that breaks 1 % in 5 % of the cases at most; abort = [{ class = "boot", count = 2 }] fails the wave

@@ -16,7 +16,7 @@ use firmesh_protocol::{
     gate::{Fate, Tally},
     ids::{CampaignId, DeviceId, Sha256},
     limits::REASON_BYTES_MAX,
-    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
+    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice, Strategy},
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     rollback::RollbackScope,
     time::Timestamp,
@@ -405,7 +405,7 @@ impl Campaign {
     /// One step of an active campaign; false when it has to wait.
     fn step(&mut self, now: Timestamp) -> bool {
         let Some(wave) = self.record.gates.len().checked_sub(1) else {
-            return self.open_wave(0);
+            return self.pools_are_ready(0) && self.open_wave(0);
         };
         let verdict = self.verdict(wave);
         let known = self.record.gates[wave];
@@ -473,6 +473,12 @@ impl Campaign {
             }
             return false;
         }
+        // A pool serves again when it is updated wholly.
+        if matches!(self.manifest.strategy, Strategy::BlueGreen { .. }) && !self.has_ended(wave) {
+            let reason = format!("wave {wave} passed, the last devices of its pool are on their way");
+            self.enter(CampaignState::Active, reason);
+            return false;
+        }
         let soak = Duration::from_secs(self.manifest.gate.soak_s.into());
         let until = *self.soak_until.get_or_insert(now + soak);
         // Who was asked was asked after the soak; a restart begins no other one.
@@ -484,7 +490,10 @@ impl Campaign {
             return false;
         }
         let number = u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves");
-        self.webhooks_pass(number) && self.is_approved(number) && self.open_wave(wave + 1)
+        self.webhooks_pass(number)
+            && self.is_approved(number)
+            && self.pools_are_ready(number + 1)
+            && self.open_wave(wave + 1)
     }
 
     fn finish(&mut self) {

@@ -22,6 +22,9 @@ const SAMPLE_MIN: u32 = 10;
 const ADVANCE: u32 = 9_900;
 const ROLLBACK: u32 = 9_500;
 
+/// The same for a pool that is to serve alone.
+const ADVANCE_POOL: u32 = 9_950;
+
 /// The manifest without what is filled in by machine.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -72,11 +75,12 @@ pub enum CampaignFileError {
     /// Not a campaign file.
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
-    /// A strategy that needs what no node can do.
+    /// A strategy without what it cannot do without.
     #[error(
-        "the strategy blue_green needs hooks that drain a pool and switch to the other, and nodes run no hooks: it is \
-         refused rather than pretended. A canary of two halves comes nearest: strategy = {{ kind = \"canary\", shares = \
-         [5000, 10000] }}, gate = {{ advance = 9950, soak = \"PT2H\" }}"
+        "the strategy blue_green needs two webhooks of the coordinator, `drain` and `switch`, that take traffic from a pool and \
+         move it to the other: it is refused rather than pretended. strategy = {{ kind = \"blue_green\", by = \"pool\", order = \
+         [\"green\", \"blue\"], switch = \"balancer\", drain = \"balancer\" }}. Without such systems, a canary of two halves comes \
+         nearest: strategy = {{ kind = \"canary\", shares = [5000, 10000] }}, gate = {{ advance = 9950, soak = \"PT2H\" }}"
     )]
     BlueGreen,
 }
@@ -86,9 +90,15 @@ impl CampaignFile {
     pub fn from_toml(text: &str) -> Result<Self, CampaignFileError> {
         let kind = |file: &toml::Table| Some(file.get("strategy")?.get("kind")?.as_str()?.replace('-', "_"));
         let is_blue_green = || toml::from_str(text).is_ok_and(|file| kind(&file).as_deref() == Some("blue_green"));
-        match toml::from_str(text) {
-            Err(_) if is_blue_green() => Err(CampaignFileError::BlueGreen),
-            read => Ok(read?),
+        let read: Self = match toml::from_str(text) {
+            Err(_) if is_blue_green() => return Err(CampaignFileError::BlueGreen),
+            read => read?,
+        };
+        match &read.strategy {
+            Strategy::BlueGreen { switch, drain, .. } if switch.is_empty() || drain.is_empty() => {
+                Err(CampaignFileError::BlueGreen)
+            }
+            _ => Ok(read),
         }
     }
 }
@@ -101,7 +111,7 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GateFile {
-    /// See [`GateRule::advance`]; 99 % if left out.
+    /// See [`GateRule::advance`]; 99 % if left out, of a pool 99.5 %.
     pub advance: Option<BasisPoints>,
     /// See [`GateRule::rollback`]; 95 % if left out, or `advance` if that is lower.
     pub rollback: Option<BasisPoints>,
@@ -167,17 +177,21 @@ impl From<HealthRule> for HealthFile {
 
 impl GateFile {
     /// The rule, with what is left out as suits the strategy. Waves are watched for an hour in a canary, half an hour
-    /// between places, a quarter of an hour between batches.
+    /// between places, two hours between pools, a quarter of an hour between batches.
     #[must_use]
     pub fn rule(&self, strategy: &Strategy) -> GateRule {
         let soak_s = match strategy {
             Strategy::Direct {} => 0,
             Strategy::Canary { .. } => 3_600,
             Strategy::Regional { .. } => 1_800,
+            Strategy::BlueGreen { .. } => 7_200,
             Strategy::Rolling { .. } | Strategy::Growing { .. } => 900,
         };
         let share = |basis_points| BasisPoints::new(basis_points).unwrap_or(BasisPoints::WHOLE);
-        let advance = self.advance.unwrap_or_else(|| share(ADVANCE));
+        let advance = self.advance.unwrap_or_else(|| match strategy {
+            Strategy::BlueGreen { .. } => share(ADVANCE_POOL),
+            _ => share(ADVANCE),
+        });
         GateRule {
             advance,
             rollback: self.rollback.unwrap_or_else(|| share(ROLLBACK).min(advance)),
@@ -420,7 +434,7 @@ recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }
     }
 
     #[test]
-    fn blue_green_is_refused_with_what_comes_nearest() {
+    fn blue_green_without_hooks_is_refused_with_what_comes_nearest() {
         let file = |strategy: &str| {
             CampaignFile::from_toml(&format!(
                 "id = \"spring\"\nexpires = \"2027-02-01T00:00:00Z\"\nreleases = []\nstrategy = {strategy}\n\
@@ -432,6 +446,13 @@ recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }
         };
         let refused = file(r#"{ kind = "blue_green", pools = ["blue", "green"] }"#).unwrap_err();
         assert!(matches!(refused, CampaignFileError::BlueGreen), "{refused}");
+        let hookless = r#"{ kind = "blue_green", by = "pool", order = ["green", "blue"], drain = "balancer" }"#;
+        let refused = file(hookless).unwrap_err();
+        assert!(matches!(refused, CampaignFileError::BlueGreen), "{refused}");
+        let hooked = hookless.replace("drain =", "switch = \"mover\", drain =");
+        let read = file(&hooked).unwrap();
+        let rule = read.gate.rule(&read.strategy);
+        assert_eq!((rule.advance.get(), rule.soak_s), (9_950, 7_200));
         let unknown = file(r#"{ kind = "purple" }"#).unwrap_err();
         assert!(unknown.to_string().contains("unknown variant `purple`"), "{unknown}");
         let read = file(r#"{ kind = "canary", shares = [5000, 10000] }"#).unwrap();

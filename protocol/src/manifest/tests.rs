@@ -90,6 +90,11 @@ fn rules_that_could_never_or_always_start_are_refused() {
     refused(|m| m.strategy = Strategy::Rolling { batch: 0 });
     refused(|m| m.strategy = Strategy::Growing { first: 0, percent: 200 });
     refused(|m| m.strategy = Strategy::Growing { first: 1, percent: 100 });
+    refused(|m| m.strategy = blue_green(&["green"], "lb", "lb"));
+    refused(|m| m.strategy = blue_green(&["green", "green"], "lb", "lb"));
+    refused(|m| m.strategy = blue_green(&["green", "blue", "red"], "lb", "lb"));
+    refused(|m| m.strategy = blue_green(&["green", "blue"], "", "lb"));
+    refused(|m| m.strategy = blue_green(&["green", "blue"], "lb", "A hook"));
     refused(|m| m.strategy = regional(&[]));
     refused(|m| m.strategy = regional(&["us", "us"]));
     refused(|m| m.strategy = regional(&["eu/ber/hall2", "us", "eu/ber/hall10", "eu", "eu/fra"]));
@@ -109,6 +114,28 @@ fn rules_that_could_never_or_always_start_are_refused() {
     });
 }
 
+fn blue_green(order: &[&str], switch: &str, drain: &str) -> Strategy {
+    Strategy::BlueGreen {
+        by: "pool".parse().unwrap(),
+        order: order.iter().map(|pool| pool.parse().unwrap()).collect(),
+        switch: switch.to_owned(),
+        drain: drain.to_owned(),
+    }
+}
+
+#[test]
+fn a_pool_is_drained_before_it_is_updated_and_traffic_switched_in_between() {
+    let strategy = blue_green(&["green", "blue"], "mover", "drainer");
+    let acts = |wave| -> Vec<_> {
+        let acts = strategy.acts_before(wave).into_iter();
+        acts.map(|(act, pool, hook)| format!("{hook}: {} {pool}", act.as_str()))
+            .collect()
+    };
+    assert_eq!(acts(0), ["drainer: drain green"]);
+    assert_eq!(acts(1), ["mover: switch green", "drainer: drain blue"]);
+    assert!(acts(2).is_empty() && regional(&["us"]).acts_before(1).is_empty());
+}
+
 fn regional(order: &[&str]) -> Strategy {
     Strategy::Regional {
         order: order.iter().map(|place| place.parse().unwrap()).collect(),
@@ -124,6 +151,7 @@ fn every_strategy_comes_back_as_it_was_written() {
             shares: Strategy::canary_shares(),
         },
         regional(&["us/nyc", "eu", "us/nyc2"]),
+        blue_green(&["green", "blue"], "lb", "lb"),
         Strategy::Rolling { batch: 100 },
         Strategy::Growing { first: 1, percent: 200 },
     ] {

@@ -273,6 +273,7 @@ impl<'a> Run<'a> {
                     campaign: question.campaign,
                     wave: question.wave,
                     webhook: question.webhook,
+                    act: question.act.map(|(act, _)| act),
                     verdict: GateVerdict::Pass,
                     reason: "rehearsed".to_owned(),
                 }))?;

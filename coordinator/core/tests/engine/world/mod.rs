@@ -57,6 +57,8 @@ pub(crate) struct Rules {
     pub(crate) approval: Option<ApprovalRule>,
     pub(crate) webhooks: Vec<&'static str>,
     pub(crate) retries: Option<Retries>,
+    /// Whether the waves are pools.
+    pub(crate) pools: bool,
 }
 
 impl Default for Rules {
@@ -84,6 +86,7 @@ impl Default for Rules {
             approval: None,
             webhooks: Vec::new(),
             retries: None,
+            pools: false,
         }
     }
 }
@@ -621,7 +624,15 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         }],
         previous: Vec::new(),
         selector: Selector::default(),
-        strategy: Strategy::Canary { shares },
+        strategy: match rules.pools {
+            false => Strategy::Canary { shares },
+            true => Strategy::BlueGreen {
+                by: "pool".parse().unwrap(),
+                order: ["green", "blue"].map(|pool| pool.parse().unwrap()).to_vec(),
+                switch: "balancer".to_owned(),
+                drain: "balancer".to_owned(),
+            },
+        },
         caps,
         gate: GateRule {
             sample_min: rules.sample_min,

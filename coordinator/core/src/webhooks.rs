@@ -213,7 +213,8 @@ impl Campaign {
                 GateVerdict::Fail => "fail",
                 GateVerdict::Hold | GateVerdict::Unknown => "hold",
             };
-            let (subject, word) = (format!("wave {wave}"), format!("the webhook {webhook} says "));
+            let asked_to = act.map_or_else(String::new, |act| format!(", asked to {},", act.as_str()));
+            let (subject, word) = (format!("wave {wave}"), format!("the webhook {webhook}{asked_to} says "));
             let mut said = self.record.decisions.iter().rev();
             let last = said.find(|decision| decision.subject == subject && decision.finding.starts_with(&word));
             let finding = word + says;

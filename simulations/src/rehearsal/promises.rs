@@ -146,7 +146,7 @@ pub(super) struct Started {
     pub(super) failure: Option<FailureClass>,
     pub(super) ended_at: Option<WallTime>,
     /// The start before this one.
-    pub(super) before: Option<Box<Started>>,
+    pub(super) before: Option<Box<Self>>,
 }
 
 impl Started {

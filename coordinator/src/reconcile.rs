@@ -182,6 +182,7 @@ pub(crate) fn manifest(
         priority: rules.priority,
         automatic_rollback: rules.automatic_rollback,
         operator_rollback: false,
+        retries: None,
         permit_keys: vec![surroundings.permit_key],
         plan_sha256: Sha256::from([0; 32]),
         rehearsal_sha256: None,

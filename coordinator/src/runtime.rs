@@ -532,6 +532,7 @@ impl Runtime {
             campaign,
             kind,
             wave,
+            attempt,
             sequence,
             devices,
         } = order;
@@ -548,6 +549,7 @@ impl Runtime {
             campaign: campaign.clone(),
             kind,
             wave,
+            attempt,
             sequence,
             epoch: self.world.epoch,
             issued,

@@ -15,7 +15,7 @@ use std::{
 };
 
 use firmesh_executors::{Journal, JournalError, Outcome};
-use firmesh_node_core::install::AttemptStanding;
+use firmesh_node_core::{install::AttemptStanding, retries::Tries};
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, DeviceId},
     report::PermitKind,
@@ -29,6 +29,9 @@ pub type Standings = BTreeMap<(CampaignId, DeviceId, PermitKind), AttemptStandin
 /// Permits on which a device will not be started whatever comes, because its coordinator was told so: campaign, device,
 /// kind and sequence.
 pub type Declined = BTreeSet<(CampaignId, DeviceId, PermitKind, u64)>;
+
+/// How updates ended, by campaign and device.
+pub type AllTries = BTreeMap<CampaignId, BTreeMap<DeviceId, Tries>>;
 
 /// The images of one device, as far as this node installed them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -270,19 +273,45 @@ impl NodeJournal {
         entries.collect()
     }
 
-    /// Notes how a device's attempt in a campaign ended: its record goes when the device's next one begins.
+    /// Notes how a device's attempt in a campaign ended, and of an update which one it was: its record goes when the device's
+    /// next one begins.
     pub fn keep_outcome(
         &self,
         campaign: &CampaignId,
         device: &DeviceId,
         kind: PermitKind,
         outcome: &Outcome,
+        tries: Option<&Tries>,
     ) -> Result<(), JournalError> {
+        let mut batch = sled::Batch::default();
         let bytes = serde_json::to_vec(outcome).map_err(failed("keep an outcome"))?;
-        self.facts
-            .insert(format!("outcome/{}", attempt_key(campaign, device, kind)), bytes)
-            .map_err(failed("keep an outcome"))?;
+        let key = format!("outcome/{}", attempt_key(campaign, device, kind));
+        batch.insert(key.as_str(), bytes);
+        if let Some(tries) = tries {
+            let bytes = serde_json::to_vec(tries).map_err(failed("keep an outcome"))?;
+            batch.insert(format!("tries/{campaign}/{device}").as_str(), bytes);
+        }
+        self.facts.apply_batch(batch).map_err(failed("keep an outcome"))?;
         self.make_durable("keep an outcome")
+    }
+
+    /// How updates of devices ended.
+    pub fn tries(&self) -> Result<AllTries, JournalError> {
+        let mut all = AllTries::new();
+        for entry in self.facts.scan_prefix("tries/") {
+            let (key, value) = entry.map_err(failed("read tries"))?;
+            let malformed = || failed("read tries")("a malformed key");
+            let text = std::str::from_utf8(&key).map_err(failed("read tries"))?;
+            let mut parts = text.split('/').skip(1);
+            let (Some(campaign), Some(device), None) = (parts.next(), parts.next(), parts.next()) else {
+                return Err(malformed());
+            };
+            let campaign: CampaignId = campaign.parse().map_err(|_| malformed())?;
+            let device: DeviceId = device.parse().map_err(|_| malformed())?;
+            let tries = serde_json::from_slice(&value).map_err(failed("read tries"))?;
+            all.entry(campaign).or_default().insert(device, tries);
+        }
+        Ok(all)
     }
 
     /// How a device's attempt in a campaign ended, if it has.
@@ -425,7 +454,7 @@ fn failed<E: Into<Box<dyn Error + Send + Sync>>>(operation: &'static str) -> imp
 
 #[cfg(test)]
 mod tests {
-    use firmesh_protocol::report::AttemptState;
+    use firmesh_protocol::{report::AttemptState, time::WallTime};
 
     use super::*;
 
@@ -462,10 +491,12 @@ mod tests {
             failure: None,
             health: None,
         };
+        let at = WallTime::from_unix_seconds(100);
+        let tries = Tries::counted(None, 7, AttemptState::Success, None, at);
         {
             let journal = NodeJournal::open(folder.path()).unwrap();
             journal
-                .keep_outcome(&campaign, &device, PermitKind::Update, &outcome)
+                .keep_outcome(&campaign, &device, PermitKind::Update, &outcome, Some(&tries))
                 .unwrap();
             journal
                 .keep_declined(&campaign, &device, PermitKind::Rollback, 12)
@@ -477,6 +508,7 @@ mod tests {
             Some(outcome)
         );
         assert_eq!(journal.outcome(&campaign, &device, PermitKind::Rollback).unwrap(), None);
+        assert_eq!(journal.tries().unwrap()[&campaign], [(device.clone(), tries)].into());
         let declined = (campaign.clone(), device.clone(), PermitKind::Rollback, 12);
         assert_eq!(journal.declined().unwrap(), [declined].into());
         assert_eq!(journal.load(&device).unwrap().as_deref(), Some(&b"record"[..]));

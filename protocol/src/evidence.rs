@@ -2,7 +2,8 @@
 //! verdict.
 //!
 //! Invariants: a report counts only if the key that the approvers signed for the device's node (in the plan) signed it,
-//! and only for this edition of the campaign and this wave; a device counts once; what is not reported is not known.
+//! and only for this edition of the campaign and this wave; a device counts once; what is not reported is not known. A
+//! failure after which the device may be begun again counts as not ended, as long as so few of the wave have failed that it is.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -87,8 +88,18 @@ impl EvidenceError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WaveEvidence {
     wave: u32,
-    ended: BTreeMap<DeviceId, Fate>,
+    ended: BTreeMap<DeviceId, Ended>,
     latest: WallTime,
+}
+
+/// What the last report on a device says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Ended {
+    fate: Fate,
+    /// Whether the manifest allows another attempt after it.
+    may_go_on: bool,
+    /// Whether the device needs, or needed, more than one.
+    was_unlucky: bool,
 }
 
 impl WaveEvidence {
@@ -130,8 +141,16 @@ impl WaveEvidence {
         let mut next = self.clone();
         for envelope in &evidence.reports {
             let report = open_report(envelope, manifest_sha256, manifest, plan, &planned, self.wave)?;
-            let fate = manifest.gate.fate(report.state, report.failure, report.health);
-            if next.ended.insert(report.device.clone(), fate).is_some() {
+            let pause = |planned: &&PlannedDevice| {
+                manifest.retry_pause(planned.previous.is_some(), report.state, report.failure, report.attempt)
+            };
+            let may_go_on = planned.get(&report.device).and_then(pause).is_some();
+            let ended = Ended {
+                fate: manifest.gate.fate(report.state, report.failure, report.health),
+                may_go_on,
+                was_unlucky: may_go_on || report.attempt > 1,
+            };
+            if next.ended.insert(report.device.clone(), ended).is_some() {
                 return Err(EvidenceError::Twice(report.device));
             }
             next.latest = next.latest.max(report.at);
@@ -152,7 +171,8 @@ impl WaveEvidence {
         self.tally(manifest, plan, Fate::Pending).verdict()
     }
 
-    /// The gate's verdict, where devices without a report count as lost: for a wave whose deadline has passed.
+    /// The gate's verdict, where devices without a report count as lost, and those that might be begun again as failed: for a
+    /// wave whose deadline has passed.
     #[must_use]
     pub fn verdict_after_deadline(&self, manifest: &CampaignManifest, plan: &Plan) -> GateVerdict {
         let lost = Fate::Bad(Some(FailureClass::Unreachable));
@@ -167,13 +187,16 @@ impl WaveEvidence {
 
     /// What the gate looks at, where the devices without a report are `missing`.
     fn tally<'a>(&self, manifest: &'a CampaignManifest, plan: &Plan, missing: Fate) -> Tally<'a> {
-        let planned = plan.waves.get(self.wave as usize).into_iter().flatten();
+        let planned = plan.waves.get(self.wave as usize).map_or(&[][..], Vec::as_slice);
+        let unlucky = self.ended.values().filter(|ended| ended.was_unlucky).count();
+        let goes_on = missing == Fate::Pending && unlucky <= manifest.retry_budget(planned.len());
         // A checked plan has those of a unit one after the other.
         let mut before: Option<(&DeviceId, Fate)> = None;
-        let fates = planned.map(|planned| {
+        let fates = planned.iter().map(|planned| {
             let earlier = before.filter(|(device, _)| planned.after.as_ref() == Some(*device));
             let fate = match self.ended.get(&planned.device) {
-                Some(fate) => *fate,
+                Some(ended) if ended.may_go_on && goes_on => Fate::Pending,
+                Some(ended) => ended.fate,
                 None => missing.unreported_after(earlier.map(|(_, fate)| fate)),
             };
             before = Some((&planned.device, fate));

@@ -53,6 +53,9 @@ pub struct Permit {
     pub kind: PermitKind,
     /// The wave, counted from 0.
     pub wave: u32,
+    /// Which attempt at updating its devices it is for: above 1 for those that have failed and are begun again.
+    #[serde(default = "first", skip_serializing_if = "is_first")]
+    pub attempt: u32,
     /// Grows with every permit of the campaign: a node acts on each number once.
     pub sequence: u64,
     /// Grows whenever another process, or another copy of the database, takes over as coordinator: a node that has seen
@@ -224,6 +227,9 @@ pub struct AttemptReport {
     pub kind: PermitKind,
     /// The permit that allowed the start; 0 before one was acted upon.
     pub permit_sequence: u64,
+    /// Which attempt of its node at updating the device in this campaign it was: 1 but where failed ones are begun again.
+    #[serde(default = "first", skip_serializing_if = "is_first")]
+    pub attempt: u32,
     /// The device.
     pub device: DeviceId,
     /// The node that reports.
@@ -246,6 +252,14 @@ pub struct AttemptReport {
     pub health: Option<DeviceHealth>,
     /// When, by the node's clock.
     pub at: WallTime,
+}
+
+fn first() -> u32 {
+    1
+}
+
+fn is_first(attempt: &u32) -> bool {
+    *attempt == 1
 }
 
 /// What a node last read from one of its devices.

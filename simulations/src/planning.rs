@@ -316,6 +316,7 @@ pub(crate) fn draft(args: &PlanArgs, releases: &[Release]) -> anyhow::Result<Cam
         priority: Priority::Normal,
         automatic_rollback: true,
         operator_rollback: false,
+        retries: None,
         permit_keys: vec![SecretKey::from_seed(&[8; 32]).public().to_string()],
         plan_sha256: Sha256::of(b""),
         rehearsal_sha256: None,

@@ -175,7 +175,7 @@ fn look_for<'a>(
     corpus: &[Known],
     args: &PlantedArgs,
 ) -> anyhow::Result<Hunted<'a>> {
-    const ALL: [Profile; 10] = [
+    const ALL: [Profile; 11] = [
         Profile::Devices,
         Profile::Chaos,
         Profile::Network,
@@ -186,6 +186,7 @@ fn look_for<'a>(
         Profile::Orders,
         Profile::Answers,
         Profile::Units,
+        Profile::Retries,
     ];
     let began = Instant::now();
     let others = ALL.iter().filter(|profile| !bug.profiles.contains(profile));

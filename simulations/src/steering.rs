@@ -231,6 +231,7 @@ impl World {
                 wave: 0,
                 kind: PermitKind::Update,
                 permit_sequence: 0,
+                attempt: 1,
                 device: device.clone(),
                 node: node.clone(),
                 sequence: member.reported,

@@ -311,6 +311,7 @@ impl Forger {
             manifest_sha256: Sha256::of(&manifest),
             kind: PermitKind::Update,
             wave: 0,
+            attempt: 1,
             sequence: 1,
             epoch: 1,
             evidence: Vec::new(),

@@ -1,11 +1,16 @@
-//! Campaigns that do not widen by shares: the devices' own events say in which order they were touched.
+//! Campaigns that do not widen by shares, and devices that are begun again: the devices' own events say how often they were touched,
+//! and in which order.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use firmesh_protocol::api::CampaignState;
-use firmesh_tests::cluster::{Cluster, Shape};
-use serde_json::Value;
+use firmesh_tests::{
+    cluster::{Cluster, Shape},
+    setup::{NEW, rules},
+    wait::{Seen, until},
+};
+use serde_json::{Value, json};
 
 const ENDS_WITHIN: Duration = Duration::from_secs(120);
 
@@ -59,6 +64,64 @@ async fn a_regional_campaign_finishes_one_place_before_it_touches_the_next() -> 
             for difference in done {
                 let reason = difference["after"]["held"]["reason"].as_str().unwrap_or_default();
                 ensure!(reason.starts_with("current"), "{difference}");
+            }
+            Ok(())
+        },
+    )
+    .await
+}
+
+/// Its flash fails, it is left alone, it fails once more, is mended, and the third attempt does it. The gate waits meanwhile.
+#[tokio::test]
+async fn a_device_that_fails_once_is_begun_again_and_the_campaign_completes() -> Result<()> {
+    Cluster::with(
+        Shape {
+            bmcs: 1,
+            hosts: 0,
+            ..Shape::default()
+        },
+        async |fleet| {
+            let retries =
+                "retries = { rules = [{ class = \"install\", times = 5, pause = \"PT1S\" }], budget = { count = 1 } }";
+            fleet.approve_campaign("spring", &format!("{}\n{retries}", rules(2, (60, 15))))?;
+            let plan = fleet.operator.ok(&["campaign", "explain", "spring", "--wave", "0"])?;
+            let first = plan
+                .as_array()
+                .and_then(|found| found.get(1))
+                .context("a device of the first wave")?;
+            let failing = first["subject"]
+                .as_str()
+                .and_then(|subject| subject.strip_prefix("device "));
+            let failing = failing.with_context(|| first.to_string())?.to_owned();
+            fleet.misbehave(&failing, json!({ "kind": "fail_update" })).await?;
+            fleet.operator.ok(&["campaign", "start", "spring"])?;
+            until("the device to be at its third attempt", ENDS_WITHIN, async || {
+                let why = fleet
+                    .operator
+                    .ok(&["campaign", "explain", "spring", "--device", &failing])?
+                    .to_string();
+                let is_at_it = why.contains("of 6 failed in install") && !why.contains("attempt 1 of 6");
+                Ok(Seen::when(is_at_it, || why))
+            })
+            .await?;
+            fleet.misbehave(&failing, Value::Null).await?;
+            let view = fleet.campaign_ends("spring", ENDS_WITHIN).await?;
+            ensure!(view.state == CampaignState::Completed, "{view:?}");
+            ensure!(
+                fleet.running(NEW).await? == fleet.device_count(),
+                "{:?}",
+                fleet.versions().await?
+            );
+            let events = fleet.device_events().await?;
+            let begun = |device: &str| {
+                let of = events
+                    .iter()
+                    .filter(|event| event["device"] == device && event["event"] == "update_begun");
+                of.count()
+            };
+            ensure!(begun(&failing) >= 3, "{failing} was begun {} times", begun(&failing));
+            for device in fleet.versions().await?.keys().filter(|device| **device != failing) {
+                ensure!(begun(device) == 1, "{device} was begun {} times", begun(device));
             }
             Ok(())
         },

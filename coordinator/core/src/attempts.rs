@@ -23,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     domains::Takes,
     index::{Counted, Standing},
+    retries::RetryRecord,
 };
 
 /// Where an attempt stands among all of its campaign, in the order of the plan.
@@ -61,6 +62,9 @@ pub struct AttemptRecord {
     /// Whether people have sent it back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ordered_back: bool,
+    /// Its attempts before this one, if it failed in a way after which it may be started again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry: Option<RetryRecord>,
 }
 
 #[derive(Debug, Clone)]
@@ -88,6 +92,8 @@ pub(crate) struct Attempt {
     /// When the first permit of this kind was issued: a word from its node is awaited since.
     pub(crate) awaited_since: Timestamp,
     pub(crate) started_at: Option<Timestamp>,
+    /// Until when it is left alone before it is started again.
+    pub(crate) pauses_until: Option<Timestamp>,
     /// As what it is indexed.
     pub(crate) standing: Option<Standing>,
     /// As what the engine has counted it.

@@ -16,7 +16,7 @@ use firmesh_protocol::{
     gate::{Fate, Tally},
     ids::{CampaignId, DeviceId, Sha256},
     limits::REASON_BYTES_MAX,
-    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
+    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice, Strategy},
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     rollback::RollbackScope,
     time::Timestamp,
@@ -134,6 +134,7 @@ impl Campaign {
                 presumed: false,
                 cleared: false,
                 ordered_back: false,
+                retry: None,
             };
             let needs: Vec<_> = targets(planned).map(|target| images[target].id).collect();
             possession.need(&planned.node, &needs);
@@ -153,6 +154,7 @@ impl Campaign {
                 permitted_at: now,
                 awaited_since: now,
                 started_at: None,
+                pauses_until: None,
                 standing: None,
                 counted: Counted::default(),
                 due: None,
@@ -270,6 +272,10 @@ impl Campaign {
                 attempt.started_at = attempt.has_started().then_some(now);
             }
         }
+        for place in 0..self.attempts.end_of_first_waves(usize::MAX) {
+            let until = self.pause_of(self.attempts.at(place)).map(|pause| now + pause);
+            self.attempts.at_mut(place).pauses_until = until;
+        }
         self.restore_proofs(possession);
     }
 
@@ -277,6 +283,9 @@ impl Campaign {
     pub(crate) fn presume(&mut self, devices: &[DeviceId], state: AttemptState, reason: &str) {
         for device in devices {
             self.edit(device, |attempt| {
+                if state == AttemptState::Cancelled && attempt.gives_up(reason) {
+                    return;
+                }
                 attempt.record.state = state;
                 attempt.record.reason = reason.to_owned();
                 attempt.record.failure = (state == AttemptState::Quarantined).then_some(FailureClass::Unreachable);
@@ -326,7 +335,7 @@ impl Campaign {
         if report.sequence <= known.report_sequence {
             return;
         }
-        let speaks_of_this_phase = report.kind == known.kind;
+        let speaks_of_this_phase = report.kind == known.kind && !known.is_of_earlier_attempt(report);
         let may_change =
             !known.state.is_terminal() || (known.presumed && (known.permit.is_some() || report.state.is_terminal()));
         self.edit(&report.device, |attempt| {
@@ -337,7 +346,13 @@ impl Campaign {
             }
             known.state = report.state;
             if report.kind == PermitKind::Update {
-                known.end_report = report.state.is_terminal().then_some(report.sequence);
+                // The report on the attempt before stays evidence until this one has ended.
+                let before = known.end_report.filter(|_| known.last_failed().is_some());
+                known.end_report = if report.state.is_terminal() {
+                    Some(report.sequence)
+                } else {
+                    before
+                };
                 known.health = report.health;
             }
             known.failure = report.failure;
@@ -345,8 +360,14 @@ impl Campaign {
             known.version = report.version.as_deref().map(bounded).or_else(|| known.version.take());
             known.presumed = false;
             known.cleared = false;
+            if report.state.is_terminal() {
+                known.note_end(report);
+            }
             attempt.started_at = attempt.has_started().then(|| attempt.started_at.unwrap_or(now));
         });
+        if speaks_of_this_phase && may_change {
+            self.take_up_again(now, report);
+        }
     }
 
     /// Moves the campaign on as far as the facts allow. `is_stuck` says whether quarantined devices alone keep a
@@ -384,7 +405,7 @@ impl Campaign {
     /// One step of an active campaign; false when it has to wait.
     fn step(&mut self, now: Timestamp) -> bool {
         let Some(wave) = self.record.gates.len().checked_sub(1) else {
-            return self.open_wave(0);
+            return self.pools_are_ready(0) && self.open_wave(0);
         };
         let verdict = self.verdict(wave);
         let known = self.record.gates[wave];
@@ -452,6 +473,12 @@ impl Campaign {
             }
             return false;
         }
+        // A pool serves again when it is updated wholly.
+        if matches!(self.manifest.strategy, Strategy::BlueGreen { .. }) && !self.has_ended(wave) {
+            let reason = format!("wave {wave} passed, the last devices of its pool are on their way");
+            self.enter(CampaignState::Active, reason);
+            return false;
+        }
         let soak = Duration::from_secs(self.manifest.gate.soak_s.into());
         let until = *self.soak_until.get_or_insert(now + soak);
         // Who was asked was asked after the soak; a restart begins no other one.
@@ -463,7 +490,10 @@ impl Campaign {
             return false;
         }
         let number = u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves");
-        self.webhooks_pass(number) && self.is_approved(number) && self.open_wave(wave + 1)
+        self.webhooks_pass(number)
+            && self.is_approved(number)
+            && self.pools_are_ready(number + 1)
+            && self.open_wave(wave + 1)
     }
 
     fn finish(&mut self) {
@@ -599,6 +629,7 @@ impl Campaign {
             device: device.clone(),
             wave: attempt.wave,
             state: attempt.record.state,
+            attempt: attempt.record.attempt(),
             reason: attempt.record.reason.clone(),
             version: attempt.record.version.clone(),
         })

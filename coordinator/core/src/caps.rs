@@ -41,15 +41,15 @@ pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt, now
     goes_on || (is_wanted && may_be_permitted(campaign, kind, now))
 }
 
-/// The devices that may start now, by wave, and those whose permit lapsed unused: in the order of the plan, as far as there
+/// The devices that may start now, by wave and by which attempt it is, and those whose permit lapsed unused: in the order of the plan, as far as there
 /// is room. They are counted in the load.
 pub(crate) fn choose(
     campaign: &mut Campaign,
     kind: PermitKind,
     load: &mut Load,
     now: Timestamp,
-) -> BTreeMap<u32, Vec<DeviceId>> {
-    let mut chosen: BTreeMap<u32, Vec<DeviceId>> = BTreeMap::new();
+) -> BTreeMap<(u32, u32), Vec<DeviceId>> {
+    let mut chosen: BTreeMap<(u32, u32), Vec<DeviceId>> = BTreeMap::new();
     if campaign.index.lapsed.is_empty() && campaign.index.ready(kind).rests(load.releases()) {
         return chosen;
     }
@@ -71,7 +71,11 @@ pub(crate) fn choose(
         if let Some(place) = picked {
             let attempt = campaign.attempts.at(place);
             let device = attempt.record.device.clone();
-            chosen.entry(attempt.wave).or_default().push(device);
+            let number = match kind {
+                PermitKind::Update => attempt.record.attempt(),
+                PermitKind::Rollback => 1,
+            };
+            chosen.entry((attempt.wave, number)).or_default().push(device);
         }
     }
     chosen
@@ -124,7 +128,7 @@ fn may_start_again(campaign: &Campaign, place: Place, kind: PermitKind, load: &L
 pub(crate) fn permit(
     campaign: &mut Campaign,
     kind: PermitKind,
-    wave: u32,
+    (wave, attempt): (u32, u32),
     devices: &[DeviceId],
     now: Timestamp,
 ) -> PermitOrder {
@@ -150,6 +154,7 @@ pub(crate) fn permit(
         campaign: campaign.record.id.clone(),
         kind,
         wave,
+        attempt,
         sequence,
         devices: devices.to_vec(),
     }

@@ -46,6 +46,8 @@ impl Campaign {
             (false, _) => AttemptState::Cancelled,
         };
         self.presume(std::slice::from_ref(&device), state, &by);
+        // One that waited for another attempt ends as what it was.
+        let state = self.attempts[&device].record.state;
         self.decide(format!("device {device}"), format!("ended as {state}"), vec![by]);
         Ok(())
     }

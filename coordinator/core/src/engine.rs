@@ -168,6 +168,8 @@ pub struct PermitOrder {
     pub kind: PermitKind,
     /// The wave, counted from 0.
     pub wave: u32,
+    /// Which attempt of its devices it is for.
+    pub attempt: u32,
     /// Its sequence.
     pub sequence: u64,
     /// Who may start.
@@ -681,6 +683,9 @@ impl Engine {
 
     /// When something has to happen to a running attempt that nobody speaks of.
     fn dues(&self, campaign: &Campaign, attempt: &Attempt) -> [Option<Timestamp>; 2] {
+        if let Some(until) = attempt.pauses_until {
+            return [Some(until), None];
+        }
         let lapses = attempt.permitted_at + self.settings.permit_ttl;
         match attempt.started_at {
             Some(started) => [Some(started + campaign.limit()), None],
@@ -722,6 +727,12 @@ impl Engine {
                 && let Some((_, place)) = campaign.index.first_due().filter(|(at, _)| *at <= now)
             {
                 let attempt = campaign.attempts.at(place);
+                if attempt.pauses_until.is_some() {
+                    if let Some(campaign) = self.campaigns.get_mut(&id) {
+                        campaign.end_pause(place);
+                    }
+                    continue;
+                }
                 let [silent_at, lapses] = self.dues(campaign, attempt);
                 let [is_silent, has_lapsed] = [silent_at, lapses].map(|at| at.is_some_and(|at| at <= now));
                 let next = [silent_at, lapses].into_iter().flatten().filter(|at| *at > now).min();
@@ -816,9 +827,9 @@ impl Engine {
                 .filter(|campaign| may_be_permitted(campaign, kind, self.now))
             {
                 let chosen = choose(campaign, kind, &mut self.load, self.now);
-                for (wave, devices) in chosen {
+                for ((wave, attempt), devices) in chosen {
                     for devices in devices.chunks(PERMIT_DEVICES_MAX) {
-                        orders.push(permit(campaign, kind, wave, devices, self.now));
+                        orders.push(permit(campaign, kind, (wave, attempt), devices, self.now));
                     }
                 }
             }

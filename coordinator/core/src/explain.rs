@@ -210,6 +210,15 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt) -> Ex
     if let Some(sequence) = record.permit {
         evidence.push(format!("named by permit {sequence}"));
     }
+    if let Some(failed) = record.last_failed() {
+        let (attempt, starts) = (record.attempt(), campaign.starts_after(failed.failure));
+        evidence.push(format!(
+            "attempt {} of {starts} failed in {}: {}",
+            attempt - 1,
+            failed.failure,
+            failed.reason
+        ));
+    }
     match record.health {
         Some(DeviceHealth::Breached) => evidence.push("was not well after its update".to_owned()),
         Some(DeviceHealth::Unknown) => {
@@ -286,6 +295,11 @@ fn waiting_for(engine: &Engine, campaign: &Campaign, attempt: &Attempt, evidence
     }
     if state == CampaignState::Active && !attempt.is_proven {
         return unproven(campaign, attempt, evidence);
+    }
+    if let (Some(until), Some(failed)) = (attempt.pauses_until, attempt.record.last_failed()) {
+        let left = until.since_start().saturating_sub(engine.now.since_start()).as_secs();
+        let (attempt, starts) = (attempt.record.attempt(), campaign.starts_after(failed.failure));
+        return format!("waits for its retry for {left} s more: attempt {attempt} of {starts}");
     }
     let kind = match state {
         CampaignState::Active => PermitKind::Update,

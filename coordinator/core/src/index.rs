@@ -72,8 +72,11 @@ fn fate(attempt: &Attempt, attempts: &Attempts, gate: &GateRule, light: Light) -
     let record = &attempt.record;
     let is_success = record.state.is_success() || record.kind == PermitKind::Rollback;
     let is_unreported = record.end_report.is_none() && !is_success;
+    // The last report is on an attempt that another one follows.
+    let earlier = record.last_failed().map(|failed| failed.failure);
     let fate_alone = match (light, attempt.fate(gate)) {
-        (Light::Shown, _) if is_unreported => Fate::Pending,
+        (Light::Shown, _) if is_unreported || earlier.is_some() => Fate::Pending,
+        (Light::Silent, _) if earlier.is_some() => Fate::Bad(earlier),
         (Light::Silent, Fate::Pending) if !is_success => Fate::Bad(Some(FailureClass::Unreachable)),
         (_, fate) => fate,
     };
@@ -97,6 +100,10 @@ pub(crate) struct Standing {
     is_updated: bool,
     /// It does, and has to go back.
     goes_back: bool,
+    /// It has needed, or needs, more than one attempt.
+    is_unlucky: bool,
+    /// It waits for the next one.
+    waits_again: bool,
     /// The permit it could have at once, as far as its campaign and its node are concerned.
     wants: Option<PermitKind>,
     fates: [Fate; LIGHTS.len()],
@@ -183,6 +190,8 @@ impl Ready {
 #[derive(Debug, Default)]
 struct Wave {
     states: BTreeMap<AttemptState, u32>,
+    /// Devices that have needed more than one attempt.
+    unlucky: usize,
     counts: [Counts; LIGHTS.len()],
     /// Verdicts that took a look at every device, until one changes.
     verdicts: [Option<GateVerdict>; LIGHTS.len()],
@@ -197,6 +206,7 @@ pub(crate) struct Index {
     quarantined: BTreeSet<Place>,
     updated: BTreeSet<Place>,
     going_back: BTreeSet<Place>,
+    waiting_again: BTreeSet<Place>,
     updates: Ready,
     rollbacks: Ready,
     /// Permitted, not started, and the permit is over.
@@ -253,6 +263,7 @@ impl Index {
             &mut self.quarantined,
             &mut self.updated,
             &mut self.going_back,
+            &mut self.waiting_again,
         ] {
             set.remove(&place);
         }
@@ -260,6 +271,7 @@ impl Index {
             self.ready(kind).remove(rack, place);
         }
         let counted = self.wave(wave);
+        counted.unlucky -= usize::from(old.is_unlucky);
         if let Some(count) = counted.states.get_mut(&old.state) {
             *count -= 1;
             if *count == 0 {
@@ -275,6 +287,7 @@ impl Index {
             (&mut self.quarantined, new.flight != Flight::No && !new.is_running),
             (&mut self.updated, new.is_updated),
             (&mut self.going_back, new.goes_back),
+            (&mut self.waiting_again, new.waits_again),
         ];
         for (set, _) in sets.into_iter().filter(|(_, is_in)| *is_in) {
             set.insert(place);
@@ -282,7 +295,9 @@ impl Index {
         if let Some(kind) = new.wants {
             self.ready(kind).insert(rack, place);
         }
-        *self.wave(wave).states.entry(new.state).or_default() += 1;
+        let counted = self.wave(wave);
+        counted.unlucky += usize::from(new.is_unlucky);
+        *counted.states.entry(new.state).or_default() += 1;
     }
 
     fn count_fates(&mut self, wave: u32, old: Option<&Standing>, new: &Standing) {
@@ -306,7 +321,7 @@ impl Campaign {
         };
         let times = |attempt: &Attempt| {
             let since = (attempt.permitted_at, attempt.awaited_since, attempt.started_at);
-            attempt.is_running().then_some(since)
+            (attempt.is_running().then_some(since), attempt.pauses_until)
         };
         let attempt = self.attempts.at_mut(place);
         let before = times(attempt);
@@ -366,7 +381,10 @@ impl Campaign {
         let is_untouched = attempt.is_untouched();
         let goes_back = self.must_go_back(attempt);
         let wants = [
-            (PermitKind::Update, is_untouched && attempt.is_proven),
+            (
+                PermitKind::Update,
+                is_untouched && attempt.is_proven && attempt.pauses_until.is_none(),
+            ),
             // What a device goes back to was proven before it went forward.
             (PermitKind::Rollback, goes_back),
         ];
@@ -380,6 +398,8 @@ impl Campaign {
             is_running: attempt.is_running(),
             is_updated: runs_new(attempt) && attempt.can_go_back,
             goes_back,
+            is_unlucky: record.retry.is_some(),
+            waits_again: is_untouched && record.last_failed().is_some(),
             wants: wants.map(|(kind, _)| kind),
             fates: LIGHTS.map(|light| self.fate(attempt, light)),
         }
@@ -415,12 +435,37 @@ impl Campaign {
         self.index.recount.extend(&self.index.going_back);
     }
 
-    /// When a running attempt is to be looked at, however lively its node is.
+    /// When a running attempt is to be looked at, however lively its node is; or one that is left alone for a while.
     fn first_look_at(&self, attempt: &Attempt) -> Option<Timestamp> {
-        attempt.is_running().then(|| match attempt.started_at {
-            Some(started) => started + self.limit(),
-            None => (attempt.awaited_since + self.limit()).min(attempt.permitted_at + self.permit_ttl),
-        })
+        match (attempt.is_running(), attempt.started_at) {
+            (true, Some(started)) => Some(started + self.limit()),
+            (true, None) => Some((attempt.awaited_since + self.limit()).min(attempt.permitted_at + self.permit_ttl)),
+            (false, _) => attempt.pauses_until,
+        }
+    }
+
+    /// A device was left alone for long enough.
+    pub(crate) fn end_pause(&mut self, place: Place) {
+        self.attempts.at_mut(place).pauses_until = None;
+        self.await_until(place, None);
+        self.look_again(place);
+    }
+
+    /// How many devices of a wave have needed more than one attempt.
+    pub(crate) fn unlucky(&self, wave: u32) -> usize {
+        self.index.waves[wave as usize].unlucky
+    }
+
+    /// The devices of a wave that wait for another attempt.
+    pub(crate) fn waiting_again(&self, wave: u32) -> Vec<DeviceId> {
+        let end = self.attempts.end_of_first_waves(wave as usize + 1);
+        let waiting = self
+            .index
+            .waiting_again
+            .range(self.attempts.end_of_first_waves(wave as usize)..end);
+        waiting
+            .map(|place| self.attempts.at(*place).record.device.clone())
+            .collect()
     }
 
     /// When the attempt is to be looked at next.

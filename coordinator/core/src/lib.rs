@@ -19,6 +19,7 @@ mod load;
 mod planner;
 mod possession;
 pub mod rehearse;
+mod retries;
 mod rollback;
 mod turns;
 mod views;
@@ -34,6 +35,7 @@ pub use filter::{Candidate, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, Field, Filter, F
 pub use fleet::{Exclusion, Inventory, KnownDevice, rack_of};
 pub use planner::{PlanError, SplitError, Standing, late, plan, split};
 pub use possession::PossessionRecord;
+pub use retries::{FailedAttempt, RetryRecord};
 pub use turns::{TURNS, TurnId, Turns};
 pub use views::Latest;
 pub use webhooks::{Question, WebhookAnswer, WebhookRecord};

@@ -50,6 +50,7 @@ fn report(id: &str, sequence: u64) -> Write {
         wave: 0,
         kind: PermitKind::Update,
         permit_sequence: 1,
+        attempt: 1,
         device: DeviceId::new("d00001").unwrap(),
         node: "n1".parse().unwrap(),
         sequence,

@@ -33,6 +33,7 @@ fn report(sequence: u64, state: AttemptState) -> Write {
         wave: 0,
         kind: PermitKind::Update,
         permit_sequence: 1,
+        attempt: 1,
         device: DeviceId::new("d1").unwrap(),
         node: "n1".parse().unwrap(),
         sequence,

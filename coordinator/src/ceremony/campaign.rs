@@ -12,7 +12,7 @@ use firmesh_protocol::{
 };
 
 use super::{
-    campaign_file::CampaignFile,
+    campaign_file::{CampaignFile, RetriesFile},
     files::{ReadFileError, WriteFileError, read_bounded, write_file},
     folder::{FolderError, TrustFolder},
 };
@@ -99,6 +99,7 @@ pub fn draft_campaign(
         priority: file.priority,
         automatic_rollback: file.automatic_rollback,
         operator_rollback: file.operator_rollback,
+        retries: file.retries.map(RetriesFile::rules),
         permit_keys,
         plan_sha256: Sha256::from([0; 32]),
         rehearsal_sha256: None,

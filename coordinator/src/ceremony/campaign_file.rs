@@ -6,7 +6,8 @@ use firmesh_protocol::{
     gate::{AbortRule, Sequential},
     health::{HealthInput, HealthLimit, HealthRule},
     ids::CampaignId,
-    manifest::{Caps, Constraints, Deadlines, GateRule, Priority, Selector, Strategy},
+    manifest::{Caps, Constraints, Deadlines, GateRule, Priority, Retries, RetryBudget, RetryRule, Selector, Strategy},
+    report::FailureClass,
     time::WallTime,
     trust::PublicKey,
     units::BasisPoints,
@@ -20,6 +21,9 @@ const SAMPLE_MIN: u32 = 10;
 /// Success rates in basis points if the file does not say: below the first a wave holds, below the second it goes back.
 const ADVANCE: u32 = 9_900;
 const ROLLBACK: u32 = 9_500;
+
+/// The same for a pool that is to serve alone.
+const ADVANCE_POOL: u32 = 9_950;
 
 /// The manifest without what is filled in by machine.
 #[derive(Debug, Clone, Deserialize)]
@@ -58,6 +62,8 @@ pub struct CampaignFile {
     /// Whether operators may send devices back without the approvers: no, unless the approvers sign that they may.
     #[serde(default)]
     pub operator_rollback: bool,
+    /// Which failed updates are begun again; none if left out.
+    pub retries: Option<RetriesFile>,
     /// The coordinators' keys whose permits count, in hexadecimal.
     #[serde(default)]
     pub permit_keys: Vec<PublicKey>,
@@ -69,11 +75,12 @@ pub enum CampaignFileError {
     /// Not a campaign file.
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
-    /// A strategy that needs what no node can do.
+    /// A strategy without what it cannot do without.
     #[error(
-        "the strategy blue_green needs hooks that drain a pool and switch to the other, and nodes run no hooks: it is \
-         refused rather than pretended. A canary of two halves comes nearest: strategy = {{ kind = \"canary\", shares = \
-         [5000, 10000] }}, gate = {{ advance = 9950, soak = \"PT2H\" }}"
+        "the strategy blue_green needs two webhooks of the coordinator, `drain` and `switch`, that take traffic from a pool and \
+         move it to the other: it is refused rather than pretended. strategy = {{ kind = \"blue_green\", by = \"pool\", order = \
+         [\"green\", \"blue\"], switch = \"balancer\", drain = \"balancer\" }}. Without such systems, a canary of two halves comes \
+         nearest: strategy = {{ kind = \"canary\", shares = [5000, 10000] }}, gate = {{ advance = 9950, soak = \"PT2H\" }}"
     )]
     BlueGreen,
 }
@@ -83,9 +90,15 @@ impl CampaignFile {
     pub fn from_toml(text: &str) -> Result<Self, CampaignFileError> {
         let kind = |file: &toml::Table| Some(file.get("strategy")?.get("kind")?.as_str()?.replace('-', "_"));
         let is_blue_green = || toml::from_str(text).is_ok_and(|file| kind(&file).as_deref() == Some("blue_green"));
-        match toml::from_str(text) {
-            Err(_) if is_blue_green() => Err(CampaignFileError::BlueGreen),
-            read => Ok(read?),
+        let read: Self = match toml::from_str(text) {
+            Err(_) if is_blue_green() => return Err(CampaignFileError::BlueGreen),
+            read => read?,
+        };
+        match &read.strategy {
+            Strategy::BlueGreen { switch, drain, .. } if switch.is_empty() || drain.is_empty() => {
+                Err(CampaignFileError::BlueGreen)
+            }
+            _ => Ok(read),
         }
     }
 }
@@ -98,7 +111,7 @@ fn yes() -> bool {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GateFile {
-    /// See [`GateRule::advance`]; 99 % if left out.
+    /// See [`GateRule::advance`]; 99 % if left out, of a pool 99.5 %.
     pub advance: Option<BasisPoints>,
     /// See [`GateRule::rollback`]; 95 % if left out, or `advance` if that is lower.
     pub rollback: Option<BasisPoints>,
@@ -164,17 +177,21 @@ impl From<HealthRule> for HealthFile {
 
 impl GateFile {
     /// The rule, with what is left out as suits the strategy. Waves are watched for an hour in a canary, half an hour
-    /// between places, a quarter of an hour between batches.
+    /// between places, two hours between pools, a quarter of an hour between batches.
     #[must_use]
     pub fn rule(&self, strategy: &Strategy) -> GateRule {
         let soak_s = match strategy {
             Strategy::Direct {} => 0,
             Strategy::Canary { .. } => 3_600,
             Strategy::Regional { .. } => 1_800,
+            Strategy::BlueGreen { .. } => 7_200,
             Strategy::Rolling { .. } | Strategy::Growing { .. } => 900,
         };
         let share = |basis_points| BasisPoints::new(basis_points).unwrap_or(BasisPoints::WHOLE);
-        let advance = self.advance.unwrap_or_else(|| share(ADVANCE));
+        let advance = self.advance.unwrap_or_else(|| match strategy {
+            Strategy::BlueGreen { .. } => share(ADVANCE_POOL),
+            _ => share(ADVANCE),
+        });
         GateRule {
             advance,
             rollback: self.rollback.unwrap_or_else(|| share(ROLLBACK).min(advance)),
@@ -201,6 +218,46 @@ impl From<GateRule> for GateFile {
             health: rule.health.map(HealthFile::from),
             approval: rule.approval,
             webhooks: rule.webhooks,
+        }
+    }
+}
+
+/// See [`Retries`]: `retries = { rules = [{ class = "install", times = 2, pause = "PT10M" }], budget = { share = 500 } }`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetriesFile {
+    /// See [`Retries::rules`].
+    pub rules: Vec<RetryRuleFile>,
+    /// See [`Retries::budget`]; one device of a wave in twenty if left out.
+    #[serde(default)]
+    pub budget: RetryBudget,
+}
+
+/// See [`RetryRule`].
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetryRuleFile {
+    /// See [`RetryRule::class`].
+    pub class: FailureClass,
+    /// See [`RetryRule::times`]; once if left out.
+    pub times: Option<u32>,
+    /// See [`RetryRule::pause_s`]; ten minutes if left out.
+    #[serde(alias = "pause")]
+    pub pause_s: Option<Seconds>,
+}
+
+impl RetriesFile {
+    /// The rules, with what is left out.
+    #[must_use]
+    pub fn rules(self) -> Retries {
+        let rule = |file: RetryRuleFile| RetryRule {
+            class: file.class,
+            times: file.times.unwrap_or(RetryRule::TIMES),
+            pause_s: file.pause_s.map_or(RetryRule::PAUSE_S, |Seconds(pause_s)| pause_s),
+        };
+        Retries {
+            rules: self.rules.into_iter().map(rule).collect(),
+            budget: self.budget,
         }
     }
 }
@@ -348,7 +405,36 @@ recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }
     }
 
     #[test]
-    fn blue_green_is_refused_with_what_comes_nearest() {
+    fn retries_may_be_left_out_in_part_or_whole() {
+        let retries = |text: &str| {
+            let text = format!("{}\n{text}", file_text(r#"{ kind = "direct" }"#, ""));
+            let file = CampaignFile::from_toml(&text).unwrap();
+            file.retries.map(RetriesFile::rules)
+        };
+        assert_eq!(retries(""), None);
+        let found = retries(
+            r#"retries = { rules = [{ class = "install", times = 2, pause = "PT5M" }, { class = "boot" }], budget = { count = 3 } }"#,
+        );
+        let rules = vec![
+            RetryRule {
+                class: FailureClass::Install,
+                times: 2,
+                pause_s: 300,
+            },
+            RetryRule {
+                class: FailureClass::Boot,
+                times: 1,
+                pause_s: 600,
+            },
+        ];
+        let budget = RetryBudget::Count(3);
+        assert_eq!(found, Some(Retries { rules, budget }));
+        let found = retries(r#"retries = { rules = [{ class = "timeout" }] }"#).unwrap();
+        assert_eq!(found.budget, RetryBudget::default());
+    }
+
+    #[test]
+    fn blue_green_without_hooks_is_refused_with_what_comes_nearest() {
         let file = |strategy: &str| {
             CampaignFile::from_toml(&format!(
                 "id = \"spring\"\nexpires = \"2027-02-01T00:00:00Z\"\nreleases = []\nstrategy = {strategy}\n\
@@ -360,6 +446,13 @@ recurs = { dtstart = "2026-12-18T00:00:00", rrule = "FREQ=YEARLY" }
         };
         let refused = file(r#"{ kind = "blue_green", pools = ["blue", "green"] }"#).unwrap_err();
         assert!(matches!(refused, CampaignFileError::BlueGreen), "{refused}");
+        let hookless = r#"{ kind = "blue_green", by = "pool", order = ["green", "blue"], drain = "balancer" }"#;
+        let refused = file(hookless).unwrap_err();
+        assert!(matches!(refused, CampaignFileError::BlueGreen), "{refused}");
+        let hooked = hookless.replace("drain =", "switch = \"mover\", drain =");
+        let read = file(&hooked).unwrap();
+        let rule = read.gate.rule(&read.strategy);
+        assert_eq!((rule.advance.get(), rule.soak_s), (9_950, 7_200));
         let unknown = file(r#"{ kind = "purple" }"#).unwrap_err();
         assert!(unknown.to_string().contains("unknown variant `purple`"), "{unknown}");
         let read = file(r#"{ kind = "canary", shares = [5000, 10000] }"#).unwrap();

@@ -14,7 +14,7 @@ mod keys;
 mod release;
 
 pub use campaign::{CampaignError, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned, save_draft};
-pub use campaign_file::{CampaignFile, DeadlinesFile, GateFile, HealthFile, Seconds};
+pub use campaign_file::{CampaignFile, DeadlinesFile, GateFile, HealthFile, RetriesFile, RetryRuleFile, Seconds};
 pub use doctor::{Examination, Finding, Level};
 pub use files::{ReadFileError, WriteFileError, read_bounded, write_file, write_secret};
 pub use folder::{

@@ -14,7 +14,7 @@ use firmesh_protocol::{
     api::{PlanRequest, PlanResponse},
     ids::{CampaignId, Sha256},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
-    manifest::{CampaignManifest, MANIFEST_SCHEMA, Plan},
+    manifest::{CampaignManifest, MANIFEST_SCHEMA, Plan, Strategy},
 };
 use serde::Deserialize;
 
@@ -59,6 +59,7 @@ async fn planned(app: &App, manifest: CampaignManifest, allow_deprecated: bool) 
             "the draft's schema must be {MANIFEST_SCHEMA:?}"
         )));
     }
+    refuse_hookless(app, &manifest.strategy)?;
     if !allow_deprecated {
         let marked = deprecated(app, manifest.releases.iter().map(|release| release.target.as_str())).await?;
         if !marked.is_empty() {
@@ -98,6 +99,30 @@ async fn planned(app: &App, manifest: CampaignManifest, allow_deprecated: bool) 
     }
     app.store.put_plan(Sha256::of(&bytes), &bytes).await?;
     Ok((plan, bytes))
+}
+
+/// A strategy that has something done by webhooks that this coordinator does not know is refused, rather than planned and
+/// held for ever.
+fn refuse_hookless(app: &App, strategy: &Strategy) -> Result<(), Failure> {
+    let known = |hook: &str| app.settings.gate_webhooks.iter().any(|known| known.name() == hook);
+    let acts = [0, 1].map(|wave| strategy.acts_before(wave));
+    match acts
+        .iter()
+        .flatten()
+        .find(|(.., hook)| !hook.is_empty() && !known(hook))
+    {
+        Some((act, pool, hook)) => {
+            let detail = format!(
+                "strategy.{}: this coordinator has no [[gate_webhooks]] of the name {hook:?}, which is to {} {pool}: configure it, or \
+                 choose another strategy",
+                act.as_str(),
+                act.as_str()
+            );
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            Err(Failure::new(status, "hook_not_configured", detail).refused())
+        }
+        None => Ok(()),
+    }
 }
 
 /// A draft by its campaign's name.

@@ -83,6 +83,10 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("foreign_origin", "a page of another origin asked for a stream"),
     ("groups_full", "no more groups are kept"),
     ("hash_mismatch", "the bytes are not the ones that were announced"),
+    (
+        "hook_not_configured",
+        "the strategy has webhooks move traffic that the coordinator does not know",
+    ),
     ("idempotency", "a request with a key came to no end"),
     ("idempotency_full", "no more answers are kept for keys"),
     ("idempotency_key_reused", "the key belongs to another request"),

@@ -11,7 +11,11 @@ use std::{
 };
 
 use firmesh_coordinator_core::{Question, WebhookAnswer};
-use firmesh_protocol::{api::GateVerdict, ids::Sha256};
+use firmesh_protocol::{
+    api::GateVerdict,
+    ids::{CampaignId, Sha256},
+    manifest::PoolAct,
+};
 use reqwest::{Client, header};
 use serde::Deserialize;
 use serde_json::json;
@@ -93,6 +97,13 @@ pub struct GateWebhook {
     timeout: Duration,
 }
 
+impl GateWebhook {
+    /// The name that manifests have for it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+}
+
 /// Checks all webhooks. A mistake says at which one it is.
 pub(crate) fn check_gates(
     configs: Vec<GateWebhookConfig>,
@@ -171,10 +182,11 @@ enum Due {
 }
 
 /// What names a question while it stands.
-type Key = (firmesh_protocol::ids::CampaignId, u32, String);
+type Key = (CampaignId, u32, String, Option<PoolAct>);
 
 fn key(question: &Question) -> Key {
-    (question.campaign.clone(), question.wave, question.webhook.clone())
+    let act = question.act.as_ref().map(|(act, _)| *act);
+    (question.campaign.clone(), question.wave, question.webhook.clone(), act)
 }
 
 impl GateWebhooks {
@@ -287,12 +299,16 @@ impl GateWebhooks {
             campaign,
             wave,
             webhook,
+            act,
             devices,
             evidence,
         } = question;
-        let name = format!("{} {campaign} {wave} {webhook} {manifest:?}", self.source);
+        let mut name = format!("{} {campaign} {wave} {webhook} {manifest:?}", self.source);
+        if let Some((act, pool)) = act {
+            name += &format!(" {} {pool}", act.as_str());
+        }
         let id = format!("gate_{}", &Sha256::of(name.as_bytes()).to_string()[..32]);
-        let body = json!({
+        let mut body = json!({
             "schema": "firmesh-gate/1",
             "id": id,
             "source": self.source,
@@ -302,6 +318,9 @@ impl GateWebhooks {
             "devices": devices,
             "evidence": evidence,
         });
+        if let Some((act, pool)) = act {
+            (body["act"], body["pool"]) = (json!(act), json!(pool));
+        }
         Asked {
             id,
             body: body.to_string().into_bytes(),
@@ -321,6 +340,7 @@ async fn tell(coordinator: &Coordinator, question: Question, verdict: GateVerdic
         campaign: question.campaign,
         wave: question.wave,
         webhook: question.webhook,
+        act: question.act.map(|(act, _)| act),
         verdict,
         reason,
     };

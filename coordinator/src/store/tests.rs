@@ -397,6 +397,7 @@ async fn a_report_may_be_as_long_as_nodes_write_them(database: TestDatabase) {
         wave: 0,
         kind: firmesh_protocol::report::PermitKind::Update,
         permit_sequence: 1,
+        attempt: 1,
         device: "d1".parse().unwrap(),
         node: "n1".parse().unwrap(),
         sequence: 7,

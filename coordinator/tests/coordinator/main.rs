@@ -15,6 +15,7 @@ mod packages;
 #[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
+mod strategies;
 
 use std::collections::BTreeMap;
 

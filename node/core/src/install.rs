@@ -27,7 +27,10 @@ use firmesh_protocol::{
 };
 
 use self::neighbours::Starter;
-use crate::approved::ApprovedCampaign;
+use crate::{
+    approved::ApprovedCampaign,
+    retries::{Tries, may_start_again},
+};
 
 pub use neighbours::Neighbour;
 
@@ -59,6 +62,8 @@ pub struct Facts<'a> {
     pub complete: &'a BTreeSet<ArtifactId>,
     /// This node's attempts of this campaign, by device and kind.
     pub attempts: &'a BTreeMap<(DeviceId, PermitKind), AttemptStanding>,
+    /// How its updates of this campaign ended, by device.
+    pub tries: &'a BTreeMap<DeviceId, Tries>,
     /// Attempts of other campaigns in flight on this node.
     pub other_in_flight: usize,
     /// The other campaign in which this device is in flight or quarantined, if there is one.
@@ -174,8 +179,14 @@ pub enum Hold {
     #[error("the campaign expired at {0}")]
     CampaignExpired(WallTime),
     /// The device was started once for this campaign.
-    #[error("the device was already started in this campaign")]
+    #[error("the device was already started in this campaign, and may not be started again by this permit")]
     AlreadyStarted,
+    /// It failed, and may be started again later.
+    #[error("the device has failed, and is left alone until {until} before it is started again")]
+    Pausing {
+        /// Until when.
+        until: WallTime,
+    },
     /// A rollback without an update before it.
     #[error("the campaign did not touch the device, so there is nothing to roll back")]
     NothingToRollBack,
@@ -274,6 +285,7 @@ impl Hold {
             | Self::NotPlanned(_)
             | Self::PermitExpired(_)
             | Self::AlreadyStarted => "void_permit",
+            Self::Pausing { .. } => "pausing",
             Self::OtherKey { .. } => "other_node_key",
             Self::Braked(_) => "braked",
             Self::WindowClosed { .. } => "window_closed",
@@ -316,6 +328,7 @@ impl Hold {
             | Self::OtherComponent { is_known: false, .. }
             | Self::Engaged(_)
             | Self::EvidenceMissing
+            | Self::Pausing { .. }
             | Self::Soaking { .. } => Some(AttemptState::Blocked),
             Self::WindowClosed { .. } => Some(AttemptState::WaitingWindow),
             Self::Braked(_) | Self::NothingToRollBack | Self::CampaignExpired(_) | Self::TurnNeverComes(_) => {
@@ -352,6 +365,7 @@ impl Hold {
                 | Self::Engaged(_)
                 | Self::WindowClosed { .. }
                 | Self::EvidenceMissing
+                | Self::Pausing { .. }
                 | Self::Soaking { .. }
                 | Self::StandsIn { .. }
                 | Self::UnitBusy(_)
@@ -395,10 +409,10 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
     if permit.kind == PermitKind::Update && facts.now >= manifest.expires {
         return Err(Hold::CampaignExpired(manifest.expires));
     }
-    if facts.attempts.contains_key(&(device.clone(), permit.kind)) {
-        return Err(Hold::AlreadyStarted);
-    }
     let release = &campaign.releases[&planned.release];
+    if let Some(standing) = facts.attempts.get(&(device.clone(), permit.kind)) {
+        check_again(campaign, permit, *standing, release, facts)?;
+    }
     if let Some(other) = &facts.engaged_elsewhere {
         return Err(Hold::Engaged(other.clone()));
     }
@@ -443,6 +457,26 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
         release: target.clone(),
         previous: previous.cloned(),
     })
+}
+
+/// A device is started once, but where the approvers allow another attempt after a failure like its last one.
+fn check_again(
+    campaign: &ApprovedCampaign,
+    permit: &Permit,
+    standing: AttemptStanding,
+    release: &Release,
+    facts: &Facts<'_>,
+) -> Result<(), Hold> {
+    let device = &facts.device.device;
+    let was_sent_back = facts.attempts.contains_key(&(device.clone(), PermitKind::Rollback));
+    let is_over = standing == AttemptStanding::Ended && !was_sent_back;
+    let from = may_start_again(campaign, permit, device, facts.tries)
+        .filter(|_| is_over && release.info.reversibility != Reversibility::OneWay);
+    match from {
+        None => Err(Hold::AlreadyStarted),
+        Some(until) if facts.now < until => Err(Hold::Pausing { until }),
+        Some(_) => Ok(()),
+    }
 }
 
 fn rollback_target<'a>(

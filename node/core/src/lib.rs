@@ -1,5 +1,5 @@
 //! A node's decisions: who fetches which piece from whom ([`swarm`]), when an image of a campaign ([`approved`]) may go to
-//! a device by whose permit ([`permits`], [`install`]), and what the store gives up when it needs room ([`retention`]).
+//! a device by whose permit ([`permits`], [`install`]) and how often ([`retries`]), and what the store gives up when it needs room ([`retention`]).
 //!
 //! Pure: facts and the time go in, instructions come out. The node and the simulator run this same code.
 
@@ -7,4 +7,5 @@ pub mod approved;
 pub mod install;
 pub mod permits;
 pub mod retention;
+pub mod retries;
 pub mod swarm;

@@ -114,6 +114,7 @@ mod tests {
             manifest_sha256: Sha256::of(b"manifest"),
             kind: PermitKind::Update,
             wave: 0,
+            attempt: 1,
             sequence: 7,
             epoch: 3,
             issued: at(0),

@@ -10,7 +10,10 @@ use firmesh_executors::{
     AttemptRecord, Backend, Ended, Goal, Journal, JournalError, News, Outcome, Report, RunError as AttemptError, Start,
     run_attempt,
 };
-use firmesh_node_core::install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit};
+use firmesh_node_core::{
+    install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit},
+    retries::{Tries, may_start_again},
+};
 use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, DeviceId},
     limits::REASON_BYTES_MAX,
@@ -23,7 +26,7 @@ use tracing::{info, warn};
 
 use super::{Event, Runtime, Sha256Check, evidence::Shown};
 use crate::{
-    journal::{Declined, Standings},
+    journal::{AllTries, Declined, Standings},
     status::{AttemptStatus, Refusal},
 };
 
@@ -37,6 +40,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 pub(super) struct Devices {
     devices: BTreeMap<DeviceId, Device>,
     standings: Standings,
+    tries: AllTries,
     declined: Declined,
     /// What was last reported of an attempt, and under which permit.
     told: BTreeMap<(CampaignId, DeviceId, PermitKind), (AttemptStatus, u64)>,
@@ -55,7 +59,7 @@ struct Device {
 }
 
 impl Devices {
-    pub(super) fn new(backends: Vec<Backend>, standings: Standings, declined: Declined) -> Self {
+    pub(super) fn new(backends: Vec<Backend>, standings: Standings, tries: AllTries, declined: Declined) -> Self {
         let device = |backend: Backend| {
             let id = backend.device().clone();
             (
@@ -73,6 +77,7 @@ impl Devices {
         Self {
             devices: backends.into_iter().map(device).collect(),
             standings,
+            tries,
             declined,
             told: BTreeMap::new(),
         }
@@ -106,6 +111,12 @@ impl Devices {
     pub(super) fn standing_at(&self, at: AttemptStanding) -> impl Iterator<Item = (&CampaignId, &DeviceId)> {
         let standing = self.standings.iter().filter(move |(_, standing)| **standing == at);
         standing.map(|((campaign, device, _), _)| (campaign, device))
+    }
+
+    /// How updates of this node's devices ended in a campaign.
+    fn tries_in(&self, campaign: &CampaignId) -> &BTreeMap<DeviceId, Tries> {
+        static NONE: BTreeMap<DeviceId, Tries> = BTreeMap::new();
+        self.tries.get(campaign).unwrap_or(&NONE)
     }
 
     fn engaged_elsewhere(&self, device: &DeviceId, campaign: &CampaignId) -> Option<CampaignId> {
@@ -154,7 +165,8 @@ impl Runtime {
             };
             let key = (record.goal.campaign.clone(), device.clone(), record.goal.kind);
             let in_flight = self.devices.standings.get(&key) == Some(&AttemptStanding::InFlight);
-            if in_flight && self.devices.devices.contains_key(&device) {
+            let is_of_earlier_one = self.has_failed_before(&device, &record);
+            if in_flight && !is_of_earlier_one && self.devices.devices.contains_key(&device) {
                 info!(%device, campaign = %key.0, "resuming an attempt");
                 taken_up.insert((key.0.clone(), device.clone(), PermitKind::Update));
                 taken_up.insert(key);
@@ -165,15 +177,32 @@ impl Runtime {
             }
         }
         // Started, but killed before the first record: not started after all. A record that is there is then of an earlier
-        // attempt, for no device begins another one before this one has ended.
-        self.devices
-            .standings
-            .retain(|key, standing| *standing == AttemptStanding::Ended || taken_up.contains(key));
+        // attempt, for no device begins another one before this one has ended. Where one has failed before, that stays so.
+        let Devices { standings, tries, .. } = &mut self.devices;
+        standings.retain(|key, standing| {
+            if *standing == AttemptStanding::Ended || taken_up.contains(key) {
+                return true;
+            }
+            *standing = AttemptStanding::Ended;
+            let (campaign, device, kind) = key;
+            *kind == PermitKind::Update && tries.get(campaign).is_some_and(|tries| tries.contains_key(device))
+        });
         let all: Vec<_> = self.devices.devices.keys().cloned().collect();
         for device in all {
             self.look(&device, Duration::ZERO);
         }
         Ok(())
+    }
+
+    /// Whether a record is that of an update that has failed, and was counted.
+    fn has_failed_before(&self, device: &DeviceId, record: &AttemptRecord) -> bool {
+        let tries = self.devices.tries_in(&record.goal.campaign).get(device);
+        let has_failed = |tries: &Tries| {
+            tries.permit >= record.goal.permit_sequence
+                && !tries.state.is_success()
+                && tries.state != AttemptState::Quarantined
+        };
+        record.goal.kind == PermitKind::Update && record.outcome().is_some() && tries.is_some_and(has_failed)
     }
 
     /// Goes on with an interrupted attempt: at once if it has only its outcome to tell, otherwise when its image is
@@ -270,7 +299,7 @@ impl Runtime {
             for permit in self.fleet.permits_for(&device) {
                 let key = (permit.campaign.clone(), device.clone(), permit.kind);
                 let named = (key.0.clone(), key.1.clone(), key.2, permit.sequence);
-                if self.devices.standings.contains_key(&key) {
+                if self.devices.standings.contains_key(&key) && !self.may_start_again(&device, &permit) {
                     continue;
                 }
                 let shown = self.shown_by(&permit);
@@ -294,8 +323,19 @@ impl Runtime {
         Ok(())
     }
 
-    /// A new permit for what was started here before it came: whoever issued it does not know how that ended (its
-    /// database is a copy from before), and would issue it for ever.
+    /// Whether the permit may start a device again that was started in the campaign before, now or later.
+    fn may_start_again(&self, device: &DeviceId, permit: &Permit) -> bool {
+        let id = &permit.campaign;
+        let key = |kind| (id.clone(), device.clone(), kind);
+        let (standings, campaign) = (&self.devices.standings, self.fleet.campaigns.get(id));
+        let is_over = standings.get(&key(PermitKind::Update)) == Some(&AttemptStanding::Ended)
+            && !standings.contains_key(&key(PermitKind::Rollback));
+        let tries = self.devices.tries_in(id);
+        is_over && campaign.is_some_and(|campaign| may_start_again(campaign, permit, device, tries).is_some())
+    }
+
+    /// A new permit for what was started here before it came, and is not started again: whoever issued it does not know how
+    /// that ended (its database is a copy from before), and would issue it for ever.
     pub(super) fn tell_again(&mut self, permit: &Permit) -> Result<(), JournalError> {
         for device in &permit.devices {
             let key = (permit.campaign.clone(), device.clone(), permit.kind);
@@ -303,7 +343,7 @@ impl Runtime {
                 continue;
             };
             let goes_on = known.running.as_ref().is_some_and(|goal| goal.campaign == key.0);
-            if goes_on || !self.devices.standings.contains_key(&key) {
+            if goes_on || !self.devices.standings.contains_key(&key) || self.may_start_again(device, permit) {
                 continue;
             }
             // One that ended before outcomes were kept is a person's to judge.
@@ -317,7 +357,7 @@ impl Runtime {
             else {
                 continue;
             };
-            self.report(News {
+            let news = News {
                 device: device.clone(),
                 campaign: permit.campaign.clone(),
                 manifest_sha256: permit.manifest_sha256,
@@ -329,7 +369,14 @@ impl Runtime {
                 version,
                 failure,
                 health,
-            })?;
+            };
+            let tries = self
+                .devices
+                .tries_in(&key.0)
+                .get(device)
+                .filter(|_| key.2 == PermitKind::Update);
+            let attempt = tries.map_or(1, |tries| tries.ended);
+            self.report_attempt(news, attempt)?;
         }
         Ok(())
     }
@@ -364,6 +411,7 @@ impl Runtime {
             last_version: known.last_version.as_deref(),
             complete: &complete,
             attempts: &attempts,
+            tries: self.devices.tries_in(&permit.campaign),
             other_in_flight: self.devices.in_flight_elsewhere(&permit.campaign),
             engaged_elsewhere: self.devices.engaged_elsewhere(device, &permit.campaign),
             security_epoch: self.journal.security_floor(device).ok()?,
@@ -514,7 +562,7 @@ impl Runtime {
         match result {
             Ok(Ended::Interrupted) => return Ok(()),
             Ok(Ended::Over(outcome)) => {
-                self.journal.keep_outcome(&goal.campaign, device, goal.kind, &outcome)?;
+                self.keep_outcome(device, &goal, &outcome)?;
                 if outcome.state.is_success() {
                     self.journal
                         .raise_security_floor(device, goal.image.info.security_epoch)?;
@@ -533,6 +581,23 @@ impl Runtime {
         }
         self.look(device, Duration::ZERO);
         self.consider()
+    }
+
+    /// Keeps how an attempt ended, and counts it if it was an update.
+    fn keep_outcome(&mut self, device: &DeviceId, goal: &Goal, outcome: &Outcome) -> Result<(), JournalError> {
+        let (campaign, kind) = (&goal.campaign, goal.kind);
+        let tries = (kind == PermitKind::Update).then(|| {
+            let before = self.devices.tries_in(campaign).get(device);
+            let Outcome { state, failure, .. } = outcome;
+            Tries::counted(before, goal.permit_sequence, *state, *failure, self.fleet.now())
+        });
+        self.journal
+            .keep_outcome(campaign, device, kind, outcome, tries.as_ref())?;
+        if let Some(tries) = tries {
+            let of_campaign = self.devices.tries.entry(campaign.clone()).or_default();
+            of_campaign.insert(device.clone(), tries);
+        }
+        Ok(())
     }
 
     fn report_hold(&mut self, device: &DeviceId, permit: &Permit, hold: &Hold) -> Result<(), JournalError> {
@@ -576,6 +641,16 @@ impl Runtime {
     /// Signs news, keeps it, and sends it with the next sync. The same news twice is said once, but for an end that the
     /// coordinator does not seem to know: it permits the device again.
     fn report(&mut self, news: News) -> Result<(), JournalError> {
+        let tries = self.devices.tries_in(&news.campaign).get(&news.device);
+        let attempt = match tries.filter(|_| news.kind == PermitKind::Update) {
+            Some(tries) if news.permit_sequence <= tries.permit => tries.ended,
+            Some(tries) => tries.ended.saturating_add(1),
+            None => 1,
+        };
+        self.report_attempt(news, attempt)
+    }
+
+    fn report_attempt(&mut self, news: News, attempt: u32) -> Result<(), JournalError> {
         let key = (news.campaign.clone(), news.device.clone(), news.kind);
         let mut reason = news.reason;
         if reason.len() > REASON_BYTES_MAX {
@@ -607,6 +682,7 @@ impl Runtime {
             wave: news.wave,
             kind: news.kind,
             permit_sequence: news.permit_sequence,
+            attempt,
             device: news.device,
             node: self.settings.node.clone(),
             sequence,

@@ -215,7 +215,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             settings.tuning.clone(),
             seed(),
         ),
-        devices: Devices::new(backends, journal.standings()?, journal.declined()?),
+        devices: Devices::new(backends, journal.standings()?, journal.tries()?, journal.declined()?),
         room: Room::new(pieces.clone(), settings.room.clone(), journal.images()?),
         fleet: Fleet::new(own_record.clone()),
         possession: super::possession::Possession::default(),

@@ -470,8 +470,19 @@ pub struct AttemptView {
     pub wave: u32,
     /// The state.
     pub state: AttemptState,
+    /// Which attempt this is, where failed ones are begun again: left out for the first.
+    #[serde(default = "first", skip_serializing_if = "is_first")]
+    pub attempt: u32,
     /// Why, for a person.
     pub reason: String,
     /// The version last read back.
     pub version: Option<String>,
+}
+
+fn first() -> u32 {
+    1
+}
+
+fn is_first(attempt: &u32) -> bool {
+    *attempt == 1
 }

@@ -6,6 +6,7 @@
 mod domains;
 mod plan;
 mod release;
+mod retries;
 mod rules;
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,8 @@ pub use plan::{HeldDevice, PLAN_SCHEMA, Plan, PlannedDevice};
 pub use release::{
     Artifact, FileRef, OtherComponent, Provenance, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef, Reversibility,
 };
-pub use rules::{Caps, Constraints, Deadlines, GateRule, Priority, Selector, Sequence, Strategy};
+pub use retries::{Retries, RetryBudget, RetryRule};
+pub use rules::{Caps, Constraints, Deadlines, GateRule, PoolAct, Priority, Selector, Sequence, Strategy};
 
 /// The schema name of a campaign manifest.
 pub const MANIFEST_SCHEMA: &str = "firmesh-campaign/1";
@@ -99,6 +101,9 @@ pub struct CampaignManifest {
     /// [`RollbackOrder`](crate::rollback::RollbackOrder) of the approvers. With it, nodes take the coordinator's word.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub operator_rollback: bool,
+    /// Which failed updates are begun again; none if left out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retries: Option<Retries>,
     /// The coordinators' ed25519 public keys, in hexadecimal, whose permits count for this campaign.
     pub permit_keys: Vec<String>,
     /// SHA-256 of the plan's bytes: approval is of who gets what and when, not only of the rules.
@@ -174,6 +179,9 @@ impl CampaignManifest {
         }
         if let Some((field, problem)) = self.gate.problem(&self.deadlines) {
             return bounds(field, &problem);
+        }
+        if let Some(problem) = self.retries.as_ref().and_then(Retries::problem) {
+            return bounds("retries", &problem);
         }
         if self.deadlines.attempt_s == 0 || self.deadlines.back_s == 0 {
             return bounds("deadlines", "must be at least one second");

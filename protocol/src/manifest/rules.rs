@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    domains::{self, DomainCap, NeverTogether},
+    domains::{self, Dimension, DomainCap, NeverTogether},
     is_label,
 };
 use crate::{
@@ -67,6 +67,41 @@ pub enum Strategy {
         /// How large a batch is, measured by the one before it, in percent: 200 doubles. Above 100.
         percent: u32,
     },
+    /// One of two pools while the other one serves; when it has proven itself, traffic is switched to it, and the other one
+    /// is drained and comes next. Outside systems do both: without them there is no such campaign.
+    BlueGreen {
+        /// What sorts devices into pools: a label, or a level of their place.
+        by: Dimension,
+        /// The pool that serves nothing and is updated first, and the one that serves. Devices of others are held.
+        order: Vec<TopologyPath>,
+        /// The webhook that is asked to switch traffic to a pool, by the name that the coordinator has for it.
+        #[serde(default)]
+        switch: String,
+        /// The webhook that is asked to take whatever is left from a pool before it is updated, likewise.
+        #[serde(default)]
+        drain: String,
+    },
+}
+
+/// What an outside system is asked to do with a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolAct {
+    /// Nothing is served by it any more.
+    Drain,
+    /// Everything is served by it.
+    Switch,
+}
+
+impl PoolAct {
+    /// Its name, as it stands in JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::Switch => "switch",
+        }
+    }
 }
 
 /// Places that a regional campaign goes through at most.
@@ -86,6 +121,22 @@ impl Strategy {
 
     fn rolling_batch() -> u32 {
         100
+    }
+
+    /// What has to be done with which pool before a wave opens, in this order, and by which webhook.
+    #[must_use]
+    pub fn acts_before(&self, wave: u32) -> Vec<(PoolAct, &TopologyPath, &str)> {
+        let Self::BlueGreen {
+            order, switch, drain, ..
+        } = self
+        else {
+            return Vec::new();
+        };
+        let pool = |at: u32| order.get(at as usize);
+        let before = wave.checked_sub(1).and_then(pool).filter(|_| pool(wave).is_some());
+        let switched = before.map(|pool| (PoolAct::Switch, pool, switch.as_str()));
+        let drained = pool(wave).map(|pool| (PoolAct::Drain, pool, drain.as_str()));
+        switched.into_iter().chain(drained).collect()
     }
 
     /// The first field that is wrong, and how.
@@ -111,6 +162,18 @@ impl Strategy {
                 let problem = format!("names {} and, inside it, {}", pair[0], pair[1]);
                 Some(("strategy.order", problem))
             }
+            Self::BlueGreen { order, .. } if order.len() != 2 || order[0] == order[1] => Some((
+                "strategy.order",
+                "must name two pools: the one that is updated first, and the one that serves meanwhile".to_owned(),
+            )),
+            Self::BlueGreen { switch, drain, .. } => [("strategy.switch", switch), ("strategy.drain", drain)]
+                .into_iter()
+                .find(|(_, hook)| !is_webhook(hook))
+                .map(|(field, _)| {
+                    let problem = "must name a webhook of the coordinator that does it, in up to 64 lower case letters, digits \
+                                   and dashes: without one the strategy is refused rather than pretended";
+                    (field, problem.to_owned())
+                }),
             Self::Rolling { batch: 0 } => Some(("strategy.batch", "must be at least one device".to_owned())),
             Self::Growing { first: 0, .. } => Some(("strategy.first", "must be at least one device".to_owned())),
             Self::Growing { percent: ..=100, .. } => Some((

@@ -36,6 +36,7 @@ fn manifest() -> CampaignManifest {
         priority: Priority::Emergency,
         automatic_rollback: true,
         operator_rollback: false,
+        retries: None,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b"plan"),
         rehearsal_sha256: None,
@@ -89,6 +90,11 @@ fn rules_that_could_never_or_always_start_are_refused() {
     refused(|m| m.strategy = Strategy::Rolling { batch: 0 });
     refused(|m| m.strategy = Strategy::Growing { first: 0, percent: 200 });
     refused(|m| m.strategy = Strategy::Growing { first: 1, percent: 100 });
+    refused(|m| m.strategy = blue_green(&["green"], "lb", "lb"));
+    refused(|m| m.strategy = blue_green(&["green", "green"], "lb", "lb"));
+    refused(|m| m.strategy = blue_green(&["green", "blue", "red"], "lb", "lb"));
+    refused(|m| m.strategy = blue_green(&["green", "blue"], "", "lb"));
+    refused(|m| m.strategy = blue_green(&["green", "blue"], "lb", "A hook"));
     refused(|m| m.strategy = regional(&[]));
     refused(|m| m.strategy = regional(&["us", "us"]));
     refused(|m| m.strategy = regional(&["eu/ber/hall2", "us", "eu/ber/hall10", "eu", "eu/fra"]));
@@ -108,6 +114,28 @@ fn rules_that_could_never_or_always_start_are_refused() {
     });
 }
 
+fn blue_green(order: &[&str], switch: &str, drain: &str) -> Strategy {
+    Strategy::BlueGreen {
+        by: "pool".parse().unwrap(),
+        order: order.iter().map(|pool| pool.parse().unwrap()).collect(),
+        switch: switch.to_owned(),
+        drain: drain.to_owned(),
+    }
+}
+
+#[test]
+fn a_pool_is_drained_before_it_is_updated_and_traffic_switched_in_between() {
+    let strategy = blue_green(&["green", "blue"], "mover", "drainer");
+    let acts = |wave| -> Vec<_> {
+        let acts = strategy.acts_before(wave).into_iter();
+        acts.map(|(act, pool, hook)| format!("{hook}: {} {pool}", act.as_str()))
+            .collect()
+    };
+    assert_eq!(acts(0), ["drainer: drain green"]);
+    assert_eq!(acts(1), ["mover: switch green", "drainer: drain blue"]);
+    assert!(acts(2).is_empty() && regional(&["us"]).acts_before(1).is_empty());
+}
+
 fn regional(order: &[&str]) -> Strategy {
     Strategy::Regional {
         order: order.iter().map(|place| place.parse().unwrap()).collect(),
@@ -123,6 +151,7 @@ fn every_strategy_comes_back_as_it_was_written() {
             shares: Strategy::canary_shares(),
         },
         regional(&["us/nyc", "eu", "us/nyc2"]),
+        blue_green(&["green", "blue"], "lb", "lb"),
         Strategy::Rolling { batch: 100 },
         Strategy::Growing { first: 1, percent: 200 },
     ] {
@@ -198,4 +227,71 @@ fn a_plan_naming_a_device_twice_is_refused() {
     };
     let refused = Plan::from_bytes(&keyless.to_bytes()).unwrap_err();
     assert!(refused.to_string().contains("key of n1"), "{refused}");
+}
+
+/// Manifests without retries keep their bytes; with them, only what may be bad luck is begun again.
+#[test]
+fn retries_are_left_out_unless_said_and_never_follow_what_nobody_knows() {
+    use crate::report::{AttemptState, FailureClass};
+    let without = serde_json::to_string(&manifest()).unwrap();
+    assert!(!without.contains("retries"), "{without}");
+    let with = |rules: &str, budget: &str| {
+        let text = without.replace(
+            "\"permit_keys\"",
+            &format!("\"retries\":{{\"rules\":{rules}{budget}}},\"permit_keys\""),
+        );
+        CampaignManifest::from_bytes(text.as_bytes()).map_err(|error| {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            format!("{error} {}", source.unwrap_or_default())
+        })
+    };
+    let manifest = with(
+        r#"[{"class":"install"},{"class":"boot","times":2,"pause_s":50000}]"#,
+        "",
+    )
+    .unwrap();
+    let retries = manifest.retries.clone().unwrap();
+    assert_eq!((retries.rules[0].times, retries.rules[0].pause_s), (1, 600));
+    assert_eq!((manifest.retry_budget(100), manifest.retry_budget(3)), (5, 1));
+    let pause = |state, class, ended| {
+        let pause = manifest.retry_pause(true, state, Some(class), ended);
+        pause.map(|pause| pause.as_secs())
+    };
+    use AttemptState::{Failed, Quarantined, RolledBack, Success};
+    use FailureClass::{Boot, Health, Install, Timeout};
+    assert_eq!(pause(Failed, Install, 1), Some(600));
+    assert_eq!(pause(Failed, Install, 2), None);
+    assert_eq!(pause(RolledBack, Boot, 1), Some(50_000));
+    assert_eq!(pause(RolledBack, Boot, 2), Some(86_400), "a day at most");
+    assert_eq!(pause(RolledBack, Boot, 3), None);
+    for (state, class) in [(Quarantined, Install), (Success, Health), (Failed, Timeout)] {
+        assert_eq!(pause(state, class, 1), None, "{state} {class}");
+    }
+    assert_eq!(
+        manifest.retry_pause(false, Failed, Some(Install), 1),
+        None,
+        "no way back"
+    );
+    assert_eq!(manifest.retry_pause(true, Failed, None, 1), None);
+    for (rules, budget, why) in [
+        ("[]", "", "at least one rule"),
+        (r#"[{"class":"boot"},{"class":"boot"}]"#, "", "one for each class"),
+        (r#"[{"class":"preflight"}]"#, "", "what was refused is refused again"),
+        (r#"[{"class":"health"}]"#, "", "that is its verdict"),
+        (r#"[{"class":"unreachable"}]"#, "", "nobody knows what the device runs"),
+        (r#"[{"class":"quarantine"}]"#, "", "a person looks at it"),
+        (r#"[{"class":"boot","times":0}]"#, "", "allow 0 further starts"),
+        (r#"[{"class":"boot","times":6}]"#, "", "allow 6 further starts"),
+        (r#"[{"class":"boot","pause_s":86401}]"#, "", "at most 86400"),
+        (r#"[{"class":"boot"}]"#, r#","budget":{"count":0}"#, "leave them out"),
+        (
+            r#"[{"class":"boot"}]"#,
+            r#","budget":{"share":10001}"#,
+            "more than the whole",
+        ),
+        (r#"[{"class":"boot","often":1}]"#, "", "unknown field"),
+    ] {
+        let refused = with(rules, budget).unwrap_err();
+        assert!(refused.contains(why), "{rules} {budget}: {refused}");
+    }
 }

@@ -88,7 +88,7 @@ impl World {
             let words = planned
                 .iter()
                 .filter_map(|p| self.watch.ended.get(&(manifest.id.clone(), p.device.clone())));
-            let good = words.filter(|words| words.iter().any(|(good, _)| *good)).count();
+            let good = words.filter(|words| words.iter().any(|word| word.good)).count();
             good * 10_000 >= manifest.gate.rollback.get() as usize * planned.len()
         };
         let view = self.coordinators[MAIN]

@@ -50,6 +50,7 @@ impl World {
                     campaign: question.campaign,
                     wave: question.wave,
                     webhook: question.webhook,
+                    act: question.act.map(|(act, _)| act),
                     verdict,
                     reason: "it says so".to_owned(),
                 }),

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use firmesh_executors_core::{Attempt, Goal, Input, Outcome, Output, Report, Step};
-use firmesh_node_core::install::{Admission, AttemptStanding};
+use firmesh_node_core::{
+    install::{Admission, AttemptStanding},
+    retries::Tries,
+};
 use firmesh_protocol::report::{AttemptState, Permit, PermitKind};
 
 use super::{
@@ -222,7 +225,16 @@ impl World {
         let goal = running.goal;
         self.judge_end(d, &goal, outcome);
         let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
-        self.write(n, |disk| disk.outcomes.insert(key, outcome.clone()))?;
+        let at = self.node_wall(n);
+        self.write(n, |disk| {
+            if goal.kind == PermitKind::Update {
+                let of_campaign = disk.tries.entry(goal.campaign.clone()).or_default();
+                let before = of_campaign.get(&goal.device);
+                let tries = Tries::counted(before, goal.permit_sequence, outcome.state, outcome.failure, at);
+                of_campaign.insert(goal.device.clone(), tries);
+            }
+            disk.outcomes.insert(key, outcome.clone())
+        })?;
         if outcome.state.is_success() {
             let epoch = goal.image.info.security_epoch;
             self.write(n, |disk| {

@@ -286,6 +286,7 @@ impl Coordinator {
             manifest_sha256,
             kind: order.kind,
             wave: order.wave,
+            attempt: order.attempt,
             sequence: order.sequence,
             epoch: self.database.epoch,
             issued,

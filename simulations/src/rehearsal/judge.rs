@@ -11,14 +11,14 @@ use firmesh_protocol::{
     approval::Refused,
     brake::Braked,
     ids::{CampaignId, DeviceId},
-    manifest::{AtMost, CampaignManifest, Reversibility},
-    report::{AttemptState, Permit, PermitKind},
+    manifest::{AtMost, CampaignManifest, RetryBudget, Reversibility},
+    report::{AttemptReport, AttemptState, FailureClass, Permit, PermitKind},
 };
 
 use super::{
     MAIN, World,
     device::Runs,
-    promises::{Promise, Started},
+    promises::{Promise, Started, Word},
     scenario::{Approved, DailyWindow, Kind},
     signed::{Signed, Signer},
 };
@@ -125,12 +125,16 @@ impl World {
         });
         self.watch.tally.attempts += 1;
         let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
-        if self.watch.started.contains_key(&key) {
-            let how = format!(
-                "{} is started again for {} ({:?})",
-                goal.device, goal.campaign, goal.kind
-            );
-            self.watch.blame(self.now_ms, Promise::Once, how);
+        let before = self.watch.started.remove(&key).map(Box::new);
+        if let Some(before) = &before {
+            self.watch.tally.began_again += 1;
+            if let Some(why) = self.not_again(n, before, goal, approved) {
+                let how = format!(
+                    "{} is started again for {} ({:?}): {why}",
+                    goal.device, goal.campaign, goal.kind
+                );
+                self.watch.blame(self.now_ms, Promise::Once, how);
+            }
         }
         let elsewhere = self
             .watch
@@ -162,6 +166,9 @@ impl World {
             acts: BTreeMap::new(),
             in_flight: true,
             ended: None,
+            failure: None,
+            ended_at: None,
+            before,
         };
         self.watch.started.insert(key, started);
         let problems = [
@@ -184,6 +191,52 @@ impl World {
             );
             self.watch.blame(self.now_ms, promise, how);
         }
+    }
+
+    /// Why a device may not be started for the same campaign again.
+    fn not_again(&self, n: usize, before: &Started, goal: &Goal, approved: &Approved) -> Option<String> {
+        let manifest = &approved.campaign.manifest;
+        let went_back = (goal.campaign.clone(), goal.device.clone(), PermitKind::Rollback);
+        let (_, planned) = approved.campaign.planned(&goal.device)?;
+        let release = &approved.campaign.releases[&planned.release];
+        let one_way = release.info.reversibility == Reversibility::OneWay || planned.previous.is_none();
+        if goal.kind == PermitKind::Rollback || self.watch.started.contains_key(&went_back) || one_way {
+            return Some("nothing allows that".to_owned());
+        }
+        let starts = before.starts();
+        let (state, failure) = (before.ended, before.failure);
+        let Some(pause_s) = pause_s(manifest, state, failure, starts) else {
+            return Some(format!(
+                "it was started {starts} times, and ended {state:?} {failure:?}"
+            ));
+        };
+        let rested_s = before
+            .ended_at
+            .map_or(0, |ended| self.node_wall(n).unix_seconds() - ended.unix_seconds());
+        if rested_s < pause_s {
+            return Some(format!("it has rested for {rested_s} s, {pause_s} s are asked for"));
+        }
+        let is_sound = self.watch.coordinator_is_sound;
+        let wave = approved.campaign.plan.waves.get(goal.wave as usize)?;
+        let again = wave.iter().filter(|planned| {
+            let key = (goal.campaign.clone(), planned.device.clone(), PermitKind::Update);
+            let started = self.watch.started.get(&key);
+            started.is_some_and(|started| started.starts() > 1 && (is_sound || started.node == n))
+        });
+        let (again, budget) = (again.count() + 1, retry_budget(manifest, wave.len()));
+        (again > budget).then(|| format!("{again} of the wave were, the budget is {budget}"))
+    }
+
+    /// Whether another attempt may follow the one that a report is about, by the manifest alone.
+    pub(super) fn may_go_on(&self, report: &AttemptReport) -> bool {
+        let Some(approved) = self.scenario.campaign(&report.campaign) else {
+            return false;
+        };
+        let planned = approved.campaign.planned(&report.device);
+        let has_way_back = planned.is_some_and(|(_, planned)| planned.previous.is_some());
+        let manifest = &approved.campaign.manifest;
+        let pause = pause_s(manifest, Some(report.state), report.failure, report.attempt);
+        report.kind == PermitKind::Update && has_way_back && pause.is_some()
     }
 
     fn unauthorised(
@@ -336,7 +389,7 @@ impl World {
         let (_, planned) = approved.campaign.planned(&devices[d].id)?;
         let before = planned.after.as_ref()?;
         let words = self.watch.ended.get(&(id.clone(), before.clone()));
-        let ended_well = words.is_some_and(|words| words.iter().any(|(good, _)| *good));
+        let ended_well = words.is_some_and(|words| words.iter().any(|word| word.good));
         (!ended_well).then(|| format!("{before} of the same unit has not ended well"))
     }
 
@@ -349,10 +402,25 @@ impl World {
         };
         let planned = plan.waves.get(wave as usize)?;
         let words_on = |device: &DeviceId| self.watch.ended.get(&(manifest.id.clone(), device.clone()));
-        let words: Vec<_> = planned.iter().filter_map(|planned| words_on(&planned.device)).collect();
         let devices = planned.len();
+        // What may be tried again has not failed yet, unless too many have.
+        let has = |device: &DeviceId, what: &dyn Fn(&Word) -> bool| {
+            words_on(device).is_some_and(|words| words.iter().any(what))
+        };
+        let is_unlucky = |word: &Word| word.is_again || word.may_go_on;
+        let unlucky = planned
+            .iter()
+            .filter(|planned| has(&planned.device, &is_unlucky))
+            .count();
+        let is_spent = unlucky > retry_budget(manifest, devices);
+        let is_final = |word: &Word| is_spent || !word.may_go_on;
+        let words: Vec<_> = planned
+            .iter()
+            .filter(|planned| has(&planned.device, &is_final))
+            .filter_map(|planned| words_on(&planned.device))
+            .collect();
         // Whoever comes after a failure in its unit and has said nothing is left out, and missing.
-        let failed = |device: &DeviceId| words_on(device).is_some_and(|words| words.iter().any(|(good, _)| !good));
+        let failed = |device: &DeviceId| has(device, &|word| !word.good && is_final(word));
         let mut missing = BTreeSet::new();
         for planned in planned {
             let follows = |before: &DeviceId| failed(before) || missing.contains(before);
@@ -363,7 +431,7 @@ impl World {
         let bad = planned.iter().filter(|planned| failed(&planned.device)).count() + missing.len();
         let mut good: Vec<_> = words
             .iter()
-            .filter_map(|words| words.iter().filter(|(good, _)| *good).map(|(_, at)| *at).min())
+            .filter_map(|words| words.iter().filter(|word| word.good).map(|word| word.at).min())
             .collect();
         good.sort();
         let reaches = |part: usize, basis_points: u32| part * 10_000 >= basis_points as usize * devices;
@@ -574,6 +642,7 @@ impl World {
         self.judge_time(goal);
         self.judge_restart(d);
         let dark = self.watch.dark.get(&d).is_some_and(|dark| dark + DARK_MS > now_ms);
+        let ended_at = Some(self.node_wall(self.scenario.devices[d].node));
         let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
         let Some(started) = self.watch.started.get_mut(&key) else {
             let how = format!("an attempt on {} ends that never began", goal.device);
@@ -583,6 +652,7 @@ impl World {
             // Told again by a process that came back.
             return;
         }
+        (started.failure, started.ended_at) = (outcome.failure, ended_at);
         let (restarts, was_written) = (started.restarts, started.acts.contains_key("written"));
         let (from, is_quarantined) = (started.from.clone(), outcome.state == AttemptState::Quarantined);
         started.in_flight = is_quarantined;
@@ -639,6 +709,29 @@ impl World {
             Runs::Kept(_) if !is_quarantined => self.watch.left.insert(d, runs),
             _ => self.watch.left.remove(&d),
         };
+    }
+}
+
+/// For how many seconds a device rests that was started so often and has ended so; nothing if that was it.
+fn pause_s(
+    manifest: &CampaignManifest,
+    state: Option<AttemptState>,
+    failure: Option<FailureClass>,
+    starts: u32,
+) -> Option<i64> {
+    use AttemptState::{Failed, RolledBack, TimedOut};
+    let rules = &manifest.retries.as_ref()?.rules;
+    let rule = rules.iter().find(|rule| Some(rule.class) == failure)?;
+    let is_known = matches!(state, Some(Failed | RolledBack | TimedOut));
+    let pause = i64::from(rule.pause_s) << (starts - 1).min(16);
+    (is_known && starts <= rule.times).then_some(pause.min(86_400))
+}
+
+fn retry_budget(manifest: &CampaignManifest, devices: usize) -> usize {
+    match manifest.retries.as_ref().map(|retries| retries.budget) {
+        None => 0,
+        Some(RetryBudget::Count(count)) => count as usize,
+        Some(RetryBudget::Share(share)) => (devices * share.get() as usize).div_ceil(10_000),
     }
 }
 

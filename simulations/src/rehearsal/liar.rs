@@ -69,6 +69,7 @@ impl World {
             },
             kind,
             wave,
+            attempt: 1 + (self.now_ms % 3) as u32,
             sequence: self.dice.below(1 << 16),
             epoch,
             issued: WallTime::from_unix_seconds(wall.unix_seconds() - ago),
@@ -116,6 +117,7 @@ impl World {
             manifest_sha256: approved.campaign.manifest_sha256,
             kind,
             wave,
+            attempt: 1 + (self.now_ms % 3) as u32,
             sequence: self.dice.below(1 << 16),
             // It knows what its nodes have seen.
             epoch: self.coordinators[MAIN].epoch().max(self.nodes[n].disk.epoch),
@@ -154,6 +156,7 @@ impl World {
                     wave,
                     kind: PermitKind::Update,
                     permit_sequence: 1,
+                    attempt: 1,
                     device: planned.device.clone(),
                     node: planned.node.clone(),
                     sequence: FORGED + self.next_token(),

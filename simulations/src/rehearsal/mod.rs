@@ -86,6 +86,8 @@ pub enum Profile {
     Answers,
     /// Servers of several components on power feeds that stand in for each other, under everything that `chaos` has.
     Units,
+    /// Campaigns that begin failed devices again, some of them under a coordinator that lies.
+    Retries,
 }
 
 impl Profile {
@@ -103,6 +105,7 @@ impl Profile {
             Self::Orders => "orders",
             Self::Answers => "answers",
             Self::Units => "units",
+            Self::Retries => "retries",
         }
     }
 }
@@ -133,7 +136,7 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let mut dice = Dice::new(seed);
     let is_later = match profile {
         Profile::Liar => true,
-        Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units => false,
+        Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units | Profile::Retries => false,
         _ => seed % LATER.1 < LATER.0,
     };
     let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));

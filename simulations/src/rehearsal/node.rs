@@ -13,6 +13,7 @@ use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Outcome, Report};
 use firmesh_node_core::{
     install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit},
     permits::check_permit,
+    retries::{Tries, may_start_again},
 };
 use firmesh_protocol::{
     brake::Braked,
@@ -48,6 +49,8 @@ pub(super) struct Disk {
     pub(super) standings: BTreeMap<StandingKey, AttemptStanding>,
     pub(super) records: BTreeMap<usize, AttemptRecord>,
     pub(super) outcomes: BTreeMap<StandingKey, Outcome>,
+    /// How updates ended, by campaign.
+    pub(super) tries: BTreeMap<CampaignId, BTreeMap<DeviceId, Tries>>,
     declined: BTreeSet<(StandingKey, u64)>,
     reports: BTreeMap<u64, AttemptReport>,
     /// Acknowledged and forgotten, but not for good before the next write.
@@ -113,7 +116,15 @@ impl World {
         for (d, record) in &node.disk.records {
             let (goal, device) = (&record.goal, &self.scenario.devices[*d].id);
             let key = (goal.campaign.clone(), device.clone(), goal.kind);
-            if node.disk.standings.get(&key) == Some(&AttemptStanding::InFlight) {
+            let tries = node.disk.tries.get(&key.0).and_then(|tries| tries.get(device));
+            let is_of_earlier_one = goal.kind == PermitKind::Update
+                && record.outcome().is_some()
+                && tries.is_some_and(|tries| {
+                    tries.permit >= goal.permit_sequence
+                        && !tries.state.is_success()
+                        && tries.state != AttemptState::Quarantined
+                });
+            if node.disk.standings.get(&key) == Some(&AttemptStanding::InFlight) && !is_of_earlier_one {
                 taken_up.insert((key.0.clone(), device.clone(), PermitKind::Update));
                 taken_up.insert(key);
                 let record = match self.is_sampled {
@@ -125,12 +136,15 @@ impl World {
         }
         // Started, but killed before the first record: not started after all.
         let mut dropped = Vec::new();
-        node.disk.standings.retain(|key, standing| {
-            let stays = *standing == AttemptStanding::Ended || taken_up.contains(key);
-            if !stays {
-                dropped.push(key.clone());
+        let Disk { standings, tries, .. } = &mut node.disk;
+        standings.retain(|key, standing| {
+            if *standing == AttemptStanding::Ended || taken_up.contains(key) {
+                return true;
             }
-            stays
+            dropped.push(key.clone());
+            *standing = AttemptStanding::Ended;
+            let (campaign, device, kind) = key;
+            *kind == PermitKind::Update && tries.get(campaign).is_some_and(|tries| tries.contains_key(device))
         });
         for (campaign, device, kind) in dropped {
             self.watch.not_started(&campaign, &device, kind);
@@ -396,6 +410,7 @@ impl World {
                 || !permit.devices.contains(device)
                 || goes_on
                 || !disk.standings.contains_key(&key)
+                || self.may_start_again(n, device, permit)
             {
                 continue;
             }
@@ -404,9 +419,30 @@ impl World {
             };
             let mut report = self.word(n, permit, d, outcome.state, outcome.reason);
             (report.version, report.failure, report.health) = (outcome.version, outcome.failure, outcome.health);
+            if permit.kind == PermitKind::Update {
+                report.attempt = self.tries(n, &key.0, device).map_or(1, |tries| tries.ended);
+            }
             self.keep_report(n, report)?;
         }
         Ok(())
+    }
+
+    fn tries(&self, n: usize, campaign: &CampaignId, device: &DeviceId) -> Option<&Tries> {
+        self.nodes[n].disk.tries.get(campaign)?.get(device)
+    }
+
+    /// Whether the permit may start a device again that was started in the campaign before, now or later.
+    fn may_start_again(&self, n: usize, device: &DeviceId, permit: &Permit) -> bool {
+        let disk = &self.nodes[n].disk;
+        let key = |kind| (permit.campaign.clone(), device.clone(), kind);
+        let is_over = disk.standings.get(&key(PermitKind::Update)) == Some(&AttemptStanding::Ended)
+            && !disk.standings.contains_key(&key(PermitKind::Rollback));
+        let approved = self.scenario.campaign(&permit.campaign);
+        let tries = disk.tries.get(&permit.campaign);
+        let from = approved
+            .zip(tries)
+            .and_then(|(approved, tries)| may_start_again(&approved.campaign, permit, device, tries));
+        is_over && from.is_some()
     }
 
     /// A report on a device under a permit, not numbered yet.
@@ -418,6 +454,7 @@ impl World {
             wave: permit.wave,
             kind: permit.kind,
             permit_sequence: permit.sequence,
+            attempt: 1,
             device: self.scenario.devices[d].id.clone(),
             node: self.scenario.places[n].id.clone(),
             sequence: 0,
@@ -467,7 +504,7 @@ impl World {
             for permit in live.iter().filter(|permit| permit.devices.contains(&device)) {
                 let key = (permit.campaign.clone(), device.clone(), permit.kind);
                 let disk = &self.nodes[n].disk;
-                if disk.standings.contains_key(&key) {
+                if disk.standings.contains_key(&key) && !self.may_start_again(n, &device, permit) {
                     continue;
                 }
                 let is_declined = disk.declined.contains(&(key, permit.sequence));
@@ -526,6 +563,7 @@ impl World {
             others.filter(|(_, standing)| **standing == AttemptStanding::InFlight)
         };
         let wave = (permit.campaign.clone(), permit.wave);
+        let no_tries = BTreeMap::new();
         let facts = Facts {
             now: self.node_wall(n),
             node: &place.id,
@@ -535,6 +573,7 @@ impl World {
             last_version: last_version.as_deref(),
             complete: &disk.images,
             attempts: &attempts,
+            tries: disk.tries.get(&permit.campaign).unwrap_or(&no_tries),
             other_in_flight: elsewhere().count(),
             engaged_elsewhere: elsewhere().find(|(key, _)| key.1 == *id).map(|(key, _)| key.0.clone()),
             security_epoch: disk.floors.get(&d).copied().unwrap_or_default(),
@@ -604,12 +643,19 @@ impl World {
             failure,
             health,
         } = news;
+        let tries = self.tries(n, &goal.campaign, &goal.device);
+        let attempt = match tries.filter(|_| goal.kind == PermitKind::Update) {
+            Some(tries) if goal.permit_sequence <= tries.permit => tries.ended,
+            Some(tries) => tries.ended + 1,
+            None => 1,
+        };
         let report = AttemptReport {
             campaign: goal.campaign.clone(),
             manifest_sha256: goal.manifest_sha256,
             wave: goal.wave,
             kind: goal.kind,
             permit_sequence: goal.permit_sequence,
+            attempt,
             device: goal.device.clone(),
             node: self.scenario.places[n].id.clone(),
             sequence: 0,
@@ -639,7 +685,8 @@ impl World {
             disk.last_report += 1;
             disk.last_report
         })?;
-        self.watch.reported(self.now_ms, n, &report);
+        let may_go_on = self.may_go_on(&report);
+        self.watch.reported(self.now_ms, n, &report, may_go_on);
         self.tell(|| {
             format!(
                 "{} reports {} {} ({:?}): {} {}",

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use firmesh_protocol::{
     brake::Braked,
     ids::{CampaignId, DeviceId},
-    report::{AttemptReport, AttemptState, Permit, PermitKind},
+    report::{AttemptReport, AttemptState, FailureClass, Permit, PermitKind},
     time::WallTime,
 };
 use serde::Serialize;
@@ -34,8 +34,8 @@ pub enum Promise {
     Durable,
     /// Numbers never come twice; no device goes to a lower security epoch forward.
     Monotonic,
-    /// A device is started once for a campaign, and once on its way back, never for two campaigns at a time, and
-    /// not for another while it waits for its way back.
+    /// A device is started once for a campaign, or as often, after such failures and pauses, as the manifest allows; once on
+    /// its way back; never for two campaigns at a time, and not for another while it waits for its way back.
     Once,
     /// No update is permitted, or begun, before the device's node holds the image and the one to go back to.
     Held,
@@ -107,6 +107,8 @@ pub struct Tally {
     pub cuts_in_write: u64,
     /// Processes killed.
     pub kills: u64,
+    /// Devices that were started again after a failure.
+    pub began_again: u64,
 }
 
 impl Tally {
@@ -119,6 +121,7 @@ impl Tally {
         self.power_cuts += other.power_cuts;
         self.cuts_in_write += other.cuts_in_write;
         self.kills += other.kills;
+        self.began_again += other.began_again;
     }
 }
 
@@ -139,6 +142,28 @@ pub(super) struct Started {
     pub(super) acts: BTreeMap<&'static str, u64>,
     pub(super) in_flight: bool,
     pub(super) ended: Option<AttemptState>,
+    /// In which way it failed, and when it ended by its node's clock.
+    pub(super) failure: Option<FailureClass>,
+    pub(super) ended_at: Option<WallTime>,
+    /// The start before this one.
+    pub(super) before: Option<Box<Self>>,
+}
+
+impl Started {
+    /// How often the device was started, with this time.
+    pub(super) fn starts(&self) -> u32 {
+        1 + self.before.as_ref().map_or(0, |before| before.starts())
+    }
+}
+
+/// What a node has signed of an update that ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Word {
+    pub(super) good: bool,
+    pub(super) at: WallTime,
+    /// Whether another attempt may follow, and whether others came before.
+    pub(super) may_go_on: bool,
+    pub(super) is_again: bool,
 }
 
 /// The books.
@@ -149,8 +174,8 @@ pub(super) struct Watch {
     /// Several coordinators, or one that lies: caps over several nodes rest on nobody then.
     pub(super) coordinator_is_sound: bool,
     pub(super) started: BTreeMap<Key, Started>,
-    /// Signed words on how updates ended, by campaign and device: whether well, and when by the node's clock.
-    pub(super) ended: BTreeMap<(CampaignId, DeviceId), Vec<(bool, WallTime)>>,
+    /// Signed words on how updates ended, by campaign and device.
+    pub(super) ended: BTreeMap<(CampaignId, DeviceId), Vec<Word>>,
     last_report: BTreeMap<usize, u64>,
     last_permit: BTreeMap<CampaignId, u64>,
     pub(super) epochs: BTreeMap<usize, u32>,
@@ -240,7 +265,8 @@ impl Watch {
         }
     }
 
-    pub(super) fn reported(&mut self, at_ms: u64, n: usize, report: &AttemptReport) {
+    /// A node has signed a report; whether another attempt may follow the one it is about.
+    pub(super) fn reported(&mut self, at_ms: u64, n: usize, report: &AttemptReport, may_go_on: bool) {
         let last = self.last_report.insert(n, report.sequence).unwrap_or_default();
         if report.sequence <= last {
             let how = format!("report {} of node {n} after {last}", report.sequence);
@@ -248,15 +274,25 @@ impl Watch {
         }
         if report.kind == PermitKind::Update && report.state.is_terminal() {
             let key = (report.campaign.clone(), report.device.clone());
-            self.ended
-                .entry(key)
-                .or_default()
-                .push((report.state.is_success(), report.at));
+            self.ended.entry(key).or_default().push(Word {
+                good: report.state.is_success(),
+                at: report.at,
+                may_go_on,
+                is_again: report.attempt > 1,
+            });
         }
     }
 
+    /// A node that is back knows nothing of a start.
     pub(super) fn not_started(&mut self, campaign: &CampaignId, device: &DeviceId, kind: PermitKind) {
-        self.started.remove(&(campaign.clone(), device.clone(), kind));
+        let key = (campaign.clone(), device.clone(), kind);
+        // One that has ended was: only the word that it has is not on disk.
+        if self.started.get(&key).is_some_and(|started| started.ended.is_some()) {
+            return;
+        }
+        if let Some(before) = self.started.remove(&key).and_then(|started| started.before) {
+            self.started.insert(key, *before);
+        }
     }
 
     pub(super) fn interrupted(&mut self, d: usize, at_ms: u64) {

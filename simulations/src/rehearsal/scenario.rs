@@ -14,7 +14,7 @@ use firmesh_protocol::{
     manifest::{
         Artifact, AtMost, CampaignManifest, Caps, Constraints, Deadlines, DomainCap, GateRule, MANIFEST_SCHEMA,
         NeverTogether, OtherComponent, PLAN_SCHEMA, Plan, Priority, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef,
-        Reversibility, Selector, Sequence, Strategy,
+        Retries, RetryBudget, RetryRule, Reversibility, Selector, Sequence, Strategy,
     },
     report::DeviceFacts,
     time::WallTime,
@@ -309,6 +309,7 @@ impl Scenario {
             priority: Priority::Normal,
             automatic_rollback: !dice.one_in(6),
             operator_rollback: false,
+            retries: None,
             permit_keys: vec![coordinator_key().public().to_string()],
             plan_sha256: Sha256::of(b""),
             rehearsal_sha256: None,
@@ -316,6 +317,12 @@ impl Scenario {
         manifest.operator_rollback = profile == Profile::Orders;
         if profile == Profile::Answers || (profile == Profile::Liar && dice.one_in(2)) {
             answers::ask(&mut manifest, dice);
+        }
+        if profile == Profile::Retries {
+            manifest.retries = Some(retries(dice));
+            let advance = 100 * dice.between(30, 95) as u32;
+            (manifest.gate.advance, manifest.gate.rollback) = (share(advance), share(advance * 3 / 4));
+            (manifest.caps.per_rack, manifest.caps.total) = (dice.between(1, 4) as u32, dice.between(2, 8) as u32);
         }
         if profile == Profile::Rollback {
             // One wave that is well on its way when it fails: all of it goes back.
@@ -469,6 +476,26 @@ impl Scenario {
             .iter()
             .find(|approved| approved.campaign.manifest.id == *id)
     }
+}
+
+/// Rules for some classes of failures, and a budget that is spent now and then.
+fn retries(dice: &mut Dice) -> Retries {
+    use firmesh_protocol::report::FailureClass::{Boot, Install, Timeout};
+    let mut rules = Vec::new();
+    for class in [Install, Boot, Timeout] {
+        if rules.is_empty() || !dice.one_in(4) {
+            rules.push(RetryRule {
+                class,
+                times: dice.between(1, 4) as u32,
+                pause_s: dice.below(400) as u32,
+            });
+        }
+    }
+    let budget = match dice.one_in(2) {
+        true => RetryBudget::Count(dice.between(1, 6) as u32),
+        false => RetryBudget::Share(share(1_000 * dice.between(1, 10) as u32)),
+    };
+    Retries { rules, budget }
 }
 
 /// One to three servers of a node, each with two or three components; nodes hang on two feeds in turn.

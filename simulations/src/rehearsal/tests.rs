@@ -44,6 +44,7 @@ fn every_profile_keeps_its_promises_and_gets_to_what_they_are_about() {
             quarantined,
             kills,
             cuts_in_write,
+            began_again,
             ..
         } = hunted(profile, 0..60, 2).tally;
         assert!(attempts > updated && updated > 100 && kills > 5, "{profile:?}");
@@ -54,6 +55,7 @@ fn every_profile_keeps_its_promises_and_gets_to_what_they_are_about() {
             Profile::Slots => assert!(cuts_in_write > 3_000, "{cuts_in_write} power cuts in a write"),
             Profile::Orders => assert!(rolled_back > 40, "{rolled_back} went back"),
             Profile::Answers => assert!(rolled_back > 5, "{rolled_back} went back"),
+            Profile::Retries => assert!(began_again > 30, "{began_again} began again"),
             Profile::Network | Profile::Chaos | Profile::Liar | Profile::Units => {}
         }
     }

@@ -2,6 +2,7 @@
 //! planner or the engine, and lists everything that is wrong rather than the first thing.
 
 mod permit;
+mod retries;
 mod rules;
 mod waves;
 
@@ -18,6 +19,7 @@ use firmesh_protocol::{
 use crate::fleet::Inventory;
 
 pub use permit::{InFlight, permit};
+pub use retries::{Ended, again};
 
 /// What is wrong with `plan` as a plan of `manifest` for `inventory`; nothing if it is right.
 #[must_use]

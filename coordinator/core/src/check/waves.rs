@@ -8,6 +8,7 @@ use firmesh_protocol::{
     units::BasisPoints,
 };
 
+use super::rules::domain_of;
 use crate::fleet::Inventory;
 
 /// A stretch of a plan's waves, in which every rack is to give each wave its share.
@@ -73,6 +74,19 @@ pub(super) fn check(plan: &Plan, manifest: &CampaignManifest, inventory: &Invent
         Strategy::Regional { order, shares } => {
             for stretch in by_place(plan, order, inventory, wrong) {
                 check_stretch(&stretch, &at_shares(stretch.total(), shares), wrong);
+            }
+        }
+        Strategy::BlueGreen { by, order, .. } => {
+            for (number, wave) in plan.waves.iter().enumerate() {
+                let pool = order.get(number).map(ToString::to_string);
+                let is_in =
+                    |planned: &&PlannedDevice| pool.is_some() && domain_of(by, &planned.rack, &planned.labels) == pool;
+                if let Some(other) = wave.iter().find(|planned| !is_in(planned)) {
+                    wrong.push(format!("wave {number} has {}, which is not of its pool", other.device));
+                }
+            }
+            if waves != order.len() {
+                wrong.push(format!("there are {waves} waves, and {} pools", order.len()));
             }
         }
         Strategy::Rolling { batch } => {

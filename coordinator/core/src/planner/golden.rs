@@ -5,6 +5,8 @@ use firmesh_protocol::{
     units::BasisPoints,
 };
 
+use crate::check;
+
 use super::{
     plan,
     tests::{draft, fleet, now, releases},
@@ -60,6 +62,35 @@ fn drawn(title: &str, plan: &Plan) -> String {
     lines.extend(held);
     lines.push(String::new());
     lines.join("\n")
+}
+
+/// Two racks of which every other device is green; one is red, and one nobody has given a pool.
+fn pools_scene() -> Plan {
+    let mut inventory = fleet(&[4, 4], 1);
+    for (number, (id, device)) in inventory.devices.iter_mut().enumerate() {
+        let pool = match id.as_str() {
+            "r0n3d0" => "red",
+            "r1n3d0" => continue,
+            _ if number % 2 == 0 => "green",
+            _ => "blue",
+        };
+        device.facts.labels = labels(&[("pool", pool)]);
+    }
+    let draft = CampaignManifest {
+        strategy: Strategy::BlueGreen {
+            by: "pool".parse().unwrap(),
+            order: ["green", "blue"].map(|pool| pool.parse().unwrap()).to_vec(),
+            switch: "balancer".to_owned(),
+            drain: "balancer".to_owned(),
+        },
+        ..draft()
+    };
+    let plan = plan(&inventory, &draft, &releases(), now()).unwrap();
+    assert_eq!(
+        check::plan(&plan, &draft, &inventory, &releases()),
+        Vec::<String>::new()
+    );
+    plan
 }
 
 /// Servers of four components in two racks. The first one's NIC is an operator's, so that its BIOS does not get what it
@@ -149,6 +180,7 @@ fn plans_are_as_they_are_drawn() {
     .map(|(title, strategy)| drawn(title, &scene(strategy)))
     .into_iter()
     .chain([
+        drawn("blue-green, green first", &pools_scene()),
         drawn("direct, capped by power feed, cluster and site", &domains_scene()),
         drawn("servers, rolling 4", &servers_scene(Strategy::Rolling { batch: 4 })),
         drawn(

@@ -15,16 +15,18 @@ mod waves;
 use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
-    ids::DeviceId,
+    ids::{DeviceId, TopologyPath},
     limits::{PLAN_DEVICES_MAX, WAVES_MAX},
-    manifest::{CampaignManifest, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, Release, Selector, Strategy},
+    manifest::{
+        CampaignManifest, Dimension, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, Release, Selector, Strategy,
+    },
     time::WallTime,
 };
 
 use self::{catalogue::Catalogue, domains::Domains};
 use crate::{
     campaign::bounded,
-    fleet::{Inventory, KnownDevice},
+    fleet::{Inventory, KnownDevice, rack_of},
 };
 
 pub use late::{Standing, late};
@@ -145,6 +147,15 @@ pub fn plan(
             continue;
         };
         let device = first.device;
+        if let Strategy::BlueGreen { by, .. } = &draft.strategy
+            && together
+                .iter()
+                .any(|other| pool_of(by, other.device) != pool_of(by, device))
+        {
+            let reason = "its unit is in both pools: give all of it one";
+            held.extend(together.into_iter().map(|one| (one.planned.device, reason.to_owned())));
+            continue;
+        }
         if !nodes.contains_key(&device.node) {
             nodes.insert(device.node.clone(), device.node_key);
         }
@@ -193,15 +204,25 @@ fn matching<'a>(
     })
 }
 
-/// A regional campaign is for the places it names, only.
+/// A regional campaign is for the places it names only, a blue-green one for its pools.
 fn stands_in_order(strategy: &Strategy, device: &KnownDevice) -> Result<(), String> {
     match strategy {
         Strategy::Regional { order, .. } if !order.iter().any(|place| device.path.is_within(place)) => Err(format!(
             "it stands at {}, in none of the places that the strategy goes through",
             device.path
         )),
+        Strategy::BlueGreen { by, order, .. } => match pool_of(by, device) {
+            Some(pool) if order.contains(&pool) => Ok(()),
+            Some(pool) => Err(format!("it is in the {by} {pool}, which is none of the two pools")),
+            None => Err(format!("it is in no pool: it has no {by}")),
+        },
         _ => Ok(()),
     }
+}
+
+/// The pool of a device, in a blue-green campaign.
+fn pool_of(by: &Dimension, device: &KnownDevice) -> Option<TopologyPath> {
+    by.domain(&rack_of(&device.path), &device.facts.labels)
 }
 
 #[cfg(test)]

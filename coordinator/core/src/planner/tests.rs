@@ -368,6 +368,7 @@ pub(super) fn draft() -> CampaignManifest {
         priority: firmesh_protocol::manifest::Priority::default(),
         automatic_rollback: true,
         operator_rollback: false,
+        retries: None,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
         rehearsal_sha256: None,

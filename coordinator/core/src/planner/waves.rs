@@ -13,8 +13,8 @@ use firmesh_protocol::{
 /// What goes into one wave together: a device, or those of a unit one after the other.
 pub(super) type Together = Vec<PlannedDevice>;
 
-/// The waves of devices that come with where they stand; none is empty. The planner has held those that a regional
-/// strategy names no place for.
+/// The waves of devices that come with where they stand; none is empty, but for pools. The planner has held those that a regional
+/// strategy names no place for, and those in no pool.
 pub(super) fn of(devices: Vec<(&TopologyPath, Together)>, strategy: &Strategy) -> Vec<Vec<PlannedDevice>> {
     let (at, devices): (Vec<_>, Vec<_>) = devices.into_iter().unzip();
     match strategy {
@@ -29,6 +29,20 @@ pub(super) fn of(devices: Vec<(&TopologyPath, Together)>, strategy: &Strategy) -
             }
             let waves = |place| cut_at_shares(spread(place), shares);
             places.into_iter().flat_map(waves).collect()
+        }
+        Strategy::BlueGreen { by, order, .. } => {
+            let mut pools: Vec<Vec<Together>> = order.iter().map(|_| Vec::new()).collect();
+            for together in devices {
+                let pool = together.first().and_then(|first| by.domain(&first.rack, &first.labels));
+                if let Some(at) = order.iter().position(|name| Some(name) == pool.as_ref()) {
+                    pools[at].push(together);
+                }
+            }
+            // Also one without devices has its turn: the other one is still the other one.
+            pools
+                .into_iter()
+                .map(|pool| spread(pool).into_iter().flatten().collect())
+                .collect()
         }
         Strategy::Rolling { batch } => cut_by_size(spread(devices), std::iter::repeat(*batch)),
         Strategy::Growing { first, percent } => {

@@ -273,6 +273,7 @@ impl<'a> Run<'a> {
                     campaign: question.campaign,
                     wave: question.wave,
                     webhook: question.webhook,
+                    act: question.act.map(|(act, _)| act),
                     verdict: GateVerdict::Pass,
                     reason: "rehearsed".to_owned(),
                 }))?;
@@ -552,6 +553,7 @@ impl<'a> Run<'a> {
                 wave: u32::try_from(place.wave).unwrap_or(u32::MAX),
                 kind,
                 permit_sequence,
+                attempt: 1,
                 device: place.device.clone(),
                 node: self.stage.nodes[node].clone(),
                 sequence: self.reports[node],

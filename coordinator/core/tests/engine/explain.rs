@@ -109,6 +109,7 @@ fn before_its_wave_a_device_waits_for_what_the_wave_waits_for() {
             campaign: id("spring"),
             wave: 0,
             webhook: "board".to_owned(),
+            act: None,
             verdict,
             reason: reason.to_owned(),
         })

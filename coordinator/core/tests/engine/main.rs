@@ -4,6 +4,8 @@ mod approval;
 mod close;
 mod domains;
 mod explain;
+mod pools;
+mod retries;
 mod rollback;
 mod webhooks;
 mod world;
@@ -13,8 +15,8 @@ use std::{collections::BTreeSet, time::Duration};
 use firmesh_coordinator_core::{Input, InputError, Rollback, Subject};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
-    manifest::AtMost,
-    report::{AttemptState, PermitKind},
+    manifest::{AtMost, Retries, RetryBudget, RetryRule},
+    report::{AttemptState, FailureClass, PermitKind},
     rollback::RollbackScope,
 };
 use proptest::prelude::*;
@@ -540,6 +542,19 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+fn retries() -> impl Strategy<Value = Option<Retries>> {
+    use FailureClass::{Boot, Install, Timeout};
+    let classes = prop::sample::subsequence(vec![Install, Boot, Timeout], 1..=3);
+    let retries = (classes, 1_u32..4, 0_u32..200, 1_u32..5).prop_map(|(classes, times, pause_s, budget)| Retries {
+        rules: classes
+            .into_iter()
+            .map(|class| RetryRule { class, times, pause_s })
+            .collect(),
+        budget: RetryBudget::Count(budget),
+    });
+    prop::option::of(retries)
+}
+
 fn rules() -> impl Strategy<Value = Rules> {
     let gates = (0_u32..=10_000).prop_flat_map(|advance| (Just(advance), 0..=advance));
     let shares = prop::collection::btree_set(1_u32..10_000, 0..4);
@@ -553,7 +568,13 @@ fn rules() -> impl Strategy<Value = Rules> {
         any::<bool>(),
         0_u32..4,
         prop_oneof![Just(0_u32), Just(50)],
-        (1_usize..4, 1_usize..4, any::<bool>(), prop::option::of(1_u32..3)),
+        (
+            1_usize..4,
+            1_usize..4,
+            any::<bool>(),
+            prop::option::of(1_u32..3),
+            retries(),
+        ),
     )
         .prop_map(
             |(
@@ -568,7 +589,7 @@ fn rules() -> impl Strategy<Value = Rules> {
                 soak_s,
                 more,
             )| {
-                let (unit, feeds, feeds_apart, per_feed) = more;
+                let (unit, feeds, feeds_apart, per_feed, retries) = more;
                 Rules {
                     racks,
                     per_rack,
@@ -583,6 +604,7 @@ fn rules() -> impl Strategy<Value = Rules> {
                     unit,
                     feeds,
                     feeds_apart,
+                    retries,
                     domains: per_feed
                         .map(|count| ("power_feed", AtMost::Count(count)))
                         .into_iter()

@@ -35,6 +35,7 @@ fn says(webhook: &str, verdict: GateVerdict) -> Input {
         campaign: id("spring"),
         wave: 0,
         webhook: webhook.to_owned(),
+        act: None,
         verdict,
         reason: "CHG0042".to_owned(),
     })

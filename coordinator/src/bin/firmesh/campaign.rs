@@ -45,10 +45,14 @@ const EXAMPLE: &str = r#"The campaign file (TOML), shares and thresholds in hund
 
 Strategies: { kind = "direct" }: all in one wave; { kind = "canary" }: 10, 30, 50, 100 % unless shares are given;
 { kind = "regional", order = ["us", "eu/fra1"] }: place by place, each at once or in shares; { kind = "rolling", batch = 100 };
-{ kind = "growing", first = 1, percent = 200 }: batches that double. The gate stands between two waves; what is left out
+{ kind = "growing", first = 1, percent = 200 }: batches that double; { kind = "blue_green", by = "pool", order = ["green", "blue"],
+switch = "balancer", drain = "balancer" }: the idle pool, then the one that serves, with webhooks that move traffic. The gate stands between two waves; what is left out
 of it is advance = 9900, rollback = 9500, sample_min = 10, and a soak that suits the strategy: an hour in a canary, half
-an hour between places, a quarter of an hour between batches. Durations are seconds or ISO 8601. A wave that fails goes back by
+an hour between places, two hours between pools (and advance = 9950), a quarter of an hour between batches. Durations are seconds or ISO 8601. A wave that fails goes back by
 itself unless automatic_rollback = false; operator_rollback = true lets operators send devices back that did well.
+retries = { rules = [{ class = "install", times = 2, pause = "PT10M" }], budget = { share = 500 } } starts devices again that failed to
+install: twice more at most, after 10 and 20 minutes, and only while at most 5 % of their wave have failed so, or { count = 3 } of it
+(classes: install, boot, timeout). Without it a failure is final.
 
 More for a gate: sequential = { good = 100, bad = 1000, alpha = 500, beta = 1000 } stops an image that breaks 10 % of the devices
 as soon as that is sure, and one that breaks 1 % in 5 % of the cases at most; abort = [{ class = "boot", count = 2 }] fails the wave

@@ -120,6 +120,18 @@ fn describe_strategy(strategy: &Strategy) -> String {
                 list(shares)
             )
         }
+        Strategy::BlueGreen {
+            by,
+            order,
+            switch,
+            drain,
+        } => {
+            let order: Vec<_> = order.iter().map(ToString::to_string).collect();
+            format!(
+                "pool by pool by {by}, {}, switched by the webhook {switch} and drained by {drain}",
+                order.join(" before ")
+            )
+        }
         Strategy::Rolling { batch } => format!("batches of {batch} devices"),
         Strategy::Growing { first, percent } => {
             format!("batches from {first} devices on, each {percent} % of the one before it")

@@ -149,6 +149,7 @@ impl TestWorld {
             presumed: true,
             cleared,
             ordered_back: false,
+            retry: None,
         };
         self.commit(Write::Attempt(CampaignId::new("spring").unwrap(), record))
             .await;

@@ -7,9 +7,9 @@ use firmesh_protocol::{
     labels::Labels,
     manifest::{
         Artifact, CampaignManifest, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, PLAN_SCHEMA, Plan,
-        PlannedDevice, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Selector, Strategy,
+        PlannedDevice, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef, Retries, RetryBudget, RetryRule, Selector, Strategy,
     },
-    report::{AttemptReport, AttemptState, REPORT_TYPE},
+    report::{AttemptReport, AttemptState, FailureClass, REPORT_TYPE},
     rollback::RollbackScope,
     trust::{Envelope, SecretKey},
     units::BasisPoints,
@@ -103,6 +103,7 @@ fn manifest() -> CampaignManifest {
         priority: firmesh_protocol::manifest::Priority::default(),
         automatic_rollback: true,
         operator_rollback: false,
+        retries: None,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(&plan().to_bytes()),
         rehearsal_sha256: None,
@@ -123,6 +124,7 @@ fn permit() -> Permit {
         manifest_sha256: Sha256::of(b"manifest"),
         kind: PermitKind::Update,
         wave: 0,
+        attempt: 1,
         sequence: 1,
         epoch: 1,
         evidence: Vec::new(),
@@ -139,6 +141,7 @@ struct Case {
     device: DeviceFacts,
     last_version: Option<&'static str>,
     attempts: BTreeMap<(DeviceId, PermitKind), AttemptStanding>,
+    tries: BTreeMap<DeviceId, Tries>,
     now: i64,
     brakes: BTreeSet<Braked>,
     gate: Option<WaveEvidence>,
@@ -164,6 +167,7 @@ impl Case {
             },
             last_version: None,
             attempts: BTreeMap::new(),
+            tries: BTreeMap::new(),
             now: 500,
             brakes: BTreeSet::new(),
             gate: None,
@@ -199,6 +203,7 @@ impl Case {
                 last_version: self.last_version,
                 complete: &complete,
                 attempts: &self.attempts,
+                tries: &self.tries,
                 other_in_flight: 0,
                 engaged_elsewhere: None,
                 security_epoch: 1,
@@ -225,12 +230,21 @@ fn decide(
 
 /// A signed report on an ended update of wave 0.
 fn report(device: &str, state: AttemptState, signed_by: &SecretKey) -> Envelope {
-    let report = AttemptReport {
+    sign(&said(device, state), signed_by)
+}
+
+fn sign(report: &AttemptReport, signed_by: &SecretKey) -> Envelope {
+    Envelope::sign(REPORT_TYPE, serde_json::to_vec(report).unwrap(), [signed_by])
+}
+
+fn said(device: &str, state: AttemptState) -> AttemptReport {
+    AttemptReport {
         campaign: CampaignId::new("spring").unwrap(),
         manifest_sha256: Sha256::of(b"manifest"),
         wave: 0,
         kind: PermitKind::Update,
         permit_sequence: 1,
+        attempt: 1,
         device: DeviceId::new(device).unwrap(),
         node: NodeId::new("n1").unwrap(),
         sequence: 1,
@@ -240,8 +254,7 @@ fn report(device: &str, state: AttemptState, signed_by: &SecretKey) -> Envelope 
         failure: None,
         health: None,
         at: WallTime::from_unix_seconds(400),
-    };
-    Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report).unwrap(), [signed_by])
+    }
 }
 
 fn evidence(reports: Vec<Envelope>) -> Result<Option<WaveEvidence>, EvidenceError> {
@@ -311,6 +324,143 @@ fn the_cap_counts_what_is_in_flight_and_a_device_starts_once() {
         a.insert((d1, PermitKind::Update), AttemptStanding::Ended);
     });
     assert_eq!(again, Err(Hold::AlreadyStarted));
+}
+
+/// Installs are tried three times, after 100 s and 200 s; of one device in a wave.
+fn retries() -> Retries {
+    Retries {
+        rules: vec![RetryRule {
+            class: FailureClass::Install,
+            times: 2,
+            pause_s: 100,
+        }],
+        budget: RetryBudget::Count(1),
+    }
+}
+
+/// Device d1 failed by permit 1 at 450, and permit 2 is for its second attempt.
+fn failed_once() -> Case {
+    let d1 = DeviceId::new("d1").unwrap();
+    let mut case = Case::new();
+    case.campaign.manifest.retries = Some(retries());
+    (case.permit.sequence, case.permit.attempt, case.now) = (2, 2, 550);
+    let at = WallTime::from_unix_seconds(450);
+    let tries = Tries::counted(None, 1, AttemptState::Failed, Some(FailureClass::Install), at);
+    case.attempts
+        .insert((d1.clone(), PermitKind::Update), AttemptStanding::Ended);
+    case.tries.insert(d1, tries);
+    case
+}
+
+#[test]
+fn a_device_that_failed_starts_again_as_the_manifest_says_and_never_by_a_coordinators_word() {
+    type Change = fn(&mut Case, &mut Tries);
+    let decide = |change: Change| {
+        let d1 = DeviceId::new("d1").unwrap();
+        let mut case = failed_once();
+        let mut tries = case.tries.remove(&d1).unwrap();
+        change(&mut case, &mut tries);
+        case.tries.insert(d1, tries);
+        case.decide().map(|admission| admission.release.info.version)
+    };
+    assert_eq!(decide(|_, _| {}), Ok("2".to_owned()));
+    let until = WallTime::from_unix_seconds(550);
+    assert_eq!(decide(|case, _| case.now = 549), Err(Hold::Pausing { until }));
+    let refused: &[(&str, Change)] = &[
+        ("no rule", |case, _| case.campaign.manifest.retries = None),
+        ("another class", |_, tries| tries.failure = Some(FailureClass::Boot)),
+        ("no class", |_, tries| tries.failure = None),
+        ("it ended well", |_, tries| tries.state = AttemptState::Success),
+        ("quarantined", |_, tries| tries.state = AttemptState::Quarantined),
+        ("a permit for another attempt", |case, _| case.permit.attempt = 3),
+        ("a permit for the first", |case, _| case.permit.attempt = 1),
+        ("the permit it was started by", |case, _| case.permit.sequence = 1),
+        ("as often as it may", |case, tries| {
+            (case.permit.attempt, tries.ended) = (4, 3)
+        }),
+        ("no way back", |case, _| case.campaign.plan.waves[0][0].previous = None),
+        ("it is in flight", |case, _| {
+            case.attempts
+                .values_mut()
+                .for_each(|at| *at = AttemptStanding::InFlight);
+        }),
+        ("it was sent back", |case, _| {
+            let key = (DeviceId::new("d1").unwrap(), PermitKind::Rollback);
+            case.attempts.insert(key, AttemptStanding::Ended);
+        }),
+        ("another one has failed, too", |case, tries| {
+            case.tries.insert(DeviceId::new("d2").unwrap(), tries.clone());
+        }),
+    ];
+    for (what, change) in refused {
+        assert_eq!(decide(*change), Err(Hold::AlreadyStarted), "{what}");
+    }
+    // The third attempt rests for twice as long.
+    let third = |case: &mut Case, tries: &mut Tries| {
+        (case.permit.attempt, case.permit.sequence) = (3, 3);
+        (tries.ended, tries.permit) = (2, 2);
+    };
+    let until = WallTime::from_unix_seconds(650);
+    assert_eq!(decide(third), Err(Hold::Pausing { until }));
+    // What nobody counted before the update of this node itself is final.
+    let mut uncounted = failed_once();
+    uncounted.tries.clear();
+    assert_eq!(uncounted.decide(), Err(Hold::AlreadyStarted));
+}
+
+/// A failure that may be forgiven is none yet, for the gate: a coordinator cannot have a wave sent back over it, until more
+/// have failed than the budget is for, or the wave's time is over.
+#[test]
+fn a_failure_that_may_be_forgiven_holds_the_gate_until_the_budget_is_spent() {
+    let word = |device: &str, state: AttemptState, attempt: u32| {
+        let report = AttemptReport {
+            attempt,
+            failure: (!state.is_success()).then_some(FailureClass::Install),
+            ..said(device, state)
+        };
+        sign(&report, &key("n1"))
+    };
+    let judged = |words: Vec<Envelope>| {
+        let mut campaign = campaign();
+        campaign.manifest.retries = Some(retries());
+        let document = GateEvidence {
+            campaign: campaign.manifest.id.clone(),
+            manifest_sha256: campaign.manifest_sha256,
+            wave: 0,
+            reports: words,
+        };
+        let mut wave = WaveEvidence::new(0);
+        wave.add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, &document)
+            .unwrap();
+        let (manifest, plan) = (&campaign.manifest, &campaign.plan);
+        (
+            wave.verdict(manifest, plan),
+            wave.verdict_after_deadline(manifest, plan),
+        )
+    };
+    use AttemptState::{Failed, Success};
+    use GateVerdict::{Fail, Pass, Unknown};
+    assert_eq!(
+        judged(vec![word("d1", Failed, 1), word("d2", Success, 1)]),
+        (Unknown, Fail)
+    );
+    assert_eq!(
+        judged(vec![word("d1", Failed, 2), word("d2", Success, 1)]),
+        (Unknown, Fail)
+    );
+    assert_eq!(
+        judged(vec![word("d1", Failed, 3), word("d2", Success, 1)]),
+        (Fail, Fail)
+    );
+    assert_eq!(
+        judged(vec![word("d1", Success, 2), word("d2", Success, 1)]),
+        (Pass, Pass)
+    );
+    assert_eq!(
+        judged(vec![word("d1", Success, 2), word("d2", Failed, 1)]),
+        (Fail, Fail)
+    );
+    assert_eq!(judged(vec![word("d1", Failed, 1), word("d2", Failed, 1)]), (Fail, Fail));
 }
 
 #[test]

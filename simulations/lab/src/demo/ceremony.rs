@@ -161,6 +161,7 @@ impl People {
             priority: rules.priority,
             automatic_rollback: rules.automatic_rollback,
             operator_rollback: false,
+            retries: None,
             permit_keys: Vec::new(),
         };
         self.stage(api, about, file).await

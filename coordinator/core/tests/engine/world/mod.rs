@@ -16,9 +16,9 @@ use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     manifest::{
         Artifact, AtMost, CampaignManifest, Caps, Constraints, Deadlines, DomainCap, DomainShare, GateRule,
-        MANIFEST_SCHEMA, NeverTogether, PLAN_SCHEMA, Plan, PlannedDevice, ReleaseRef, Selector, Strategy,
+        MANIFEST_SCHEMA, NeverTogether, PLAN_SCHEMA, Plan, PlannedDevice, ReleaseRef, Retries, Selector, Strategy,
     },
-    report::{AttemptReport, AttemptState, Permit, PermitKind},
+    report::{AttemptReport, AttemptState, FailureClass, Permit, PermitKind},
     time::{Timestamp, WallTime},
     trust::SecretKey,
     units::BasisPoints,
@@ -56,6 +56,9 @@ pub(crate) struct Rules {
     pub(crate) feeds_apart: bool,
     pub(crate) approval: Option<ApprovalRule>,
     pub(crate) webhooks: Vec<&'static str>,
+    pub(crate) retries: Option<Retries>,
+    /// Whether the waves are pools.
+    pub(crate) pools: bool,
 }
 
 impl Default for Rules {
@@ -82,6 +85,8 @@ impl Default for Rules {
             feeds_apart: false,
             approval: None,
             webhooks: Vec::new(),
+            retries: None,
+            pools: false,
         }
     }
 }
@@ -107,6 +112,8 @@ pub(crate) struct World {
     report_sequence: u64,
     /// What reports on ended updates say of the device's health.
     pub(crate) health: Option<DeviceHealth>,
+    /// The ends of updates that were reported, as a stranger has them.
+    ended: BTreeMap<CampaignId, BTreeMap<DeviceId, Vec<check::Ended>>>,
     /// Who has proven what, as this side has it.
     proven: BTreeSet<(NodeId, ArtifactId)>,
 }
@@ -133,6 +140,7 @@ impl World {
             stored,
             report_sequence: 0,
             health: None,
+            ended: BTreeMap::new(),
             proven: BTreeSet::new(),
         };
         world.load();
@@ -237,6 +245,7 @@ impl World {
             manifest_sha256: Sha256::of(b""),
             kind: order.kind,
             wave: order.wave,
+            attempt: order.attempt,
             sequence: order.sequence,
             epoch: 1,
             evidence: Vec::new(),
@@ -254,6 +263,18 @@ impl World {
         let updated: BTreeSet<_> = planned.filter(is_updated).collect();
         assert_eq!(
             check::permit(&permit, &stored.plan, &stored.manifest, in_flight, &updated, last),
+            Vec::<String>::new()
+        );
+        let nothing = BTreeMap::new();
+        let ended = self.ended.get(&order.campaign).unwrap_or(&nothing);
+        assert_eq!(
+            check::again(
+                &permit,
+                &stored.plan,
+                &stored.manifest,
+                ended,
+                self.now.since_start().as_secs()
+            ),
             Vec::<String>::new()
         );
         let view = self.engine.campaign(&order.campaign).unwrap();
@@ -353,6 +374,12 @@ impl World {
             .devices()
             .find(|(_, planned)| planned.device == *device)
             .unwrap();
+        // Nodes number their attempts by themselves; here all that were permitted have begun.
+        let attempt = stored.attempts.get(device);
+        let permit = attempt.and_then(|attempt| attempt.permit).unwrap_or_default();
+        let attempt = attempt
+            .and_then(|attempt| attempt.retry.as_ref())
+            .map_or(1, |retry| retry.attempt);
         let report = AttemptReport {
             campaign: stored.manifest.id.clone(),
             manifest_sha256: Sha256::of(b""),
@@ -361,19 +388,34 @@ impl World {
                 .attempts
                 .get(device)
                 .map_or(PermitKind::Update, |attempt| attempt.kind),
-            permit_sequence: 0,
+            permit_sequence: permit,
+            attempt,
             device: device.clone(),
             node: planned.node.clone(),
             sequence,
             state,
             reason: reason.to_owned(),
             version: None,
-            failure: None,
+            failure: class_of(state).filter(|_| stored.manifest.retries.is_some()),
             health: self.health.filter(|_| state.is_success()),
             at: WallTime::from_unix_seconds(0),
         };
+        let node = planned.node.clone();
+        if report.kind == PermitKind::Update && state.is_terminal() && permit > 0 && sequence > 0 {
+            let of_campaign = self.ended.entry(report.campaign.clone()).or_default();
+            let ended = of_campaign.entry(device.clone()).or_default();
+            // What is said again of the same attempt is no other one.
+            if ended.last().is_none_or(|last| last.permit < permit) {
+                ended.push(check::Ended {
+                    permit,
+                    state,
+                    failure: report.failure,
+                    at_s: self.now.since_start().as_secs(),
+                });
+            }
+        }
         self.input(Input::Heard {
-            node: planned.node.clone(),
+            node,
             reports: vec![report],
         })
         .unwrap();
@@ -485,6 +527,17 @@ impl World {
 pub(crate) const NEW: &str = "firmware/new.bin";
 pub(crate) const OLD: &str = "firmware/old.bin";
 
+/// In which way attempts fail here that end so.
+fn class_of(state: AttemptState) -> Option<FailureClass> {
+    match state {
+        AttemptState::Failed => Some(FailureClass::Install),
+        AttemptState::RolledBack => Some(FailureClass::Boot),
+        AttemptState::TimedOut => Some(FailureClass::Timeout),
+        AttemptState::Quarantined => Some(FailureClass::Quarantine),
+        _ => None,
+    }
+}
+
 fn images() -> BTreeMap<String, Artifact> {
     let image = |target: &str| {
         let (id, sha256) = (ArtifactId::of(target.as_bytes()), Sha256::of(target.as_bytes()));
@@ -571,7 +624,15 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         }],
         previous: Vec::new(),
         selector: Selector::default(),
-        strategy: Strategy::Canary { shares },
+        strategy: match rules.pools {
+            false => Strategy::Canary { shares },
+            true => Strategy::BlueGreen {
+                by: "pool".parse().unwrap(),
+                order: ["green", "blue"].map(|pool| pool.parse().unwrap()).to_vec(),
+                switch: "balancer".to_owned(),
+                drain: "balancer".to_owned(),
+            },
+        },
         caps,
         gate: GateRule {
             sample_min: rules.sample_min,
@@ -589,6 +650,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         priority: firmesh_protocol::manifest::Priority::default(),
         automatic_rollback: rules.automatic,
         operator_rollback: false,
+        retries: rules.retries.clone(),
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
         rehearsal_sha256: None,

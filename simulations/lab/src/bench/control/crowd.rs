@@ -200,6 +200,7 @@ impl Crowd {
             priority: Priority::Normal,
             automatic_rollback: false,
             operator_rollback: false,
+            retries: None,
             permit_keys: Vec::new(),
         })
     }

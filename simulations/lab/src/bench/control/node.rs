@@ -239,6 +239,7 @@ impl SimulatedNode {
                 wave: permit.wave,
                 kind: PermitKind::Update,
                 permit_sequence: permit.sequence,
+                attempt: 1,
                 device,
                 node: self.id.clone(),
                 sequence: self.sequence,

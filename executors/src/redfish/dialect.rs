@@ -711,6 +711,18 @@ mod tests {
     }
 
     #[test]
+    fn the_example_of_the_readme_is_a_dialect() {
+        let (_, after) = include_str!("README.md").split_once("```toml\n").unwrap();
+        let (example, _) = after.split_once("```").unwrap();
+        let dialects = own(example).unwrap();
+        assert_eq!(dialects.of(&speaker("Acme Corp", "R17", "1.9")).name(), "acme_old");
+        assert_eq!(dialects.of(&speaker("Acme Corp", "R17", "2.0")).name(), "generic");
+        assert!(own(&example.replace("# [progress]", "[progress]")).is_ok());
+        let form = example.replace("# form", "form").replace("\"http_push\"]", "\"form\"]");
+        assert!(own(&form.replace("]; or", "] #")).is_ok());
+    }
+
+    #[test]
     fn patterns_match_as_a_person_reads_them() {
         for (text, pattern, matches) in [
             ("SMC.1.0.OemLicenseNotPassed", "SMC.*.OemLicenseNotPassed", true),

@@ -223,6 +223,7 @@ impl RedfishBackend {
             tracing::debug!(component = %self.component, "the new version starts by itself");
             return Ok(());
         }
+        let mut is_off = false;
         let (operation, action) = match rung {
             Rung::Bmc => {
                 let operation = "read the manager";
@@ -236,12 +237,14 @@ impl RedfishBackend {
                     .client
                     .read_or_default("read the system", map.system.as_ref())
                     .await?;
+                is_off = system.power_state.as_deref() == Some("Off");
                 ("reset the system", system.actions.reset)
             }
         };
         let mut action = action.unwrap_or_default();
         self.complete(&mut action).await?;
-        let Some(kind) = reset_type(&action, rung) else {
+        let kind = if is_off { power_on(&action) } else { None };
+        let Some(kind) = kind.or_else(|| reset_type(&action, rung)) else {
             let url = self.client.settings().url.clone();
             let what = format!("{rung:?} reset of the {}", self.component);
             return Err(ClientError::NotOffered { operation, url, what });
@@ -343,6 +346,12 @@ fn reset_type(action: &Action, rung: Rung) -> Option<&'static str> {
         (false, true) => Some("ForceRestart"),
         (false, false) => order.iter().find(offered).copied(),
     }
+}
+
+/// What starts a system that is off: some stay so after a restart, and refuse to be restarted then.
+fn power_on(action: &Action) -> Option<&'static str> {
+    let is_offered = action.reset_types.is_empty() || action.reset_types.iter().any(|offered| offered == "On");
+    (!action.target.is_empty() && is_offered).then_some("On")
 }
 
 fn no_slots() -> ActError {

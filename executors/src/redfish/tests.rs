@@ -156,6 +156,28 @@ async fn a_question_is_asked_again_if_the_bmc_fails_or_settles_but_nothing_is_to
     assert_eq!(bmc.heard("POST /r").await.len(), 1);
 }
 
+/// openbmc/phosphor-state-manager#12: a host that was to restart is off, and cannot be restarted.
+#[tokio::test]
+async fn a_system_that_is_off_is_switched_on_instead_of_restarted() {
+    let system = |state: &str, types: &str| {
+        format!(
+            r##"{{"PowerState":"{state}","Actions":{{"#ComputerSystem.Reset":{{"target":"/r",
+            "ResetType@Redfish.AllowableValues":[{types}]}}}}}}"##
+        )
+    };
+    for (state, types, kind) in [
+        ("Off", r#""On","ForceRestart""#, "On"),
+        ("Off", r#""ForceRestart""#, "ForceRestart"),
+        ("On", r#""On","ForceRestart""#, "ForceRestart"),
+    ] {
+        let system = system(state, types);
+        let bmc = Script::start(&[("GET /redfish/v1/Systems/1", &system), ("POST /r", "204")]).await;
+        bmc.backend().reset(Rung::Cold).await.unwrap();
+        let posted = &bmc.heard("POST /r").await[0];
+        assert!(posted.ends_with(&format!("{{\"ResetType\":\"{kind}\"}}")), "{posted}");
+    }
+}
+
 #[tokio::test]
 async fn hostile_answers_are_silence_with_a_reason() {
     let long = format!("{{\"x\":\"{}\"}}", "x".repeat(5 << 20));

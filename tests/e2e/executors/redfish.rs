@@ -51,7 +51,7 @@ struct Bmc {
 }
 
 const UNCHANGED_BMC: &str =
-    "the update task says it completed, yet the device runs 11A-1.02 after every reset the device offers, not 11A-1.03";
+    "the update task says it completed, yet the device runs 11A-1.02 after every reset the device offers";
 const BMC_VERSIONS: (&str, &str) = ("11A-1.02", "11A-1.03");
 const BIOS_VERSIONS: (&str, &str) = ("P79 v1.45", "P79 v1.46");
 
@@ -123,7 +123,7 @@ const BMCS: [Bmc; 5] = [
         component: "bios",
         versions: BIOS_VERSIONS,
         more: "",
-        reason: "the update task says it completed, yet the device runs P79 v1.45 after every reset the device offers, not P79 v1.46",
+        reason: "the update task says it completed, yet the device runs P79 v1.45 after every reset the device offers",
         sent: (
             "POST /FWUpdate-smc ",
             &[

@@ -188,6 +188,7 @@ impl RedfishBackend {
             resets,
             // Firmware inventories tell nothing of it: what a gate requires stays unknown here, and holds.
             health: HealthSample::default(),
+            clock_off_s: None,
         })
     }
 
@@ -296,7 +297,7 @@ impl RedfishBackend {
                 let manager: Manager = self.read_or_default("read the manager", map.manager.as_ref()).await?;
                 ("reset the manager", manager.actions.reset)
             }
-            Rung::Warm | Rung::Cold => {
+            Rung::Warm | Rung::Cold | Rung::Ac => {
                 let system: System = self.read_or_default("read the system", map.system.as_ref()).await?;
                 ("reset the system", system.actions.reset)
             }
@@ -411,6 +412,7 @@ fn reset_type(action: &Action, rung: Rung) -> Option<&'static str> {
     let order: &[&str] = match rung {
         Rung::Bmc | Rung::Warm => &["GracefulRestart", "ForceRestart"],
         Rung::Cold => &["PowerCycle", "FullPowerCycle", "ForceRestart"],
+        Rung::Ac => &["FullPowerCycle"],
     };
     let offered = |name: &&&str| action.reset_types.iter().any(|offered| offered == **name);
     match (action.target.is_empty(), action.reset_types.is_empty()) {
@@ -437,6 +439,7 @@ fn seen_task(task: &Task) -> TaskSeen {
         .find_map(|message| message.text())
         .unwrap_or_default();
     TaskSeen {
+        name: None,
         state,
         percent,
         message,
@@ -445,6 +448,7 @@ fn seen_task(task: &Task) -> TaskSeen {
 
 fn told(state: TaskState) -> TaskSeen {
     TaskSeen {
+        name: None,
         state,
         percent: None,
         message: String::new(),

@@ -85,6 +85,9 @@ pub struct RedfishConfig {
     pub model: Option<String>,
     /// What an uploaded image is called: some BMCs go by the ending. Default: what the dialect says.
     pub image_name: Option<String>,
+    /// Whether the device may be cut off from its input power (`FullPowerCycle`) where nothing else starts a new version.
+    #[serde(default)]
+    pub ac_reset: bool,
 }
 
 /// How an image reaches a BMC.
@@ -177,6 +180,8 @@ pub struct RedfishSettings {
     pub model: Option<String>,
     /// What an uploaded image is called.
     pub image_name: Option<String>,
+    /// Whether the device may be cut off from its input power.
+    pub ac_reset: bool,
 }
 
 /// A host with two slots, checked.
@@ -327,6 +332,7 @@ impl Check<'_> {
             vendor: config.vendor,
             model: config.model,
             image_name: config.image_name,
+            ac_reset: config.ac_reset,
         })
     }
 

@@ -229,6 +229,7 @@ impl AbSlotBackend {
             image_bytes_max: None,
             resets: vec![Rung::Warm],
             health,
+            clock_off_s: None,
         })
     }
 

@@ -11,7 +11,7 @@ use super::{
     client::{Client, ClientError},
     discovery::{Map, is_bmc, version_beside},
     task,
-    wire::{Action, Collection, Inventory, Manager, System, Task, TaskService, UpdateService},
+    wire::{Action, Collection, Inventory, Manager, System, TaskService, UpdateService},
 };
 use crate::{
     backend::{DeviceBackend, chain},
@@ -19,7 +19,7 @@ use crate::{
     image::ImageSource,
 };
 
-/// Recent tasks looked at when we do not know which one is ours.
+/// Tasks looked at when we do not know which one is ours, from either end of the list.
 const TASKS_MAX: usize = 4;
 /// The longest that a task is left alone because it asks for it.
 const LEFT_ALONE_MAX: Duration = Duration::from_secs(60);
@@ -94,11 +94,12 @@ impl RedfishBackend {
         let settings = read.settings();
         let task = match task {
             Some(task) => Some(self.see_task(task).await?),
-            None => self.see_foreign_task(&map).await?,
+            None => self.see_newest_task(&map).await?,
         };
         let version = entry.version.filter(|version| !version.is_empty());
         let version = version.or_else(|| version_beside(&self.component, &system, &manager));
-        let (ready, boot_id, resets) = self.state(&map, system, manager);
+        let clock_off_s = manager.date_time.as_deref().and_then(clock_off_s);
+        let (ready, boot_id, resets) = self.state(&map, &system, &manager);
         Ok(Seen {
             vendor: [vendor, map.vendor.clone(), settings.vendor.clone()]
                 .into_iter()
@@ -117,33 +118,40 @@ impl RedfishBackend {
             resets,
             // Firmware inventories tell nothing of it: what a gate requires stays unknown here, and holds.
             health: HealthSample::default(),
+            clock_off_s,
         })
     }
 
-    /// Whether what a reset restarts is up, which start it is, and the resets there are: all of the manager, or of the system.
-    fn state(&self, map: &Map, system: System, manager: Manager) -> (bool, Option<String>, Vec<Rung>) {
+    /// Whether what a reset restarts is up, which start it is, and the resets there are.
+    fn state(&self, map: &Map, system: &System, manager: &Manager) -> (bool, Option<String>, Vec<Rung>) {
         let wanted = self.rungs(map);
-        let (ready, boot_id, offered) = match wanted.first() {
-            Some(Rung::Bmc) => manager_state(&manager),
-            None if is_bmc(&self.component) => manager_state(&manager),
-            _ => system_state(&system),
-        };
-        let more = if offered.contains(&Rung::Bmc) {
-            system_state(&system).2
-        } else {
-            Vec::new()
-        };
-        let offered = offered.into_iter().chain(more);
-        (ready, boot_id, offered.filter(|rung| wanted.contains(rung)).collect())
+        let is_managers = wanted
+            .first()
+            .map_or(is_bmc(&self.component), |&rung| rung == Rung::Bmc);
+        let ((bmc_ready, bmc_start, bmc), (ready, start, host)) = (manager_state(manager), system_state(system));
+        let offered = bmc
+            .into_iter()
+            .chain(host)
+            .filter(|rung| wanted.contains(rung))
+            .collect();
+        match is_managers {
+            true => (bmc_ready, bmc_start, offered),
+            false => (ready, start, offered),
+        }
     }
 
     /// The resets that start a new version of the component.
     fn rungs(&self, map: &Map) -> Vec<Rung> {
-        match map.dialect.part(&self.component).and_then(|part| part.reset.as_ref()) {
+        let mut rungs = match map.dialect.part(&self.component).and_then(|part| part.reset.as_ref()) {
             Some(resets) => resets.clone(),
             None if is_bmc(&self.component) => vec![Rung::Bmc],
             None => vec![Rung::Warm, Rung::Cold],
+        };
+        // What starts by itself needs no power taken away.
+        if self.client.settings().ac_reset && !rungs.is_empty() && !rungs.contains(&Rung::Ac) {
+            rungs.push(Rung::Ac);
         }
+        rungs
     }
 
     /// How a task goes, or what it said last if it is not to be asked.
@@ -167,7 +175,13 @@ impl RedfishBackend {
         };
         let ask_again = match seen.state {
             TaskState::Completed | TaskState::Failed => None,
-            TaskState::Active | TaskState::Gone => Some(Instant::now() + asked.unwrap_or_default().min(LEFT_ALONE_MAX)),
+            TaskState::Active | TaskState::AwaitsReset | TaskState::Gone => {
+                Some(Instant::now() + asked.unwrap_or_default().min(LEFT_ALONE_MAX))
+            }
+        };
+        let seen = TaskSeen {
+            name: Some(link.to_owned()),
+            ..seen
         };
         *last = Some(TaskLook {
             task: link.to_owned(),
@@ -182,13 +196,14 @@ impl RedfishBackend {
         *self.last_look.lock().await = None;
     }
 
-    /// An update that runs though we know of none: somebody else's, or ours from before a crash.
-    async fn see_foreign_task(&self, map: &Map) -> Result<Option<TaskSeen>, ClientError> {
-        let is_active = |seen: &TaskSeen| seen.state == TaskState::Active;
+    /// The newest update there is a task of: somebody else's, or ours from before a crash.
+    async fn see_newest_task(&self, map: &Map) -> Result<Option<TaskSeen>, ClientError> {
         if let (Some(words), Some(link)) = (&map.dialect.progress, &map.update_service) {
             let body: Value = self.client.get("read the update service", link).await?;
-            if let Some(seen) = task::of_body(&map.dialect, words, &body).filter(is_active) {
-                return Ok(Some(seen));
+            let seen = task::of_body(&map.dialect, words, &body);
+            if let Some(seen) = seen.filter(|seen| seen.state == TaskState::Active) {
+                let name = Some(link.clone());
+                return Ok(Some(TaskSeen { name, ..seen }));
             }
         }
         let Some(link) = &map.tasks else { return Ok(None) };
@@ -201,18 +216,27 @@ impl RedfishBackend {
             Err(error) if error.is_status(&[404]) => return Ok(None),
             other => other?,
         };
-        for link in list.members.iter().rev().take(TASKS_MAX) {
-            let body: Value = match self.client.get("read a task", &link.id).await {
+        let count = list.members.len();
+        let at_an_end = |at: &usize| *at < TASKS_MAX || *at + TASKS_MAX >= count;
+        let mut newest: Option<(Option<String>, TaskSeen)> = None;
+        for at in (0..count).filter(at_an_end) {
+            let link = &list.members[at].id;
+            let body: Value = match self.client.get("read a task", link).await {
                 Err(error) if error.is_status(&[404]) => continue,
                 other => other?,
             };
-            let seen = task::of_body(&map.dialect, &map.dialect.task, &body);
-            let task: Task = serde_json::from_value(body).unwrap_or_default();
-            if let Some(seen) = seen.filter(is_active).filter(|_| task::is_update(&task)) {
-                return Ok(Some(seen));
+            let words = &map.dialect.task;
+            let Some(seen) = task::of_body(&map.dialect, words, &body).filter(|_| task::is_update(words, &body)) else {
+                continue;
+            };
+            let began = body.get("StartTime").and_then(Value::as_str).map(str::to_owned);
+            // Of those that do not tell, or tell the same, the last one.
+            if newest.as_ref().is_none_or(|(before, _)| began >= *before) {
+                let name = Some(self.client.path_of(link));
+                newest = Some((began, TaskSeen { name, ..seen }));
             }
         }
-        Ok(None)
+        Ok(newest.map(|(_, seen)| seen))
     }
 
     async fn restart(&self, rung: Rung) -> Result<(), ClientError> {
@@ -231,8 +255,8 @@ impl RedfishBackend {
                 ("reset the manager", manager.actions.reset)
             }
             // No component's update is worth a restart of what it is no part of.
-            Rung::Warm | Rung::Cold if !rungs.contains(&rung) => ("reset the system", None),
-            Rung::Warm | Rung::Cold => {
+            Rung::Warm | Rung::Cold | Rung::Ac if !rungs.contains(&rung) => ("reset the system", None),
+            Rung::Warm | Rung::Cold | Rung::Ac => {
                 let system: System = self
                     .client
                     .read_or_default("read the system", map.system.as_ref())
@@ -327,7 +351,7 @@ fn system_state(system: &System) -> (bool, Option<String>, Vec<Rung>) {
         None | Some("None" | "OSRunning" | "OSBootStarted") => true,
         Some(_) => false,
     };
-    let resets = [Rung::Warm, Rung::Cold].into_iter().filter(|&rung| {
+    let resets = [Rung::Warm, Rung::Cold, Rung::Ac].into_iter().filter(|&rung| {
         let action = system.actions.reset.as_ref();
         action.is_some_and(|action| reset_type(action, rung).is_some())
     });
@@ -338,14 +362,21 @@ fn system_state(system: &System) -> (bool, Option<String>, Vec<Rung>) {
 fn reset_type(action: &Action, rung: Rung) -> Option<&'static str> {
     let order: &[&str] = match rung {
         Rung::Bmc | Rung::Warm => &["GracefulRestart", "ForceRestart"],
-        Rung::Cold => &["PowerCycle", "FullPowerCycle", "ForceRestart"],
+        Rung::Cold => &["PowerCycle", "ForceRestart"],
+        Rung::Ac => &["FullPowerCycle"],
     };
     let offered = |name: &&&str| action.reset_types.iter().any(|offered| offered == **name);
     match (action.target.is_empty(), action.reset_types.is_empty()) {
         (true, _) => None,
-        (false, true) => Some("ForceRestart"),
+        (false, true) => Some("ForceRestart").filter(|_| rung != Rung::Ac),
         (false, false) => order.iter().find(offered).copied(),
     }
+}
+
+/// How far a BMC's clock is ahead of ours.
+fn clock_off_s(date_time: &str) -> Option<i64> {
+    let time: jiff::Timestamp = date_time.parse().ok()?;
+    Some(time.as_second() - jiff::Timestamp::now().as_second())
 }
 
 /// What starts a system that is off: some stay so after a restart, and refuse to be restarted then.
@@ -471,7 +502,7 @@ mod tests {
                 prop_assert!(manager_state(&manager).2.iter().all(|&rung| rung == Rung::Bmc));
             }
             if let Ok(system) = serde_json::from_slice::<System>(&body) {
-                prop_assert!(system_state(&system).2.len() <= 2);
+                prop_assert!(system_state(&system).2.len() <= 3);
             }
             let Said { words, ids } = said(&body);
             prop_assert!(words.chars().count() <= 300 && !words.chars().any(char::is_control));

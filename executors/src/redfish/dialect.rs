@@ -154,11 +154,15 @@ pub(super) enum Holds {
 pub(super) struct TaskWords {
     /// JSON pointers, of which the first counts that leads to a text.
     pub(super) state: Vec<String>,
+    /// What it is about: an update says so.
+    pub(super) kind: Vec<String>,
     pub(super) percent: Vec<String>,
     pub(super) message: Vec<String>,
-    /// States in which it has done its part, be it that a reset has to follow. All that are not listed are on the way.
+    /// States in which it is done. All that are in no list are on the way.
     pub(super) completed: Vec<String>,
     pub(super) failed: Vec<String>,
+    /// States in which it has done all that it can before a restart.
+    pub(super) awaits_reset: Vec<String>,
     /// States in which there is no update.
     pub(super) idle: Vec<String>,
 }
@@ -218,10 +222,13 @@ impl Default for TaskWords {
         let list = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
         Self {
             state: list(&["/TaskState"]),
+            kind: list(&["/Name", "/Payload/TargetUri"]),
             percent: list(&["/PercentComplete"]),
             message: Vec::new(),
             completed: list(&["Completed"]),
             failed: list(&["Exception", "Killed", "Cancelled"]),
+            // Nobody intervenes here but by a restart.
+            awaits_reset: list(&["UserIntervention"]),
             idle: Vec::new(),
         }
     }
@@ -418,11 +425,11 @@ impl TaskWords {
         if self.state.is_empty() || self.completed.is_empty() || self.failed.is_empty() {
             return Err(format!("needs {what}.state, {what}.completed and {what}.failed"));
         }
-        for list in [&self.state, &self.percent, &self.message] {
+        for list in [&self.state, &self.kind, &self.percent, &self.message] {
             pointers(what, list)?;
         }
         let mut seen = BTreeSet::new();
-        for list in [&self.completed, &self.failed, &self.idle] {
+        for list in [&self.completed, &self.failed, &self.awaits_reset, &self.idle] {
             texts(what, list)?;
             if let Some(twice) = list.iter().find(|word| !seen.insert(word.as_str())) {
                 return Err(format!("gives the state {twice} two meanings in {what}"));
@@ -451,7 +458,7 @@ impl Part {
             .is_some_and(|reset| !reset.is_sorted_by(|a, b| a < b))
         {
             return Err(format!(
-                "has resets in {what} that are not bmc, warm, cold in this order"
+                "has resets in {what} that are not bmc, warm, cold, ac in this order"
             ));
         }
         parameters(&what, &self.parameters)
@@ -690,7 +697,7 @@ mod tests {
             (
                 "[update]",
                 "[component.bmc]\nreset = [\"cold\", \"warm\"]\n[update]",
-                "bmc, warm, cold in this order",
+                "bmc, warm, cold, ac in this order",
             ),
             (
                 "[update]",

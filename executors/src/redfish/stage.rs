@@ -433,7 +433,10 @@ impl RedfishBackend {
             match self.see_task(task).await {
                 Ok(seen) => match seen.state {
                     TaskState::Active => failed = 0,
-                    TaskState::Completed | TaskState::Gone => return Ok(self.forget_task().await),
+                    TaskState::Completed | TaskState::AwaitsReset | TaskState::Gone => {
+                        self.forget_task().await;
+                        return Ok(());
+                    }
                     TaskState::Failed => {
                         let reason = format!("the BMC has checked the image and refuses it: {}", seen.message);
                         return Err(Refusal::last(reason));

@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{
     client::{Answer, ClientError},
     dialect::{Dialect, TaskWords},
-    wire::{self, Message, short},
+    wire::{Message, short},
 };
 
 /// The messages of a task that are looked at: the last ones.
@@ -22,6 +22,7 @@ pub(super) fn of_answer(dialect: &Dialect, answer: Result<Answer, ClientError>) 
             if matches!(status, 400 | 405 | 406 | 409 | 412..=415 | 422) =>
         {
             return Ok(TaskSeen {
+                name: None,
                 state: TaskState::Failed,
                 percent: None,
                 message: format!("{status} {words}"),
@@ -78,6 +79,8 @@ pub(super) fn of_body(dialect: &Dialect, words: &TaskWords, body: &Value) -> Opt
         TaskState::Failed
     } else if has_failed || words.completed.contains(&state) {
         TaskState::Completed
+    } else if words.awaits_reset.contains(&state) || (state == "Pending" && waits_for_reset(&ids)) {
+        TaskState::AwaitsReset
     } else {
         // `New`, `Starting`, `Pending`, `Interrupted` ... and whatever a vendor invents: only time ends those.
         TaskState::Active
@@ -91,6 +94,7 @@ pub(super) fn of_body(dialect: &Dialect, words: &TaskWords, body: &Value) -> Opt
         .next();
     let said = messages.iter().rev().find_map(Message::text);
     Some(TaskSeen {
+        name: None,
         state,
         percent,
         message: said.or_else(|| text(&words.message)).unwrap_or_default(),
@@ -117,15 +121,23 @@ fn ids_within(oem: &Value) -> Vec<String> {
 /// A task whose update is over may be told of by nothing but its state.
 pub(super) fn told(state: TaskState) -> TaskSeen {
     TaskSeen {
+        name: None,
         state,
         percent: None,
         message: String::new(),
     }
 }
 
+/// Whether a task that has not begun says that a restart is what it waits for.
+fn waits_for_reset(ids: &[String]) -> bool {
+    ids.iter().any(|id| id.ends_with(".ResetRequired"))
+}
+
 /// Whether a task in a list is an update.
-pub(super) fn is_update(task: &wire::Task) -> bool {
-    let words = [&task.name, &task.payload.target_uri];
-    let mut words = words.into_iter().flatten();
-    words.any(|words| words.to_lowercase().contains("update"))
+pub(super) fn is_update(words: &TaskWords, body: &Value) -> bool {
+    let mut kinds = words.kind.iter().filter_map(|pointer| body.pointer(pointer)?.as_str());
+    kinds.any(|kind| {
+        let kind = kind.to_lowercase();
+        kind.contains("update") || kind.contains("firmware")
+    })
 }

@@ -78,7 +78,7 @@ async fn tasks_speak_their_dialect() {
         (
             "dell",
             r#"{"TaskState":"Pending","Oem":{"Dell":{"JobState":"Scheduled","PercentComplete":0}}}"#,
-            TaskState::Completed,
+            TaskState::AwaitsReset,
             Some(0),
         ),
         (
@@ -88,6 +88,12 @@ async fn tasks_speak_their_dialect() {
             Some(100),
         ),
         ("generic", r#"{"TaskState":"Pending"}"#, TaskState::Active, None),
+        (
+            "generic",
+            r#"{"TaskState":"Pending","Messages":[{"MessageId":"Base.1.8.ResetRequired"}]}"#,
+            TaskState::AwaitsReset,
+            None,
+        ),
     ] {
         let bmc = Script::start(&[(TASK, answer)]).await;
         let seen = bmc.task(dialect).await;
@@ -137,6 +143,74 @@ async fn a_task_that_has_ended_or_asks_to_be_left_alone_is_not_asked_again() {
         }
         assert_eq!(bmc.heard(TASK).await.len(), asked, "{answer}");
     }
+}
+
+/// What nobody asked for by name is the newest update, ended or not; the order of a list says nothing.
+#[tokio::test]
+async fn the_newest_update_is_found_among_the_tasks() {
+    let root = r#"{"Tasks":{"@odata.id":"/t"},"Systems":{"@odata.id":"/redfish/v1/Systems"}}"#;
+    let list = r#"{"Members":[{"@odata.id":"/t/1"},{"@odata.id":"/t/2"},{"@odata.id":"/t/3"}]}"#;
+    let task = |name: &str, time: &str, state: &str| {
+        format!("{{\"Name\":\"{name}\",\"StartTime\":\"2026-01-{time}T00:00:00Z\",\"TaskState\":\"{state}\"}}")
+    };
+    let tasks = [
+        task("Firmware Update", "03", "Completed"),
+        task("Firmware Update", "02", "Exception"),
+        task("Export", "04", "Running"),
+    ];
+    let bmc = Script::start(&[
+        ("GET /redfish/v1/", root),
+        ("GET /t", r#"{"Tasks":{"@odata.id":"/t/all"}}"#),
+        ("GET /t/all", list),
+        ("GET /t/1", &tasks[0]),
+        ("GET /t/2", &tasks[1]),
+        ("GET /t/3", &tasks[2]),
+    ])
+    .await;
+    let Observed::Answering(seen) = bmc.backend().observe(None).await else {
+        panic!("silent");
+    };
+    let task = seen.task.unwrap();
+    assert_eq!((task.name.as_deref(), task.state), (Some("/t/1"), TaskState::Completed));
+}
+
+/// Input power is taken away only where that was allowed, and only by a reset that does so.
+#[tokio::test]
+async fn the_fourth_rung_has_to_be_allowed_and_a_clock_that_is_off_is_told() {
+    let system = r##"{"Actions":{"#ComputerSystem.Reset":{"target":"/r",
+        "ResetType@Redfish.AllowableValues":["ForceRestart","FullPowerCycle"]}}}"##;
+    let bmc = Script::start(&[
+        ("GET /redfish/v1/", ROOT_WITH_MANAGERS),
+        (
+            "GET /redfish/v1/Managers",
+            r#"{"Members":[{"@odata.id":"/redfish/v1/Managers/1"}]}"#,
+        ),
+        (
+            "GET /redfish/v1/Managers/1",
+            r#"{"DateTime":"2016-03-13T04:14:33+06:00"}"#,
+        ),
+        ("GET /redfish/v1/Systems/1", system),
+        ("POST /r", "204"),
+    ])
+    .await;
+    for (ac_reset, resets) in [
+        (false, &[Rung::Warm, Rung::Cold][..]),
+        (true, &[Rung::Warm, Rung::Cold, Rung::Ac]),
+    ] {
+        let backend = bmc.backend_with(|settings| settings.ac_reset = ac_reset);
+        let Observed::Answering(seen) = backend.observe(None).await else {
+            panic!("silent");
+        };
+        assert_eq!(seen.resets, resets);
+        assert!(
+            seen.clock_off_s.is_some_and(|off_s| off_s < -300_000_000),
+            "{:?}",
+            seen.clock_off_s
+        );
+        assert_eq!(backend.reset(Rung::Ac).await.is_ok(), ac_reset);
+    }
+    let posts = bmc.heard("POST /r").await;
+    assert!(posts.len() == 1 && posts[0].contains("FullPowerCycle"), "{posts:?}");
 }
 
 /// openbmc/bmcweb#206: some services fail at times, and answer when asked again.
@@ -412,6 +486,7 @@ impl Script {
             vendor: None,
             model: None,
             image_name: None,
+            ac_reset: false,
         }
     }
 

@@ -218,6 +218,8 @@ pub(super) struct Manager {
     #[serde(deserialize_with = "lenient")]
     pub(super) firmware_version: Option<String>,
     #[serde(deserialize_with = "lenient")]
+    pub(super) date_time: Option<String>,
+    #[serde(deserialize_with = "lenient")]
     pub(super) last_reset_time: Option<String>,
     #[serde(deserialize_with = "lenient")]
     pub(super) status: Status,
@@ -244,23 +246,6 @@ pub(super) struct ManagerActions {
 pub(super) struct TaskService {
     #[serde(deserialize_with = "lenient")]
     pub(super) tasks: Option<Link>,
-}
-
-/// A task, as far as it tells whether it is an update.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct Task {
-    #[serde(deserialize_with = "lenient")]
-    pub(super) name: Option<String>,
-    #[serde(deserialize_with = "lenient")]
-    pub(super) payload: Payload,
-}
-
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub(super) struct Payload {
-    #[serde(deserialize_with = "lenient")]
-    pub(super) target_uri: Option<String>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

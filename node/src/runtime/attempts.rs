@@ -401,6 +401,7 @@ impl Runtime {
                 .clone()
                 .filter(|_| permit.kind == PermitKind::Update),
             answers_min: Goal::ANSWERS_MIN,
+            answers_apart_ms: None,
             pace_ms: Goal::PACE_MS,
         };
         // Durable before anything happens: a device starts once, whatever crashes.

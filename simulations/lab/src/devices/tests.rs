@@ -1,5 +1,7 @@
 //! The executors against the emulated devices: real HTTPS, real files, no node.
 
+mod faulty;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -473,6 +475,7 @@ impl Lab {
             },
             health: None,
             answers_min: 3,
+            answers_apart_ms: None,
             pace_ms: 30,
         }
     }

@@ -3,6 +3,7 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use firmesh_protocol::{
@@ -15,6 +16,7 @@ use serde::Deserialize;
 use crate::{
     command::{CommandConfig, CommandSettings},
     rauc::{RaucConfig, RaucSettings},
+    redfish::{Dialects, file_name},
     swupdate::{SwupdateConfig, SwupdateSettings},
 };
 
@@ -50,7 +52,7 @@ pub enum ExecutorConfig {
 }
 
 /// A BMC that speaks Redfish, as written.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RedfishConfig {
     /// The BMC's root, such as `https://10.0.0.7`. Plain HTTP only on loopback.
@@ -67,23 +69,34 @@ pub struct RedfishConfig {
     pub system: Option<String>,
     /// The `@odata.id` of the manager, where a BMC has several. Default: the first one.
     pub manager: Option<String>,
-    /// The `Id` or a part of the `Name` of the firmware inventory's entry. Default: the component's name.
+    /// The `Id` or a part of the `Name` of the firmware inventory's entry. Default: what the dialect knows of the component, else
+    /// the component's name.
     pub inventory: Option<String>,
-    /// How the image reaches the BMC. Default: `auto`, pull where the BMC offers it.
+    /// How the image reaches the BMC. Default: `auto`, what the dialect prefers and the BMC offers.
     #[serde(default)]
     pub update: UpdateMethod,
+    /// The dialect to speak. Default: the one that fits what the BMC says of itself.
+    pub dialect: Option<String>,
+    /// A folder of dialects (`*.toml`) beside, or of the same name instead of, those that come with Firmesh.
+    pub dialects_dir: Option<PathBuf>,
+    /// Who makes the device, if its BMC does not say.
+    pub vendor: Option<String>,
+    /// Its model, if its BMC does not say.
+    pub model: Option<String>,
+    /// What an uploaded image is called: some BMCs go by the ending. Default: what the dialect says.
+    pub image_name: Option<String>,
 }
 
 /// How an image reaches a BMC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateMethod {
-    /// Pull where the BMC offers it, otherwise push.
+    /// What the dialect prefers, of what the BMC offers.
     #[default]
     Auto,
     /// `SimpleUpdate`: the BMC fetches the image from the node.
     Pull,
-    /// A multipart upload.
+    /// An upload.
     Push,
 }
 
@@ -152,10 +165,18 @@ pub struct RedfishSettings {
     pub system: Option<String>,
     /// The manager's `@odata.id`.
     pub manager: Option<String>,
-    /// What to look for in the firmware inventory.
-    pub inventory: String,
+    /// What to look for in the firmware inventory, if not for what the dialect knows.
+    pub inventory: Option<String>,
     /// How the image reaches the BMC.
     pub update: UpdateMethod,
+    /// The dialects it may speak.
+    pub dialects: Arc<Dialects>,
+    /// Who makes the device, if its BMC does not say.
+    pub vendor: Option<String>,
+    /// Its model, if its BMC does not say.
+    pub model: Option<String>,
+    /// What an uploaded image is called.
+    pub image_name: Option<String>,
 }
 
 /// A host with two slots, checked.
@@ -233,6 +254,9 @@ pub enum DeviceConfigError {
 /// Files named in a configuration are small: a password, a few certificates.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Dialects in one folder: there are a dozen makers of BMCs.
+const DIALECTS_MAX: usize = 64;
+
 impl DeviceConfig {
     /// Checks what was written and reads the files it names; relative paths start at `base`, the configuration's folder.
     pub fn check(self, base: &Path) -> Result<DeviceSettings, DeviceConfigError> {
@@ -244,7 +268,7 @@ impl DeviceConfig {
         } = self;
         let check = Check { device: &id, base };
         let executor = match executor {
-            ExecutorConfig::Redfish(redfish) => ExecutorSettings::Redfish(check.redfish(redfish, &component)?),
+            ExecutorConfig::Redfish(redfish) => ExecutorSettings::Redfish(check.redfish(redfish)?),
             ExecutorConfig::AbSlot(ab_slot) => ExecutorSettings::AbSlot(check.ab_slot(ab_slot)?),
             ExecutorConfig::Swupdate(swupdate) => ExecutorSettings::Swupdate(check.swupdate(swupdate)?),
             ExecutorConfig::Rauc(rauc) => ExecutorSettings::Rauc(check.rauc(rauc)?),
@@ -267,7 +291,7 @@ pub(crate) struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn redfish(&self, config: RedfishConfig, component: &Component) -> Result<RedfishSettings, DeviceConfigError> {
+    fn redfish(&self, config: RedfishConfig) -> Result<RedfishSettings, DeviceConfigError> {
         let url = self.bmc_url(&config.url)?;
         let ca_pem = match &config.ca_file {
             Some(path) => self.read("ca_file", path)?,
@@ -281,16 +305,57 @@ impl Check<'_> {
                 return Err(self.value("system and manager", "must begin with /redfish/"));
             }
         }
+        if let Some(name) = &config.image_name {
+            file_name("the image", name).map_err(|problem| self.value("image_name", problem))?;
+        }
+        let files = match &config.dialects_dir {
+            Some(folder) => self.dialects(folder)?,
+            None => Vec::new(),
+        };
+        let dialects = Dialects::new(&files, config.dialect.clone());
+        let dialects = dialects.map_err(|problem| self.value("dialect", problem))?;
         Ok(RedfishSettings {
             url,
+            dialects: Arc::new(dialects),
             password: self.password(&config)?,
             username: config.username,
             ca_pem,
             system: config.system,
             manager: config.manager,
-            inventory: config.inventory.unwrap_or_else(|| component.to_string()),
+            inventory: config.inventory,
             update: config.update,
+            vendor: config.vendor,
+            model: config.model,
+            image_name: config.image_name,
         })
+    }
+
+    /// The dialects in a folder, by name and contents, in order.
+    fn dialects(&self, folder: &Path) -> Result<Vec<(String, String)>, DeviceConfigError> {
+        let field = "dialects_dir";
+        let listed = std::fs::read_dir(self.base.join(folder)).and_then(|entries| {
+            let entries = entries.map(|entry| Ok(entry?.path()));
+            entries.collect::<io::Result<Vec<PathBuf>>>()
+        });
+        let mut paths = listed.map_err(|source| DeviceConfigError::File {
+            device: self.device.clone(),
+            field,
+            path: self.base.join(folder),
+            source,
+        })?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+        if paths.len() > DIALECTS_MAX {
+            return Err(self.value(field, format!("has more than {DIALECTS_MAX} dialects")));
+        }
+        paths.sort();
+        let read = paths.into_iter().map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match String::from_utf8(self.read(field, &path)?) {
+                Ok(text) => Ok((name, text)),
+                Err(_not_utf8) => Err(self.value(field, format!("has {name}, which is not text"))),
+            }
+        });
+        read.collect()
     }
 
     fn bmc_url(&self, text: &str) -> Result<Url, DeviceConfigError> {
@@ -436,6 +501,22 @@ mod tests {
             |c| c.system = Some("https://evil/".to_owned()),
             "must begin with /redfish/",
         );
+        refused(|c| c.image_name = Some("../x".to_owned()), "has the name \"../x\"");
+        refused(|c| c.dialect = Some("klingon".to_owned()), "\"klingon\" is no dialect");
+        refused(|c| c.dialects_dir = Some("none".into()), "cannot be read");
+        std::fs::create_dir(dir.path().join("dialects")).unwrap();
+        let own = "schema = \"firmesh-redfish/1\"\nname = \"own\"\n[update]\nmethods = [\"http_push\"]\n";
+        std::fs::write(dir.path().join("dialects/own.toml"), own).unwrap();
+        let spoken = |c: &mut RedfishConfig| {
+            c.dialects_dir = Some("dialects".into());
+            c.dialect = Some("own".to_owned());
+        };
+        assert!(check(spoken).is_ok());
+        std::fs::write(dir.path().join("dialects/two.toml"), "schema = 1").unwrap();
+        refused(
+            |c| c.dialects_dir = Some("dialects".into()),
+            "two.toml is not a dialect of Redfish",
+        );
     }
 
     #[test]
@@ -477,10 +558,7 @@ mod tests {
             password_file: Some("password".into()),
             password_env: None,
             ca_file: Some("ca.pem".into()),
-            system: None,
-            manager: None,
-            inventory: None,
-            update: UpdateMethod::Auto,
+            ..RedfishConfig::default()
         }
     }
 }

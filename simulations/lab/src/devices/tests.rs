@@ -394,10 +394,8 @@ impl Lab {
                 password_file: Some(PathBuf::from("password")),
                 password_env: None,
                 ca_file: endpoints.ca_file.clone(),
-                system: None,
-                manager: None,
-                inventory: None,
                 update,
+                ..RedfishConfig::default()
             }),
             EndpointKind::Host { dir } => ExecutorConfig::AbSlot(AbSlotConfig {
                 slot_a: dir.join("slot_a"),

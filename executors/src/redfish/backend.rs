@@ -94,7 +94,7 @@ impl RedfishBackend {
         let settings = read.settings();
         let task = match task {
             Some(task) => Some(self.see_task(task).await?),
-            None => self.see_newest_task(&map).await?,
+            None => self.see_any_task(&map).await?,
         };
         let version = entry.version.filter(|version| !version.is_empty());
         let version = version.or_else(|| version_beside(&self.component, &system, &manager));
@@ -196,8 +196,9 @@ impl RedfishBackend {
         *self.last_look.lock().await = None;
     }
 
-    /// The newest update there is a task of: somebody else's, or ours from before a crash.
-    async fn see_newest_task(&self, map: &Map) -> Result<Option<TaskSeen>, ClientError> {
+    /// An update that there is a task of, somebody else's or ours from before a crash: one that is not over comes first, then the
+    /// newest.
+    async fn see_any_task(&self, map: &Map) -> Result<Option<TaskSeen>, ClientError> {
         if let (Some(words), Some(link)) = (&map.dialect.progress, &map.update_service) {
             let body: Value = self.client.get("read the update service", link).await?;
             let seen = task::of_body(&map.dialect, words, &body);
@@ -218,7 +219,7 @@ impl RedfishBackend {
         };
         let count = list.members.len();
         let at_an_end = |at: &usize| *at < TASKS_MAX || *at + TASKS_MAX >= count;
-        let mut newest: Option<(Option<String>, TaskSeen)> = None;
+        let mut first: Option<((bool, Option<String>), TaskSeen)> = None;
         for at in (0..count).filter(at_an_end) {
             let link = &list.members[at].id;
             let body: Value = match self.client.get("read a task", link).await {
@@ -229,14 +230,16 @@ impl RedfishBackend {
             let Some(seen) = task::of_body(&map.dialect, words, &body).filter(|_| task::is_update(words, &body)) else {
                 continue;
             };
+            let is_open = matches!(seen.state, TaskState::Active | TaskState::AwaitsReset);
             let began = body.get("StartTime").and_then(Value::as_str).map(str::to_owned);
             // Of those that do not tell, or tell the same, the last one.
-            if newest.as_ref().is_none_or(|(before, _)| began >= *before) {
+            let rank = (is_open, began);
+            if first.as_ref().is_none_or(|(before, _)| rank >= *before) {
                 let name = Some(self.client.path_of(link));
-                newest = Some((began, TaskSeen { name, ..seen }));
+                first = Some((rank, TaskSeen { name, ..seen }));
             }
         }
-        Ok(newest.map(|(_, seen)| seen))
+        Ok(first.map(|(_, seen)| seen))
     }
 
     async fn restart(&self, rung: Rung) -> Result<(), ClientError> {

@@ -191,7 +191,7 @@ async fn fwupds_mock_is_updated_in_the_dialect_of_each_maker_and_its_lie_is_seen
             running.push((relay, process));
         }
         for bmc in &BMCS {
-            stage(fleet, bmc.vendor, bmc.id, bmc.component, bmc.versions)?;
+            stage(fleet, bmc.id, (bmc.vendor, bmc.id), bmc.component, bmc.versions)?;
         }
         adopt(fleet, &devices, BMCS.len()).await?;
         for bmc in &BMCS {
@@ -231,7 +231,8 @@ async fn sushys_emulator_which_lacks_things_is_refused_clearly_and_left_as_it_is
         let mut command = Command::new(python.with_file_name("sushy-emulator"));
         command
             .args(["--fake", "--interface", "127.0.0.1", "--port"])
-            .arg(port.to_string());
+            .arg(port.to_string())
+            .env("TMPDIR", &folder);
         let process = Process::spawn("sushy-emulator", command, &folder.join("sushy.log"))?;
         until("sushy's emulator", STARTS_WITHIN, async || {
             let is_there = TcpStream::connect(("127.0.0.1", port)).await.is_ok();
@@ -240,11 +241,10 @@ async fn sushys_emulator_which_lacks_things_is_refused_clearly_and_left_as_it_is
         .await?;
         let relay = Relay::start(port).await?;
         let mut devices = String::new();
-        let vendor = "Sushy Emulator";
+        let maker = ("Sushy Emulator", "3500RX");
         for component in ["bmc", "bios"] {
-            let more = format!("username = \"admin\", model = {component:?}");
-            devices += &device(component, component, &relay.url, &folder, &more);
-            stage(fleet, vendor, component, component, ("1.00", "1.01"))?;
+            devices += &device(component, component, &relay.url, &folder, "username = \"admin\"");
+            stage(fleet, component, maker, component, ("1.00", "1.01"))?;
         }
         adopt(fleet, &devices, 2).await?;
         begin(fleet, "bmc")?;
@@ -297,27 +297,23 @@ fn device(id: &str, component: &str, url: &str, folder: &Path, more: &str) -> St
     )
 }
 
-/// Stages what the device runs and what it is to run: its campaign is called like its model, and so are its releases.
-fn stage(fleet: &Cluster, vendor: &str, model: &str, component: &str, (old, new): (&str, &str)) -> Result<()> {
+/// Stages what devices of this model run and what they are to run, called like their campaign.
+fn stage(
+    fleet: &Cluster,
+    id: &str,
+    (vendor, model): (&str, &str),
+    component: &str,
+    (old, new): (&str, &str),
+) -> Result<()> {
     for (version, name, contents) in [(old, "old", "old image"), (new, "new", IMAGE)] {
         let file = fleet.folder().join(format!("{name}.image"));
         fs::write(&file, contents)?;
         let file = file.display().to_string();
         fleet.operator.ok(&["artifact", "add", &file])?;
-        let release = format!("{model}-{name}");
-        let args = [
-            "--vendor",
-            vendor,
-            "--model",
-            model,
-            "--component",
-            component,
-            "--name",
-            &release,
-        ];
-        let args = ["release", "create", "--file", &file, "--release-version", version]
-            .into_iter()
-            .chain(args);
+        let release = format!("{id}-{name}");
+        let kind = ["--vendor", vendor, "--model", model, "--component", component];
+        let new = ["--file", &file, "--release-version", version, "--name", &release];
+        let args = ["release", "create"].into_iter().chain(kind).chain(new);
         fleet.operator.ok(&args.collect::<Vec<_>>())?;
     }
     Ok(())

@@ -4,8 +4,10 @@ use std::{
     fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
+use firmesh_executors_core::Goal;
 use firmesh_protocol::{
     ids::{Component, DeviceId},
     labels::Labels,
@@ -31,6 +33,10 @@ pub struct DeviceConfig {
     /// What it hangs on and what it is a part of: power feed, cooling loop, cluster, `unit` (its server) and the like.
     #[serde(default)]
     pub labels: Labels,
+    /// Good answers in a row that count as "back" after a restart. Default 3.
+    pub answers_min: Option<u32>,
+    /// Seconds between two of them. Default: a sixteenth of the time that a campaign gives a device to come back, at most 30.
+    pub answers_apart_s: Option<u32>,
     /// What acts on it.
     pub executor: ExecutorConfig,
 }
@@ -134,6 +140,10 @@ pub struct DeviceSettings {
     pub component: Component,
     /// Its labels.
     pub labels: Labels,
+    /// Good answers in a row that count as "back".
+    pub answers_min: u32,
+    /// Time between two of them, if it is not left to the campaign's.
+    pub answers_apart: Option<Duration>,
     /// What acts on it.
     pub executor: ExecutorSettings,
 }
@@ -259,6 +269,10 @@ pub enum DeviceConfigError {
 /// Files named in a configuration are small: a password, a few certificates.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Good answers that may be asked for, and how far apart: ten an hour are as good as none.
+const ANSWERS_MAX: u32 = 20;
+const ANSWERS_APART_MAX_S: u32 = 600;
+
 /// Dialects in one folder: there are a dozen makers of BMCs.
 const DIALECTS_MAX: usize = 64;
 
@@ -269,9 +283,18 @@ impl DeviceConfig {
             id,
             component,
             labels,
+            answers_min,
+            answers_apart_s,
             executor,
         } = self;
         let check = Check { device: &id, base };
+        let answers_min = answers_min.unwrap_or(Goal::ANSWERS_MIN);
+        if !(1..=ANSWERS_MAX).contains(&answers_min) {
+            return Err(check.value("answers_min", format!("must be from 1 to {ANSWERS_MAX}")));
+        }
+        if answers_apart_s.is_some_and(|apart_s| apart_s > ANSWERS_APART_MAX_S) {
+            return Err(check.value("answers_apart_s", format!("must be at most {ANSWERS_APART_MAX_S}")));
+        }
         let executor = match executor {
             ExecutorConfig::Redfish(redfish) => ExecutorSettings::Redfish(check.redfish(redfish)?),
             ExecutorConfig::AbSlot(ab_slot) => ExecutorSettings::AbSlot(check.ab_slot(ab_slot)?),
@@ -283,6 +306,8 @@ impl DeviceConfig {
             device: id,
             component,
             labels,
+            answers_min,
+            answers_apart: answers_apart_s.map(|apart_s| Duration::from_secs(apart_s.into())),
             executor,
         })
     }
@@ -471,6 +496,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn how_a_device_is_known_to_be_back_is_its_own_within_bounds() {
+        let check = |more: &str| {
+            let text = format!(
+                "id = \"d1\"\ncomponent = \"bmc\"\n{more}\n[executor]\nkind = \"redfish\"\n\
+                 url = \"http://127.0.0.1:8000\"\nusername = \"admin\"\npassword_env = \"PATH\"\n"
+            );
+            let config: DeviceConfig = toml::from_str(&text).unwrap();
+            config.check(Path::new("/"))
+        };
+        let plain = check("").unwrap();
+        assert_eq!((plain.answers_min, plain.answers_apart), (Goal::ANSWERS_MIN, None));
+        let own = check("answers_min = 5\nanswers_apart_s = 60").unwrap();
+        assert_eq!((own.answers_min, own.answers_apart), (5, Some(Duration::from_secs(60))));
+        for (more, words) in [
+            ("answers_min = 0", "answers_min must be from 1 to 20"),
+            ("answers_min = 21", "answers_min must be from 1 to 20"),
+            ("answers_apart_s = 601", "answers_apart_s must be at most 600"),
+        ] {
+            let error = check(more).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
     fn a_bmc_without_tls_password_or_certificate_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("password"), "secret\n").unwrap();
@@ -484,6 +533,8 @@ mod tests {
                 id,
                 component,
                 labels: Labels::default(),
+                answers_min: None,
+                answers_apart_s: None,
                 executor: ExecutorConfig::Redfish(config),
             }
             .check(dir.path())
@@ -544,6 +595,8 @@ mod tests {
                 id,
                 component,
                 labels: Labels::default(),
+                answers_min: None,
+                answers_apart_s: None,
                 executor: ExecutorConfig::AbSlot(config),
             }
             .check(Path::new("/etc/firmesh"))

@@ -127,7 +127,7 @@ impl RedfishBackend {
         let wanted = self.rungs(map);
         let is_managers = wanted
             .first()
-            .map_or(is_bmc(&self.component), |&rung| rung == Rung::Bmc);
+            .map_or_else(|| is_bmc(&self.component), |&rung| rung == Rung::Bmc);
         let ((bmc_ready, bmc_start, bmc), (ready, start, host)) = (manager_state(manager), system_state(system));
         let offered = bmc
             .into_iter()

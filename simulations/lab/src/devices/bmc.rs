@@ -362,7 +362,7 @@ fn task_body(bmc: &Bmc, id: u32, task: &BmcTask) -> Value {
         (Told::Running, _) => ("Running", "the image is being written"),
         (_, TaskPhase::Receiving) => ("New", "the image is on its way"),
         (_, TaskPhase::Flashing { .. }) => ("Running", "the image is being written"),
-        (_, TaskPhase::Waiting { .. }) => ("Pending", "Task successfully scheduled: a reset starts it"),
+        (_, TaskPhase::Waiting { .. }) => ("UserIntervention", "Task successfully scheduled: a reset starts it"),
         (_, TaskPhase::Completed) => ("Completed", "a reset starts the new image"),
         (_, TaskPhase::Exception { reason }) => ("Exception", reason.as_str()),
     };

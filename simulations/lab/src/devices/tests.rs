@@ -395,6 +395,7 @@ impl Lab {
                 password_env: None,
                 ca_file: endpoints.ca_file.clone(),
                 update,
+                ac_reset: true,
                 ..RedfishConfig::default()
             }),
             EndpointKind::Host { dir } => ExecutorConfig::AbSlot(AbSlotConfig {
@@ -412,6 +413,8 @@ impl Lab {
             id: device.id.clone(),
             component: device.component.clone(),
             labels: Labels::default(),
+            answers_min: None,
+            answers_apart_s: None,
             executor,
         };
         build(&written.check(self.dir.path()).unwrap(), self.images.clone()).unwrap()

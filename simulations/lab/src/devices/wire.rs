@@ -116,7 +116,7 @@ pub(super) fn another_task(at_work: bool) -> Value {
         "@odata.id": format!("{ROOT}/TaskService/Tasks/{ANOTHER}"),
         "Id": ANOTHER,
         "Name": "Firmware update",
-        "TaskState": if at_work { "Running" } else { "Pending" },
+        "TaskState": if at_work { "Running" } else { "UserIntervention" },
         "Messages": [{ "Message": if at_work { "Lifecycle Controller in use." } else { "Task successfully scheduled." } }],
         "Payload": { "TargetUri": format!("{ROOT}/UpdateService") },
     })

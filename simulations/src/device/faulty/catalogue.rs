@@ -81,7 +81,7 @@ pub const CATALOGUE: &[Entry] = &[
     device(SignatureRefused, "bmc", "The task fails: the package's signature cannot be verified.",
         (IDRAC, 118), fails(Install, "Unable to verify Update Package signature")),
     device(ClockFarBehind, "bmc", "The clock is twelve hours behind: valid certificates are not valid yet.",
-        ("sonic-net/sonic-mgmt", 27926), fails(Install, "clock is 43973 s behind")),
+        ("sonic-net/sonic-mgmt", 27926), fails(Install, "s behind the node's")),
     device(BusyWithAnotherUpdate, "bios", "Another update is at work and does not end.",
         (IDRAC, 70), fails(Timeout, "busy with another update; nothing was written")),
     device(AnotherUpdateWaits, "bios", "Another update waits for a restart, and its job cannot be cleared.",

@@ -198,7 +198,7 @@ impl RedfishBackend {
 
     /// An update that there is a task of, somebody else's or ours from before a crash: one that is not over comes first, then the
     /// newest.
-    async fn see_any_task(&self, map: &Map) -> Result<Option<TaskSeen>, ClientError> {
+    pub(super) async fn see_any_task(&self, map: &Map) -> Result<Option<TaskSeen>, ClientError> {
         if let (Some(words), Some(link)) = (&map.dialect.progress, &map.update_service) {
             let body: Value = self.client.get("read the update service", link).await?;
             let seen = task::of_body(&map.dialect, words, &body);
@@ -290,7 +290,13 @@ impl DeviceBackend for RedfishBackend {
             seen = self.see(task).await;
         }
         match seen {
-            Ok(seen) => Observed::Answering(Box::new(seen)),
+            Ok(seen) => {
+                if seen.version.is_none() {
+                    // Inventories fill up after everything else: the next look goes all the way again.
+                    *self.map.lock().await = None;
+                }
+                Observed::Answering(Box::new(seen))
+            }
             Err(error) => {
                 *self.map.lock().await = None;
                 Observed::Silent { why: chain(&error) }

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use firmesh_executors_core::{ActError, Image, TaskState};
+use firmesh_executors_core::{ActError, Image, TaskSeen, TaskState};
 use reqwest::{
     Body,
     multipart::{Form, Part},
@@ -99,10 +99,19 @@ impl RedfishBackend {
                 Ok(task) => return Ok(task),
                 Err(refusal) => refusal,
             };
-            if !wait(refusal.wait, &mut waits).await {
+            // Some refuse and begin nevertheless: the image is not sent again over an update that runs.
+            if !wait(refusal.wait, &mut waits).await || self.is_at_work().await {
                 return Err(refusal.error);
             }
         }
+    }
+
+    /// Whether an update runs, or waits for a restart, as far as the BMC tells.
+    async fn is_at_work(&self) -> bool {
+        let Ok(map) = self.map().await else { return false };
+        let seen = self.see_any_task(&map).await;
+        let is_open = |seen: TaskSeen| matches!(seen.state, TaskState::Active | TaskState::AwaitsReset);
+        seen.is_ok_and(|seen| seen.is_some_and(is_open))
     }
 
     async fn try_to_stage(&self, image: &Image) -> Result<Option<String>, Refusal> {

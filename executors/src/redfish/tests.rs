@@ -332,6 +332,21 @@ async fn what_the_inventory_leaves_out_is_told_by_its_owner_or_not_at_all() {
     }
 }
 
+/// xcat2/xcat-core#3965: the inventory of a BMC that has just started is empty.
+#[tokio::test]
+async fn an_inventory_that_fills_up_late_is_looked_at_again() {
+    let request = "GET /redfish/v1/FI";
+    let full = r#"{"Members":[{"@odata.id":"/redfish/v1/FI/2"}]}"#;
+    let bmc = Script::start(&[(request, r#"{"Members":[]}"#), (request, full)]).await;
+    let backend = bmc.backend();
+    for version in [None, Some("1.0.0")] {
+        let Observed::Answering(seen) = backend.observe(None).await else {
+            panic!("silent");
+        };
+        assert_eq!(seen.version.as_deref(), version);
+    }
+}
+
 /// The inventory's entries bear their versions in their names, and the name is another one after the update.
 #[tokio::test]
 async fn an_entry_that_has_moved_is_looked_for_anew() {

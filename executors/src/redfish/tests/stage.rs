@@ -253,6 +253,27 @@ async fn a_bmc_that_asks_for_time_gets_it_and_a_busy_one_is_tried_again_later() 
         "{posts:?}"
     );
 
+    // It says that it is busy, and has begun.
+    let begun = [
+        (UPDATE_SERVICE, &*offers),
+        ("POST /m", busy),
+        (
+            "GET /redfish/v1/",
+            r#"{"Tasks":{"@odata.id":"/t"},"UpdateService":{"@odata.id":"/redfish/v1/UpdateService"}}"#,
+        ),
+        ("GET /t", r#"{"Tasks":{"@odata.id":"/t/all"}}"#),
+        ("GET /t/all", r#"{"Members":[{"@odata.id":"/t/1"}]}"#),
+        ("GET /t/1", r#"{"Name":"Update","TaskState":"Running"}"#),
+    ];
+    let bmc = Script::start(&begun).await;
+    let error = bmc.backend_with(|_| ()).stage_image(&image()).await.unwrap_err();
+    assert!(error.retry, "{error}");
+    assert_eq!(
+        bmc.heard("POST /m").await.len(),
+        1,
+        "the image was sent over an update that runs"
+    );
+
     let silent = busy.replace("retry-after: 1", "");
     for (answer, retry) in [(&*silent, true), ("413", false), ("400", false), ("429", true)] {
         let bmc = Script::start(&[(UPDATE_SERVICE, &offers), ("POST /m", answer)]).await;

@@ -306,11 +306,18 @@ impl Settings {
             path: path.to_owned(),
             source: Box::new(source),
         })?;
-        let base = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty())
-            .unwrap_or_else(|| Path::new("."));
-        let mut settings = config.check(base)?;
+        let base = path.parent().unwrap_or_else(|| Path::new(""));
+        // Tools run in folders of their own.
+        let base = match base.as_os_str().is_empty() {
+            true => std::env::current_dir(),
+            false => std::path::absolute(base),
+        };
+        let base = base.map_err(|source| ConfigError::File {
+            field: "--config",
+            path: path.to_owned(),
+            source,
+        })?;
+        let mut settings = config.check(&base)?;
         if let Some(text) = std::env::var_os(STORE_KEY_VARIABLE) {
             settings.store_key = Some(StoreKey::parse(&text.to_string_lossy(), STORE_KEY_VARIABLE)?);
         }

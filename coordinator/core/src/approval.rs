@@ -76,6 +76,25 @@ impl Campaign {
         false
     }
 
+    fn said_yes_by_another(&self, wave: u32, document: Sha256) -> bool {
+        let mut asked = self.record.approvals.iter();
+        asked.any(|asked| asked.wave == wave && asked.approved == Some(true) && asked.document != Some(document))
+    }
+
+    /// Another signature takes the place of the one that stood for a wave.
+    fn say_again(&mut self, wave: u32, reason: String, by: Vec<String>, document: Sha256) -> Result<(), InputError> {
+        let answered = self.record.approvals.iter_mut().filter(|asked| asked.wave == wave);
+        for asked in answered {
+            asked.by.clone_from(&by);
+            asked.document = Some(document);
+        }
+        self.is_dirty = true;
+        let mut evidence = vec![reason];
+        evidence.extend(by.iter().map(|key| format!("signed with {key}")));
+        self.decide(format!("wave {wave}"), "approved again".to_owned(), evidence);
+        Ok(())
+    }
+
     /// Takes an answer.
     pub(crate) fn answer(&mut self, said: Approval) -> Result<(), InputError> {
         let Approval {
@@ -89,6 +108,10 @@ impl Campaign {
         } = said;
         match self.unanswered() {
             Some(asked) if asked == wave => {}
+            // Nodes believe only keys that are in force: another approver may say the same when one was replaced.
+            None if approved && self.said_yes_by_another(wave, document) => {
+                return self.say_again(wave, reason, by, document);
+            }
             Some(asked) => {
                 let why = format!("wave {asked} waits for an answer, wave {wave} does not");
                 return Err(InputError::NothingToApprove(why));

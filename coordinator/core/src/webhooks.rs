@@ -148,19 +148,23 @@ impl Campaign {
         if (asked.verdict, &asked.reason) == (verdict, &reason) {
             return Ok(());
         }
-        let is_news = asked.verdict != verdict;
         asked.verdict = verdict;
         asked.reason.clone_from(&reason);
         self.is_dirty = true;
-        // One that cannot be reached now and then is no decision each time.
-        if is_news && verdict != GateVerdict::Unknown {
+        // One that cannot be reached now and then, and says the same again afterwards, is no decision each time.
+        if verdict != GateVerdict::Unknown {
             let says = match verdict {
                 GateVerdict::Pass => "pass",
                 GateVerdict::Fail => "fail",
                 GateVerdict::Hold | GateVerdict::Unknown => "hold",
             };
-            let finding = format!("the webhook {webhook} says {says}");
-            self.decide(format!("wave {wave}"), finding, vec![reason.clone()]);
+            let (subject, word) = (format!("wave {wave}"), format!("the webhook {webhook} says "));
+            let mut said = self.record.decisions.iter().rev();
+            let last = said.find(|decision| decision.subject == subject && decision.finding.starts_with(&word));
+            let finding = word + says;
+            if last.is_none_or(|last| last.finding != finding) {
+                self.decide(subject, finding, vec![reason.clone()]);
+            }
         }
         if verdict == GateVerdict::Fail {
             let why = format!("the webhook {webhook} refused to go on after wave {wave}: {reason}");

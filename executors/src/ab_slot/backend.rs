@@ -104,6 +104,9 @@ pub enum AbSlotError {
         /// Why.
         source: BootEnvError,
     },
+    /// Nobody waits for it any more.
+    #[error("it took too long and was given up")]
+    GivenUp,
     /// The slot runs, or is what the next boot starts.
     #[error("slot {0} is in use")]
     SlotInUse(Slot),
@@ -356,6 +359,9 @@ impl DeviceBackend for AbSlotBackend {
     async fn activate(&self, slot: Option<Slot>) -> Result<(), ActError> {
         let slot = slot.ok_or_else(|| act_error(AbSlotError::NoSlot))?;
         let writer = self.writer.clone();
+        // Goes with this future. The thread goes on without it, and must not arm a slot that nobody waits for any more.
+        let asked = Arc::new(());
+        let is_asked = Arc::downgrade(&asked);
         let armed = self.blocking(move |settings, disk| {
             refuse_in_use(settings, slot)?;
             let SlotContent::Ready { sha256, length, .. } = read_env(settings)?.1.slot(slot).clone() else {
@@ -367,9 +373,14 @@ impl DeviceBackend for AbSlotBackend {
                 Some(writer) => writer.contents(slot, sha256)?,
             };
             read_back(settings, slot, content, bytes)?;
+            if is_asked.strong_count() == 0 {
+                return Err(AbSlotError::GivenUp);
+            }
             change_env(settings, disk, |env| env.trial = Some(slot))
         });
-        armed.await.map_err(act_error)
+        let armed = armed.await;
+        drop(asked);
+        armed.map_err(act_error)
     }
 
     async fn reset(&self, _rung: Rung) -> Result<(), ActError> {

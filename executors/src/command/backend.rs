@@ -14,10 +14,7 @@ use firmesh_protocol::{
     ids::{Component, Sha256},
 };
 use serde::{Deserialize, Serialize};
-use tokio::{
-    sync::{Mutex, OnceCell},
-    time::timeout,
-};
+use tokio::{sync::Mutex, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -28,7 +25,7 @@ use super::{
 use crate::{
     backend::{DeviceBackend, chain},
     image::ImageSource,
-    tool::{Errand, fetch},
+    tool::{Errand, ToolError, fetch},
 };
 
 /// What a device reads as whose contents are neither the old nor the new image.
@@ -43,12 +40,22 @@ pub struct CommandBackend {
     tool: Arc<Tool>,
     component: Component,
     images: Arc<dyn ImageSource>,
-    /// Vendor and model: they do not change.
-    identity: OnceCell<(String, String)>,
+    /// Held by every act and every look: nobody asks the device while its tool works, or the other way round.
+    turn: Mutex<()>,
+    /// Vendor and model, as long as the device answers and its version stays: another one may be in its place after that.
+    identity: Mutex<Option<Identity>>,
     /// The device being read back, because nobody heard how the tool ended.
     reading: Mutex<Option<Reading>>,
     /// Whether a tool was seen at work that nobody here waits for.
     was_running: AtomicBool,
+}
+
+/// What a device is, and the version that it had then.
+#[derive(Debug)]
+struct Identity {
+    vendor: String,
+    model: String,
+    with: Option<String>,
 }
 
 /// Ends in the digest of what the device holds.
@@ -89,7 +96,8 @@ impl CommandBackend {
             tool: Arc::new(Tool { settings, errand }),
             component,
             images,
-            identity: OnceCell::new(),
+            turn: Mutex::default(),
+            identity: Mutex::default(),
             reading: Mutex::default(),
             was_running: AtomicBool::default(),
         }
@@ -105,6 +113,9 @@ impl CommandBackend {
         let errand = &self.tool.errand;
         errand.prepare()?;
         let is_running = errand.is_running()?;
+        if is_running {
+            errand.bound_output().map_err(CommandError::Output)?;
+        }
         let note: Option<Note> = errand.note()?;
         // A tool at work is left alone: asking the device would be a second one.
         if let (true, Some(note)) = (is_running, &note) {
@@ -116,7 +127,6 @@ impl CommandBackend {
         if is_running {
             return Err(CommandError::Busy);
         }
-        let identity = self.identity().await?;
         let note = match note {
             Some(note) if note.state == NoteState::Begun && self.tool.settings.read_back.is_some() => {
                 self.find_out(note).await?
@@ -127,9 +137,11 @@ impl CommandBackend {
             // What says the new version may be the first half of it.
             let failed = "the tool was cut short, and the device holds neither the old contents nor the image";
             let task = self.was_running.load(Relaxed).then(|| task(TaskState::Failed, failed));
+            let identity = self.identity(None).await?;
             return Ok(self.seen(identity, Some(INCOMPLETE.to_owned()), None, task));
         }
         let (version, boot_id) = (self.tool.version().await?, self.tool.boot_id().await?);
+        let identity = self.identity(Some(&version)).await?;
         let task = match note {
             None => None,
             Some(note) if note.version == version => {
@@ -219,9 +231,10 @@ impl CommandBackend {
             tool.done()?;
             return Ok(None);
         }
-        let earlier = errand.note::<Note>()?.filter(|note| note.state != NoteState::Waits);
+        let noted = errand.note::<Note>()?;
+        let earlier = noted.clone().filter(|note| note.state != NoteState::Waits);
         let was_whole = earlier.is_none();
-        let (vendor, model) = self.identity().await?;
+        let (vendor, model) = self.same_as_looked_at().await?;
         let mut note = Note {
             state: NoteState::Begun,
             version: image.info.version.clone(),
@@ -242,6 +255,14 @@ impl CommandBackend {
         let ended = errand.run(&invocation).await;
         // Whoever looked meanwhile saw ours.
         self.was_running.store(false, Relaxed);
+        if let Err(error @ ToolError::NotStarted { .. }) = ended {
+            // A tool that never began changed nothing: what was known before is known still.
+            match noted {
+                Some(noted) => errand.write_note(&noted)?,
+                None => errand.forget()?,
+            }
+            return Err(error.into());
+        }
         let (meaning, words) = tool.judge(&invocation.program, ended)?;
         let done = matches!(meaning, Meaning::Done | Meaning::NeedsReset);
         if let Some(after) = tool.read_back().await? {
@@ -289,30 +310,56 @@ impl CommandBackend {
         Ok(None)
     }
 
-    async fn identity(&self) -> Result<(String, String), CommandError> {
-        let found = self.identity.get_or_try_init(async || {
-            let settings = &self.tool.settings;
-            let (vendor, model) = (
-                self.tool.fact(&settings.vendor).await?,
-                self.tool.fact(&settings.model).await?,
-            );
-            Ok::<_, CommandError>((vendor, model))
+    /// Vendor and model of a device that shows this version; whatever version, if none is named.
+    async fn identity(&self, version: Option<&str>) -> Result<(String, String), CommandError> {
+        let mut known = self.identity.lock().await;
+        let holds = |known: &&Identity| version.is_none() || known.with.as_deref() == version;
+        if let Some(known) = known.as_ref().filter(holds) {
+            return Ok((known.vendor.clone(), known.model.clone()));
+        }
+        let (vendor, model) = self.ask_identity().await?;
+        *known = Some(Identity {
+            vendor: vendor.clone(),
+            model: model.clone(),
+            with: version.map(str::to_owned),
         });
-        found.await.cloned()
+        Ok((vendor, model))
+    }
+
+    async fn ask_identity(&self) -> Result<(String, String), CommandError> {
+        let settings = &self.tool.settings;
+        let (vendor, model) = (&settings.vendor, &settings.model);
+        Ok((self.tool.fact(vendor).await?, self.tool.fact(model).await?))
+    }
+
+    /// Vendor and model, asked anew: it was decided for the device that was looked at, not for one that took its place.
+    async fn same_as_looked_at(&self) -> Result<(String, String), CommandError> {
+        let found = self.ask_identity().await?;
+        let known = self.identity.lock().await.take();
+        let known = known.map(|known| (known.vendor, known.model));
+        match known.filter(|known| *known != found) {
+            Some(known) => Err(CommandError::Replaced { known, found }),
+            None => Ok(found),
+        }
     }
 }
 
 impl DeviceBackend for CommandBackend {
     async fn observe(&self, _task: Option<&str>) -> Observed {
+        let _turn = self.turn.lock().await;
         match self.see().await {
             Ok(seen) => Observed::Answering(Box::new(seen)),
-            Err(error) => Observed::Silent {
-                why: self.tool.redacted(chain(&error)),
-            },
+            Err(error) => {
+                *self.identity.lock().await = None;
+                Observed::Silent {
+                    why: self.tool.redacted(chain(&error)),
+                }
+            }
         }
     }
 
     async fn stage(&self, image: &Image, _slot: Option<Slot>) -> Result<Option<String>, ActError> {
+        let _turn = self.turn.lock().await;
         self.install(image).await.map_err(|error| self.tool.act_error(&error))
     }
 
@@ -321,6 +368,7 @@ impl DeviceBackend for CommandBackend {
     }
 
     async fn reset(&self, rung: Rung) -> Result<(), ActError> {
+        let _turn = self.turn.lock().await;
         self.tool
             .restart(rung)
             .await
@@ -332,6 +380,7 @@ impl DeviceBackend for CommandBackend {
     }
 
     async fn abort(&self, _task: Option<&str>) -> Result<(), ActError> {
+        let _turn = self.turn.lock().await;
         self.tool
             .errand
             .end()

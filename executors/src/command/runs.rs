@@ -51,6 +51,16 @@ pub(super) enum CommandError {
     Folder { path: PathBuf, source: io::Error },
     #[error("{program} did not tell: {problem}")]
     Answer { program: String, problem: String },
+    #[error("what the tool says could not be kept within its bounds")]
+    Output(#[source] io::Error),
+    #[error("the device is {} {} now, and was {} {} when it was looked at: another is in its place", .found.0, .found.1, .known.0, .known.1)]
+    Replaced {
+        known: (String, String),
+        found: (String, String),
+    },
+    /// Nobody knows how far it came.
+    #[error("{words}: the device is looked at before anything else is done")]
+    Killed { words: String },
     #[error("an earlier run of the tool has not ended")]
     Busy,
     #[error("the device is being read back")]
@@ -83,34 +93,43 @@ impl CommandError {
             | Self::Out { .. }
             | Self::Answer { .. }
             | Self::ReadBack { .. }
+            | Self::Killed { .. }
+            | Self::Output(_)
             | Self::Worker(_) => true,
-            Self::Errand(_) | Self::Folder { .. } | Self::NoEffect { .. } | Self::NoReset(_) | Self::Placeholder(_) => {
-                false
-            }
+            Self::Replaced { .. }
+            | Self::Errand(_)
+            | Self::Folder { .. }
+            | Self::NoEffect { .. }
+            | Self::NoReset(_)
+            | Self::Placeholder(_) => false,
         }
     }
 }
 
 impl Tool {
-    /// What the end of the tool means, with its words. A tool that never began changed nothing; one that was ended at its limit
-    /// has left what only the next look tells.
+    /// What the end of the tool means, with its words. One that was ended at its limit, or by a signal, has left what only
+    /// the next look tells.
     pub(super) fn judge(
         &self,
         program: &str,
         ended: Result<Ended, ToolError>,
     ) -> Result<(Meaning, String), CommandError> {
         match ended {
+            Ok(ended) if ended.status.code().is_none() => {
+                let words = self.without_secrets(ended).failure(program).to_string();
+                match self.settings.read_back {
+                    Some(_) => Ok((Meaning::Fatal, words)),
+                    None => Err(CommandError::Killed { words }),
+                }
+            }
             Ok(ended) => {
                 let meaning = self.settings.install.meaning(ended.status.code(), &ended.stdout);
+                let ended = self.without_secrets(ended);
                 let words = match meaning {
                     Meaning::Done | Meaning::NeedsReset => ended.words(),
                     Meaning::Retry | Meaning::Fatal => ended.failure(program).to_string(),
                 };
-                Ok((meaning, self.redacted(words)))
-            }
-            Err(error @ ToolError::NotStarted { .. }) => {
-                self.errand.forget()?;
-                Err(error.into())
+                Ok((meaning, words))
             }
             Err(error) if self.settings.read_back.is_some() => Ok((Meaning::Fatal, self.redacted(chain(&error)))),
             Err(error) => Err(error.into()),
@@ -209,7 +228,7 @@ impl Tool {
         if ended.status.success() {
             return Ok((invocation, ended, out));
         }
-        let words = self.redacted(ended.failure(&invocation.program).to_string());
+        let words = self.without_secrets(ended).failure(&invocation.program).to_string();
         Err(CommandError::Refused { words, retry: true })
     }
 
@@ -260,6 +279,14 @@ impl Tool {
     pub(super) async fn restart(&self, rung: Rung) -> Result<(), CommandError> {
         let run = self.reset_of(rung).ok_or(CommandError::NoReset(rung))?;
         self.run_for(run).await.map(drop)
+    }
+
+    /// Before words are cut: of a secret that is cut in two, neither half would be known.
+    fn without_secrets(&self, mut ended: Ended) -> Ended {
+        for said in [&mut ended.stdout, &mut ended.stderr] {
+            *said = self.redacted(String::from_utf8_lossy(said).into_owned()).into_bytes();
+        }
+        ended
     }
 
     pub(super) fn redacted(&self, mut words: String) -> String {

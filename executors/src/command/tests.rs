@@ -147,7 +147,6 @@ async fn exit_statuses_and_words_mean_what_the_description_says() {
         ("echo busy >&2; exit 20", true, "ended with exit status: 20: busy"),
         ("echo 'FAILURE: no licence'", false, "no licence"),
         ("exit 3", false, "exit status: 3"),
-        ("kill -9 $$", false, "signal: 9"),
         ("exit 5", false, "shows 1.0.0 and no reset is described"),
     ] {
         let bench = Bench::new("", manner);
@@ -156,6 +155,69 @@ async fn exit_statuses_and_words_mean_what_the_description_says() {
         assert!(error.reason.contains(words), "{manner}: {error}");
         assert_eq!(bench.shown().await, ("1.0.0".to_owned(), None), "{manner}");
     }
+}
+
+#[tokio::test]
+async fn nobody_knows_what_a_killed_tool_has_done() {
+    let bench = Bench::new("", "kill -9 $$");
+    let error = bench.stage().await.unwrap_err();
+    assert!(error.retry && error.reason.contains("signal: 9"), "{error}");
+    assert_eq!(bench.shown().await, ("1.0.0".to_owned(), Some(TaskState::Gone)));
+}
+
+#[tokio::test]
+async fn a_torn_device_stays_one_when_the_tool_cannot_be_started() {
+    let bench = Bench::new(READ_BACK, "head -c 10 \"$2\" > device");
+    bench.stage().await.unwrap_err();
+    assert_eq!(bench.shown().await.0, "incomplete");
+    // The version query would be believed if the note were gone.
+    bench.write("device", "version=1.1.0\n");
+    let missing = DESCRIPTION.replace(
+        "run = [\"sh\", \"{tool}\", \"install\"",
+        "run = [\"not-there\", \"{tool}\", \"install\"",
+    );
+    bench.write("tool.toml", &format!("{missing}{READ_BACK}"));
+    let error = bench.stage().await.unwrap_err();
+    assert!(!error.retry && error.reason.contains("could not be started"), "{error}");
+    bench.write("tool.toml", &format!("{DESCRIPTION}{READ_BACK}"));
+    assert_eq!(bench.shown().await.0, "incomplete");
+}
+
+#[tokio::test]
+async fn nothing_is_asked_of_a_device_while_its_tool_works() {
+    let alone = "[ -e busy ] && touch overlapped; touch busy; sleep 0.2;";
+    let bench = Bench::new(READ_BACK, &format!("{alone} cp \"$2\" device; rm busy"));
+    let slow = TOOL.replace(
+        "show) sed -n s/version=//p device",
+        &format!("show) {alone} sed -n s/version=//p device; rm busy"),
+    );
+    assert_ne!(slow, TOOL);
+    bench.write("tool", &slow);
+    let backend = bench.backend();
+    let image = image();
+    let (staged, _, _) = tokio::join!(
+        backend.stage(&image, None),
+        backend.observe(None),
+        backend.observe(None)
+    );
+    assert_eq!(staged.unwrap(), None);
+    assert!(!bench.path("overlapped").exists());
+    assert_eq!(bench.shown().await, ("1.1.0".to_owned(), None));
+}
+
+#[tokio::test]
+async fn a_device_that_another_has_replaced_gets_nothing() {
+    let bench = Bench::new("", "cp \"$2\" device");
+    let backend = bench.backend();
+    assert!(matches!(backend.observe(None).await, Observed::Answering(_)));
+    bench.write("tool", &TOOL.replace("\"R1\"", "\"R2\""));
+    let error = backend.stage(&image(), None).await.unwrap_err();
+    assert!(error.reason.contains("another is in its place"), "{error}");
+    assert_eq!(bench.installs(), 0);
+    let Observed::Answering(seen) = backend.observe(None).await else {
+        panic!("silent")
+    };
+    assert_eq!(seen.model, "R2");
 }
 
 #[tokio::test]

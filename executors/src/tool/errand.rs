@@ -28,10 +28,8 @@ use crate::ab_slot::{Disk, read_small};
 
 /// Between two looks at a program that runs.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// What a program may say before its file is emptied: only its last words count.
+/// What a program may say before its file is emptied.
 const OUTPUT_BYTES_MAX: u64 = 1 << 20;
-/// What is read of its last words.
-const WORDS_BYTES_MAX: u64 = 8 << 10;
 /// How long a program that was asked to end may take to leave things in order.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long a killed program may take to be gone.
@@ -135,7 +133,7 @@ impl Errand {
             }
             let gone = status.is_some() && !self.is_running().map_err(|error| unread(program, error.source))?;
             if gone && let Some(status) = status {
-                let stdout = self.last_words().map_err(|source| unread(program, source))?;
+                let stdout = self.said().map_err(|source| unread(program, source))?;
                 let stderr = Vec::new();
                 return Ok(Ended { status, stdout, stderr });
             }
@@ -170,13 +168,13 @@ impl Errand {
         Err(unread("the program under way", stuck))
     }
 
-    /// What the program said last.
-    pub(crate) fn last_words(&self) -> io::Result<Vec<u8>> {
+    /// What the program said, as far as it was kept.
+    pub(crate) fn said(&self) -> io::Result<Vec<u8>> {
         let mut output = File::open(self.path("output"))?;
         let length = output.metadata()?.len();
-        output.seek(io::SeekFrom::Start(length.saturating_sub(WORDS_BYTES_MAX)))?;
+        output.seek(io::SeekFrom::Start(length.saturating_sub(OUTPUT_BYTES_MAX)))?;
         let mut words = Vec::new();
-        output.take(WORDS_BYTES_MAX).read_to_end(&mut words)?;
+        output.take(OUTPUT_BYTES_MAX).read_to_end(&mut words)?;
         Ok(words)
     }
 
@@ -198,7 +196,8 @@ impl Errand {
         Ok((lock, output, errors))
     }
 
-    fn bound_output(&self) -> io::Result<()> {
+    /// Empties what it has said if that is too much.
+    pub(crate) fn bound_output(&self) -> io::Result<()> {
         let output = File::options().append(true).open(self.path("output"))?;
         if output.metadata()?.len() > OUTPUT_BYTES_MAX {
             output.set_len(0)?;

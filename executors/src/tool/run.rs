@@ -75,7 +75,14 @@ pub(crate) enum ToolError {
 impl ToolError {
     /// Whether the same run may succeed later: a program that is not there or says no stays so.
     pub(crate) fn retry(&self) -> bool {
-        matches!(self, Self::Limit { .. } | Self::Read { .. })
+        match self {
+            Self::NotStarted { source, .. } => {
+                use io::ErrorKind::{NotFound, PermissionDenied};
+                !matches!(source.kind(), NotFound | PermissionDenied)
+            }
+            Self::Limit { .. } | Self::Read { .. } => true,
+            Self::TooMuch { .. } | Self::Status { .. } => false,
+        }
     }
 }
 

@@ -115,7 +115,7 @@ async fn an_errand_goes_on_without_us_is_found_again_and_can_be_ended_whole() {
     assert!(waiting.await.unwrap_err().is_cancelled());
     assert!(errand.is_running().unwrap());
     assert!(lives(folder.path(), "child") && lives(folder.path(), "leader"));
-    assert_eq!(errand.last_words().unwrap(), b"begun\n");
+    assert_eq!(errand.said().unwrap(), b"begun\n");
     errand.end().await.unwrap();
     assert!(!errand.is_running().unwrap());
     until("the end of both", || {

@@ -11,7 +11,7 @@ use firmesh_executors::JournalError;
 use firmesh_node_core::{approved::ApprovedCampaign, permits::check_permit, swarm};
 use firmesh_protocol::{
     api::{SyncRequest, SyncResponse},
-    ids::{CampaignId, DeviceId, NodeId},
+    ids::{CampaignId, DeviceId, NodeId, Sha256},
     report::{NodeRecord, Permit, PermitKind},
     time::WallTime,
     trust::{Envelope, Input, TrustedFleet},
@@ -143,6 +143,14 @@ impl Fleet {
     }
 
     /// Permits that name a device and have not lapsed, of campaigns that are on, oldest first.
+    /// Permits that were given and are not over, by edition of the campaign and sequence.
+    pub(super) fn permits_given(&self) -> BTreeSet<(Sha256, u64)> {
+        let permits = self.permits.values();
+        permits
+            .map(|permit| (permit.manifest_sha256, permit.sequence))
+            .collect()
+    }
+
     pub(super) fn permits_for(&self, device: &DeviceId) -> Vec<Permit> {
         let now = self.now();
         let current = self.trusted_until.is_some_and(|until| now < until) && !self.log_is_forked;

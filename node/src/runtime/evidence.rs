@@ -101,6 +101,8 @@ impl Runtime {
             Ok(keys) => {
                 self.evidence.approvers = Some(keys);
                 self.evidence.refused.clear();
+                // What was left out of it may count now.
+                self.evidence.shown.clear();
             }
             Err(error) => self.refuse(error.code(), Chain(&error).to_string()),
         }
@@ -247,6 +249,9 @@ impl Runtime {
                 None
             }
         };
+        // A permit is given again and again while a device waits, each time under another number.
+        let live = self.fleet.permits_given();
+        self.evidence.shown.retain(|key, _| live.contains(key));
         self.evidence.shown.insert(key, shown.clone());
         shown.map_or(Shown::Nothing, Shown::Found)
     }

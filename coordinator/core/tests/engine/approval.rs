@@ -41,6 +41,16 @@ fn answer(wave: u32, approved: bool) -> Input {
     })
 }
 
+/// The same answer, signed by somebody else.
+fn by_another(answer: Input) -> Input {
+    let Input::Approve(said) = answer else { unreachable!() };
+    Input::Approve(Approval {
+        by: vec!["cd34".to_owned()],
+        document: Sha256::of(b"another"),
+        ..said
+    })
+}
+
 fn open_waves(world: &World) -> usize {
     let view = world.engine.campaign(&id("spring")).unwrap();
     view.waves.iter().filter(|wave| wave.open).count()
@@ -75,6 +85,14 @@ fn the_next_wave_waits_for_a_yes_after_the_soak_also_over_a_restart() {
     assert_eq!(world.engine.approval_of(&id("spring"), 0), Some(Sha256::of(&[0])));
     let twice = world.input(answer(0, true));
     assert!(matches!(twice, Err(InputError::NothingToApprove(_))), "{twice:?}");
+    // Whose key is replaced meanwhile is believed no more: somebody else says the same.
+    let no = world.input(by_another(answer(0, false)));
+    assert!(matches!(no, Err(InputError::NothingToApprove(_))), "{no:?}");
+    world.input(by_another(answer(0, true))).unwrap();
+    assert_eq!(world.engine.approval_of(&id("spring"), 0), Some(Sha256::of(b"another")));
+    world.restart();
+    assert_eq!(world.engine.approval_of(&id("spring"), 0), Some(Sha256::of(b"another")));
+    assert_eq!(open_waves(&world), 2);
     let why = world.engine.explain(&id("spring"), &Subject::Wave(0)).unwrap();
     let said = why.iter().find(|found| found.finding == "approved").unwrap();
     assert_eq!(said.evidence, ["looked at the graphs", "signed with ab12"]);

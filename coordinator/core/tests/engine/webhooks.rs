@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use firmesh_coordinator_core::{Input, InputError, WebhookAnswer};
+use firmesh_coordinator_core::{Input, InputError, Subject, WebhookAnswer};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     approval::ApprovalRule,
@@ -85,6 +85,23 @@ fn both_are_asked_after_the_soak_and_both_have_to_pass_over_restarts() {
     world.input(says("graphs", GateVerdict::Pass)).unwrap();
     assert!(asked(&world).is_empty());
     assert!(reason(&world).contains("waits for an approver"), "{}", reason(&world));
+}
+
+#[test]
+fn one_that_answers_now_and_then_is_one_decision() {
+    let mut world = world(None);
+    world.run_clock(Duration::from_secs(301));
+    let decisions = |world: &World| {
+        let why = world.engine.explain(&id("spring"), &Subject::Wave(0)).unwrap();
+        why.iter().filter(|found| found.finding.contains("board says")).count()
+    };
+    for _ in 0..50 {
+        world.input(says("board", GateVerdict::Hold)).unwrap();
+        world.input(says("board", GateVerdict::Unknown)).unwrap();
+    }
+    assert_eq!(decisions(&world), 1);
+    world.input(says("board", GateVerdict::Pass)).unwrap();
+    assert_eq!(decisions(&world), 2);
 }
 
 #[test]

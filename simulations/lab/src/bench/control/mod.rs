@@ -3,26 +3,40 @@
 //! an image, take permits and report. Beside them somebody asks the operators' API all the time.
 //!
 //! What the nodes do in place of real ones: their devices are names, and an update ends well at once.
+//!
+//! Databases that are to be compared are loaded in turn, round by round, in one run on the same machine.
 
 pub(super) mod crowd;
 pub(super) mod node;
 pub(super) mod report;
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde::Serialize;
 
 use self::{
     crowd::Crowd,
     report::{Figures, Latencies},
 };
 use super::mesh::report::Usage;
-use crate::demo::{
-    ceremony::People,
-    layout::{Layout, Shape},
-    world::{COORDINATOR, World},
+use crate::{
+    demo::{
+        ceremony::People,
+        layout::{Layout, Shape},
+        world::{COORDINATOR, World},
+    },
+    postgres::Postgres,
 };
+
+const DATABASE: &str = "firmesh";
 
 /// How to load the coordinator.
 #[derive(Debug, Args)]
@@ -42,9 +56,12 @@ pub(crate) struct ControlArgs {
     /// For how many seconds only heartbeats come.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     heartbeats: u64,
-    /// The database: lines for the coordinator's configuration, such as `[database]` with a `url`. SQLite if absent.
-    #[arg(long, value_name = "FILE")]
-    database: Option<PathBuf>,
+    /// Where the coordinator keeps its state; several, to see them side by side.
+    #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Database::Sqlite])]
+    on: Vec<Database>,
+    /// How often each of them is loaded, in turn. Rates are medians, latencies those of all rounds.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20))]
+    rounds: u32,
     /// Where state and logs go; a folder for temporary files if absent.
     #[arg(long, value_name = "FOLDER")]
     work: Option<PathBuf>,
@@ -53,7 +70,18 @@ pub(crate) struct ControlArgs {
     json: bool,
 }
 
-/// Loads a coordinator, and says how it fared.
+/// Where a coordinator keeps its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Database {
+    /// A file of its own.
+    Sqlite,
+    /// A server that the lab starts beside it.
+    #[value(name = "postgresql")]
+    PostgreSql,
+}
+
+/// Loads coordinators, and says how they fared.
 pub(super) async fn run(args: &ControlArgs) -> Result<()> {
     ensure!(
         args.campaigns <= args.nodes,
@@ -61,22 +89,50 @@ pub(super) async fn run(args: &ControlArgs) -> Result<()> {
     );
     let temporary = tempfile::tempdir()?;
     let folder = args.work.as_deref().unwrap_or_else(|| temporary.path());
+    let mut all: BTreeMap<Database, Figures> = BTreeMap::new();
+    for round in 1..=args.rounds {
+        for database in &args.on {
+            eprintln!("round {round} on {database:?}");
+            let figures = once(args, *database, &folder.join(format!("{database:?}-{round}"))).await?;
+            match all.entry(*database) {
+                Entry::Vacant(entry) => drop(entry.insert(figures)),
+                Entry::Occupied(mut entry) => entry.get_mut().add(figures),
+            }
+        }
+    }
+    report::show(&all, args.json)
+}
+
+async fn once(args: &ControlArgs, database: Database, folder: &Path) -> Result<Figures> {
     let shape = Shape {
         racks: 0,
         nodes: 0,
         bmcs: 0,
         hosts: 0,
     };
+    fs::create_dir_all(folder)?;
     let mut layout = Layout::new(folder, &shape)?;
-    if let Some(file) = &args.database {
-        let lines = std::fs::read_to_string(file).with_context(|| format!("{} cannot be read", file.display()))?;
-        layout.coordinator_more = toml::from_str(&lines).with_context(|| format!("{} is no TOML", file.display()))?;
-    }
+    // Ends with this round.
+    let _server = match database {
+        Database::Sqlite => None,
+        Database::PostgreSql => {
+            let server = Postgres::start()?;
+            server.create_database(DATABASE)?;
+            let password = layout.folder.join("database.password");
+            fs::write(&password, server.password())?;
+            fs::set_permissions(&password, fs::Permissions::from_mode(0o600))?;
+            layout.coordinator_more = toml::from_str(&format!(
+                "[database]\nurl = {:?}\npassword = {{ file = {:?} }}\n",
+                server.url(DATABASE),
+                password.display().to_string(),
+            ))?;
+            Some(server)
+        }
+    };
     let mut world = World::begin(layout).await?;
     let figures = load(args, &mut world).await;
     world.processes.stop_all();
-    let figures = figures.with_context(|| format!("logs lie in {}", folder.join("logs").display()))?;
-    report::show(&figures, args.json)
+    figures.with_context(|| format!("logs lie in {}", folder.join("logs").display()))
 }
 
 async fn load(args: &ControlArgs, world: &mut World) -> Result<Figures> {

@@ -1,13 +1,16 @@
 //! What a load found.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::super::mesh::report::Usage;
+use super::{super::mesh::report::Usage, Database};
 use crate::demo::{api::Api, world::COORDINATOR};
 
 /// How often the operators' API is asked.
@@ -59,6 +62,25 @@ impl Latencies {
     }
 }
 
+/// One figure of each round.
+#[derive(Debug, Default)]
+struct Rate(Vec<f64>);
+
+impl Rate {
+    fn median(&self) -> f64 {
+        let mut sorted = self.0.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+}
+
+/// As the median.
+impl Serialize for Rate {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_f64(self.median())
+    }
+}
+
 /// As milliseconds at three percentiles.
 impl Serialize for Latencies {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -99,11 +121,11 @@ pub(super) struct Figures {
     /// Heartbeats that bring reports.
     pub(super) reports: Latencies,
     pub(super) asked_during_updates: Latencies,
-    enrolled_per_s: f64,
-    devices_registered_per_s: f64,
-    device_heartbeats_per_s: f64,
-    initiations_per_minute: f64,
-    reports_per_s: f64,
+    enrolled_per_s: Rate,
+    devices_registered_per_s: Rate,
+    device_heartbeats_per_s: Rate,
+    initiations_per_minute: Rate,
+    reports_per_s: Rate,
     /// Processor seconds of the coordinator in each step, and the share of the machine that others took.
     steps: Vec<Step>,
     peak_mib: f64,
@@ -130,11 +152,11 @@ impl Figures {
             plans: Latencies::default(),
             reports: Latencies::default(),
             asked_during_updates: Latencies::default(),
-            enrolled_per_s: 0.0,
-            devices_registered_per_s: 0.0,
-            device_heartbeats_per_s: 0.0,
-            initiations_per_minute: 0.0,
-            reports_per_s: 0.0,
+            enrolled_per_s: Rate::default(),
+            devices_registered_per_s: Rate::default(),
+            device_heartbeats_per_s: Rate::default(),
+            initiations_per_minute: Rate::default(),
+            reports_per_s: Rate::default(),
             steps: Vec::new(),
             peak_mib: 0.0,
         }
@@ -153,67 +175,134 @@ impl Figures {
     }
 
     pub(super) fn enrolled(&mut self, usage: &Usage) {
-        self.enrolled_per_s = f64::from(self.nodes) / self.step("enrolment", usage);
+        let seconds = self.step("enrolment", usage);
+        self.enrolled_per_s.0.push(f64::from(self.nodes) / seconds);
     }
 
     pub(super) fn registered(&mut self, usage: &Usage) {
-        self.devices_registered_per_s = self.devices as f64 / self.step("registration", usage);
+        let seconds = self.step("registration", usage);
+        self.devices_registered_per_s.0.push(self.devices as f64 / seconds);
     }
 
     pub(super) fn beat(&mut self, beats: usize, usage: &Usage) {
         let devices = beats as f64 * self.devices as f64 / f64::from(self.nodes);
-        self.device_heartbeats_per_s = devices / self.step("heartbeats", usage);
+        let seconds = self.step("heartbeats", usage);
+        self.device_heartbeats_per_s.0.push(devices / seconds);
     }
 
     pub(super) fn updated(&mut self, permitted_s: f64, done_s: f64, usage: &Usage) {
-        self.initiations_per_minute = self.devices as f64 / permitted_s * 60.0;
-        self.reports_per_s = self.devices as f64 / done_s;
+        self.initiations_per_minute
+            .0
+            .push(self.devices as f64 / permitted_s * 60.0);
+        self.reports_per_s.0.push(self.devices as f64 / done_s);
         self.step("updates", usage);
+    }
+
+    /// What another round found.
+    pub(super) fn add(&mut self, other: Self) {
+        for (mine, theirs) in self.latencies_mut().into_iter().zip(other.latencies()) {
+            mine.0.extend(&theirs.1.0);
+        }
+        for (mine, theirs) in self.rates_mut().into_iter().zip(other.rates()) {
+            mine.0.extend(&theirs.1.0);
+        }
+        self.steps.extend(other.steps);
+        self.peak_mib = self.peak_mib.max(other.peak_mib);
+    }
+
+    fn rates(&self) -> [(&'static str, &Rate); 5] {
+        [
+            ("nodes enrolled a second", &self.enrolled_per_s),
+            ("devices registered a second", &self.devices_registered_per_s),
+            ("device heartbeats a second", &self.device_heartbeats_per_s),
+            ("devices permitted a minute", &self.initiations_per_minute),
+            ("reports a second", &self.reports_per_s),
+        ]
+    }
+
+    fn rates_mut(&mut self) -> [&mut Rate; 5] {
+        [
+            &mut self.enrolled_per_s,
+            &mut self.devices_registered_per_s,
+            &mut self.device_heartbeats_per_s,
+            &mut self.initiations_per_minute,
+            &mut self.reports_per_s,
+        ]
+    }
+
+    fn latencies(&self) -> [(&'static str, &Latencies); 7] {
+        [
+            ("enrolment of a node", &self.enrolment),
+            ("first heartbeat of a node", &self.registration),
+            ("heartbeat", &self.heartbeats),
+            ("operators' API meanwhile", &self.asked_meanwhile),
+            ("planning of a campaign", &self.plans),
+            ("heartbeat with reports", &self.reports),
+            ("operators' API during updates", &self.asked_during_updates),
+        ]
+    }
+
+    fn latencies_mut(&mut self) -> [&mut Latencies; 7] {
+        [
+            &mut self.enrolment,
+            &mut self.registration,
+            &mut self.heartbeats,
+            &mut self.asked_meanwhile,
+            &mut self.plans,
+            &mut self.reports,
+            &mut self.asked_during_updates,
+        ]
     }
 }
 
-pub(super) fn show(figures: &Figures, json: bool) -> Result<()> {
+pub(super) fn show(all: &BTreeMap<Database, Figures>, json: bool) -> Result<()> {
     if json {
-        println!("{}", serde_json::to_string(figures)?);
+        println!("{}", serde_json::to_string(all)?);
         return Ok(());
     }
+    for (database, figures) in all {
+        show_one(*database, figures);
+    }
+    if let (Some(sqlite), Some(postgres)) = (all.get(&Database::Sqlite), all.get(&Database::PostgreSql)) {
+        println!("PostgreSQL / SQLite");
+        for ((name, one), (_, other)) in sqlite.rates().into_iter().zip(postgres.rates()) {
+            println!("{:>12.2} {name}", other.median() / one.median());
+        }
+        for ((name, one), (_, other)) in sqlite.latencies().into_iter().zip(postgres.latencies()) {
+            println!("{:>12.2} p99 of {name}", other.at(990) / one.at(990));
+        }
+    }
+    Ok(())
+}
+
+fn show_one(database: Database, figures: &Figures) {
     println!(
-        "{} nodes, {} devices, {} campaigns; the coordinator's memory peaked at {:.0} MiB",
+        "{database:?}: {} nodes, {} devices, {} campaigns; the coordinator's memory peaked at {:.0} MiB",
         figures.nodes, figures.devices, figures.campaigns, figures.peak_mib
     );
-    println!("{:>12.0} nodes enrolled a second", figures.enrolled_per_s);
-    println!("{:>12.0} devices registered a second", figures.devices_registered_per_s);
-    println!("{:>12.0} device heartbeats a second", figures.device_heartbeats_per_s);
-    println!("{:>12.0} devices permitted a minute", figures.initiations_per_minute);
-    println!("{:>12.0} reports a second", figures.reports_per_s);
-    println!(
-        "\n{:28} {:>7} {:>9} {:>9} {:>9}",
-        "latency in ms", "count", "p50", "p95", "p99"
-    );
-    for (name, latencies) in [
-        ("enrolment of a node", &figures.enrolment),
-        ("first heartbeat of a node", &figures.registration),
-        ("heartbeat", &figures.heartbeats),
-        ("operators' API meanwhile", &figures.asked_meanwhile),
-        ("planning of a campaign", &figures.plans),
-        ("heartbeat with reports", &figures.reports),
-        ("operators' API during updates", &figures.asked_during_updates),
-    ] {
-        let [p50, p95, p99] = [500, 950, 990].map(|permille| latencies.at(permille));
-        println!("{name:28} {:>7} {p50:>9.1} {p95:>9.1} {p99:>9.1}", latencies.0.len());
+    for (name, rate) in figures.rates() {
+        println!("{:>12.0} {name}", rate.median());
     }
     println!(
-        "\n{:28} {:>9} {:>12} {:>12}",
+        "\n{:30} {:>7} {:>9} {:>9} {:>9}",
+        "latency in ms", "count", "p50", "p95", "p99"
+    );
+    for (name, latencies) in figures.latencies() {
+        let [p50, p95, p99] = [500, 950, 990].map(|permille| latencies.at(permille));
+        println!("{name:30} {:>7} {p50:>9.1} {p95:>9.1} {p99:>9.1}", latencies.0.len());
+    }
+    println!(
+        "\n{:30} {:>9} {:>12} {:>12}",
         "step", "wall s", "its CPU s", "machine busy"
     );
     for step in &figures.steps {
         println!(
-            "{:28} {:>9.1} {:>12.1} {:>11.0}%",
+            "{:30} {:>9.1} {:>12.1} {:>11.0}%",
             step.name,
             step.wall_s,
             step.coordinator_cpu_s,
             step.machine_busy * 100.0
         );
     }
-    Ok(())
+    println!();
 }

@@ -357,11 +357,14 @@ fn explained(fleet: &Cluster, id: &str) -> Result<String> {
     Ok(why.to_string())
 }
 
+/// What one connection has said.
+type Said = Arc<Mutex<Vec<u8>>>;
+
 /// Passes on what is said to a BMC and what it answers, and keeps what was said: one text per connection, which is one request
 /// here, for these servers close after each.
 struct Relay {
     url: String,
-    heard: Arc<Mutex<Vec<Arc<Mutex<Vec<u8>>>>>>,
+    heard: Arc<Mutex<Vec<Said>>>,
     task: JoinHandle<()>,
 }
 
@@ -375,7 +378,7 @@ impl Relay {
     async fn start(port: u16) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let url = format!("http://{}", listener.local_addr()?);
-        let heard: Arc<Mutex<Vec<Arc<Mutex<Vec<u8>>>>>> = Arc::default();
+        let heard: Arc<Mutex<Vec<Said>>> = Arc::default();
         let ear = Arc::clone(&heard);
         let task = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {

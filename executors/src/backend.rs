@@ -1,6 +1,6 @@
 //! What every kind of device can be asked to do: one act per call.
 
-use std::{error::Error, sync::Arc};
+use std::{error::Error, sync::Arc, time::Duration};
 
 use firmesh_executors_core::{ActError, Image, Observed, Rung, Slot};
 use firmesh_protocol::{
@@ -42,6 +42,8 @@ pub struct Backend {
     device: DeviceId,
     component: Component,
     labels: Labels,
+    answers_min: u32,
+    answers_apart: Option<Duration>,
     kind: Kind,
 }
 
@@ -92,6 +94,8 @@ pub fn build(settings: &DeviceSettings, images: Arc<dyn ImageSource>) -> Result<
         device,
         component,
         labels: settings.labels.clone(),
+        answers_min: settings.answers_min,
+        answers_apart: settings.answers_apart,
         kind,
     })
 }
@@ -113,6 +117,12 @@ impl Backend {
     #[must_use]
     pub fn labels(&self) -> &Labels {
         &self.labels
+    }
+
+    /// Good answers in a row that count as "back", and the time between two of them if its configuration says so.
+    #[must_use]
+    pub fn answers(&self) -> (u32, Option<Duration>) {
+        (self.answers_min, self.answers_apart)
     }
 
     /// The executor's name: `redfish`, `ab_slot`, `rauc`, `swupdate`, or that of a tool's description.

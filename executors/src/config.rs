@@ -3,8 +3,11 @@
 use std::{
     fmt, io,
     path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
 };
 
+use firmesh_executors_core::Goal;
 use firmesh_protocol::{
     ids::{Component, DeviceId},
     labels::Labels,
@@ -15,6 +18,7 @@ use serde::Deserialize;
 use crate::{
     command::{CommandConfig, CommandSettings},
     rauc::{RaucConfig, RaucSettings},
+    redfish::{Dialects, file_name},
     swupdate::{SwupdateConfig, SwupdateSettings},
 };
 
@@ -29,6 +33,10 @@ pub struct DeviceConfig {
     /// What it hangs on and what it is a part of: power feed, cooling loop, cluster, `unit` (its server) and the like.
     #[serde(default)]
     pub labels: Labels,
+    /// Good answers in a row that count as "back" after a restart. Default 3.
+    pub answers_min: Option<u32>,
+    /// Seconds between two of them. Default: a sixteenth of the time that a campaign gives a device to come back, at most 30.
+    pub answers_apart_s: Option<u32>,
     /// What acts on it.
     pub executor: ExecutorConfig,
 }
@@ -50,7 +58,7 @@ pub enum ExecutorConfig {
 }
 
 /// A BMC that speaks Redfish, as written.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RedfishConfig {
     /// The BMC's root, such as `https://10.0.0.7`. Plain HTTP only on loopback.
@@ -67,23 +75,37 @@ pub struct RedfishConfig {
     pub system: Option<String>,
     /// The `@odata.id` of the manager, where a BMC has several. Default: the first one.
     pub manager: Option<String>,
-    /// The `Id` or a part of the `Name` of the firmware inventory's entry. Default: the component's name.
+    /// The `Id` or a part of the `Name` of the firmware inventory's entry. Default: what the dialect knows of the component, else
+    /// the component's name.
     pub inventory: Option<String>,
-    /// How the image reaches the BMC. Default: `auto`, pull where the BMC offers it.
+    /// How the image reaches the BMC. Default: `auto`, what the dialect prefers and the BMC offers.
     #[serde(default)]
     pub update: UpdateMethod,
+    /// The dialect to speak. Default: the one that fits what the BMC says of itself.
+    pub dialect: Option<String>,
+    /// A folder of dialects (`*.toml`) beside, or of the same name instead of, those that come with Firmesh.
+    pub dialects_dir: Option<PathBuf>,
+    /// Who makes the device, if its BMC does not say.
+    pub vendor: Option<String>,
+    /// Its model, if its BMC does not say.
+    pub model: Option<String>,
+    /// What an uploaded image is called: some BMCs go by the ending. Default: what the dialect says.
+    pub image_name: Option<String>,
+    /// Whether the device may be cut off from its input power (`FullPowerCycle`) where nothing else starts a new version.
+    #[serde(default)]
+    pub ac_reset: bool,
 }
 
 /// How an image reaches a BMC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateMethod {
-    /// Pull where the BMC offers it, otherwise push.
+    /// What the dialect prefers, of what the BMC offers.
     #[default]
     Auto,
     /// `SimpleUpdate`: the BMC fetches the image from the node.
     Pull,
-    /// A multipart upload.
+    /// An upload.
     Push,
 }
 
@@ -118,6 +140,10 @@ pub struct DeviceSettings {
     pub component: Component,
     /// Its labels.
     pub labels: Labels,
+    /// Good answers in a row that count as "back".
+    pub answers_min: u32,
+    /// Time between two of them, if it is not left to the campaign's.
+    pub answers_apart: Option<Duration>,
     /// What acts on it.
     pub executor: ExecutorSettings,
 }
@@ -152,10 +178,20 @@ pub struct RedfishSettings {
     pub system: Option<String>,
     /// The manager's `@odata.id`.
     pub manager: Option<String>,
-    /// What to look for in the firmware inventory.
-    pub inventory: String,
+    /// What to look for in the firmware inventory, if not for what the dialect knows.
+    pub inventory: Option<String>,
     /// How the image reaches the BMC.
     pub update: UpdateMethod,
+    /// The dialects it may speak.
+    pub dialects: Arc<Dialects>,
+    /// Who makes the device, if its BMC does not say.
+    pub vendor: Option<String>,
+    /// Its model, if its BMC does not say.
+    pub model: Option<String>,
+    /// What an uploaded image is called.
+    pub image_name: Option<String>,
+    /// Whether the device may be cut off from its input power.
+    pub ac_reset: bool,
 }
 
 /// A host with two slots, checked.
@@ -233,6 +269,13 @@ pub enum DeviceConfigError {
 /// Files named in a configuration are small: a password, a few certificates.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
+/// Good answers that may be asked for, and how far apart: ten an hour are as good as none.
+const ANSWERS_MAX: u32 = 20;
+const ANSWERS_APART_MAX_S: u32 = 600;
+
+/// Dialects in one folder: there are a dozen makers of BMCs.
+const DIALECTS_MAX: usize = 64;
+
 impl DeviceConfig {
     /// Checks what was written and reads the files it names; relative paths start at `base`, the configuration's folder.
     pub fn check(self, base: &Path) -> Result<DeviceSettings, DeviceConfigError> {
@@ -240,11 +283,20 @@ impl DeviceConfig {
             id,
             component,
             labels,
+            answers_min,
+            answers_apart_s,
             executor,
         } = self;
         let check = Check { device: &id, base };
+        let answers_min = answers_min.unwrap_or(Goal::ANSWERS_MIN);
+        if !(1..=ANSWERS_MAX).contains(&answers_min) {
+            return Err(check.value("answers_min", format!("must be from 1 to {ANSWERS_MAX}")));
+        }
+        if answers_apart_s.is_some_and(|apart_s| apart_s > ANSWERS_APART_MAX_S) {
+            return Err(check.value("answers_apart_s", format!("must be at most {ANSWERS_APART_MAX_S}")));
+        }
         let executor = match executor {
-            ExecutorConfig::Redfish(redfish) => ExecutorSettings::Redfish(check.redfish(redfish, &component)?),
+            ExecutorConfig::Redfish(redfish) => ExecutorSettings::Redfish(check.redfish(redfish)?),
             ExecutorConfig::AbSlot(ab_slot) => ExecutorSettings::AbSlot(check.ab_slot(ab_slot)?),
             ExecutorConfig::Swupdate(swupdate) => ExecutorSettings::Swupdate(check.swupdate(swupdate)?),
             ExecutorConfig::Rauc(rauc) => ExecutorSettings::Rauc(check.rauc(rauc)?),
@@ -254,6 +306,8 @@ impl DeviceConfig {
             device: id,
             component,
             labels,
+            answers_min,
+            answers_apart: answers_apart_s.map(|apart_s| Duration::from_secs(apart_s.into())),
             executor,
         })
     }
@@ -267,7 +321,7 @@ pub(crate) struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn redfish(&self, config: RedfishConfig, component: &Component) -> Result<RedfishSettings, DeviceConfigError> {
+    fn redfish(&self, config: RedfishConfig) -> Result<RedfishSettings, DeviceConfigError> {
         let url = self.bmc_url(&config.url)?;
         let ca_pem = match &config.ca_file {
             Some(path) => self.read("ca_file", path)?,
@@ -281,16 +335,58 @@ impl Check<'_> {
                 return Err(self.value("system and manager", "must begin with /redfish/"));
             }
         }
+        if let Some(name) = &config.image_name {
+            file_name("the image", name).map_err(|problem| self.value("image_name", problem))?;
+        }
+        let files = match &config.dialects_dir {
+            Some(folder) => self.dialects(folder)?,
+            None => Vec::new(),
+        };
+        let dialects = Dialects::new(&files, config.dialect.clone());
+        let dialects = dialects.map_err(|problem| self.value("dialect", problem))?;
         Ok(RedfishSettings {
             url,
+            dialects: Arc::new(dialects),
             password: self.password(&config)?,
             username: config.username,
             ca_pem,
             system: config.system,
             manager: config.manager,
-            inventory: config.inventory.unwrap_or_else(|| component.to_string()),
+            inventory: config.inventory,
             update: config.update,
+            vendor: config.vendor,
+            model: config.model,
+            image_name: config.image_name,
+            ac_reset: config.ac_reset,
         })
+    }
+
+    /// The dialects in a folder, by name and contents, in order.
+    fn dialects(&self, folder: &Path) -> Result<Vec<(String, String)>, DeviceConfigError> {
+        let field = "dialects_dir";
+        let listed = std::fs::read_dir(self.base.join(folder)).and_then(|entries| {
+            let entries = entries.map(|entry| Ok(entry?.path()));
+            entries.collect::<io::Result<Vec<PathBuf>>>()
+        });
+        let mut paths = listed.map_err(|source| DeviceConfigError::File {
+            device: self.device.clone(),
+            field,
+            path: self.base.join(folder),
+            source,
+        })?;
+        paths.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+        if paths.len() > DIALECTS_MAX {
+            return Err(self.value(field, format!("has more than {DIALECTS_MAX} dialects")));
+        }
+        paths.sort();
+        let read = paths.into_iter().map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            match String::from_utf8(self.read(field, &path)?) {
+                Ok(text) => Ok((name, text)),
+                Err(_not_utf8) => Err(self.value(field, format!("has {name}, which is not text"))),
+            }
+        });
+        read.collect()
     }
 
     fn bmc_url(&self, text: &str) -> Result<Url, DeviceConfigError> {
@@ -400,6 +496,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn how_a_device_is_known_to_be_back_is_its_own_within_bounds() {
+        let check = |more: &str| {
+            let text = format!(
+                "id = \"d1\"\ncomponent = \"bmc\"\n{more}\n[executor]\nkind = \"redfish\"\n\
+                 url = \"http://127.0.0.1:8000\"\nusername = \"admin\"\npassword_env = \"PATH\"\n"
+            );
+            let config: DeviceConfig = toml::from_str(&text).unwrap();
+            config.check(Path::new("/"))
+        };
+        let plain = check("").unwrap();
+        assert_eq!((plain.answers_min, plain.answers_apart), (Goal::ANSWERS_MIN, None));
+        let own = check("answers_min = 5\nanswers_apart_s = 60").unwrap();
+        assert_eq!((own.answers_min, own.answers_apart), (5, Some(Duration::from_secs(60))));
+        for (more, words) in [
+            ("answers_min = 0", "answers_min must be from 1 to 20"),
+            ("answers_min = 21", "answers_min must be from 1 to 20"),
+            ("answers_apart_s = 601", "answers_apart_s must be at most 600"),
+        ] {
+            let error = check(more).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
     fn a_bmc_without_tls_password_or_certificate_is_refused_by_name() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("password"), "secret\n").unwrap();
@@ -413,6 +533,8 @@ mod tests {
                 id,
                 component,
                 labels: Labels::default(),
+                answers_min: None,
+                answers_apart_s: None,
                 executor: ExecutorConfig::Redfish(config),
             }
             .check(dir.path())
@@ -436,6 +558,22 @@ mod tests {
             |c| c.system = Some("https://evil/".to_owned()),
             "must begin with /redfish/",
         );
+        refused(|c| c.image_name = Some("../x".to_owned()), "has the name \"../x\"");
+        refused(|c| c.dialect = Some("klingon".to_owned()), "\"klingon\" is no dialect");
+        refused(|c| c.dialects_dir = Some("none".into()), "cannot be read");
+        std::fs::create_dir(dir.path().join("dialects")).unwrap();
+        let own = "schema = \"firmesh-redfish/1\"\nname = \"own\"\n[update]\nmethods = [\"http_push\"]\n";
+        std::fs::write(dir.path().join("dialects/own.toml"), own).unwrap();
+        let spoken = |c: &mut RedfishConfig| {
+            c.dialects_dir = Some("dialects".into());
+            c.dialect = Some("own".to_owned());
+        };
+        assert!(check(spoken).is_ok());
+        std::fs::write(dir.path().join("dialects/two.toml"), "schema = 1").unwrap();
+        refused(
+            |c| c.dialects_dir = Some("dialects".into()),
+            "two.toml is not a dialect of Redfish",
+        );
     }
 
     #[test]
@@ -457,6 +595,8 @@ mod tests {
                 id,
                 component,
                 labels: Labels::default(),
+                answers_min: None,
+                answers_apart_s: None,
                 executor: ExecutorConfig::AbSlot(config),
             }
             .check(Path::new("/etc/firmesh"))
@@ -477,10 +617,7 @@ mod tests {
             password_file: Some("password".into()),
             password_env: None,
             ca_file: Some("ca.pem".into()),
-            system: None,
-            manager: None,
-            inventory: None,
-            update: UpdateMethod::Auto,
+            ..RedfishConfig::default()
         }
     }
 }

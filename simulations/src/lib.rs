@@ -3,6 +3,7 @@
 //! Pure: time is an argument, randomness is seeded, no socket is opened.
 
 pub mod device;
+pub mod kills;
 pub mod mesh;
 pub mod rehearsal;
 pub mod scale;

@@ -25,6 +25,7 @@ use clap::{Parser, Subcommand};
 use firmesh_coordinator_core::TURNS;
 use firmesh_node_core::swarm::Tuning;
 use firmesh_simulations::{
+    kills,
     mesh::{Adversity, Day, Fault, Summary, TopologyArgs, World},
     rehearsal::{self, Finding, Hunt, Profile, Progress, Total},
 };
@@ -56,6 +57,21 @@ enum Command {
     Steer(steering::SteerArgs),
     /// Spreads one image over a fleet of hundreds of thousands of nodes, site by site, on all processors.
     Scale(spread::ScaleArgs),
+    /// Kills at every boundary of every executor's attempts, on good devices and on faulty ones.
+    Kills(KillsArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct KillsArgs {
+    /// The seed.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Rounds of several deaths in a row, for each executor.
+    #[arg(long, default_value_t = 200)]
+    rounds: u64,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, clap::Args)]
@@ -143,6 +159,7 @@ fn main() -> ExitCode {
         Command::Plan(args) => planning::planning(&args),
         Command::Steer(args) => steering::steering(&args),
         Command::Scale(args) => spread::scale(&args),
+        Command::Kills(args) => kills(&args),
     };
     match done {
         Ok(true) => ExitCode::SUCCESS,
@@ -214,6 +231,34 @@ fn beside(quiet: &Summary, summary: &Summary) -> String {
         summary.banned,
         summary.wasted,
     )
+}
+
+/// Whether no death broke a promise.
+fn kills(args: &KillsArgs) -> anyhow::Result<bool> {
+    let began = Instant::now();
+    let summary = kills::kill(args.seed, args.rounds);
+    if args.json {
+        println!("{}", serde_json::to_string(&summary)?);
+        return Ok(summary.broken.is_empty());
+    }
+    println!(
+        "{} attempts, {} kills in {:.1} s, seed {}",
+        summary.attempts,
+        summary.kills,
+        began.elapsed().as_secs_f64(),
+        args.seed
+    );
+    for (of, kills) in &summary.kills_of {
+        let boundaries = summary.boundaries_of.get(of);
+        let at = boundaries.map_or_else(String::new, |boundaries| format!(" at {boundaries} boundaries"));
+        println!("  {of:<40} {kills:>6} kills{at}");
+    }
+    println!("  ended: {:?}", summary.ended);
+    for broken in &summary.broken {
+        println!("BROKEN {} killed at {:?}: {}", broken.of, broken.kills, broken.what);
+    }
+    println!("{} broken", summary.broken.len());
+    Ok(summary.broken.is_empty())
 }
 
 /// Whether no seed broke a promise.

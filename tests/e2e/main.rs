@@ -13,6 +13,7 @@ mod delta;
 mod demo;
 mod executors;
 mod failover;
+mod faulty;
 mod gates;
 mod health;
 mod layering;

@@ -5,6 +5,7 @@
 pub mod attempts;
 pub mod binaries;
 pub mod cluster;
+pub mod debian_source;
 pub mod first_packet;
 pub mod operator;
 pub mod packages;

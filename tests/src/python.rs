@@ -17,6 +17,12 @@ pub const PYTHON_TUF: [&str; 2] = ["tuf==7.0.0", "securesystemslib[crypto]==1.4.
 /// python-dateutil, and time zones of its own in case the system has none.
 pub const PYTHON_DATEUTIL: [&str; 2] = ["python-dateutil==2.9.0.post0", "tzdata==2025.2"];
 
+/// What fwupd's mock of BMCs runs in.
+pub const PYTHON_FLASK: [&str; 2] = ["flask==3.1.3", "werkzeug==3.1.9"];
+
+/// The emulator of BMCs that OpenStack's client is tested against.
+pub const PYTHON_SUSHY_TOOLS: [&str; 3] = ["sushy-tools==2.2.0", "flask==3.1.3", "werkzeug==3.1.9"];
+
 /// A Python interpreter that has `packages`, in a folder of its own below `folder`; made once and kept.
 ///
 /// # Errors

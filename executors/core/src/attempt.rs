@@ -1,6 +1,7 @@
 //! The machine's frame: inputs, outputs and deadlines. What to do next stands in `decide`.
 
 mod decide;
+mod restart;
 #[cfg(test)]
 mod tests;
 
@@ -11,6 +12,7 @@ use firmesh_protocol::{
     time::Timestamp,
 };
 
+use self::restart::Answers;
 use crate::{
     goal::Goal,
     observed::{Observed, Seen},
@@ -24,6 +26,9 @@ const LOOK_LIMIT: Duration = Duration::from_secs(20);
 
 /// How often a device is looked at that is only watched: often enough to act within a minute.
 const SOAK_PACE: Duration = Duration::from_secs(10);
+
+/// A device's clock may be so far off before it is suspected: certificates are made a little earlier than they are used.
+const CLOCK_OFF_MAX_S: u64 = 300;
 
 /// One device going through one campaign step.
 ///
@@ -47,8 +52,13 @@ pub struct Attempt {
     silence: String,
     /// How the device has been since it is watched.
     watch: HealthWatch,
-    /// Good answers in a row, all with this version.
-    answers: (u32, Option<String>),
+    answers: Answers,
+    /// When the last act was done, or we came back.
+    acted_at: Timestamp,
+    /// The newest update task that the device has shown, whoever began it.
+    newest_task: Option<String>,
+    /// How far the device's clock was off when it last said so, in seconds.
+    clock_off_s: Option<i64>,
     /// The version last read back, however long ago.
     version: Option<String>,
     reported: Option<AttemptState>,
@@ -107,7 +117,10 @@ impl Attempt {
             seen: None,
             silence: String::new(),
             watch: HealthWatch::default(),
-            answers: (0, None),
+            answers: Answers::default(),
+            acted_at: now,
+            newest_task: None,
+            clock_off_s: None,
             version: record.from.clone(),
             reported: None,
             outputs: VecDeque::new(),
@@ -163,7 +176,9 @@ impl Attempt {
                 self.seen = None;
                 self.silence = why;
             }
-            Observed::Answering(seen) => {
+            Observed::Answering(mut seen) => {
+                self.note_task(&mut seen);
+                self.clock_off_s = seen.clock_off_s.or(self.clock_off_s);
                 if seen.version.is_some() {
                     self.version.clone_from(&seen.version);
                 }
@@ -186,8 +201,25 @@ impl Attempt {
         }
     }
 
+    /// Tasks that had ended before ours began say nothing about ours.
+    fn note_task(&mut self, seen: &mut Seen) {
+        let Some(name) = seen.task.as_ref().and_then(|task| task.name.clone()) else {
+            return;
+        };
+        let ended = !seen.task_is_open();
+        let before = match self.record.phase {
+            Phase::Looking | Phase::Clearing => true,
+            _ => self.record.task.is_none() && self.record.task_before.as_ref() == Some(&name),
+        };
+        self.newest_task = Some(name);
+        if before && ended {
+            seen.task = None;
+        }
+    }
+
     fn acted(&mut self, now: Timestamp, how: LastAct) {
         self.last_act = how;
+        self.acted_at = now;
         self.start_phase_clock(now);
         self.look(now);
     }
@@ -208,7 +240,7 @@ impl Attempt {
             _ => self.record.goal.back_limit(),
         };
         self.record.phase = phase;
-        self.answers = (0, None);
+        self.answers = Answers::default();
         self.persist(now);
         self.report(state);
         self.waiting_for = WaitingFor::Act;
@@ -219,7 +251,7 @@ impl Attempt {
     /// Goes on without an act.
     fn enter(&mut self, now: Timestamp, phase: Phase, state: AttemptState) {
         self.record.phase = phase;
-        self.answers = (0, None);
+        self.answers = Answers::default();
         self.persist(now);
         self.report(state);
         self.start_phase_clock(now);
@@ -227,11 +259,13 @@ impl Attempt {
 
     fn end(&mut self, now: Timestamp, state: AttemptState, reason: String) {
         assert!(state.is_terminal(), "an attempt ended in {state}");
+        let failure = self.failure_of(state);
+        let hint = self.clock_hint(failure);
         let outcome = Outcome {
             state,
-            reason: bounded(reason),
+            reason: bounded(reason + &hint),
             version: self.version.clone(),
-            failure: self.failure_of(state),
+            failure,
             health: self.record.health.filter(|_| state == AttemptState::Success),
         };
         self.record.phase = Phase::Ended {
@@ -239,6 +273,24 @@ impl Attempt {
         };
         self.persist(now);
         self.announce(outcome);
+    }
+
+    /// What a clock that is far off may have to do with a failure.
+    fn clock_hint(&self, failure: Option<FailureClass>) -> String {
+        let concerned = matches!(
+            failure,
+            Some(FailureClass::Install | FailureClass::Timeout | FailureClass::Unreachable)
+        );
+        match self.clock_off_s {
+            Some(off_s) if concerned && off_s.unsigned_abs() > CLOCK_OFF_MAX_S => {
+                let way = if off_s < 0 { "behind" } else { "ahead of" };
+                let off_s = off_s.unsigned_abs();
+                format!(
+                    "; the device's clock is {off_s} s {way} the node's, so it may refuse valid certificates: set it"
+                )
+            }
+            _ => String::new(),
+        }
     }
 
     /// In which way an attempt failed that ends so now, by what it was doing.

@@ -40,6 +40,9 @@ pub struct Goal {
     pub health: Option<HealthRule>,
     /// Good answers in a row that count as "back".
     pub answers_min: u32,
+    /// Time between two of these answers, in milliseconds. Default: a sixteenth of the time to come back, at most 30 s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answers_apart_ms: Option<u64>,
     /// Time between two looks at the device, in milliseconds.
     pub pace_ms: u64,
 }
@@ -57,6 +60,12 @@ impl Goal {
 
     pub(crate) fn back_limit(&self) -> Duration {
         Duration::from_secs(self.deadlines.back_s.into())
+    }
+
+    /// Ironic's defaults for firmware are 3 answers, 30 s apart, within 480 s.
+    pub(crate) fn answers_apart(&self) -> Duration {
+        let default = (self.back_limit() / 16).min(Duration::from_secs(30));
+        self.answers_apart_ms.map_or(default, Duration::from_millis)
     }
 
     pub(crate) fn pace(&self) -> Duration {

@@ -36,7 +36,8 @@ pub struct Seen {
     pub boot_id: Option<String>,
     /// What lies on the device, not running.
     pub staged: Staged,
-    /// The update task, if one is known.
+    /// The update task that was asked for. If none was: the newest one with its name, whatever became of it, or one that
+    /// is not over.
     pub task: Option<TaskSeen>,
     /// The slots, on devices that have them.
     pub slots: Option<SlotsSeen>,
@@ -46,6 +47,8 @@ pub struct Seen {
     pub resets: Vec<Rung>,
     /// How the device is, as far as it tells.
     pub health: HealthSample,
+    /// How far its clock is ahead of ours, in seconds; `None` if it does not tell the time.
+    pub clock_off_s: Option<i64>,
 }
 
 /// What lies on a device, not running.
@@ -86,6 +89,8 @@ impl SlotsSeen {
 /// An update task on the device.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TaskSeen {
+    /// Its name on the device; `None` on devices whose tasks cannot be told apart.
+    pub name: Option<String>,
     /// Where it stands.
     pub state: TaskState,
     /// Progress, if told.
@@ -99,6 +104,8 @@ pub struct TaskSeen {
 pub enum TaskState {
     /// Not finished.
     Active,
+    /// Goes on, or begins, with the next restart.
+    AwaitsReset,
     /// Says it is finished well. Only the version read back says whether that is so.
     Completed,
     /// Says it failed.
@@ -114,5 +121,11 @@ impl Seen {
 
     pub(crate) fn task_is_active(&self) -> bool {
         self.task.as_ref().is_some_and(|task| task.state == TaskState::Active)
+    }
+
+    /// Whether a task is not over, at work or not.
+    pub(crate) fn task_is_open(&self) -> bool {
+        let waits = |task: &TaskSeen| task.state == TaskState::AwaitsReset;
+        self.task_is_active() || self.task.as_ref().is_some_and(waits)
     }
 }

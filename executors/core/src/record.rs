@@ -40,6 +40,12 @@ pub struct AttemptRecord {
     pub(crate) health: Option<DeviceHealth>,
     /// The update task's name on the device.
     pub(crate) task: Option<String>,
+    /// The newest update task on the device before ours.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) task_before: Option<String>,
+    /// Whether the update was begun anew after its task had stalled.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) task_retried: bool,
     pub(crate) phase: Phase,
 }
 
@@ -121,6 +127,8 @@ impl AttemptRecord {
             baseline: None,
             health: None,
             task: None,
+            task_before: None,
+            task_retried: false,
             phase: Phase::Looking,
         }
     }

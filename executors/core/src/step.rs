@@ -90,6 +90,9 @@ pub enum Rung {
     Warm,
     /// The system's power off and on.
     Cold,
+    /// The power supplies' input off and on: what a person does by pulling the plug. Offered only where somebody said that
+    /// the device may be treated so.
+    Ac,
 }
 
 /// News of an attempt.

@@ -232,6 +232,7 @@ impl AbSlotBackend {
             image_bytes_max: None,
             resets: vec![Rung::Warm],
             health,
+            clock_off_s: None,
         })
     }
 

@@ -196,7 +196,7 @@ impl CommandBackend {
         boot_id: Option<String>,
         task: Option<TaskSeen>,
     ) -> Seen {
-        let rungs = [Rung::Bmc, Rung::Warm, Rung::Cold];
+        let rungs = [Rung::Bmc, Rung::Warm, Rung::Cold, Rung::Ac];
         let resets = rungs.into_iter().filter(|&rung| self.tool.reset_of(rung).is_some());
         Seen {
             vendor,
@@ -211,6 +211,7 @@ impl CommandBackend {
             image_bytes_max: None,
             resets: resets.collect(),
             health: HealthSample::default(),
+            clock_off_s: None,
         }
     }
 
@@ -295,9 +296,14 @@ impl CommandBackend {
             errand.write_note(&note)?;
             return Ok(Some("waits for a reset".to_owned()));
         }
-        tool.done()?;
         let shown = tool.version().await?;
-        if shown != note.version && !tool.may_reset() {
+        if shown != note.version && tool.may_reset() {
+            note.state = NoteState::Waits;
+            errand.write_note(&note)?;
+            return Ok(Some("waits for a reset".to_owned()));
+        }
+        tool.done()?;
+        if shown != note.version {
             let version = note.version;
             return Err(CommandError::NoEffect { version, shown });
         }
@@ -392,6 +398,7 @@ fn no_slots() -> ActError {
 
 fn task(state: TaskState, message: &str) -> TaskSeen {
     TaskSeen {
+        name: None,
         state,
         percent: None,
         message: message.to_owned(),

@@ -135,6 +135,8 @@ struct ResetConfig {
     bmc: Option<RunConfig>,
     warm: Option<RunConfig>,
     cold: Option<RunConfig>,
+    /// Such as a program that switches the outlets of a power strip.
+    ac: Option<RunConfig>,
 }
 
 /// A device behind a vendor's tool, checked.
@@ -152,7 +154,7 @@ pub struct CommandSettings {
     pub(super) boot_id: Option<Query>,
     pub(super) install: Install,
     pub(super) read_back: Option<Run>,
-    pub(super) resets: [Option<Run>; 3],
+    pub(super) resets: [Option<Run>; 4],
 }
 
 /// A run, checked.
@@ -385,7 +387,12 @@ impl DescriptionConfig {
                 may_repeat: install.may_repeat,
             },
             read_back,
-            resets: [reset(self.reset.bmc)?, reset(self.reset.warm)?, reset(self.reset.cold)?],
+            resets: [
+                reset(self.reset.bmc)?,
+                reset(self.reset.warm)?,
+                reset(self.reset.cold)?,
+                reset(self.reset.ac)?,
+            ],
             name: self.name,
             work_dir,
             values: config.params,

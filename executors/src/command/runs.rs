@@ -271,6 +271,7 @@ impl Tool {
             Rung::Bmc => 0,
             Rung::Warm => 1,
             Rung::Cold => 2,
+            Rung::Ac => 3,
         };
         self.settings.resets[at].as_ref()
     }

@@ -134,6 +134,7 @@ impl RaucBackend {
         let books = self.settled(&slots, is_running)?;
         let on_trial = books.trial.as_ref() == Some(&slots.slot(running).name);
         let task = is_running.then(|| TaskSeen {
+            name: None,
             state: TaskState::Active,
             percent: None,
             message: "RAUC installs".to_owned(),
@@ -161,6 +162,7 @@ impl RaucBackend {
             image_bytes_max: None,
             resets: vec![Rung::Warm],
             health: HealthSample::default(),
+            clock_off_s: None,
         })
     }
 

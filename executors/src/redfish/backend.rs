@@ -1,53 +1,46 @@
 //! One BMC and the component behind it, act by act.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use firmesh_executors_core::{ActError, Image, Observed, Rung, Seen, Slot, Staged, TaskSeen, TaskState};
 use firmesh_protocol::{health::HealthSample, ids::Component};
-use reqwest::{
-    StatusCode,
-    multipart::{Form, Part},
-};
-use serde_json::json;
-use tokio::sync::Mutex;
-use tokio_util::io::ReaderStream;
+use serde_json::{Value, json};
+use tokio::{sync::Mutex, time::Instant};
 
 use super::{
-    client::{Answer, Client, ClientError, started_task},
-    wire::{Action, Collection, Inventory, Link, Manager, ServiceRoot, System, Task, UpdateService},
+    client::{Client, ClientError},
+    discovery::{Map, is_bmc, version_beside},
+    task,
+    wire::{Action, Collection, Inventory, Manager, System, TaskService, UpdateService},
 };
 use crate::{
     backend::{DeviceBackend, chain},
-    config::{RedfishSettings, UpdateMethod},
+    config::RedfishSettings,
     image::ImageSource,
 };
 
-/// Inventory entries looked into for a name; large servers list about a hundred.
-const INVENTORY_MAX: usize = 256;
-/// Recent tasks looked at when we do not know which one is ours.
+/// Tasks looked at when we do not know which one is ours, from either end of the list.
 const TASKS_MAX: usize = 4;
-/// The component whose resets are the manager's.
-const BMC: &str = "bmc";
+/// The longest that a task is left alone because it asks for it.
+const LEFT_ALONE_MAX: Duration = Duration::from_secs(60);
 
 /// A device behind Redfish.
 #[derive(Debug)]
 pub struct RedfishBackend {
-    client: Client,
-    component: Component,
-    images: Arc<dyn ImageSource>,
+    pub(super) client: Client,
+    pub(super) component: Component,
+    pub(super) images: Arc<dyn ImageSource>,
     map: Mutex<Option<Arc<Map>>>,
+    last_look: Mutex<Option<TaskLook>>,
 }
 
-/// Where things are on this BMC: found once, forgotten when something goes wrong.
+/// What a task has shown that is not asked again now.
 #[derive(Debug)]
-struct Map {
-    vendor: Option<String>,
-    update_service: Option<String>,
-    system: Option<String>,
-    manager: Option<String>,
-    chassis: Option<String>,
-    tasks: Option<String>,
-    inventory: Option<String>,
+struct TaskLook {
+    task: String,
+    seen: TaskSeen,
+    /// Never, once it has ended: BMCs forget their tasks, and give their names to others.
+    ask_again: Option<Instant>,
 }
 
 impl RedfishBackend {
@@ -62,6 +55,7 @@ impl RedfishBackend {
             component,
             images,
             map: Mutex::new(None),
+            last_look: Mutex::new(None),
         })
     }
 
@@ -70,270 +64,239 @@ impl RedfishBackend {
         self.client.close().await;
     }
 
-    async fn map(&self) -> Result<Arc<Map>, ClientError> {
+    pub(super) async fn map(&self) -> Result<Arc<Map>, ClientError> {
         let mut map = self.map.lock().await;
         if let Some(map) = &*map {
             return Ok(Arc::clone(map));
         }
-        let found = Arc::new(self.discover().await?);
+        let found = Arc::new(self.client.discover(&self.component).await?);
         *map = Some(Arc::clone(&found));
         Ok(found)
     }
 
-    async fn discover(&self) -> Result<Map, ClientError> {
-        let settings = self.client.settings();
-        let root: ServiceRoot = self.client.get("read the service root", "/redfish/v1/").await?;
-        let update_service = root.update_service.map(|link| link.id);
-        let mut inventory = None;
-        if let Some(link) = &update_service {
-            let service: UpdateService = self.client.get("read the update service", link).await?;
-            if let Some(list) = service.firmware_inventory {
-                inventory = self.find_inventory(&list).await?;
-            }
-        }
-        Ok(Map {
-            vendor: root.vendor,
-            update_service,
-            system: self
-                .first_of(settings.system.as_ref(), root.systems, "list the systems")
-                .await?,
-            manager: self
-                .first_of(settings.manager.as_ref(), root.managers, "list the managers")
-                .await?,
-            chassis: self.first_of(None, root.chassis, "list the chassis").await?,
-            tasks: root.tasks.map(|link| link.id),
-            inventory,
-        })
-    }
-
-    async fn first_of(
-        &self,
-        chosen: Option<&String>,
-        list: Option<Link>,
-        operation: &'static str,
-    ) -> Result<Option<String>, ClientError> {
-        match (chosen, list) {
-            (Some(chosen), _) => Ok(Some(chosen.clone())),
-            (None, None) => Ok(None),
-            (None, Some(list)) => {
-                let list: Collection = self.client.get(operation, &list.id).await?;
-                Ok(list.members.into_iter().next().map(|link| link.id))
-            }
-        }
-    }
-
-    /// The inventory's entry for our component: by the last part of its link, then by `Id` and `Name`.
-    async fn find_inventory(&self, list: &Link) -> Result<Option<String>, ClientError> {
-        let wanted = self.client.settings().inventory.to_lowercase();
-        let list: Collection = match self.client.get("list the firmware inventory", &list.id).await {
-            Err(error) if error.is_status(&[404]) => return Ok(None),
-            other => other?,
-        };
-        let name = |link: &Link| {
-            link.id
-                .trim_end_matches('/')
-                .rsplit('/')
-                .next()
-                .unwrap_or("")
-                .to_lowercase()
-        };
-        if let Some(link) = list.members.iter().find(|link| name(link) == wanted) {
-            return Ok(Some(link.id.clone()));
-        }
-        for link in list.members.into_iter().take(INVENTORY_MAX) {
-            let entry: Inventory = self.client.get("read the firmware inventory", &link.id).await?;
-            if entry.id.to_lowercase() == wanted || entry.name.to_lowercase().contains(&wanted) {
-                return Ok(Some(link.id));
-            }
-        }
-        Ok(None)
-    }
-
     async fn see(&self, task: Option<&str>) -> Result<Seen, ClientError> {
         let map = self.map().await?;
-        let system: System = self.read_or_default("read the system", map.system.as_ref()).await?;
-        let manager: Manager = self.read_or_default("read the manager", map.manager.as_ref()).await?;
-        let service: UpdateService = self
+        let read = &self.client;
+        let system: System = read.read_or_default("read the system", map.system.as_ref()).await?;
+        let manager: Manager = read.read_or_default("read the manager", map.manager.as_ref()).await?;
+        let service: UpdateService = read
             .read_or_default("read the update service", map.update_service.as_ref())
             .await?;
-        let entry: Inventory = self
-            .read_or_default("read the firmware inventory", map.inventory.as_ref())
+        let entry: Inventory = read
+            .read_or_default("read the firmware inventory", map.entry.as_ref())
             .await?;
         let (mut vendor, mut model) = (system.manufacturer.clone(), system.model.clone());
         if vendor.is_none() || model.is_none() {
-            let chassis: System = self.read_or_default("read the chassis", map.chassis.as_ref()).await?;
+            let chassis: System = read.read_or_default("read the chassis", map.chassis.as_ref()).await?;
             vendor = vendor.or(chassis.manufacturer);
             model = model.or(chassis.model);
         }
+        let settings = read.settings();
         let task = match task {
             Some(task) => Some(self.see_task(task).await?),
-            None => self.see_foreign_task(&map).await?,
+            None => self.see_any_task(&map).await?,
         };
-        let (ready, boot_id, resets) = if self.is_bmc() {
-            manager_state(manager)
-        } else {
-            system_state(system)
-        };
+        let version = entry.version.filter(|version| !version.is_empty());
+        let version = version.or_else(|| version_beside(&self.component, &system, &manager));
+        let clock_off_s = manager.date_time.as_deref().and_then(clock_off_s);
+        let (ready, boot_id, resets) = self.state(&map, &system, &manager);
         Ok(Seen {
-            vendor: vendor.or_else(|| map.vendor.clone()).unwrap_or_default(),
-            model: model.unwrap_or_default(),
+            vendor: [vendor, map.vendor.clone(), settings.vendor.clone()]
+                .into_iter()
+                .flatten()
+                .next()
+                .unwrap_or_default(),
+            model: model.or_else(|| settings.model.clone()).unwrap_or_default(),
             component: self.component.clone(),
-            version: entry.version,
+            version,
             ready,
             boot_id,
             staged: Staged::Hidden,
             task,
             slots: None,
-            image_bytes_max: service.max_image_size_bytes,
+            image_bytes_max: service.image_bytes_max(),
             resets,
             // Firmware inventories tell nothing of it: what a gate requires stays unknown here, and holds.
             health: HealthSample::default(),
+            clock_off_s,
         })
     }
 
-    async fn read_or_default<T: serde::de::DeserializeOwned + Default>(
-        &self,
-        operation: &'static str,
-        link: Option<&String>,
-    ) -> Result<T, ClientError> {
-        match link {
-            None => Ok(T::default()),
-            Some(link) => self.client.get(operation, link).await,
+    /// Whether what a reset restarts is up, which start it is, and the resets there are.
+    fn state(&self, map: &Map, system: &System, manager: &Manager) -> (bool, Option<String>, Vec<Rung>) {
+        let wanted = self.rungs(map);
+        let is_managers = wanted
+            .first()
+            .map_or_else(|| is_bmc(&self.component), |&rung| rung == Rung::Bmc);
+        let ((bmc_ready, bmc_start, bmc), (ready, start, host)) = (manager_state(manager), system_state(system));
+        let offered = bmc
+            .into_iter()
+            .chain(host)
+            .filter(|rung| wanted.contains(rung))
+            .collect();
+        match is_managers {
+            true => (bmc_ready, bmc_start, offered),
+            false => (ready, start, offered),
         }
     }
 
-    async fn see_task(&self, link: &str) -> Result<TaskSeen, ClientError> {
-        let operation = "read the update task";
-        let answer = match self.client.get_raw(operation, link).await {
-            Err(error) if error.is_status(&[404, 410]) => return Ok(told(TaskState::Gone)),
-            other => other?,
+    /// The resets that start a new version of the component.
+    fn rungs(&self, map: &Map) -> Vec<Rung> {
+        let mut rungs = match map.dialect.part(&self.component).and_then(|part| part.reset.as_ref()) {
+            Some(resets) => resets.clone(),
+            None if is_bmc(&self.component) => vec![Rung::Bmc],
+            None => vec![Rung::Warm, Rung::Cold],
         };
-        Ok(match answer.status {
-            StatusCode::NO_CONTENT => told(TaskState::Completed),
-            StatusCode::ACCEPTED if answer.body.is_empty() => told(TaskState::Active),
-            _ => seen_task(&answer.json(operation)?),
-        })
+        // What starts by itself needs no power taken away.
+        if self.client.settings().ac_reset && !rungs.is_empty() && !rungs.contains(&Rung::Ac) {
+            rungs.push(Rung::Ac);
+        }
+        rungs
     }
 
-    /// An update that runs though we know of none: somebody else's, or ours from before a crash.
-    async fn see_foreign_task(&self, map: &Map) -> Result<Option<TaskSeen>, ClientError> {
+    /// How a task goes, or what it said last if it is not to be asked.
+    pub(super) async fn see_task(&self, link: &str) -> Result<TaskSeen, ClientError> {
+        let map = self.map().await?;
+        let mut last = self.last_look.lock().await;
+        if let Some(look) = last.as_ref().filter(|look| look.task == link)
+            && look.ask_again.is_none_or(|when| Instant::now() < when)
+        {
+            return Ok(look.seen.clone());
+        }
+        let answer = self.client.get_raw("read the update task", link).await;
+        let asked = answer.as_ref().ok().and_then(|answer| answer.retry_after);
+        let seen = match (&map.dialect.progress, answer) {
+            (Some(words), Ok(answer)) if map.update_service.as_deref() == Some(link) => {
+                let body: Value = answer.json("read the update service")?;
+                let seen = task::of_body(&map.dialect, words, &body);
+                seen.unwrap_or_else(|| task::told(TaskState::Gone))
+            }
+            (_, answer) => task::of_answer(&map.dialect, answer)?,
+        };
+        let ask_again = match seen.state {
+            TaskState::Completed | TaskState::Failed => None,
+            TaskState::Active | TaskState::AwaitsReset | TaskState::Gone => {
+                Some(Instant::now() + asked.unwrap_or_default().min(LEFT_ALONE_MAX))
+            }
+        };
+        let seen = TaskSeen {
+            name: Some(link.to_owned()),
+            ..seen
+        };
+        *last = Some(TaskLook {
+            task: link.to_owned(),
+            seen: seen.clone(),
+            ask_again,
+        });
+        Ok(seen)
+    }
+
+    /// A task of this name is another one from here on.
+    pub(super) async fn forget_task(&self) {
+        *self.last_look.lock().await = None;
+    }
+
+    /// An update that there is a task of, somebody else's or ours from before a crash: one that is not over comes first, then the
+    /// newest.
+    pub(super) async fn see_any_task(&self, map: &Map) -> Result<Option<TaskSeen>, ClientError> {
+        if let (Some(words), Some(link)) = (&map.dialect.progress, &map.update_service) {
+            let body: Value = self.client.get("read the update service", link).await?;
+            let seen = task::of_body(&map.dialect, words, &body);
+            if let Some(seen) = seen.filter(|seen| seen.state == TaskState::Active) {
+                let name = Some(link.clone());
+                return Ok(Some(TaskSeen { name, ..seen }));
+            }
+        }
         let Some(link) = &map.tasks else { return Ok(None) };
-        let service: TaskList = match self.client.get("read the task service", link).await {
+        let service: TaskService = match self.client.get("read the task service", link).await {
             Err(error) if error.is_status(&[404]) => return Ok(None),
             other => other?,
         };
         let Some(tasks) = service.tasks else { return Ok(None) };
-        let list: Collection = self.client.get("list the tasks", &tasks.id).await?;
-        for link in list.members.iter().rev().take(TASKS_MAX) {
-            let task: Task = match self.client.get("read a task", &link.id).await {
+        let list: Collection = match self.client.get("list the tasks", &tasks.id).await {
+            Err(error) if error.is_status(&[404]) => return Ok(None),
+            other => other?,
+        };
+        let count = list.members.len();
+        let at_an_end = |at: &usize| *at < TASKS_MAX || *at + TASKS_MAX >= count;
+        let mut first: Option<((bool, Option<String>), TaskSeen)> = None;
+        for at in (0..count).filter(at_an_end) {
+            let link = &list.members[at].id;
+            let body: Value = match self.client.get("read a task", link).await {
                 Err(error) if error.is_status(&[404]) => continue,
                 other => other?,
             };
-            let words = [&task.name, &task.payload.target_uri].map(|text| text.as_deref().unwrap_or("").to_lowercase());
-            let seen = seen_task(&task);
-            if seen.state == TaskState::Active && words.iter().any(|words| words.contains("update")) {
-                return Ok(Some(seen));
+            let words = &map.dialect.task;
+            let Some(seen) = task::of_body(&map.dialect, words, &body).filter(|_| task::is_update(words, &body)) else {
+                continue;
+            };
+            let is_open = matches!(seen.state, TaskState::Active | TaskState::AwaitsReset);
+            let began = body.get("StartTime").and_then(Value::as_str).map(str::to_owned);
+            // Of those that do not tell, or tell the same, the last one.
+            let rank = (is_open, began);
+            if first.as_ref().is_none_or(|(before, _)| rank >= *before) {
+                let name = Some(self.client.path_of(link));
+                first = Some((rank, TaskSeen { name, ..seen }));
             }
         }
-        Ok(None)
-    }
-
-    async fn stage_image(&self, image: &Image) -> Result<Option<String>, ActError> {
-        let map = self.map().await.map_err(act_error)?;
-        let service: UpdateService = self
-            .read_or_default("read the update service", map.update_service.as_ref())
-            .await
-            .map_err(act_error)?;
-        let targets: Vec<_> = map.inventory.iter().cloned().collect();
-        let method = self.client.settings().update;
-        let answer = match (method, &service.actions.simple_update, &service.multipart_http_push_uri) {
-            (UpdateMethod::Push, _, Some(uri)) | (UpdateMethod::Auto, None, Some(uri)) => {
-                self.push(uri, image, &targets).await?
-            }
-            (UpdateMethod::Pull | UpdateMethod::Auto, Some(action), push) => {
-                match (self.pull(action, image, &targets).await, push) {
-                    // Some BMCs advertise the action and refuse it.
-                    (Err(error), Some(uri)) if method == UpdateMethod::Auto && error.is_status(&[404, 405, 501]) => {
-                        self.push(uri, image, &targets).await?
-                    }
-                    (result, _) => result.map_err(act_error)?,
-                }
-            }
-            (UpdateMethod::Pull, None, _) => return Err(self.not_offered("SimpleUpdate")),
-            (UpdateMethod::Push, _, None) => return Err(self.not_offered("MultipartHttpPushUri")),
-            (UpdateMethod::Auto, None, None) => return Err(self.not_offered("SimpleUpdate or MultipartHttpPushUri")),
-        };
-        Ok(started_task(&answer))
-    }
-
-    async fn pull(&self, action: &Action, image: &Image, targets: &[String]) -> Result<Answer, ClientError> {
-        let uri = self.images.url(image.artifact.id);
-        let body = json!({ "ImageURI": uri, "TransferProtocol": "HTTPS", "Targets": targets });
-        self.client.post("start SimpleUpdate", &action.target, &body).await
-    }
-
-    async fn push(&self, uri: &str, image: &Image, targets: &[String]) -> Result<Answer, ActError> {
-        let reader = self.images.open(image.artifact.id).await.map_err(|error| ActError {
-            reason: chain(&error),
-            retry: error.retry,
-        })?;
-        let body = reqwest::Body::wrap_stream(ReaderStream::with_capacity(reader, 256 << 10));
-        let setup = |error: reqwest::Error| act_error(ClientError::Setup(error.into()));
-        let parameters = Part::text(json!({ "Targets": targets }).to_string()).mime_str("application/json");
-        let file = Part::stream_with_length(body, image.artifact.length)
-            .file_name("image.bin")
-            .mime_str("application/octet-stream");
-        let form = Form::new()
-            .part("UpdateParameters", parameters.map_err(setup)?)
-            .part("UpdateFile", file.map_err(setup)?);
-        self.client.upload("push the image", uri, form).await.map_err(act_error)
+        Ok(first.map(|(_, seen)| seen))
     }
 
     async fn restart(&self, rung: Rung) -> Result<(), ClientError> {
         let map = self.map().await?;
+        let rungs = self.rungs(&map);
+        // A stalled task is ended by a reset of the manager, whatever the component.
+        if rungs.is_empty() && rung != Rung::Bmc {
+            tracing::debug!(component = %self.component, "the new version starts by itself");
+            return Ok(());
+        }
+        let mut is_off = false;
         let (operation, action) = match rung {
             Rung::Bmc => {
-                let manager: Manager = self.read_or_default("read the manager", map.manager.as_ref()).await?;
+                let operation = "read the manager";
+                let manager: Manager = self.client.read_or_default(operation, map.manager.as_ref()).await?;
                 ("reset the manager", manager.actions.reset)
             }
-            Rung::Warm | Rung::Cold => {
-                let system: System = self.read_or_default("read the system", map.system.as_ref()).await?;
+            // No component's update is worth a restart of what it is no part of.
+            Rung::Warm | Rung::Cold | Rung::Ac if !rungs.contains(&rung) => ("reset the system", None),
+            Rung::Warm | Rung::Cold | Rung::Ac => {
+                let system: System = self
+                    .client
+                    .read_or_default("read the system", map.system.as_ref())
+                    .await?;
+                is_off = system.power_state.as_deref() == Some("Off");
                 ("reset the system", system.actions.reset)
             }
         };
-        let offered = action.and_then(|action| reset_type(&action, rung).map(|kind| (action.target, kind)));
-        let Some((target, kind)) = offered else {
+        let mut action = action.unwrap_or_default();
+        self.complete(&mut action).await?;
+        let kind = if is_off { power_on(&action) } else { None };
+        let Some(kind) = kind.or_else(|| reset_type(&action, rung)) else {
             let url = self.client.settings().url.clone();
-            return Err(ClientError::NotOffered {
-                operation,
-                url,
-                what: format!("{rung:?} reset"),
-            });
+            let what = format!("{rung:?} reset of the {}", self.component);
+            return Err(ClientError::NotOffered { operation, url, what });
         };
-        self.client
-            .post(operation, &target, &json!({ "ResetType": kind }))
-            .await?;
-        Ok(())
-    }
-
-    fn is_bmc(&self) -> bool {
-        self.component.as_str() == BMC
-    }
-
-    fn not_offered(&self, what: &str) -> ActError {
-        let url = self.client.settings().url.clone();
-        act_error(ClientError::NotOffered {
-            operation: "stage the image",
-            url,
-            what: what.to_owned(),
-        })
+        let body = json!({ "ResetType": kind });
+        self.client.post(operation, &action.target, &body).await.map(drop)
     }
 }
 
 impl DeviceBackend for RedfishBackend {
     async fn observe(&self, task: Option<&str>) -> Observed {
-        match self.see(task).await {
-            Ok(seen) => Observed::Answering(Box::new(seen)),
+        let mut seen = self.see(task).await;
+        if seen.as_ref().is_err_and(|error| error.is_status(&[404, 410])) {
+            // Things have moved: some name what they list by its version.
+            *self.map.lock().await = None;
+            seen = self.see(task).await;
+        }
+        match seen {
+            Ok(seen) => {
+                if seen.version.is_none() {
+                    // Inventories fill up after everything else: the next look goes all the way again.
+                    *self.map.lock().await = None;
+                }
+                Observed::Answering(Box::new(seen))
+            }
             Err(error) => {
                 *self.map.lock().await = None;
                 Observed::Silent { why: chain(&error) }
@@ -350,7 +313,10 @@ impl DeviceBackend for RedfishBackend {
     }
 
     async fn reset(&self, rung: Rung) -> Result<(), ActError> {
-        self.restart(rung).await.map_err(act_error)
+        self.restart(rung).await.map_err(|error| ActError {
+            reason: chain(&error),
+            retry: error.retry(),
+        })
     }
 
     async fn confirm(&self) -> Result<(), ActError> {
@@ -358,108 +324,74 @@ impl DeviceBackend for RedfishBackend {
     }
 
     async fn abort(&self, task: Option<&str>) -> Result<(), ActError> {
-        match task {
-            Some(task) => self
-                .client
-                .delete("cancel the update task", task)
-                .await
-                .map(drop)
-                .map_err(act_error),
-            None => Err(ActError {
-                reason: "there is no task to cancel".to_owned(),
-                retry: false,
-            }),
-        }
+        let is_service = |link: &str, map: &Map| map.update_service.as_deref() == Some(link);
+        let acted = match (task, self.map().await) {
+            (_, Err(error)) => Err(error),
+            // The service tells of the update, and is none that could be deleted.
+            (Some(task), Ok(map)) if !is_service(task, &map) => {
+                self.forget_task().await;
+                self.client.delete("cancel the update task", task).await.map(drop)
+            }
+            _ => {
+                return Err(ActError {
+                    reason: "there is no task to cancel".to_owned(),
+                    retry: false,
+                });
+            }
+        };
+        acted.map_err(|error| ActError {
+            reason: chain(&error),
+            retry: error.retry(),
+        })
     }
 }
 
-#[derive(Debug, Default, serde::Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct TaskList {
-    tasks: Option<Link>,
-}
-
-fn manager_state(manager: Manager) -> (bool, Option<String>, Vec<Rung>) {
+fn manager_state(manager: &Manager) -> (bool, Option<String>, Vec<Rung>) {
     let starting = manager.status.state.as_deref().is_some_and(|state| state != "Enabled");
-    let offered = manager
-        .actions
-        .reset
-        .as_ref()
-        .and_then(|action| reset_type(action, Rung::Bmc));
-    (
-        !starting,
-        manager.last_reset_time,
-        offered.map(|_kind| Rung::Bmc).into_iter().collect(),
-    )
+    let action = manager.actions.reset.as_ref();
+    let offered = action.and_then(|action| reset_type(action, Rung::Bmc));
+    let boot_id = manager.last_reset_time.clone();
+    (!starting, boot_id, offered.map(|_kind| Rung::Bmc).into_iter().collect())
 }
 
-fn system_state(system: System) -> (bool, Option<String>, Vec<Rung>) {
+fn system_state(system: &System) -> (bool, Option<String>, Vec<Rung>) {
     let powered = system.power_state.as_deref().is_none_or(|state| state == "On");
     let booted = match system.boot_progress.last_state.as_deref() {
         None | Some("None" | "OSRunning" | "OSBootStarted") => true,
         Some(_) => false,
     };
-    let action = system.actions.reset.unwrap_or_default();
-    let resets = [Rung::Warm, Rung::Cold]
-        .into_iter()
-        .filter(|&rung| reset_type(&action, rung).is_some());
-    (powered && booted, system.last_reset_time, resets.collect())
+    let resets = [Rung::Warm, Rung::Cold, Rung::Ac].into_iter().filter(|&rung| {
+        let action = system.actions.reset.as_ref();
+        action.is_some_and(|action| reset_type(action, rung).is_some())
+    });
+    (powered && booted, system.last_reset_time.clone(), resets.collect())
 }
 
 /// The reset of a rung, by the names the BMC offers. One that lists no names takes those the specification requires.
 fn reset_type(action: &Action, rung: Rung) -> Option<&'static str> {
     let order: &[&str] = match rung {
         Rung::Bmc | Rung::Warm => &["GracefulRestart", "ForceRestart"],
-        Rung::Cold => &["PowerCycle", "FullPowerCycle", "ForceRestart"],
+        Rung::Cold => &["PowerCycle", "ForceRestart"],
+        Rung::Ac => &["FullPowerCycle"],
     };
     let offered = |name: &&&str| action.reset_types.iter().any(|offered| offered == **name);
     match (action.target.is_empty(), action.reset_types.is_empty()) {
         (true, _) => None,
-        (false, true) => Some("ForceRestart"),
+        (false, true) => Some("ForceRestart").filter(|_| rung != Rung::Ac),
         (false, false) => order.iter().find(offered).copied(),
     }
 }
 
-fn seen_task(task: &Task) -> TaskSeen {
-    let state = match task.task_state.as_deref() {
-        Some("Completed") => TaskState::Completed,
-        Some("Exception" | "Killed" | "Cancelled" | "Interrupted") => TaskState::Failed,
-        // `New`, `Starting`, `Running`, `Pending` ... and whatever a vendor invents: only time ends those.
-        _ => TaskState::Active,
-    };
-    let percent = task
-        .percent_complete
-        .map(|percent| u8::try_from(percent.min(100)).unwrap_or(100));
-    let message = task
-        .messages
-        .iter()
-        .rev()
-        .find_map(|message| message.text())
-        .unwrap_or_default();
-    TaskSeen {
-        state,
-        percent,
-        message,
-    }
+/// How far a BMC's clock is ahead of ours.
+fn clock_off_s(date_time: &str) -> Option<i64> {
+    let time: jiff::Timestamp = date_time.parse().ok()?;
+    Some(time.as_second() - jiff::Timestamp::now().as_second())
 }
 
-fn told(state: TaskState) -> TaskSeen {
-    TaskSeen {
-        state,
-        percent: None,
-        message: String::new(),
-    }
-}
-
-#[expect(
-    clippy::needless_pass_by_value,
-    reason = "stands where map_err wants a function of the error"
-)]
-fn act_error(error: ClientError) -> ActError {
-    ActError {
-        reason: chain(&error),
-        retry: error.retry(),
-    }
+/// What starts a system that is off: some stay so after a restart, and refuse to be restarted then.
+fn power_on(action: &Action) -> Option<&'static str> {
+    let is_offered = action.reset_types.is_empty() || action.reset_types.iter().any(|offered| offered == "On");
+    (!action.target.is_empty() && is_offered).then_some("On")
 }
 
 fn no_slots() -> ActError {
@@ -474,7 +406,13 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::{Map, Value, json};
 
-    use super::*;
+    use super::{
+        super::{
+            dialect::{Dialects, Speaker},
+            wire::{Said, said},
+        },
+        *,
+    };
 
     /// JSON with the names and words a BMC uses, put together as no BMC would.
     fn answer() -> impl Strategy<Value = Value> {
@@ -520,6 +458,13 @@ mod tests {
             "PercentComplete",
             "Messages",
             "Message",
+            "Oem",
+            "Hpe",
+            "Dell",
+            "JobState",
+            "FlashProgressPercent",
+            "TaskStatus",
+            "HttpPushUriOptions",
             "MessageId",
             "Payload",
             "TargetUri",
@@ -544,21 +489,33 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_a_bmc_answers_is_read_or_refused_and_its_words_are_bounded(answer in answer()) {
+        fn whatever_a_bmc_answers_is_read_or_refused_and_its_words_are_bounded(
+            answer in answer(),
+            dialect in prop::sample::select(vec!["generic", "dell", "hpe", "supermicro"]),
+        ) {
             let body = serde_json::to_vec(&answer).unwrap();
-            if let Ok(task) = serde_json::from_slice::<Task>(&body) {
-                let seen = seen_task(&task);
-                prop_assert!(seen.percent.is_none_or(|percent| percent <= 100));
-                prop_assert!(seen.message.chars().count() <= 300 && !seen.message.contains('\0'));
+            let dialects = Dialects::new(&[], Some(dialect.to_owned())).unwrap();
+            let dialect = dialects.of(&Speaker::default());
+            for words in [&dialect.task].into_iter().chain(&dialect.progress) {
+                if let Some(seen) = task::of_body(dialect, words, &answer) {
+                    prop_assert!(seen.percent.is_none_or(|percent| percent <= 100));
+                    prop_assert!(seen.message.chars().count() <= 300 && !seen.message.contains('\0'));
+                }
+            }
+            if answer.is_object() {
+                // Whatever its fields hold, an object is a service: the wrong types are left out.
+                let service: UpdateService = serde_json::from_slice(&body).unwrap();
+                prop_assert!(service.image_bytes_max().is_none_or(|max| max > 0));
             }
             if let Ok(manager) = serde_json::from_slice::<Manager>(&body) {
-                prop_assert!(manager_state(manager).2.iter().all(|&rung| rung == Rung::Bmc));
+                prop_assert!(manager_state(&manager).2.iter().all(|&rung| rung == Rung::Bmc));
             }
             if let Ok(system) = serde_json::from_slice::<System>(&body) {
-                prop_assert!(system_state(system).2.len() <= 2);
+                prop_assert!(system_state(&system).2.len() <= 3);
             }
-            let words = super::super::wire::error_text(&body);
+            let Said { words, ids } = said(&body);
             prop_assert!(words.chars().count() <= 300 && !words.chars().any(char::is_control));
+            prop_assert!(ids.len() <= 33 && ids.iter().all(|id| id.len() <= 128));
         }
     }
 }

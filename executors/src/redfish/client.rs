@@ -2,16 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url, header, multipart::Form, redirect};
+use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url, header, multipart::Form, redirect};
 use rustls::{
     RootCertStore,
     pki_types::{CertificateDer, pem::PemObject},
 };
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::wire;
+use super::wire::{self, Said};
 use crate::config::RedfishSettings;
 
 /// The largest answer read: inventories of big chassis stay below 1 MiB.
@@ -20,6 +20,12 @@ const BODY_BYTES_MAX: usize = 4 << 20;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// The slowest sane answer to a small request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(15);
+
+/// How often a question is asked that fails at times, and how long after.
+const ASKED_MAX: u32 = 3;
+const FAILED_PAUSE: Duration = Duration::from_millis(200);
+/// The longest that a service is waited for within a look: a look is over after 20 s.
+const SETTLES_MAX: Duration = Duration::from_secs(5);
 
 /// Why a BMC could not be asked, or did not answer properly.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,10 @@ pub enum ClientError {
         status: u16,
         /// The BMC's own words.
         words: String,
+        /// Its messages, by the names that its registries give them.
+        ids: Vec<String>,
+        /// How long it asks to be left alone.
+        retry_after: Option<Duration>,
     },
     /// The account or its password is wrong.
     #[error("{operation}: {url} refuses the user name or the password")]
@@ -109,10 +119,34 @@ impl ClientError {
         }
     }
 
+    /// What the BMC's messages are called, and how long it asks to be left alone.
+    pub(super) fn said(&self) -> (&[String], Option<Duration>) {
+        match self {
+            Self::Refused { ids, retry_after, .. } => (ids, *retry_after),
+            _ => (&[], None),
+        }
+    }
+
+    /// How long to wait before the same question is worth asking again within one look.
+    fn pause(&self) -> Option<Duration> {
+        match self {
+            Self::Refused { status: 500, .. } => Some(FAILED_PAUSE),
+            Self::Refused {
+                status: 429 | 503,
+                retry_after: Some(asked),
+                ..
+            } => Some(*asked).filter(|asked| *asked <= SETTLES_MAX),
+            _ => None,
+        }
+    }
+
     pub(super) fn is_status(&self, any_of: &[u16]) -> bool {
         matches!(self, Self::Refused { status, .. } if any_of.contains(status))
     }
 }
+
+/// Where sessions are opened, by the specification.
+const SESSIONS: &str = "/redfish/v1/SessionService/Sessions";
 
 /// One BMC.
 #[derive(Debug)]
@@ -134,8 +168,24 @@ enum Login {
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) location: Option<String>,
+    pub(super) retry_after: Option<Duration>,
     pub(super) body: Vec<u8>,
     url: Url,
+}
+
+/// What is uploaded.
+#[derive(Debug)]
+pub(super) enum Upload {
+    /// The image itself, with its length.
+    Raw(Body, u64),
+    Form(Form),
+}
+
+/// A session, for those who want its key within a form.
+pub(super) struct Session {
+    pub(super) key: String,
+    /// Whether it was opened for this alone, and where it is ended.
+    own: Option<Option<String>>,
 }
 
 impl Answer {
@@ -172,9 +222,21 @@ impl Client {
         self.get_raw(operation, link).await?.json(operation)
     }
 
+    /// Asks again where asking does no harm: some services fail at times, others ask for a moment while they settle.
     pub(super) async fn get_raw(&self, operation: &'static str, link: &str) -> Result<Answer, ClientError> {
-        self.send(operation, Method::GET, link, |request| request.timeout(REQUEST_LIMIT))
-            .await
+        let mut asked = 1;
+        loop {
+            let answer = self
+                .send(operation, Method::GET, link, |request| request.timeout(REQUEST_LIMIT))
+                .await;
+            let pause = match &answer {
+                Err(error) if asked < ASKED_MAX => error.pause(),
+                _ => None,
+            };
+            let Some(pause) = pause else { return answer };
+            tokio::time::sleep(pause).await;
+            asked += 1;
+        }
     }
 
     pub(super) async fn post(&self, operation: &'static str, link: &str, body: &Value) -> Result<Answer, ClientError> {
@@ -191,12 +253,40 @@ impl Client {
         .await
     }
 
-    /// Uploads once: a stream cannot be sent again. The login is refreshed before, and the caller bounds the time.
-    pub(super) async fn upload(&self, operation: &'static str, link: &str, form: Form) -> Result<Answer, ClientError> {
-        self.get_raw(operation, "/redfish/v1/UpdateService").await?;
+    pub(super) async fn patch(&self, operation: &'static str, link: &str, body: &Value) -> Result<Answer, ClientError> {
+        self.send(operation, Method::PATCH, link, |request| {
+            request.timeout(REQUEST_LIMIT).json(body)
+        })
+        .await
+    }
+
+    /// Uploads once: a stream cannot be sent again. The caller has just been let in, and bounds the time.
+    pub(super) async fn upload(
+        &self,
+        operation: &'static str,
+        link: &str,
+        upload: Upload,
+        session: Option<(&Session, Option<&str>)>,
+    ) -> Result<Answer, ClientError> {
         let url = self.resolve(operation, link)?;
-        let login = self.login(operation).await?;
-        let request = self.authorise(self.http.post(url.clone()), &login).multipart(form);
+        let request = self.http.post(url.clone());
+        let request = match session {
+            None => self.authorise(request, &self.login(operation).await?),
+            Some((session, cookie)) => {
+                let request = request.header("X-Auth-Token", &session.key);
+                match cookie {
+                    Some(name) => request.header(header::COOKIE, format!("{name}={}", session.key)),
+                    None => request,
+                }
+            }
+        };
+        let request = match upload {
+            Upload::Form(form) => request.multipart(form),
+            Upload::Raw(body, length) => request
+                .header(header::CONTENT_TYPE, "application/octet-stream")
+                .header(header::CONTENT_LENGTH, length)
+                .body(body),
+        };
         let response = request
             .send()
             .await
@@ -204,21 +294,47 @@ impl Client {
         accept(operation, read(operation, url, response).await?)
     }
 
+    /// A session, also from services that want the account twice when one is opened.
+    pub(super) async fn session(&self, operation: &'static str) -> Result<Session, ClientError> {
+        if let Login::Session { token, .. } = self.login(operation).await? {
+            return Ok(Session { key: token, own: None });
+        }
+        let url = self.resolve(operation, SESSIONS)?;
+        let request = self.http.post(url.clone()).timeout(REQUEST_LIMIT).json(&self.account());
+        let response = self.authorise(request, &Login::Basic).send().await;
+        let response = response.map_err(|source| no_answer(operation, &url, source))?;
+        let token = text_of(&response, "x-auth-token");
+        let answer = accept(operation, read(operation, url.clone(), response).await?)?;
+        let what = "session, though its form needs the key of one".to_owned();
+        let key = token.ok_or(ClientError::NotOffered { operation, url, what })?;
+        let own = Some(answer.location.clone().or_else(|| named(&answer)));
+        Ok(Session { key, own })
+    }
+
+    /// Ends a session that was opened for an upload.
+    pub(super) async fn end(&self, session: Session) {
+        let Some(Some(location)) = session.own else { return };
+        self.end_session(&session.key, &location).await;
+    }
+
     /// Ends the session, if there is one.
     pub(super) async fn close(&self) {
         let login = std::mem::replace(&mut *self.login.lock().await, Login::None);
-        let Login::Session {
+        if let Login::Session {
+            token,
             location: Some(location),
-            ..
         } = &login
-        else {
+        {
+            self.end_session(token, location).await;
+        }
+    }
+
+    async fn end_session(&self, token: &str, location: &str) {
+        let Ok(url) = self.resolve("end the session", &self.path_of(location)) else {
             return;
         };
-        let Ok(url) = self.resolve("end the session", location) else {
-            return;
-        };
-        let request = self.authorise(self.http.delete(url), &login).timeout(REQUEST_LIMIT);
-        if let Err(error) = request.send().await {
+        let request = self.http.delete(url).header("X-Auth-Token", token);
+        if let Err(error) = request.timeout(REQUEST_LIMIT).send().await {
             tracing::debug!(%error, "a Redfish session was left to expire");
         }
     }
@@ -272,37 +388,33 @@ impl Client {
     }
 
     async fn open_session(&self, operation: &'static str) -> Result<Login, ClientError> {
-        let url = self.resolve(operation, "/redfish/v1/SessionService/Sessions")?;
-        let body = json!({ "UserName": self.settings.username, "Password": self.settings.password.expose() });
-        let request = self.http.post(url.clone()).timeout(REQUEST_LIMIT).json(&body);
+        let url = self.resolve(operation, SESSIONS)?;
+        let request = self.http.post(url.clone()).timeout(REQUEST_LIMIT).json(&self.account());
         let response = request
             .send()
             .await
             .map_err(|source| no_answer(operation, &url, source))?;
-        let header = |name: &str| {
-            response
-                .headers()
-                .get(name)
-                .and_then(|value| value.to_str().ok())
-                .map(str::to_owned)
+        let (token, location) = (text_of(&response, "x-auth-token"), text_of(&response, "location"));
+        let answer = read(operation, url, response).await?;
+        let is_full = || {
+            let said = wire::said(&answer.body);
+            said.ids.iter().any(|id| id.ends_with("SessionLimitExceeded"))
         };
-        let (status, token, location) = (response.status(), header("x-auth-token"), header("location"));
-        match (status.as_u16(), token) {
+        match (answer.status.as_u16(), token) {
             (200..=299, Some(token)) => Ok(Login::Session { token, location }),
-            (401 | 403, _) => Err(ClientError::Credentials { operation, url }),
-            // Busy, not broken.
-            (status @ (429 | 502..=504), _) => {
-                let words = "when a session was opened".to_owned();
-                Err(ClientError::Refused {
-                    operation,
-                    url,
-                    status,
-                    words,
-                })
-            }
-            // No session service, or a broken one: the specification demands Basic everywhere.
+            // Others hold all sessions.
+            _ if is_full() => Ok(Login::Basic),
+            (401 | 403, _) => Err(ClientError::Credentials {
+                operation,
+                url: answer.url,
+            }),
+            // No session service, or a busy or broken one: Basic needs none, and the specification demands it everywhere.
             _ => Ok(Login::Basic),
         }
+    }
+
+    fn account(&self) -> Value {
+        json!({ "UserName": self.settings.username, "Password": self.settings.password.expose() })
     }
 
     fn authorise(&self, request: RequestBuilder, login: &Login) -> RequestBuilder {
@@ -310,6 +422,17 @@ impl Client {
             Login::None => request,
             Login::Session { token, .. } => request.header("X-Auth-Token", token),
             Login::Basic => request.basic_auth(&self.settings.username, Some(self.settings.password.expose())),
+        }
+    }
+
+    /// A link to a task or a session, as a path on this BMC: behind a proxy, some name themselves otherwise.
+    pub(super) fn path_of(&self, link: &str) -> String {
+        match self.settings.url.join(link) {
+            Ok(url) if url.origin() != self.settings.url.origin() => match url.query() {
+                Some(query) => format!("{}?{query}", url.path()),
+                None => url.path().to_owned(),
+            },
+            _ => link.to_owned(),
         }
     }
 
@@ -333,13 +456,16 @@ fn no_answer(operation: &'static str, url: &Url, source: reqwest::Error) -> Clie
     }
 }
 
+fn text_of(response: &Response, name: &str) -> Option<String> {
+    let value = response.headers().get(name)?.to_str().ok()?;
+    Some(value.to_owned()).filter(|value| !value.is_empty())
+}
+
 async fn read(operation: &'static str, url: Url, mut response: Response) -> Result<Answer, ClientError> {
     let status = response.status();
-    let location = response
-        .headers()
-        .get(header::LOCATION)
-        .and_then(|value| value.to_str().ok())
-        .map(str::to_owned);
+    let location = text_of(&response, header::LOCATION.as_str());
+    // A date instead of seconds is as good as nothing: the clocks of BMCs are wrong.
+    let retry_after = text_of(&response, header::RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok());
     let mut body = Vec::new();
     while let Some(chunk) = response
         .chunk()
@@ -354,6 +480,7 @@ async fn read(operation: &'static str, url: Url, mut response: Response) -> Resu
     Ok(Answer {
         status,
         location,
+        retry_after: retry_after.map(Duration::from_secs),
         body,
         url,
     })
@@ -361,15 +488,22 @@ async fn read(operation: &'static str, url: Url, mut response: Response) -> Resu
 
 fn accept(operation: &'static str, answer: Answer) -> Result<Answer, ClientError> {
     if answer.status.is_success() {
-        return Ok(answer);
+        Ok(answer)
+    } else {
+        Err(refused(operation, answer))
     }
-    let words = wire::error_text(&answer.body);
-    Err(ClientError::Refused {
+}
+
+fn refused(operation: &'static str, answer: Answer) -> ClientError {
+    let Said { words, ids } = wire::said(&answer.body);
+    ClientError::Refused {
         operation,
         url: answer.url,
         status: answer.status.as_u16(),
         words,
-    })
+        ids,
+        retry_after: answer.retry_after,
+    }
 }
 
 fn tls(settings: &RedfishSettings) -> Result<rustls::ClientConfig, ClientError> {
@@ -390,15 +524,27 @@ fn tls(settings: &RedfishSettings) -> Result<rustls::ClientConfig, ClientError> 
     Ok(config.with_root_certificates(roots).with_no_client_auth())
 }
 
-/// The name of the task an accepted request started, if it did.
-pub(super) fn started_task(answer: &Answer) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Named {
-        #[serde(rename = "@odata.id")]
-        id: String,
+/// The `@odata.id` of what was answered.
+fn named(answer: &Answer) -> Option<String> {
+    let body: Value = serde_json::from_slice(&answer.body).ok()?;
+    Some(body.get("@odata.id")?.as_str()?.to_owned())
+}
+
+/// Longer names of tasks are not kept.
+const TASK_BYTES_MAX: usize = 512;
+
+impl Client {
+    /// The name of the task an accepted request started, if it did: the task itself, else its monitor, else where this dialect
+    /// puts it.
+    pub(super) fn started_task(&self, answer: &Answer, elsewhere: &[String]) -> Option<String> {
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        let at = |pointer: &String| body.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+        let task = named(answer).filter(|id| id.contains("/Tasks/"));
+        let monitor = || body.get("TaskMonitor").and_then(Value::as_str).map(str::to_owned);
+        let task = task
+            .or_else(|| answer.location.clone())
+            .or_else(|| elsewhere.iter().find_map(at))
+            .or_else(monitor)?;
+        Some(self.path_of(&task)).filter(|task| !task.is_empty() && task.len() <= TASK_BYTES_MAX)
     }
-    let named = serde_json::from_slice::<Named>(&answer.body).ok().map(|named| named.id);
-    named
-        .filter(|id| id.contains("/Tasks/"))
-        .or_else(|| answer.location.clone())
 }

@@ -107,6 +107,7 @@ impl DeviceBackend for Fake {
             image_bytes_max: None,
             resets: vec![Rung::Warm],
             health: HealthSample::default(),
+            clock_off_s: None,
         }))
     }
 
@@ -195,6 +196,7 @@ fn goal() -> Goal {
         },
         health: None,
         answers_min: 3,
+        answers_apart_ms: None,
         pace_ms: 10,
     }
 }

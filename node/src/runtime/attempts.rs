@@ -429,6 +429,8 @@ impl Runtime {
 
     fn start_fresh(&mut self, device: &DeviceId, permit: &Permit, admission: Admission) -> Result<(), JournalError> {
         let campaign = &self.fleet.campaigns[&permit.campaign];
+        let known = self.devices.devices.get(device);
+        let (answers_min, apart) = known.map_or((Goal::ANSWERS_MIN, None), |known| known.backend.answers());
         let goal = Goal {
             device: device.clone(),
             campaign: permit.campaign.clone(),
@@ -448,7 +450,8 @@ impl Runtime {
                 .health
                 .clone()
                 .filter(|_| permit.kind == PermitKind::Update),
-            answers_min: Goal::ANSWERS_MIN,
+            answers_min,
+            answers_apart_ms: apart.map(|apart| u64::try_from(apart.as_millis()).unwrap_or(u64::MAX)),
             pace_ms: Goal::PACE_MS,
         };
         // Durable before anything happens: a device starts once, whatever crashes.

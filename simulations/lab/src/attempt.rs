@@ -293,6 +293,7 @@ fn goal(config: &Config, bytes: &[u8]) -> Result<Goal> {
         },
         health: None,
         answers_min: Goal::ANSWERS_MIN,
+        answers_apart_ms: None,
         pace_ms: config.pace_ms,
     })
 }

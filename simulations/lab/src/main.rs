@@ -9,6 +9,7 @@ mod bench;
 mod demo;
 mod devices;
 mod evil_peer;
+mod faults;
 mod fuzz;
 #[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
 #[path = "../../../tests/src/packages.rs"]
@@ -56,6 +57,8 @@ enum Command {
     Node(Configured),
     /// Emulated BMCs and hosts.
     Devices(Configured),
+    /// Lists the faults that an emulated BMC can have, the reports they come from, and how an attempt on one must end.
+    Faults(faults::FaultsArgs),
     /// Restarts an emulated host: what a node runs to reset it.
     HostReset {
         /// The host's folder.
@@ -126,6 +129,7 @@ async fn run(lab: Lab) -> Result<bool> {
             let base = config.parent().context("--config names no file")?;
             devices::run(parsed, base, cancel).await?;
         }
+        Command::Faults(args) => faults::list(&args)?,
         Command::HostReset { dir } => devices::request_reset(&dir)?,
         Command::Attempt(args) => attempt::run(args, cancel).await?,
         Command::EvilPeer(options) => evil_peer::run(options, cancel).await?,

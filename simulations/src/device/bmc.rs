@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use firmesh_protocol::ids::Sha256;
 use serde::{Deserialize, Serialize};
 
-use super::{Catalogue, EventKind, EventLog, Identity, Misbehaviour};
+use super::{
+    Catalogue, EventKind, EventLog, Identity, Misbehaviour,
+    faulty::{Conduct, Fault},
+};
 
 /// Tasks remembered, as on real BMCs: a handful.
 const TASKS_MAX: usize = 16;
@@ -38,21 +41,23 @@ pub struct Bmc {
     pub misbehaviour: Option<Misbehaviour>,
     /// The version that runs.
     pub version: String,
-    pending: Option<String>,
-    tasks: BTreeMap<u32, BmcTask>,
+    pub(super) pending: Option<String>,
+    pub(super) tasks: BTreeMap<u32, BmcTask>,
     sessions: BTreeMap<u32, String>,
     counter: u32,
-    manager: Power,
-    system: Power,
+    pub(super) manager: Power,
+    pub(super) system: Power,
+    #[serde(default)]
+    pub(super) conduct: Conduct,
     /// What happened.
     pub log: EventLog,
 }
 
 /// One restartable part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Power {
-    last_reset_ms: u64,
-    up_at: Option<u64>,
+pub(super) struct Power {
+    pub(super) last_reset_ms: u64,
+    pub(super) up_at: Option<u64>,
     starting: bool,
 }
 
@@ -78,6 +83,11 @@ pub enum TaskPhase {
         /// The image's version.
         version: String,
     },
+    /// The image lies ready, to be written at the next restart.
+    Waiting {
+        /// The image's version.
+        version: String,
+    },
     /// Ended well, it says.
     Completed,
     /// Ended badly.
@@ -96,12 +106,24 @@ impl BmcTask {
 }
 
 /// What a reset restarts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ResetTarget {
     /// The BMC itself.
     Manager,
     /// The system behind it.
     System,
+}
+
+/// How thoroughly a reset restarts it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+pub enum Strength {
+    /// With the power on.
+    #[default]
+    Warm,
+    /// The power goes off and on.
+    Cold,
+    /// The input power goes away and comes back.
+    Ac,
 }
 
 /// Another update is under way.
@@ -128,8 +150,34 @@ impl Bmc {
             counter: 0,
             manager: power,
             system: power,
+            conduct: Conduct::default(),
             log: EventLog::default(),
         }
+    }
+
+    /// The fault that it has.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        match self.misbehaviour {
+            Some(Misbehaviour::Faulty { fault }) => Some(fault),
+            _ => None,
+        }
+    }
+
+    /// The image that waits to be started.
+    #[must_use]
+    pub fn pending(&self) -> Option<&str> {
+        self.pending.as_deref()
+    }
+
+    /// Whether it is writing an image just now, so that a restart would tear it.
+    #[must_use]
+    pub fn is_writing(&self, now_ms: u64) -> bool {
+        let writing = self
+            .tasks
+            .values()
+            .any(|task| matches!(&task.phase, TaskPhase::Flashing { since_ms, .. } if now_ms < since_ms + self.writes_for_ms()));
+        writing && !self.stalls()
     }
 
     /// Opens a session named by `token`, for the right user; answers its number.
@@ -193,9 +241,11 @@ impl Bmc {
     pub fn percent(&self, task: &BmcTask, now_ms: u64) -> u64 {
         match task.phase {
             TaskPhase::Receiving => 10,
-            TaskPhase::Flashing { .. } if self.misbehaviour == Some(Misbehaviour::Stall) => 40,
+            TaskPhase::Waiting { .. } => 20,
+            TaskPhase::Flashing { .. } if self.stalls() => 40,
             TaskPhase::Flashing { since_ms, .. } => {
-                20 + 80 * now_ms.saturating_sub(since_ms).min(self.settings.flash_ms) / self.settings.flash_ms.max(1)
+                let takes_ms = self.writes_for_ms();
+                20 + 80 * now_ms.saturating_sub(since_ms).min(takes_ms) / takes_ms.max(1)
             }
             TaskPhase::Completed | TaskPhase::Exception { .. } => 100,
         }
@@ -204,9 +254,10 @@ impl Bmc {
     /// Begins an update; the image follows.
     pub fn begin_update(&mut self, now_ms: u64) -> Result<u32, Busy> {
         self.advance(now_ms);
-        if self.tasks.values().any(BmcTask::is_active) {
+        if self.tasks.values().any(BmcTask::is_active) || self.is_engaged() {
             return Err(Busy);
         }
+        self.conduct.begun += 1;
         if self.tasks.len() >= TASKS_MAX {
             self.tasks.pop_first();
         }
@@ -229,7 +280,10 @@ impl Bmc {
         let version = match self.settings.catalogue.get(&sha256) {
             None => Err("the image is not one of the maker's".to_owned()),
             Some(firmware) if firmware.model != *model => Err(format!("the image is for {}", firmware.model)),
-            Some(firmware) => Ok(firmware.version.clone()),
+            Some(firmware) => match self.rejects_image() {
+                Some(reason) => Err(reason.to_owned()),
+                None => Ok(firmware.version.clone()),
+            },
         };
         match (self.tasks.get_mut(&task), version) {
             (
@@ -267,6 +321,10 @@ impl Bmc {
     /// Restarts a part of the device. A stalled task ends with the manager it lives in.
     pub fn reset(&mut self, now_ms: u64, target: ResetTarget) {
         self.advance(now_ms);
+        self.start_again(now_ms, target, Strength::Warm);
+    }
+
+    pub(super) fn start_again(&mut self, now_ms: u64, target: ResetTarget, strength: Strength) {
         let name = if target == ResetTarget::Manager {
             "manager"
         } else {
@@ -289,17 +347,20 @@ impl Bmc {
                 self.update_failed(now_ms, task, "interrupted by a reset".to_owned());
             }
         }
+        let installs_ms = self.restarts(now_ms, target, strength);
         let starts_image = target == self.starts_with() && self.pending.is_some();
-        let dies = starts_image && self.misbehaviour == Some(Misbehaviour::NeverBack);
+        let never_back = self.misbehaviour == Some(Misbehaviour::NeverBack) || self.fault() == Some(Fault::NeverBack);
+        let dies = starts_image && never_back;
         if dies {
             self.log.add(now_ms, EventKind::Died);
         }
-        let slow = if let Some(Misbehaviour::SlowBoot { ms }) = self.misbehaviour {
-            ms
-        } else {
-            0
+        let slow_ms = match self.misbehaviour {
+            Some(Misbehaviour::SlowBoot { ms }) => ms,
+            _ if starts_image => self.slow_ms(),
+            _ => 0,
         };
-        let up_at = (!dies).then_some(now_ms + self.settings.boot_ms + slow);
+        let stays_down = dies || self.stays_off(target, strength);
+        let up_at = (!stays_down).then_some(now_ms + self.settings.boot_ms + slow_ms + installs_ms);
         let power = Power {
             last_reset_ms: now_ms,
             up_at,
@@ -315,6 +376,7 @@ impl Bmc {
     pub fn advance(&mut self, now_ms: u64) -> bool {
         let before = (self.log.events().len(), self.manager, self.system);
         self.finish_flashing(now_ms);
+        self.does_by_itself(now_ms);
         for target in [ResetTarget::Manager, ResetTarget::System] {
             let power = if target == ResetTarget::Manager {
                 &mut self.manager
@@ -326,8 +388,11 @@ impl Bmc {
             }
             power.starting = false;
             if target == self.starts_with() {
-                if let Some(version) = self.pending.take() {
-                    self.version = version;
+                if self.is_strong_enough()
+                    && let Some(version) = self.pending.take()
+                {
+                    let old = std::mem::replace(&mut self.version, version);
+                    self.has_started_new(now_ms, old);
                 }
                 let version = self.version.clone();
                 self.log.add(now_ms, EventKind::Booted { version, slot: None });
@@ -337,18 +402,25 @@ impl Bmc {
     }
 
     fn finish_flashing(&mut self, now_ms: u64) {
-        if self.misbehaviour == Some(Misbehaviour::Stall) {
+        if self.stalls() {
             return;
         }
+        let takes_ms = self.writes_for_ms();
         let written = self.tasks.iter().find_map(|(&id, task)| match &task.phase {
-            TaskPhase::Flashing { since_ms, version } if now_ms >= since_ms + self.settings.flash_ms => {
-                Some((id, version.clone()))
-            }
+            TaskPhase::Flashing { since_ms, version } if now_ms >= since_ms + takes_ms => Some((id, version.clone())),
             _ => None,
         });
         let Some((id, version)) = written else { return };
         if self.misbehaviour == Some(Misbehaviour::FailUpdate) {
             return self.update_failed(now_ms, id, "the flash part could not be verified".to_owned());
+        }
+        if let Some(phase) = self.ends_otherwise(now_ms, id, &version) {
+            if let Some(phase) = phase
+                && let Some(task) = self.tasks.get_mut(&id)
+            {
+                task.phase = phase;
+            }
+            return;
         }
         if self.misbehaviour != Some(Misbehaviour::Lie) {
             self.pending = Some(version);
@@ -360,7 +432,7 @@ impl Bmc {
     }
 
     /// The reset that starts a new image of the component.
-    fn starts_with(&self) -> ResetTarget {
+    pub(super) fn starts_with(&self) -> ResetTarget {
         if self.settings.identity.component.as_str() == "bmc" {
             ResetTarget::Manager
         } else {

@@ -4,9 +4,12 @@
 //! Time is milliseconds since a beginning of the caller's choosing, so that a model can outlive a process.
 
 mod bmc;
+pub mod faulty;
 mod host;
+pub mod redfish;
+pub(crate) mod slotted;
 
-pub use bmc::{Bmc, BmcSettings, BmcTask, Busy, ResetTarget, TaskPhase};
+pub use bmc::{Bmc, BmcSettings, BmcTask, Busy, ResetTarget, Strength, TaskPhase};
 pub use host::{Host, HostSettings, HostState};
 
 use std::collections::BTreeMap;
@@ -62,6 +65,11 @@ pub enum Misbehaviour {
     SlowBoot {
         /// How much longer, in milliseconds.
         ms: u64,
+    },
+    /// A BMC has a fault of the catalogue.
+    Faulty {
+        /// Which one.
+        fault: faulty::Fault,
     },
 }
 

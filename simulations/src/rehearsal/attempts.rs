@@ -80,6 +80,7 @@ impl World {
                 .clone()
                 .filter(|_| permit.kind == PermitKind::Update),
             answers_min: Goal::ANSWERS_MIN,
+            answers_apart_ms: None,
             pace_ms: PACE_MS,
         };
         let key = (permit.campaign.clone(), device, permit.kind);

@@ -5,14 +5,13 @@
 //! written to a slot from the beginning of the act to its end, in the order of the `ab_slot` executor: mark the slot as
 //! being written, write, flush, read back, mark it as ready.
 
-use firmesh_executors_core::{
-    ActError, BootEnv, Input, Observed, Rung, Seen, Slot, SlotContent, SlotsSeen, Staged, Step, TaskSeen, TaskState,
-};
-use firmesh_protocol::{health::HealthSample, ids::Sha256};
+use firmesh_executors_core::{ActError, BootEnv, Input, Observed, Rung, Slot, SlotContent, Step};
+use firmesh_protocol::ids::Sha256;
 
 use super::scenario::{FIRST_VERSION, Kind, image};
 use crate::device::{
-    Bmc, BmcSettings, BmcTask, Catalogue, Firmware, Host, HostSettings, HostState, Misbehaviour, ResetTarget, TaskPhase,
+    Bmc, BmcSettings, Catalogue, Firmware, Host, HostSettings, HostState, Misbehaviour, ResetTarget, TaskPhase,
+    redfish, slotted::SlottedHost,
 };
 
 /// How long devices take for things, in milliseconds.
@@ -22,7 +21,6 @@ const BOOT_MS: u64 = 15_000;
 /// A device.
 #[derive(Debug)]
 pub(super) struct Device {
-    kind: Kind,
     what: What,
     /// Nobody gets an answer from it between these.
     silent: (u64, u64),
@@ -34,18 +32,6 @@ pub(super) struct Device {
 enum What {
     Bmc(Box<Bmc>),
     Host(Box<SlottedHost>),
-}
-
-#[derive(Debug)]
-struct SlottedHost {
-    host: Host,
-    env: BootEnv,
-    /// What lies in the slots: the digest of a whole image, or nothing that starts.
-    slots: [Option<Sha256>; 2],
-    /// The slot being written, with the digest it will have.
-    writing: Option<(Slot, Sha256)>,
-    /// How often an image on trial was started since it was armed.
-    trials: u32,
 }
 
 /// What a device runs, by its own word: nobody else's counts.
@@ -111,7 +97,6 @@ impl Device {
             }
         };
         Self {
-            kind,
             what,
             silent: (0, 0),
             may_die: false,
@@ -251,11 +236,10 @@ impl Device {
                 }
             };
         }
-        let kind = self.kind;
         match (&mut self.what, step) {
-            (What::Bmc(bmc), Step::Observe { task }) => Input::Observed(see_bmc(bmc, kind, now_ms, task.as_deref())),
+            (What::Bmc(bmc), Step::Observe { task }) => Input::Observed(redfish::look(bmc, now_ms, task.as_deref())),
             (What::Bmc(bmc), Step::Stage { image, .. }) => receive(bmc, now_ms, image.artifact.sha256),
-            (What::Host(slotted), Step::Observe { .. }) => Input::Observed(slotted.see(kind)),
+            (What::Host(slotted), Step::Observe { .. }) => Input::Observed(slotted.see()),
             (What::Host(slotted), Step::Stage { image, slot }) => {
                 slotted.finish_write(*slot, image.artifact.sha256, &image.info.version)
             }
@@ -292,107 +276,6 @@ impl Device {
     }
 }
 
-impl SlottedHost {
-    fn restart(&mut self, now_ms: u64) {
-        let trial = self.env.trial;
-        self.env = self.host.reset(now_ms, &self.env, self.slots);
-        if let HostState::Starting { slot, .. } = self.host.state
-            && trial == Some(slot)
-        {
-            self.trials += 1;
-        }
-    }
-
-    fn see(&self, kind: Kind) -> Observed {
-        let HostState::Up { slot, version, .. } = &self.host.state else {
-            return silent("the host does not answer");
-        };
-        let staged = match self.env.slot(slot.other()) {
-            SlotContent::Ready { version, sha256, .. } => Staged::Image {
-                version: version.clone(),
-                sha256: *sha256,
-                armed: self.env.trial == Some(slot.other()),
-            },
-            SlotContent::Empty | SlotContent::Writing => Staged::Nothing,
-        };
-        let identity = kind.identity();
-        Observed::Answering(Box::new(Seen {
-            vendor: identity.vendor,
-            model: identity.model,
-            component: identity.component,
-            version: Some(version.clone()),
-            ready: true,
-            boot_id: Some(self.host.boots.to_string()),
-            staged,
-            task: None,
-            slots: Some(SlotsSeen {
-                running: *slot,
-                saved: self.env.saved,
-            }),
-            image_bytes_max: None,
-            resets: vec![Rung::Warm],
-            health: HealthSample::default(),
-        }))
-    }
-
-    fn begin(&mut self, now_ms: u64, step: &Step) -> Option<Input> {
-        let HostState::Up { slot: running, .. } = self.host.state else {
-            // Looked at when the answer comes: it may be up by then.
-            return (!matches!(step, Step::Observe { .. })).then(|| failed("the host does not answer", true));
-        };
-        match step {
-            Step::Observe { .. } => None,
-            Step::Stage { slot: None, .. } | Step::Activate { slot: None } => Some(failed("no slot was named", false)),
-            Step::Stage {
-                image,
-                slot: Some(slot),
-            } => {
-                self.env.trial = self.env.trial.filter(|trial| trial != slot);
-                *self.env.slot_mut(*slot) = SlotContent::Writing;
-                self.slots[*slot as usize] = None;
-                self.writing = Some((*slot, image.artifact.sha256));
-                None
-            }
-            Step::Activate { slot: Some(slot) } => {
-                let whole = matches!(self.env.slot(*slot), SlotContent::Ready { sha256, .. } if self.slots[*slot as usize] == Some(*sha256));
-                if whole {
-                    self.env.trial = Some(*slot);
-                    self.trials = 0;
-                    Some(Input::Acted)
-                } else {
-                    Some(failed("the slot holds no image", false))
-                }
-            }
-            Step::Reset(_) => {
-                self.restart(now_ms);
-                Some(Input::Acted)
-            }
-            Step::Confirm => {
-                (self.env.saved, self.env.trial) = (running, None);
-                Some(Input::Acted)
-            }
-            Step::Abort { .. } => {
-                self.env.trial = None;
-                Some(Input::Acted)
-            }
-        }
-    }
-
-    fn finish_write(&mut self, slot: Option<Slot>, sha256: Sha256, version: &str) -> Input {
-        let Some(slot) = slot.filter(|slot| self.writing == Some((*slot, sha256))) else {
-            return failed("the host went away in the middle", true);
-        };
-        self.writing = None;
-        self.slots[slot as usize] = Some(sha256);
-        *self.env.slot_mut(slot) = SlotContent::Ready {
-            version: version.to_owned(),
-            sha256,
-            length: 1 << 20,
-        };
-        Input::Staged { task: None }
-    }
-}
-
 fn begin_on_bmc(bmc: &mut Bmc, now_ms: u64, step: &Step) -> Option<Input> {
     if matches!(step, Step::Observe { .. }) {
         return None;
@@ -410,7 +293,7 @@ fn begin_on_bmc(bmc: &mut Bmc, now_ms: u64, step: &Step) -> Option<Input> {
         Step::Reset(rung) => {
             let target = match rung {
                 Rung::Bmc => ResetTarget::Manager,
-                Rung::Warm | Rung::Cold => ResetTarget::System,
+                Rung::Warm | Rung::Cold | Rung::Ac => ResetTarget::System,
             };
             bmc.reset(now_ms, target);
             Some(Input::Acted)
@@ -439,58 +322,6 @@ fn receive(bmc: &mut Bmc, now_ms: u64, sha256: Sha256) -> Input {
         }
         None => failed("the connection was closed", true),
     }
-}
-
-fn see_bmc(bmc: &Bmc, kind: Kind, now_ms: u64, task: Option<&str>) -> Observed {
-    if !bmc.answers(now_ms) {
-        return silent("the BMC does not answer");
-    }
-    let told = |task: &BmcTask| TaskSeen {
-        state: match &task.phase {
-            TaskPhase::Receiving | TaskPhase::Flashing { .. } => TaskState::Active,
-            TaskPhase::Completed => TaskState::Completed,
-            TaskPhase::Exception { .. } => TaskState::Failed,
-        },
-        percent: u8::try_from(bmc.percent(task, now_ms)).ok(),
-        message: String::new(),
-    };
-    let gone = TaskSeen {
-        state: TaskState::Gone,
-        percent: None,
-        message: String::new(),
-    };
-    let task = match task {
-        Some(name) => Some(name.parse().ok().and_then(|id| bmc.task(id)).map_or(gone, told)),
-        None => bmc
-            .tasks()
-            .map(|(_, task)| task)
-            .filter(|task| task.is_active())
-            .last()
-            .map(told),
-    };
-    let (target, ready, resets) = match kind {
-        Kind::Bmc => (ResetTarget::Manager, true, vec![Rung::Bmc]),
-        Kind::Bios | Kind::Host => (
-            ResetTarget::System,
-            bmc.system_is_up(now_ms),
-            vec![Rung::Warm, Rung::Cold],
-        ),
-    };
-    let identity = kind.identity();
-    Observed::Answering(Box::new(Seen {
-        vendor: identity.vendor,
-        model: identity.model,
-        component: identity.component,
-        version: Some(bmc.version.clone()),
-        ready,
-        boot_id: Some(bmc.last_reset_ms(target).to_string()),
-        staged: Staged::Hidden,
-        task,
-        slots: None,
-        image_bytes_max: None,
-        resets,
-        health: HealthSample::default(),
-    }))
 }
 
 fn silent(why: &str) -> Observed {

@@ -9,7 +9,7 @@ mod answers;
 mod attempts;
 mod coordinator;
 mod device;
-mod dice;
+pub(crate) mod dice;
 mod evidence;
 mod faults;
 mod hunt;

@@ -5,6 +5,7 @@ mod described;
 mod fwupd;
 mod ipmi;
 mod rauc;
+mod redfish;
 mod swupdate;
 
 use std::{fmt::Write as _, fs, path::Path, time::Duration};

@@ -6,7 +6,7 @@ use firmesh_protocol::{
     time::Timestamp,
 };
 
-use super::{Attempt, LastAct};
+use super::{Attempt, LastAct, restart::Answers};
 use crate::{
     observed::{Seen, Staged, TaskState},
     preflight,
@@ -81,7 +81,7 @@ impl Attempt {
                 && seen.version == self.record.from
                 && seen.version.is_some()
                 && !seen.on_trial()
-                && !seen.task_is_active()
+                && !seen.task_is_open()
                 && match seen.staged {
                     Staged::Hidden => !may_hide_an_image,
                     Staged::Nothing => true,
@@ -91,7 +91,7 @@ impl Attempt {
     }
 
     fn decide_unseen(&mut self, now: Timestamp, over: bool) {
-        self.answers = (0, None);
+        self.answers = Answers::default();
         if let Phase::Soaking { .. } = self.record.phase {
             if let Some(problem) = self.look_at_health(now, None) {
                 self.unwell(now, None, &problem);
@@ -113,11 +113,11 @@ impl Attempt {
                 };
                 self.end(now, state, reason);
             }
-            Phase::Resetting { rung, why } => self.climb(now, rung, why),
+            Phase::Resetting { rung, why } => self.resetted_unseen(now, rung, why),
             Phase::Confirming { .. } => {
                 let reason = "the new image fell silent before it was confirmed".to_owned();
                 let is_unwell = true;
-                self.reset(now, None, Why::FallBack { reason, is_unwell });
+                self.reset(now, Why::FallBack { reason, is_unwell });
             }
             // Flashing devices fall silent; the attempt's own deadline is the bound.
             _ => {}
@@ -125,6 +125,10 @@ impl Attempt {
     }
 
     fn looking(&mut self, now: Timestamp, seen: &Seen, over: bool, may_clear: bool) {
+        // Inventories fill up after everything else.
+        if seen.version.is_none() && !over {
+            return;
+        }
         if let Err(reason) = preflight::check(&self.record.goal, seen) {
             return self.end(now, AttemptState::Failed, reason);
         }
@@ -135,9 +139,14 @@ impl Attempt {
         if at_goal && seen.on_trial() {
             return self.enter(now, self.resetting(Why::Start), AttemptState::Validating);
         }
-        if seen.task_is_active() {
+        if seen.task_is_open() {
             if over {
-                let reason = "the device was busy with another update, nothing was written".to_owned();
+                let doing = if seen.task_is_active() {
+                    "was busy with another update"
+                } else {
+                    "holds another update that waits for a restart: let it finish, or delete its task"
+                };
+                let reason = format!("the device {doing}; nothing was written");
                 self.end(now, AttemptState::TimedOut, reason);
             }
             return;
@@ -183,7 +192,7 @@ impl Attempt {
         }
     }
 
-    fn stage(&mut self, now: Timestamp, seen: &Seen, tries: u8) {
+    pub(super) fn stage(&mut self, now: Timestamp, seen: &Seen, tries: u8) {
         assert!(!seen.on_trial(), "a slot would be written during a trial");
         let slot = seen.slots.map(|slots| slots.running.other());
         let step = Step::Stage {
@@ -191,6 +200,7 @@ impl Attempt {
             slot,
         };
         self.record.task = None;
+        self.record.task_before.clone_from(&self.newest_task);
         self.act(now, Phase::Staging { tries }, AttemptState::Installing, step);
     }
 
@@ -202,18 +212,40 @@ impl Attempt {
         if self.holds_goal(seen) {
             return self.activate(now, seen, 1);
         }
-        if seen.task.is_some() {
+        if let Some(task) = &seen.task {
+            // Whoever sends an image and dies leaves a task that failed for that.
+            let broke_off = match &self.last_act {
+                LastAct::Unknown => true,
+                LastAct::Failed(error) => error.retry,
+                LastAct::Done => false,
+            };
+            if broke_off && task.state == TaskState::Failed && task.name.is_some() && tries < TRIES_MAX {
+                return self.stage(now, seen, tries + 1);
+            }
+            // Ours, though nobody heard of it: the answer was lost, or we were.
+            if self.record.task.is_none() {
+                self.record.task.clone_from(&task.name);
+            }
             self.enter(now, Phase::Watching, AttemptState::Installing);
             return self.watching(now, seen, false);
         }
         match self.last_act.clone() {
-            LastAct::Done if seen.staged == Staged::Hidden => self.start(now, seen),
+            LastAct::Done if seen.staged == Staged::Hidden => {
+                // It shows no task, so it may be writing: it is given the time that it has to come back.
+                let had_time = now.since(self.acted_at) >= self.record.goal.back_limit();
+                if self.good_answer(now, seen) && had_time {
+                    self.start(now);
+                }
+            }
             LastAct::Done => self.fail(
                 now,
                 seen,
                 "the image was written, but the device does not show it".to_owned(),
             ),
             LastAct::Failed(error) if !error.retry => self.fail(now, seen, format!("staging failed: {error}")),
+            // Whether it has begun may show late: what is not seen three times is not there. And what was busy needs time.
+            LastAct::Failed(_) if !self.good_answer(now, seen) => {}
+            LastAct::Unknown if seen.staged == Staged::Hidden && !self.good_answer(now, seen) => {}
             LastAct::Failed(error) if tries >= TRIES_MAX => {
                 self.fail(now, seen, format!("staging failed {tries} times: {error}"));
             }
@@ -227,26 +259,25 @@ impl Attempt {
     fn watching(&mut self, now: Timestamp, seen: &Seen, over: bool) {
         let task = seen.task.as_ref();
         match task.map_or(TaskState::Gone, |task| task.state) {
-            TaskState::Active if over => {
-                let percent = task.and_then(|task| task.percent);
-                let at = percent.map_or_else(String::new, |percent| format!(" at {percent} %"));
-                let reason = format!("the device's update task stalled{at}");
-                let (state, step) = (
-                    AttemptState::TimedOut,
-                    Step::Abort {
-                        task: self.record.task.clone(),
-                    },
-                );
-                self.act(now, Phase::Aborting { state, reason }, AttemptState::Installing, step);
+            TaskState::Active => {
+                self.answers = Answers::default();
+                if over {
+                    self.stalled(now, seen);
+                }
             }
-            TaskState::Active => {}
             TaskState::Failed => {
                 let message = task.map_or("", |task| task.message.as_str());
                 self.fail(now, seen, format!("the device's update task failed: {message}"));
             }
-            TaskState::Completed | TaskState::Gone if self.holds_goal(seen) => self.activate(now, seen, 1),
-            TaskState::Completed | TaskState::Gone if seen.staged == Staged::Hidden => self.start(now, seen),
-            TaskState::Completed | TaskState::Gone => {
+            _ if self.holds_goal(seen) => self.activate(now, seen, 1),
+            TaskState::Completed | TaskState::AwaitsReset if seen.staged == Staged::Hidden => self.start(now),
+            // Some forget a task before they have done what it is for, and some forget it for a moment.
+            TaskState::Gone if seen.staged == Staged::Hidden => {
+                if self.good_answer(now, seen) {
+                    self.start(now);
+                }
+            }
+            TaskState::Completed | TaskState::AwaitsReset | TaskState::Gone => {
                 self.fail(
                     now,
                     seen,
@@ -256,9 +287,20 @@ impl Attempt {
         }
     }
 
+    fn stalled(&mut self, now: Timestamp, seen: &Seen) {
+        let percent = seen.task.as_ref().and_then(|task| task.percent);
+        let at = percent.map_or_else(String::new, |percent| format!(" at {percent} %"));
+        let again = if self.record.task_retried { ", twice" } else { "" };
+        let reason = format!("the device's update task stalled{at}{again}");
+        let state = AttemptState::TimedOut;
+        let task = self.record.task.clone();
+        let phase = Phase::Aborting { state, reason };
+        self.act(now, phase, AttemptState::Installing, Step::Abort { task });
+    }
+
     fn activate(&mut self, now: Timestamp, seen: &Seen, tries: u8) {
         if matches!(seen.staged, Staged::Image { armed: true, .. }) {
-            return self.start(now, seen);
+            return self.start(now);
         }
         let slot = seen.slots.map(|slots| slots.running.other());
         self.act(
@@ -275,7 +317,7 @@ impl Attempt {
             return self.fail(now, seen, reason);
         }
         match &self.last_act {
-            _ if matches!(seen.staged, Staged::Image { armed: true, .. }) => self.start(now, seen),
+            _ if matches!(seen.staged, Staged::Image { armed: true, .. }) => self.start(now),
             LastAct::Failed(error) if !error.retry || tries >= TRIES_MAX => {
                 self.fail(now, seen, format!("the image could not be armed: {error}"));
             }
@@ -284,127 +326,8 @@ impl Attempt {
         }
     }
 
-    /// Restarts the device into the staged image.
-    fn start(&mut self, now: Timestamp, seen: &Seen) {
-        self.report(AttemptState::Staged);
-        self.reset(now, Some(seen), Why::Start);
-    }
-
-    fn reset(&mut self, now: Timestamp, seen: Option<&Seen>, why: Why) {
-        if let Some(seen) = seen {
-            self.record.boot_before.clone_from(&seen.boot_id);
-        }
-        // A stalled task lives in the management controller; resetting the host under it would be no kindness.
-        let rung = if matches!(why, Why::EndTask { .. }) {
-            Rung::Bmc
-        } else {
-            self.first_rung()
-        };
-        self.act(
-            now,
-            Phase::Resetting { rung, why },
-            AttemptState::Rebooting,
-            Step::Reset(rung),
-        );
-    }
-
-    /// A reset did not do what it was for in time: the next stronger one, or the end.
-    fn climb(&mut self, now: Timestamp, rung: Rung, why: Why) {
-        let again = (self.last_act == LastAct::Unknown).then_some(rung);
-        let stronger = self.record.resets.iter().copied().find(|&next| next > rung);
-        if let Some(next) = again.or(stronger) {
-            return self.act(
-                now,
-                Phase::Resetting { rung: next, why },
-                AttemptState::Rebooting,
-                Step::Reset(next),
-            );
-        }
-        let limit = self.record.goal.deadlines.back_s;
-        let Some(seen) = self.seen.clone().filter(|seen| seen.ready) else {
-            let silence = self.silence();
-            let reason = format!("the device did not come back within {limit} s of its last reset: {silence}");
-            return self.end(now, AttemptState::Quarantined, reason);
-        };
-        match why {
-            Why::Start => self.came_back_wrong(now, &seen, "every reset the device offers"),
-            Why::FallBack { reason, .. } => {
-                let reason = format!("{reason}; the device did not return to its saved image");
-                self.end(now, AttemptState::Quarantined, reason);
-            }
-            Why::EndTask { reason } => {
-                let reason = format!("{reason}; resets did not end it");
-                self.end(now, AttemptState::Quarantined, reason);
-            }
-        }
-    }
-
-    fn resetted(&mut self, now: Timestamp, seen: &Seen, rung: Rung, why: Why, over: bool) {
-        let told_apart = seen.boot_id.is_some() && self.record.boot_before.is_some();
-        let restarted = told_apart && seen.boot_id != self.record.boot_before;
-        let is_from = seen.version.is_some() && seen.version == self.record.from;
-        match &why {
-            Why::Start if self.runs_goal(seen) => {
-                self.report(AttemptState::Validating);
-                if self.good_answer(seen) {
-                    return self.came_up(now, seen);
-                }
-            }
-            Why::Start if seen.on_trial() && (restarted || !told_apart) => {
-                let version = seen.version.as_deref().unwrap_or("nothing it can name");
-                let reason = format!(
-                    "the trial slot runs {version} instead of {}",
-                    self.record.goal.version()
-                );
-                let is_unwell = false;
-                return self.reset(now, Some(seen), Why::FallBack { reason, is_unwell });
-            }
-            Why::Start if restarted => {
-                if self.good_answer(seen) {
-                    return self.came_back_wrong(now, seen, "its reset");
-                }
-            }
-            Why::FallBack { reason, .. } if !seen.on_trial() && is_from => {
-                if self.good_answer(seen) {
-                    return self.end(now, self.fell_back(), reason.clone());
-                }
-            }
-            Why::EndTask { reason } if !seen.task_is_active() && is_from => {
-                if self.good_answer(seen) {
-                    return self.given_up(now, seen, AttemptState::TimedOut, reason.clone());
-                }
-            }
-            _ => self.answers = (0, None),
-        }
-        if over {
-            self.climb(now, rung, why);
-        }
-    }
-
-    /// The device answers after its reset, but not with the goal's version.
-    fn came_back_wrong(&mut self, now: Timestamp, seen: &Seen, after: &str) {
-        let (version, from) = (seen.version.as_deref(), self.record.from.as_deref());
-        let claim = match &seen.task {
-            Some(task) if task.state == TaskState::Completed => "the update task says it completed, yet ",
-            _ => "",
-        };
-        let runs = version.unwrap_or("an unknown version");
-        let reason = format!(
-            "{claim}the device runs {runs} after {after}, not {}",
-            self.record.goal.version()
-        );
-        let never_restarted = seen.boot_id.is_some() && seen.boot_id == self.record.boot_before;
-        if version.is_some() && version == from && never_restarted && may_hold_the_image(seen) {
-            self.given_up(now, seen, AttemptState::Failed, reason);
-        } else if version.is_some() && version == from && !seen.on_trial() {
-            self.fail(now, seen, reason);
-        } else {
-            self.end(now, AttemptState::Quarantined, reason);
-        }
-    }
-
     /// The new image runs: it is watched first, if that was asked for, and a trial stays one until then.
-    fn came_up(&mut self, now: Timestamp, seen: &Seen) {
+    pub(super) fn came_up(&mut self, now: Timestamp, seen: &Seen) {
         let on_trial = seen.on_trial();
         if self.record.goal.health.is_some() && self.record.health.is_none() {
             self.watch = HealthWatch::default();
@@ -444,7 +367,7 @@ impl Attempt {
         match seen {
             _ if on_trial => {
                 let is_unwell = true;
-                self.reset(now, seen, Why::FallBack { reason, is_unwell });
+                self.reset(now, Why::FallBack { reason, is_unwell });
             }
             Some(_) => {
                 self.record.health = Some(DeviceHealth::Breached);
@@ -473,7 +396,7 @@ impl Attempt {
             (_, true) => {
                 let reason = "the new image could not be confirmed".to_owned();
                 let is_unwell = true;
-                self.reset(now, Some(seen), Why::FallBack { reason, is_unwell });
+                self.reset(now, Why::FallBack { reason, is_unwell });
             }
             (false, false) => self.came_back_wrong(now, seen, "a restart before it was confirmed"),
         }
@@ -494,7 +417,7 @@ impl Attempt {
         } else if !(over || refused) {
             // The device is given its time to let go.
         } else if seen.task_is_active() {
-            self.reset(now, Some(seen), Why::EndTask { reason });
+            self.reset(now, Why::EndTask { reason });
         } else {
             self.end(
                 now,
@@ -504,18 +427,8 @@ impl Attempt {
         }
     }
 
-    /// Ends what was given up, on the old version.
-    fn given_up(&mut self, now: Timestamp, seen: &Seen, state: AttemptState, reason: String) {
-        if may_hold_the_image(seen) {
-            let version = self.record.goal.version();
-            let reason = format!("{reason}; its task says that it completed: the next restart may bring up {version}");
-            return self.end(now, AttemptState::Quarantined, reason);
-        }
-        self.end(now, state, reason);
-    }
-
     /// The old version still runs and the new one will not be tried; an armed image is disarmed first.
-    fn fail(&mut self, now: Timestamp, seen: &Seen, reason: String) {
+    pub(super) fn fail(&mut self, now: Timestamp, seen: &Seen, reason: String) {
         let state = AttemptState::Failed;
         if matches!(seen.staged, Staged::Image { armed: true, .. }) {
             self.act(
@@ -544,38 +457,7 @@ impl Attempt {
         self.end(now, state, String::new());
     }
 
-    /// How an attempt ends whose device fell back to what it ran before. For a way back that is a failure: it runs what it
-    /// should have left.
-    fn fell_back(&self) -> AttemptState {
-        match self.record.goal.kind {
-            PermitKind::Update => AttemptState::RolledBack,
-            PermitKind::Rollback => AttemptState::Failed,
-        }
-    }
-
-    /// Counts an answer; whether there have been enough in a row with one version.
-    fn good_answer(&mut self, seen: &Seen) -> bool {
-        let so_far = if self.answers.1 == seen.version {
-            self.answers.0
-        } else {
-            0
-        };
-        self.answers = (so_far + 1, seen.version.clone());
-        self.answers.0 >= self.record.goal.answers_min
-    }
-
-    fn resetting(&self, why: Why) -> Phase {
-        Phase::Resetting {
-            rung: self.first_rung(),
-            why,
-        }
-    }
-
-    fn first_rung(&self) -> Rung {
-        self.record.resets.first().copied().unwrap_or(Rung::Warm)
-    }
-
-    fn silence(&self) -> &str {
+    pub(super) fn silence(&self) -> &str {
         if self.seen.is_some() {
             "it answers, but has not finished starting"
         } else {
@@ -583,20 +465,11 @@ impl Attempt {
         }
     }
 
-    fn runs_goal(&self, seen: &Seen) -> bool {
+    pub(super) fn runs_goal(&self, seen: &Seen) -> bool {
         seen.version.as_deref() == Some(self.record.goal.version())
     }
 
     fn holds_goal(&self, seen: &Seen) -> bool {
         matches!(&seen.staged, Staged::Image { sha256, .. } if *sha256 == self.record.goal.image.artifact.sha256)
     }
-}
-
-/// Whether a device that shows no images says of its task that it is done: the image may wait for a restart.
-fn may_hold_the_image(seen: &Seen) -> bool {
-    let is_done = seen
-        .task
-        .as_ref()
-        .is_some_and(|task| task.state == TaskState::Completed);
-    is_done && seen.staged == Staged::Hidden
 }

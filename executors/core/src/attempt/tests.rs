@@ -521,6 +521,7 @@ impl Device {
             boot_id: Some(self.boots.to_string()),
             staged,
             task: task.map(|state| TaskSeen {
+                name: None,
                 state,
                 percent: Some(40),
                 message: "bad image".to_owned(),
@@ -536,6 +537,7 @@ impl Device {
                 vec![Rung::Bmc, Rung::Cold]
             },
             health,
+            clock_off_s: None,
         }))
     }
 
@@ -783,6 +785,7 @@ fn goal(kind: PermitKind, version: &str) -> Goal {
         },
         health: None,
         answers_min: 3,
+        answers_apart_ms: None,
         pace_ms: 1_000,
     }
 }

@@ -1,18 +1,28 @@
 //! The Redfish face of one emulated BMC.
 
-use std::{fs, io::Cursor, path::Path as FsPath, sync::Arc, time::Duration};
+use std::{
+    fs,
+    io::Cursor,
+    path::Path as FsPath,
+    sync::{Arc, atomic::AtomicU64},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, Multipart, Path, Request, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, StatusCode},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
-use firmesh_protocol::ids::Sha256;
-use firmesh_simulations::device::{Bmc, BmcTask, ResetTarget, TaskPhase};
+use firmesh_protocol::{ids::Sha256, time::WallTime};
+use firmesh_simulations::device::{
+    Bmc, BmcTask, ResetTarget, Strength, TaskPhase,
+    faulty::{Request as Asked, Told},
+};
+use futures_util::StreamExt as _;
 use rustls::{
     ClientConfig, RootCertStore,
     crypto::ring,
@@ -22,9 +32,9 @@ use serde_json::{Value, json};
 use sha2::Digest as _;
 use tokio_util::task::TaskTracker;
 
-use super::{config::DevicesConfig, now_ms, state::Kept};
+use super::{config::DevicesConfig, now_ms, state::Kept, wire};
 
-const ROOT: &str = "/redfish/v1";
+pub(super) const ROOT: &str = "/redfish/v1";
 /// What the BMC says it takes, and takes.
 const IMAGE_BYTES_MAX: u64 = 4 << 30;
 /// A pull that stands still for so long has failed.
@@ -36,9 +46,11 @@ pub(super) struct BmcServer {
     pub(super) bmc: Kept<Bmc>,
     pull: reqwest::Client,
     pulls: TaskTracker,
+    /// Requests answered.
+    pub(super) answered: AtomicU64,
 }
 
-type Server = State<Arc<BmcServer>>;
+pub(super) type Server = State<Arc<BmcServer>>;
 
 impl BmcServer {
     pub(super) fn new(bmc: Kept<Bmc>, pull: reqwest::Client) -> Self {
@@ -46,11 +58,12 @@ impl BmcServer {
             bmc,
             pull,
             pulls: TaskTracker::new(),
+            answered: AtomicU64::new(0),
         }
     }
 
     /// Looks at the BMC as it is now.
-    fn with<R>(&self, act: impl FnOnce(&mut Bmc) -> R) -> R {
+    pub(super) fn with<R>(&self, act: impl FnOnce(&mut Bmc) -> R) -> R {
         self.bmc.change(|bmc| {
             bmc.advance(now_ms());
             act(bmc)
@@ -104,6 +117,10 @@ pub(super) fn router(server: Arc<BmcServer>) -> Router {
             &format!("{update}/update-multipart"),
             post(push).layer(DefaultBodyLimit::disable()),
         )
+        .route(
+            &format!("{update}/update"),
+            post(push_raw).layer(DefaultBodyLimit::disable()),
+        )
         .route(&format!("{update}/FirmwareInventory"), get(inventory))
         .route(&format!("{update}/FirmwareInventory/{{id}}"), get(inventory_entry))
         .route(&format!("{ROOT}/TaskService"), get(task_service))
@@ -115,19 +132,8 @@ pub(super) fn router(server: Arc<BmcServer>) -> Router {
         .route(&format!("{ROOT}/"), get(service_root))
         .route(&format!("{ROOT}/SessionService/Sessions"), post(log_in))
         .merge(behind_login)
-        .layer(from_fn_with_state(Arc::clone(&server), only_when_up))
+        .layer(from_fn_with_state(Arc::clone(&server), wire::misbehave))
         .with_state(server)
-}
-
-async fn only_when_up(State(server): Server, request: Request, next: Next) -> Response {
-    if server.with(|bmc| bmc.answers(now_ms())) {
-        return next.run(request).await;
-    }
-    let mut response = problem(StatusCode::SERVICE_UNAVAILABLE, "the BMC is starting");
-    response
-        .headers_mut()
-        .insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
-    response
 }
 
 async fn authenticate(State(server): Server, request: Request, next: Next) -> Response {
@@ -208,10 +214,10 @@ async fn system(State(server): Server) -> Json<Value> {
             "Model": bmc.settings.identity.model,
             "PowerState": "On",
             "BootProgress": { "LastState": if up { "OSRunning" } else { "SystemHardwareInitializationComplete" } },
-            "LastResetTime": bmc.last_reset_ms(ResetTarget::System).to_string(),
+            "LastResetTime": bmc.told_reset_ms(ResetTarget::System).to_string(),
             "Actions": { "#ComputerSystem.Reset": {
                 "target": format!("{ROOT}/Systems/1/Actions/ComputerSystem.Reset"),
-                "ResetType@Redfish.AllowableValues": ["GracefulRestart", "ForceRestart", "PowerCycle"],
+                "ResetType@Redfish.AllowableValues": resets(bmc),
             } },
         }))
     })
@@ -219,11 +225,13 @@ async fn system(State(server): Server) -> Json<Value> {
 
 async fn manager(State(server): Server) -> Json<Value> {
     server.with(|bmc| {
+        let is_bmc = bmc.settings.identity.component.as_str() == "bmc";
         Json(json!({
             "@odata.id": format!("{ROOT}/Managers/1"),
             "Id": "1",
-            "Status": { "State": "Enabled" },
-            "LastResetTime": bmc.last_reset_ms(ResetTarget::Manager).to_string(),
+            "Status": { "State": if bmc.told_ready(now_ms()) || !is_bmc { "Enabled" } else { "Starting" } },
+            "DateTime": wall_time(bmc.clock_off_s()),
+            "LastResetTime": bmc.told_reset_ms(ResetTarget::Manager).to_string(),
             "Actions": { "#Manager.Reset": {
                 "target": format!("{ROOT}/Managers/1/Actions/Manager.Reset"),
                 "ResetType@Redfish.AllowableValues": ["GracefulRestart", "ForceRestart"],
@@ -245,13 +253,23 @@ async fn reset_manager(State(server): Server, Json(body): Json<Value>) -> Respon
     reset(&server, ResetTarget::Manager, &body)
 }
 
+fn resets(bmc: &Bmc) -> Vec<&'static str> {
+    let mut resets = vec!["GracefulRestart", "ForceRestart", "PowerCycle"];
+    resets.extend(bmc.may_lose_its_input_power().then_some("FullPowerCycle"));
+    resets
+}
+
 fn reset(server: &BmcServer, target: ResetTarget, body: &Value) -> Response {
-    match body["ResetType"].as_str() {
-        Some("GracefulRestart" | "ForceRestart" | "PowerCycle") => {
-            server.with(|bmc| bmc.reset(now_ms(), target));
-            StatusCode::NO_CONTENT.into_response()
-        }
-        _ => problem(StatusCode::BAD_REQUEST, "ResetType is none of the allowable values"),
+    let strength = match body["ResetType"].as_str() {
+        Some("GracefulRestart" | "ForceRestart") => Strength::Warm,
+        Some("PowerCycle" | "On") => Strength::Cold,
+        Some("FullPowerCycle") => Strength::Ac,
+        _ => return problem(StatusCode::BAD_REQUEST, "ResetType is none of the allowable values"),
+    };
+    match server.with(|bmc| bmc.restart(now_ms(), target, strength)) {
+        Ok(()) if server.with(|bmc| bmc.goes_before_it_answers()) => wire::broken_off(),
+        Ok(()) => StatusCode::NO_CONTENT.into_response(),
+        Err(refused) => problem(StatusCode::BAD_REQUEST, &refused.to_string()),
     }
 }
 
@@ -271,13 +289,13 @@ async fn update_service() -> Json<Value> {
 }
 
 async fn inventory(State(server): Server) -> Json<Value> {
-    let component = server.with(|bmc| bmc.settings.identity.component.to_string());
-    members("UpdateService/FirmwareInventory", [&*component])
+    let entry = server.with(|bmc| wire::inventory_id(bmc, now_ms()));
+    members("UpdateService/FirmwareInventory", entry.as_deref())
 }
 
 async fn inventory_entry(State(server): Server, Path(id): Path<String>) -> Response {
-    let (component, version) = server.with(|bmc| (bmc.settings.identity.component.to_string(), bmc.version.clone()));
-    if id != component {
+    let (entry, version) = server.with(|bmc| (wire::inventory_id(bmc, now_ms()), bmc.told_version(now_ms())));
+    if Some(&id) != entry.as_ref() {
         return problem(StatusCode::NOT_FOUND, "no such component");
     }
     let odata_id = format!("{ROOT}/UpdateService/FirmwareInventory/{id}");
@@ -290,14 +308,33 @@ async fn task_service() -> Json<Value> {
 }
 
 async fn list_tasks(State(server): Server) -> Json<Value> {
-    let ids: Vec<String> = server.with(|bmc| bmc.tasks().map(|(id, _)| id.to_string()).collect());
+    let ids: Vec<String> = server.with(|bmc| {
+        let mut ids = Vec::new();
+        ids.extend(bmc.told_foreign_task().map(|_at_work| wire::ANOTHER.to_owned()));
+        let shown = |task: &BmcTask| bmc.tells_of_tasks() && bmc.told_task(task, now_ms()) != Told::NotFound;
+        ids.extend(
+            bmc.tasks()
+                .filter(|(_, task)| shown(task))
+                .map(|(id, _)| id.to_string()),
+        );
+        ids
+    });
     members("TaskService/Tasks", ids.iter().map(String::as_str))
 }
 
-async fn task(State(server): Server, Path(id): Path<u32>) -> Response {
-    server.with(|bmc| match bmc.task(id) {
-        None => problem(StatusCode::NOT_FOUND, "no such task"),
-        Some(task) => Json(task_body(bmc, id, task)).into_response(),
+async fn task(State(server): Server, Path(id): Path<String>) -> Response {
+    server.with(|bmc| {
+        if let Some(at_work) = bmc.told_foreign_task().filter(|_| id == wire::ANOTHER) {
+            return Json(wire::another_task(at_work)).into_response();
+        }
+        let found = id.parse().ok().and_then(|id| Some((id, bmc.task(id)?)));
+        match found.filter(|(_, task)| bmc.told_task(task, now_ms()) != Told::NotFound) {
+            None => problem(StatusCode::NOT_FOUND, "no such task"),
+            Some((_, task)) if task.is_active() && wire::answers_without_a_body(bmc) => {
+                StatusCode::ACCEPTED.into_response()
+            }
+            Some((id, task)) => Json(task_body(bmc, id, task)).into_response(),
+        }
     })
 }
 
@@ -317,21 +354,43 @@ async fn cancel_task(State(server): Server, Path(id): Path<u32>) -> Response {
 }
 
 fn task_body(bmc: &Bmc, id: u32, task: &BmcTask) -> Value {
-    let (state, message) = match &task.phase {
-        TaskPhase::Receiving => ("New", "the image is on its way"),
-        TaskPhase::Flashing { .. } => ("Running", "the image is being written"),
-        TaskPhase::Completed => ("Completed", "a reset starts the new image"),
-        TaskPhase::Exception { reason } => ("Exception", reason.as_str()),
+    let (state, message) = match (bmc.told_task(task, now_ms()), &task.phase) {
+        (Told::Critical, _) => (
+            "Completed",
+            "The Job was in running state and made no progress for the allocated time.",
+        ),
+        (Told::Running, _) => ("Running", "the image is being written"),
+        (_, TaskPhase::Receiving) => ("New", "the image is on its way"),
+        (_, TaskPhase::Flashing { .. }) => ("Running", "the image is being written"),
+        (_, TaskPhase::Waiting { .. }) => ("UserIntervention", "Task successfully scheduled: a reset starts it"),
+        (_, TaskPhase::Completed) => ("Completed", "a reset starts the new image"),
+        (_, TaskPhase::Exception { reason }) => ("Exception", reason.as_str()),
     };
+    let is_critical = state == "Exception" || bmc.told_task(task, now_ms()) == Told::Critical;
     json!({
         "@odata.id": format!("{ROOT}/TaskService/Tasks/{id}"),
         "Id": id.to_string(),
         "Name": "Firmware update",
         "TaskState": state,
-        "TaskStatus": if state == "Exception" { "Critical" } else { "OK" },
+        "TaskStatus": if is_critical { "Critical" } else { "OK" },
         "PercentComplete": bmc.percent(task, now_ms()),
         "Messages": [{ "Message": message }],
         "Payload": { "TargetUri": format!("{ROOT}/UpdateService") },
+    })
+}
+
+/// Begins an update as far as the BMC lets it: the task, and what becomes of the answer.
+fn begin(server: &BmcServer) -> Result<(u32, Asked), Box<Response>> {
+    server.with(|bmc| match bmc.request() {
+        Asked::Refused(trouble) => Err(Box::new(wire::trouble_answer(trouble))),
+        Asked::Breaks => {
+            bmc.note_broken_request();
+            Err(Box::new(wire::broken_off()))
+        }
+        asked => match bmc.begin_update(now_ms()) {
+            Ok(id) => Ok((id, asked)),
+            Err(busy) => Err(Box::new(problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string()))),
+        },
     })
 }
 
@@ -342,9 +401,12 @@ async fn simple_update(State(server): Server, Json(body): Json<Value>) -> Respon
     if uri.scheme() != "https" {
         return problem(StatusCode::BAD_REQUEST, "only HTTPS is allowed");
     }
-    let id = match server.with(|bmc| bmc.begin_update(now_ms())) {
-        Ok(id) => id,
-        Err(busy) => return problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string()),
+    if let Some(refusal) = server.with(|bmc| wire::refuses_simple_update(bmc, &body)) {
+        return problem(StatusCode::BAD_REQUEST, refusal);
+    }
+    let (id, asked) = match begin(&server) {
+        Ok(begun) => begun,
+        Err(answer) => return *answer,
     };
     let puller = Arc::clone(&server);
     server.pulls.spawn(async move {
@@ -354,7 +416,7 @@ async fn simple_update(State(server): Server, Json(body): Json<Value>) -> Respon
             Err(error) => bmc.update_failed(now_ms(), id, format!("the image could not be fetched: {error:#}")),
         });
     });
-    accepted(&server, id)
+    accepted(&server, id, asked)
 }
 
 impl BmcServer {
@@ -373,14 +435,14 @@ impl BmcServer {
 }
 
 async fn push(State(server): Server, mut form: Multipart) -> Response {
-    let id = match server.with(|bmc| bmc.begin_update(now_ms())) {
-        Ok(id) => id,
-        Err(busy) => return problem(StatusCode::SERVICE_UNAVAILABLE, &busy.to_string()),
+    let (id, asked) = match begin(&server) {
+        Ok(begun) => begun,
+        Err(answer) => return *answer,
     };
     match receive(&mut form).await {
         Ok((sha256, length)) => {
             server.with(|bmc| bmc.image_arrived(now_ms(), id, sha256, length));
-            accepted(&server, id)
+            accepted(&server, id, asked)
         }
         Err(error) => {
             let reason = format!("the upload failed: {error:#}");
@@ -388,6 +450,31 @@ async fn push(State(server): Server, mut form: Multipart) -> Response {
             problem(StatusCode::BAD_REQUEST, &reason)
         }
     }
+}
+
+/// The image as the body of the request.
+async fn push_raw(State(server): Server, request: Request) -> Response {
+    let (id, asked) = match begin(&server) {
+        Ok(begun) => begun,
+        Err(answer) => return *answer,
+    };
+    let mut body = request.into_body().into_data_stream();
+    let (mut hash, mut length) = (sha2::Sha256::new(), 0);
+    while let Some(chunk) = body.next().await {
+        let Ok(chunk) = chunk else {
+            server.with(|bmc| bmc.update_failed(now_ms(), id, "the upload broke off".to_owned()));
+            return problem(StatusCode::BAD_REQUEST, "the upload broke off");
+        };
+        hash.update(&chunk);
+        length += chunk.len() as u64;
+        if length > IMAGE_BYTES_MAX {
+            server.with(|bmc| bmc.update_failed(now_ms(), id, "the image is too large".to_owned()));
+            return problem(StatusCode::PAYLOAD_TOO_LARGE, "the image is too large");
+        }
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    server.with(|bmc| bmc.image_arrived(now_ms(), id, digest.into(), length));
+    accepted(&server, id, asked)
 }
 
 async fn receive(form: &mut Multipart) -> anyhow::Result<(Sha256, u64)> {
@@ -415,10 +502,20 @@ async fn receive(form: &mut Multipart) -> anyhow::Result<(Sha256, u64)> {
     anyhow::bail!("there is no UpdateFile")
 }
 
-fn accepted(server: &BmcServer, id: u32) -> Response {
+fn accepted(server: &BmcServer, id: u32, asked: Asked) -> Response {
+    match asked {
+        Asked::Lost => return wire::broken_off(),
+        Asked::CarriedOutAnd(trouble) => return wire::trouble_answer(trouble),
+        Asked::Told | Asked::Refused(_) | Asked::Breaks => {}
+    }
     let location = format!("{ROOT}/TaskService/Tasks/{id}");
-    let body = server.with(|bmc| bmc.task(id).map(|task| task_body(bmc, id, task)));
-    (StatusCode::ACCEPTED, [("location", location)], Json(body)).into_response()
+    server.with(|bmc| match bmc.task(id) {
+        Some(task) if bmc.tells_of_tasks() => {
+            let body = Json(task_body(bmc, id, task));
+            (StatusCode::ACCEPTED, [("location", location)], body).into_response()
+        }
+        _ => Json(json!({ "@Message.ExtendedInfo": [{ "MessageId": "Base.1.4.0.Success" }] })).into_response(),
+    })
 }
 
 fn members<'a>(collection: &str, names: impl IntoIterator<Item = &'a str>) -> Json<Value> {
@@ -429,7 +526,7 @@ fn members<'a>(collection: &str, names: impl IntoIterator<Item = &'a str>) -> Js
     )
 }
 
-fn problem(status: StatusCode, message: &str) -> Response {
+pub(super) fn problem(status: StatusCode, message: &str) -> Response {
     let info = json!([{ "MessageId": "Base.1.8.GeneralError", "Message": message }]);
     (
         status,
@@ -438,6 +535,12 @@ fn problem(status: StatusCode, message: &str) -> Response {
         ),
     )
         .into_response()
+}
+
+/// The time as it tells it, so many seconds off.
+fn wall_time(off_s: i64) -> String {
+    let now_s = i64::try_from(now_ms() / 1_000).unwrap_or(i64::MAX);
+    WallTime::from_unix_seconds(now_s.saturating_add(off_s)).to_string()
 }
 
 /// RFC 4648, for the one header that needs it.

@@ -9,6 +9,7 @@ mod control;
 mod host;
 mod state;
 mod tls;
+mod wire;
 
 #[cfg(test)]
 mod tests;

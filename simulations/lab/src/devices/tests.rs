@@ -1,5 +1,7 @@
 //! The executors against the emulated devices: real HTTPS, real files, no node.
 
+mod faulty;
+
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
@@ -392,10 +394,9 @@ impl Lab {
                 password_file: Some(PathBuf::from("password")),
                 password_env: None,
                 ca_file: endpoints.ca_file.clone(),
-                system: None,
-                manager: None,
-                inventory: None,
                 update,
+                ac_reset: true,
+                ..RedfishConfig::default()
             }),
             EndpointKind::Host { dir } => ExecutorConfig::AbSlot(AbSlotConfig {
                 slot_a: dir.join("slot_a"),
@@ -412,6 +413,8 @@ impl Lab {
             id: device.id.clone(),
             component: device.component.clone(),
             labels: Labels::default(),
+            answers_min: None,
+            answers_apart_s: None,
             executor,
         };
         build(&written.check(self.dir.path()).unwrap(), self.images.clone()).unwrap()
@@ -475,6 +478,7 @@ impl Lab {
             },
             health: None,
             answers_min: 3,
+            answers_apart_ms: None,
             pace_ms: 30,
         }
     }

@@ -71,7 +71,7 @@ impl Dialects {
     }
 
     /// The dialect that was chosen, else the one that asks for the most and gets it, an operator's own first.
-    pub(super) fn of(&self, speaker: &Speaker) -> &Dialect {
+    pub(in crate::redfish) fn of(&self, speaker: &Speaker) -> &Dialect {
         let chosen = self.chosen.as_ref().and_then(|name| self.named(name));
         let best = || {
             let suiting = self.all.iter().enumerate();

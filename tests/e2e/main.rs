@@ -17,6 +17,7 @@ mod gates;
 mod health;
 mod layering;
 mod lies;
+mod many;
 mod membership;
 mod misfortune;
 mod notifications;

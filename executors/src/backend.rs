@@ -13,7 +13,9 @@ use crate::{
     ab_slot::AbSlotBackend,
     command::CommandBackend,
     config::{DeviceSettings, ExecutorSettings},
+    ddi::{self, DdiBackend, Desk},
     image::ImageSource,
+    journal::JournalError,
     rauc::RaucBackend,
     redfish::{ClientError, RedfishBackend},
     swupdate::Writer,
@@ -54,6 +56,7 @@ enum Kind {
     Command(Box<CommandBackend>),
     Rauc(RaucBackend),
     Swupdate(AbSlotBackend),
+    Ddi(DdiBackend),
 }
 
 /// Why a backend could not be made.
@@ -67,10 +70,33 @@ pub enum BuildError {
         /// Why.
         source: ClientError,
     },
+    /// What is known of it cannot be taken up.
+    #[error("device {device} asks for its updates, and what it was told is not known")]
+    Ddi {
+        /// The device.
+        device: DeviceId,
+        /// Why.
+        source: ddi::OpenError,
+    },
+    /// It asks for its updates, and here is nobody to ask.
+    #[error("device {device} asks for its updates, which a node answers, and nobody else")]
+    NobodyToAsk {
+        /// The device.
+        device: DeviceId,
+    },
 }
 
-/// Makes the backend of a device. Touches nothing.
+/// Makes the backend of a device that does not ask for its updates. Touches nothing.
 pub fn build(settings: &DeviceSettings, images: Arc<dyn ImageSource>) -> Result<Backend, BuildError> {
+    build_with(settings, images, None)
+}
+
+/// Makes the backend of any device. What is known of one that asks for its updates is at the `desk`.
+pub fn build_with(
+    settings: &DeviceSettings,
+    images: Arc<dyn ImageSource>,
+    desk: Option<&Arc<Desk>>,
+) -> Result<Backend, BuildError> {
     let (device, component) = (settings.device.clone(), settings.component.clone());
     let kind = match &settings.executor {
         ExecutorSettings::Redfish(redfish) => Kind::Redfish(
@@ -88,6 +114,18 @@ pub fn build(settings: &DeviceSettings, images: Arc<dyn ImageSource>) -> Result<
         ExecutorSettings::Command(tool) => {
             let backend = CommandBackend::new((**tool).clone(), component.clone(), images);
             Kind::Command(Box::new(backend))
+        }
+        ExecutorSettings::Ddi(ddi) => {
+            let Some(desk) = desk else {
+                return Err(BuildError::NobodyToAsk { device });
+            };
+            let (id, component) = (device.clone(), component.clone());
+            let opened = ddi::Device::open(id, component, ddi.clone(), Arc::clone(desk), images);
+            let opened = opened.map_err(|source| BuildError::Ddi {
+                device: device.clone(),
+                source,
+            })?;
+            Kind::Ddi(DdiBackend::new(Arc::new(opened)))
         }
     };
     Ok(Backend {
@@ -125,7 +163,7 @@ impl Backend {
         (self.answers_min, self.answers_apart)
     }
 
-    /// The executor's name: `redfish`, `ab_slot`, `rauc`, `swupdate`, or that of a tool's description.
+    /// The executor's name: `redfish`, `ab_slot`, `rauc`, `swupdate`, `ddi`, or that of a tool's description.
     #[must_use]
     pub fn executor(&self) -> &str {
         match &self.kind {
@@ -134,6 +172,24 @@ impl Backend {
             Kind::Rauc(_) => "rauc",
             Kind::Swupdate(_) => "swupdate",
             Kind::Command(command) => command.name(),
+            Kind::Ddi(_) => "ddi",
+        }
+    }
+
+    /// The device as the face sees it that answers it, if it asks for its updates.
+    #[must_use]
+    pub fn asking(&self) -> Option<&Arc<ddi::Device>> {
+        match &self.kind {
+            Kind::Ddi(ddi) => Some(ddi.device()),
+            _ => None,
+        }
+    }
+
+    /// An attempt is over: what is still offered to the device must not be taken up any more.
+    pub async fn over(&self) -> Result<(), JournalError> {
+        match &self.kind {
+            Kind::Ddi(ddi) => ddi.device().withdraw().await,
+            _ => Ok(()),
         }
     }
 
@@ -171,6 +227,7 @@ macro_rules! each_kind {
             Kind::AbSlot($backend) | Kind::Swupdate($backend) => $call.await,
             Kind::Command($backend) => $call.await,
             Kind::Rauc($backend) => $call.await,
+            Kind::Ddi($backend) => $call.await,
         }
     };
 }

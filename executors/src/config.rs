@@ -9,14 +9,17 @@ use std::{
 
 use firmesh_executors_core::Goal;
 use firmesh_protocol::{
-    ids::{Component, DeviceId},
+    ids::{Component, DeviceId, TopologyPath},
     labels::Labels,
 };
 use reqwest::Url;
 use serde::Deserialize;
+use sha2::Digest as _;
 
 use crate::{
     command::{CommandConfig, CommandSettings},
+    credentials::{Credentials, CredentialsError, Profiles, Resolved, Subject},
+    ddi::{DdiConfig, DdiSettings},
     rauc::{RaucConfig, RaucSettings},
     redfish::{Dialects, file_name},
     swupdate::{SwupdateConfig, SwupdateSettings},
@@ -55,6 +58,8 @@ pub enum ExecutorConfig {
     Rauc(RaucConfig),
     /// A host with two slots and a boot environment, whose slots SWUpdate writes.
     Swupdate(SwupdateConfig),
+    /// A device that asks for its updates over hawkBit's DDI.
+    Ddi(DdiConfig),
 }
 
 /// A BMC that speaks Redfish, as written.
@@ -63,9 +68,10 @@ pub enum ExecutorConfig {
 pub struct RedfishConfig {
     /// The BMC's root, such as `https://10.0.0.7`. Plain HTTP only on loopback.
     pub url: String,
-    /// The account.
+    /// The account. Default: that of the device's profile.
+    #[serde(default)]
     pub username: String,
-    /// A file whose first line is the password.
+    /// A file whose first line is the password. Without it and `password_env`, the device's profile has one.
     pub password_file: Option<PathBuf>,
     /// An environment variable that holds the password.
     pub password_env: Option<String>,
@@ -161,6 +167,8 @@ pub enum ExecutorSettings {
     Rauc(RaucSettings),
     /// A host with two slots and a boot environment, whose slots SWUpdate writes.
     Swupdate(SwupdateSettings),
+    /// A device that asks for its updates over hawkBit's DDI.
+    Ddi(DdiSettings),
 }
 
 /// A BMC, checked.
@@ -231,6 +239,20 @@ impl Secret {
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
+
+    /// How many bytes it has.
+    #[must_use]
+    pub fn length(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether `given` is the same, in a time that says nothing of how much of it is.
+    #[must_use]
+    pub fn is(&self, given: &str) -> bool {
+        let digests = [self.0.as_str(), given].map(|text| sha2::Sha256::digest(text.as_bytes()));
+        let differing = digests[0].iter().zip(digests[1].iter());
+        std::hint::black_box(differing.fold(0, |so_far, (a, b)| so_far | (a ^ b))) == 0
+    }
 }
 
 impl fmt::Debug for Secret {
@@ -264,6 +286,14 @@ pub enum DeviceConfigError {
         /// Why not.
         source: io::Error,
     },
+    /// Its profile has no secret that can be had.
+    #[error("device {device}")]
+    Credentials {
+        /// The device.
+        device: DeviceId,
+        /// Why not.
+        source: CredentialsError,
+    },
 }
 
 /// Files named in a configuration are small: a password, a few certificates.
@@ -279,6 +309,26 @@ const DIALECTS_MAX: usize = 64;
 impl DeviceConfig {
     /// Checks what was written and reads the files it names; relative paths start at `base`, the configuration's folder.
     pub fn check(self, base: &Path) -> Result<DeviceSettings, DeviceConfigError> {
+        self.check_with(base, None)
+    }
+
+    /// The same for a device of a node that has profiles: one that names no credentials has those of its profile.
+    pub fn check_with(
+        self,
+        base: &Path,
+        profiles: Option<(&Profiles, &TopologyPath)>,
+    ) -> Result<DeviceSettings, DeviceConfigError> {
+        let credentials = match profiles {
+            Some((profiles, path)) if self.needs_credentials() => {
+                let found = profiles.credentials(&self.subject(path));
+                found.map_err(|source| DeviceConfigError::Credentials {
+                    device: self.id.clone(),
+                    source,
+                })?
+            }
+            _ => None,
+        };
+        let credentials = credentials.as_ref();
         let Self {
             id,
             component,
@@ -287,7 +337,11 @@ impl DeviceConfig {
             answers_apart_s,
             executor,
         } = self;
-        let check = Check { device: &id, base };
+        let check = Check {
+            device: &id,
+            base,
+            credentials,
+        };
         let answers_min = answers_min.unwrap_or(Goal::ANSWERS_MIN);
         if !(1..=ANSWERS_MAX).contains(&answers_min) {
             return Err(check.value("answers_min", format!("must be from 1 to {ANSWERS_MAX}")));
@@ -301,6 +355,7 @@ impl DeviceConfig {
             ExecutorConfig::Swupdate(swupdate) => ExecutorSettings::Swupdate(check.swupdate(swupdate)?),
             ExecutorConfig::Rauc(rauc) => ExecutorSettings::Rauc(check.rauc(rauc)?),
             ExecutorConfig::Command(command) => ExecutorSettings::Command(Box::new(check.command(command)?)),
+            ExecutorConfig::Ddi(ddi) => ExecutorSettings::Ddi(check.ddi(ddi)?),
         };
         Ok(DeviceSettings {
             device: id,
@@ -311,6 +366,31 @@ impl DeviceConfig {
             executor,
         })
     }
+
+    /// Which profile it has; nothing if it has none, or names credentials of its own.
+    #[must_use]
+    pub fn profile(&self, profiles: &Profiles, path: &TopologyPath) -> Option<Resolved> {
+        let found = || profiles.resolve(&self.subject(path));
+        self.needs_credentials().then(found).flatten()
+    }
+
+    fn needs_credentials(&self) -> bool {
+        match &self.executor {
+            ExecutorConfig::Redfish(redfish) => redfish.password_file.is_none() && redfish.password_env.is_none(),
+            ExecutorConfig::Ddi(ddi) => ddi.token_file.is_none() && ddi.token_env.is_none(),
+            _ => false,
+        }
+    }
+
+    /// A BMC says its model when it is asked; before that it has the one of its label.
+    fn subject<'a>(&'a self, path: &'a TopologyPath) -> Subject<'a> {
+        let model = match &self.executor {
+            ExecutorConfig::Ddi(ddi) => Some(ddi.model.as_str()),
+            _ => self.labels.get("model").map(|model| model.as_str()),
+        };
+        let device = &self.id;
+        Subject { device, model, path }
+    }
 }
 
 /// The checks of one device's configuration.
@@ -318,6 +398,8 @@ pub(crate) struct Check<'a> {
     pub(crate) device: &'a DeviceId,
     /// Where relative paths begin.
     pub(crate) base: &'a Path,
+    /// What its profile has.
+    pub(crate) credentials: Option<&'a Credentials>,
 }
 
 impl Check<'_> {
@@ -348,7 +430,7 @@ impl Check<'_> {
             url,
             dialects: Arc::new(dialects),
             password: self.password(&config)?,
-            username: config.username,
+            username: self.username(&config)?,
             ca_pem,
             system: config.system,
             manager: config.manager,
@@ -414,10 +496,19 @@ impl Check<'_> {
         Ok(url)
     }
 
+    fn username(&self, config: &RedfishConfig) -> Result<String, DeviceConfigError> {
+        let of_profile = self.credentials.and_then(|credentials| credentials.username.clone());
+        let given = Some(config.username.clone()).filter(|name| !name.is_empty());
+        given
+            .or(of_profile)
+            .ok_or_else(|| self.value("username", "is missing, here and in the device's profile"))
+    }
+
     fn password(&self, config: &RedfishConfig) -> Result<Secret, DeviceConfigError> {
-        let text = match (&config.password_file, &config.password_env) {
-            (Some(path), None) => return self.secret("password_file", path),
-            (None, Some(name)) => std::env::var(name)
+        let text = match (&config.password_file, &config.password_env, self.credentials) {
+            (None, None, Some(credentials)) => return Ok(credentials.secret.clone()),
+            (Some(path), None, _) => return self.secret("password_file", path),
+            (None, Some(name), _) => std::env::var(name)
                 .map_err(|_unset| self.value("password_env", format!("names {name}, which is not set or not text")))?,
             _ => return Err(self.value("password_file or password_env", "must be given, and only one of them")),
         };

@@ -7,6 +7,8 @@ pub mod ab_slot;
 mod backend;
 pub mod command;
 mod config;
+mod credentials;
+pub mod ddi;
 mod image;
 mod journal;
 pub mod rauc;
@@ -15,10 +17,14 @@ mod runner;
 pub mod swupdate;
 mod tool;
 
-pub use backend::{Backend, BuildError, DeviceBackend, build};
+pub use backend::{Backend, BuildError, DeviceBackend, build, build_with};
 pub use config::{
     AbSlotConfig, AbSlotSettings, DeviceConfig, DeviceConfigError, DeviceSettings, ExecutorConfig, ExecutorSettings,
     RedfishConfig, RedfishSettings, Secret, UpdateMethod,
+};
+pub use credentials::{
+    Credentials, CredentialsError, ProfileConfig, Profiles, ProfilesConfig, ProfilesError, Resolved, SecretError,
+    SecretSource, Subject, Unseal,
 };
 pub use firmesh_executors_core::{ActError, AttemptRecord, Goal, Image, Observed, Outcome, Report, Rung, Seen, Slot};
 pub use image::{ImageError, ImageReader, ImageSource};

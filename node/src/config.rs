@@ -5,18 +5,24 @@ use std::{
     io,
     net::SocketAddr,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
-use firmesh_executors::{DeviceConfig, DeviceConfigError, DeviceSettings};
+use firmesh_executors::{
+    DeviceConfig, DeviceConfigError, DeviceSettings, ExecutorSettings, Profiles, ProfilesConfig, ProfilesError,
+    Resolved, Unseal,
+};
 use firmesh_node_core::{retention::ARTIFACTS_MAX, swarm::Tuning};
 use firmesh_protocol::{
-    ids::{ArtifactId, NodeId, TopologyPath},
+    ids::{ArtifactId, DeviceId, NodeId, TopologyPath},
     limits::NODE_DEVICES_MAX,
 };
 use serde::Deserialize;
 
 use crate::{
+    ddi::{DdiConfig, DdiError, DdiSettings},
+    sealing::Sealing,
     store::{KeyError, Pace, StoreKey},
     transport::{
         DatagramBound, DscpMarks,
@@ -50,6 +56,11 @@ pub struct Config {
     /// Images for BMCs that pull them.
     #[serde(default)]
     pub images: ImagesConfig,
+    /// Where devices ask that fetch their updates themselves. Nobody listens as long as there are none.
+    #[serde(default)]
+    pub ddi: DdiConfig,
+    /// A file of profiles: credentials of many devices, by place, model and name.
+    pub credentials_file: Option<PathBuf>,
     /// The piece store.
     #[serde(default)]
     pub store: StoreConfig,
@@ -238,6 +249,8 @@ pub struct Settings {
     pub status_listen: SocketAddr,
     /// Images for BMCs.
     pub images: ImagesConfig,
+    /// Where devices ask that fetch their updates themselves, if there are such.
+    pub ddi: Option<DdiSettings>,
     /// What the piece store is encrypted under.
     pub store_key: Option<StoreKey>,
     /// How many bytes per second may come and go, and when.
@@ -287,6 +300,17 @@ pub enum ConfigError {
     /// A device's configuration.
     #[error(transparent)]
     Device(#[from] DeviceConfigError),
+    /// The face towards devices that ask.
+    #[error(transparent)]
+    Ddi(#[from] DdiError),
+    /// The profiles.
+    #[error("credentials_file: {path}")]
+    Profiles {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        source: ProfilesError,
+    },
 }
 
 /// The piece store's key in the environment, for those who keep secrets out of files.
@@ -301,31 +325,78 @@ const FILE_BYTES_MAX: u64 = 4 << 20;
 impl Settings {
     /// Reads and checks `path`.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let text = read("--config", path)?;
-        let config: Config = toml::from_str(&text).map_err(|source| ConfigError::Malformed {
-            path: path.to_owned(),
-            source: Box::new(source),
-        })?;
-        let base = path.parent().unwrap_or_else(|| Path::new(""));
-        // Tools run in folders of their own.
-        let base = match base.as_os_str().is_empty() {
-            true => std::env::current_dir(),
-            false => std::path::absolute(base),
-        };
-        let base = base.map_err(|source| ConfigError::File {
-            field: "--config",
-            path: path.to_owned(),
-            source,
-        })?;
-        let mut settings = config.check(&base)?;
-        if let Some(text) = std::env::var_os(STORE_KEY_VARIABLE) {
-            settings.store_key = Some(StoreKey::parse(&text.to_string_lossy(), STORE_KEY_VARIABLE)?);
-        }
-        Ok(settings)
+        Config::load(path)?.check(&base_of(path)?)
     }
 }
 
+/// Where relative paths of a configuration begin. Tools run in folders of their own: it does not depend on where we are.
+fn base_of(path: &Path) -> Result<PathBuf, ConfigError> {
+    let base = path.parent().unwrap_or_else(|| Path::new(""));
+    let base = match base.as_os_str().is_empty() {
+        true => std::env::current_dir(),
+        false => std::path::absolute(base),
+    };
+    base.map_err(|source| ConfigError::File {
+        field: "--config",
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn parsed<T: serde::de::DeserializeOwned>(field: &'static str, path: &Path) -> Result<T, ConfigError> {
+    toml::from_str(&read(field, path)?).map_err(|source| ConfigError::Malformed {
+        path: path.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+/// Which profile a device of the configuration at `path` has, if it has one. Reads no secret.
+pub fn profile_of(path: &Path, device: &DeviceId) -> Result<Option<Resolved>, ConfigError> {
+    let (config, base) = (Config::load(path)?, base_of(path)?);
+    let Some(found) = config.devices.iter().find(|found| found.id == *device) else {
+        let problem = format!("do not name {device}");
+        return Err(ConfigError::Value {
+            field: "devices",
+            problem,
+        });
+    };
+    let profiles = config.profiles(&base, None)?;
+    Ok(profiles.and_then(|profiles| found.profile(&profiles, &config.path)))
+}
+
+/// What seals secrets for the node whose configuration is at `path`.
+pub fn sealing(path: &Path) -> Result<Sealing, ConfigError> {
+    let key = Config::load(path)?.store_key(&base_of(path)?)?;
+    key.as_ref().map(Sealing::by).ok_or_else(|| ConfigError::Value {
+        field: "store.key_file",
+        problem: "is not set: there is no key to seal with".to_owned(),
+    })
+}
+
 impl Config {
+    fn load(path: &Path) -> Result<Self, ConfigError> {
+        parsed("--config", path)
+    }
+
+    fn store_key(&self, base: &Path) -> Result<Option<StoreKey>, ConfigError> {
+        if let Some(text) = std::env::var_os(STORE_KEY_VARIABLE) {
+            return Ok(Some(StoreKey::parse(&text.to_string_lossy(), STORE_KEY_VARIABLE)?));
+        }
+        let file = self.store.key_file.as_ref();
+        Ok(file.map(|file| StoreKey::load(&base.join(file))).transpose()?)
+    }
+
+    fn profiles(&self, base: &Path, key: Option<&StoreKey>) -> Result<Option<Profiles>, ConfigError> {
+        let Some(file) = &self.credentials_file else {
+            return Ok(None);
+        };
+        let path = base.join(file);
+        let written: ProfilesConfig = parsed("credentials_file", &path)?;
+        let unseal = key.map(|key| Arc::new(Sealing::by(key)) as Arc<dyn Unseal>);
+        let profiles = Profiles::new(written, &base_of(&path)?, unseal);
+        Ok(Some(profiles.map_err(|source| ConfigError::Profiles { path, source })?))
+    }
+
     /// Checks what was written and reads the files it names.
     pub fn check(self, base: &Path) -> Result<Settings, ConfigError> {
         if self.path.segments().last().map(String::as_str) != Some(self.node.as_str()) || self.path.depth() < 3 {
@@ -362,9 +433,12 @@ impl Config {
         }
         let mut tuning = Tuning::default();
         tuning.in_flight_max = pieces_in_flight(&self.budgets, tuning.in_flight_max);
+        let store_key = self.store_key(base)?;
+        let profiles = self.profiles(base, store_key.as_ref())?;
+        let profiles = profiles.as_ref().map(|profiles| (profiles, &self.path));
         let mut devices = Vec::new();
         for device in self.devices {
-            let device = device.check(base)?;
+            let device = device.check_with(base, profiles)?;
             if devices
                 .iter()
                 .any(|other: &DeviceSettings| other.device == device.device)
@@ -401,10 +475,14 @@ impl Config {
             mesh: self.mesh,
             status_listen: self.status.listen,
             images: self.images,
-            store_key: match self.store.key_file {
-                Some(file) => Some(StoreKey::load(&base.join(file))?),
-                None => None,
+            ddi: match devices
+                .iter()
+                .any(|device| matches!(device.executor, ExecutorSettings::Ddi(_)))
+            {
+                true => Some(self.ddi.check(base, &devices)?),
+                false => None,
             },
+            store_key,
             budgets: self.budgets,
             room: RoomSettings {
                 quota_bytes: self.store.quota_bytes,

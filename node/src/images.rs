@@ -14,7 +14,7 @@ use axum::{
     Router,
     body::Body,
     extract::{Path, State},
-    http::{HeaderMap, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -25,7 +25,10 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::io::{AsyncReadExt as _, AsyncSeekExt as _};
 use tokio_util::{io::ReaderStream, sync::CancellationToken};
 
-use crate::store::ChunkStore;
+use crate::{
+    places::{CONNECTIONS_MAX, Places},
+    store::ChunkStore,
+};
 
 /// The complete artifacts of a node.
 #[derive(Debug, Clone)]
@@ -88,7 +91,10 @@ impl Images {
             stopping.graceful_shutdown(Some(Duration::from_millis(500)));
         };
         let server = match axum_server::from_tcp_rustls(listener, RustlsConfig::from_config(Arc::new(tls))) {
-            Ok(server) => server.handle(handle).serve(router.into_make_service()),
+            Ok(server) => server
+                .map(|acceptor| Places::before(acceptor, CONNECTIONS_MAX))
+                .handle(handle)
+                .serve(router.into_make_service()),
             Err(error) => return tracing::error!(%error, "the image server did not start"),
         };
         let (served, ()) = tokio::join!(server, stop);
@@ -107,6 +113,46 @@ impl Images {
     pub fn remove(&self, artifact: ArtifactId) {
         let mut complete = self.complete.write().unwrap_or_else(PoisonError::into_inner);
         complete.retain(|(id, _)| *id != artifact);
+    }
+
+    /// The answer to a request for an image, or for a range of it, and whether that goes to the image's end; nothing if it
+    /// is not complete here.
+    pub(crate) async fn answer(&self, artifact: ArtifactId, range: Option<&HeaderValue>) -> Option<(Response, bool)> {
+        let length = self.length_of(artifact)?;
+        let range = match range.map(|value| byte_range(value.to_str().unwrap_or_default(), length)) {
+            Some(None) => {
+                let content_range = [(header::CONTENT_RANGE, format!("bytes */{length}"))];
+                return Some((
+                    (StatusCode::RANGE_NOT_SATISFIABLE, content_range).into_response(),
+                    false,
+                ));
+            }
+            Some(Some(range)) => Some(range),
+            None => None,
+        };
+        let (start, end) = range.unwrap_or((0, length));
+        let mut reader = self.store.reader(artifact);
+        if let Err(error) = reader.seek(SeekFrom::Start(start)).await {
+            tracing::warn!(%artifact, %error, "an image could not be read");
+            return Some((StatusCode::INTERNAL_SERVER_ERROR.into_response(), false));
+        }
+        let body = Body::from_stream(ReaderStream::with_capacity(reader.take(end - start), READ_BYTES));
+        let mut response = Response::new(body);
+        let fields = response.headers_mut();
+        fields.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/octet-stream"),
+        );
+        fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+        fields.insert(header::CONTENT_LENGTH, (end - start).into());
+        if range.is_some() {
+            let value = format!("bytes {start}-{}/{length}", end - 1);
+            if let Ok(value) = value.parse() {
+                fields.insert(header::CONTENT_RANGE, value);
+            }
+            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        }
+        Some((response, end == length))
     }
 
     fn length_of(&self, artifact: ArtifactId) -> Option<u64> {
@@ -141,44 +187,14 @@ impl ImageSource for Images {
 }
 
 async fn image(State(images): State<Images>, Path(artifact): Path<String>, headers: HeaderMap) -> Response {
-    let known = artifact.parse().ok().and_then(|id| Some((id, images.length_of(id)?)));
-    let Some((id, length)) = known else {
-        return (StatusCode::NOT_FOUND, "no such image is complete at this node\n").into_response();
+    let answer = match artifact.parse() {
+        Ok(id) => images.answer(id, headers.get(header::RANGE)).await,
+        Err(_) => None,
     };
-    let range = match headers
-        .get(header::RANGE)
-        .map(|value| byte_range(value.to_str().unwrap_or_default(), length))
-    {
-        Some(None) => {
-            let content_range = [(header::CONTENT_RANGE, format!("bytes */{length}"))];
-            return (StatusCode::RANGE_NOT_SATISFIABLE, content_range).into_response();
-        }
-        Some(Some(range)) => Some(range),
-        None => None,
-    };
-    let (start, end) = range.unwrap_or((0, length));
-    let mut reader = images.store.reader(id);
-    if let Err(error) = reader.seek(SeekFrom::Start(start)).await {
-        tracing::warn!(artifact = %id, %error, "an image could not be read");
-        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    match answer {
+        Some((response, _)) => response,
+        None => (StatusCode::NOT_FOUND, "no such image is complete at this node\n").into_response(),
     }
-    let body = Body::from_stream(ReaderStream::with_capacity(reader.take(end - start), READ_BYTES));
-    let mut response = Response::new(body);
-    let fields = response.headers_mut();
-    fields.insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static("application/octet-stream"),
-    );
-    fields.insert(header::ACCEPT_RANGES, header::HeaderValue::from_static("bytes"));
-    fields.insert(header::CONTENT_LENGTH, (end - start).into());
-    if range.is_some() {
-        let value = format!("bytes {start}-{}/{length}", end - 1);
-        if let Ok(value) = value.parse() {
-            fields.insert(header::CONTENT_RANGE, value);
-        }
-        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-    }
-    response
 }
 
 /// One range of the forms `bytes=a-b`, `bytes=a-`, `bytes=-n`, as start and end (exclusive).

@@ -9,7 +9,7 @@ use std::{
     error::Error,
     fs::File,
     path::{Path, PathBuf},
-    sync::Mutex,
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -51,8 +51,13 @@ pub struct NodeJournal {
     permits: sled::Tree,
     reports: sled::Tree,
     facts: sled::Tree,
+    asking: sled::Tree,
     barrier: Mutex<File>,
 }
+
+/// What is known of devices that ask for their updates: a record for each, beside that of its attempt.
+#[derive(Debug)]
+pub struct AskingNotes(pub Arc<NodeJournal>);
 
 /// The journal cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -95,6 +100,7 @@ impl NodeJournal {
             permits: tree("permits")?,
             reports: tree("reports")?,
             facts: tree("facts")?,
+            asking: tree("asking")?,
             barrier: Mutex::new(File::open(folder.join("db")).map_err(|error| failed(error.into()))?),
             db,
         })
@@ -402,6 +408,24 @@ impl Journal for NodeJournal {
             .keys()
             .map(|key| device_of(&key.map_err(failed("list"))?))
             .collect()
+    }
+}
+
+impl Journal for AskingNotes {
+    fn save(&self, device: &DeviceId, record: &[u8]) -> Result<(), JournalError> {
+        let Self(journal) = self;
+        journal.asking.insert(device.as_str(), record).map_err(failed("save"))?;
+        journal.make_durable("save")
+    }
+
+    fn load(&self, device: &DeviceId) -> Result<Option<Vec<u8>>, JournalError> {
+        let record = self.0.asking.get(device.as_str()).map_err(failed("load"))?;
+        Ok(record.map(|bytes| bytes.to_vec()))
+    }
+
+    fn list(&self) -> Result<Vec<DeviceId>, JournalError> {
+        let keys = self.0.asking.iter().keys();
+        keys.map(|key| device_of(&key.map_err(failed("list"))?)).collect()
     }
 }
 

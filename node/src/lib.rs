@@ -6,13 +6,16 @@
 mod audit;
 mod campaigns;
 pub mod config;
+pub mod ddi;
 mod delta;
 mod files;
 pub mod identity;
 pub mod images;
 pub mod journal;
 pub mod mesh;
+mod places;
 mod runtime;
+pub mod sealing;
 pub mod status;
 pub mod store;
 pub mod telemetry;

@@ -1,9 +1,18 @@
 //! `firmesh-node`: the process on every rack.
 
-use std::{io, path::PathBuf, process::ExitCode};
+use std::{
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::Parser;
-use firmesh_node::{config::Settings, run_until_signal, status::clear_at, telemetry};
+use firmesh_node::{
+    config::{Settings, profile_of, sealing},
+    run_until_signal,
+    status::clear_at,
+    telemetry,
+};
 use firmesh_protocol::ids::DeviceId;
 
 /// Caches and shares verified firmware images with its peers, and updates the devices it looks after.
@@ -20,6 +29,12 @@ struct Args {
     /// `firmesh device clear` says the same to the coordinator.
     #[arg(long, value_name = "DEVICE")]
     clear: Option<DeviceId>,
+    /// Say which profile of credentials a device has, without what it keeps, and exit.
+    #[arg(long, value_name = "DEVICE")]
+    credentials: Option<DeviceId>,
+    /// Seal the secret on standard input for this profile of this node, print it, and exit.
+    #[arg(long, value_name = "PROFILE")]
+    seal: Option<String>,
     /// Log JSON, one object a line.
     #[arg(long, env = "FIRMESH_LOG_JSON")]
     log_json: bool,
@@ -28,6 +43,15 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     telemetry::init(args.log_json);
+    if let Some(asked) = asked_of_credentials(&args) {
+        return match asked {
+            Ok(answer) => {
+                println!("{answer}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&*error),
+        };
+    }
     let settings = match Settings::load(&args.config) {
         Ok(settings) => settings,
         Err(error) => return fail(&error),
@@ -45,6 +69,41 @@ fn main() -> ExitCode {
     match run_until_signal(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&*error),
+    }
+}
+
+type Asked = Result<String, Box<dyn std::error::Error>>;
+
+fn asked_of_credentials(args: &Args) -> Option<Asked> {
+    let device = args
+        .credentials
+        .as_ref()
+        .map(|device| credentials(&args.config, device));
+    device.or_else(|| args.seal.as_ref().map(|profile| seal(&args.config, profile)))
+}
+
+fn credentials(config: &Path, device: &DeviceId) -> Asked {
+    Ok(match profile_of(config, device)? {
+        Some(found) => format!(
+            "profile: {}\nfor: {}\nusername: {}\nsecret: {}",
+            found.profile,
+            found.scope,
+            found.username.as_deref().unwrap_or("none"),
+            found.source
+        ),
+        None => format!("{device} has no profile: its configuration names credentials of its own, or it needs none"),
+    })
+}
+
+fn seal(config: &Path, profile: &str) -> Asked {
+    /// Longer than any secret that is read back.
+    const SECRET_BYTES_MAX: u64 = 4 << 10;
+    let sealing = sealing(config)?;
+    let mut text = String::new();
+    io::stdin().lock().take(SECRET_BYTES_MAX).read_to_string(&mut text)?;
+    match text.lines().next().filter(|line| !line.is_empty()) {
+        Some(secret) => Ok(sealing.seal(profile, secret)?),
+        None => Err("standard input has no secret: its first line is sealed".into()),
     }
 }
 

@@ -18,6 +18,7 @@ mod gates;
 mod health;
 mod layering;
 mod lies;
+mod many;
 mod membership;
 mod misfortune;
 mod notifications;

@@ -531,6 +531,15 @@ impl Runtime {
             let attempt = async {
                 let ended = run_attempt(&*backend, start, &journal, &reports, &cancel).await;
                 drop(reports);
+                // Before the outcome is kept: what ended must not be gone on with by the device alone.
+                if let Ok(Ended::Over(_)) = &ended
+                    && let Err(error) = backend.over().await
+                {
+                    return Err(AttemptError::Journal {
+                        device: backend.device().clone(),
+                        source: error,
+                    });
+                }
                 backend.close().await;
                 ended
             };

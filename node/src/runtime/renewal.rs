@@ -76,14 +76,11 @@ impl Runtime {
 
 /// The addresses at which BMCs reach this node, for its certificate.
 pub(super) fn addresses(settings: &Settings) -> Vec<std::net::IpAddr> {
-    let advertised = settings
-        .images
-        .advertise_host
-        .as_ref()
-        .and_then(|host| host.parse().ok());
-    [Some(settings.images.listen.ip()), advertised]
+    let (images, ddi) = (&settings.images, settings.ddi.as_ref());
+    let hosts = [&images.advertise_host]
         .into_iter()
-        .flatten()
-        .filter(|ip| !ip.is_unspecified())
-        .collect()
+        .chain(ddi.map(|ddi| &ddi.advertise_host));
+    let advertised = hosts.flatten().filter_map(|host| host.parse().ok());
+    let listening = [images.listen.ip()].into_iter().chain(ddi.map(|ddi| ddi.listen.ip()));
+    listening.chain(advertised).filter(|ip| !ip.is_unspecified()).collect()
 }

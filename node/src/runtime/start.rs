@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firmesh_executors::{BuildError, ImageSource, JournalError, build};
+use firmesh_executors::{BuildError, ImageSource, JournalError, build_with, ddi::Desk};
 use firmesh_node_core::swarm::Swarm;
 use firmesh_protocol::report::NodeRecord;
 use serde::Serialize;
@@ -26,10 +26,11 @@ use super::{
 use crate::{
     audit::AuditWatch,
     config::Settings,
+    ddi::{self, Face},
     files::write_durably,
     identity::{Identity, IdentityFileError, NodeKey},
     images::{self, Images},
-    journal::{self, NodeJournal},
+    journal::{self, AskingNotes, NodeJournal},
     mesh::{self, MeshCommand, Topic},
     status,
     store::{self, ChunkStore, PieceStore, StoreError},
@@ -82,6 +83,9 @@ pub enum RunError {
     /// The image server cannot listen.
     #[error(transparent)]
     Images(#[from] images::ListenError),
+    /// Devices that ask cannot be answered.
+    #[error(transparent)]
+    Ddi(#[from] ddi::ListenError),
     /// The status API cannot listen.
     #[error("the status API cannot listen on {listen}; is another node running there?")]
     Status {
@@ -114,6 +118,8 @@ struct Addresses {
     data: SocketAddr,
     mesh: String,
     images: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ddi: Option<String>,
 }
 
 /// Runs a node until `cancel`.
@@ -185,11 +191,19 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     };
     let own_record = sign_record(&record, &identity.key);
     let image_source: Arc<dyn ImageSource> = Arc::new(images.clone());
+    let desk = Arc::new(Desk::new(Arc::new(AskingNotes(Arc::clone(&journal)))));
     let backends = settings
         .devices
         .iter()
-        .map(|device| build(device, Arc::clone(&image_source)))
+        .map(|device| build_with(device, Arc::clone(&image_source), Some(&desk)))
         .collect::<Result<Vec<_>, _>>()?;
+    let face = match &settings.ddi {
+        Some(ddi) => {
+            let asking = backends.iter().filter_map(|backend| backend.asking().cloned());
+            Some(Face::listen(ddi, asking, images.clone())?)
+        }
+        None => None,
+    };
     let addresses = Addresses {
         status: status_listener
             .local_addr()
@@ -197,9 +211,10 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         data,
         mesh: mesh.address.to_string(),
         images: images.base_url().to_owned(),
+        ddi: face.as_ref().map(|(face, _)| face.base_url().to_owned()),
     };
 
-    let image_tls = identity.image_server_config()?;
+    let (image_tls, face_tls) = (identity.image_server_config()?, identity.image_server_config()?);
     let (url, tls) = (settings.coordinator_url.clone(), identity.client_config()?);
     let uplink = Uplink::new(url, tls, settings.patience).map_err(RunError::Client)?;
     let (status_tx, status_rx) = mpsc::channel(16);
@@ -259,6 +274,9 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
 
     let mut services = JoinSet::new();
     services.spawn(images.serve(images_listener, image_tls, cancel.child_token()));
+    if let Some((face, listener)) = face {
+        services.spawn(face.serve(listener, face_tls, cancel.child_token()));
+    }
     let status_cancel = cancel.child_token();
     services.spawn(async move {
         let runtime = status::Runtime {

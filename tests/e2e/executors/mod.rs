@@ -1,6 +1,8 @@
 //! Executors against software that we did not write: each with a campaign through coordinator, mesh and node, and with attempts
 //! that are killed at every boundary.
 
+mod credentials;
+mod ddi;
 mod described;
 mod fwupd;
 mod ipmi;
@@ -8,7 +10,12 @@ mod rauc;
 mod redfish;
 mod swupdate;
 
-use std::{fmt::Write as _, fs, path::Path, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use firmesh_protocol::{
@@ -78,7 +85,13 @@ fn begin(fleet: &Cluster, id: &str, component: &str, (to, back): (&str, &str), b
 }
 
 /// The same, the releases named.
-fn begin_of(fleet: &Cluster, id: &str, (to, back): (&str, &str), back_s: u32) -> Result<()> {
+fn begin_of(fleet: &Cluster, id: &str, releases: (&str, &str), back_s: u32) -> Result<()> {
+    approve_of(fleet, id, releases, back_s)?;
+    fleet.operator.ok(&["campaign", "start", id]).map(drop)
+}
+
+/// The same without the start.
+fn approve_of(fleet: &Cluster, id: &str, (to, back): (&str, &str), back_s: u32) -> Result<()> {
     let file = format!(
         "id = {id:?}\nexpires = \"2099-01-01T00:00:00Z\"\nreleases = [{to:?}]\nprevious = [{back:?}]\n{}\n",
         rules(1, (120, back_s))
@@ -89,8 +102,7 @@ fn begin_of(fleet: &Cluster, id: &str, (to, back): (&str, &str), back_s: u32) ->
         .ok(&["campaign", "create", "--file", &format!("{id}.toml")])?;
     fleet.operator.ok(&["campaign", "plan", id])?;
     fleet.operator.sign("approver")?;
-    fleet.operator.ok(&["campaign", "publish"])?;
-    fleet.operator.ok(&["campaign", "start", id]).map(drop)
+    fleet.operator.ok(&["campaign", "publish"]).map(drop)
 }
 
 /// The same, and it goes well.
@@ -124,4 +136,17 @@ async fn version(fleet: &Cluster) -> Result<Option<String>> {
 fn explained(fleet: &Cluster, id: &str) -> Result<String> {
     let why: Value = fleet.operator.ok(&["campaign", "explain", id, "--device", DEVICE])?;
     Ok(why.to_string())
+}
+
+fn files_below(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            files.extend(files_below(&entry.path())?);
+        } else {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
 }

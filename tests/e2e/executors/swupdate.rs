@@ -103,17 +103,17 @@ fn swupdate_toml(host: &Host, key: &Path) -> String {
 }
 
 /// An image: its first line is the version that runs once it is booted.
-fn contents(version: &str) -> Vec<u8> {
+pub(super) fn contents(version: &str) -> Vec<u8> {
     let mut bytes = format!("{version}\n").into_bytes();
     bytes.extend(version.bytes().cycle().take(IMAGE_BYTES));
     bytes
 }
 
 /// Whoever signs images, with a certificate in `cert.pem` of the folder.
-struct Signer(PathBuf);
+pub(super) struct Signer(PathBuf);
 
 impl Signer {
-    fn new(folder: &Path) -> Result<Self> {
+    pub(super) fn new(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder)?;
         let openssl = ensure_command("openssl", "openssl")?;
         let (key, cert) = (folder.join("key.pem"), folder.join("cert.pem"));
@@ -127,12 +127,12 @@ impl Signer {
         Ok(Self(folder.to_owned()))
     }
 
-    fn cert(&self) -> PathBuf {
+    pub(super) fn cert(&self) -> PathBuf {
         self.0.join("cert.pem")
     }
 
     /// An image for the slots of a host, in a file of the folder.
-    fn image(&self, version: &str, host: &Path) -> Result<PathBuf> {
+    pub(super) fn image(&self, version: &str, host: &Path) -> Result<PathBuf> {
         let (openssl, cpio) = (ensure_command("openssl", "openssl")?, ensure_command("cpio", "cpio")?);
         fs::write(self.0.join("rootfs.img"), contents(version))?;
         let slot = |name: &str| {

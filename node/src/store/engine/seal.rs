@@ -97,6 +97,11 @@ impl StoreKey {
         Ok(Self(key))
     }
 
+    /// A key of its own for another use, which `context` names.
+    pub(crate) fn derive(&self, context: &str) -> [u8; 32] {
+        blake3::derive_key(context, &self.0)
+    }
+
     /// What a store keeps to know its key again; says nothing about the key.
     pub(super) fn check_value(&self) -> String {
         hex::encode(blake3::derive_key(CHECK_CONTEXT, &self.0))

@@ -9,7 +9,7 @@ use axum::{
     http::{HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use firmesh_coordinator_core::plan;
+use firmesh_coordinator_core::{PlanError, plan};
 use firmesh_protocol::{
     api::{PlanRequest, PlanResponse},
     ids::{CampaignId, Sha256},
@@ -59,6 +59,7 @@ async fn planned(app: &App, manifest: CampaignManifest, allow_deprecated: bool) 
             "the draft's schema must be {MANIFEST_SCHEMA:?}"
         )));
     }
+    manifest.check().map_err(PlanError::from)?;
     refuse_hookless(app, &manifest.strategy)?;
     if !allow_deprecated {
         let marked = deprecated(app, manifest.releases.iter().map(|release| release.target.as_str())).await?;
@@ -106,11 +107,7 @@ async fn planned(app: &App, manifest: CampaignManifest, allow_deprecated: bool) 
 fn refuse_hookless(app: &App, strategy: &Strategy) -> Result<(), Failure> {
     let known = |hook: &str| app.settings.gate_webhooks.iter().any(|known| known.name() == hook);
     let acts = [0, 1].map(|wave| strategy.acts_before(wave));
-    match acts
-        .iter()
-        .flatten()
-        .find(|(.., hook)| !hook.is_empty() && !known(hook))
-    {
+    match acts.iter().flatten().find(|(.., hook)| !known(hook)) {
         Some((act, pool, hook)) => {
             let detail = format!(
                 "strategy.{}: this coordinator has no [[gate_webhooks]] of the name {hook:?}, which is to {} {pool}: configure it, or \

@@ -412,6 +412,7 @@ impl Device {
             // It restarts by itself.
             resets: Vec::new(),
             health: HealthSample::default(),
+            clock_off_s: None,
         }))
     }
 
@@ -491,6 +492,7 @@ fn task_seen(ledger: &Ledger, task: Option<&str>) -> Option<TaskSeen> {
     });
     let percent = |(done, of): (u32, u32)| (u64::from(done.min(of)) * 100).checked_div(of.into());
     Some(TaskSeen {
+        name: None,
         state,
         percent: progress
             .and_then(percent)

@@ -79,6 +79,7 @@ fn goal() -> Goal {
         },
         health: None,
         answers_min: 3,
+        answers_apart_ms: None,
         pace_ms: 2,
     }
 }

@@ -292,6 +292,10 @@ impl Runtime {
                     if self.clock.now() >= self.watch.look_at {
                         self.look_for_silence().await;
                     }
+                    // While the engine has more to do at once, others take turns with it.
+                    if let Ok(command) = self.commands.try_recv() {
+                        self.obey(command).await;
+                    }
                 }
                 command = self.commands.recv() => match command {
                     Some(command) => self.obey(command).await,

@@ -17,6 +17,20 @@ use crate::{
     load::{Load, Room},
 };
 
+/// The most devices that one input starts. What follows from an input is one change of the database, and whoever asks for
+/// something meanwhile waits for it: a start of a hundred thousand devices is many small changes, with others in between.
+pub const STARTS_MAX: usize = 1_024;
+
+/// Who may start.
+#[derive(Debug, Default)]
+pub(crate) struct Chosen {
+    /// By wave and by which attempt it is, in the order of the plan.
+    pub(crate) devices: BTreeMap<(u32, u32), Vec<DeviceId>>,
+    pub(crate) count: usize,
+    /// There may be more: as many as were asked for have been chosen.
+    pub(crate) is_cut_short: bool,
+}
+
 pub(crate) fn may_be_permitted(campaign: &Campaign, kind: PermitKind, now: Timestamp) -> bool {
     match kind {
         PermitKind::Update => campaign.record.state == CampaignState::Active && now < campaign.expires_at,
@@ -41,15 +55,16 @@ pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt, now
     goes_on || (is_wanted && may_be_permitted(campaign, kind, now))
 }
 
-/// The devices that may start now, by wave and by which attempt it is, and those whose permit lapsed unused: in the order of the plan, as far as there
-/// is room. They are counted in the load.
+/// The devices that may start now and those whose permit lapsed unused: in the order of the plan, as far as there is room,
+/// and no more than `most`. They are counted in the load.
 pub(crate) fn choose(
     campaign: &mut Campaign,
     kind: PermitKind,
     load: &mut Load,
+    most: usize,
     now: Timestamp,
-) -> BTreeMap<(u32, u32), Vec<DeviceId>> {
-    let mut chosen: BTreeMap<(u32, u32), Vec<DeviceId>> = BTreeMap::new();
+) -> Chosen {
+    let mut chosen = Chosen::default();
     if campaign.index.lapsed.is_empty() && campaign.index.ready(kind).rests(load.releases()) {
         return chosen;
     }
@@ -62,6 +77,10 @@ pub(crate) fn choose(
             (Some((waiting, _)), Some(lapsed)) => waiting < lapsed,
             (waiting, _) => waiting.is_some(),
         };
+        if chosen.count == most {
+            chosen.is_cut_short = true;
+            break;
+        }
         let picked = match is_new {
             true => start_first(campaign, kind, load, end, &mut waiting),
             false => lapsed
@@ -75,7 +94,8 @@ pub(crate) fn choose(
                 PermitKind::Update => attempt.record.attempt(),
                 PermitKind::Rollback => 1,
             };
-            chosen.entry((attempt.wave, number)).or_default().push(device);
+            chosen.devices.entry((attempt.wave, number)).or_default().push(device);
+            chosen.count += 1;
         }
     }
     chosen

@@ -24,7 +24,7 @@ use firmesh_protocol::{
 use crate::{
     attempts::{Attempt, AttemptRecord},
     campaign::{Campaign, CampaignRecord, targets},
-    caps::{choose, may_be_permitted, may_be_permitted_again, permit},
+    caps::{STARTS_MAX, choose, may_be_permitted, may_be_permitted_again, permit},
     check::InFlight,
     close::Closing,
     domains::Domains,
@@ -245,6 +245,8 @@ pub struct Engine {
     pub(crate) heard: BTreeMap<NodeId, Timestamp>,
     /// When the first running attempt is to be looked at.
     next_due: Option<Timestamp>,
+    /// The campaign some of whose devices may start and have to wait for the next input.
+    cut_short_at: Option<CampaignId>,
     outputs: VecDeque<Output>,
     pub(crate) now: Timestamp,
 }
@@ -260,6 +262,7 @@ impl Engine {
             load: Load::default(),
             heard: BTreeMap::new(),
             next_due: None,
+            cut_short_at: None,
             outputs: VecDeque::new(),
             now: Timestamp::default(),
         }
@@ -287,9 +290,12 @@ impl Engine {
         self.outputs.pop_front()
     }
 
-    /// When `Tick` is due, if nothing happens before.
+    /// When `Tick` is due, if nothing happens before: at once while more devices may start than one input starts.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
+        if self.cut_short_at.is_some() {
+            return Some(self.now);
+        }
         let of_campaign = |campaign: &Campaign| {
             let is_open = matches!(campaign.record.state, CampaignState::Active | CampaignState::Paused);
             [campaign.soak_until, is_open.then_some(campaign.expires_at)]
@@ -817,24 +823,40 @@ impl Engine {
         }
     }
 
-    /// Fills the caps: rollbacks first, then waves in order.
+    /// Fills the caps: rollbacks first, then waves in order, no more than [`STARTS_MAX`] devices at once. Where it had to
+    /// stop, the next input goes on, with the campaign behind.
     fn issue_permits(&mut self) -> Vec<PermitOrder> {
-        let mut orders = Vec::new();
+        let (mut orders, mut left) = (Vec::new(), STARTS_MAX);
+        let stopped_at = self.cut_short_at.take();
         for kind in [PermitKind::Rollback, PermitKind::Update] {
-            for campaign in self
-                .campaigns
-                .values_mut()
-                .filter(|campaign| may_be_permitted(campaign, kind, self.now))
-            {
-                let chosen = choose(campaign, kind, &mut self.load, self.now);
-                for ((wave, attempt), devices) in chosen {
+            for id in self.wanting(kind, stopped_at.as_ref()) {
+                let Some(campaign) = self.campaigns.get_mut(&id) else {
+                    continue;
+                };
+                let chosen = choose(campaign, kind, &mut self.load, left, self.now);
+                left -= chosen.count;
+                for ((wave, attempt), devices) in chosen.devices {
                     for devices in devices.chunks(PERMIT_DEVICES_MAX) {
                         orders.push(permit(campaign, kind, (wave, attempt), devices, self.now));
                     }
                 }
+                if chosen.is_cut_short {
+                    self.cut_short_at = Some(id);
+                    return orders;
+                }
             }
         }
         orders
+    }
+
+    /// The campaigns that may have permits of a kind, those after `stopped_at` first.
+    fn wanting(&self, kind: PermitKind, stopped_at: Option<&CampaignId>) -> Vec<CampaignId> {
+        let may_have = |campaign: &&Campaign| may_be_permitted(campaign, kind, self.now);
+        let campaigns = self.campaigns.values().filter(may_have);
+        let mut ids: Vec<_> = campaigns.map(|campaign| campaign.record.id.clone()).collect();
+        let first = stopped_at.map_or(0, |last| ids.partition_point(|id| id <= last));
+        ids.rotate_left(first);
+        ids
     }
 
     /// Hands out what changed, before the permits that rely on it.

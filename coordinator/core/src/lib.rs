@@ -27,6 +27,7 @@ mod webhooks;
 
 pub use attempts::AttemptRecord;
 pub use campaign::{CampaignRecord, RollbackRecord};
+pub use caps::STARTS_MAX;
 pub use close::Closing;
 pub use diff::{Difference, Place, diff};
 pub use engine::{Approval, Engine, EngineSettings, Input, InputError, Loaded, Output, PermitOrder, Record, Rollback};

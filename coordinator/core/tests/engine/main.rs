@@ -12,7 +12,7 @@ mod world;
 
 use std::{collections::BTreeSet, time::Duration};
 
-use firmesh_coordinator_core::{Input, InputError, Rollback, Subject};
+use firmesh_coordinator_core::{Input, InputError, Rollback, STARTS_MAX, Subject};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     manifest::{AtMost, Retries, RetryBudget, RetryRule},
@@ -119,6 +119,34 @@ fn a_node_that_falls_silent_leaves_its_device_quarantined_not_forgotten() {
     assert!(attempt.reason.contains("has not reported"));
     assert!(world.permits.len() > 1, "lapsed permits were issued again");
     assert_eq!(world.engine.deadline(), None);
+}
+
+#[test]
+fn a_huge_start_is_many_small_changes_and_campaigns_take_turns() {
+    let rules = Rules {
+        racks: 30,
+        per_rack: 50,
+        cap_rack: 100,
+        cap_total: 10_000,
+        shares: vec![10_000],
+        ..Rules::default()
+    };
+    let later = Rules {
+        first_device: 1_500,
+        ..rules.clone()
+    };
+    let mut world = World::new(&[("autumn", later), ("spring", rules)]);
+    let started = |world: &World, name: &str| {
+        let orders = world.permits.iter().filter(|order| order.campaign == id(name));
+        orders.map(|order| order.devices.len()).sum::<usize>()
+    };
+    world.start("autumn");
+    assert_eq!(started(&world, "autumn"), STARTS_MAX);
+    world.start("spring");
+    assert_eq!(started(&world, "autumn"), STARTS_MAX, "it is the other's turn");
+    assert_eq!(started(&world, "spring"), STARTS_MAX);
+    world.run_clock(Duration::ZERO);
+    assert_eq!((started(&world, "autumn"), started(&world, "spring")), (1_500, 1_500));
 }
 
 /// Found by the hunt: a campaign was permitted a device before the one that had updated it failed, and permitted it again

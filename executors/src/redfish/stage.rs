@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use firmesh_executors_core::{ActError, Image, TaskSeen, TaskState};
+use firmesh_executors_core::{ActError, Image, TaskState};
 use reqwest::{
     Body,
     multipart::{Form, Part},
@@ -90,28 +90,19 @@ struct Way {
 }
 
 impl RedfishBackend {
-    /// Brings the image onto the BMC; answers the task that installs it, if there is one.
+    /// Brings the image onto the BMC; answers the task that installs it, if there is one. A BMC that asks for time gets it
+    /// before anybody asks again. The image is not sent twice: some refuse it and begin nevertheless, and show it seconds
+    /// later, so whoever drives the attempt looks before it tries again.
     pub(super) async fn stage_image(&self, image: &Image) -> Result<Option<String>, ActError> {
         self.forget_task().await;
-        let mut waits = Duration::ZERO;
-        loop {
-            let refusal = match self.try_to_stage(image).await {
-                Ok(task) => return Ok(task),
-                Err(refusal) => refusal,
-            };
-            // Some refuse and begin nevertheless: the image is not sent again over an update that runs.
-            if !wait(refusal.wait, &mut waits).await || self.is_at_work().await {
-                return Err(refusal.error);
+        match self.try_to_stage(image).await {
+            Ok(task) => Ok(task),
+            Err(refusal) => {
+                let mut waits = Duration::ZERO;
+                wait(refusal.wait, &mut waits).await;
+                Err(refusal.error)
             }
         }
-    }
-
-    /// Whether an update runs, or waits for a restart, as far as the BMC tells.
-    async fn is_at_work(&self) -> bool {
-        let Ok(map) = self.map().await else { return false };
-        let seen = self.see_any_task(&map).await;
-        let is_open = |seen: TaskSeen| matches!(seen.state, TaskState::Active | TaskState::AwaitsReset);
-        seen.is_ok_and(|seen| seen.is_some_and(is_open))
     }
 
     async fn try_to_stage(&self, image: &Image) -> Result<Option<String>, Refusal> {

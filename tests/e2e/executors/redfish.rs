@@ -310,7 +310,7 @@ fn stage(
         fs::write(&file, contents)?;
         let file = file.display().to_string();
         fleet.operator.ok(&["artifact", "add", &file])?;
-        let release = format!("{id}-{name}");
+        let release = format!("firmware/{id}-{name}");
         let kind = ["--vendor", vendor, "--model", model, "--component", component];
         let new = ["--file", &file, "--release-version", version, "--name", &release];
         let args = ["release", "create"].into_iter().chain(kind).chain(new);

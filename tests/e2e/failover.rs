@@ -50,6 +50,13 @@ async fn a_campaign_survives_every_leader_and_none_of_them_does_anything_twice()
         let mut writer = Writer::new(fleet)?;
         fleet.start_campaign("spring", &rules(PER_RACK, (180, 60)))?;
         writer.write().await?;
+        // Sooner, and a failover takes less time than the first proofs.
+        until("the first devices to be on their way", WITHIN, async || {
+            let view = fleet.campaign("spring").await?;
+            let are_off = view.states.keys().any(|state| *state != AttemptState::Pending);
+            Ok(Seen::when(are_off, || format!("{view:?}")))
+        })
+        .await?;
         let mut failovers = Vec::new();
         // Killed, again and again.
         for _ in 0..4 {

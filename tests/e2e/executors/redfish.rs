@@ -69,7 +69,8 @@ const BMCS: [Bmc; 5] = [
             "POST /FWUpdate ",
             &[
                 "name=\"UpdateParameters\"",
-                "{\"@Redfish.OperationApplyTime\":\"Immediate\",\"Targets\":[\"/redfish/v1/UpdateService/FirmwareInventory/BMC\"]}",
+                "\"@Redfish.OperationApplyTime\":\"Immediate\"",
+                "\"Targets\":[\"/redfish/v1/UpdateService/FirmwareInventory/BMC\"]",
                 "name=\"UpdateFile\"; filename=\"firmware.exe\"",
             ],
         ),
@@ -109,7 +110,8 @@ const BMCS: [Bmc; 5] = [
                 "cookie: sessionKey=1234eabcdeabcdeabcdeabcdeabc1234",
                 "name=\"sessionKey\"\r\n\r\n1234eabcdeabcdeabcdeabcdeabc1234\r\n",
                 "name=\"parameters\"",
-                "\"UpdateRepository\":false,\"UpdateTarget\":true",
+                "\"UpdateRepository\":false",
+                "\"UpdateTarget\":true",
                 "name=\"files[]\"; filename=\"image.fwpkg\"",
             ],
         ),
@@ -128,7 +130,8 @@ const BMCS: [Bmc; 5] = [
             "POST /FWUpdate-smc ",
             &[
                 "\"@Redfish.OperationApplyTime\":\"OnStartUpdateRequest\"",
-                "\"Oem\":{\"Supermicro\":{\"BIOS\":{\"BackupBIOS\":false,",
+                "\"Oem\":{\"Supermicro\":{\"BIOS\":{",
+                "\"BackupBIOS\":false",
                 "\"Targets\":[\"/redfish/v1/Systems/1/Bios\"]",
                 "name=\"UpdateFile\"; filename=\"image.bin\"",
             ],
@@ -201,11 +204,7 @@ async fn fwupds_mock_is_updated_in_the_dialect_of_each_maker_and_its_lie_is_seen
             let view = fleet.campaign_ends(bmc.id, ENDS_WITHIN).await?;
             let why = explained(fleet, bmc.id)?;
             ensure!(count(&view, AttemptState::Success) == 0, "{}: {view:?}", bmc.id);
-            ensure!(
-                why.contains(bmc.reason) && why.contains("\"failed\""),
-                "{}: {why}",
-                bmc.id
-            );
+            ensure!(why.contains(&format!("failed: {}", bmc.reason)), "{}: {why}", bmc.id);
             relay.judge(bmc).await.with_context(|| bmc.id.to_owned())?;
         }
         let views = fleet.device_views().await?;
@@ -274,7 +273,7 @@ async fn sushys_emulator_which_lacks_things_is_refused_clearly_and_left_as_it_is
             }
             Err(error) => format!("{error:#}"),
         };
-        ensure!(why.contains("version"), "{why}");
+        ensure!(why.contains("deferred: it does not answer its node"), "{why}");
         let after = relay.heard().await;
         let posts = after[heard.len()..].iter().filter(|said| said.starts_with("POST"));
         let acts: Vec<_> = posts.filter(|said| !said.contains("/Sessions ")).collect();

@@ -116,6 +116,7 @@ function Foot({ help }: { help: () => void }) {
 }
 
 const THEMES = ["system", "light", "dark"] as const;
+const NAMES: Record<string, string> = { system: "Auto", light: "Light", dark: "Dark" };
 
 function ThemeButton() {
   const [theme, setTheme] = useState<string>(() => document.documentElement.dataset.theme ?? "system");
@@ -123,7 +124,7 @@ function ThemeButton() {
   return (
     <button
       className="button small"
-      aria-label={`Theme: ${theme}. Change to ${next}`}
+      aria-label={`${NAMES[theme]} theme, change to ${NAMES[next]}`}
       onClick={() => {
         setTheme(next);
         try {
@@ -136,7 +137,7 @@ function ThemeButton() {
         else document.documentElement.dataset.theme = next;
       }}
     >
-      {theme === "dark" ? "Dark" : theme === "light" ? "Light" : "Auto"}
+      {NAMES[theme]}
     </button>
   );
 }

@@ -88,7 +88,9 @@ fn build(folder: &Path) -> Result<PathBuf, String> {
 
 fn files_below(path: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
     if !path.is_dir() {
-        files.push(path.to_owned());
+        if !path.to_string_lossy().ends_with(".test.ts") {
+            files.push(path.to_owned());
+        }
         return Ok(());
     }
     let mut inside = fs::read_dir(path)?

@@ -112,7 +112,7 @@ function Search({ size, kind, word, setKind, setWord, shown, show }: { size: num
                       <th scope="row" className="num">{row.entry.index}</th>
                       <td className="nowrap quiet">{moment(row.entry.at)}</td>
                       <td>{row.entry.event.kind}</td>
-                      <td>{told(row.entry)}</td>
+                      <td className="any">{told(row.entry)}</td>
                       <td>
                         <button className="button small" aria-pressed={shown?.entry.index === row.entry.index} onClick={() => show(row)}>
                           Check<span className="hidden-visually"> entry {row.entry.index}</span>

@@ -156,7 +156,7 @@ function RollBack({ campaign, loaded, close }: { campaign: Campaign; loaded: Loa
           <option value="all">the whole campaign</option>
           {campaign.waves.filter(isOpen).map((one) => (
             <option key={one.wave} value={one.wave}>
-              wave {one.wave + 1} ({plural(one.devices, "device")})
+              wave {one.wave} ({plural(one.devices, "device")})
             </option>
           ))}
         </select>
@@ -231,7 +231,7 @@ function Waves({ campaign, path }: { campaign: Campaign; path: string }) {
           return (
             <li key={wave.wave} className={wave.open ? "wave" : "wave closed"} aria-current={wave.open && wave.wave === campaign.wave && !ENDED.includes(campaign.state) ? "step" : undefined}>
               <div className="wave-head">
-                <strong>Wave {wave.wave + 1}</strong>
+                <strong>Wave {wave.wave}</strong>
                 <span className="quiet small">{wave.open ? percent(good, wave.devices) : "closed"}</span>
               </div>
               <StateBar states={wave.states} tall />
@@ -245,7 +245,7 @@ function Waves({ campaign, path }: { campaign: Campaign; path: string }) {
               </span>
               <span>
                 <button className="button small" aria-expanded={shown === wave.wave} onClick={() => setShown(shown === wave.wave ? null : wave.wave)}>
-                  Explain<span className="hidden-visually"> wave {wave.wave + 1}</span>
+                  Explain<span className="hidden-visually"> wave {wave.wave}</span>
                 </button>
               </span>
             </li>
@@ -268,7 +268,7 @@ export function FindingList({ rows }: { rows: Explanation[] }) {
     <ol className="findings">
       {rows.map((row, place) => (
         <li key={place}>
-          <span className="quiet">{row.subject.replace(/^wave (\d+)$/, (_, wave: string) => `wave ${Number(wave) + 1}`)}</span>
+          <span className="quiet">{row.subject}</span>
           <div>
             {row.finding}
             {row.evidence.length > 0 && (
@@ -303,7 +303,9 @@ function Findings({ campaign, path }: { campaign: Campaign; path: string }) {
       }
       flush
     >
-      <Await of={loaded}>{({ items }) => <FindingList rows={items.slice(0, 400)} />}</Await>
+      <div className="scroll-y" tabIndex={0} role="region" aria-label="Findings">
+        <Await of={loaded}>{({ items }) => <FindingList rows={items.slice(0, 400)} />}</Await>
+      </div>
     </Panel>
   );
 }
@@ -400,7 +402,7 @@ function Attempts({ id, path }: { id: string; path: string }) {
         columns={[
           { name: "Device", width: "minmax(120px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
           { name: "State", width: "minmax(110px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
-          { name: "Wave", width: "60px", cell: (row) => row.wave + 1 },
+          { name: "Wave", width: "60px", cell: (row) => row.wave },
           { name: "Runs", width: "minmax(80px, 1fr)", cell: (row) => row.version ?? "–" },
           { name: "Why", width: "minmax(100px, 3fr)", cell: (row) => <span title={row.reason}>{row.reason || "–"}</span> },
           {

@@ -87,7 +87,7 @@ function CampaignTable({ title, rows }: { title: string; rows: Campaign[] }) {
               <th scope="col">Campaign</th>
               <th scope="col">State</th>
               <th scope="col" className="num">
-                Wave
+                Waves open
               </th>
               <th scope="col" style={{ width: "26%" }}>
                 Devices
@@ -110,8 +110,8 @@ function CampaignTable({ title, rows }: { title: string; rows: Campaign[] }) {
                   <td>
                     <State state={campaign.state} />
                   </td>
-                  <td className="num" data-label="Wave">
-                    {campaign.waves.length ? `${Math.min(campaign.wave + 1, campaign.waves.length)} of ${campaign.waves.length}` : "–"}
+                  <td className="num" data-label="Waves open">
+                    {campaign.waves.length ? `${campaign.waves.filter((wave) => wave.open).length} of ${campaign.waves.length}` : "–"}
                   </td>
                   <td>
                     <StateBar states={campaign.states} />

@@ -151,7 +151,7 @@ function DevicePage({ id }: { id: string }) {
                   <Facts
                     rows={[
                       ["Campaign", <Link key="c" href={`/campaigns/${device.attempt.campaign}`}>{device.attempt.campaign}</Link>],
-                      ["Wave", device.attempt.wave + 1],
+                      ["Wave", device.attempt.wave],
                       ["Attempt", device.attempt.attempt ?? 1],
                       ["State", <State key="s" state={device.attempt.state} />],
                       ["Why", device.attempt.reason || "–"],

@@ -302,7 +302,7 @@ function RackTable({ nodes }: { nodes: MeshNode[] }) {
   if (racks.length === 0) return null;
   return (
     <Panel title="Racks" aside={<span className="quiet small">{plural(racks.length, "rack")}</span>} flush>
-      <div className="scroll-x" style={{ maxHeight: 360, overflowY: "auto" }} tabIndex={0} role="region" aria-label="Racks">
+      <div className="scroll-x" style={{ maxHeight: 360, overflowY: "auto" }} tabIndex={0} role="region" aria-label="Racks of the site">
         <table>
           <thead>
             <tr>

@@ -89,7 +89,8 @@ export function Figures({ rows }: { rows: [string, ReactNode, ReactNode?][] }) {
         <div className="figure" key={name}>
           <dt>{name}</dt>
           <dd>
-            {value} {more !== undefined && <small>{more}</small>}
+            {value}
+            <small>{more}</small>
           </dd>
         </div>
       ))}

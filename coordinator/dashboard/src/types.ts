@@ -25,6 +25,9 @@ export interface Campaign {
   reason: string;
 }
 
+/** What approvers were asked between two waves. */
+export interface WaveApproval { wave: number; approved?: boolean; reason?: string; by?: string[] }
+
 export interface Explanation { subject: string; finding: string; evidence: string[] }
 
 export interface Attempt {

@@ -8,7 +8,7 @@ import { Await, Command, Confirm, Empty, Facts, Figures, PageHead, Panel, State,
 import { VirtualList } from "../parts/virtual";
 import { Link } from "../router";
 import { session, useMay } from "../session";
-import type { Attempt, Campaign, CampaignState, Explanation, Policy, Wave } from "../types";
+import type { Attempt, Campaign, CampaignState, Explanation, Policy, Wave, WaveApproval } from "../types";
 
 const ENDED: CampaignState[] = ["completed", "rolled_back", "failed", "cancelled"];
 const HELD_SHOWN = 500;
@@ -28,6 +28,7 @@ export function CampaignPage({ id }: { id: string }) {
           </PageHead>
           <Overview campaign={campaign} />
           {campaign.state === "pending_approval" && <Draft id={id} path={path} />}
+          {campaign.state !== "pending_approval" && <Asked campaign={campaign} path={path} />}
           <Waves campaign={campaign} path={path} />
           <div className="cols">
             <Findings campaign={campaign} path={path} />
@@ -37,6 +38,7 @@ export function CampaignPage({ id }: { id: string }) {
             </div>
           </div>
           {campaign.state !== "pending_approval" && <Attempts id={id} path={path} />}
+          {!ENDED.includes(campaign.state) && campaign.state !== "pending_approval" && <ForGood id={id} campaign={campaign} loaded={loaded} />}
         </>
       )}
     </Await>
@@ -208,6 +210,73 @@ function Draft({ id, path }: { id: string; path: string }) {
             location.assign("/campaigns");
           }}
         />
+      )}
+    </Panel>
+  );
+}
+
+/** What approvers are asked between two waves, and have said. */
+function Asked({ campaign, path }: { campaign: Campaign; path: string }) {
+  const loaded = useLoaded(`${path}/approvals`, (signal) => list<WaveApproval>(`${path}/approvals`, 1000, signal), (event) => event.kind === "campaign" && event.data.id === campaign.id);
+  const items = loaded.data?.items ?? [];
+  if (items.length === 0) return null;
+  const open = items.find((one) => one.approved === undefined);
+  return (
+    <Panel title={open && !ENDED.includes(campaign.state) ? "Waits for an approver" : "What approvers were asked"}>
+      {open && !ENDED.includes(campaign.state) && (
+        <>
+          <p>Wave {open.wave} has passed its gate; the next one opens with an approver's signed yes. Where the key is:</p>
+          <Command line={`firmesh campaign approve ${campaign.id} --reason "…" --key KEY`} />
+          <Command line={`firmesh campaign refuse ${campaign.id} --reason "…" --key KEY`} />
+        </>
+      )}
+      <ul className="stack">
+        {items
+          .filter((one) => one.approved !== undefined)
+          .map((one) => (
+            <li key={one.wave}>
+              <State state={one.approved ? "approved" : "failed"} label={one.approved ? "yes" : "no"} /> after wave {one.wave}
+              {one.reason ? `: ${one.reason}` : ""} <span className="quiet small mono">{one.by?.map((key) => key.slice(0, 12)).join(", ")}</span>
+            </li>
+          ))}
+      </ul>
+    </Panel>
+  );
+}
+
+/** What is for the worst case: by force, and by a signed brake. */
+function ForGood({ id, campaign, loaded }: { id: string; campaign: Campaign; loaded: Loaded<Campaign> }) {
+  const may = useMay("campaign:order");
+  const [asked, setAsked] = useState(false);
+  const [reason, setReason] = useState("");
+  return (
+    <Panel title="If all else fails">
+      <p>
+        A brake stops the campaign at every node, for good, even while this coordinator is away. It is signed where the keys are:
+      </p>
+      <Command line={`firmesh brake --help`} />
+      {may && campaign.state !== "scheduled" && (
+        <div className="actions">
+          <button className="button danger" onClick={() => setAsked(true)}>
+            Close by force
+          </button>
+        </div>
+      )}
+      {asked && (
+        <Confirm
+          title={`Close ${id} by force?`}
+          word={id}
+          what="Ends the campaign with all that is in flight, which nobody reports the end of. What may have been touched is quarantined."
+          action="Close by force"
+          danger
+          close={() => setAsked(false)}
+          run={async () => loaded.set(await send<Campaign>("POST", `campaigns/${encodeURIComponent(id)}/close`, { reason: reason.trim() }))}
+        >
+          <label className="field">
+            <span>Why</span>
+            <input value={reason} onChange={(event) => setReason(event.target.value)} required />
+          </label>
+        </Confirm>
       )}
     </Panel>
   );

@@ -90,7 +90,7 @@ export function Figures({ rows }: { rows: [string, ReactNode, ReactNode?][] }) {
           <dt>{name}</dt>
           <dd>
             {value}
-            <small>{more}</small>
+            {more !== undefined || rows.some(([, , more]) => more !== undefined) ? <small>{more}</small> : null}
           </dd>
         </div>
       ))}

@@ -3,7 +3,7 @@
 //   FIRMESH_URL        where it answers
 //   FIRMESH_TOKEN      an administrator's proof, such as the content of operator.token
 //   FIRMESH_CAMPAIGN   a campaign that is published and not started; without it nothing is started
-//   FIRMESH_RESTART    a command that restarts the coordinator; without it nothing is restarted
+//   FIRMESH_STOP, FIRMESH_START    commands that stop the coordinator, and start it again; without them neither happens
 //   CHROMIUM           the browser, /usr/bin/chromium if absent
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -197,17 +197,20 @@ const steps = {
   },
 
   async "the page is there again after the coordinator was restarted, and was not loaded anew"() {
-    if (!process.env.FIRMESH_RESTART) return "skipped: FIRMESH_RESTART is not set";
+    const { FIRMESH_STOP: stop, FIRMESH_START: start } = process.env;
+    if (!stop || !start) return "skipped: FIRMESH_STOP and FIRMESH_START are not set";
+    const run = (command) => promisify(execFile)("sh", ["-c", command]);
     const context = await browser.newContext();
     const page = await open(context, "/campaigns");
     await page.locator('[data-link="live"]').waitFor();
     await page.evaluate(() => {
       globalThis.stayed = true;
     });
-    const restart = promisify(execFile)("sh", ["-c", process.env.FIRMESH_RESTART]);
+    await run(stop);
     await page.locator('[data-link="reconnecting"]').waitFor({ timeout: 30_000 });
     await page.locator(".away-note").waitFor();
-    await restart;
+    assert.equal(await page.getByRole("heading", { level: 1, name: "Campaigns" }).count(), 1, "what was read must stay");
+    await run(start);
     await page.locator('[data-link="live"]').waitFor({ timeout: 60_000 });
     assert.equal(await page.evaluate(() => globalThis.stayed), true);
     assert.equal(await page.locator(".away-note").count(), 0);

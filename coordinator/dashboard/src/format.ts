@@ -54,9 +54,9 @@ export type Tone = "good" | "busy" | "wait" | "warn" | "bad" | "idle";
 const TONES: Record<string, Tone> = {
   success: "good", skipped: "good", completed: "good", compliant: "good", pass: "good", approved: "good", succeeded: "good",
   active: "busy", downloading: "busy", verifying: "busy", staged: "busy", installing: "busy", rebooting: "busy", validating: "busy",
-  running: "busy", ahead: "busy",
+  running: "busy",
   pending: "wait", scheduled: "wait", waiting_window: "wait", pending_approval: "wait", registered: "wait", unknown: "wait", draft: "wait",
-  paused: "warn", hold: "warn", rolled_back: "warn", rolling_back: "warn", blocked: "warn", behind: "warn", deprecated: "warn",
+  paused: "warn", hold: "warn", rolled_back: "warn", rolling_back: "warn", blocked: "warn", behind: "bad", ahead: "warn", deprecated: "warn",
   offline: "warn", timed_out: "bad", failed: "bad", fail: "bad", quarantined: "bad", revoked: "bad", interrupted: "warn",
   cancelled: "idle", idle: "idle", disabled: "idle", not_covered: "idle",
 };

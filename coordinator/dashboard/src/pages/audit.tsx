@@ -39,7 +39,7 @@ export function AuditPage() {
                 <Panel title="Checkpoint">
                   <pre className="mono" style={{ whiteSpace: "pre-wrap", overflowWrap: "anywhere", margin: 0 }}>{checkpoint.note.trim()}</pre>
                   <p className="quiet small">This page checks hashes. That the checkpoint is signed by the right key, and that nodes have seen the same one, is checked at a terminal:</p>
-                  <Command line="firmesh audit verify --help" />
+                  <Command line="firmesh audit verify" />
                 </Panel>
               </div>
             </div>

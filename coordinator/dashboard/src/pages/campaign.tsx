@@ -254,7 +254,7 @@ function ForGood({ id, campaign, loaded }: { id: string; campaign: Campaign; loa
       <p>
         A brake stops the campaign at every node, for good, even while this coordinator is away. It is signed where the keys are:
       </p>
-      <Command line={`firmesh brake --help`} />
+      <Command line={`firmesh brake campaign ${id} --reason "…" --key KEY`} />
       {may && campaign.state !== "scheduled" && (
         <div className="actions">
           <button className="button danger" onClick={() => setAsked(true)}>

@@ -310,7 +310,7 @@ function PlanView({ plan }: { plan: Plan }) {
         <tbody>
           {plan.waves.slice(0, 50).map((wave, place) => (
             <tr key={place}>
-              <th scope="row">{place + 1}</th>
+              <th scope="row">{place}</th>
               <td className="num">{number(wave.length)}</td>
               <td className="num">{number(new Set(wave.map((device) => device.rack)).size)}</td>
               <td className="quiet">{[...new Set(wave.map((device) => device.from_version))].slice(0, 4).join(", ")}</td>

@@ -18,14 +18,20 @@ export const useQuery = () => {
   return new URLSearchParams(search);
 };
 
+let isNew = false;
+/** Whether somebody has just gone to this page: its heading takes the focus, once. */
+export function isNewPage(): boolean {
+  const was = isNew;
+  isNew = false;
+  return was;
+}
+
 export function go(to: string, replace = false): void {
   if (replace) history.replaceState(null, "", to);
   else history.pushState(null, "", to);
+  isNew = !replace;
   listeners.forEach((listener) => listener());
-  if (!replace) {
-    scrollTo(0, 0);
-    document.querySelector<HTMLElement>("main h1")?.focus();
-  }
+  if (!replace) scrollTo(0, 0);
 }
 
 /** The query of this page, changed: what is empty is left out. */

@@ -1,10 +1,10 @@
 // Small parts that every page is made of.
 
-import { useEffect, useId, useRef, useState, type ReactNode } from "react";
+import { useEffect, useId, useLayoutEffect, useRef, useState, type ReactNode } from "react";
 import { Problem } from "../api";
 import { inOrder, number, sum, tone, words } from "../format";
 import type { Loaded } from "../live";
-import { Link, useTitle } from "../router";
+import { Link, isNewPage, useTitle } from "../router";
 import { session } from "../session";
 
 const SIGNS = { good: "✓", busy: "▸", wait: "·", warn: "!", bad: "×", idle: "–" };
@@ -49,6 +49,10 @@ export function StateKeys({ states }: { states: Record<string, number> }) {
 
 export function PageHead({ title, sub, children, crumbs }: { title: string; sub?: ReactNode; children?: ReactNode; crumbs?: [string, string][] }) {
   useTitle(title);
+  const heading = useRef<HTMLHeadingElement>(null);
+  useEffect(() => {
+    if (isNewPage()) heading.current?.focus({ preventScroll: true });
+  }, []);
   return (
     <div className="page-head">
       <div>
@@ -61,7 +65,9 @@ export function PageHead({ title, sub, children, crumbs }: { title: string; sub?
             ))}
           </nav>
         )}
-        <h1 tabIndex={-1}>{title}</h1>
+        <h1 ref={heading} tabIndex={-1}>
+          {title}
+        </h1>
         {sub && <p className="quiet">{sub}</p>}
       </div>
       {children && <div className="actions">{children}</div>}
@@ -182,7 +188,8 @@ export function Command({ line }: { line: string }) {
 export function Dialog({ title, close, children }: { title: string; close: () => void; children: ReactNode }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
-  useEffect(() => {
+  // Before it leaves the page, so that the focus goes back to where it came from.
+  useLayoutEffect(() => {
     const shown = dialog.current;
     shown?.showModal();
     return () => shown?.close();

@@ -26,13 +26,13 @@ interface Props<T> {
 }
 
 const useNarrow = () => {
-  const media = matchMedia("(max-width: 760px)");
+  const [media] = useState(() => matchMedia("(max-width: 760px)"));
   const [narrow, setNarrow] = useState(media.matches);
   useEffect(() => {
     const listen = () => setNarrow(media.matches);
     media.addEventListener("change", listen);
     return () => media.removeEventListener("change", listen);
-  }, []);
+  }, [media]);
   return narrow;
 };
 
@@ -47,6 +47,8 @@ export function VirtualList<T>({ label, path, query, columns, rowKey, empty, pat
   const token = session((state) => state.token);
   const narrow = useNarrow();
   const reading = useRef(false);
+  /** Ends with the list that is shown: what comes after that belongs to another one. */
+  const current = useRef<AbortController | null>(null);
 
   const readPage = useCallback(
     async (more: string, signal: AbortSignal, keep: boolean) => {
@@ -72,6 +74,7 @@ export function VirtualList<T>({ label, path, query, columns, rowKey, empty, pat
 
   useEffect(() => {
     const stop = new AbortController();
+    current.current = stop;
     box.current?.scrollTo(0, 0);
     void readPage(`?limit=${PAGE}${query ? `&${query}` : ""}`, stop.signal, false);
     return () => stop.abort();
@@ -85,7 +88,8 @@ export function VirtualList<T>({ label, path, query, columns, rowKey, empty, pat
   }, []);
   useLayoutEffect(look, [look, rows.length]);
   useEffect(() => {
-    if (next && !reading.current && !error && seen[1] > rows.length - 20) void readPage(next, new AbortController().signal, true);
+    const stop = current.current;
+    if (stop && next && !reading.current && !error && seen[1] > rows.length - 20) void readPage(next, stop.signal, true);
   }, [seen, next, rows.length, readPage, error]);
 
   useEvents((event) => {

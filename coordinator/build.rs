@@ -73,12 +73,10 @@ fn build(folder: &Path) -> Result<PathBuf, String> {
     recent_node()?;
     let copied = copy(&files, folder);
     copied.map_err(|error| format!("its sources cannot be copied to {}: {error}", folder.display()))?;
+    let install = ["ci", "--omit=dev", "--no-audit", "--no-fund", "--prefer-offline"];
     // Without a network it shall fail soon rather than try for minutes.
-    let quick = ["--prefer-offline", "--fetch-retries=1", "--fetch-timeout=20000"];
-    npm(
-        folder,
-        &[&["ci", "--omit=dev", "--no-audit", "--no-fund"], &quick[..]].concat(),
-    )?;
+    let soon = ["--fetch-retries=1", "--fetch-timeout=20000"];
+    npm(folder, &[&install[..], &soon].concat())?;
     npm(folder, &["run", "build"])?;
     // Some 100 MB that are needed no more; where they stay, they only take room.
     let _ = fs::remove_dir_all(folder.join("node_modules"));
@@ -177,7 +175,9 @@ fn listed(dist: &Path) -> io::Result<String> {
 }
 
 fn row(name: &str, file: &Path, packed: Option<&Path>) -> io::Result<String> {
-    let tag = digest(std::slice::from_ref(&file.to_owned()))?;
+    let mut hasher = DefaultHasher::new();
+    fs::read(file)?.hash(&mut hasher);
+    let tag = format!("{:016x}", hasher.finish());
     let gzip = packed.map_or_else(|| "None".to_owned(), |path| format!("Some(include_bytes!({path:?}))"));
     Ok(format!(
         "Page {{ path: {:?}, tag: \"\\\"{tag}\\\"\", bytes: include_bytes!({file:?}), gzip: {gzip} }},\n",

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-fn main() {
+pub(crate) fn main() {
     let commit = Command::new("git")
         .args(["rev-parse", "--short=12", "HEAD"])
         .output()

@@ -9,6 +9,7 @@ mod bucket;
 mod calendar_opinion;
 mod ceremony;
 mod cli;
+mod dashboard;
 mod delta;
 mod demo;
 mod executors;

@@ -108,9 +108,7 @@ impl App {
 
 /// The operators' routes.
 pub(crate) fn operators(app: Arc<App>) -> Router {
-    let routes = operators::router(app.clone())
-        .merge(dashboard::router())
-        .fallback(problem::no_such_route);
+    let routes = operators::router(app.clone()).fallback(dashboard::page_or_problem);
     let routes = match cors::layer(&app.settings.cors_origins) {
         Some(cors) => routes.layer(cors),
         None => routes,

@@ -379,7 +379,9 @@ async fn operators_are_refused_with_a_reason_and_a_remedy() {
     let metrics = fleet.text("/metrics").await;
     assert!(metrics.contains("firmesh_coordinator_refusals_total 7"), "{metrics}");
     assert_eq!(fleet.text("/health").await, "ok\n");
-    assert!(fleet.text("/").await.contains("dashboard.js"));
+    for page in ["/", "/campaigns/spring"] {
+        assert!(fleet.text(page).await.contains("<title>Firmesh</title>"), "{page}");
+    }
     fleet.stop().await;
 }
 

@@ -22,6 +22,7 @@ mod many;
 mod membership;
 mod misfortune;
 mod notifications;
+mod packages;
 mod possession;
 mod power_loss;
 mod provenance;

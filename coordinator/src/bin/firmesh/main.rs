@@ -246,6 +246,12 @@ enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Writes a manual page of every command into a folder.
+    #[command(hide = true)]
+    Man {
+        /// The folder, which is there.
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -289,6 +295,8 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
             clap_complete::generate(shell, &mut Cli::command(), "firmesh", &mut script);
             output.text(&String::from_utf8_lossy(&script))
         }
+        Command::Man { folder } => clap_mangen::generate_to(Cli::command(), &folder)
+            .with_context(|| format!("manual pages cannot be written to {}", folder.display())),
     }
 }
 
@@ -373,6 +381,7 @@ mod tests {
             "audit export --out log.jsonl",
             "audit checkpoint --out now.checkpoint",
             "completions bash",
+            "man pages",
             "doctor",
         ] {
             let words = std::iter::once("firmesh").chain(line.split(' '));

@@ -352,6 +352,17 @@ impl Metrics {
         self.logins.get_or_create(&LoginLabel { means, outcome }).inc();
     }
 
+    /// A destination is there: what has not happened to it yet is 0.
+    pub(crate) fn will_notify(&self, destination: &str) {
+        for outcome in ["delivered", "failed", "refused", "given_up"] {
+            let destination = destination.to_owned();
+            drop(
+                self.notifications
+                    .get_or_create(&NotificationLabel { destination, outcome }),
+            );
+        }
+    }
+
     pub(crate) fn notified(&self, destination: &str, outcome: &'static str) {
         let destination = destination.to_owned();
         self.notifications

@@ -21,6 +21,7 @@ mod lies;
 mod many;
 mod membership;
 mod misfortune;
+mod monitoring;
 mod notifications;
 mod packages;
 mod possession;

@@ -30,7 +30,7 @@ const KEPT: &str = env!("CARGO_TARGET_TMPDIR");
 /// A start of systemd, on two busy processors.
 const WITHIN: Duration = Duration::from_secs(60);
 
-/// The first of these units that cannot do without something is to be looked at by a person. In tenths.
+/// A unit that may do more than that has to be looked at. In tenths of systemd's points.
 const EXPOSURE_MAX: &str = "--threshold=20";
 
 #[tokio::test]

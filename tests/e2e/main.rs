@@ -11,6 +11,7 @@ mod ceremony;
 mod cli;
 mod delta;
 mod demo;
+mod deployment;
 mod executors;
 mod failover;
 mod faulty;

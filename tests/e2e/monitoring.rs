@@ -15,7 +15,7 @@ use firmesh_protocol::api::CampaignState;
 use firmesh_tests::{
     binaries::workspace,
     cluster::{Cluster, Shape},
-    packages::ensure_command,
+    packages::{ensure_command, find_command},
     process::Process,
     python::run,
     replicas::free_port,
@@ -122,10 +122,53 @@ async fn prometheus_answers_every_query_of_alerts_and_boards() -> Result<()> {
             .map(str::to_owned);
         ensure!(counted == Some(fleet.device_count().to_string()), "{counted:?}");
 
+        support_bundle(fleet)?;
+
         fleet.coordinator.kill()?;
         prometheus.awaits("FirmeshCoordinatorDown").await
     })
     .await
+}
+
+/// Whoever helps gets all of it in one file, and no secret.
+fn support_bundle(fleet: &Cluster) -> Result<()> {
+    let node = fleet.nodes.values().next().context("no node")?.status_url()?;
+    let said = fleet
+        .operator
+        .ok(&["support", "bundle", "--out", "support.tar.gz", "--node", &node])?;
+    let missing = said["missing"].as_array().context("it does not say what is missing")?;
+    // Not every machine has a journal, or such programs.
+    let of_fleet = |name: &Value| {
+        name.as_str()
+            .is_some_and(|name| name.starts_with("coordinator/") || name.starts_with("node/"))
+    };
+    ensure!(!missing.iter().any(of_fleet), "{missing:?}");
+    let file = fleet.folder().join("support.tar.gz");
+    let mode = fs::metadata(&file)?.permissions().mode() & 0o777;
+    ensure!(mode == 0o600, "{mode:o}");
+    let tar = find_command("tar").context("there is no tar here")?;
+    let text = run(
+        &tar,
+        [
+            "--extract".as_ref(),
+            "--to-stdout".as_ref(),
+            "--file".as_ref(),
+            file.as_os_str(),
+        ],
+    )?
+    .stdout;
+    let text = String::from_utf8_lossy(&text);
+    for wanted in [
+        "firmesh_coordinator_epoch",
+        "firmesh_node_peers_connected",
+        "\"spring\"",
+        "coordinator_reachable",
+    ] {
+        ensure!(text.contains(wanted), "the bundle does not have {wanted}");
+    }
+    let token = fs::read_to_string(fleet.folder().join("coordinator/operator.token"))?;
+    ensure!(!text.contains(token.trim()), "the bundle has the operator's token");
+    Ok(())
 }
 
 /// The metrics that queries name, each with the labels that it is picked by.

@@ -161,7 +161,7 @@ const CEREMONY: &str = r#"
 /// A program that writes a flash is not ended with the node.
 const OUTLIVES: &str = r#"
     sleep 1000 </dev/null >/dev/null 2>&1 &
-    for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/systemd; do
+    for hierarchy in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
         processes=$hierarchy/system.slice/firmesh-node.service/cgroup.procs
         if [ -e $processes ]; then echo $! >$processes; fi
     done

@@ -177,7 +177,7 @@ fn the_chart_renders_into_what_kubernetes_and_the_coordinator_take() -> Result<(
             chart.display().to_string(),
             configuration.display().to_string(),
         );
-        let output = run(&python, [&script, &chart, &values.to_string(), "1.33", &out])?;
+        let output = run(&python, [script.as_str(), &chart, &values.to_string(), "1.33", &out])?;
         let found: Vec<String> = serde_json::from_slice(&output.stdout)?;
         ensure!(found.len() == kinds, "{found:?}");
         coordinator_takes(&configuration)?;

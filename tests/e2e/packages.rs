@@ -113,9 +113,9 @@ fn manual_pages_have_every_option_of_the_services() -> Result<()> {
         (Program::Node, "node/packaging/firmesh-node.8"),
         (Program::Coordinator, "coordinator/packaging/firmesh-coordinator.8"),
     ] {
-        let help = run(&program.path()?, ["--help"])?.stdout;
+        let help = String::from_utf8(run(&program.path()?, ["--help"])?.stdout)?;
         let page = fs::read_to_string(workspace().join(page))?.replace('\\', "");
-        let of_help = options(&String::from_utf8(help)?);
+        let of_help = options(&help);
         ensure!(
             of_help.len() > 5,
             "{} has hardly an option: {of_help:?}",

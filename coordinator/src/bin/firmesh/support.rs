@@ -69,6 +69,14 @@ const OF_NODE: [(&str, &str); 3] = [
     ("metrics.txt", "/metrics"),
 ];
 
+/// What is asked of the machine.
+const OF_SYSTEM: [(&str, &str, &[&str]); 4] = [
+    ("system/kernel.txt", "uname", &["-a"]),
+    ("system/disks.txt", "df", &["-h"]),
+    ("system/memory.txt", "free", &["-m"]),
+    ("system/release.txt", "cat", &["/etc/os-release"]),
+];
+
 /// A program that hangs is part of what is wrong.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(30);
 
@@ -113,12 +121,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         ];
         bundle.take(&format!("{program}/log.txt"), said_by("journalctl", &log).await)?;
     }
-    for (name, program, arguments) in [
-        ("system/kernel.txt", "uname", &["-a"][..]),
-        ("system/disks.txt", "df", &["-h"]),
-        ("system/memory.txt", "free", &["-m"]),
-        ("system/release.txt", "cat", &["/etc/os-release"]),
-    ] {
+    for (name, program, arguments) in OF_SYSTEM {
         bundle.take(name, said_by(program, arguments).await)?;
     }
     let missing = bundle.finish()?;

@@ -249,9 +249,8 @@ fn clean_root() -> Result<PathBuf> {
         .lines()
         .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
         .context("this Debian has no name")?;
-    let (kept, partial) = [format!("clean-{suite}"), format!("clean-{suite}.partial")]
-        .map(|name| Path::new(KEPT).join(name))
-        .into();
+    let [kept, partial] =
+        [format!("clean-{suite}"), format!("clean-{suite}.partial")].map(|name| Path::new(KEPT).join(name));
     // One test process at a time makes it, the others find it made.
     let lock = File::create(Path::new(KEPT).join("clean.lock"))?;
     lock.lock().context("cannot lock a file")?;

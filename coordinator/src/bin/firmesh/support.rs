@@ -85,9 +85,9 @@ const SAID_BYTES_MAX: usize = 16 << 20;
 
 pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Result<()> {
     let Command::Bundle(args) = command;
-    let mut bundle = Bundle::create(&args.out, global.token()?)?;
+    let (client, token) = (global.client()?, global.token()?);
+    let mut bundle = Bundle::create(&args.out, token)?;
     bundle.add("version.txt", &format!("firmesh {}\n", VERSION.as_str()))?;
-    let client = global.client()?;
     for (name, path) in OF_COORDINATOR {
         let said = client.get_text(path).await.map_err(anyhow::Error::from);
         bundle.take(&format!("coordinator/{name}"), said)?;

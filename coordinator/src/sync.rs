@@ -10,7 +10,7 @@ use firmesh_protocol::{
     identity::NodeIdentity,
     ids::NodeId,
     limits::{ANSWERS_MAX, AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
-    report::{AttemptReport, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
+    report::{AttemptReport, AttemptState, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, PermitKind, REPORT_TYPE},
     trust::{Envelope, EnvelopeError, KeySet, KeySetError, PublicKey},
 };
 use tracing::{error, warn};
@@ -155,6 +155,7 @@ struct Heard {
     node: NodeId,
     acked: u64,
     reported: u64,
+    ended: Vec<(PermitKind, AttemptState)>,
     request: SyncRequest,
 }
 
@@ -278,12 +279,15 @@ impl Runtime {
         state.stored = stored;
         change.writes.append(&mut writes);
         let reported = reports.len() as u64;
+        let ended = reports.iter().map(|report| (report.kind, report.state));
+        let ended = ended.filter(|(_, state)| state.is_terminal()).collect();
         let node = id.clone();
         self.decide(Input::Heard { node, reports }, change).await?;
         Ok(Heard {
             node: id,
             acked,
             reported,
+            ended,
             request,
         })
     }
@@ -294,12 +298,20 @@ impl Runtime {
             node: id,
             acked,
             reported,
+            ended,
             request,
         } = heard;
         self.metrics.syncs.inc();
         self.metrics.reports.inc_by(reported);
+        for (kind, state) in ended {
+            self.metrics.attempt_ended(kind, state);
+        }
         let (now, wall) = (self.clock.now(), self.clock.wall());
         if let Some(state) = self.world.nodes.get_mut(&id) {
+            // What a node moved before it was first heard of here was counted before, or is not known.
+            if state.told_at.is_some() {
+                self.metrics.moved(&state.traffic, &request.traffic);
+            }
             (state.holdings, state.traffic, state.banned) = (request.holdings, request.traffic, request.banned);
             state.banned.values_mut().for_each(shorten);
             let mut accusation = request.audit.fork;

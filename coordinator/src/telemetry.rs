@@ -1,11 +1,15 @@
 //! Logs and metrics.
 
-use std::{io::IsTerminal as _, sync::Arc};
+use std::{io::IsTerminal as _, sync::Arc, time::Duration};
 
-use firmesh_protocol::ids::NodeId;
+use firmesh_protocol::{
+    api::Traffic,
+    ids::NodeId,
+    report::{AttemptState, PermitKind},
+};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
-    metrics::{counter::Counter, family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use tracing_subscriber::{EnvFilter, filter::ParseError};
@@ -63,6 +67,43 @@ struct NotificationLabel {
     outcome: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AnswerLabel {
+    face: &'static str,
+    kind: &'static str,
+    status: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct EndedLabel {
+    kind: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct SourceLabel {
+    source: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabel {
+    state: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RoleLabel {
+    role: &'static str,
+}
+
+/// Upper bounds of what answers take, in seconds: the promise is half of one.
+const ANSWER_SECONDS: [f64; 11] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+type Answers = Family<AnswerLabel, Histogram, fn() -> Histogram>;
+
+fn answer_times() -> Histogram {
+    Histogram::new(ANSWER_SECONDS)
+}
+
 /// What is said of the metric that tells who leads.
 pub(crate) const LED_EPOCH: &str = "The epoch of this coordinator's term, 0 if another one leads";
 
@@ -88,6 +129,20 @@ pub(crate) struct Metrics {
     /// Set when asked for, as the gauges are: the turns count themselves.
     pub(crate) turns_overdue: Counter,
     pub(crate) turns_refused: Counter,
+    answers: Answers,
+    ended: Family<EndedLabel, Counter>,
+    mesh_received: Family<SourceLabel, Counter>,
+    mesh_verification_failures: Counter,
+    mesh_fetched_again: Counter,
+    campaigns: Family<StateLabel, Gauge>,
+    attempts: Family<StateLabel, Gauge>,
+    metadata_expires: Family<RoleLabel, Gauge>,
+    pub(crate) metadata_validity: Gauge,
+    pub(crate) fleet_ca_expires: Gauge,
+    pub(crate) running: Gauge,
+    pub(crate) quarantined: Gauge,
+    pub(crate) nodes_silent: Gauge,
+    pub(crate) audit_forks: Gauge,
 }
 
 impl Metrics {
@@ -151,8 +206,123 @@ impl Metrics {
             "Requests for slices that found the line full or waited too long",
             turns_refused.clone(),
         );
+        let answers = Answers::new_with_constructor(answer_times);
+        registry.register(
+            "http_answer_seconds",
+            "From a request to the head of its answer, by face, whether it reads or changes, and status",
+            answers.clone(),
+        );
+        let ended: Family<EndedLabel, Counter> = Family::default();
+        registry.register(
+            "attempts_ended",
+            "Attempts that nodes reported the end of",
+            ended.clone(),
+        );
+        let mesh_received: Family<SourceLabel, Counter> = Family::default();
+        registry.register(
+            "mesh_received_bytes",
+            "Verified content that nodes have told they took, by where it came from",
+            mesh_received.clone(),
+        );
+        let [mesh_verification_failures, mesh_fetched_again] = [(); 2].map(|()| Counter::default());
+        registry.register(
+            "mesh_verification_failures",
+            "Slices and files that nodes have told did not verify",
+            mesh_verification_failures.clone(),
+        );
+        registry.register(
+            "mesh_fetched_again_bytes",
+            "Content that nodes have told they fetched although they held it",
+            mesh_fetched_again.clone(),
+        );
+        let [campaigns, attempts] = [(); 2].map(|()| Family::<StateLabel, Gauge>::default());
+        registry.register(
+            "campaigns",
+            "Campaigns that are not archived, by state",
+            campaigns.clone(),
+        );
+        registry.register(
+            "attempts",
+            "Devices of campaigns that have not ended, by state",
+            attempts.clone(),
+        );
+        let metadata_expires: Family<RoleLabel, Gauge> = Family::default();
+        registry.register(
+            "metadata_expires_seconds",
+            "When the metadata in force expires, in seconds since 1970",
+            metadata_expires.clone(),
+        );
+        let [metadata_validity, fleet_ca_expires, running] = [(); 3].map(|()| Gauge::default());
+        registry.register(
+            "metadata_validity_seconds",
+            "How long what this coordinator signs is good for; it signs anew at half of it",
+            metadata_validity.clone(),
+        );
+        registry.register(
+            "fleet_ca_expires_seconds",
+            "When the fleet CA's certificate expires, in seconds since 1970",
+            fleet_ca_expires.clone(),
+        );
+        registry.register(
+            "attempts_running",
+            "Attempts that were permitted and have not ended",
+            running.clone(),
+        );
+        let [quarantined, nodes_silent, audit_forks] = [(); 3].map(|()| Gauge::default());
+        registry.register(
+            "attempts_quarantined",
+            "Attempts that left their device quarantined until a person looks at it",
+            quarantined.clone(),
+        );
+        registry.register(
+            "nodes_silent",
+            "Nodes that were told of as silent and have not been heard of since",
+            nodes_silent.clone(),
+        );
+        registry.register(
+            "audit_forks",
+            "Nodes that do not believe the audit log any more, and start nothing",
+            audit_forks.clone(),
+        );
+        // What has not happened yet is 0: who waits for a first time sees it.
+        for (face, kind) in [
+            ("operators", "read"),
+            ("operators", "change"),
+            ("nodes", "read"),
+            ("nodes", "change"),
+        ] {
+            for status in STATUSES {
+                drop(answers.get_or_create(&AnswerLabel { face, kind, status }));
+            }
+        }
+        for kind in [PermitKind::Update, PermitKind::Rollback].map(kind_name) {
+            for outcome in STATES
+                .into_iter()
+                .filter(|state| state.is_terminal())
+                .map(AttemptState::as_str)
+            {
+                drop(ended.get_or_create(&EndedLabel { kind, outcome }));
+            }
+        }
+        for source in SOURCES {
+            drop(mesh_received.get_or_create(&SourceLabel { source }));
+        }
         Arc::new(Self {
             registry,
+            answers,
+            ended,
+            mesh_received,
+            mesh_verification_failures,
+            mesh_fetched_again,
+            campaigns,
+            attempts,
+            metadata_expires,
+            metadata_validity,
+            fleet_ca_expires,
+            running,
+            quarantined,
+            nodes_silent,
+            audit_forks,
             origin_bytes,
             logins,
             notifications,
@@ -182,6 +352,17 @@ impl Metrics {
         self.logins.get_or_create(&LoginLabel { means, outcome }).inc();
     }
 
+    /// A destination is there: what has not happened to it yet is 0.
+    pub(crate) fn will_notify(&self, destination: &str) {
+        for outcome in ["delivered", "failed", "refused", "given_up"] {
+            let destination = destination.to_owned();
+            drop(
+                self.notifications
+                    .get_or_create(&NotificationLabel { destination, outcome }),
+            );
+        }
+    }
+
     pub(crate) fn notified(&self, destination: &str, outcome: &'static str) {
         let destination = destination.to_owned();
         self.notifications
@@ -196,10 +377,174 @@ impl Metrics {
             .set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// One of the faces has answered.
+    pub(crate) fn answered(&self, face: &'static str, is_read: bool, status: u16, took: Duration) {
+        let label = AnswerLabel {
+            face,
+            kind: if is_read { "read" } else { "change" },
+            status: status_class(status),
+        };
+        self.answers.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// A node has reported the end of an attempt.
+    pub(crate) fn attempt_ended(&self, kind: PermitKind, state: AttemptState) {
+        let label = EndedLabel {
+            kind: kind_name(kind),
+            outcome: state.as_str(),
+        };
+        self.ended.get_or_create(&label).inc();
+    }
+
+    /// What a node has moved between two heartbeats. It counts from 0 again when it is started.
+    pub(crate) fn moved(&self, before: &Traffic, now: &Traffic) {
+        let since = |of: fn(&Traffic) -> u64| of(now).checked_sub(of(before)).unwrap_or_else(|| of(now));
+        let received = [
+            since(|traffic| traffic.from_origin),
+            since(|traffic| traffic.from_rack),
+            since(|traffic| traffic.from_other_racks),
+            since(|traffic| traffic.reused),
+        ];
+        for (source, bytes) in SOURCES.into_iter().zip(received) {
+            self.mesh_received.get_or_create(&SourceLabel { source }).inc_by(bytes);
+        }
+        self.mesh_verification_failures
+            .inc_by(since(|traffic| traffic.verification_failures));
+        self.mesh_fetched_again.inc_by(since(|traffic| traffic.fetched_again));
+    }
+
+    /// How many campaigns are in which state.
+    pub(crate) fn set_campaigns(&self, counts: impl IntoIterator<Item = (&'static str, usize)>) {
+        for (state, count) in counts {
+            set(&self.campaigns.get_or_create(&StateLabel { state }), count);
+        }
+    }
+
+    /// How many devices of campaigns that have not ended are in which state.
+    pub(crate) fn set_attempts(&self, count: impl Fn(AttemptState) -> usize) {
+        for state in STATES {
+            let label = StateLabel { state: state.as_str() };
+            set(&self.attempts.get_or_create(&label), count(state));
+        }
+    }
+
+    /// When what of the metadata expires.
+    pub(crate) fn set_metadata_expires(&self, expires: impl IntoIterator<Item = (&'static str, i64)>) {
+        for (role, seconds) in expires {
+            self.metadata_expires.get_or_create(&RoleLabel { role }).set(seconds);
+        }
+    }
+
     pub(crate) fn encode(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.
         let _ = encode(&mut text, &self.registry);
         text
+    }
+}
+
+/// Sets a gauge to a count.
+pub(crate) fn set(gauge: &Gauge, count: usize) {
+    gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+}
+
+/// Where content came from, in the order of [`Metrics::moved`].
+const SOURCES: [&str; 4] = ["origin", "rack", "other_racks", "reused"];
+
+/// Classes of statuses.
+const STATUSES: [&str; 4] = ["2xx", "3xx", "4xx", "5xx"];
+
+fn status_class(status: u16) -> &'static str {
+    match status {
+        ..300 => "2xx",
+        300..400 => "3xx",
+        400..500 => "4xx",
+        500.. => "5xx",
+    }
+}
+
+fn kind_name(kind: PermitKind) -> &'static str {
+    match kind {
+        PermitKind::Update => "update",
+        PermitKind::Rollback => "rollback",
+    }
+}
+
+/// Every state of an attempt.
+const STATES: [AttemptState; 16] = [
+    AttemptState::Pending,
+    AttemptState::WaitingWindow,
+    AttemptState::Blocked,
+    AttemptState::Downloading,
+    AttemptState::Verifying,
+    AttemptState::Staged,
+    AttemptState::Installing,
+    AttemptState::Rebooting,
+    AttemptState::Validating,
+    AttemptState::Success,
+    AttemptState::Failed,
+    AttemptState::RolledBack,
+    AttemptState::Skipped,
+    AttemptState::Cancelled,
+    AttemptState::TimedOut,
+    AttemptState::Quarantined,
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(metrics: &Metrics, series: &str) -> Option<String> {
+        let text = metrics.encode();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map(str::to_owned)
+    }
+
+    /// A restart of a node must neither take back what was counted nor count it twice.
+    #[test]
+    fn what_nodes_moved_is_counted_over_their_restarts() {
+        let metrics = Metrics::new();
+        let of = |from_origin| Traffic {
+            from_origin,
+            ..Traffic::default()
+        };
+        let series = "firmesh_coordinator_mesh_received_bytes_total{source=\"origin\"}";
+        assert_eq!(value(&metrics, series).as_deref(), Some("0"));
+        metrics.moved(&of(100), &of(150));
+        metrics.moved(&of(150), &of(150));
+        metrics.moved(&of(150), &of(20));
+        assert_eq!(value(&metrics, series).as_deref(), Some("70"));
+    }
+
+    #[test]
+    fn answers_are_counted_by_face_kind_and_class() {
+        let metrics = Metrics::new();
+        metrics.answered("operators", true, 200, Duration::from_millis(30));
+        metrics.answered("operators", true, 503, Duration::from_secs(60));
+        let count = |labels: &str| {
+            value(
+                &metrics,
+                &format!("firmesh_coordinator_http_answer_seconds_count{{{labels}}}"),
+            )
+        };
+        let labels = |status: &str| format!("face=\"operators\",kind=\"read\",status=\"{status}\"");
+        assert_eq!(count(&labels("2xx")).as_deref(), Some("1"));
+        assert_eq!(count(&labels("5xx")).as_deref(), Some("1"));
+        assert_eq!(count(&labels("4xx")).as_deref(), Some("0"));
+    }
+
+    #[test]
+    fn an_attempt_that_ended_is_counted_by_its_outcome() {
+        let metrics = Metrics::new();
+        metrics.attempt_ended(PermitKind::Update, AttemptState::RolledBack);
+        let series = "firmesh_coordinator_attempts_ended_total{kind=\"update\",outcome=\"rolled_back\"}";
+        assert_eq!(value(&metrics, series).as_deref(), Some("1"));
+        metrics.set_attempts(|state| usize::from(state == AttemptState::Staged));
+        assert_eq!(
+            value(&metrics, "firmesh_coordinator_attempts{state=\"staged\"}").as_deref(),
+            Some("1")
+        );
     }
 }

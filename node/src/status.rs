@@ -342,6 +342,13 @@ fn registry(status: &Status) -> Registry {
         "1 if the coordinator answered last",
         status.coordinator_reachable.into(),
     );
+    if let Some(until) = status.certificate_until {
+        gauge(
+            "certificate_expires_seconds",
+            "When this node's certificate expires, in seconds since 1970",
+            u64::try_from(until.unix_seconds()).unwrap_or(0),
+        );
+    }
     gauge(
         "audit_log_entries",
         "Entries of the audit log that were verified last",

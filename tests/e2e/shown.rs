@@ -58,8 +58,8 @@ fn every_test_that_the_readme_names_exists() -> Result<()> {
     Ok(())
 }
 
-/// How many tests a cell names; all of them exist.
-fn check(root: &Path, cell: &str) -> Result<usize> {
+/// How many tests a text names, each after its file; all of them exist.
+pub(crate) fn check(root: &Path, cell: &str) -> Result<usize> {
     let (mut file, mut count) = (None, 0);
     for name in cell.split('`').skip(1).step_by(2) {
         let is_function = name

@@ -66,7 +66,11 @@ pub fn ensure_that(package: &str, find: impl Fn() -> Option<PathBuf>) -> Result<
     find().with_context(|| format!("the Debian package {package} is installed, but does not bring it"))
 }
 
-fn is_root() -> Result<bool> {
+/// Whether this is root.
+///
+/// # Errors
+/// Only without `/proc`.
+pub fn is_root() -> Result<bool> {
     let own = fs::metadata("/proc/self").context("cannot find out who this is")?;
     Ok(own.uid() == 0)
 }

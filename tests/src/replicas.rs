@@ -174,7 +174,11 @@ impl Replicas {
     }
 }
 
-fn free_port() -> Result<u16> {
+/// A port that nobody listens on at the moment.
+///
+/// # Errors
+/// Only if there is none.
+pub fn free_port() -> Result<u16> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 

@@ -240,6 +240,11 @@ impl Index {
         self.rollbacks.wake_all();
     }
 
+    /// How many attempts run, and how many left their device quarantined.
+    pub(crate) fn running_and_quarantined(&self) -> (usize, usize) {
+        (self.running.len(), self.quarantined.len())
+    }
+
     pub(crate) fn take_recount(&mut self) -> BTreeSet<Place> {
         std::mem::take(&mut self.recount)
     }

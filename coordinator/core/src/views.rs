@@ -1,11 +1,12 @@
 //! What an engine shows to those who read a part of it: pages of attempts, single devices, decisions.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, collections::BTreeMap};
 
 use firmesh_protocol::{
     api::{AttemptView, Explanation},
     ids::{CampaignId, DeviceId},
     manifest::PlannedDevice,
+    report::AttemptState,
 };
 
 use crate::{campaign::Campaign, engine::Engine};
@@ -42,6 +43,32 @@ impl Engine {
     pub fn campaigns_of<'a>(&'a self, device: &'a DeviceId) -> impl Iterator<Item = &'a CampaignId> {
         let names = move |(_, campaign): &(&CampaignId, &Campaign)| campaign.attempts.contains(device);
         self.campaigns.iter().filter(names).map(|(id, _)| id)
+    }
+
+    /// How many attempts run, and how many left a device quarantined that nobody has cleared, in all campaigns.
+    #[must_use]
+    pub fn running_and_quarantined(&self) -> (usize, usize) {
+        let sizes = self
+            .campaigns
+            .values()
+            .map(|campaign| campaign.index.running_and_quarantined());
+        sizes.fold((0, 0), |(running, quarantined), (more, others)| {
+            (running + more, quarantined + others)
+        })
+    }
+
+    /// How many devices of campaigns that have not ended are in which state.
+    #[must_use]
+    pub fn attempt_states(&self) -> BTreeMap<AttemptState, usize> {
+        let mut counts = BTreeMap::new();
+        let at_work = self
+            .campaigns
+            .values()
+            .filter(|campaign| !campaign.record.state.is_terminal());
+        for (state, count) in at_work.flat_map(Campaign::states) {
+            *counts.entry(state).or_default() += count as usize;
+        }
+        counts
     }
 
     /// For looking up devices' attempts, one by one.

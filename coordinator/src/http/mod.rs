@@ -16,6 +16,7 @@ mod facade;
 mod firmware;
 mod groups;
 mod idempotency;
+mod metrics;
 mod nodes;
 mod notifications;
 mod operators;
@@ -37,7 +38,10 @@ mod uploads;
 
 use std::sync::Arc;
 
-use axum::{Router, middleware::from_fn};
+use axum::{
+    Router,
+    middleware::{from_fn, from_fn_with_state},
+};
 use firmesh_protocol::audit::Event;
 use tokio::sync::Semaphore;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -113,10 +117,18 @@ pub(crate) fn operators(app: Arc<App>) -> Router {
         Some(cors) => routes.layer(cors),
         None => routes,
     };
-    routes.layer(from_fn(requests::identify)).with_state(app)
+    let meter = metrics::Meter::new("operators", &app);
+    routes
+        .layer(from_fn(requests::identify))
+        .layer(from_fn_with_state(meter, metrics::measure))
+        .with_state(app)
 }
 
 /// The nodes' routes.
 pub(crate) fn nodes(app: Arc<App>) -> Router {
-    nodes::router().fallback(problem::no_such_route).with_state(app)
+    let meter = metrics::Meter::new("nodes", &app);
+    nodes::router()
+        .fallback(problem::no_such_route)
+        .layer(from_fn_with_state(meter, metrics::measure))
+        .with_state(app)
 }

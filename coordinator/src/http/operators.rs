@@ -1,9 +1,6 @@
 //! The operators' face, `/api/v1`: each route with what it needs; reading is open on loopback.
 
-use std::{
-    ops::Bound,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{ops::Bound, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -35,7 +32,7 @@ use super::{
     admission::{self, Gate},
     audit, baselines, campaigns, catalogue,
     conditions::Conditions,
-    devices, drafts, evidence, facade, firmware, groups, idempotency, notifications,
+    devices, drafts, evidence, facade, firmware, groups, idempotency, metrics, notifications,
     paging::Listing,
     places,
     problem::{self, Body, Failure},
@@ -172,7 +169,7 @@ fn add_own(routes: &mut Routes) {
             .answers::<RehearsalResponse>(),
     ]);
     routes.add("about", "/metrics", [
-        Op::get("Counters and gauges.", metrics).needs(Permission::MetricsRead).answers_as("application/openmetrics-text"),
+        Op::get("Counters and gauges.", metrics::tell).needs(Permission::MetricsRead).answers_as("application/openmetrics-text"),
     ]);
 }
 
@@ -180,35 +177,6 @@ fn add_own(routes: &mut Routes) {
 async fn health(State(app): Shared) -> Result<([(&'static str, &'static str); 1], &'static str), Failure> {
     app.coordinator.read(|_| ()).await?;
     Ok(([("firmesh-role", "leader")], "ok\n"))
-}
-
-async fn metrics(State(app): Shared) -> Result<Response, Failure> {
-    let (nodes, devices, in_flight) = app
-        .coordinator
-        .read(|world| (world.nodes.len(), world.devices.len(), world.engine.in_flight_count()))
-        .await?;
-    let set = |gauge: &prometheus_client::metrics::gauge::Gauge, count: usize| {
-        gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-    };
-    set(&app.metrics.nodes, nodes);
-    set(&app.metrics.devices, devices);
-    set(&app.metrics.in_flight, in_flight);
-    let turns = app.turns.counts();
-    set(&app.metrics.turns_taken, turns.taken);
-    set(&app.metrics.turns_waiting, turns.waiting);
-    app.metrics
-        .turns_overdue
-        .inner()
-        .store(turns.overdue, Ordering::Relaxed);
-    app.metrics
-        .turns_refused
-        .inner()
-        .store(turns.refused, Ordering::Relaxed);
-    let kind = [(
-        header::CONTENT_TYPE,
-        "application/openmetrics-text; version=1.0.0; charset=utf-8",
-    )];
-    Ok((kind, app.metrics.encode()).into_response())
 }
 
 async fn about(State(app): Shared) -> Json<About> {

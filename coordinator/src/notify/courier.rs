@@ -97,6 +97,7 @@ impl Courier {
         })?;
         let mut progress = store.progress(&destination.name).await?;
         progress.begin(clock.wall());
+        metrics.will_notify(&destination.name);
         Ok(Self {
             destination,
             sender,

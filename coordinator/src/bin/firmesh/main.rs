@@ -26,6 +26,7 @@ mod release;
 mod repository;
 mod rollback;
 mod simulate;
+mod support;
 mod trust;
 mod tuf;
 mod upload;
@@ -105,13 +106,17 @@ impl Global {
         }
     }
 
-    fn client(&self) -> anyhow::Result<Client> {
-        let token = match &self.token_file {
+    /// What this person shows the coordinator, if anything.
+    fn token(&self) -> anyhow::Result<Option<String>> {
+        Ok(match &self.token_file {
             Some(path) => Some(load_secret(path)?.trim().to_owned()),
             None if self.token.is_some() => self.token.clone(),
             None => self.stored_token()?,
-        };
-        Client::new(&self.coordinator, self.ca_file.as_deref(), token)
+        })
+    }
+
+    fn client(&self) -> anyhow::Result<Client> {
+        Client::new(&self.coordinator, self.ca_file.as_deref(), self.token()?)
     }
 }
 
@@ -241,10 +246,19 @@ enum Command {
     Audit(audit::Command),
     /// Looks for what would stand in the way.
     Doctor(doctor::Doctor),
+    /// What somebody who helps has to see.
+    #[command(subcommand)]
+    Support(support::Command),
     /// Prints the completion script of a shell.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+    /// Writes a manual page of every command into a folder.
+    #[command(hide = true)]
+    Man {
+        /// The folder, which is there.
+        folder: PathBuf,
     },
 }
 
@@ -284,11 +298,14 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Tuf(tuf) => tuf::run(global, tuf, output).await,
         Command::Audit(command) => audit::run(global, command, output).await,
         Command::Doctor(doctor) => doctor::run(global, &doctor, output).await,
+        Command::Support(command) => support::run(global, command, output).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "firmesh", &mut script);
             output.text(&String::from_utf8_lossy(&script))
         }
+        Command::Man { folder } => clap_mangen::generate_to(Cli::command(), &folder)
+            .with_context(|| format!("manual pages cannot be written to {}", folder.display())),
     }
 }
 
@@ -372,7 +389,9 @@ mod tests {
             "audit prove --device d1 --campaign spring --out d1.proof",
             "audit export --out log.jsonl",
             "audit checkpoint --out now.checkpoint",
+            "support bundle --out support.tar.gz --node http://127.0.0.1:8653 --lines 100",
             "completions bash",
+            "man pages",
             "doctor",
         ] {
             let words = std::iter::once("firmesh").chain(line.split(' '));

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 const HEADING: &str = "## What is required, and what shows it";
 
-const GROUPS: [&str; 20] = [
+const GROUPS: [&str; 23] = [
     "Control plane",
     "Workflows",
     "Sequencing",
@@ -27,6 +27,9 @@ const GROUPS: [&str; 20] = [
     "Scale",
     "Latency",
     "HA",
+    "Dashboard",
+    "Observability, metric names",
+    "Deployment models",
 ];
 
 /// A table that lies is worse than none.

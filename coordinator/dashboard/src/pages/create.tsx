@@ -280,7 +280,7 @@ function PlanBeside({ manifest }: { manifest: ReturnType<typeof manifestOf> | nu
         {state.error && <div className="body" style={{ padding: 14 }}><Trouble error={state.error} /></div>}
         {plan && <PlanView plan={plan} />}
       </Panel>
-      {plan && state.key === key && <WhatIf manifest={manifest} />}
+      {plan && plan.waves.length > 0 && state.key === key && <WhatIf manifest={manifest} />}
       <Panel title="The same at a terminal">
         <Command line={`firmesh campaign adopt ${manifest.id}`} />
         <p className="quiet small">takes the draft over for the approvers, once it is made here.</p>

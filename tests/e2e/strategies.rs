@@ -84,7 +84,7 @@ async fn a_device_that_fails_once_is_begun_again_and_the_campaign_completes() ->
             let retries =
                 "retries = { rules = [{ class = \"install\", times = 5, pause = \"PT1S\" }], budget = { count = 1 } }";
             fleet.approve_campaign("spring", &format!("{}\n{retries}", rules(2, (60, 15))))?;
-            let plan = fleet.operator.ok(&["campaign", "explain", "spring", "--wave", "1"])?;
+            let plan = fleet.operator.ok(&["campaign", "explain", "spring", "--wave", "0"])?;
             let first = plan
                 .as_array()
                 .and_then(|found| found.get(1))

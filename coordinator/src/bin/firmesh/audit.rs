@@ -480,7 +480,7 @@ fn show_proof(output: &Output, proof: &UpdateProof, trusted: &Trusted) -> anyhow
             ..
         } = proof;
         let mut lines = vec![
-            format!("{device} in campaign {campaign}, wave {}, at node {node}", wave + 1),
+            format!("{device} in campaign {campaign}, wave {wave}, at node {node}"),
             format!("release   {release}, image sha256 {}", proof.image_sha256),
             format!(
                 "approved  {}, manifest sha256 {}",
@@ -491,7 +491,7 @@ fn show_proof(output: &Output, proof: &UpdateProof, trusted: &Trusted) -> anyhow
             lines.push(format!("permit    {sequence} ({kind:?}) issued {issued}").to_lowercase());
         }
         for (wave, verdict) in &proof.gates {
-            lines.push(format!("gate      wave {}: {verdict:?}", wave + 1).to_lowercase());
+            lines.push(format!("gate      wave {wave}: {verdict:?}").to_lowercase());
         }
         for report in &proof.results {
             let version = report.version.as_deref().unwrap_or("unknown");

@@ -210,8 +210,8 @@ pub(crate) struct Close {
 pub(crate) struct Explain {
     #[command(flatten)]
     of: Campaign,
-    /// Only this wave, counted from 1.
-    #[arg(long, conflicts_with = "device", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Only this wave, counted from 0.
+    #[arg(long, conflicts_with = "device")]
     wave: Option<u32>,
     /// Only this device.
     #[arg(long)]
@@ -252,7 +252,7 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         }
         Command::Explain(Explain { of, wave, device }) => {
             let query = match (wave, device) {
-                (Some(wave), _) => format!("?wave={}", wave - 1),
+                (Some(wave), _) => format!("?wave={wave}"),
                 (None, Some(device)) => format!("?device={device}"),
                 (None, None) => String::new(),
             };
@@ -454,8 +454,7 @@ fn plan_lines(manifest: &CampaignManifest, plan: &Plan) -> Vec<String> {
             String::new()
         };
         lines.push(format!(
-            "wave {}: {} devices: {}{rest}",
-            number + 1,
+            "wave {number}: {} devices: {}{rest}",
             wave.len(),
             devices.join(", ")
         ));

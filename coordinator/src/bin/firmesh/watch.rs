@@ -173,7 +173,7 @@ impl<'o> Screen<'o> {
         };
         let line = format!(
             "  wave {} {} {}{reason}",
-            attempt.wave + 1,
+            attempt.wave,
             attempt.device,
             attempt.state.as_str()
         );
@@ -226,14 +226,17 @@ fn counts(states: &std::collections::BTreeMap<AttemptState, u32>) -> String {
 
 /// A campaign in one line.
 pub(crate) fn headline(view: &CampaignView) -> String {
-    let wave = if view.waves.is_empty() { 0 } else { view.wave + 1 };
+    let wave = match view.waves.last() {
+        Some(last) => format!("wave {} of 0 to {}", view.wave, last.wave),
+        None => "no waves".to_owned(),
+    };
     let reason = if view.reason.is_empty() {
         String::new()
     } else {
         format!(" ({})", view.reason)
     };
-    let (state, waves, states) = (state_name(view.state), view.waves.len(), counts(&view.states));
-    format!("{} {state}, wave {wave} of {waves}: {states}{reason}", view.id)
+    let (state, states) = (state_name(view.state), counts(&view.states));
+    format!("{} {state}, {wave}: {states}{reason}", view.id)
 }
 
 /// A campaign with its waves, who has proven that it holds the images, and who is left out.
@@ -245,7 +248,7 @@ pub(crate) fn lines(view: &CampaignView) -> Vec<String> {
             .and_then(|name| Some(name.as_str()?.to_owned()));
         format!(
             "  wave {} ({open}, gate {}): {}",
-            wave.wave + 1,
+            wave.wave,
             gate.unwrap_or_default(),
             counts(&wave.states)
         )

@@ -30,7 +30,7 @@ pub(super) struct Snapshot {
     pub(super) mib_per_s: f64,
     /// Planned devices by state.
     pub(super) devices: BTreeMap<AttemptState, u32>,
-    /// The wave in progress and how many there are, counted from 1.
+    /// The wave in progress and the last one, counted from 0.
     pub(super) wave: Option<(u32, usize)>,
     /// Where the campaign stands; `None` while the coordinator does not answer.
     pub(super) campaign: Option<CampaignState>,
@@ -96,7 +96,7 @@ impl Observer {
             racks,
             mib_per_s: self.last_rate,
             devices: campaign.map(|view| view.states.clone()).unwrap_or_default(),
-            wave: campaign.map(|view| (view.wave + 1, view.waves.len())),
+            wave: campaign.map(|view| (view.wave, view.waves.len().saturating_sub(1))),
             campaign: campaign.map(|view| view.state),
         }
     }
@@ -234,7 +234,7 @@ fn line(snapshot: &Snapshot) -> String {
     };
     let wave = snapshot
         .wave
-        .map_or_else(String::new, |(wave, of)| format!("wave {wave}/{of}: "));
+        .map_or_else(String::new, |(wave, of)| format!("wave {wave} of 0 to {of}: "));
     format!("{wave}{devices}; {:.0} MiB/s", snapshot.mib_per_s)
 }
 

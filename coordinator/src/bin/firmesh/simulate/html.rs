@@ -107,7 +107,7 @@ fn head(rehearsal: &Rehearsal) -> String {
 
 fn waves(rehearsal: &Rehearsal) -> String {
     let bar = |wave: &firmesh_protocol::rehearsal::RehearsedWave| {
-        let name = format!("wave {}, {} devices", wave.wave + 1, wave.devices);
+        let name = format!("wave {}, {} devices", wave.wave, wave.devices);
         let Some((opens, takes)) = wave.opens_s.zip(wave.takes_s) else {
             return Bar::of(name, 0, 0, "never passes".to_owned());
         };

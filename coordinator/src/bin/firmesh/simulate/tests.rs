@@ -37,7 +37,7 @@ fn the_text_fits_a_terminal_and_says_what_an_approver_asks() {
         "100.0 MiB",
         "the image bricks 2 %",
         "rolled back (20), waits for a person (5), after 33m20s",
-        "wave 1 (20), wave 2 (5)",
+        "wave 0 (20), wave 1 (5)",
         "learned from 12 attempts of this release",
     ] {
         assert!(said.replace("\n    ", " ").contains(wanted), "{wanted}: {said}");

@@ -118,8 +118,8 @@ fn scenario_row(rehearsal: &Rehearsal, scenario: &Scenario) -> [String; 6] {
 /// In which waves, and in how many of the runs.
 pub(super) fn stopped(rehearsal: &Rehearsal, scenario: &Scenario) -> String {
     let of = |(wave, runs): (&u32, &u32)| match *runs == rehearsal.runs {
-        true => format!("wave {}", wave + 1),
-        false => format!("wave {} ({runs})", wave + 1),
+        true => format!("wave {wave}"),
+        false => format!("wave {wave} ({runs})"),
     };
     let waves: Vec<_> = scenario.stopped_in.iter().map(of).collect();
     match waves.is_empty() {

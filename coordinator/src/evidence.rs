@@ -93,7 +93,12 @@ impl Runtime {
         let ended = self.world.engine.ended_reports(id, wave);
         let mut stored = self.store.reports_of(&ended).await?;
         for (node, sequence) in ended {
+            let on_its_way = self
+                .under_way
+                .as_ref()
+                .and_then(|under_way| under_way.report(&node, sequence));
             let mut found: Vec<_> = being_written(writes, &node, sequence);
+            found.extend(on_its_way.cloned());
             found.extend(stored.remove(&(node.clone(), sequence)).unwrap_or_default());
             let counts = |report: &Envelope| {
                 let evidence = GateEvidence {

@@ -11,6 +11,7 @@ pub mod authority;
 mod baselines;
 mod brakes;
 pub mod ceremony;
+mod change;
 mod cluster;
 mod collect;
 mod config;

@@ -1,8 +1,7 @@
 //! The one task that owns the [`World`]: it takes commands, drives the engine, makes what follows durable, and only then
 //! answers. Nothing else calls the engine.
 //!
-//! When the database refuses a change, the world is read back from it, so that memory never runs ahead of the disk; when
-//! that fails too, the coordinator stops.
+//! How what follows becomes durable, and what happens when it does not, is in [`crate::change`].
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -33,6 +32,7 @@ use crate::{
     approval::ApprovalError,
     authority::Authority,
     brakes::BrakeActionError,
+    change::{Change, LOOKS_MAX, UnderWay},
     collect::{CollectError, forget_unnamed},
     config::Settings,
     enrolment::EnrolError,
@@ -143,7 +143,7 @@ pub(crate) enum Command {
 
 /// How long before metadata that could not be signed or stored is tried again: a full disk must not be asked all the
 /// time, nor the renewal be missed.
-const RENEW_AGAIN: Duration = Duration::from_secs(30);
+pub(crate) const RENEW_AGAIN: Duration = Duration::from_secs(30);
 
 /// Commands waiting for the task. When it is full, callers wait: requests are bounded by their connections.
 const COMMANDS_MAX: usize = 256;
@@ -152,19 +152,8 @@ const COMMANDS_MAX: usize = 256;
 const HEARTBEATS_MAX: usize = 32;
 const HEARD_MAX: usize = 500;
 
-/// Looks at the world that are granted in a row while commands wait.
-const LOOKS_MAX: usize = 32;
-
 /// A look at the world.
-type Look = Box<dyn FnOnce(&World) + Send>;
-
-/// What is to become durable together, and is told once it is.
-#[derive(Debug, Default)]
-pub(crate) struct Change {
-    pub(crate) writes: Vec<Write>,
-    events: Vec<EventKind>,
-    permits: Vec<StoredPermit>,
-}
+pub(crate) type Look = Box<dyn FnOnce(&World) + Send>;
 
 /// A handle on the task.
 #[derive(Debug, Clone)]
@@ -221,8 +210,11 @@ pub(crate) struct Runtime {
     pub(crate) node_url: String,
     pub(crate) watch: Watch,
     commands: mpsc::Receiver<Command>,
-    looks: mpsc::Receiver<Look>,
-    renew_at: Timestamp,
+    pub(crate) looks: mpsc::Receiver<Look>,
+    /// Whether the world may be looked at while a change becomes durable.
+    pub(crate) is_shown: bool,
+    pub(crate) under_way: Option<UnderWay>,
+    pub(crate) renew_at: Timestamp,
     /// The world is not what the database has, and cannot be read from it: nothing is decided any more.
     pub(crate) fatal: Option<RestoreError>,
 }
@@ -253,6 +245,8 @@ impl Runtime {
             watch: Watch::new(clock.now(), clock.wall()),
             commands,
             looks,
+            is_shown: true,
+            under_way: None,
             renew_at,
             fatal: None,
         };
@@ -284,6 +278,10 @@ impl Runtime {
                     looked += 1;
                     continue;
                 }
+                stored = UnderWay::stored(&mut self.under_way), if self.under_way.is_some() => {
+                    // Those who wait for it have been told.
+                    let _ = self.settled(stored).await;
+                }
                 () = tokio::time::sleep_until(self.clock.instant(wake)) => {
                     self.tick().await;
                     if self.clock.now() >= self.renew_at {
@@ -306,6 +304,9 @@ impl Runtime {
             }
             looked = 0;
         }
+        if self.fatal.is_none() {
+            let _ = self.settle().await;
+        }
         self.fatal.map_or(Ok(()), Err)
     }
 
@@ -316,8 +317,15 @@ impl Runtime {
         }
     }
 
+    /// What follows becomes durable while something else is decided.
     async fn tick(&mut self) {
-        if let Err(failure) = self.apply(Input::Tick, Vec::new()).await {
+        let mut change = Change::default();
+        let ticked = match self.decide(Input::Tick, &mut change).await {
+            Ok(()) if change.is_empty() => Ok(()),
+            Ok(()) => self.begin(change, Vec::new()).await.map_err(ActionError::from),
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = ticked {
             error!(error = %chain(&failure), "a decision could not be stored, it is taken again later");
         }
     }
@@ -358,22 +366,19 @@ impl Runtime {
 
     /// Hears a heartbeat, and those that wait right behind it.
     async fn hear_many(&mut self, first: Heartbeat, reply: Reply<SyncResponse, SyncError>) {
-        let (mut heartbeats, mut replies) = (vec![first], vec![reply]);
-        let (mut other, mut brought) = (None, heartbeats[0].weight());
+        let mut brought = first.weight();
+        let (mut heartbeats, mut other) = (vec![(first, reply)], None);
         while other.is_none() && heartbeats.len() < HEARTBEATS_MAX && brought < HEARD_MAX {
             match self.commands.try_recv() {
                 Ok(Command::Sync(heartbeat, reply)) => {
                     brought += heartbeat.weight();
-                    heartbeats.push(*heartbeat);
-                    replies.push(reply);
+                    heartbeats.push((*heartbeat, reply));
                 }
                 Ok(command) => other = Some(command),
                 Err(_) => break,
             }
         }
-        for (reply, heard) in replies.into_iter().zip(self.hear(heartbeats).await) {
-            drop(reply.send(heard));
-        }
+        self.hear(heartbeats).await;
         // Whoever asked learns that nobody leads here any more.
         if let Some(command) = other.filter(|_| self.fatal.is_none()) {
             Box::pin(self.obey(command)).await;
@@ -456,7 +461,7 @@ impl Runtime {
                         Ok(evidence) => evidence,
                         // What the engine has decided is not stored, and will not be.
                         Err(failure) => {
-                            self.take_back().await;
+                            self.give_up().await;
                             return Err(failure);
                         }
                     };
@@ -472,62 +477,6 @@ impl Runtime {
         if told.insert(id.clone()) {
             let view = self.world.campaign_event(id);
             change.events.extend(view.map(EventKind::Campaign));
-        }
-    }
-
-    /// Makes a change durable, and tells who watches.
-    pub(crate) async fn enact(&mut self, change: Change) -> Result<(), ActionError> {
-        let Change {
-            mut writes,
-            events,
-            permits,
-        } = change;
-        writes.extend(permits.iter().cloned().map(Write::Permit));
-        self.commit(writes).await?;
-        let wall = self.clock.wall();
-        for permit in permits {
-            self.metrics.permits.inc();
-            self.world.permits.issue(permit, wall);
-        }
-        events.into_iter().for_each(|kind| self.events.send(wall, kind));
-        Ok(())
-    }
-
-    /// Makes writes durable, or brings the world back to what is.
-    pub(crate) async fn commit(&mut self, writes: Vec<Write>) -> Result<(), StoreError> {
-        let Err(failure) = self.store.commit(writes, self.clock.wall()).await else {
-            return Ok(());
-        };
-        error!(error = %chain(&failure), "the database refused a change");
-        if let StoreError::Deposed = failure {
-            // Whoever leads by now has a world of his own.
-            self.fatal = Some(StoreError::Deposed.into());
-            return Err(failure);
-        }
-        self.take_back().await;
-        Err(failure)
-    }
-
-    /// Brings the world back to what the database has.
-    async fn take_back(&mut self) {
-        let (now, wall) = (self.clock.now(), self.clock.wall());
-        let published = std::mem::take(&mut self.world.published);
-        match World::restore(&self.store, self.settings.permit_ttl, now, wall).await {
-            Ok(world) => {
-                // The verified view of what is published comes back with the next signature.
-                self.renew_at = self.renew_at.min(now + RENEW_AGAIN);
-                let fleet = published.fleet.filter(|_| published.trusted == world.published.trusted);
-                let epoch = self.world.epoch;
-                self.world = World {
-                    epoch,
-                    published: Published {
-                        fleet,
-                        ..world.published
-                    },
-                    ..world
-                };
-            }
-            Err(beyond) => self.fatal = Some(beyond),
         }
     }
 
@@ -609,7 +558,11 @@ impl Runtime {
             self.world.permits.drop_campaign(&manifest.id);
             writes.push(Write::Restart(manifest.id.clone()));
         }
-        if let Err(failure) = self.apply(Input::Load(loaded), writes).await {
+        // Whoever saw a version that then did not come about would take the next one of its number for a forgery.
+        self.is_shown = false;
+        let stored = self.apply(Input::Load(loaded), writes).await;
+        self.is_shown = true;
+        if let Err(failure) = stored {
             // After a failed write the world has been read back from the database already, but for what is verified.
             if matches!(failure, ActionError::Refused(_)) {
                 self.world.published = before;
@@ -726,58 +679,4 @@ fn changes(before: &Published, after: &Published) -> Vec<Write> {
         writes.push(Write::Manifest(id.clone(), bytes.to_vec()));
     }
     writes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{
-        config::{Config, Overrides},
-        store::testing::{TestDatabase, on_both_databases},
-    };
-
-    on_both_databases!(a_change_that_the_database_refuses_is_taken_back_and_can_be_made_again);
-
-    /// Memory must not run ahead of the disk: what could not be stored has not happened.
-    async fn a_change_that_the_database_refuses_is_taken_back_and_can_be_made_again(database: TestDatabase) {
-        let clock = Clock::start();
-        let store = database.open(clock.wall()).await.unwrap();
-        let settings = Arc::new(Config::default().check(Overrides::default()).unwrap());
-        let events = Arc::new(Events::new(clock.wall()));
-        let url = "https://127.0.0.1:1".to_owned();
-        let parts = Runtime::new(
-            store,
-            database.authority(),
-            events,
-            Metrics::new(),
-            settings,
-            clock,
-            url,
-        )
-        .await;
-        let (coordinator, runtime) = parts.unwrap();
-        let cancel = CancellationToken::new();
-        let running = tokio::spawn(runtime.run(cancel.clone()));
-
-        database.refuse_inserts("nodes").await;
-        let new_node = || NewNode {
-            node: "n1".parse().unwrap(),
-            path: "eu/s1/r1/n1".parse().unwrap(),
-        };
-        let refused = coordinator.ask(|reply| Command::NewNode(new_node(), reply)).await;
-        assert!(
-            matches!(refused, Err(EnrolError::Action(ActionError::Store(_)))),
-            "{refused:?}"
-        );
-        assert_eq!(coordinator.read(|world| world.nodes.len()).await.unwrap(), 0);
-
-        database.take_inserts_again("nodes").await;
-        coordinator
-            .ask(|reply| Command::NewNode(new_node(), reply))
-            .await
-            .unwrap();
-        assert_eq!(coordinator.read(|world| world.nodes.len()).await.unwrap(), 1);
-        cancel.cancel();
-        running.await.unwrap().unwrap();
-    }
 }

@@ -13,10 +13,11 @@ use firmesh_protocol::{
     report::{AttemptReport, AttemptState, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, PermitKind, REPORT_TYPE},
     trust::{Envelope, EnvelopeError, KeySet, KeySetError, PublicKey},
 };
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::{
-    runtime::{ActionError, Change, Runtime},
+    change::{Change, not_stored},
+    runtime::{ActionError, Reply, Runtime},
     store::{StoredDevice, Write},
     telemetry::chain,
     world::{NodeState, World},
@@ -151,7 +152,8 @@ impl Heartbeat {
 }
 
 /// What is left to do for a heartbeat once it is durable.
-struct Heard {
+#[derive(Debug)]
+pub(crate) struct Heard {
     node: NodeId,
     acked: u64,
     reported: u64,
@@ -160,43 +162,33 @@ struct Heard {
 }
 
 impl Runtime {
-    /// Takes heartbeats in, each by itself, and makes them durable together. Reports are acknowledged once they are durable,
-    /// also those that change nothing.
-    pub(crate) async fn hear(&mut self, heartbeats: Vec<Heartbeat>) -> Vec<Result<SyncResponse, SyncError>> {
-        let mut change = Change::default();
-        let mut heard = Vec::with_capacity(heartbeats.len());
-        for heartbeat in heartbeats {
+    /// Takes heartbeats in, each by itself, and begins to make them durable together. Reports are acknowledged once they are
+    /// durable, also those that change nothing.
+    pub(crate) async fn hear(&mut self, heartbeats: Vec<(Heartbeat, Reply<SyncResponse, SyncError>)>) {
+        let (mut change, mut waiting) = (Change::default(), Vec::with_capacity(heartbeats.len()));
+        for (heartbeat, reply) in heartbeats {
             if self.fatal.is_some() {
-                heard.push(Err(SyncError::NotStored));
+                drop(reply.send(Err(SyncError::NotStored)));
                 continue;
             }
-            let taken = self.take_in(heartbeat, &mut change).await;
-            let is_lost = matches!(taken, Err(SyncError::Action(_)));
-            heard.push(taken);
-            if is_lost {
-                // The world was taken back, and with it what was heard before: they ask again.
-                change = Change::default();
-                for before in heard.iter_mut().filter(|before| before.is_ok()) {
-                    *before = Err(SyncError::NotStored);
+            self.grant_looks();
+            match self.take_in(heartbeat, &mut change).await {
+                Ok(heard) => waiting.push((heard, reply)),
+                Err(refused) => {
+                    if let SyncError::Action(_) = refused {
+                        // The world was taken back, and with it what was heard before.
+                        change = Change::default();
+                        not_stored(waiting.drain(..));
+                    }
+                    drop(reply.send(Err(refused)));
                 }
             }
         }
-        let stored = match self.fatal {
-            Some(_) => Err(ActionError::Stopping),
-            None => self.enact(change).await,
-        };
-        if let Err(failure) = &stored {
-            error!(error = %chain(failure), "heartbeats could not be stored: nodes send them again");
+        if self.fatal.is_some() {
+            not_stored(waiting.drain(..));
+        } else if let Err(failure) = self.begin(change, waiting).await {
+            debug!(error = %chain(&failure), "what was decided behind a change that failed was dropped");
         }
-        let mut answers = Vec::with_capacity(heard.len());
-        for heard in heard {
-            answers.push(match (heard, &stored) {
-                (Ok(heard), Ok(())) => Ok(self.answer(heard).await),
-                (Ok(_), Err(_)) => Err(SyncError::NotStored),
-                (Err(refused), _) => Err(refused),
-            });
-        }
-        answers
     }
 
     /// Takes one heartbeat into the world, and what is to be stored of it into the change.
@@ -293,7 +285,7 @@ impl Runtime {
     }
 
     /// Tells who watches, and the node what there is for it: all of it is durable.
-    async fn answer(&mut self, heard: Heard) -> SyncResponse {
+    pub(crate) async fn answer(&mut self, heard: Heard) -> SyncResponse {
         let Heard {
             node: id,
             acked,
@@ -327,7 +319,7 @@ impl Runtime {
             }
         }
         for envelope in &request.brakes {
-            if let Err(error) = self.brake(envelope).await {
+            if let Err(error) = Box::pin(self.brake(envelope)).await {
                 warn!(node = %id, error = %chain(&error), "a node passed on a brake that does not count here");
             }
         }

@@ -1,7 +1,7 @@
 //! One term of leading: everything that is made from the database when a coordinator takes the lead, and dropped when it
 //! leads no more. A coordinator with a database of its own leads from its start to its end.
 
-use std::{io, net::TcpListener, sync::Arc, time::Duration};
+use std::{io, net::TcpListener, num::NonZeroUsize, sync::Arc, thread::available_parallelism, time::Duration};
 
 use axum_server::{
     Handle,
@@ -147,6 +147,7 @@ pub(crate) async fn lead(
         requests: cancel.child_token(),
     };
     let log = store.clone();
+    let processors = available_parallelism().map_or(1, NonZeroUsize::get);
     let app = Arc::new(App {
         notifier: notifier.clone(),
         coordinator,
@@ -168,6 +169,7 @@ pub(crate) async fn lead(
         cancel: servers.requests.clone(),
         reconciling: tokio::sync::Mutex::default(),
         rehearsal: Arc::new(Semaphore::new(1)),
+        verifying: Arc::new(Semaphore::new(processors.saturating_sub(1).max(1))),
         rates,
         running: Running::default(),
         tasks: requests.clone(),

@@ -35,11 +35,22 @@ pub(crate) enum Document {
 }
 
 /// What was logged last of what is stored again and again: only a change is an entry.
-#[derive(Debug, Default, Clone)]
+#[derive(Debug, Default)]
 pub(crate) struct Drafts {
     campaigns: BTreeMap<CampaignId, Known>,
-    nodes: BTreeMap<NodeId, (Option<Sha256>, Option<Sha256>)>,
+    nodes: BTreeMap<NodeId, KnownNode>,
 }
+
+/// What changes in [`Drafts`] with a transaction, should it become durable.
+#[derive(Debug, Default)]
+pub(crate) struct Drafted {
+    /// `None`: begun anew.
+    campaigns: BTreeMap<CampaignId, Option<Known>>,
+    nodes: BTreeMap<NodeId, KnownNode>,
+}
+
+/// The digests of the ticket and of the certificate that were logged last.
+type KnownNode = (Option<Sha256>, Option<Sha256>);
 
 /// What is logged of a campaign's record.
 #[derive(Debug, Default, Clone)]
@@ -55,14 +66,27 @@ struct Known {
 impl Drafts {
     /// What is stored has been logged.
     pub(crate) fn of(stored: &Stored) -> Self {
-        let mut drafts = Self::default();
+        let (mut drafts, mut drafted) = (Self::default(), Drafted::default());
         for record in &stored.campaigns {
-            drafts.campaign(record);
+            drafts.campaign(record, &mut drafted);
         }
         for node in &stored.nodes {
-            drafts.node(node);
+            drafts.node(node, &mut drafted);
         }
+        drafts.committed(drafted);
         drafts
+    }
+
+    /// What was drafted has become durable.
+    pub(crate) fn committed(&mut self, drafted: Drafted) {
+        let Drafted { campaigns, nodes } = drafted;
+        for (id, known) in campaigns {
+            match known {
+                Some(known) => drop(self.campaigns.insert(id, known)),
+                None => drop(self.campaigns.remove(&id)),
+            }
+        }
+        self.nodes.extend(nodes);
     }
 
     /// The state of a campaign that was logged last.
@@ -86,17 +110,21 @@ impl Drafts {
         writes.extend(stored.nodes.iter().map(|node| Write::Node(Box::new(node.clone()))));
         writes.extend(stored.permits.iter().map(|permit| Write::Permit(permit.clone())));
         writes.extend(stored.campaigns.iter().map(|record| Write::Campaign(record.clone())));
-        Self::default().of_writes(&writes)
+        Self::default().of_writes(&writes).0
     }
 
     /// The entries for these writes, which are stored together.
-    pub(crate) fn of_writes(&mut self, writes: &[Write]) -> Vec<Draft> {
+    pub(crate) fn of_writes(&self, writes: &[Write]) -> (Vec<Draft>, Drafted) {
         let is_news = |write: &Write| matches!(write, Write::Metadata(file, _) if is_authored(file));
         let publishes = writes.iter().any(is_news);
-        writes.iter().flat_map(|write| self.drafts(write, publishes)).collect()
+        let mut drafted = Drafted::default();
+        let drafts = writes
+            .iter()
+            .flat_map(|write| self.drafts(write, publishes, &mut drafted));
+        (drafts.collect(), drafted)
     }
 
-    fn drafts(&mut self, write: &Write, publishes: bool) -> Vec<Draft> {
+    fn drafts(&self, write: &Write, publishes: bool, drafted: &mut Drafted) -> Vec<Draft> {
         let one = |event, document: &[u8]| {
             let document = Document::Bytes(document.to_vec());
             vec![Draft { event, document }]
@@ -113,8 +141,8 @@ impl Drafts {
                 }));
                 drafts
             }
-            Write::Node(node) => self.node(node),
-            Write::Campaign(record) => self.campaign(record),
+            Write::Node(node) => self.node(node, drafted),
+            Write::Campaign(record) => self.campaign(record, drafted),
             Write::Brake(_, envelope) => {
                 let scope = Brake::from_own_store(envelope).map(|brake| brake.braked.to_string());
                 one(
@@ -221,7 +249,7 @@ impl Drafts {
                 )
             }
             Write::Restart(id) => {
-                self.campaigns.remove(id);
+                drafted.campaigns.insert(id.clone(), None);
                 Vec::new()
             }
             Write::Metadata(..)
@@ -237,8 +265,9 @@ impl Drafts {
         }
     }
 
-    fn node(&mut self, node: &StoredNode) -> Vec<Draft> {
-        let known = self.nodes.entry(node.node.clone()).or_default();
+    fn node(&self, node: &StoredNode, drafted: &mut Drafted) -> Vec<Draft> {
+        let known = drafted.nodes.get(&node.node).or_else(|| self.nodes.get(&node.node));
+        let known = known.copied().unwrap_or_default();
         let ticket = node.ticket.as_ref().map(|ticket| ticket.token_sha256);
         let certificate = node.certificate.as_deref();
         let digest = certificate.map(Sha256::of);
@@ -264,20 +293,25 @@ impl Drafts {
                 document: Document::Bytes(der.to_vec()),
             })
         }));
-        *known = (ticket, digest);
+        if known != (ticket, digest) {
+            drafted.nodes.insert(node.node.clone(), (ticket, digest));
+        }
         drafts
     }
 
-    fn campaign(&mut self, record: &CampaignRecord) -> Vec<Draft> {
-        let said_before = self.campaigns.get(&record.id).map(|known| known.webhooks.clone());
-        let said_before = said_before.unwrap_or_default();
+    fn campaign(&self, record: &CampaignRecord, drafted: &mut Drafted) -> Vec<Draft> {
+        let before = match drafted.campaigns.get(&record.id) {
+            Some(known) => known.clone(),
+            None => self.campaigns.get(&record.id).cloned(),
+        };
+        let before = before.unwrap_or_default();
         // One that does not answer for a while has not taken back what it said.
         let says = record
             .webhooks
             .iter()
             .enumerate()
             .map(|(number, asked)| match asked.verdict {
-                GateVerdict::Unknown => said_before.get(number).copied().unwrap_or(GateVerdict::Unknown),
+                GateVerdict::Unknown => before.webhooks.get(number).copied().unwrap_or(GateVerdict::Unknown),
                 said => said,
             });
         let known = Known {
@@ -287,13 +321,13 @@ impl Drafts {
             webhooks: says.collect(),
         };
         let says = known.webhooks.clone();
-        let before = self.campaigns.insert(record.id.clone(), known);
+        drafted.campaigns.insert(record.id.clone(), Some(known));
         let Known {
             state,
             gates,
             asked,
             webhooks,
-        } = before.unwrap_or_default();
+        } = before;
         let changed = (0..)
             .zip(&record.gates)
             .filter(|(wave, verdict)| gates.get(*wave as usize) != Some(*verdict));

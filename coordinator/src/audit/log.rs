@@ -15,7 +15,7 @@ use tracing::error;
 
 use super::{
     LogKey,
-    drafts::{Document, Draft, Drafts},
+    drafts::{Document, Draft, Drafted, Drafts},
 };
 use crate::store::{Bulk, Value};
 
@@ -225,11 +225,11 @@ impl Log {
     }
 
     /// What was appended is durable.
-    pub(crate) fn committed(&mut self, appended: Option<Appended>, drafts: Drafts) {
+    pub(crate) fn committed(&mut self, appended: Option<Appended>, drafted: Drafted) {
         if let Some(appended) = appended {
             (self.tree, self.tiles_stored, self.note) = (appended.tree, appended.tiles_stored, appended.note);
         }
-        self.drafts = drafts;
+        self.drafts.committed(drafted);
     }
 
     /// Keeps a tile that was read.

@@ -90,6 +90,8 @@ pub(crate) struct App {
     pub(crate) reconciling: tokio::sync::Mutex<()>,
     /// One rehearsal at a time: it takes a whole processor.
     pub(crate) rehearsal: Arc<Semaphore>,
+    /// Heartbeats being verified: their signatures take a processor, and one is left for everybody else.
+    pub(crate) verifying: Arc<Semaphore>,
     pub(crate) rates: Rates,
     /// Requests with a key that are being carried out.
     pub(crate) running: Running,

@@ -220,7 +220,12 @@ async fn sync(State(app): Shared, peer: Peer, Body(request): Body<SyncRequest>) 
         app.metrics.refusals.inc();
         Failure::from(error)
     };
-    let verified = tokio::task::spawn_blocking(move || Heartbeat::verify(identity, certificate, request)).await;
+    let turn = app.verifying.clone().acquire_owned().await;
+    let verify = move || {
+        let _turn = turn;
+        Heartbeat::verify(identity, certificate, request)
+    };
+    let verified = tokio::task::spawn_blocking(verify).await;
     let verified = verified.map_err(|error| Failure::bad_request(error.to_string()))?;
     let heartbeat = Box::new(verified.map_err(refused)?);
     let heard = app.coordinator.ask(|reply| Command::Sync(heartbeat, reply)).await;

@@ -236,11 +236,10 @@ impl Store {
         // that is certain: after anything else what is durable is read again.
         let mut held = self.held_log().await?;
         let mut log = held.take().expect("it was just read");
-        let mut drafts = log.drafts.clone();
-        let mut drafted = first;
-        let entries = drafts.of_writes(&writes);
+        let mut drafts = first;
+        let (entries, drafted) = log.drafts.of_writes(&writes);
         let of_entries = notify::of_entries(|id| log.drafts.state(id), &entries);
-        drafted.extend(entries);
+        drafts.extend(entries);
         let mut transaction = self.begin().await?;
         let (mut notices, mut pending) = (Vec::new(), Pending::default());
         for write in writes {
@@ -257,13 +256,13 @@ impl Store {
         // What happened to devices comes before what the campaign makes of it.
         notices.extend(of_entries);
         notify::insert(&mut transaction, &notices, now).await.map_err(failed)?;
-        let appended = match drafted.is_empty() {
+        let appended = match drafts.is_empty() {
             true => None,
-            false => Some(log.append(&mut transaction, &self.key, drafted, now).await?),
+            false => Some(log.append(&mut transaction, &self.key, drafts, now).await?),
         };
         // Even if it fails it may have come about.
         transaction.commit().await.map_err(failed)?;
-        log.committed(appended, drafts);
+        log.committed(appended, drafted);
         *held = Some(log);
         drop(held);
         if !notices.is_empty() {

@@ -835,7 +835,11 @@ impl Engine {
                 };
                 let chosen = choose(campaign, kind, &mut self.load, left, self.now);
                 left -= chosen.count;
-                for ((wave, attempt), devices) in chosen.devices {
+                for ((wave, attempt), mut devices) in chosen.devices {
+                    // Every node fetches the permits that name one of its devices: as few as there can be.
+                    if devices.len() > PERMIT_DEVICES_MAX {
+                        devices.sort_by(|a, b| campaign.attempts[a].node.cmp(&campaign.attempts[b].node));
+                    }
                     for devices in devices.chunks(PERMIT_DEVICES_MAX) {
                         orders.push(permit(campaign, kind, (wave, attempt), devices, self.now));
                     }

@@ -5,6 +5,7 @@
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+use smol_str::SmolStr;
 
 use crate::limits::{NAME_BYTES_MAX, PATH_SEGMENTS_MAX};
 
@@ -80,16 +81,17 @@ macro_rules! text_schema {
 }
 pub(crate) use text_schema;
 
+// Millions of names are kept and cloned: short ones take no memory of their own.
 macro_rules! name_type {
     ($(#[$doc:meta])* $type:ident, $kind:literal) => {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $type(String);
+        #[serde(try_from = "SmolStr")]
+        pub struct $type(SmolStr);
 
         impl $type {
             /// Checks `name` against the grammar of names.
-            pub fn new(name: impl Into<String>) -> Result<Self, NameError> {
+            pub fn new(name: impl Into<SmolStr>) -> Result<Self, NameError> {
                 let name = name.into();
                 check_name($kind, &name)?;
                 Ok(Self(name))
@@ -122,9 +124,16 @@ macro_rules! name_type {
             }
         }
 
+        impl TryFrom<SmolStr> for $type {
+            type Error = NameError;
+            fn try_from(text: SmolStr) -> Result<Self, NameError> {
+                Self::new(text)
+            }
+        }
+
         impl From<$type> for String {
             fn from(name: $type) -> Self {
-                name.0
+                name.0.into()
             }
         }
 

@@ -10,6 +10,10 @@ use firmesh_coordinator::{
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+/// A burst of planning leaves half of its memory in pieces that the C library's allocator does not give back.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Publishes signed firmware campaigns to a fleet, and follows them. Runs without any configuration.
 #[derive(Parser)]
 #[command(name = "firmesh-coordinator", version = version())]

@@ -30,6 +30,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+/// The coordinator's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// A Firmesh fleet on one machine.
 #[derive(Debug, Parser)]
 #[command(name = "firmesh-lab", version, args_conflicts_with_subcommands = true)]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 /// A burst of planning leaves half of its memory in pieces that the C library's allocator does not give back.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Publishes signed firmware campaigns to a fleet, and follows them. Runs without any configuration.
 #[derive(Parser)]

@@ -32,7 +32,7 @@ use tracing_subscriber::EnvFilter;
 
 /// The coordinator's.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// A Firmesh fleet on one machine.
 #[derive(Debug, Parser)]

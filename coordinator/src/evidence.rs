@@ -23,16 +23,33 @@ impl Runtime {
         order: &PermitOrder,
         writes: &mut Vec<Write>,
     ) -> Result<Vec<Sha256>, ActionError> {
-        let Some(wave) = order.kind.gate(order.wave) else {
+        let Some(campaign) = self.world.engine.manifest(&order.campaign) else {
             return Ok(Vec::new());
         };
+        let gates = order.kind.gates(order.wave, &campaign.strategy);
         let (mut digests, suffices) = match order.kind {
             PermitKind::Update => (Vec::new(), false),
-            PermitKind::Rollback => self.world.engine.orders_for(&order.campaign, wave, &order.devices),
+            PermitKind::Rollback => self
+                .world
+                .engine
+                .orders_for(&order.campaign, order.wave, &order.devices),
         };
         if suffices {
             return Ok(digests);
         }
+        for wave in gates {
+            digests.extend(self.evidence_on(order, wave, writes).await?);
+        }
+        Ok(digests)
+    }
+
+    /// The digests of the evidence on one gate that a permit rests on.
+    async fn evidence_on(
+        &mut self,
+        order: &PermitOrder,
+        wave: u32,
+        writes: &mut Vec<Write>,
+    ) -> Result<Vec<Sha256>, ActionError> {
         // A gate that passed is passed for good; after one that failed more reports come in, and say more.
         let key = (order.campaign.clone(), wave);
         if order.kind == PermitKind::Update
@@ -43,6 +60,7 @@ impl Runtime {
         let Some((manifest, manifest_sha256, plan)) = self.documents(&order.campaign).await? else {
             return Ok(Vec::new());
         };
+        let mut digests = Vec::new();
         let reports = self
             .reports_on(&order.campaign, wave, &manifest, manifest_sha256, &plan, writes)
             .await?;

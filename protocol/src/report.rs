@@ -3,12 +3,15 @@
 //! Each document travels as the payload of a DSSE envelope with its own payload type, so that a signature made for one
 //! kind can never pass for another. The envelope is verified before any of these is parsed.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     health::DeviceHealth,
     ids::{CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
     labels::Labels,
+    manifest::Strategy,
     time::WallTime,
 };
 
@@ -30,13 +33,18 @@ pub enum PermitKind {
 }
 
 impl PermitKind {
-    /// The wave whose gate a permit of this kind for `wave` rests on: that of the wave before passed, or for going back,
-    /// that of the wave itself failed.
+    /// The waves whose gates a permit of this kind for `wave` rests on: for going back, that of the wave itself failed; for
+    /// going forward, those of the waves before it passed. Where *k* waves may be open at once, these are the *k* waves up to
+    /// the *k*-th before it, as far as there are so many. On that one alone a coordinator that lies could go on by every
+    /// *k*-th wave past others that failed; as it is, every wave up to the *k*-th before has passed, because the nodes of that
+    /// one have looked at those before theirs.
     #[must_use]
-    pub fn gate(self, wave: u32) -> Option<u32> {
+    pub fn gates(self, wave: u32, strategy: &Strategy) -> Range<u32> {
+        let at_once = strategy.waves_at_once();
+        let end = wave.saturating_add(1);
         match self {
-            Self::Update => wave.checked_sub(1),
-            Self::Rollback => Some(wave),
+            Self::Update => end.saturating_sub(at_once.saturating_mul(2))..end.saturating_sub(at_once),
+            Self::Rollback => wave..end,
         }
     }
 }
@@ -67,17 +75,17 @@ pub struct Permit {
     pub expires: WallTime,
     /// The devices that may start; all of them stand in this wave of the plan.
     pub devices: Vec<DeviceId>,
-    /// SHA-256 of the envelopes with the evidence that the wave may start: the gate of the wave before passed, or for a
-    /// rollback, the gate of this wave failed.
+    /// SHA-256 of the envelopes with the evidence that the wave may start: the gates before it passed, or for a rollback, the
+    /// gate of this wave failed. See [`PermitKind::gates`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evidence: Vec<Sha256>,
 }
 
 impl Permit {
-    /// The wave whose gate the permit rests on: its evidence goes with the permit.
+    /// The waves whose gates the permit rests on: their evidence goes with the permit.
     #[must_use]
-    pub fn gate(&self) -> Option<u32> {
-        self.kind.gate(self.wave)
+    pub fn gates(&self, strategy: &Strategy) -> Range<u32> {
+        self.kind.gates(self.wave, strategy)
     }
 }
 

@@ -175,7 +175,7 @@ fn look_for<'a>(
     corpus: &[Known],
     args: &PlantedArgs,
 ) -> anyhow::Result<Hunted<'a>> {
-    const ALL: [Profile; 11] = [
+    const ALL: [Profile; 12] = [
         Profile::Devices,
         Profile::Chaos,
         Profile::Network,
@@ -187,6 +187,7 @@ fn look_for<'a>(
         Profile::Answers,
         Profile::Units,
         Profile::Retries,
+        Profile::Batches,
     ];
     let began = Instant::now();
     let others = ALL.iter().filter(|profile| !bug.profiles.contains(profile));

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use firmesh_protocol::api::CampaignState;
+use firmesh_protocol::api::{CampaignState, GateVerdict};
 use firmesh_tests::{
     cluster::{Cluster, Shape},
     setup::{NEW, rules},
@@ -123,6 +123,61 @@ async fn a_device_that_fails_once_is_begun_again_and_the_campaign_completes() ->
             for device in fleet.versions().await?.keys().filter(|device| **device != failing) {
                 ensure!(begun(device) == 1, "{device} was begun {} times", begun(device));
             }
+            Ok(())
+        },
+    )
+    .await
+}
+
+/// Three of four batches are under way at once, as a campaign file has it that does not say; the fourth rests on the first, whose
+/// device fails and is begun again for a while. Nodes have seen the first one's gate when the fourth begins.
+#[tokio::test]
+async fn three_batches_are_under_way_at_once_and_the_fourth_waits_for_the_first() -> Result<()> {
+    Cluster::with(
+        Shape {
+            bmcs: 1,
+            hosts: 0,
+            ..Shape::default()
+        },
+        async |fleet| {
+            let rules = "strategy = { kind = \"rolling\", batch = 1 }\n\
+                         caps = { per_rack = 2, total = 100 }\n\
+                         gate = { soak = \"PT1S\" }\n\
+                         deadlines = { attempt = \"PT1M\", back = \"PT15S\" }\n\
+                         retries = { rules = [{ class = \"install\", times = 5, pause = \"PT1S\" }], budget = { count = 1 } }";
+            fleet.approve_campaign("spring", rules)?;
+            let in_wave = |wave: &str| -> Result<String> {
+                let found = fleet.operator.ok(&["campaign", "explain", "spring", "--wave", wave])?;
+                let subject = found.as_array().and_then(|found| found.get(1)?["subject"].as_str());
+                let device = subject.and_then(|subject| subject.strip_prefix("device "));
+                Ok(device.with_context(|| found.to_string())?.to_owned())
+            };
+            let (first, last) = (in_wave("0")?, in_wave("3")?);
+            fleet.misbehave(&first, json!({ "kind": "fail_update" })).await?;
+            fleet.operator.ok(&["campaign", "start", "spring"])?;
+            let view = until("the second and third batch to pass", ENDS_WITHIN, async || {
+                let view = fleet.campaign("spring").await?;
+                let is_so = view.waves[1..3].iter().all(|wave| wave.gate == GateVerdict::Pass);
+                Ok(match is_so {
+                    true => Seen::Yes(view),
+                    false => Seen::NotYet(format!("{view:?}")),
+                })
+            })
+            .await?;
+            ensure!(view.waves[0].gate == GateVerdict::Unknown && !view.waves[3].open, "{view:?}");
+            fleet.misbehave(&first, Value::Null).await?;
+            let view = fleet.campaign_ends("spring", ENDS_WITHIN).await?;
+            ensure!(view.state == CampaignState::Completed, "{view:?}");
+            let begun: Vec<_> = fleet.device_events().await?;
+            let begun: Vec<_> = begun
+                .iter()
+                .filter(|event| event["event"] == "update_begun")
+                .filter_map(|event| event["device"].as_str())
+                .collect();
+            ensure!(
+                begun.last() == Some(&last.as_str()) && begun.iter().filter(|device| **device == last).count() == 1,
+                "{begun:?}"
+            );
             Ok(())
         },
     )

@@ -1,7 +1,7 @@
 //! Between two waves a person is asked, where the manifest says so: after the gate has passed and the wave was watched, and
 //! before the next one opens.
 //!
-//! Invariants: a wave is asked about once, and answered once; without a yes nothing opens.
+//! Invariants: a wave is asked about once, and answered once; without a yes nothing opens that rests on it.
 
 use std::collections::BTreeSet;
 
@@ -42,21 +42,21 @@ impl Campaign {
         u32::try_from(wave).is_ok_and(has_asked)
     }
 
-    /// The wave that an answer is awaited about.
-    pub(crate) fn unanswered(&self) -> Option<u32> {
-        let open = self.record.approvals.iter().find(|asked| asked.approved.is_none());
-        open.map(|asked| asked.wave)
+    /// The waves that answers are awaited about.
+    fn unanswered(&self) -> Vec<u32> {
+        let open = self.record.approvals.iter().filter(|asked| asked.approved.is_none());
+        open.map(|asked| asked.wave).collect()
     }
 
-    /// Whether the wave after this one may open as far as people are asked. Asks if nobody was.
-    pub(crate) fn is_approved(&mut self, wave: u32) -> bool {
+    /// For whom a wave that has passed waits, if an approver has to say yes. Asks if nobody was.
+    pub(crate) fn waits_for_approver(&mut self, wave: u32) -> Option<String> {
         let rule = self.manifest.gate.approval.as_ref();
         if !rule.is_some_and(|rule| rule.asks_after(wave)) {
-            return true;
+            return None;
         }
         if let Some(asked) = self.asked(wave) {
             if asked.approved == Some(true) {
-                return true;
+                return None;
             }
         } else {
             self.record.approvals.push(WaveApprovalView {
@@ -69,11 +69,9 @@ impl Campaign {
             let evidence = vec!["the manifest asks for an approver's signed yes before the next wave".to_owned()];
             self.decide(format!("wave {wave}"), "an approver is asked".to_owned(), evidence);
         }
-        self.enter(
-            CampaignState::Active,
-            format!("wave {wave} passed and waits for an approver: `firmesh campaign approve` or `refuse`"),
-        );
-        false
+        Some(format!(
+            "wave {wave} passed and waits for an approver: `firmesh campaign approve` or `refuse`"
+        ))
     }
 
     fn said_yes_by_another(&self, wave: u32, document: Sha256) -> bool {
@@ -106,10 +104,11 @@ impl Campaign {
             moved_on,
             ..
         } = said;
-        match self.unanswered() {
-            Some(asked) if asked == wave => {}
+        let unanswered = self.unanswered();
+        match unanswered.first() {
+            Some(_) if unanswered.contains(&wave) => {}
             // Nodes believe only keys that are in force: another approver may say the same when one was replaced.
-            None if approved && self.said_yes_by_another(wave, document) => {
+            _ if approved && self.said_yes_by_another(wave, document) => {
                 return self.say_again(wave, reason, by, document);
             }
             Some(asked) => {

@@ -1,8 +1,9 @@
-//! One campaign's course: which waves are open, what each device does, when a gate is judged, when it is over.
+//! One campaign's course: what each device does, and when it is over.
 //!
 //! Affected by a failed gate are the devices of the failed wave that run the new version when their attempt has ended;
 //! those in flight are let end first, because a permit that is out cannot be recalled. Devices of earlier waves passed
-//! their own gate and stay. Devices that were never permitted are cancelled and never touched.
+//! their own gate and stay, and those of waves that are open beside it stay if theirs passes. Devices that were never
+//! permitted are cancelled and never touched.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,10 +14,10 @@ use std::{
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
     approval::WaveApprovalView,
-    gate::{Fate, Tally},
+    gate::Fate,
     ids::{CampaignId, DeviceId, Sha256},
     limits::REASON_BYTES_MAX,
-    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice, Strategy},
+    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     rollback::RollbackScope,
     time::Timestamp,
@@ -26,9 +27,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     attempts::{Attempt, AttemptRecord, Attempts},
     domains::{Domains, OwnRules},
-    index::{Counted, Index, Light},
+    index::{Counted, Index},
     possession::{Possession, PossessionRecord},
-    webhooks::{GATE_PASSED, WebhookRecord},
+    webhooks::WebhookRecord,
 };
 
 /// A campaign as it is stored.
@@ -89,7 +90,14 @@ pub(crate) struct Campaign {
     pub(crate) expires_at: Timestamp,
     /// How long a permit is good for.
     pub(crate) permit_ttl: Duration,
-    pub(crate) soak_until: Option<Timestamp>,
+    /// Until when waves are watched that have passed.
+    pub(crate) soaks: BTreeMap<usize, Timestamp>,
+    /// Until when no wave opens after the last one, where several are open at once.
+    pub(crate) paced_until: Option<Timestamp>,
+    /// When the last waves were opened, as far as this process knows.
+    pub(crate) opened: BTreeMap<usize, Timestamp>,
+    /// When a wave that was open beside a failed one is to be judged.
+    pub(crate) settles_at: Option<Timestamp>,
     /// Waves whose gate failed and whose devices have to go back.
     pub(crate) sent_back: BTreeSet<u32>,
     pub(crate) is_dirty: bool,
@@ -182,7 +190,10 @@ impl Campaign {
             rules: Arc::default(),
             expires_at,
             permit_ttl,
-            soak_until: None,
+            soaks: BTreeMap::new(),
+            paced_until: None,
+            opened: BTreeMap::new(),
+            settles_at: None,
             sent_back: BTreeSet::new(),
             is_dirty: true,
             dirty,
@@ -277,6 +288,7 @@ impl Campaign {
             self.attempts.at_mut(place).pauses_until = until;
         }
         self.restore_proofs(possession);
+        self.opened_now(now);
     }
 
     /// Ends attempts on the coordinator's own word.
@@ -381,6 +393,7 @@ impl Campaign {
         }
         while self.record.state == CampaignState::Active && self.step(now) {}
         if self.record.state == CampaignState::RollingBack {
+            self.judge_beside(now);
             self.judge_failed_waves();
         }
         let is_at_its_end = self.record.state == CampaignState::RollingBack && !self.record.resumable;
@@ -399,104 +412,10 @@ impl Campaign {
         std::mem::take(&mut self.index.is_changed)
             || self.record.state == CampaignState::RollingBack
             || (is_open && now >= self.expires_at)
-            || self.soak_until.is_some_and(|until| now >= until)
+            || self.waits_until().any(|until| now >= until)
     }
 
-    /// One step of an active campaign; false when it has to wait.
-    fn step(&mut self, now: Timestamp) -> bool {
-        let Some(wave) = self.record.gates.len().checked_sub(1) else {
-            return self.pools_are_ready(0) && self.open_wave(0);
-        };
-        let verdict = self.verdict(wave);
-        let known = self.record.gates[wave];
-        match (known, verdict) {
-            (GateVerdict::Pass, _) => self.after_pass(now, wave),
-            (_, GateVerdict::Fail) => {
-                self.fail_gate(wave);
-                true
-            }
-            (_, GateVerdict::Pass) => {
-                self.record.gates[wave] = verdict;
-                self.decide_gate(wave, GATE_PASSED);
-                true
-            }
-            (_, GateVerdict::Unknown | GateVerdict::Hold) => {
-                if known != verdict {
-                    self.record.gates[wave] = verdict;
-                    if verdict == GateVerdict::Hold {
-                        self.decide_gate(
-                            wave,
-                            "the gate holds: a person has to decide, `cancel` ends the campaign",
-                        );
-                    }
-                    self.is_dirty = true;
-                }
-                let waits = if verdict == GateVerdict::Hold {
-                    "holds"
-                } else if self.has_ended(wave) {
-                    "holds: what its gate requires to know of the health of some devices is not known"
-                } else {
-                    "is running"
-                };
-                self.enter(CampaignState::Active, format!("wave {wave} {waits}"));
-                false
-            }
-        }
-    }
-
-    fn open_wave(&mut self, wave: usize) -> bool {
-        if wave >= self.plan.waves.len() {
-            self.finish();
-            return false;
-        }
-        self.record.gates.push(GateVerdict::Unknown);
-        self.wake_all();
-        self.soak_until = None;
-        let devices = self.plan.waves[wave].len();
-        self.decide(
-            format!("wave {wave}"),
-            "opened".to_owned(),
-            vec![format!("{devices} devices")],
-        );
-        true
-    }
-
-    fn after_pass(&mut self, now: Timestamp, wave: usize) -> bool {
-        if wave + 1 == self.plan.waves.len() {
-            if (0..=wave).all(|wave| self.has_ended(wave)) {
-                self.finish();
-            } else {
-                self.enter(
-                    CampaignState::Active,
-                    "every gate has passed, the last devices are on their way",
-                );
-            }
-            return false;
-        }
-        // A pool serves again when it is updated wholly.
-        if matches!(self.manifest.strategy, Strategy::BlueGreen { .. }) && !self.has_ended(wave) {
-            let reason = format!("wave {wave} passed, the last devices of its pool are on their way");
-            self.enter(CampaignState::Active, reason);
-            return false;
-        }
-        let soak = Duration::from_secs(self.manifest.gate.soak_s.into());
-        let until = *self.soak_until.get_or_insert(now + soak);
-        // Who was asked was asked after the soak; a restart begins no other one.
-        if now < until && !self.has_asked(wave) {
-            self.enter(
-                CampaignState::Active,
-                format!("wave {wave} passed and is watched for {} s", soak.as_secs()),
-            );
-            return false;
-        }
-        let number = u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves");
-        self.webhooks_pass(number)
-            && self.is_approved(number)
-            && self.pools_are_ready(number + 1)
-            && self.open_wave(wave + 1)
-    }
-
-    fn finish(&mut self) {
+    pub(crate) fn finish(&mut self) {
         let missed = self
             .attempts
             .iter()
@@ -536,37 +455,8 @@ impl Campaign {
         self.enter(CampaignState::Failed, reason);
     }
 
-    fn fail_gate(&mut self, wave: usize) {
-        self.record.gates[wave] = GateVerdict::Fail;
-        self.decide_gate(wave, "the gate failed");
-        self.cancel_untouched(&format!(
-            "the gate of wave {wave} failed before it was this device's turn"
-        ));
-        let reason = format!("the gate of wave {wave} failed");
-        if self.manifest.automatic_rollback {
-            self.enter(
-                CampaignState::RollingBack,
-                format!("{reason}: its devices are going back"),
-            );
-        } else {
-            self.enter(
-                CampaignState::Failed,
-                format!("{reason}; the manifest asks for no automatic rollback"),
-            );
-        }
-    }
-
-    fn decide_gate(&mut self, wave: usize, finding: &str) {
-        let gate = &self.manifest.gate;
-        let attempts = self.attempts.of_wave(wave).iter();
-        let fates = attempts.map(|attempt| self.fate(attempt, Light::Known));
-        let mut evidence = Tally::of(gate, fates).evidence();
-        evidence.extend(self.bad_devices(|attempt| attempt.wave as usize == wave));
-        self.decide(format!("wave {wave}"), finding.to_owned(), evidence);
-    }
-
     /// Ended badly, with reasons; the first twenty, so that a record stays small.
-    fn bad_devices(&self, pick: impl Fn(&Attempt) -> bool) -> Vec<String> {
+    pub(crate) fn bad_devices(&self, pick: impl Fn(&Attempt) -> bool) -> Vec<String> {
         let bad: Vec<_> =
             self.select(|a| pick(a) && a.record.state.is_terminal() && !a.ended_well(&self.manifest.gate));
         let mut lines: Vec<_> = bad.iter().take(20).map(|id| self.line(id)).collect();
@@ -582,20 +472,6 @@ impl Campaign {
             format!("{id}: {state}")
         } else {
             format!("{id}: {state}: {reason}")
-        }
-    }
-
-    /// The gate's verdict. What the coordinator presumes may fail a wave and never pass it: nodes go by signed reports
-    /// alone, and would not follow.
-    pub(crate) fn verdict(&mut self, wave: usize) -> GateVerdict {
-        let known = self.judged(wave, Light::Known);
-        if known != GateVerdict::Pass {
-            return known;
-        }
-        match self.judged(wave, Light::Shown) {
-            GateVerdict::Pass => GateVerdict::Pass,
-            _ if self.has_ended(wave) => GateVerdict::Hold,
-            _ => GateVerdict::Unknown,
         }
     }
 

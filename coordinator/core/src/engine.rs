@@ -298,7 +298,8 @@ impl Engine {
         }
         let of_campaign = |campaign: &Campaign| {
             let is_open = matches!(campaign.record.state, CampaignState::Active | CampaignState::Paused);
-            [campaign.soak_until, is_open.then_some(campaign.expires_at)]
+            let due = campaign.waits_until().filter(|at| *at > self.now).min();
+            [due, is_open.then_some(campaign.expires_at)]
         };
         let campaigns = self.campaigns.values().flat_map(of_campaign).flatten();
         campaigns.chain(self.next_due).filter(|at| *at > self.now).min()
@@ -308,6 +309,12 @@ impl Engine {
     #[must_use]
     pub fn campaign(&self, id: &CampaignId) -> Option<CampaignView> {
         self.campaigns.get(id).map(Campaign::view)
+    }
+
+    /// The signed rules of a campaign.
+    #[must_use]
+    pub fn manifest(&self, id: &CampaignId) -> Option<&CampaignManifest> {
+        self.campaigns.get(id).map(|campaign| &campaign.manifest)
     }
 
     /// The state of a campaign, without the cost of a view.

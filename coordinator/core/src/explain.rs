@@ -363,18 +363,29 @@ fn standing(campaign: &Campaign) -> String {
     }
 }
 
-/// What the gate of the wave in progress rests on so far, and what is asked after it.
+/// What the gates of the waves in progress rest on so far, and what is asked after them.
 fn gate_evidence(engine: &Engine, campaign: &Campaign) -> Vec<String> {
-    let record = &campaign.record;
-    let is_open = matches!(record.state, CampaignState::Active | CampaignState::Paused);
-    let Some(wave) = record.gates.len().checked_sub(1).filter(|_| is_open) else {
-        return Vec::new();
+    let is_open = matches!(campaign.record.state, CampaignState::Active | CampaignState::Paused);
+    let mut waves = campaign.in_progress().filter(|_| is_open);
+    if campaign.manifest.strategy.waves_at_once() == 1 {
+        return waves
+            .next()
+            .map_or_else(Vec::new, |wave| gate_lines(engine, campaign, wave));
+    }
+    let of_wave = |wave| {
+        let lines = gate_lines(engine, campaign, wave).into_iter();
+        lines.map(move |line| format!("wave {wave}: {line}"))
     };
+    waves.flat_map(of_wave).collect()
+}
+
+fn gate_lines(engine: &Engine, campaign: &Campaign, wave: usize) -> Vec<String> {
+    let record = &campaign.record;
     let gate = &campaign.manifest.gate;
     let attempts = campaign.attempts.of_wave(wave).iter();
     let fates = attempts.map(|attempt| campaign.fate(attempt, Light::Known));
     let mut lines = Tally::of(gate, fates).evidence();
-    if let Some(until) = campaign.soak_until.filter(|until| *until > engine.now) {
+    if let Some(until) = campaign.soaks.get(&wave).filter(|until| **until > engine.now) {
         let left = until.since_start().saturating_sub(engine.now.since_start());
         lines.push(format!("watched for {} s more", left.as_secs()));
     }

@@ -14,6 +14,7 @@ mod engine;
 mod explain;
 mod filter;
 mod fleet;
+mod gates;
 mod index;
 mod load;
 mod planner;

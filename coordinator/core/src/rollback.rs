@@ -223,7 +223,8 @@ impl Campaign {
             let mut later = self.later_in_unit(attempt).filter(|later| self.must_go_back(later));
             is_stuck(attempt) || later.any(&is_stuck)
         };
-        if self.running().any(counts) || self.going_back().any(|attempt| !waits_in_vain(attempt)) {
+        let is_undecided = self.settles_at.is_some();
+        if is_undecided || self.running().any(counts) || self.going_back().any(|attempt| !waits_in_vain(attempt)) {
             return;
         }
         let is_back = |state| {
@@ -242,11 +243,24 @@ impl Campaign {
             failed && !self.goes_back(a.wave) && a.can_go_back && a.record.kind == PermitKind::Update
         };
         let kept = self.select(|a| turned_out_well(a) && a.record.state == AttemptState::Success);
+        // Waves that were open beside the one that failed.
+        let has_failed = self.record.gates.contains(&GateVerdict::Fail);
+        let is_undecided = |gate: &GateVerdict| matches!(gate, GateVerdict::Unknown | GateVerdict::Hold);
+        let undecided = self.select(|a| {
+            let gate = self.record.gates.get(a.wave as usize);
+            has_failed && runs_new(a) && !a.record.ordered_back && gate.is_some_and(is_undecided)
+        });
         let mut reason = format!("{} devices went back", back.len());
         if !kept.is_empty() {
             reason += &format!(
                 ", {} keep the new version because their wave did well after all",
                 kept.len()
+            );
+        }
+        if !undecided.is_empty() {
+            reason += &format!(
+                ", {} keep the new version because the gates of their waves have neither passed nor failed",
+                undecided.len()
             );
         }
         if !lost.is_empty() {

@@ -154,10 +154,10 @@ impl Campaign {
         true
     }
 
-    /// Whether the wave after this one may open as far as webhooks are asked. Has them asked if they were not.
-    pub(crate) fn webhooks_pass(&mut self, wave: u32) -> bool {
+    /// For which webhook a wave that has passed waits, if for one. Has them asked if they were not.
+    pub(crate) fn waits_for_webhooks(&mut self, wave: u32) -> Option<String> {
         if self.manifest.gate.webhooks.is_empty() {
-            return true;
+            return None;
         }
         let was_asked = |asked: &WebhookRecord| asked.wave == wave && asked.act.is_none();
         if !self.record.webhooks.iter().any(was_asked) {
@@ -174,13 +174,12 @@ impl Campaign {
                 }));
         }
         let is_open = |asked: &&WebhookRecord| was_asked(asked) && asked.verdict != GateVerdict::Pass;
-        let Some(open) = self.record.webhooks.iter().find(is_open) else {
-            return true;
-        };
+        let open = self.record.webhooks.iter().find(is_open)?;
         let webhook = &open.webhook;
-        let reason = format!("wave {wave} passed and waits for the webhook {webhook}, {}", how(open));
-        self.enter(CampaignState::Active, reason);
-        false
+        Some(format!(
+            "wave {wave} passed and waits for the webhook {webhook}, {}",
+            how(open)
+        ))
     }
 
     /// Takes an answer.
@@ -248,5 +247,6 @@ fn how(asked: &WebhookRecord) -> String {
     }
 }
 
-/// What is decided of a gate that passes.
+/// What is decided of a gate that passes, and of one that fails.
 pub(crate) const GATE_PASSED: &str = "the gate passed";
+pub(crate) const GATE_FAILED: &str = "the gate failed";

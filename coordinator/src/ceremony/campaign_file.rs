@@ -25,6 +25,9 @@ const ROLLBACK: u32 = 9_500;
 /// The same for a pool that is to serve alone.
 const ADVANCE_POOL: u32 = 9_950;
 
+/// Batches of a rolling campaign that are under way at once if the file does not say.
+const BATCHES_AT_ONCE: u32 = 3;
+
 /// The manifest without what is filled in by machine.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,7 +44,8 @@ pub struct CampaignFile {
     /// For which devices; all if empty.
     #[serde(default)]
     pub selector: Selector,
-    /// How it widens.
+    /// How it widens; of a rolling campaign three batches are under way at once, unless it says otherwise.
+    #[serde(deserialize_with = "strategy")]
     pub strategy: Strategy,
     /// How many at once.
     pub caps: Caps,
@@ -105,6 +109,16 @@ impl CampaignFile {
 
 fn yes() -> bool {
     true
+}
+
+/// A strategy, with what is left out of it. What is signed says it, or means one batch after the other.
+fn strategy<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Strategy, D::Error> {
+    let mut table = toml::Table::deserialize(deserializer)?;
+    if table.get("kind").and_then(toml::Value::as_str) == Some("rolling") {
+        let at_once = || toml::Value::Integer(BATCHES_AT_ONCE.into());
+        table.entry("max_concurrent_batches").or_insert_with(at_once);
+    }
+    table.try_into().map_err(D::Error::custom)
 }
 
 /// A gate of which anything may be left out.
@@ -177,7 +191,8 @@ impl From<HealthRule> for HealthFile {
 
 impl GateFile {
     /// The rule, with what is left out as suits the strategy. Waves are watched for an hour in a canary, half an hour
-    /// between places, two hours between pools, a quarter of an hour between batches.
+    /// between places, two hours between pools, a quarter of an hour between batches. Where several batches are under way at
+    /// once, this is also how long after one the next opens.
     #[must_use]
     pub fn rule(&self, strategy: &Strategy) -> GateRule {
         let soak_s = match strategy {
@@ -361,6 +376,28 @@ mod tests {
             (rule.advance.get(), rule.rollback.get(), rule.sample_min),
             (9_900, 9_500, 10)
         );
+    }
+
+    /// Approvers sign what the file leaves out, too: a manifest that does not say it has one batch after the other.
+    #[test]
+    fn three_batches_are_under_way_at_once_unless_the_file_says_otherwise() {
+        let strategy = |text: &str| {
+            let file: Result<CampaignFile, _> = toml::from_str(&file_text(text, ""));
+            file.map(|file| file.strategy)
+        };
+        let rolling = |batch, max_concurrent_batches| Strategy::Rolling {
+            batch,
+            max_concurrent_batches,
+        };
+        assert_eq!(strategy(r#"{ kind = "rolling" }"#).unwrap(), rolling(100, 3));
+        let two = r#"{ kind = "rolling", batch = 7, max_concurrent_batches = 2 }"#;
+        assert_eq!(strategy(two).unwrap(), rolling(7, 2));
+        let one = strategy(r#"{ kind = "rolling", max_concurrent_batches = 1 }"#).unwrap();
+        assert_eq!(one, Strategy::rolling(100));
+        let refused = strategy(r#"{ kind = "rolling", max_concurrent_batches = "three" }"#).unwrap_err();
+        assert!(refused.to_string().contains("invalid type"), "{refused}");
+        let refused = strategy(r#"{ kind = "canary", max_concurrent_batches = 3 }"#).unwrap_err();
+        assert!(refused.to_string().contains("unknown field"), "{refused}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Invariant: [`admit`] says yes only to a device that stands in this wave of the approved plan and in a live permit, of
 //! a model the release is signed for, with the whole image proven here, inside a window, under the caps of the manifest,
-//! with no brake pulled, and only once the nodes' own signed reports show that the gate in front of it passed (or, to go
+//! with no brake pulled, and only once the nodes' own signed reports show that the gates in front of it passed (or, to go
 //! back, that its own failed, unless approvers order it). A coordinator that lies can only delay.
 
 mod neighbours;
@@ -72,8 +72,8 @@ pub struct Facts<'a> {
     pub security_epoch: u32,
     /// Everything that was stopped for good.
     pub brakes: &'a BTreeSet<Braked>,
-    /// What the permit's verified evidence says.
-    pub gate: Option<&'a WaveEvidence>,
+    /// What the permit's verified evidence says, wave by wave.
+    pub gates: &'a [WaveEvidence],
     /// The approvers' orders to go back among the permit's evidence, of whatever campaign.
     pub orders: &'a [RollbackOrder],
     /// What approvers have said between waves, among the permit's evidence, likewise.
@@ -428,7 +428,7 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
     check_brake(image, facts)?;
     check_fit(target, facts)?;
     check_rules(campaign, permit, release, facts)?;
-    check_gate(campaign, permit, facts)?;
+    check_gates(campaign, permit, facts)?;
     if permit.kind == PermitKind::Update && target.info.security_epoch < facts.security_epoch {
         let (epoch, floor) = (target.info.security_epoch, facts.security_epoch);
         return Err(Hold::BelowSecurityFloor {
@@ -554,23 +554,27 @@ fn is_ordered_back(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'
         || rule.is_some_and(|rule| rule.sends_back(approvals(campaign, facts)))
 }
 
-/// Going forward needs the gate of the wave before to have passed and soaked, going back needs that of this wave to have
-/// failed; both by the nodes' signed reports, and where the manifest asks for it, by an approver's signed yes. An order to
-/// go back needs no gate.
-fn check_gate(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -> Result<(), Hold> {
-    let (manifest, plan) = (&campaign.manifest, &campaign.plan);
-    let (wave, needed) = match permit.kind {
-        PermitKind::Update => match permit.wave.checked_sub(1) {
-            Some(before) => (before, GateVerdict::Pass),
-            None => return Ok(()),
-        },
+/// Going forward needs the gates of the waves before to have passed and soaked ([`PermitKind::gates`] says which), going back
+/// needs that of this wave to have failed; both by the nodes' signed reports, and where the manifest asks for it, by an
+/// approver's signed yes after each. An order to go back needs no gate.
+fn check_gates(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) -> Result<(), Hold> {
+    let manifest = &campaign.manifest;
+    let needed = match permit.kind {
+        PermitKind::Update => GateVerdict::Pass,
         PermitKind::Rollback if is_ordered_back(campaign, permit, facts) => return Ok(()),
-        PermitKind::Rollback if manifest.automatic_rollback => (permit.wave, GateVerdict::Fail),
+        PermitKind::Rollback if manifest.automatic_rollback => GateVerdict::Fail,
         PermitKind::Rollback if !facts.evidence_is_here => return Err(Hold::EvidenceMissing),
         PermitKind::Rollback => return Err(Hold::RollbackNotApproved),
     };
+    let mut gates = permit.gates(&manifest.strategy);
+    gates.try_for_each(|wave| check_gate(campaign, wave, needed, facts))
+}
+
+fn check_gate(campaign: &ApprovedCampaign, wave: u32, needed: GateVerdict, facts: &Facts<'_>) -> Result<(), Hold> {
+    let (manifest, plan) = (&campaign.manifest, &campaign.plan);
     let unknown = WaveEvidence::new(wave);
-    let evidence = facts.gate.filter(|gate| gate.wave() == wave).unwrap_or(&unknown);
+    let evidence = facts.gates.iter().find(|gate| gate.wave() == wave);
+    let evidence = evidence.unwrap_or(&unknown);
     let mut found = evidence.verdict(manifest, plan);
     let deadline = Duration::from_secs(manifest.deadlines.attempt_s.into());
     let is_overdue = facts.wave_opened.is_some_and(|opened| opened + deadline <= facts.now);

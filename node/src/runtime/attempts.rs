@@ -417,7 +417,7 @@ impl Runtime {
             security_epoch: self.journal.security_floor(device).ok()?,
             key: self.identity.key.public(),
             brakes: &brakes,
-            gate: found.map(|found| &found.wave),
+            gates: found.map_or(&[], |found| &found.gates),
             orders: found.map_or(&[], |found| &found.orders),
             approvals: found.map_or(&[], |found| &found.approvals),
             evidence_is_here: !matches!(shown, Shown::Missing),

@@ -4,6 +4,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    ops::Range,
     path::PathBuf,
 };
 
@@ -44,7 +45,8 @@ pub(super) enum Shown {
 /// What a permit's documents say together.
 #[derive(Debug, Clone)]
 pub(super) struct Found {
-    pub(super) wave: WaveEvidence,
+    /// By wave, in order.
+    pub(super) gates: Vec<WaveEvidence>,
     pub(super) orders: Vec<RollbackOrder>,
     pub(super) approvals: Vec<WaveApproval>,
 }
@@ -216,9 +218,11 @@ impl Runtime {
         if let Some(shown) = self.evidence.shown.get(&key) {
             return shown.clone().map_or(Shown::Nothing, Shown::Found);
         }
-        let (Some(wave), false) = (permit.gate(), permit.evidence.is_empty()) else {
+        let campaign = self.fleet.campaigns.get(&permit.campaign);
+        let gates = campaign.map(|campaign| permit.gates(&campaign.manifest.strategy));
+        if permit.evidence.is_empty() || gates.as_ref().is_some_and(Range::is_empty) {
             return Shown::Nothing;
-        };
+        }
         let counts = permit
             .evidence
             .iter()
@@ -228,14 +232,14 @@ impl Runtime {
             self.want_evidence(permit);
             return Shown::Missing;
         };
-        let Some(campaign) = self.fleet.campaigns.get(&permit.campaign) else {
+        let (Some(campaign), Some(gates)) = (self.fleet.campaigns.get(&permit.campaign), gates) else {
             return Shown::Missing;
         };
-        let shown = match found_in(campaign, wave, &documents) {
+        let shown = match found_in(campaign, gates.clone(), &documents) {
             Ok(shown) => {
-                let (reports, orders) = (shown.wave.reports(), shown.orders.len());
-                let approvals = shown.approvals.len();
-                info!(campaign = %permit.campaign, wave, reports, orders, approvals, "evidence verified");
+                let reports: usize = shown.gates.iter().map(WaveEvidence::reports).sum();
+                let (orders, approvals) = (shown.orders.len(), shown.approvals.len());
+                info!(campaign = %permit.campaign, ?gates, reports, orders, approvals, "evidence verified");
                 Some(shown)
             }
             Err(error) => {
@@ -276,18 +280,19 @@ impl Runtime {
     }
 }
 
-fn found_in(campaign: &ApprovedCampaign, wave: u32, documents: &[&Document]) -> Result<Found, EvidenceError> {
+fn found_in(campaign: &ApprovedCampaign, gates: Range<u32>, documents: &[&Document]) -> Result<Found, EvidenceError> {
     let mut found = Found {
-        wave: WaveEvidence::new(wave),
+        gates: gates.map(WaveEvidence::new).collect(),
         orders: Vec::new(),
         approvals: Vec::new(),
     };
     for document in documents {
         match document {
             Document::Gate(evidence) => {
-                found
-                    .wave
-                    .add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, evidence)?;
+                let mut gates = found.gates.iter_mut();
+                let gate = gates.find(|gate| gate.wave() == evidence.wave);
+                let gate = gate.ok_or_else(|| EvidenceError::Foreign(format!("wave {}", evidence.wave)))?;
+                gate.add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, evidence)?;
             }
             Document::Order(order) => found.orders.push(order.clone()),
             Document::Approval(approval) => found.approvals.push(approval.clone()),

@@ -93,7 +93,7 @@ pub struct CampaignView {
     pub id: CampaignId,
     /// Where it stands.
     pub state: CampaignState,
-    /// The wave in progress, counted from 0.
+    /// The wave that was opened last, counted from 0. A rolling campaign may have others open before it.
     pub wave: u32,
     /// All waves.
     pub waves: Vec<WaveView>,

@@ -24,7 +24,9 @@ pub use release::{
     Artifact, FileRef, OtherComponent, Provenance, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef, Reversibility,
 };
 pub use retries::{Retries, RetryBudget, RetryRule};
-pub use rules::{Caps, Constraints, Deadlines, GateRule, PoolAct, Priority, Selector, Sequence, Strategy};
+pub use rules::{
+    BATCHES_AT_ONCE_MAX, Caps, Constraints, Deadlines, GateRule, PoolAct, Priority, Selector, Sequence, Strategy,
+};
 
 /// The schema name of a campaign manifest.
 pub const MANIFEST_SCHEMA: &str = "firmesh-campaign/1";

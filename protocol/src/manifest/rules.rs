@@ -59,6 +59,10 @@ pub enum Strategy {
         /// Devices of a batch.
         #[serde(default = "Strategy::rolling_batch")]
         batch: u32,
+        /// Batches that may be under way at once, at most [`BATCHES_AT_ONCE_MAX`]: a batch opens when the one so many before
+        /// it has passed. One after the other if left out, as in manifests from before there was such a field.
+        #[serde(default = "Strategy::one", skip_serializing_if = "Strategy::is_one")]
+        max_concurrent_batches: u32,
     },
     /// Batches that grow with every one that succeeds, cut across racks.
     Growing {
@@ -107,6 +111,9 @@ impl PoolAct {
 /// Places that a regional campaign goes through at most.
 const REGIONS_MAX: usize = 1_000;
 
+/// Batches under way at once at most: a permit shows the gates of as many batches, and every node checks all of them.
+pub const BATCHES_AT_ONCE_MAX: u32 = 16;
+
 impl Strategy {
     pub(super) fn canary_shares() -> Vec<BasisPoints> {
         [1_000, 3_000, 5_000, 10_000]
@@ -121,6 +128,35 @@ impl Strategy {
 
     fn rolling_batch() -> u32 {
         100
+    }
+
+    fn one() -> u32 {
+        1
+    }
+
+    fn is_one(count: &u32) -> bool {
+        *count == 1
+    }
+
+    /// Batches of one size, one after the other.
+    #[must_use]
+    pub fn rolling(batch: u32) -> Self {
+        Self::Rolling {
+            batch,
+            max_concurrent_batches: 1,
+        }
+    }
+
+    /// How many waves may be open at once that have not passed their gates. A wave opens when the one so many before it has
+    /// passed, so by one each opens when the one right before it has.
+    #[must_use]
+    pub fn waves_at_once(&self) -> u32 {
+        match self {
+            Self::Rolling {
+                max_concurrent_batches, ..
+            } => (*max_concurrent_batches).max(1),
+            _ => 1,
+        }
     }
 
     /// What has to be done with which pool before a wave opens, in this order, and by which webhook.
@@ -174,7 +210,14 @@ impl Strategy {
                                    and dashes: without one the strategy is refused rather than pretended";
                     (field, problem.to_owned())
                 }),
-            Self::Rolling { batch: 0 } => Some(("strategy.batch", "must be at least one device".to_owned())),
+            Self::Rolling { batch: 0, .. } => Some(("strategy.batch", "must be at least one device".to_owned())),
+            Self::Rolling {
+                max_concurrent_batches: at_once,
+                ..
+            } if !(1..=BATCHES_AT_ONCE_MAX).contains(at_once) => Some((
+                "strategy.max_concurrent_batches",
+                format!("must be 1 to {BATCHES_AT_ONCE_MAX}"),
+            )),
             Self::Growing { first: 0, .. } => Some(("strategy.first", "must be at least one device".to_owned())),
             Self::Growing { percent: ..=100, .. } => Some((
                 "strategy.percent",

@@ -87,7 +87,19 @@ fn rules_that_could_never_or_always_start_are_refused() {
             shares: vec![BasisPoints::WHOLE, BasisPoints::WHOLE],
         }
     });
-    refused(|m| m.strategy = Strategy::Rolling { batch: 0 });
+    refused(|m| m.strategy = Strategy::rolling(0));
+    for max_concurrent_batches in [0, 17] {
+        let mut changed = manifest();
+        changed.strategy = Strategy::Rolling {
+            batch: 1,
+            max_concurrent_batches,
+        };
+        let refused = changed.check().unwrap_err().to_string();
+        assert!(
+            refused.contains("strategy.max_concurrent_batches must be 1 to 16"),
+            "{refused}"
+        );
+    }
     refused(|m| m.strategy = Strategy::Growing { first: 0, percent: 200 });
     refused(|m| m.strategy = Strategy::Growing { first: 1, percent: 100 });
     refused(|m| m.strategy = blue_green(&["green"], "lb", "lb"));
@@ -152,13 +164,66 @@ fn every_strategy_comes_back_as_it_was_written() {
         },
         regional(&["us/nyc", "eu", "us/nyc2"]),
         blue_green(&["green", "blue"], "lb", "lb"),
-        Strategy::Rolling { batch: 100 },
+        Strategy::rolling(100),
+        Strategy::Rolling {
+            batch: 100,
+            max_concurrent_batches: 3,
+        },
         Strategy::Growing { first: 1, percent: 200 },
     ] {
         let written = CampaignManifest { strategy, ..manifest() };
         let bytes = serde_json::to_vec(&written).unwrap();
         assert_eq!(CampaignManifest::from_bytes(&bytes).unwrap(), written);
     }
+}
+
+/// Old manifests have one batch after the other, and keep their bytes; those of a node from before there were several at once
+/// refuse one that has them.
+#[test]
+fn batches_follow_one_another_unless_the_signed_bytes_say_otherwise() {
+    let text = |strategy: &Strategy| serde_json::to_string(strategy).unwrap();
+    let old = r#"{"kind":"rolling","batch":100}"#;
+    assert_eq!(serde_json::from_str::<Strategy>(old).unwrap(), Strategy::rolling(100));
+    assert_eq!(text(&Strategy::rolling(100)), old);
+    assert_eq!(Strategy::rolling(100).waves_at_once(), 1);
+    let three = Strategy::Rolling {
+        batch: 100,
+        max_concurrent_batches: 3,
+    };
+    let written = r#"{"kind":"rolling","batch":100,"max_concurrent_batches":3}"#;
+    assert_eq!((text(&three).as_str(), three.waves_at_once()), (written, 3));
+}
+
+/// What a permit rests on: of one batch after the other, the one before; of three at once, the three up to the third before.
+#[test]
+fn a_permit_rests_on_as_many_gates_as_batches_are_at_once() {
+    use crate::report::PermitKind::{Rollback, Update};
+    let one = Strategy::rolling(1);
+    let three = Strategy::Rolling {
+        batch: 1,
+        max_concurrent_batches: 3,
+    };
+    for strategy in [&one, &Strategy::Direct {}] {
+        assert_eq!(Update.gates(0, strategy), 0..0);
+        assert_eq!(Update.gates(1, strategy), 0..1);
+        assert_eq!(Update.gates(7, strategy), 6..7);
+    }
+    for first in 0..3 {
+        assert!(Update.gates(first, &three).is_empty());
+    }
+    assert_eq!(Update.gates(3, &three), 0..1);
+    assert_eq!(Update.gates(4, &three), 0..2);
+    assert_eq!(Update.gates(5, &three), 0..3);
+    assert_eq!(Update.gates(6, &three), 1..4);
+    assert_eq!(Update.gates(u32::MAX, &three).len(), 3);
+    assert_eq!(Rollback.gates(5, &three), 5..6);
+    // Whoever looks at these, and at those that they looked at, has seen all up to there.
+    let mut seen = std::collections::BTreeSet::new();
+    let mut next = vec![20];
+    while let Some(wave) = next.pop() {
+        next.extend(Update.gates(wave, &three).filter(|gate| seen.insert(*gate)));
+    }
+    assert_eq!(seen, (0..=17).collect());
 }
 
 /// Releases that were signed before there was provenance keep their bytes; with it, the bytes are these.

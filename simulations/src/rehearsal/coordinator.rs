@@ -280,7 +280,7 @@ impl Coordinator {
             .iter()
             .filter_map(|id| Some(scenario.devices[scenario.device(id)?].node));
         let nodes = nodes.collect();
-        let digests = self.evidence_for(&order, evidence);
+        let digests = self.evidence_for(scenario, &order, evidence);
         let permit = Permit {
             campaign: order.campaign,
             manifest_sha256,
@@ -297,14 +297,19 @@ impl Coordinator {
         (Arc::new(permit), nodes)
     }
 
-    fn evidence_for(&mut self, order: &PermitOrder, evidence: &mut Evidence) -> Vec<Sha256> {
-        let Some(wave) = order.kind.gate(order.wave) else {
-            return Vec::new();
-        };
+    fn evidence_for(&mut self, scenario: &Scenario, order: &PermitOrder, evidence: &mut Evidence) -> Vec<Sha256> {
         let mut digests = match (order.kind, self.engine.as_ref()) {
-            (PermitKind::Rollback, Some(engine)) => engine.orders_for(&order.campaign, wave, &order.devices).0,
+            (PermitKind::Rollback, Some(engine)) => engine.orders_for(&order.campaign, order.wave, &order.devices).0,
             _ => Vec::new(),
         };
+        if let Some(approved) = scenario.campaign(&order.campaign) {
+            let gates = order.kind.gates(order.wave, &approved.campaign.manifest.strategy);
+            digests.extend(gates.flat_map(|wave| self.evidence_on(order, wave, evidence)));
+        }
+        digests
+    }
+
+    fn evidence_on(&mut self, order: &PermitOrder, wave: u32, evidence: &mut Evidence) -> Vec<Sha256> {
         let key = (order.campaign.clone(), wave);
         if order.kind == PermitKind::Update
             && let Some(known) = self.evidence.get(&key)
@@ -323,8 +328,7 @@ impl Coordinator {
                 .find(|report| report.node == node && report.sequence == sequence)
                 .cloned()
         });
-        let digest = evidence.collect(&order.campaign, wave, reports.collect());
-        digests.push(digest);
+        let mut digests = vec![evidence.collect(&order.campaign, wave, reports.collect())];
         if order.kind == PermitKind::Update {
             let engine = self.engine.as_ref();
             digests.extend(engine.and_then(|engine| engine.approval_of(&order.campaign, wave)));

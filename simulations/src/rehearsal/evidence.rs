@@ -85,21 +85,39 @@ impl Evidence {
         self.approvals.keys().copied().collect()
     }
 
-    /// What the documents that a permit names show to a node.
+    /// What the documents that a permit names show to a node, wave by wave; nothing if one of them does not hold, or is
+    /// about a wave that the permit does not rest on.
     pub(super) fn shown(
         &mut self,
         scenario: &Scenario,
         approved: &ApprovedCampaign,
         permit: &Permit,
+    ) -> Vec<WaveEvidence> {
+        let gates = permit.gates(&approved.manifest.strategy);
+        let named = permit.evidence.iter();
+        let documents: Vec<_> = named
+            .filter_map(|digest| Some((*digest, self.documents.get(digest)?.wave)))
+            .collect();
+        let mut shown = Vec::<WaveEvidence>::new();
+        for (digest, about) in documents {
+            // Where it is one, a document about another is looked at, and found to be foreign.
+            let wave = if gates.len() == 1 { gates.start } else { about };
+            let is_known = shown.iter().any(|known| known.wave() == wave);
+            match self.shown_of(scenario, approved, wave, digest) {
+                Some(found) if gates.contains(&wave) && !is_known => shown.push(found),
+                _ => return Vec::new(),
+            }
+        }
+        shown
+    }
+
+    fn shown_of(
+        &mut self,
+        scenario: &Scenario,
+        approved: &ApprovedCampaign,
+        wave: u32,
+        digest: Sha256,
     ) -> Option<WaveEvidence> {
-        let wave = permit.gate()?;
-        let mut gates = permit
-            .evidence
-            .iter()
-            .filter(|digest| self.documents.contains_key(*digest));
-        let (Some(&digest), None) = (gates.next(), gates.next()) else {
-            return None;
-        };
         // The wave it is looked at for belongs to the question: a liar may name a document about another.
         let key = (digest, u64::from(wave) << 8 | approved.manifest.sequence);
         if !self.is_sampled

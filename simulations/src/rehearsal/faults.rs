@@ -180,6 +180,16 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
                 9..=11 => power_fault(scenario, dice),
                 _ => device_fault(scenario, dice),
             },
+            Profile::Batches => match dice.below(16) {
+                0 | 1 => Fault::Lie {
+                    for_ms: 1_000 * dice.between(10, 1_200),
+                },
+                2 => operator_fault(scenario, dice),
+                3..=7 => process_fault(scenario, dice),
+                8..=10 => network_fault(scenario, dice),
+                11 => power_fault(scenario, dice),
+                _ => device_fault(scenario, dice),
+            },
             Profile::Orders if dice.one_in(2) => send_back(scenario, dice),
             Profile::Answers if dice.one_in(4) => close(scenario, dice),
             Profile::Chaos | Profile::Orders | Profile::Answers | Profile::Units => match dice.below(6) {
@@ -208,7 +218,13 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
     let for_ms = 1_000 * dice.between(20, 900);
     let kind = match profile {
         Profile::Devices => dice.between(0, 2) * 8,
-        Profile::Power | Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units | Profile::Retries => 0,
+        Profile::Power
+        | Profile::Slots
+        | Profile::Orders
+        | Profile::Answers
+        | Profile::Units
+        | Profile::Retries
+        | Profile::Batches => 0,
         Profile::Network => dice.between(2, 8),
         Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(9),
     };

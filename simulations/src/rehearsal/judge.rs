@@ -11,7 +11,7 @@ use firmesh_protocol::{
     approval::Refused,
     brake::Braked,
     ids::{CampaignId, DeviceId},
-    manifest::{AtMost, CampaignManifest, RetryBudget, Reversibility},
+    manifest::{AtMost, CampaignManifest, RetryBudget, Reversibility, Strategy},
     report::{AttemptReport, AttemptState, FailureClass, Permit, PermitKind},
 };
 
@@ -394,12 +394,33 @@ impl World {
     }
 
     fn before_gate(&self, n: usize, permit: &Permit, approved: &Approved) -> Option<String> {
+        let manifest = &approved.campaign.manifest;
+        match permit.kind {
+            // All of them, not only those that the permit shows: the others follow, or there is no point in showing any.
+            PermitKind::Update => {
+                let at_once = waves_at_once(manifest);
+                let mut before = 0..(permit.wave + 1).saturating_sub(at_once);
+                // Those that are not shown were looked at by other clocks.
+                before.find_map(|wave| {
+                    let is_shown = wave + 2 * at_once > permit.wave;
+                    self.gate_is_not(n, permit.kind, wave, is_shown, approved)
+                })
+            }
+            PermitKind::Rollback if manifest.operator_rollback || self.is_refused(manifest) => None,
+            PermitKind::Rollback => self.gate_is_not(n, permit.kind, permit.wave, true, approved),
+        }
+    }
+
+    /// Why the gate of a wave has not passed, or for a way back, not failed.
+    fn gate_is_not(
+        &self,
+        n: usize,
+        kind: PermitKind,
+        wave: u32,
+        is_shown: bool,
+        approved: &Approved,
+    ) -> Option<String> {
         let (manifest, plan) = (&approved.campaign.manifest, &approved.campaign.plan);
-        let wave = match permit.kind {
-            PermitKind::Update => permit.wave.checked_sub(1)?,
-            PermitKind::Rollback if manifest.operator_rollback || self.is_refused(manifest) => return None,
-            PermitKind::Rollback => permit.wave,
-        };
         let planned = plan.waves.get(wave as usize)?;
         let words_on = |device: &DeviceId| self.watch.ended.get(&(manifest.id.clone(), device.clone()));
         let devices = planned.len();
@@ -435,7 +456,7 @@ impl World {
             .collect();
         good.sort();
         let reaches = |part: usize, basis_points: u32| part * 10_000 >= basis_points as usize * devices;
-        if permit.kind == PermitKind::Rollback {
+        if kind == PermitKind::Rollback {
             let known_for = self
                 .watch
                 .waves
@@ -467,7 +488,7 @@ impl World {
         let passed = needed.checked_sub(1).map(|last| good[last])?;
         let soaked = passed.unix_seconds() + i64::from(manifest.gate.soak_s);
         let slack = i64::try_from(CLOCKS_DIFFER_MS / 1_000).unwrap_or_default() + 1;
-        if self.node_wall(n).unix_seconds() + slack < soaked {
+        if is_shown && self.node_wall(n).unix_seconds() + slack < soaked {
             return Some(format!("wave {wave} is watched for longer"));
         }
         let rule = manifest.gate.approval.as_ref()?;
@@ -725,6 +746,16 @@ fn pause_s(
     let is_known = matches!(state, Some(Failed | RolledBack | TimedOut));
     let pause = i64::from(rule.pause_s) << (starts - 1).min(16);
     (is_known && starts <= rule.times).then_some(pause.min(86_400))
+}
+
+/// How many waves may be open at once, by the manifest alone.
+fn waves_at_once(manifest: &CampaignManifest) -> u32 {
+    match manifest.strategy {
+        Strategy::Rolling {
+            max_concurrent_batches, ..
+        } => max_concurrent_batches,
+        _ => 1,
+    }
 }
 
 fn retry_budget(manifest: &CampaignManifest, devices: usize) -> usize {

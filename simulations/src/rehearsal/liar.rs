@@ -94,13 +94,15 @@ impl World {
         let manifest = &approved.campaign.manifest;
         let scenario = Arc::clone(&self.scenario);
         let (kind, evidence) = match self.dice.one_in(4) {
-            true => (PermitKind::Rollback, Some(self.worst_evidence(approved, wave))),
+            true => (PermitKind::Rollback, vec![self.worst_evidence(approved, wave)]),
             false => {
-                let before = wave.checked_sub(1);
-                (
-                    PermitKind::Update,
-                    before.map(|before| self.best_evidence(approved, before)),
-                )
+                let mut gates: Vec<_> = PermitKind::Update.gates(wave, &manifest.strategy).collect();
+                // By the last of several alone it could go on past others that failed.
+                if gates.len() > 1 && self.dice.one_in(2) {
+                    gates.drain(..gates.len() - 1);
+                }
+                let shown = gates.into_iter().map(|before| self.best_evidence(approved, before));
+                (PermitKind::Update, shown.collect())
             }
         };
         // Whatever approvers have signed, of this campaign or another, and now and then nothing of it.

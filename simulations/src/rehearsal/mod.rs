@@ -88,6 +88,9 @@ pub enum Profile {
     Units,
     /// Campaigns that begin failed devices again, some of them under a coordinator that lies.
     Retries,
+    /// Rolling campaigns with two to four batches under way at once, of which some fail, in the middle of all else and under a
+    /// coordinator that lies.
+    Batches,
 }
 
 impl Profile {
@@ -106,6 +109,7 @@ impl Profile {
             Self::Answers => "answers",
             Self::Units => "units",
             Self::Retries => "retries",
+            Self::Batches => "batches",
         }
     }
 }
@@ -136,7 +140,9 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let mut dice = Dice::new(seed);
     let is_later = match profile {
         Profile::Liar => true,
-        Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units | Profile::Retries => false,
+        Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units | Profile::Retries | Profile::Batches => {
+            false
+        }
         _ => seed % LATER.1 < LATER.0,
     };
     let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));

@@ -532,7 +532,8 @@ impl World {
             life.versions.get(&d).cloned().flatten(),
             life.last_versions.get(&d).cloned(),
         );
-        let wants = permit.gate().is_some() && !permit.evidence.is_empty();
+        let rests_on = permit.gates(&approved.campaign.manifest.strategy);
+        let wants = !rests_on.is_empty() && !permit.evidence.is_empty();
         let here = permit.evidence.iter().all(|digest| {
             self.nodes[n]
                 .life
@@ -542,9 +543,9 @@ impl World {
         if wants && !here {
             self.want_evidence(n, permit)?;
         }
-        let gate = match wants && here {
+        let gates = match wants && here {
             true => self.evidence.shown(&scenario, &approved.campaign, permit),
-            false => None,
+            false => Vec::new(),
         };
         let approvals = match wants && here {
             true => self.evidence.approvals(permit),
@@ -578,7 +579,7 @@ impl World {
             engaged_elsewhere: elsewhere().find(|(key, _)| key.1 == *id).map(|(key, _)| key.0.clone()),
             security_epoch: disk.floors.get(&d).copied().unwrap_or_default(),
             brakes: &disk.brakes,
-            gate: gate.as_ref(),
+            gates: &gates,
             orders: &[],
             approvals: &approvals,
             evidence_is_here: !wants || here,

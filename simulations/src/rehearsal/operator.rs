@@ -218,7 +218,7 @@ impl World {
         let holds = view.is_some_and(|view| {
             view.waves
                 .iter()
-                .any(|wave| wave.open && wave.gate == GateVerdict::Hold)
+                .any(|wave| wave.open && wave.gate == GateVerdict::Hold && view.state == CampaignState::Active)
         });
         // What two coordinators have made of it, or a liar, is a person's to end.
         let is_muddled = !self.watch.coordinator_is_sound && self.now_ms > 2 * QUIET_AFTER_MS;

@@ -23,8 +23,9 @@ pub enum Promise {
     Cap,
     /// No two components of a unit are in flight at once, and none starts before the one before it ended well.
     Unit,
-    /// No wave begins before the one before it passed and soaked, and an approver said yes where one is asked; nothing goes
-    /// back unless its wave failed, or an approver said no where that sends everybody back.
+    /// No wave begins before those before it passed and soaked (but for as many as may be open at once), and an approver said
+    /// yes where one is asked; nothing goes back unless its wave failed, or an approver said no where that sends everybody
+    /// back.
     Gate,
     /// Nothing starts that cannot end inside a window and outside all blackouts.
     Window,

@@ -163,7 +163,12 @@ impl Scenario {
                     devices.extend(servers(&name, node, dice));
                     continue;
                 }
-                for device in 1..=if is_about_slots { 8 } else { dice.between(1, 3) } {
+                let devices_max = if profile == Profile::Batches { 5 } else { 3 };
+                for device in 1..=if is_about_slots {
+                    8
+                } else {
+                    dice.between(1, devices_max)
+                } {
                     let kind = match profile {
                         Profile::Power | Profile::Slots => Kind::Host,
                         _ => *dice.pick(&Kind::ALL),
@@ -323,6 +328,22 @@ impl Scenario {
             let advance = 100 * dice.between(30, 95) as u32;
             (manifest.gate.advance, manifest.gate.rollback) = (share(advance), share(advance * 3 / 4));
             (manifest.caps.per_rack, manifest.caps.total) = (dice.between(1, 4) as u32, dice.between(2, 8) as u32);
+        }
+        if profile == Profile::Batches {
+            manifest.strategy = Strategy::Rolling {
+                batch: dice.between(1, 3) as u32,
+                max_concurrent_batches: dice.between(2, 4) as u32,
+            };
+            // Now and then a batch fails only when most of it has, so that others are open and far on.
+            let advance = 100 * dice.between(30, 100) as u32;
+            (manifest.gate.advance, manifest.gate.rollback) = (share(advance), share(advance * 3 / 4));
+            (manifest.caps.per_rack, manifest.caps.total) = (dice.between(1, 4) as u32, dice.between(2, 8) as u32);
+            if dice.one_in(3) {
+                answers::ask(&mut manifest, dice);
+            }
+            if dice.one_in(4) {
+                manifest.retries = Some(retries(dice));
+            }
         }
         if profile == Profile::Rollback {
             // One wave that is well on its way when it fails: all of it goes back.

@@ -1,6 +1,7 @@
 //! A second opinion: does a plan follow from its manifest, does a permit follow from its plan? Shares no code with the
 //! planner or the engine, and lists everything that is wrong rather than the first thing.
 
+mod gates;
 mod permit;
 mod retries;
 mod rules;
@@ -18,6 +19,7 @@ use firmesh_protocol::{
 
 use crate::fleet::Inventory;
 
+pub use gates::gates;
 pub use permit::{InFlight, permit};
 pub use retries::{Ended, again};
 

@@ -89,7 +89,7 @@ pub(super) fn check(plan: &Plan, manifest: &CampaignManifest, inventory: &Invent
                 wrong.push(format!("there are {waves} waves, and {} pools", order.len()));
             }
         }
-        Strategy::Rolling { batch } => {
+        Strategy::Rolling { batch, .. } => {
             check_stretch(&all(), &Ends::Sizes(vec![u64::from(*batch); waves]), wrong);
         }
         Strategy::Growing { first, percent } => {

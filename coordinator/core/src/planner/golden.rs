@@ -2,6 +2,7 @@
 
 use firmesh_protocol::{
     manifest::{AtMost, CampaignManifest, Dimension, DomainCap, Plan, Strategy},
+    report::PermitKind,
     units::BasisPoints,
 };
 
@@ -60,6 +61,24 @@ fn drawn(title: &str, plan: &Plan) -> String {
         .iter()
         .map(|held| format!("  held    {}: {}", held.device, held.reason));
     lines.extend(held);
+    lines.push(String::new());
+    lines.join("\n")
+}
+
+/// The waves of a strategy that has several open at once, with the waves whose gates each rests on.
+fn drawn_with_gates(title: &str, strategy: &Strategy) -> String {
+    let plan = scene(strategy.clone());
+    let mut lines = vec![drawn(title, &plan)];
+    for number in 0..u32::try_from(plan.waves.len()).unwrap() {
+        let gates: Vec<_> = PermitKind::Update
+            .gates(number, strategy)
+            .map(|gate| (gate + 1).to_string())
+            .collect();
+        lines.push(match gates.is_empty() {
+            true => format!("  wave {} rests on no gate", number + 1),
+            false => format!("  wave {} rests on the gates of {}", number + 1, gates.join(", ")),
+        });
+    }
     lines.push(String::new());
     lines.join("\n")
 }
@@ -174,15 +193,22 @@ fn plans_are_as_they_are_drawn() {
                 shares: shares(&[10_000]),
             },
         ),
-        ("rolling 4", Strategy::Rolling { batch: 4 }),
+        ("rolling 4", Strategy::rolling(4)),
         ("growing 1, doubling", Strategy::Growing { first: 1, percent: 200 }),
     ]
     .map(|(title, strategy)| drawn(title, &scene(strategy)))
     .into_iter()
     .chain([
+        drawn_with_gates(
+            "rolling 2, 3 at once",
+            &Strategy::Rolling {
+                batch: 2,
+                max_concurrent_batches: 3,
+            },
+        ),
         drawn("blue-green, green first", &pools_scene()),
         drawn("direct, capped by power feed, cluster and site", &domains_scene()),
-        drawn("servers, rolling 4", &servers_scene(Strategy::Rolling { batch: 4 })),
+        drawn("servers, rolling 4", &servers_scene(Strategy::rolling(4))),
         drawn(
             "servers, growing 1, doubling",
             &servers_scene(Strategy::Growing { first: 1, percent: 200 }),

@@ -110,14 +110,14 @@ fn batches_are_of_one_size_or_grow() {
         plan.waves.iter().map(Vec::len).collect::<Vec<_>>()
     };
     assert_eq!(sizes(Strategy::Direct {}), [40]);
-    assert_eq!(sizes(Strategy::Rolling { batch: 15 }), [15, 15, 10]);
+    assert_eq!(sizes(Strategy::rolling(15)), [15, 15, 10]);
     assert_eq!(sizes(Strategy::Growing { first: 2, percent: 250 }), [2, 5, 13, 20]);
 }
 
 #[test]
 fn a_strategy_of_too_many_waves_says_what_to_do() {
     let draft = CampaignManifest {
-        strategy: Strategy::Rolling { batch: 1 },
+        strategy: Strategy::rolling(1),
         ..draft()
     };
     let refused = plan(&fleet(&[1_001], 1), &draft, &releases(), now()).unwrap_err();
@@ -142,7 +142,7 @@ fn the_checker_knows_the_strategies_apart() {
             order: order().into_iter().rev().collect(),
             shares: whole(),
         },
-        Strategy::Rolling { batch: 4 },
+        Strategy::rolling(4),
         Strategy::Growing { first: 1, percent: 200 },
     ];
     let inventory = fleet(&[8, 8], 1);
@@ -298,7 +298,12 @@ fn strategy() -> impl proptest::strategy::Strategy<Value = Strategy> {
         (order, shares())
             .prop_map(|(order, shares)| Strategy::Regional { order, shares })
             .boxed(),
-        (1_u32..50).prop_map(|batch| Strategy::Rolling { batch }).boxed(),
+        (1_u32..50, 1_u32..5)
+            .prop_map(|(batch, max_concurrent_batches)| Strategy::Rolling {
+                batch,
+                max_concurrent_batches,
+            })
+            .boxed(),
         (1_u32..20, 101_u32..1_000)
             .prop_map(|(first, percent)| Strategy::Growing { first, percent })
             .boxed(),

@@ -196,7 +196,7 @@ fn no_wave_ends_inside_a_unit() {
             .map(Vec::len)
             .collect()
     };
-    draft.strategy = Strategy::Rolling { batch: 4 };
+    draft.strategy = Strategy::rolling(4);
     assert_eq!(sizes(&draft), [6, 6, 6, 6]);
     let shares = [100, 5_000, 10_000].map(|share| firmesh_protocol::units::BasisPoints::new(share).unwrap());
     draft.strategy = Strategy::Canary {
@@ -209,7 +209,7 @@ fn no_wave_ends_inside_a_unit() {
 fn a_plan_that_breaks_a_unit_is_found_out() {
     let components = ["bmc", "bios"];
     let (mut draft, releases) = campaign(&components);
-    draft.strategy = Strategy::Rolling { batch: 2 };
+    draft.strategy = Strategy::rolling(2);
     let inventory = servers(&[2], 1, &components);
     let good = planned(&inventory, &draft, &releases);
     let broken = |edit: fn(&mut Plan)| {
@@ -333,7 +333,7 @@ proptest! {
             let info = &mut releases[of].info;
             if requires { &mut info.requires } else { &mut info.conflicts }.push(rule);
         }
-        draft.strategy = Strategy::Rolling { batch };
+        draft.strategy = Strategy::rolling(batch);
         if reversed {
             draft.constraints.sequence = vec![Sequence {
                 vendor: "Acme".to_owned(),

@@ -44,7 +44,7 @@ pub(super) fn of(devices: Vec<(&TopologyPath, Together)>, strategy: &Strategy) -
                 .map(|pool| spread(pool).into_iter().flatten().collect())
                 .collect()
         }
-        Strategy::Rolling { batch } => cut_by_size(spread(devices), std::iter::repeat(*batch)),
+        Strategy::Rolling { batch, .. } => cut_by_size(spread(devices), std::iter::repeat(*batch)),
         Strategy::Growing { first, percent } => {
             let larger = |batch: &u32| {
                 let next = (u64::from(*batch) * u64::from(*percent)).div_ceil(100);

@@ -267,8 +267,9 @@ impl<'a> Run<'a> {
 
     /// People and webhooks are taken to say yes at once: how long they think about it is not known.
     fn say_yes(&mut self) -> Result<(), RehearseError> {
-        if std::mem::take(&mut self.asks_webhooks) {
-            for question in self.engine.questions() {
+        // What is answered may lead to other questions, which are answered on the way.
+        while std::mem::take(&mut self.asks_webhooks) {
+            if let Some(question) = self.engine.questions().into_iter().next() {
                 self.input(Input::WebhookAnswered(WebhookAnswer {
                     campaign: question.campaign,
                     wave: question.wave,
@@ -311,7 +312,7 @@ impl<'a> Run<'a> {
             match gate {
                 GateVerdict::Pass => {
                     self.passed[wave] = Some(self.now);
-                    self.stopped = None;
+                    self.stopped = self.stopped.filter(|(stopped, _)| *stopped != wave);
                 }
                 GateVerdict::Fail | GateVerdict::Hold => self.stopped = self.stopped.or(Some((wave, self.now))),
                 GateVerdict::Unknown => {}

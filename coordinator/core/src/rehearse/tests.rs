@@ -1,4 +1,5 @@
 use firmesh_protocol::{
+    approval::ApprovalRule,
     ids::{CampaignId, Sha256},
     labels::Labels,
     manifest::{
@@ -78,6 +79,36 @@ fn a_quarantined_device_keeps_its_place_until_the_campaign_waits_for_a_person() 
     let brick = &rehearsed(&lenient, &asked("brick=100%")).scenarios[1];
     assert_eq!(brick.endings, BTreeMap::from([(Ending::Waits, 25)]), "{brick:?}");
     assert_eq!(brick.stopped_in, BTreeMap::from([(0, 25)]));
+}
+
+/// Also where several questions are open at once.
+#[test]
+fn batches_that_overlap_are_through_sooner_and_show_a_bad_image_to_no_more_than_may_be_open() {
+    let batches = |max_concurrent_batches| {
+        let mut facts = facts(4, 5, |m| {
+            let share = |tenth| BasisPoints::new(1_000 * tenth).unwrap();
+            m.strategy = Strategy::Canary {
+                shares: (1..=10).map(share).collect(),
+            };
+            m.gate.approval = Some(ApprovalRule::default());
+            m.gate.webhooks = ["board", "graphs"].map(str::to_owned).to_vec();
+        });
+        facts.manifest.strategy = Strategy::Rolling {
+            batch: 2,
+            max_concurrent_batches,
+        };
+        rehearsed(&facts, &asked("unhealthy=100%"))
+    };
+    let (one, three) = (batches(1), batches(3));
+    for told in [&one, &three] {
+        assert_eq!(told.scenarios[0].endings, BTreeMap::from([(Ending::Completed, 25)]));
+        assert_eq!(told.scenarios[1].endings, BTreeMap::from([(Ending::RolledBack, 25)]));
+    }
+    let ends = |told: &Rehearsal| told.scenarios[0].ends_s.p50;
+    assert!(2 * ends(&three) < ends(&one), "{} and {}", ends(&three), ends(&one));
+    let exposed = |told: &Rehearsal| told.scenarios[1].exposed.max;
+    assert_eq!(exposed(&one), 2);
+    assert!((2..=6).contains(&exposed(&three)), "{}", exposed(&three));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The campaign engine in stories and under random reports, orders and restarts.
 
 mod approval;
+mod batches;
 mod close;
 mod domains;
 mod explain;
@@ -602,6 +603,7 @@ fn rules() -> impl Strategy<Value = Rules> {
             any::<bool>(),
             prop::option::of(1_u32..3),
             retries(),
+            1_u32..4,
         ),
     )
         .prop_map(
@@ -617,7 +619,7 @@ fn rules() -> impl Strategy<Value = Rules> {
                 soak_s,
                 more,
             )| {
-                let (unit, feeds, feeds_apart, per_feed, retries) = more;
+                let (unit, feeds, feeds_apart, per_feed, retries, at_once) = more;
                 Rules {
                     racks,
                     per_rack,
@@ -633,6 +635,7 @@ fn rules() -> impl Strategy<Value = Rules> {
                     feeds,
                     feeds_apart,
                     retries,
+                    at_once,
                     domains: per_feed
                         .map(|count| ("power_feed", AtMost::Count(count)))
                         .into_iter()
@@ -646,7 +649,7 @@ fn rules() -> impl Strategy<Value = Rules> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
-    /// The world checks after every input: caps, sequences, wave order, no permit for a stopped campaign, none without
+    /// The world checks after every input: caps, sequences, wave order, also of several at once, no permit for a stopped campaign, none without
     /// proofs, and that the engine rebuilt from what was persisted says the same.
     #[test]
     fn nothing_random_breaks_a_promise_and_every_device_ends(

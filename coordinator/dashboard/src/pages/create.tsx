@@ -35,6 +35,7 @@ interface Form {
   strategy: keyof typeof STRATEGIES;
   shares: string;
   batch: number;
+  atOnce: number;
   perRack: number;
   total: number;
   advance: number;
@@ -49,7 +50,7 @@ interface Form {
 }
 
 const START: Form = {
-  id: "", releases: [], paths: [], models: "", strategy: "canary", shares: "10, 50, 100", batch: 100, perRack: 1, total: 100,
+  id: "", releases: [], paths: [], models: "", strategy: "canary", shares: "10, 50, 100", batch: 100, atOnce: 3, perRack: 1, total: 100,
   advance: 99, rollback: 90, sample: 1, soak: 3600, attempt: 1800, back: 300, days: 30, automatic: true, operators: false,
 };
 
@@ -73,7 +74,8 @@ function manifestOf(form: Form, firmware: Firmware[], permitKey: string) {
   );
   const strategy = {
     canary: { kind: "canary", shares: names(form.shares).map((share) => Math.round(Number(share) * 100)) },
-    rolling: { kind: "rolling", batch: form.batch },
+    // One after the other is what a manifest means that does not say it.
+    rolling: { kind: "rolling", batch: form.batch, ...(form.atOnce > 1 ? { max_concurrent_batches: form.atOnce } : {}) },
     growing: { kind: "growing", first: form.batch, percent: 200 },
     direct: { kind: "direct" },
   }[form.strategy];
@@ -218,6 +220,7 @@ function Editor({ firmware, sites, permitKey }: { firmware: Firmware[]; sites: P
               </label>
             )}
             {(form.strategy === "rolling" || form.strategy === "growing") && count("batch", form.strategy === "growing" ? "First batch" : "Batch", 1, 1_000_000, "devices")}
+            {form.strategy === "rolling" && count("atOnce", "Batches at once", 1, 16)}
             {count("perRack", "At once per rack", 1, 100_000)}
             {count("total", "At once in all", 1, 1_000_000)}
           </div>

@@ -44,7 +44,9 @@ const EXAMPLE: &str = r#"The campaign file (TOML), shares and thresholds in hund
   priority = "normal"    # or "background", or "emergency": its images overtake all others in the mesh
 
 Strategies: { kind = "direct" }: all in one wave; { kind = "canary" }: 10, 30, 50, 100 % unless shares are given;
-{ kind = "regional", order = ["us", "eu/fra1"] }: place by place, each at once or in shares; { kind = "rolling", batch = 100 };
+{ kind = "regional", order = ["us", "eu/fra1"] }: place by place, each at once or in shares; { kind = "rolling", batch = 100,
+max_concurrent_batches = 3 }: batches, of which up to three are under way at once: each opens when the third before it has passed and soaked,
+and a soak after the one before it opened (1: one after the other);
 { kind = "growing", first = 1, percent = 200 }: batches that double; { kind = "blue_green", by = "pool", order = ["green", "blue"],
 switch = "balancer", drain = "balancer" }: the idle pool, then the one that serves, with webhooks that move traffic. The gate stands between two waves; what is left out
 of it is advance = 9900, rollback = 9500, sample_min = 10, and a soak that suits the strategy: an hour in a canary, half

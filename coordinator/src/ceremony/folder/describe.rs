@@ -132,7 +132,14 @@ fn describe_strategy(strategy: &Strategy) -> String {
                 order.join(" before ")
             )
         }
-        Strategy::Rolling { batch } => format!("batches of {batch} devices"),
+        Strategy::Rolling {
+            batch,
+            max_concurrent_batches: 1,
+        } => format!("batches of {batch} devices"),
+        Strategy::Rolling {
+            batch,
+            max_concurrent_batches,
+        } => format!("batches of {batch} devices, {max_concurrent_batches} at once"),
         Strategy::Growing { first, percent } => {
             format!("batches from {first} devices on, each {percent} % of the one before it")
         }

@@ -1,3 +1,5 @@
+mod batches;
+
 use super::*;
 use crate::approved::AssembleError;
 use firmesh_protocol::{
@@ -144,7 +146,7 @@ struct Case {
     tries: BTreeMap<DeviceId, Tries>,
     now: i64,
     brakes: BTreeSet<Braked>,
-    gate: Option<WaveEvidence>,
+    gates: Vec<WaveEvidence>,
     orders: Vec<RollbackOrder>,
     approvals: Vec<WaveApproval>,
     evidence_is_here: bool,
@@ -170,7 +172,7 @@ impl Case {
             tries: BTreeMap::new(),
             now: 500,
             brakes: BTreeSet::new(),
-            gate: None,
+            gates: Vec::new(),
             orders: Vec::new(),
             approvals: Vec::new(),
             evidence_is_here: true,
@@ -208,7 +210,7 @@ impl Case {
                 engaged_elsewhere: None,
                 security_epoch: 1,
                 brakes: &self.brakes,
-                gate: self.gate.as_ref(),
+                gates: &self.gates,
                 orders: &self.orders,
                 approvals: &self.approvals,
                 evidence_is_here: self.evidence_is_here,
@@ -257,7 +259,7 @@ fn said(device: &str, state: AttemptState) -> AttemptReport {
     }
 }
 
-fn evidence(reports: Vec<Envelope>) -> Result<Option<WaveEvidence>, EvidenceError> {
+fn evidence(reports: Vec<Envelope>) -> Result<Vec<WaveEvidence>, EvidenceError> {
     let campaign = campaign();
     let document = GateEvidence {
         campaign: campaign.manifest.id.clone(),
@@ -267,7 +269,7 @@ fn evidence(reports: Vec<Envelope>) -> Result<Option<WaveEvidence>, EvidenceErro
     };
     let mut wave = WaveEvidence::new(0);
     wave.add(campaign.manifest_sha256, &campaign.manifest, &campaign.plan, &document)?;
-    Ok(Some(wave))
+    Ok(vec![wave])
 }
 
 #[test]
@@ -475,7 +477,7 @@ fn a_rollback_goes_to_the_previous_release_and_only_after_an_update() {
     back.permit.expires = WallTime::from_unix_seconds(9_000);
     back.attempts
         .insert((d1, PermitKind::Update), AttemptStanding::InFlight);
-    back.gate = evidence(vec![report("d1", AttemptState::Failed, &key("n1"))]).unwrap();
+    back.gates = evidence(vec![report("d1", AttemptState::Failed, &key("n1"))]).unwrap();
     back.now = 3_000;
     assert_eq!(back.decide().unwrap().release, release("1"));
     // Silent, and nothing is known of it since this process began: the attempt finds out.
@@ -522,9 +524,9 @@ fn a_wave_starts_only_on_the_nodes_own_signed_reports_that_its_gate_passed() {
     use AttemptState::{Quarantined, Success};
     let n1 = key("n1");
     let good = |device| report(device, Success, &n1);
-    let with = |gate| {
+    let with = |gate: Vec<WaveEvidence>| {
         let mut case = Case::of_wave_1();
-        case.gate = gate;
+        case.gates = gate;
         case.decide()
     };
     let not_shown = |found| {
@@ -534,7 +536,7 @@ fn a_wave_starts_only_on_the_nodes_own_signed_reports_that_its_gate_passed() {
             found,
         })
     };
-    assert_eq!(with(None), not_shown(GateVerdict::Unknown));
+    assert_eq!(with(Vec::new()), not_shown(GateVerdict::Unknown));
     assert_eq!(
         with(evidence(vec![good("d1")]).unwrap()),
         not_shown(GateVerdict::Unknown)
@@ -578,7 +580,7 @@ fn soak_time_is_kept_against_a_coordinator_in_a_hurry() {
     let good = ["d1", "d2"].map(|device| report(device, AttemptState::Success, &n1));
     let mut case = Case::of_wave_1();
     case.campaign.manifest.gate.soak_s = 300;
-    case.gate = evidence(good.to_vec()).unwrap();
+    case.gates = evidence(good.to_vec()).unwrap();
     let until = WallTime::from_unix_seconds(700);
     assert_eq!(case.decide(), Err(Hold::Soaking { wave: 0, until }));
     case.now = 700;
@@ -598,10 +600,10 @@ fn a_rollback_needs_a_gate_that_failed_or_a_wave_that_fell_silent() {
         case.decide(),
         Err(Hold::GateNotShown { needed: "failed", .. })
     ));
-    case.gate = evidence(vec![report("d2", AttemptState::Failed, &n1)]).unwrap();
+    case.gates = evidence(vec![report("d2", AttemptState::Failed, &n1)]).unwrap();
     assert_eq!(case.decide().unwrap().release, release("1"));
     // Nobody says how d2 ended, and its deadline is over.
-    case.gate = evidence(vec![report("d1", AttemptState::Success, &n1)]).unwrap();
+    case.gates = evidence(vec![report("d1", AttemptState::Success, &n1)]).unwrap();
     assert!(case.decide().is_err());
     case.now = 600;
     assert!(case.decide().is_ok());
@@ -667,7 +669,7 @@ fn the_next_wave_needs_an_approvers_yes_where_the_manifest_asks_for_it() {
         issued: WallTime::from_unix_seconds(450),
     };
     let mut case = Case::of_wave_1();
-    case.gate = evidence(good.to_vec()).unwrap();
+    case.gates = evidence(good.to_vec()).unwrap();
     case.campaign.manifest.gate.approval = Some(ApprovalRule::default());
     assert_eq!(case.decide(), Err(Hold::ApprovalNotShown { wave: 0 }));
     case.evidence_is_here = false;
@@ -682,7 +684,7 @@ fn the_next_wave_needs_an_approvers_yes_where_the_manifest_asks_for_it() {
     case.approvals.push(said(0, true));
     assert!(case.decide().is_ok());
     // A yes is no gate.
-    case.gate = None;
+    case.gates = Vec::new();
     assert!(matches!(case.decide(), Err(Hold::GateNotShown { wave: 0, .. })));
 }
 
@@ -710,7 +712,7 @@ fn a_refused_wave_goes_back_only_where_the_manifest_says_so() {
         refused: Refused::RollBack,
         ..ApprovalRule::default()
     };
-    assert!(!with(None) && !with(Some(ApprovalRule::default())));
+    assert!(!with(Vec::new()) && !with(Some(ApprovalRule::default())));
     assert!(with(Some(goes_back.clone())));
     let asks_elsewhere = ApprovalRule {
         after: [5].into(),

@@ -10,7 +10,7 @@ use firmesh_coordinator_core::{
     PossessionRecord, Record, check,
 };
 use firmesh_protocol::{
-    api::{CampaignState, GateVerdict},
+    api::CampaignState,
     approval::ApprovalRule,
     health::{DeviceHealth, HealthRule},
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
@@ -59,6 +59,8 @@ pub(crate) struct Rules {
     pub(crate) retries: Option<Retries>,
     /// Whether the waves are pools.
     pub(crate) pools: bool,
+    /// How many waves may be open at once.
+    pub(crate) at_once: u32,
 }
 
 impl Default for Rules {
@@ -87,6 +89,7 @@ impl Default for Rules {
             webhooks: Vec::new(),
             retries: None,
             pools: false,
+            at_once: 1,
         }
     }
 }
@@ -283,13 +286,10 @@ impl World {
             PermitKind::Rollback => CampaignState::RollingBack,
         };
         assert_eq!(view.state, expected, "a permit of a stopped campaign");
+        let open = view.waves.iter().filter(|wave| wave.open);
+        let verdicts: Vec<_> = open.map(|wave| wave.gate).collect();
+        assert_eq!(check::gates(&permit, &stored.manifest, &verdicts), Vec::<String>::new());
         if order.kind == PermitKind::Update {
-            assert!(
-                view.waves[..order.wave as usize]
-                    .iter()
-                    .all(|wave| wave.gate == GateVerdict::Pass)
-            );
-            assert!(view.waves.iter().all(|wave| wave.gate != GateVerdict::Fail));
             let permitted = stored.plan.devices().map(|(_, planned)| planned);
             for planned in permitted.filter(|planned| order.devices.contains(&planned.device)) {
                 for target in [Some(&planned.release), planned.previous.as_ref()]
@@ -625,6 +625,10 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         previous: Vec::new(),
         selector: Selector::default(),
         strategy: match rules.pools {
+            false if rules.at_once > 1 => Strategy::Rolling {
+                batch: 1,
+                max_concurrent_batches: rules.at_once,
+            },
             false => Strategy::Canary { shares },
             true => Strategy::BlueGreen {
                 by: "pool".parse().unwrap(),

@@ -88,6 +88,8 @@ pub enum Profile {
     Units,
     /// Campaigns that begin failed devices again, some of them under a coordinator that lies.
     Retries,
+    /// Releases that may not be installed directly: devices go over one, two or three others, and some of them stop halfway.
+    Hops,
 }
 
 impl Profile {
@@ -106,6 +108,7 @@ impl Profile {
             Self::Answers => "answers",
             Self::Units => "units",
             Self::Retries => "retries",
+            Self::Hops => "hops",
         }
     }
 }
@@ -136,7 +139,9 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let mut dice = Dice::new(seed);
     let is_later = match profile {
         Profile::Liar => true,
-        Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units | Profile::Retries => false,
+        Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units | Profile::Retries | Profile::Hops => {
+            false
+        }
         _ => seed % LATER.1 < LATER.0,
     };
     let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));

@@ -429,6 +429,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
         retries: None,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
+        hops: Vec::new(),
         rehearsal_sha256: None,
     };
     change(&mut manifest);
@@ -442,6 +443,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
             from_version: "1.0".to_owned(),
             previous: Some(OLD.to_owned()),
             labels: Labels::default(),
+            hops: Vec::new(),
             after: None,
         }
     };

@@ -4,6 +4,7 @@ mod approval;
 mod close;
 mod domains;
 mod explain;
+mod hops;
 mod pools;
 mod retries;
 mod rollback;

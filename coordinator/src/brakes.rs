@@ -78,7 +78,8 @@ impl Brakes {
             id: manifest.id.clone(),
             manifest_sha256,
         };
-        let images = manifest.releases.iter().map(|release| Braked::Release {
+        let forward = manifest.releases.iter().chain(&manifest.hops);
+        let images = forward.map(|release| Braked::Release {
             target: release.target.clone(),
             sha256: release.sha256,
         });

@@ -312,7 +312,7 @@ pub(crate) fn check_campaign(
             key,
         });
     }
-    for pinned in manifest.releases.iter().chain(&manifest.previous) {
+    for pinned in manifest.pinned() {
         fleet.pinned_release(pinned)?;
     }
     let no_plan = || PublicationError::NoPlan {

@@ -185,6 +185,7 @@ pub(crate) fn manifest(
         retries: None,
         permit_keys: vec![surroundings.permit_key],
         plan_sha256: Sha256::from([0; 32]),
+        hops: Vec::new(),
         rehearsal_sha256: None,
     }
 }

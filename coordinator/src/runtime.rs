@@ -629,7 +629,7 @@ impl Runtime {
         let is_carried = |id: &CampaignId| {
             let manifest = next.manifests.get(id).map(|bytes| CampaignManifest::from_bytes(bytes));
             manifest.and_then(Result::ok).is_some_and(|manifest| {
-                let mut pinned = manifest.releases.iter().chain(&manifest.previous);
+                let mut pinned = manifest.pinned();
                 pinned.all(|pinned| fleet.pinned_release(pinned).is_ok())
             })
         };

@@ -458,7 +458,7 @@ pub(crate) fn images(
     manifest: &CampaignManifest,
     artifacts: &BTreeMap<Sha256, Artifact>,
 ) -> BTreeMap<String, Artifact> {
-    let pinned = manifest.releases.iter().chain(&manifest.previous);
+    let pinned = manifest.pinned();
     let image = |pin: &ReleaseRef| Some((pin.target.clone(), artifacts.get(&pin.sha256)?.clone()));
     pinned.filter_map(image).collect()
 }

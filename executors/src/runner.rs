@@ -69,7 +69,7 @@ impl News {
             version,
             failure,
             health,
-        } = report;
+        } = goal.told(report);
         Self {
             device: goal.device.clone(),
             campaign: goal.campaign.clone(),

@@ -51,6 +51,10 @@ pub const LABELS_MAX: usize = 16;
 /// Caps by fault domain, or rules of redundancy, in one campaign.
 pub const DOMAIN_RULES_MAX: usize = 16;
 
+/// Releases that a device goes over on its way to another. Vendors' longest chains have three or four; every one is an
+/// install, and its whole way has to fit a window.
+pub const HOPS_MAX: usize = 8;
+
 /// Rules about other components in one release.
 pub const REQUIREMENTS_MAX: usize = 32;
 

@@ -390,6 +390,7 @@ fn draft() -> CampaignManifest {
         retries: None,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
+        hops: Vec::new(),
         rehearsal_sha256: None,
     }
 }

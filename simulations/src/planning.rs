@@ -319,6 +319,7 @@ pub(crate) fn draft(args: &PlanArgs, releases: &[Release]) -> anyhow::Result<Cam
         retries: None,
         permit_keys: vec![SecretKey::from_seed(&[8; 32]).public().to_string()],
         plan_sha256: Sha256::of(b""),
+        hops: Vec::new(),
         rehearsal_sha256: None,
     })
 }

@@ -325,6 +325,7 @@ fn second_wave(plan: &mut Plan) -> Result<()> {
         from_version: "1.0.0".to_owned(),
         previous: None,
         labels: Labels::default(),
+        hops: Vec::new(),
         after: None,
     };
     plan.nodes.insert("n0".parse()?, key(NODE + 1).public());

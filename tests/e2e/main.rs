@@ -18,6 +18,7 @@ mod failover;
 mod faulty;
 mod gates;
 mod health;
+mod hops;
 mod layering;
 mod lies;
 mod many;

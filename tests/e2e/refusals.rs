@@ -279,6 +279,7 @@ impl Forger {
                 from_version: "1.0.0".to_owned(),
                 previous: None,
                 labels: Labels::default(),
+                hops: Vec::new(),
                 after: None,
             }]],
             nodes: [("n1".parse()?, key(NODE).public())].into(),

@@ -15,15 +15,16 @@ use firmesh_protocol::{
     health::DeviceHealth,
     ids::{ArtifactId, DeviceId, NodeId, TopologyPath},
     manifest::GateRule,
-    report::{AttemptState, FailureClass, PermitKind},
+    report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    campaign::bounded,
     domains::Takes,
     index::{Counted, Standing},
-    retries::RetryRecord,
+    retries::{FailedAttempt, RetryRecord},
 };
 
 /// Where an attempt stands among all of its campaign, in the order of the plan.
@@ -59,6 +60,10 @@ pub struct AttemptRecord {
     pub presumed: bool,
     /// Whether a person has looked at it since it was quarantined.
     pub cleared: bool,
+    /// How its update ended, if it has stopped on its way over other releases: it runs neither what it ran before nor the new
+    /// version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub halfway: Option<FailedAttempt>,
     /// Whether people have sent it back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ordered_back: bool,
@@ -83,6 +88,8 @@ pub(crate) struct Attempt {
     pub(crate) after: Option<DeviceId>,
     pub(crate) next: Option<DeviceId>,
     pub(crate) can_go_back: bool,
+    /// How many installs its way has, and what it ran before the first, if there are several.
+    pub(crate) way: Option<Box<(u32, String)>>,
     /// The images it gets, and may have to go back to.
     pub(crate) needs: Vec<ArtifactId>,
     /// Whether its node has proven that it holds them.
@@ -117,6 +124,25 @@ impl Attempt {
         self.record.state == AttemptState::Quarantined && !self.record.cleared
     }
 
+    /// Whether its update has ended on its way over other releases.
+    pub(crate) fn is_halfway(&self) -> bool {
+        use AttemptState::{Failed, RolledBack, TimedOut};
+        self.record.halfway.is_some() && matches!(self.record.state, Failed | RolledBack | TimedOut)
+    }
+
+    /// Takes a report on its update into account: whether the device was left halfway.
+    pub(crate) fn note_place(&mut self, report: &AttemptReport) {
+        use AttemptState::{Failed, RolledBack, TimedOut};
+        let has_failed = matches!(report.state, Failed | RolledBack | TimedOut);
+        let has_left = |way: &(u32, String)| report.version.as_ref().is_some_and(|version| *version != way.1);
+        let is_halfway = has_failed && self.way.as_deref().is_some_and(has_left);
+        self.record.halfway = is_halfway.then(|| FailedAttempt {
+            state: report.state,
+            failure: report.failure.unwrap_or(FailureClass::Install),
+            reason: bounded(&report.reason),
+        });
+    }
+
     /// Whether it runs the new version, and is well as far as that is asked for.
     pub(crate) fn ended_well(&self, gate: &GateRule) -> bool {
         self.record.state.is_success() && self.fate(gate) == Fate::Good
@@ -132,8 +158,11 @@ impl Attempt {
             ..
         } = self.record;
         match kind {
-            // Only who runs the new version can be sent back, and the report on how that went stays.
-            PermitKind::Rollback => gate.fate(AttemptState::Success, None, health),
+            // Only who runs the new version, or one on the way, can be sent back, and the report on how that went stays.
+            PermitKind::Rollback => match &self.record.halfway {
+                Some(failed) => gate.fate(failed.state, Some(failed.failure), None),
+                None => gate.fate(AttemptState::Success, None, health),
+            },
             PermitKind::Update => gate.fate(state, failure, health),
         }
     }

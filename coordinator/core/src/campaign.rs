@@ -141,10 +141,11 @@ impl Campaign {
                 end_report: None,
                 presumed: false,
                 cleared: false,
+                halfway: None,
                 ordered_back: false,
                 retry: None,
             };
-            let needs: Vec<_> = targets(planned).map(|target| images[target].id).collect();
+            let needs: Vec<_> = planned.targets().map(|target| images[target].id).collect();
             possession.need(&planned.node, &needs);
             Attempt {
                 record,
@@ -157,6 +158,7 @@ impl Campaign {
                 after: planned.after.clone(),
                 next: None,
                 can_go_back: planned.previous.is_some(),
+                way: (!planned.hops.is_empty()).then(|| Box::new((planned.steps(), planned.from_version.clone()))),
                 needs,
                 is_proven: false,
                 permitted_at: now,
@@ -211,9 +213,13 @@ impl Campaign {
         self.index_all();
     }
 
-    /// How long after its start, or after the last word of its node, an attempt is given up.
-    pub(crate) fn limit(&self) -> Duration {
-        Duration::from_secs(self.manifest.deadlines.attempt_s.into()) + self.permit_ttl
+    /// How long after its start, or after the last word of its node, an attempt is given up. Back it is one step.
+    pub(crate) fn limit(&self, attempt: &Attempt) -> Duration {
+        let steps = match attempt.record.kind {
+            PermitKind::Update => attempt.way.as_ref().map_or(1, |way| way.0),
+            PermitKind::Rollback => 1,
+        };
+        self.manifest.worst_case_of(steps) + self.permit_ttl
     }
 
     /// Those that come after a device in its unit, in their order.
@@ -375,6 +381,9 @@ impl Campaign {
             if report.state.is_terminal() {
                 known.note_end(report);
             }
+            if report.kind == PermitKind::Update {
+                attempt.note_place(report);
+            }
             attempt.started_at = attempt.has_started().then(|| attempt.started_at.unwrap_or(now));
         });
         if speaks_of_this_phase && may_change {
@@ -510,13 +519,6 @@ impl Campaign {
             version: attempt.record.version.clone(),
         })
     }
-}
-
-/// The releases of a device: the one it gets, and the one it goes back to, if there is one.
-pub(crate) fn targets(planned: &PlannedDevice) -> impl Iterator<Item = &String> {
-    [Some(&planned.release), planned.previous.as_ref()]
-        .into_iter()
-        .flatten()
 }
 
 pub(crate) fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap<AttemptState, u32> {

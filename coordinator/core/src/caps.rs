@@ -41,7 +41,7 @@ pub(crate) fn may_be_permitted(campaign: &Campaign, kind: PermitKind, now: Times
 pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt, now: Timestamp) -> bool {
     let kind = attempt.record.kind;
     // A node that speaks and does not take a way back up for so long does not look after the device any more, or will not.
-    if kind == PermitKind::Rollback && attempt.awaited_since + campaign.limit() <= now {
+    if kind == PermitKind::Rollback && attempt.awaited_since + campaign.limit(attempt) <= now {
         return false;
     }
     let is_held = match campaign.record.state {

@@ -86,6 +86,11 @@ impl Difference {
                 note("wave", from, to);
                 note("release", &a.release, &b.release);
                 note("from version", &a.from_version, &b.from_version);
+                let over = |planned: &PlannedDevice| match planned.hops.is_empty() {
+                    true => "nothing".to_owned(),
+                    false => planned.hops.join(", then "),
+                };
+                note("over", &over(a), &over(b));
                 note("way back", &or_none(&a.previous), &or_none(&b.previous));
                 note("node", &a.node, &b.node);
                 note("rack", &a.rack, &b.rack);
@@ -140,6 +145,7 @@ mod tests {
             from_version: "1.0".to_owned(),
             previous: Some("firmware/old".to_owned()),
             labels: Labels::default(),
+            hops: Vec::new(),
             after: None,
         }
     }

@@ -23,7 +23,7 @@ use firmesh_protocol::{
 
 use crate::{
     attempts::{Attempt, AttemptRecord},
-    campaign::{Campaign, CampaignRecord, targets},
+    campaign::{Campaign, CampaignRecord},
     caps::{STARTS_MAX, choose, may_be_permitted, may_be_permitted_again, permit},
     check::InFlight,
     close::Closing,
@@ -565,7 +565,7 @@ impl Engine {
             if plan.campaign != id {
                 return Err(refused(format!("the plan is for campaign {}", plan.campaign)));
             }
-            let mut planned = plan.devices().flat_map(|(_, planned)| targets(planned));
+            let mut planned = plan.devices().flat_map(|(_, planned)| planned.targets());
             if let Some(target) = planned.find(|target| !images.contains_key(*target)) {
                 return Err(refused(format!(
                     "it plans {target}, which the manifest does not pin or whose image is not here"
@@ -701,8 +701,8 @@ impl Engine {
         }
         let lapses = attempt.permitted_at + self.settings.permit_ttl;
         match attempt.started_at {
-            Some(started) => [Some(started + campaign.limit()), None],
-            None => [Some(self.last_sign_of(attempt) + campaign.limit()), Some(lapses)],
+            Some(started) => [Some(started + campaign.limit(attempt)), None],
+            None => [Some(self.last_sign_of(attempt) + campaign.limit(attempt)), Some(lapses)],
         }
     }
 

@@ -7,13 +7,14 @@ use firmesh_protocol::{
     gate::Tally,
     health::DeviceHealth,
     ids::{CampaignId, DeviceId},
+    manifest::PlannedDevice,
     report::{AttemptState, PermitKind},
     time::Timestamp,
 };
 
 use crate::{
     attempts::Attempt,
-    campaign::{Campaign, targets},
+    campaign::Campaign,
     engine::Engine,
     index::Light,
     load::InTheWay,
@@ -182,7 +183,7 @@ fn unproven(campaign: &Campaign, attempt: &Attempt, evidence: &mut Vec<String>) 
     let wave = campaign.plan.waves.get(attempt.wave as usize).into_iter().flatten();
     let planned = wave.filter(|planned| planned.device == attempt.record.device);
     let missing: BTreeSet<_> = campaign.possession.unproven(&attempt.node).collect();
-    let mut targets: Vec<_> = planned.flat_map(targets).collect();
+    let mut targets: Vec<_> = planned.flat_map(PlannedDevice::targets).collect();
     targets.retain(|target| missing.contains(&campaign.images[*target].id));
     let wrong: BTreeMap<_, _> = campaign.possession.wrong_proofs(&attempt.node).collect();
     for target in &targets {
@@ -206,6 +207,13 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt) -> Ex
     )];
     if let Some(version) = &record.version {
         evidence.push(format!("runs {version}"));
+    }
+    if let Some((steps, from)) = attempt.way.as_deref() {
+        let how = match attempt.is_halfway() {
+            true => "it has stopped on its way",
+            false => "each is read back before the next",
+        };
+        evidence.push(format!("goes from {from} to its release in {steps} steps: {how}"));
     }
     if let Some(sequence) = record.permit {
         evidence.push(format!("named by permit {sequence}"));

@@ -19,7 +19,7 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    attempts::{Attempt, Attempts, Place},
+    attempts::{Attempt, AttemptRecord, Attempts, Place},
     campaign::Campaign,
 };
 
@@ -70,7 +70,9 @@ const LIGHTS: [Light; 3] = [Light::Known, Light::Shown, Light::Silent];
 /// What a gate makes of an attempt in this light.
 fn fate(attempt: &Attempt, attempts: &Attempts, gate: &GateRule, light: Light) -> Fate {
     let record = &attempt.record;
-    let is_success = record.state.is_success() || record.kind == PermitKind::Rollback;
+    // Who goes back from halfway has failed before, and that is reported.
+    let went_well = record.kind == PermitKind::Rollback && record.halfway.is_none();
+    let is_success = record.state.is_success() || went_well;
     let is_unreported = record.end_report.is_none() && !is_success;
     // The last report is on an attempt that another one follows.
     let earlier = record.last_failed().map(|failed| failed.failure);
@@ -96,7 +98,7 @@ pub(crate) struct Standing {
     is_untouched: bool,
     flight: Flight,
     is_running: bool,
-    /// It runs the new version, and something leads back from it.
+    /// It runs the new version or one on the way to it, and something leads back from there.
     is_updated: bool,
     /// It does, and has to go back.
     goes_back: bool,
@@ -443,8 +445,10 @@ impl Campaign {
     /// When a running attempt is to be looked at, however lively its node is; or one that is left alone for a while.
     fn first_look_at(&self, attempt: &Attempt) -> Option<Timestamp> {
         match (attempt.is_running(), attempt.started_at) {
-            (true, Some(started)) => Some(started + self.limit()),
-            (true, None) => Some((attempt.awaited_since + self.limit()).min(attempt.permitted_at + self.permit_ttl)),
+            (true, Some(started)) => Some(started + self.limit(attempt)),
+            (true, None) => {
+                Some((attempt.awaited_since + self.limit(attempt)).min(attempt.permitted_at + self.permit_ttl))
+            }
             (false, _) => attempt.pauses_until,
         }
     }
@@ -568,7 +572,8 @@ impl Campaign {
     }
 }
 
-/// Whether a device runs the new version.
+/// Whether a device runs the new version, or one on the way to it, where its update has ended.
 pub(crate) fn runs_new(attempt: &Attempt) -> bool {
-    attempt.record.kind == PermitKind::Update && attempt.record.state == AttemptState::Success
+    let AttemptRecord { kind, state, .. } = attempt.record;
+    kind == PermitKind::Update && (state == AttemptState::Success || attempt.is_halfway())
 }

@@ -135,7 +135,8 @@ impl Campaign {
             self.edit(device, |attempt| {
                 if was_given_up(attempt) {
                     attempt.record.kind = PermitKind::Update;
-                    attempt.record.state = AttemptState::Success;
+                    let halfway = attempt.record.halfway.as_ref();
+                    attempt.record.state = halfway.map_or(AttemptState::Success, |failed| failed.state);
                     attempt.record.permit = None;
                     attempt.record.presumed = false;
                 }
@@ -204,7 +205,7 @@ impl Campaign {
         (failed && self.manifest.automatic_rollback) || attempt.record.ordered_back
     }
 
-    /// Whether the device runs the new version and goes back, by its wave's gate or by an order.
+    /// Whether the device runs the new version, or one on the way, and goes back, by its wave's gate or by an order.
     pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
         runs_new(attempt) && attempt.can_go_back && (attempt.record.ordered_back || self.goes_back(attempt.wave))
     }

@@ -90,6 +90,7 @@ pub fn draft_campaign(
         expires: file.expires,
         releases: file.releases.iter().map(pin).collect::<Result<_, _>>()?,
         previous: file.previous.iter().map(pin).collect::<Result<_, _>>()?,
+        hops: file.hops.iter().map(pin).collect::<Result<_, _>>()?,
         selector: file.selector,
         gate: file.gate.rule(&file.strategy),
         strategy: file.strategy,
@@ -205,15 +206,10 @@ pub fn adopt_plan(
             plan.campaign, draft.id
         )));
     }
-    let named = |refs: &[ReleaseRef], target: &str| refs.iter().any(|pinned| pinned.target == target);
     for (_, device) in plan.devices() {
-        let previous_named = device
-            .previous
-            .as_ref()
-            .is_none_or(|target| named(&draft.previous, target));
-        if !named(&draft.releases, &device.release) || !previous_named {
+        if let Some(target) = draft.unnamed(device) {
             return Err(other(format!(
-                "gives {} a release that the campaign does not name",
+                "gives {} a release that the campaign does not name: {target}",
                 device.device
             )));
         }

@@ -41,6 +41,9 @@ pub struct CampaignFile {
     /// Target names of what devices may go back to.
     #[serde(default)]
     pub previous: Vec<String>,
+    /// Target names of what devices may go over where a release may not be installed directly; those that are needed.
+    #[serde(default)]
+    pub hops: Vec<String>,
     /// For which devices; all if empty.
     #[serde(default)]
     pub selector: Selector,

@@ -78,6 +78,7 @@ fn plan_bytes() -> Vec<u8> {
         from_version: "1.0.0".to_owned(),
         previous: None,
         labels: Labels::default(),
+        hops: Vec::new(),
         after: None,
     };
     let campaign = CampaignId::new("spring").unwrap();

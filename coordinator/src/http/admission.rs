@@ -272,7 +272,7 @@ async fn is_of_an_update(app: &App, device: DeviceId, target: &str) -> Result<bo
             .campaigns_of(&device)
             .filter_map(|id| engine.planned(id, &device));
         let mut planned = planned.map(|(planned, _)| planned);
-        planned.any(|planned| planned.release == target || planned.previous.as_ref() == Some(&target))
+        planned.any(|planned| planned.targets().any(|own| *own == target))
     });
     look.await
 }

@@ -404,6 +404,7 @@ impl Fleet {
             retries: None,
             permit_keys: vec![self.about.permit_key.clone()],
             plan_sha256: Sha256::of(b""),
+            hops: Vec::new(),
             rehearsal_sha256: None,
         }
     }

@@ -3,12 +3,17 @@
 use std::time::Duration;
 
 use firmesh_protocol::{
-    health::HealthRule,
+    health::{DeviceHealth, HealthRule},
     ids::{CampaignId, DeviceId, Sha256},
-    manifest::{Deadlines, Release},
-    report::PermitKind,
+    manifest::{Deadlines, Release, WayStep},
+    report::{AttemptState, FailureClass, PermitKind},
 };
 use serde::{Deserialize, Serialize};
+
+use crate::{
+    record::bounded,
+    step::{Outcome, Report},
+};
 
 /// The image an attempt installs: a verified release.
 pub type Image = Release;
@@ -31,6 +36,9 @@ pub struct Goal {
     pub permit_sequence: u64,
     /// What to install: the planned release, or for a rollback the previous one.
     pub image: Image,
+    /// Which step of the device's way to its release this is, if that has more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<WayStep>,
     /// The highest security epoch the device is known to have reached; an update below it is refused.
     pub security_epoch_min: u32,
     /// The campaign's time limits.
@@ -76,6 +84,89 @@ impl Goal {
     pub(crate) fn watch_limit(&self) -> Duration {
         let watch_s = self.health.as_ref().map_or(0, |health| health.watch_s);
         Duration::from_secs(watch_s.into())
+    }
+
+    /// What the end of this attempt is for the whole update: nothing if it ended well and another step follows. A device that
+    /// is not well is not taken further.
+    #[must_use]
+    pub fn whole(&self, outcome: Outcome) -> Option<Outcome> {
+        let Some(step) = &self.step else {
+            return Some(outcome);
+        };
+        let is_well = outcome.state.is_success() && outcome.health != Some(DeviceHealth::Breached);
+        if is_well {
+            return Some(outcome).filter(|_| step.is_last());
+        }
+        let reason = bounded(format!("{}: {}", self.name_of(step), outcome.reason));
+        // What was never read back is what ran before the step: every other end says that it does not know.
+        let from = (!step.from.is_empty()).then(|| step.from.clone());
+        let version = outcome.version.clone().or(from);
+        Some(match (outcome.state.is_success(), step.is_last()) {
+            (true, false) => Outcome {
+                state: AttemptState::Failed,
+                failure: Some(FailureClass::Health),
+                health: None,
+                reason,
+                version,
+            },
+            (true, true) => outcome,
+            (false, _) => Outcome {
+                reason,
+                version,
+                ..outcome
+            },
+        })
+    }
+
+    /// The end of an update that is given up after this step of its way has ended well.
+    #[must_use]
+    pub fn given_up(&self, why: &str) -> Outcome {
+        let step = self.step.as_ref().map(|step| self.name_of(step)).unwrap_or_default();
+        Outcome {
+            state: AttemptState::Failed,
+            reason: bounded(format!("{step}, was the last one: {why}")),
+            version: Some(self.version().to_owned()),
+            failure: Some(FailureClass::Preflight),
+            health: None,
+        }
+    }
+
+    /// What is told of this attempt: of one step among several, as a part of the update.
+    #[must_use]
+    pub fn told(&self, report: Report) -> Report {
+        let Some(step) = &self.step else { return report };
+        if report.state.is_terminal() {
+            let Report {
+                state,
+                reason,
+                version,
+                failure,
+                health,
+            } = report;
+            let outcome = Outcome {
+                state,
+                reason,
+                version: version.clone(),
+                failure,
+                health,
+            };
+            return match self.whole(outcome) {
+                Some(whole) => whole.into(),
+                None => Report {
+                    reason: format!("{} is done", self.name_of(step)),
+                    ..Report::on_the_way(AttemptState::Validating, version)
+                },
+            };
+        }
+        let reason = match report.reason.is_empty() {
+            true => self.name_of(step),
+            false => bounded(format!("{}: {}", self.name_of(step), report.reason)),
+        };
+        Report { reason, ..report }
+    }
+
+    fn name_of(&self, step: &WayStep) -> String {
+        format!("step {} of {}, to {}", step.number, step.of, self.version())
     }
 
     /// The version the device reports once the goal is reached.

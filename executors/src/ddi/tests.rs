@@ -80,6 +80,7 @@ fn goal() -> Goal {
         health: None,
         answers_min: 3,
         answers_apart_ms: Some(2),
+        step: None,
         pace_ms: 2,
     }
 }

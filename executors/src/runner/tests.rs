@@ -197,6 +197,7 @@ fn goal() -> Goal {
         health: None,
         answers_min: 3,
         answers_apart_ms: None,
+        step: None,
         pace_ms: 10,
     }
 }

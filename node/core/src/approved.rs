@@ -16,7 +16,7 @@ pub struct ApprovedCampaign {
     pub manifest_sha256: Sha256,
     /// The plan.
     pub plan: Plan,
-    /// The releases of `manifest.releases` and `manifest.previous`, by target name.
+    /// All releases that the manifest pins, by target name.
     pub releases: BTreeMap<String, Release>,
 }
 
@@ -81,7 +81,7 @@ impl ApprovedCampaign {
         }
         plan.check_caps(&manifest).map_err(AssembleError::BadPlan)?;
         let mut releases = BTreeMap::new();
-        for ReleaseRef { target, sha256 } in manifest.releases.iter().chain(&manifest.previous) {
+        for ReleaseRef { target, sha256 } in manifest.pinned() {
             let release = signed_release(target).ok_or_else(|| AssembleError::UnsignedRelease(target.clone()))?;
             if release.artifact.sha256 != *sha256 {
                 let found = release.artifact.sha256;
@@ -93,14 +93,11 @@ impl ApprovedCampaign {
             }
             releases.insert(target.clone(), release);
         }
-        let named = |refs: &[ReleaseRef], target: &String| refs.iter().any(|r| r.target == *target);
         for (_, planned) in plan.devices() {
-            let previous_is_named = planned.previous.as_ref().is_none_or(|p| named(&manifest.previous, p));
-            if !named(&manifest.releases, &planned.release) || !previous_is_named {
-                let target = planned.release.clone();
+            if let Some(target) = manifest.unnamed(planned) {
                 return Err(AssembleError::UnplannedRelease {
                     device: planned.device.clone(),
-                    target,
+                    target: target.clone(),
                 });
             }
         }
@@ -112,14 +109,13 @@ impl ApprovedCampaign {
         })
     }
 
-    /// The artifacts a node needs for its own devices: every release and every previous release planned for them.
+    /// The artifacts a node needs for its own devices: every release planned for them, on the way and to go back to as well.
     #[must_use]
     pub fn artifacts_for(&self, node: &NodeId) -> BTreeSet<ArtifactId> {
         self.plan
             .devices()
             .filter(|(_, planned)| planned.node == *node)
-            .flat_map(|(_, planned)| [Some(&planned.release), planned.previous.as_ref()])
-            .flatten()
+            .flat_map(|(_, planned)| planned.targets())
             .filter_map(|target| self.releases.get(target))
             .map(|release| release.artifact.id)
             .collect()
@@ -129,6 +125,11 @@ impl ApprovedCampaign {
     #[must_use]
     pub fn artifacts(&self) -> BTreeSet<ArtifactId> {
         self.releases.values().map(|release| release.artifact.id).collect()
+    }
+
+    /// What is installed on a device, one after the other: what it goes over, and the release.
+    pub fn way<'a>(&'a self, planned: &'a PlannedDevice) -> impl DoubleEndedIterator<Item = &'a Release> {
+        planned.way().filter_map(|target| self.releases.get(target))
     }
 
     /// A device's place in the plan, with its wave.

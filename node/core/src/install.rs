@@ -6,6 +6,7 @@
 //! back, that its own failed, unless approvers order it). A coordinator that lies can only delay.
 
 mod neighbours;
+mod way;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +19,7 @@ use firmesh_protocol::{
     brake::Braked,
     evidence::WaveEvidence,
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
-    manifest::{Release, Reversibility},
+    manifest::{PlannedDevice, Release, Reversibility, WayStep},
     report::{AttemptState, DeviceFacts, Permit, PermitKind},
     rollback::RollbackOrder,
     time::WallTime,
@@ -33,6 +34,7 @@ use crate::{
 };
 
 pub use neighbours::Neighbour;
+pub use way::go_on;
 
 /// One attempt of this node: what was started, and whether it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,8 +96,10 @@ const CLOCK_SLACK: Duration = Duration::from_secs(60);
 pub struct Admission {
     /// The wave.
     pub wave: u32,
-    /// The release to install.
+    /// The release to install: of an update that goes over others, the next one.
     pub release: Release,
+    /// Where that stands on the device's way, if it has more than one step.
+    pub step: Option<WayStep>,
     /// The release to go back to, if one is known.
     pub previous: Option<Release>,
 }
@@ -216,6 +220,25 @@ pub enum Hold {
         /// Its vendor.
         vendor: String,
     },
+    /// Nobody knows where on its way it stands.
+    #[error("the device does not answer, and where it goes on depends on what it runs")]
+    PlaceUnknown,
+    /// It runs none of the versions of its way.
+    #[error("the device runs {found}, which is not on its approved way {way}")]
+    OffItsWay {
+        /// What it runs.
+        found: String,
+        /// The versions of its way.
+        way: String,
+    },
+    /// A step of its way is not allowed from where the one before leads.
+    #[error("release {target} may not be installed from {from}: the approved way is not one")]
+    NoStep {
+        /// The release.
+        target: String,
+        /// The version before it.
+        from: String,
+    },
     /// The release is older than the security floor of the device.
     #[error("release {target} has the security epoch {epoch}, the device has run {floor}")]
     BelowSecurityFloor {
@@ -302,6 +325,9 @@ impl Hold {
             Self::OneWay(_) => "one_way",
             Self::WrongModel { .. } => "wrong_model",
             Self::WrongComponent { .. } => "wrong_component",
+            Self::PlaceUnknown => "place_unknown",
+            Self::OffItsWay { .. } => "off_its_way",
+            Self::NoStep { .. } => "no_step",
             Self::BelowSecurityFloor { .. } => "below_security_floor",
             Self::OtherLabels => "other_labels",
             Self::UnitBusy(_) => "unit_busy",
@@ -326,6 +352,7 @@ impl Hold {
             | Self::UnitBusy(_)
             | Self::NotItsTurn(_)
             | Self::OtherComponent { is_known: false, .. }
+            | Self::PlaceUnknown
             | Self::Engaged(_)
             | Self::EvidenceMissing
             | Self::Pausing { .. }
@@ -339,6 +366,8 @@ impl Hold {
             | Self::OtherComponent { is_known: true, .. }
             | Self::WrongComponent { .. }
             | Self::BelowSecurityFloor { .. }
+            | Self::OffItsWay { .. }
+            | Self::NoStep { .. }
             | Self::OneWay(_)
             | Self::OneWayNotAccepted(_)
             | Self::WrongExecutor { .. }
@@ -370,6 +399,7 @@ impl Hold {
                 | Self::StandsIn { .. }
                 | Self::UnitBusy(_)
                 | Self::NotItsTurn(_)
+                | Self::PlaceUnknown
                 | Self::OtherComponent { is_known: false, .. }
         )
     }
@@ -417,44 +447,42 @@ pub fn admit(campaign: &ApprovedCampaign, permit: &Permit, facts: &Facts<'_>) ->
         return Err(Hold::Engaged(other.clone()));
     }
     let previous = planned.previous.as_ref().map(|target| &campaign.releases[target]);
-    let target = match permit.kind {
-        PermitKind::Update => release,
-        PermitKind::Rollback => rollback_target(facts, device, release, previous)?,
+    // All that is left of its way has to be in order before its first step is taken.
+    let steps = match permit.kind {
+        PermitKind::Update => way::left(campaign, planned, facts)?,
+        PermitKind::Rollback => vec![rollback_target(campaign, planned, facts)?],
     };
-    let image = Braked::Release {
-        target: target.target.clone(),
-        sha256: target.artifact.sha256,
-    };
-    check_brake(image, facts)?;
-    check_fit(target, facts)?;
-    check_rules(campaign, permit, release, facts)?;
+    for step in &steps {
+        check_image(step, facts)?;
+    }
+    check_rules(campaign, permit, &steps, facts)?;
     check_gates(campaign, permit, facts)?;
-    if permit.kind == PermitKind::Update && target.info.security_epoch < facts.security_epoch {
-        let (epoch, floor) = (target.info.security_epoch, facts.security_epoch);
-        return Err(Hold::BelowSecurityFloor {
-            target: target.target.clone(),
-            epoch,
-            floor,
-        });
+    if permit.kind == PermitKind::Update {
+        way::check(&steps, planned, facts)?;
     }
     // The way back is held here before the way forward is taken: rollback needs no network.
-    for needed in [Some(target), previous].into_iter().flatten() {
+    for needed in steps.iter().copied().chain(previous) {
         if !facts.complete.contains(&needed.artifact.id) {
             return Err(Hold::NotPossessed(needed.artifact.id));
         }
     }
-    let starter = Starter {
-        campaign,
-        planned,
-        release: target,
-        kind: permit.kind,
-        facts,
-    };
-    starter.check()?;
+    for step in &steps {
+        let starter = Starter {
+            campaign,
+            planned,
+            release: step,
+            kind: permit.kind,
+            facts,
+        };
+        starter.check()?;
+    }
     check_caps(campaign, permit, facts)?;
     Ok(Admission {
         wave,
-        release: target.clone(),
+        release: steps[0].clone(),
+        step: (permit.kind == PermitKind::Update)
+            .then(|| way::step(planned, steps.len(), facts))
+            .flatten(),
         previous: previous.cloned(),
     })
 }
@@ -480,22 +508,35 @@ fn check_again(
 }
 
 fn rollback_target<'a>(
+    campaign: &'a ApprovedCampaign,
+    planned: &PlannedDevice,
     facts: &Facts<'_>,
-    device: &DeviceId,
-    release: &Release,
-    previous: Option<&'a Release>,
 ) -> Result<&'a Release, Hold> {
-    let was_updated = facts.attempts.contains_key(&(device.clone(), PermitKind::Update));
+    let previous = planned.previous.as_ref().map(|target| &campaign.releases[target]);
+    let was_updated = (facts.attempts).contains_key(&(planned.device.clone(), PermitKind::Update));
     // A device that somebody moved on since is not this campaign's to pull back, also while it is silent.
     let version = facts.device.version.as_deref().or(facts.last_version);
     let runs = |other: &Release| version.is_none_or(|version| version == other.info.version);
-    if !was_updated || !(runs(release) || previous.is_some_and(runs)) {
+    // One whose update failed halfway runs a release of its way.
+    let mut way = planned.way().map(|target| &campaign.releases[target]);
+    if !was_updated || !(way.any(runs) || previous.is_some_and(runs)) {
         return Err(Hold::NothingToRollBack);
     }
-    if release.info.reversibility == Reversibility::OneWay {
-        return Err(Hold::OneWay(release.target.clone()));
+    let mut way = planned.way().map(|target| &campaign.releases[target]);
+    if let Some(door) = way.find(|release| release.info.reversibility == Reversibility::OneWay) {
+        return Err(Hold::OneWay(door.target.clone()));
     }
     previous.ok_or(Hold::NoPrevious)
+}
+
+/// Whether an image may go to the device at all: nobody has stopped it, and it is for such a device.
+fn check_image(release: &Release, facts: &Facts<'_>) -> Result<(), Hold> {
+    let image = Braked::Release {
+        target: release.target.clone(),
+        sha256: release.artifact.sha256,
+    };
+    check_brake(image, facts)?;
+    check_fit(release, facts)
 }
 
 fn check_brake(subject: Braked, facts: &Facts<'_>) -> Result<(), Hold> {
@@ -506,7 +547,12 @@ fn check_brake(subject: Braked, facts: &Facts<'_>) -> Result<(), Hold> {
 }
 
 /// What the approvers allow: executors, releases without a way back, windows.
-fn check_rules(campaign: &ApprovedCampaign, permit: &Permit, release: &Release, facts: &Facts<'_>) -> Result<(), Hold> {
+fn check_rules(
+    campaign: &ApprovedCampaign,
+    permit: &Permit,
+    steps: &[&Release],
+    facts: &Facts<'_>,
+) -> Result<(), Hold> {
     let (rules, executor) = (&campaign.manifest.constraints, &facts.device.executor);
     if !rules.executors.is_empty() && !rules.executors.contains(executor) {
         return Err(Hold::WrongExecutor {
@@ -518,10 +564,13 @@ fn check_rules(campaign: &ApprovedCampaign, permit: &Permit, release: &Release, 
     if permit.kind == PermitKind::Rollback {
         return Ok(());
     }
-    if release.info.reversibility == Reversibility::OneWay && !rules.one_way_accepted {
-        return Err(Hold::OneWayNotAccepted(release.target.clone()));
+    let mut doors = (steps.iter()).filter(|step| step.info.reversibility == Reversibility::OneWay);
+    if let Some(door) = doors.next().filter(|_| !rules.one_way_accepted) {
+        return Err(Hold::OneWayNotAccepted(door.target.clone()));
     }
-    let worst_case = Duration::from_secs(campaign.manifest.deadlines.attempt_s.into());
+    // What is left of its way fits as a whole: a device does not wait halfway for the next window.
+    let left = u32::try_from(steps.len()).unwrap_or(u32::MAX);
+    let worst_case = campaign.manifest.worst_case_of(left);
     let (device, rack) = (facts.device, facts.path.parent());
     let subject = match &rack {
         Some(rack) => Subject::new(&device.device, rack, &device.model),
@@ -576,7 +625,9 @@ fn check_gate(campaign: &ApprovedCampaign, wave: u32, needed: GateVerdict, facts
     let evidence = facts.gates.iter().find(|gate| gate.wave() == wave);
     let evidence = evidence.unwrap_or(&unknown);
     let mut found = evidence.verdict(manifest, plan);
-    let deadline = Duration::from_secs(manifest.deadlines.attempt_s.into());
+    let of_wave = plan.waves.get(wave as usize).into_iter().flatten();
+    let deadline = of_wave.map(|planned| manifest.worst_case(planned)).max();
+    let deadline = deadline.unwrap_or_else(|| manifest.worst_case_of(1));
     let is_overdue = facts.wave_opened.is_some_and(|opened| opened + deadline <= facts.now);
     if found != needed && needed == GateVerdict::Fail && is_overdue {
         found = evidence.verdict_after_deadline(manifest, plan);

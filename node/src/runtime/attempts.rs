@@ -11,7 +11,8 @@ use firmesh_executors::{
     run_attempt,
 };
 use firmesh_node_core::{
-    install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit},
+    approved::ApprovedCampaign,
+    install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit, go_on},
     retries::{Tries, may_start_again},
 };
 use firmesh_protocol::{
@@ -21,6 +22,7 @@ use firmesh_protocol::{
     report::{AttemptReport, AttemptState, DeviceFacts, FailureClass, Permit, PermitKind, REPORT_TYPE},
     trust::Envelope,
 };
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -54,6 +56,8 @@ struct Device {
     running: Option<Goal>,
     /// Interrupted, to be resumed once its image is complete here again.
     parked: Option<AttemptRecord>,
+    /// Since when what runs is done, as a step of a longer way, and the next one is not begun.
+    between: Option<Instant>,
     /// Whether a look at the device is under way or planned.
     looking: bool,
 }
@@ -70,6 +74,7 @@ impl Devices {
                     last_version: None,
                     running: None,
                     parked: None,
+                    between: None,
                     looking: false,
                 },
             )
@@ -277,7 +282,7 @@ impl Runtime {
             (None, Some(old)) => old.version.take().is_some(),
             (None, None) => false,
         };
-        if known.running.is_none() {
+        if known.running.is_none() || known.between.is_some() {
             self.look(device, if answered { LOOK_INTERVAL } else { LOOK_AGAIN });
         }
         if changed {
@@ -288,6 +293,14 @@ impl Runtime {
 
     /// Starts every device that may start now, and says why the others may not.
     pub(super) fn consider(&mut self) -> Result<(), JournalError> {
+        let between = |(id, device): (&DeviceId, &Device)| {
+            let since = device.between?;
+            Some((id.clone(), device.running.clone()?, since))
+        };
+        let between: Vec<_> = self.devices.devices.iter().filter_map(between).collect();
+        for (device, done, since) in between {
+            self.go_on(&device, &done, since)?;
+        }
         let idle: Vec<DeviceId> = self
             .devices
             .devices
@@ -382,7 +395,79 @@ impl Runtime {
     }
 
     fn decide(&self, device: &DeviceId, permit: &Permit, shown: &Shown) -> Option<Result<Admission, Hold>> {
-        let campaign = self.fleet.campaigns.get(&permit.campaign)?;
+        let (id, wave) = (&permit.campaign, permit.wave);
+        self.with_facts(device, (id, wave), shown, |campaign, facts| {
+            admit(campaign, permit, facts)
+        })
+    }
+
+    /// Takes the next step of a device that goes over other releases, or ends its update where it is.
+    fn go_on(&mut self, device: &DeviceId, done: &Goal, since: Instant) -> Result<(), JournalError> {
+        let is_late = since.elapsed() >= Duration::from_secs(done.deadlines.attempt_s.into());
+        let campaign = (&done.campaign, done.wave);
+        let decided = self.with_facts(device, campaign, &Shown::Nothing, |campaign, facts| {
+            match campaign.manifest_sha256 == done.manifest_sha256 {
+                true => go_on(campaign, &done.image, facts),
+                false => Err(Hold::OtherManifest(campaign.manifest_sha256)),
+            }
+        });
+        let why = match decided {
+            Some(Ok(admission)) => {
+                let goal = Goal {
+                    image: admission.release,
+                    step: admission.step,
+                    security_epoch_min: self.journal.security_floor(device)?,
+                    ..done.clone()
+                };
+                if let Some(known) = self.devices.devices.get_mut(device) {
+                    known.between = None;
+                }
+                // Its standing is durable since the first step, and the record of the last one until that of this one is.
+                self.report(News::of(&goal, Report::on_the_way(AttemptState::Installing, None)))?;
+                self.start_attempt(device, goal.clone(), Start::Fresh(goal));
+                return Ok(());
+            }
+            Some(Err(hold)) if hold.passes_with_time() && !is_late => {
+                if let Hold::NotPossessed(image) = hold {
+                    self.check_whole(image);
+                }
+                let version = Some(done.version().to_owned());
+                let report = Report::on_the_way(AttemptState::Validating, version);
+                let reason = format!("done; the next one waits: {hold}");
+                return self.report(News::of(done, Report { reason, ..report }));
+            }
+            Some(Err(hold)) => {
+                self.refuse(hold.code(), format!("{device}: {hold}"));
+                hold.to_string()
+            }
+            None if !is_late => return Ok(()),
+            None => "the campaign is not approved any more as this node took it up".to_owned(),
+        };
+        let outcome = done.given_up(&why);
+        if let Some(known) = self.devices.devices.get_mut(device) {
+            (known.between, known.running) = (None, None);
+        }
+        self.keep_outcome(device, done, &outcome)?;
+        self.stand(device, &done.campaign, done.kind, AttemptStanding::Ended)?;
+        self.report(News {
+            reason: outcome.reason,
+            failure: outcome.failure,
+            state: outcome.state,
+            ..News::of(done, Report::on_the_way(AttemptState::Installing, outcome.version))
+        })?;
+        self.look(device, Duration::ZERO);
+        Ok(())
+    }
+
+    /// Looks at all that is known of a device in a campaign and a wave of it.
+    fn with_facts<T>(
+        &self,
+        device: &DeviceId,
+        (id, wave): (&CampaignId, u32),
+        shown: &Shown,
+        look: impl FnOnce(&ApprovedCampaign, &Facts<'_>) -> T,
+    ) -> Option<T> {
+        let campaign = self.fleet.campaigns.get(id)?;
         let known = self.devices.devices.get(device)?;
         let complete: BTreeSet<ArtifactId> = self
             .tracked
@@ -394,7 +479,7 @@ impl Runtime {
             .devices
             .standings
             .iter()
-            .filter(|(key, _)| key.0 == permit.campaign)
+            .filter(|(key, _)| key.0 == *id)
             .map(|((_, device, kind), standing)| ((device.clone(), *kind), *standing))
             .collect();
         let brakes: BTreeSet<_> = self.brakes.all().cloned().collect();
@@ -411,9 +496,9 @@ impl Runtime {
             last_version: known.last_version.as_deref(),
             complete: &complete,
             attempts: &attempts,
-            tries: self.devices.tries_in(&permit.campaign),
-            other_in_flight: self.devices.in_flight_elsewhere(&permit.campaign),
-            engaged_elsewhere: self.devices.engaged_elsewhere(device, &permit.campaign),
+            tries: self.devices.tries_in(id),
+            other_in_flight: self.devices.in_flight_elsewhere(id),
+            engaged_elsewhere: self.devices.engaged_elsewhere(device, id),
             security_epoch: self.journal.security_floor(device).ok()?,
             key: self.identity.key.public(),
             brakes: &brakes,
@@ -422,9 +507,9 @@ impl Runtime {
             approvals: found.map_or(&[], |found| &found.approvals),
             evidence_is_here: !matches!(shown, Shown::Missing),
             neighbours: &neighbours,
-            wave_opened: self.fleet.wave_opened(&permit.campaign, permit.wave),
+            wave_opened: self.fleet.wave_opened(id, wave),
         };
-        Some(admit(campaign, permit, &facts))
+        Some(look(campaign, &facts))
     }
 
     fn start_fresh(&mut self, device: &DeviceId, permit: &Permit, admission: Admission) -> Result<(), JournalError> {
@@ -439,6 +524,7 @@ impl Runtime {
             kind: permit.kind,
             permit_sequence: permit.sequence,
             image: admission.release,
+            step: admission.step,
             security_epoch_min: match permit.kind {
                 PermitKind::Update => self.journal.security_floor(device)?,
                 PermitKind::Rollback => 0,
@@ -574,12 +660,20 @@ impl Runtime {
         match result {
             Ok(Ended::Interrupted) => return Ok(()),
             Ok(Ended::Over(outcome)) => {
-                self.keep_outcome(device, &goal, &outcome)?;
                 if outcome.state.is_success() {
                     self.journal
                         .raise_security_floor(device, goal.image.info.security_epoch)?;
                     self.note_image(&goal)?;
                 }
+                let Some(outcome) = goal.whole(outcome) else {
+                    // It keeps its place: what it goes over is no end.
+                    if let Some(known) = self.devices.devices.get_mut(device) {
+                        (known.running, known.between) = (Some(goal), Some(Instant::now()));
+                    }
+                    self.look(device, Duration::ZERO);
+                    return self.consider();
+                };
+                self.keep_outcome(device, &goal, &outcome)?;
                 // A quarantined device keeps its place under the caps until a person has looked at it.
                 if outcome.state != AttemptState::Quarantined {
                     self.stand(device, &goal.campaign, goal.kind, AttemptStanding::Ended)?;

@@ -408,11 +408,7 @@ impl Runtime {
             fleet
                 .campaign_file(id)
                 .is_ok_and(|(_, digest)| digest == campaign.manifest_sha256)
-                && manifest
-                    .releases
-                    .iter()
-                    .chain(&manifest.previous)
-                    .all(|pinned| fleet.pinned_release(pinned).is_ok())
+                && manifest.pinned().all(|pinned| fleet.pinned_release(pinned).is_ok())
         };
         let withdrawn: Vec<_> = self
             .fleet

@@ -349,11 +349,7 @@ impl Runtime {
                 continue;
             };
             if let Some((_, planned)) = campaign.planned(device) {
-                let targets = [Some(&planned.release), planned.previous.as_ref()];
-                let releases = targets
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|target| campaign.releases.get(target));
+                let releases = planned.targets().filter_map(|target| campaign.releases.get(target));
                 pinned.extend(releases.map(|release| release.artifact.id));
             }
         }
@@ -386,6 +382,8 @@ impl Runtime {
         let known = self.room.images.get(&goal.device).copied();
         let before = match (known, goal.kind) {
             (Some(known), _) if known.now == now => known.before,
+            // What it goes over is nothing to go back to.
+            (Some(known), PermitKind::Update) if goal.step.as_ref().is_some_and(|step| step.number > 1) => known.before,
             (Some(known), PermitKind::Update) => Some(known.now),
             (None, PermitKind::Update) => self.planned_before(goal),
             (_, PermitKind::Rollback) => known.and_then(|known| known.before),

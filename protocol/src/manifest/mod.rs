@@ -9,6 +9,8 @@ mod release;
 mod retries;
 mod rules;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
 };
 
 pub use domains::{AtMost, Dimension, DimensionError, DomainCap, DomainShare, NeverTogether};
-pub use plan::{HeldDevice, PLAN_SCHEMA, Plan, PlannedDevice};
+pub use plan::{HeldDevice, PLAN_SCHEMA, Plan, PlannedDevice, WayStep};
 pub use release::{
     Artifact, FileRef, OtherComponent, Provenance, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef, Reversibility,
 };
@@ -81,6 +83,10 @@ pub struct CampaignManifest {
     /// What devices go back to, and therefore what nodes fetch and pin before the first start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub previous: Vec<ReleaseRef>,
+    /// What devices go over on their way where a release may not be installed directly: every one is installed and read
+    /// back like a release of the campaign. A node from before there was such a field refuses a manifest that has it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hops: Vec<ReleaseRef>,
     /// For which devices.
     pub selector: Selector,
     /// How it widens.
@@ -143,6 +149,39 @@ impl CampaignManifest {
         campaign_target(&self.id)
     }
 
+    /// Every release that it pins: what is installed, on the way as well, and what devices go back to.
+    pub fn pinned(&self) -> impl Iterator<Item = &ReleaseRef> {
+        self.releases.iter().chain(&self.hops).chain(&self.previous)
+    }
+
+    /// The first release of a device's place in a plan that the manifest does not name for that: to install, to go over, or
+    /// to go back to.
+    #[must_use]
+    pub fn unnamed<'a>(&self, planned: &'a PlannedDevice) -> Option<&'a String> {
+        let is_named = |refs: &[ReleaseRef], target: &String| refs.iter().any(|pinned| pinned.target == *target);
+        let mut hops = planned.hops.iter();
+        hops.find(|target| !is_named(&self.hops, target))
+            .or_else(|| Some(&planned.release).filter(|target| !is_named(&self.releases, target)))
+            .or_else(|| {
+                planned
+                    .previous
+                    .as_ref()
+                    .filter(|target| !is_named(&self.previous, target))
+            })
+    }
+
+    /// How long the updates of a device with this place in the plan take at most, all its steps together.
+    #[must_use]
+    pub fn worst_case(&self, planned: &PlannedDevice) -> Duration {
+        self.worst_case_of(planned.steps())
+    }
+
+    /// How long so many steps of a device's update take at most.
+    #[must_use]
+    pub fn worst_case_of(&self, steps: u32) -> Duration {
+        Duration::from_secs(self.deadlines.attempt_s.into()) * steps
+    }
+
     /// Checks what the types cannot.
     pub fn check(&self) -> Result<(), ManifestError> {
         let bounds = |field, problem: &str| {
@@ -165,12 +204,10 @@ impl CampaignManifest {
         if self.previous.len() > 1_000 {
             return bounds("previous", "must name at most 1000 releases");
         }
-        if !self
-            .releases
-            .iter()
-            .chain(&self.previous)
-            .all(|r| is_target(&r.target, "firmware/"))
-        {
+        if self.hops.len() > 1_000 {
+            return bounds("hops", "must name at most 1000 releases");
+        }
+        if !self.pinned().all(|r| is_target(&r.target, "firmware/")) {
             return bounds("releases", "must be targets of the form firmware/<name>");
         }
         if let Some((field, problem)) = self.strategy.problem() {

@@ -1,6 +1,6 @@
 //! Plans: who gets what, in which wave, and why others get nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::{CampaignManifest, Dimension, DomainShare, ManifestError};
 use crate::{
     ids::{CampaignId, DeviceId, LabelValue, NodeId, TopologyPath},
     labels::Labels,
-    limits::{DOMAIN_RULES_MAX, PLAN_DEVICES_MAX, REASON_BYTES_MAX, WAVES_MAX},
+    limits::{DOMAIN_RULES_MAX, HOPS_MAX, PLAN_DEVICES_MAX, REASON_BYTES_MAX, WAVES_MAX},
     trust::PublicKey,
 };
 
@@ -28,6 +28,9 @@ pub struct PlannedDevice {
     pub release: String,
     /// The version it was seen running.
     pub from_version: String,
+    /// What it goes over first, in this order: targets of the manifest's `hops`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hops: Vec<String>,
     /// What it goes back to: a target of the manifest's `previous`, if one matches `from_version`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<String>,
@@ -40,10 +43,46 @@ pub struct PlannedDevice {
 }
 
 impl PlannedDevice {
+    /// What is installed on it, one after the other: what it goes over, and the release.
+    pub fn way(&self) -> impl DoubleEndedIterator<Item = &String> {
+        self.hops.iter().chain([&self.release])
+    }
+
+    /// All that its node has to hold: its way, and what it goes back to, if there is something.
+    pub fn targets(&self) -> impl Iterator<Item = &String> {
+        self.way().chain(&self.previous)
+    }
+
+    /// How many installs its way has.
+    #[must_use]
+    pub fn steps(&self) -> u32 {
+        u32::try_from(self.hops.len()).unwrap_or(u32::MAX).saturating_add(1)
+    }
+
     /// The unit that it is a part of, named with its node: there the name is unique.
     #[must_use]
     pub fn unit(&self) -> Option<(&NodeId, &LabelValue)> {
         Some((&self.node, self.labels.unit()?))
+    }
+}
+
+/// Which step of a device's way an attempt is, where that has more than one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WayStep {
+    /// Counted from 1.
+    pub number: u32,
+    /// How many there are.
+    pub of: u32,
+    /// The version that was read back before it.
+    pub from: String,
+}
+
+impl WayStep {
+    /// Whether the device has arrived when it ends well.
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        self.number >= self.of
     }
 }
 
@@ -137,6 +176,20 @@ impl Plan {
         }
         if self.domains.len() > DOMAIN_RULES_MAX || self.domains.values().any(|of| of.len() > PLAN_DEVICES_MAX) {
             return bounds("domains", "are more than a plan may have".to_owned());
+        }
+        let goes_round = |planned: &&PlannedDevice| {
+            let names: BTreeSet<_> = planned.way().collect();
+            names.len() < planned.hops.len() + 1
+        };
+        if let Some((_, planned)) = self
+            .devices()
+            .find(|(_, planned)| planned.hops.len() > HOPS_MAX || goes_round(&planned))
+        {
+            let problem = format!(
+                "of {} are more than {HOPS_MAX}, or name a release twice",
+                planned.device
+            );
+            return bounds("hops", problem);
         }
         if let Some(planned) = self.first_out_of_turn() {
             let problem = format!("do not keep the unit of {planned} together, one device after the other");

@@ -39,6 +39,7 @@ fn manifest() -> CampaignManifest {
         retries: None,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b"plan"),
+        hops: Vec::new(),
         rehearsal_sha256: None,
     }
 }
@@ -273,6 +274,7 @@ fn a_plan_naming_a_device_twice_is_refused() {
         from_version: "1".to_owned(),
         previous: None,
         labels: Labels::default(),
+        hops: Vec::new(),
         after: None,
     };
     let plan = Plan {
@@ -359,4 +361,68 @@ fn retries_are_left_out_unless_said_and_never_follow_what_nobody_knows() {
         let refused = with(rules, budget).unwrap_err();
         assert!(refused.contains(why), "{rules} {budget}: {refused}");
     }
+}
+
+/// Manifests and plans without hops keep their bytes; a way is bounded, goes over each release once, and over named ones only.
+#[test]
+fn ways_are_left_out_unless_there_are_some_and_are_of_named_releases() {
+    let mut manifest = manifest();
+    assert!(!serde_json::to_string(&manifest).unwrap().contains("hops"));
+    let pin = |target: &str| ReleaseRef {
+        target: target.to_owned(),
+        sha256: Sha256::of(target.as_bytes()),
+    };
+    let release = manifest.releases[0].target.clone();
+    let node = NodeId::new("n1").unwrap();
+    let planned = |hops: &[String]| PlannedDevice {
+        device: DeviceId::new("d1").unwrap(),
+        node: node.clone(),
+        rack: "eu/s1/r1".parse().unwrap(),
+        release: release.clone(),
+        from_version: "1".to_owned(),
+        hops: hops.to_vec(),
+        previous: None,
+        labels: Labels::default(),
+        after: None,
+    };
+    let plan = |planned: PlannedDevice| Plan {
+        schema: PLAN_SCHEMA.to_owned(),
+        campaign: CampaignId::new("spring").unwrap(),
+        waves: vec![vec![planned]],
+        nodes: [(node.clone(), SecretKey::from_seed(&[1; 32]).public())].into(),
+        held: Vec::new(),
+        domains: BTreeMap::new(),
+    };
+    let direct = plan(planned(&[]));
+    assert!(!String::from_utf8(direct.to_bytes()).unwrap().contains("hops"));
+    let hops: Vec<_> = (0..9).map(|number| format!("firmware/hop{number}")).collect();
+    let over = planned(&hops[..2]);
+    assert_eq!(
+        (over.steps(), manifest.worst_case(&over).as_secs()),
+        (3, 3 * u64::from(manifest.deadlines.attempt_s))
+    );
+    let way: Vec<_> = over.way().cloned().collect();
+    assert_eq!(way, [hops[0].clone(), hops[1].clone(), release.clone()]);
+    let read = |planned: PlannedDevice| Plan::from_bytes(&plan(planned).to_bytes());
+    assert_eq!(read(planned(&hops[..8])).unwrap().waves[0][0].hops, hops[..8]);
+    for odd in [
+        &hops[..],
+        &[hops[0].clone(), hops[0].clone()],
+        std::slice::from_ref(&release),
+    ] {
+        let refused = read(planned(odd)).unwrap_err();
+        assert!(refused.to_string().contains("or name a release twice"), "{refused}");
+    }
+    // A release of the campaign, or one to go back to, is none to go over.
+    manifest.previous = vec![pin(&hops[0])];
+    manifest.hops = vec![pin(&hops[1])];
+    assert_eq!(manifest.unnamed(&over), Some(&hops[0]));
+    manifest.hops.push(pin(&hops[0]));
+    assert_eq!(manifest.unnamed(&over), None);
+    assert_eq!(
+        CampaignManifest::from_bytes(&serde_json::to_vec(&manifest).unwrap()).unwrap(),
+        manifest
+    );
+    manifest.hops[0].target = "firmware/../../etc/passwd".to_owned();
+    assert!(manifest.check().is_err());
 }

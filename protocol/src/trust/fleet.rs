@@ -338,12 +338,8 @@ impl Verified<CampaignManifest> {
                 found: plan.campaign,
             });
         }
-        let named = |refs: &[ReleaseRef], target: &str| refs.iter().any(|pinned| pinned.target == target);
         for (_, device) in plan.devices() {
-            let outside = Some(&device.release)
-                .filter(|target| !named(&self.releases, target))
-                .or_else(|| device.previous.as_ref().filter(|target| !named(&self.previous, target)));
-            if let Some(target) = outside {
+            if let Some(target) = self.unnamed(device) {
                 return Err(PolicyError::PlanOutsideCampaign {
                     campaign: self.id.clone(),
                     target: target.clone(),

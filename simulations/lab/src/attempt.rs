@@ -294,6 +294,7 @@ fn goal(config: &Config, bytes: &[u8]) -> Result<Goal> {
         health: None,
         answers_min: Goal::ANSWERS_MIN,
         answers_apart_ms: None,
+        step: None,
         pace_ms: config.pace_ms,
     })
 }

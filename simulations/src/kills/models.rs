@@ -91,6 +91,7 @@ pub(crate) fn goal(component: &str) -> Goal {
         health: None,
         answers_min: Goal::ANSWERS_MIN,
         answers_apart_ms: None,
+        step: None,
         pace_ms: 2_000,
     }
 }

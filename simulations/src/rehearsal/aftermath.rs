@@ -101,7 +101,17 @@ impl World {
         });
         let planned = approved.campaign.planned(&attempt.device);
         let can_go_back = planned.is_some_and(|(_, planned)| planned.previous.is_some());
-        attempt.state == AttemptState::Success && can_go_back && has_failed && !did_well()
+        // Who has stopped on its way runs neither what it ran before nor the new version.
+        let versions = planned.into_iter().flat_map(|(_, planned)| &planned.hops);
+        let mut versions = versions.map(|hop| &approved.campaign.releases[hop].info.version);
+        let has_stopped = matches!(
+            attempt.state,
+            AttemptState::Failed | AttemptState::RolledBack | AttemptState::TimedOut
+        );
+        let back = (manifest.id.clone(), attempt.device.clone(), PermitKind::Rollback);
+        let was_tried = self.watch.started.contains_key(&back);
+        let is_halfway = has_stopped && !was_tried && versions.any(|version| attempt.version.as_ref() == Some(version));
+        (attempt.state == AttemptState::Success || is_halfway) && can_go_back && has_failed && !did_well()
     }
 
     /// Whether quarantined devices may take the place of one that should go back, by anybody's caps.

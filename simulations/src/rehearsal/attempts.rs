@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use firmesh_executors_core::{Attempt, Goal, Input, Outcome, Output, Report, Step};
 use firmesh_node_core::{
-    install::{Admission, AttemptStanding},
+    install::{Admission, AttemptStanding, go_on},
     retries::Tries,
 };
 use firmesh_protocol::report::{AttemptState, Permit, PermitKind};
@@ -81,6 +81,7 @@ impl World {
                 .filter(|_| permit.kind == PermitKind::Update),
             answers_min: Goal::ANSWERS_MIN,
             answers_apart_ms: None,
+            step: admission.step,
             pace_ms: PACE_MS,
         };
         let key = (permit.campaign.clone(), device, permit.kind);
@@ -224,7 +225,60 @@ impl World {
             return Ok(());
         };
         let goal = running.goal;
-        self.judge_end(d, &goal, outcome);
+        if outcome.state.is_success() {
+            let epoch = goal.image.info.security_epoch;
+            self.write(n, |disk| {
+                let floor = disk.floors.entry(d).or_default();
+                *floor = epoch.max(*floor);
+            })?;
+        }
+        let Some(whole) = goal.whole(outcome.clone()) else {
+            self.judge_step_end(d, &goal, outcome);
+            let now_ms = self.now_ms;
+            self.life(n)?.between.insert(d, (goal, now_ms));
+            return self.look(n);
+        };
+        self.update_ended(n, d, &goal, &whole)
+    }
+
+    /// Takes the next step of a device's way, or ends its update where it is.
+    pub(super) fn go_on(&mut self, n: usize, d: usize) -> Result<(), Killed> {
+        let Some((done, since_ms)) = self.life(n)?.between.get(&d).cloned() else {
+            return Ok(());
+        };
+        let scenario = Arc::clone(&self.scenario);
+        let approved = scenario.campaign(&done.campaign).expect("it was decided on");
+        let now_ms = self.now_ms;
+        let is_late = now_ms >= since_ms + u64::from(done.deadlines.attempt_s) * 1_000;
+        let campaign = (&done.campaign, done.wave);
+        let decided = self.with_facts(n, d, campaign, None, |facts| {
+            go_on(&approved.campaign, &done.image, facts)
+        })?;
+        let hold = match decided {
+            Ok(admission) => {
+                let goal = Goal {
+                    image: admission.release,
+                    step: admission.step,
+                    security_epoch_min: self.nodes[n].disk.floors.get(&d).copied().unwrap_or_default(),
+                    ..done
+                };
+                self.life(n)?.between.remove(&d);
+                self.judge_step(n, d, &goal);
+                self.report(n, &goal, Report::on_the_way(AttemptState::Installing, None))?;
+                let attempt = Attempt::new(goal.clone(), at(self.now_ms));
+                return self.run_attempt(n, d, goal, attempt);
+            }
+            Err(hold) if hold.passes_with_time() && !is_late => return Ok(()),
+            Err(hold) => hold,
+        };
+        self.life(n)?.between.remove(&d);
+        let outcome = done.given_up(&hold.to_string());
+        self.update_ended(n, d, &done, &outcome)?;
+        self.report(n, &done, outcome.into())
+    }
+
+    fn update_ended(&mut self, n: usize, d: usize, goal: &Goal, outcome: &Outcome) -> Result<(), Killed> {
+        self.judge_end(d, goal, outcome);
         let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
         let at = self.node_wall(n);
         self.write(n, |disk| {
@@ -236,13 +290,6 @@ impl World {
             }
             disk.outcomes.insert(key, outcome.clone())
         })?;
-        if outcome.state.is_success() {
-            let epoch = goal.image.info.security_epoch;
-            self.write(n, |disk| {
-                let floor = disk.floors.entry(d).or_default();
-                *floor = epoch.max(*floor);
-            })?;
-        }
         if outcome.state != AttemptState::Quarantined {
             let key = |kind| (goal.campaign.clone(), goal.device.clone(), kind);
             self.write(n, |disk| disk.standings.insert(key(goal.kind), AttemptStanding::Ended))?;

@@ -117,6 +117,9 @@ impl fmt::Display for Planned {
     }
 }
 
+/// Versions on the way of the first campaign, where it has one, and the one at its end.
+const STEPS: [&str; 3] = ["1.1", "1.2", "2.0"];
+
 /// The faults of a seed.
 pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later: Option<&mut Dice>) -> Vec<Planned> {
     let mut faults = Vec::new();
@@ -170,7 +173,7 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
                     for_ms: 1_000 * dice.between(10, 1_200),
                 },
             },
-            Profile::Retries => match dice.below(24) {
+            Profile::Retries | Profile::Hops => match dice.below(24) {
                 0 => Fault::Lie {
                     for_ms: 1_000 * dice.between(10, 1_200),
                 },
@@ -224,7 +227,8 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
         | Profile::Answers
         | Profile::Units
         | Profile::Retries
-        | Profile::Batches => 0,
+        | Profile::Batches
+        | Profile::Hops => 0,
         Profile::Network => dice.between(2, 8),
         Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(9),
     };
@@ -269,7 +273,14 @@ fn bad_images(profile: Profile, scenario: &Scenario, dice: &mut Dice, faults: &m
         }
         let how = match placed.kind {
             Kind::Host => Misbehaviour::FailBoot {
-                sha256: image(Kind::Host, "2.0"),
+                sha256: image(
+                    Kind::Host,
+                    if profile == Profile::Hops {
+                        *dice.pick(&STEPS)
+                    } else {
+                        "2.0"
+                    },
+                ),
             },
             Kind::Bmc | Kind::Bios => Misbehaviour::FailUpdate,
         };

@@ -103,10 +103,11 @@ impl World {
 
     fn holds_images(&self, n: usize, device: &DeviceId, approved: &Approved) -> bool {
         let planned = approved.campaign.planned(device);
-        let targets = planned
-            .into_iter()
-            .flat_map(|(_, planned)| [Some(&planned.release), planned.previous.as_ref()]);
-        let mut images = targets.flatten().filter_map(|target| approved.images.get(target));
+        let targets = planned.into_iter().flat_map(|(_, planned)| {
+            let ends = [Some(&planned.release), planned.previous.as_ref()];
+            planned.hops.iter().chain(ends.into_iter().flatten())
+        });
+        let mut images = targets.filter_map(|target| approved.images.get(target));
         images.all(|image| self.nodes[n].disk.images.contains(&image.id))
     }
 
@@ -168,6 +169,7 @@ impl World {
             ended: None,
             failure: None,
             ended_at: None,
+            steps: 1,
             before,
         };
         self.watch.started.insert(key, started);
@@ -178,7 +180,7 @@ impl World {
             self.over_domain(n, d, approved).map(|how| (Promise::Cap, how)),
             self.out_of_turn(n, d, permit, approved).map(|how| (Promise::Unit, how)),
             self.before_gate(n, permit, approved).map(|how| (Promise::Gate, how)),
-            self.outside_window(n, permit, approved)
+            self.outside_window(n, permit, goal, approved)
                 .map(|how| (Promise::Window, how)),
             self.stopped(n, permit, approved).map(|how| (Promise::Halted, how)),
             self.backwards(d, goal).map(|how| (Promise::Monotonic, how)),
@@ -198,8 +200,7 @@ impl World {
         let manifest = &approved.campaign.manifest;
         let went_back = (goal.campaign.clone(), goal.device.clone(), PermitKind::Rollback);
         let (_, planned) = approved.campaign.planned(&goal.device)?;
-        let release = &approved.campaign.releases[&planned.release];
-        let one_way = release.info.reversibility == Reversibility::OneWay || planned.previous.is_none();
+        let one_way = has_door(approved, &goal.device) || planned.previous.is_none();
         if goal.kind == PermitKind::Rollback || self.watch.started.contains_key(&went_back) || one_way {
             return Some("nothing allows that".to_owned());
         }
@@ -260,8 +261,27 @@ impl World {
         if planned.node != self.scenario.places[n].id {
             return Some(format!("it is {}'s", planned.node));
         }
+        let way = way_of(approved, device);
+        let version_of = |target: &String| approved.campaign.releases[target].info.version.clone();
         let (pins, target) = match permit.kind {
-            PermitKind::Update => (&manifest.releases, Some(&planned.release)),
+            PermitKind::Update if way.len() == 1 => (&manifest.releases, Some(&planned.release)),
+            // The step that comes after what it runs, if anybody can say.
+            PermitKind::Update => {
+                let runs = |version: &String| match from {
+                    Runs::Kept(runs) | Runs::OnTrial(runs) => runs == version,
+                    Runs::Nothing => goal.step.as_ref().is_some_and(|step| step.from == *version),
+                };
+                let done = way.iter().position(|target| runs(&version_of(target)));
+                let next = match done {
+                    Some(done) => Some((done + 1).min(way.len() - 1)),
+                    None => runs(&planned.from_version).then_some(0),
+                };
+                let is_last = next == Some(way.len() - 1);
+                (
+                    if is_last { &manifest.releases } else { &manifest.hops },
+                    next.map(|next| &way[next]),
+                )
+            }
             PermitKind::Rollback => (&manifest.previous, planned.previous.as_ref()),
         };
         let pinned = pins
@@ -275,12 +295,9 @@ impl World {
             if !self.watch.started.contains_key(&forward) {
                 return Some("it never went forward".to_owned());
             }
-            let versions = [Some(&planned.release), planned.previous.as_ref()].map(|target| {
-                let release = target.and_then(|target| approved.campaign.releases.get(target));
-                release.map(|release| &release.info.version)
-            });
+            let versions: Vec<_> = way.iter().chain(&planned.previous).map(version_of).collect();
             if let Runs::Kept(version) = from
-                && !versions.contains(&Some(version))
+                && !versions.contains(version)
             {
                 return Some(format!("it runs {version}, which the campaign knows nothing of"));
             }
@@ -289,7 +306,7 @@ impl World {
         if !info.models.contains(&self.scenario.devices[d].kind.identity().model) {
             return Some("the image is for another model".to_owned());
         }
-        let one_way = approved.campaign.releases[&planned.release].info.reversibility == Reversibility::OneWay;
+        let one_way = has_door(approved, device);
         if one_way && (permit.kind == PermitKind::Rollback || !manifest.constraints.one_way_accepted) {
             return Some("the release is one-way".to_owned());
         }
@@ -508,14 +525,17 @@ impl World {
         rule.refused == Refused::RollBack && self.watch.said.iter().any(is_no)
     }
 
-    fn outside_window(&self, n: usize, permit: &Permit, approved: &Approved) -> Option<String> {
+    fn outside_window(&self, n: usize, permit: &Permit, goal: &Goal, approved: &Approved) -> Option<String> {
         if permit.kind == PermitKind::Rollback {
             return None;
         }
         let manifest = &approved.campaign.manifest;
+        let way = way_of(approved, &goal.device);
+        let done = way.iter().position(|target| *target == goal.image.target).unwrap_or(0);
+        let steps = i64::try_from(way.len() - done).unwrap_or(i64::MAX);
         let (now, takes) = (
             self.node_wall(n).unix_seconds(),
-            i64::from(manifest.deadlines.attempt_s),
+            i64::from(manifest.deadlines.attempt_s) * steps,
         );
         let fits = |window: &DailyWindow| (now - window.opens_s).rem_euclid(86_400) + takes <= window.lasts_s;
         if !approved.windows.is_empty() && !approved.windows.iter().any(fits) {
@@ -651,6 +671,96 @@ impl World {
         }
     }
 
+    /// A step of a device's way has ended well, and another is to follow.
+    pub(super) fn judge_step_end(&mut self, d: usize, goal: &Goal, outcome: &Outcome) {
+        let (now_ms, runs) = (self.now_ms, self.devices[d].runs(self.now_ms));
+        self.tell(|| format!("{} is done with a step: {}, runs {runs:?}", goal.device, outcome.state));
+        self.judge_time(goal);
+        let epoch = self.watch.epochs.entry(d).or_default();
+        *epoch = goal.image.info.security_epoch.max(*epoch);
+        let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
+        let dark = self.watch.dark.get(&d).is_some_and(|dark| dark + DARK_MS > now_ms);
+        let Some(started) = self
+            .watch
+            .started
+            .get_mut(&key)
+            .filter(|started| started.ended.is_none())
+        else {
+            return;
+        };
+        let reached = Runs::Kept(goal.image.info.version.clone());
+        let may_have_changed = started.restarts > 0 || dark;
+        let is_true = runs == reached || (may_have_changed && runs == Runs::Nothing);
+        started.from = reached;
+        (started.since_ms, started.worked_ms) = (now_ms, 0);
+        if !is_true {
+            let how = format!("{} ended {} on its way, and runs {runs:?}", goal.device, outcome.state);
+            self.watch.blame(now_ms, Promise::Truthful, how);
+        }
+    }
+
+    /// A node is about to take the next step of a device's way.
+    pub(super) fn judge_step(&mut self, n: usize, d: usize, goal: &Goal) {
+        let scenario = Arc::clone(&self.scenario);
+        let approved = scenario
+            .campaign(&goal.campaign)
+            .expect("nodes know approved campaigns only");
+        let now_ms = self.now_ms;
+        self.tell(|| format!("{} goes on for {}: {}", goal.device, goal.campaign, goal.image.target));
+        self.watch.tally.gone_over += 1;
+        let way = way_of(approved, &goal.device);
+        let place = way.iter().position(|target| *target == goal.image.target);
+        let edition = Braked::Campaign {
+            id: goal.campaign.clone(),
+            manifest_sha256: approved.campaign.manifest_sha256,
+        };
+        let is_braked = self.watch.braked.contains(&(n, edition));
+        let is_held = self.nodes[n].disk.images.contains(&goal.image.artifact.id);
+        let backwards = self.backwards(d, goal);
+        let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);
+        let started = self
+            .watch
+            .started
+            .get_mut(&key)
+            .filter(|started| started.in_flight && started.ended.is_none());
+        let Some(started) = started else {
+            let how = format!("{} goes on with a way that it is not on", goal.device);
+            return self.watch.blame(now_ms, Promise::Once, how);
+        };
+        let before = place.and_then(|place| place.checked_sub(1)).map(|before| &way[before]);
+        let wanted = before.map(|target| Runs::Kept(approved.campaign.releases[target].info.version.clone()));
+        let (is_next, pins) = (wanted.as_ref() == Some(&started.from), [&goal.image]);
+        let allowed = goal
+            .image
+            .info
+            .from_versions
+            .iter()
+            .any(|from| started.from == Runs::Kept(from.clone()));
+        (started.steps, started.since_ms, started.worked_ms, started.restarts) = (started.steps + 1, now_ms, 0, 0);
+        started.acts.clear();
+        let is_pinned = pins.iter().all(|image| {
+            let mut named = approved
+                .campaign
+                .manifest
+                .hops
+                .iter()
+                .chain(&approved.campaign.manifest.releases);
+            named.any(|pin| (&pin.target, pin.sha256) == (&image.target, image.artifact.sha256))
+        });
+        let problems = [
+            (!is_pinned).then_some((Promise::Authorised, "which nobody approved".to_owned())),
+            (!is_next).then(|| (Promise::Authorised, format!("which does not come after {wanted:?}"))),
+            (!allowed).then_some((Promise::Authorised, "which may not be installed from there".to_owned())),
+            is_braked.then_some((Promise::Halted, "although its brake was pulled".to_owned())),
+            backwards.map(|how| (Promise::Monotonic, how)),
+            (!is_held).then_some((Promise::Held, "whose image is not here".to_owned())),
+        ];
+        for (promise, how) in problems.into_iter().flatten() {
+            let how = format!("{} goes on to {}, {how}", goal.device, goal.image.target);
+            self.watch.blame(now_ms, promise, how);
+        }
+    }
+
     /// An attempt has ended, by the node's word.
     pub(super) fn judge_end(&mut self, d: usize, goal: &Goal, outcome: &Outcome) {
         let (now_ms, runs) = (self.now_ms, self.devices[d].runs(self.now_ms));
@@ -683,7 +793,10 @@ impl World {
                 forward.in_flight = false;
             }
         }
+        let first = goal.step.as_ref().is_none_or(|step| step.number == 1);
+        let is_halfway = !first && !outcome.state.is_success() && !is_quarantined;
         let tally = &mut self.watch.tally;
+        tally.halfway += u64::from(is_halfway);
         match outcome.state {
             AttemptState::Success => tally.updated += 1,
             AttemptState::RolledBack if goal.kind == PermitKind::Rollback => tally.rolled_back += 1,
@@ -756,6 +869,20 @@ fn waves_at_once(manifest: &CampaignManifest) -> u32 {
         } => max_concurrent_batches,
         _ => 1,
     }
+}
+
+/// What is installed on a device for a campaign, one after the other.
+fn way_of(approved: &Approved, device: &DeviceId) -> Vec<String> {
+    let planned = approved.campaign.planned(device);
+    let way = planned.map(|(_, planned)| [planned.hops.clone(), vec![planned.release.clone()]].concat());
+    way.unwrap_or_default()
+}
+
+/// Whether nothing leads back from somewhere on its way.
+fn has_door(approved: &Approved, device: &DeviceId) -> bool {
+    let way = way_of(approved, device);
+    let is_door = |target| approved.campaign.releases[target].info.reversibility == Reversibility::OneWay;
+    way.iter().any(is_door)
 }
 
 fn retry_budget(manifest: &CampaignManifest, devices: usize) -> usize {

@@ -91,6 +91,8 @@ pub enum Profile {
     /// Rolling campaigns with two to four batches under way at once, of which some fail, in the middle of all else and under a
     /// coordinator that lies.
     Batches,
+    /// Releases that may not be installed directly: devices go over one, two or three others, and some of them stop halfway.
+    Hops,
 }
 
 impl Profile {
@@ -110,6 +112,7 @@ impl Profile {
             Self::Units => "units",
             Self::Retries => "retries",
             Self::Batches => "batches",
+            Self::Hops => "hops",
         }
     }
 }
@@ -140,9 +143,13 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let mut dice = Dice::new(seed);
     let is_later = match profile {
         Profile::Liar => true,
-        Profile::Slots | Profile::Orders | Profile::Answers | Profile::Units | Profile::Retries | Profile::Batches => {
-            false
-        }
+        Profile::Slots
+        | Profile::Orders
+        | Profile::Answers
+        | Profile::Units
+        | Profile::Retries
+        | Profile::Batches
+        | Profile::Hops => false,
         _ => seed % LATER.1 < LATER.0,
     };
     let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));

@@ -16,7 +16,9 @@ use firmesh_node_core::{
     retries::{Tries, may_start_again},
 };
 use firmesh_protocol::{
+    approval::WaveApproval,
     brake::Braked,
+    evidence::WaveEvidence,
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
     report::{AttemptReport, AttemptState, DeviceFacts, FailureClass, Permit, PermitKind},
     time::WallTime,
@@ -67,6 +69,8 @@ pub(super) struct Disk {
 #[derive(Debug, Default)]
 pub(super) struct Life {
     pub(super) running: BTreeMap<usize, Running>,
+    /// Done with a step of a longer way, and since when; the next one is not begun.
+    pub(super) between: BTreeMap<usize, (Goal, u64)>,
     pub(super) versions: BTreeMap<usize, Option<String>>,
     /// What each device ran when it last answered.
     pub(super) last_versions: BTreeMap<usize, String>,
@@ -93,6 +97,14 @@ pub(super) struct Node {
     pub(super) drift_ppm: i64,
     /// Killed at the so-manieth write from now; whether that one is durable.
     pub(super) dies_at: Option<(u64, bool, u64)>,
+}
+
+/// What the evidence of a permit shows.
+#[derive(Debug)]
+pub(super) struct Shown {
+    gates: Vec<WaveEvidence>,
+    approvals: Vec<WaveApproval>,
+    is_here: bool,
 }
 
 /// The node's process was killed: whatever it was at is not gone on with.
@@ -404,7 +416,8 @@ impl World {
             let goes_on = life
                 .running
                 .get(&d)
-                .is_some_and(|running| running.goal.campaign == key.0);
+                .is_some_and(|running| running.goal.campaign == key.0)
+                || (life.between.get(&d)).is_some_and(|(goal, _)| goal.campaign == key.0);
             let disk = &self.nodes[n].disk;
             if scenario.devices[d].node != n
                 || !permit.devices.contains(device)
@@ -481,6 +494,10 @@ impl World {
 
     /// Starts every device that may start now, and says why the others may not.
     pub(super) fn consider(&mut self, n: usize) -> Result<(), Killed> {
+        let between: Vec<_> = self.life(n)?.between.keys().copied().collect();
+        for d in between {
+            self.go_on(n, d)?;
+        }
         let now = self.node_wall(n);
         let disk = &self.nodes[n].disk;
         let live = disk
@@ -495,7 +512,7 @@ impl World {
             let life = self.life(n)?;
             life.versions
                 .keys()
-                .filter(|d| !life.running.contains_key(d))
+                .filter(|d| !life.running.contains_key(d) && !life.between.contains_key(d))
                 .copied()
                 .collect()
         };
@@ -527,11 +544,6 @@ impl World {
         let Some(approved) = scenario.campaign(&permit.campaign) else {
             return Ok(None);
         };
-        let life = self.life(n)?;
-        let (version, last_version) = (
-            life.versions.get(&d).cloned().flatten(),
-            life.last_versions.get(&d).cloned(),
-        );
         let rests_on = permit.gates(&approved.campaign.manifest.strategy);
         let wants = !rests_on.is_empty() && !permit.evidence.is_empty();
         let here = permit.evidence.iter().all(|digest| {
@@ -551,19 +563,46 @@ impl World {
             true => self.evidence.approvals(permit),
             false => Vec::new(),
         };
+        let shown = Shown {
+            gates,
+            approvals,
+            is_here: !wants || here,
+        };
+        let campaign = (&permit.campaign, permit.wave);
+        let decided = self.with_facts(n, d, campaign, Some(&shown), |facts| {
+            admit(&approved.campaign, permit, facts)
+        });
+        decided.map(Some)
+    }
+
+    /// Looks at all that a node knows of a device in a campaign and a wave of it.
+    pub(super) fn with_facts<T>(
+        &mut self,
+        n: usize,
+        d: usize,
+        (campaign, wave): (&CampaignId, u32),
+        shown: Option<&Shown>,
+        look: impl FnOnce(&Facts<'_>) -> T,
+    ) -> Result<T, Killed> {
+        let scenario = Arc::clone(&self.scenario);
+        let life = self.life(n)?;
+        let (version, last_version) = (
+            life.versions.get(&d).cloned().flatten(),
+            life.last_versions.get(&d).cloned(),
+        );
         let neighbours = self.neighbours(n)?;
         let (disk, place) = (&self.nodes[n].disk, &scenario.places[n]);
         let device: DeviceFacts = facts(&scenario.devices[d], version.as_deref());
         let id = &device.device;
-        let of_campaign = disk.standings.iter().filter(|(key, _)| key.0 == permit.campaign);
+        let of_campaign = disk.standings.iter().filter(|(key, _)| key.0 == *campaign);
         let attempts = of_campaign
             .map(|((_, device, kind), standing)| ((device.clone(), *kind), *standing))
             .collect();
         let elsewhere = || {
-            let others = disk.standings.iter().filter(|(key, _)| key.0 != permit.campaign);
+            let others = disk.standings.iter().filter(|(key, _)| key.0 != *campaign);
             others.filter(|(_, standing)| **standing == AttemptStanding::InFlight)
         };
-        let wave = (permit.campaign.clone(), permit.wave);
+        let wave = (campaign.clone(), wave);
         let no_tries = BTreeMap::new();
         let facts = Facts {
             now: self.node_wall(n),
@@ -574,22 +613,22 @@ impl World {
             last_version: last_version.as_deref(),
             complete: &disk.images,
             attempts: &attempts,
-            tries: disk.tries.get(&permit.campaign).unwrap_or(&no_tries),
+            tries: disk.tries.get(campaign).unwrap_or(&no_tries),
             other_in_flight: elsewhere().count(),
             engaged_elsewhere: elsewhere().find(|(key, _)| key.1 == *id).map(|(key, _)| key.0.clone()),
             security_epoch: disk.floors.get(&d).copied().unwrap_or_default(),
             brakes: &disk.brakes,
-            gates: &gates,
+            gates: shown.map_or(&[], |shown| &shown.gates),
             orders: &[],
-            approvals: &approvals,
-            evidence_is_here: !wants || here,
+            approvals: shown.map_or(&[], |shown| &shown.approvals),
+            evidence_is_here: shown.is_none_or(|shown| shown.is_here),
             neighbours: &neighbours,
             wave_opened: self.nodes[n]
                 .life
                 .as_ref()
                 .and_then(|life| life.waves_known.get(&wave).copied()),
         };
-        Ok(Some(admit(&approved.campaign, permit, &facts)))
+        Ok(look(&facts))
     }
 
     /// All devices of a node as others there look at them.
@@ -643,7 +682,7 @@ impl World {
             version,
             failure,
             health,
-        } = news;
+        } = goal.told(news);
         let tries = self.tries(n, &goal.campaign, &goal.device);
         let attempt = match tries.filter(|_| goal.kind == PermitKind::Update) {
             Some(tries) if goal.permit_sequence <= tries.permit => tries.ended,
@@ -702,6 +741,11 @@ impl World {
     /// Whether nothing is left to be done or said here.
     pub(super) fn is_node_idle(&self, n: usize) -> bool {
         let node = &self.nodes[n];
-        node.is_lost || node.disk.reports.is_empty() && node.life.as_ref().is_some_and(|life| life.running.is_empty())
+        node.is_lost
+            || node.disk.reports.is_empty()
+                && node
+                    .life
+                    .as_ref()
+                    .is_some_and(|life| life.running.is_empty() && life.between.is_empty())
     }
 }

@@ -110,6 +110,10 @@ pub struct Tally {
     pub kills: u64,
     /// Devices that were started again after a failure.
     pub began_again: u64,
+    /// Releases that devices went over on their way.
+    pub gone_over: u64,
+    /// Updates that ended halfway.
+    pub halfway: u64,
 }
 
 impl Tally {
@@ -123,6 +127,8 @@ impl Tally {
         self.cuts_in_write += other.cuts_in_write;
         self.kills += other.kills;
         self.began_again += other.began_again;
+        self.gone_over += other.gone_over;
+        self.halfway += other.halfway;
     }
 }
 
@@ -146,6 +152,8 @@ pub(super) struct Started {
     /// In which way it failed, and when it ended by its node's clock.
     pub(super) failure: Option<FailureClass>,
     pub(super) ended_at: Option<WallTime>,
+    /// How many steps of its way it has taken, or is at.
+    pub(super) steps: usize,
     /// The start before this one.
     pub(super) before: Option<Box<Self>>,
 }

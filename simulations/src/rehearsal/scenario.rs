@@ -257,7 +257,14 @@ impl Scenario {
             releases.push(release(kind, version, epoch, reversibility));
             previous.push(release(kind, FIRST_VERSION, 1, Reversibility::Reflash));
         }
-        for Release { artifact, info, .. } in releases.iter().chain(&previous) {
+        let hops = match profile {
+            Profile::Hops => releases
+                .iter_mut()
+                .flat_map(|release| lead_over(release, dice))
+                .collect(),
+            _ => Vec::new(),
+        };
+        for Release { artifact, info, .. } in releases.iter().chain(&previous).chain(&hops) {
             let (version, model) = (info.version.clone(), info.models[0].clone());
             self.catalogue.insert(artifact.sha256, Firmware { version, model });
         }
@@ -317,11 +324,16 @@ impl Scenario {
             retries: None,
             permit_keys: vec![coordinator_key().public().to_string()],
             plan_sha256: Sha256::of(b""),
+            hops: hops.iter().map(pin).collect(),
             rehearsal_sha256: None,
         };
         manifest.operator_rollback = profile == Profile::Orders;
         if profile == Profile::Answers || (profile == Profile::Liar && dice.one_in(2)) {
             answers::ask(&mut manifest, dice);
+        }
+        if profile == Profile::Hops {
+            manifest.retries = dice.one_in(2).then(|| retries(dice));
+            manifest.operator_rollback = dice.one_in(2);
         }
         if profile == Profile::Retries {
             manifest.retries = Some(retries(dice));
@@ -400,7 +412,7 @@ impl Scenario {
                 bios.expect("there is one of each kind").info.requires = vec![bmc];
             }
         }
-        let published: Vec<_> = releases.iter().chain(&previous).cloned().collect();
+        let published: Vec<_> = releases.iter().chain(&previous).chain(&hops).cloned().collect();
         let plan = match plan(inventory, &manifest, &published, self.begins) {
             Ok(plan) => plan,
             // Nothing can be planned: a campaign without devices is one, too.
@@ -615,6 +627,41 @@ fn release(kind: Kind, version: &str, security_epoch: u32, reversibility: Revers
         },
         target,
     }
+}
+
+/// Lets a release be installed from others only, up to three one after the other, which are returned.
+fn lead_over(release: &mut Release, dice: &mut Dice) -> Vec<Release> {
+    let major = release
+        .info
+        .version
+        .split('.')
+        .next()
+        .and_then(|major| major.parse::<u32>().ok());
+    let before = major.unwrap_or(2) - 1;
+    let kind = Kind::ALL
+        .into_iter()
+        .find(|kind| kind.component() == release.info.component.as_str());
+    let kind = kind.expect("a release of ours");
+    let (mut from, mut epoch) = (FIRST_VERSION.to_owned(), 1);
+    let mut hops = Vec::new();
+    for step in 1..=dice.below(4) {
+        if dice.one_in(3) {
+            epoch = release.info.security_epoch;
+        }
+        let reversibility = if dice.one_in(12) {
+            Reversibility::OneWay
+        } else {
+            Reversibility::Reflash
+        };
+        let version = format!("{before}.{step}");
+        let mut hop = self::release(kind, &version, epoch, reversibility);
+        hop.info.from_versions = vec![std::mem::replace(&mut from, version)];
+        hops.push(hop);
+    }
+    if !hops.is_empty() {
+        release.info.from_versions = vec![from];
+    }
+    hops
 }
 
 fn pin(release: &Release) -> ReleaseRef {

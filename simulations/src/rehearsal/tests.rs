@@ -45,6 +45,8 @@ fn every_profile_keeps_its_promises_and_gets_to_what_they_are_about() {
             kills,
             cuts_in_write,
             began_again,
+            gone_over,
+            halfway,
             ..
         } = hunted(profile, 0..60, 2).tally;
         assert!(attempts > updated && updated > 100 && kills > 5, "{profile:?}");
@@ -57,6 +59,10 @@ fn every_profile_keeps_its_promises_and_gets_to_what_they_are_about() {
             Profile::Answers => assert!(rolled_back > 5, "{rolled_back} went back"),
             Profile::Retries => assert!(began_again > 30, "{began_again} began again"),
             Profile::Batches => assert!(rolled_back > 20, "{rolled_back} went back"),
+            Profile::Hops => assert!(
+                gone_over > 100 && halfway > 10 && rolled_back > 5,
+                "{gone_over} went over, {halfway} stopped halfway, {rolled_back} went back"
+            ),
             Profile::Network | Profile::Chaos | Profile::Liar | Profile::Units => {}
         }
     }

@@ -2,15 +2,13 @@
 //! planner or the engine, and lists everything that is wrong rather than the first thing.
 
 mod gates;
+mod hops;
 mod permit;
 mod retries;
 mod rules;
 mod waves;
 
-use std::{
-    cmp::Ordering,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     ids::DeviceId,
@@ -123,22 +121,7 @@ fn check_places(
             release.info.version != planned.from_version,
             "gets the version it runs already",
         );
-        let from = &release.info.from_versions;
-        must(
-            from.is_empty() || from.contains(&planned.from_version),
-            "comes from a version the release does not allow",
-        );
-        let is_before = |least: &String| match &release.info.version_scheme {
-            Some(scheme) => !matches!(
-                scheme.compare(least, &planned.from_version),
-                Some(Ordering::Less | Ordering::Equal)
-            ),
-            None => true,
-        };
-        must(
-            !release.info.min_from.as_ref().is_some_and(is_before),
-            "comes from a version before the first that the release allows",
-        );
+        let way = hops::way(planned, release, manifest, &find, known, inventory, &mut must);
         must(
             !inventory.revoked.contains(&release.artifact.sha256),
             "gets a release that was revoked",
@@ -149,7 +132,7 @@ fn check_places(
                 "goes back to what the manifest does not pin",
             );
             must(
-                release.info.reversibility != Reversibility::OneWay,
+                way.iter().all(|step| step.info.reversibility != Reversibility::OneWay),
                 "is promised a way back from a one-way release",
             );
             let leads_back = find(previous).is_some_and(|found| found.info.version == planned.from_version);

@@ -139,13 +139,13 @@ pub(super) fn check_units(
     let mut planned_units = BTreeMap::<_, Vec<(usize, &PlannedDevice)>>::new();
     for (wave, devices) in plan.waves.iter().enumerate() {
         for planned in devices {
-            let rules = releases.get(planned.release.as_str());
+            let needs_others = way(planned, &releases).any(|release| !release.info.requires.is_empty());
             match planned.labels.unit() {
                 Some(unit) => planned_units
                     .entry((&planned.node, unit))
                     .or_default()
                     .push((wave, planned)),
-                None if rules.is_some_and(|release| !release.info.requires.is_empty()) => {
+                None if needs_others => {
                     wrong.push(format!("{} needs others of its unit and has none", planned.device));
                 }
                 None => {}
@@ -165,6 +165,12 @@ pub(super) fn check_units(
         let known = known_units.get(&unit).cloned().unwrap_or_default();
         check_unit(&members, &known, manifest, &releases, wrong);
     }
+}
+
+/// What is installed on a device, one after the other, as far as it is known.
+fn way<'a>(planned: &'a PlannedDevice, releases: &'a BTreeMap<&str, &'a Release>) -> impl Iterator<Item = &'a Release> {
+    let targets = planned.hops.iter().chain([&planned.release]);
+    targets.filter_map(|target| releases.get(target.as_str()).copied())
 }
 
 /// Plays the unit through, one device after the other.
@@ -210,8 +216,10 @@ fn check_unit(
             ));
         }
         // Whoever comes later than its component says had to wait for somebody who was not done.
-        for (later, of_later) in order[at + 1..].iter().filter(|(_, other)| rank(other) < rank(release)) {
-            let had_to_wait = |(other, _): &&(&PlannedDevice, &Release)| depends(of_later, other, known);
+        for (later, _) in order[at + 1..].iter().filter(|(_, other)| rank(other) < rank(release)) {
+            let had_to_wait = |(other, _): &&(&PlannedDevice, &Release)| {
+                way(later, releases).any(|release| depends(release, other, known))
+            };
             if !order[at..]
                 .iter()
                 .any(|other| other.0.device != later.device && had_to_wait(&other))
@@ -219,9 +227,19 @@ fn check_unit(
                 wrong.push(format!("{} comes after {} for no reason", later.device, planned.device));
             }
         }
-        let complaint = problem(planned, release, &runs, known);
-        wrong.extend(complaint.map(|why| format!("{} is updated while {why}", planned.device)));
-        runs.insert(&planned.device, Some(&release.info.version));
+        for step in way(planned, releases) {
+            let complaint = problem(planned, step, &runs, known);
+            wrong.extend(complaint.map(|why| format!("{} is updated while {why}", planned.device)));
+            runs.insert(&planned.device, Some(&step.info.version));
+            if step.target == release.target {
+                break;
+            }
+            for (other, of_other) in &order[..at] {
+                let complaint = problem(other, of_other, &runs, known);
+                let told = |why| format!("{} goes over {} where {why}", planned.device, step.info.version);
+                wrong.extend(complaint.map(told));
+            }
+        }
     }
     for (planned, release) in &order {
         let complaint = problem(planned, release, &runs, known);

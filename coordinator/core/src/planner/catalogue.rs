@@ -9,6 +9,7 @@ use std::{
 
 use firmesh_protocol::{
     ids::Sha256,
+    limits::HOPS_MAX,
     manifest::{CampaignManifest, PlannedDevice, Release, ReleaseInfo, ReleaseRef, Reversibility},
 };
 
@@ -51,6 +52,15 @@ impl<'a> ByKind<'a> {
     }
 }
 
+/// What a path may lead over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Over {
+    /// What the campaign names.
+    Named,
+    /// Whatever is published.
+    All,
+}
+
 /// A path from a version to a release, which stands at its end; none if there is none.
 type Path<'a> = Option<Rc<Vec<&'a Release>>>;
 
@@ -58,11 +68,13 @@ type Path<'a> = Option<Rc<Vec<&'a Release>>>;
 #[derive(Debug)]
 pub(super) struct Catalogue<'a> {
     new: ByKind<'a>,
+    hops: ByKind<'a>,
     previous: ByKind<'a>,
     all: ByKind<'a>,
     draft: &'a CampaignManifest,
-    /// Paths that were searched for, by the model, the version at which they start and the release at which they end.
-    paths: RefCell<BTreeMap<(String, String, String), Path<'a>>>,
+    /// Paths that were searched for, by what they lead over, the model, the version at which they start and the release at
+    /// which they end.
+    paths: RefCell<BTreeMap<(Over, String, String, String), Path<'a>>>,
 }
 
 impl<'a> Catalogue<'a> {
@@ -72,9 +84,11 @@ impl<'a> Catalogue<'a> {
         revoked: &BTreeSet<Sha256>,
     ) -> Result<Self, PlanError> {
         let new = resolve(&draft.releases, releases)?;
+        let hops = resolve(&draft.hops, releases)?;
         let previous = resolve(&draft.previous, releases)?;
         if let Some(stopped) = new
             .iter()
+            .chain(&hops)
             .chain(&previous)
             .find(|release| revoked.contains(&release.artifact.sha256))
         {
@@ -84,6 +98,7 @@ impl<'a> Catalogue<'a> {
         }
         let catalogue = Self {
             new: ByKind::of(new.into_iter()),
+            hops: ByKind::of(hops.into_iter()),
             previous: ByKind::of(previous.into_iter()),
             all: ByKind::of(
                 releases
@@ -146,14 +161,17 @@ impl<'a> Catalogue<'a> {
                 brief_list(&rules.executors)
             ));
         }
-        if info.reversibility == Reversibility::OneWay && !rules.one_way_accepted {
+        let hops = match info.may_follow(from) {
+            true => Vec::new(),
+            false => self.hops(device, release, from)?,
+        };
+        let mut way = hops.iter().copied().chain([release]);
+        if let Some(door) = way.find(|step| step.info.reversibility == Reversibility::OneWay && !rules.one_way_accepted)
+        {
             return Err(format!(
                 "{} is one-way: say `one_way_accepted` in the campaign if there may be no way back",
-                release.target
+                door.target
             ));
-        }
-        if !info.may_follow(from) {
-            return Err(self.detour(device, release, from));
         }
         let floor = floor(self.all.get(device), from);
         if let Some(floor) = floor.filter(|floor| *floor > info.security_epoch) {
@@ -170,19 +188,48 @@ impl<'a> Catalogue<'a> {
                 rack: rack_of(&device.path),
                 release: release.target.clone(),
                 from_version: from.clone(),
+                hops: hops.iter().map(|hop| hop.target.clone()).collect(),
                 previous: self
-                    .way_back(release, device, from)
+                    .way_back(release, &hops, device, from)
                     .map(|release| release.target.clone()),
                 labels: facts.labels.clone(),
                 after: None,
             },
             release,
+            hops,
         })
     }
 
-    /// What the device can go back to: nothing if the hardware or the security epoch forbids it.
-    fn way_back(&self, release: &Release, device: &KnownDevice, from: &str) -> Option<&Release> {
-        if release.info.reversibility == Reversibility::OneWay {
+    /// What the device goes over where its release may not be installed directly: the shortest way over what the campaign
+    /// names. Its installs have to fit a window together.
+    fn hops(&self, device: &KnownDevice, release: &'a Release, from: &str) -> Result<Vec<&'a Release>, String> {
+        let path = self.path(Over::Named, device, release, from);
+        let path = path.ok_or_else(|| self.detour(device, release, from))?;
+        let hops = path[..path.len() - 1].to_vec();
+        let versions: Vec<_> = hops.iter().map(|hop| hop.info.version.as_str()).collect();
+        let over = versions.join(", ");
+        if hops.len() > HOPS_MAX {
+            return Err(format!(
+                "its way to {} leads over {over}: {HOPS_MAX} releases at most, bring it part of the way first",
+                release.info.version
+            ));
+        }
+        let steps = u32::try_from(path.len()).unwrap_or(u32::MAX);
+        let takes = self.draft.worst_case_of(steps).as_secs();
+        let windows = &self.draft.constraints.windows;
+        if !windows.is_empty() && windows.iter().all(|window| u64::from(window.duration_s) < takes) {
+            return Err(format!(
+                "its way to {} leads over {over}: {steps} times deadlines.attempt_s is {takes} s, and no window lasts that long",
+                release.info.version
+            ));
+        }
+        Ok(hops)
+    }
+
+    /// What the device can go back to: nothing if the hardware or the security epoch forbids it, wherever on its way.
+    fn way_back(&self, release: &Release, hops: &[&Release], device: &KnownDevice, from: &str) -> Option<&Release> {
+        let mut way = hops.iter().copied().chain([release]);
+        if way.any(|step| step.info.reversibility == Reversibility::OneWay) {
             return None;
         }
         let fits = |previous: &&&Release| {
@@ -195,7 +242,7 @@ impl<'a> Catalogue<'a> {
     fn detour(&self, device: &KnownDevice, release: &'a Release, from: &str) -> String {
         let info = &release.info;
         let refused = format!("it runs {from}, from which {} may not be installed", info.version);
-        let steps = self.path(device, release, from);
+        let steps = self.path(Over::All, device, release, from);
         let Some(steps) = steps.filter(|steps| steps.len() > 1) else {
             return format!(
                 "{refused} (allowed: {}), and no published releases lead there step by step",
@@ -206,38 +253,43 @@ impl<'a> Catalogue<'a> {
             .iter()
             .map(|step| format!(" -> {} ({})", step.info.version, step.target));
         format!(
-            "{refused} directly; the shortest allowed path is {from}{}: bring it to {} with a campaign for {} first",
+            "{refused} directly; the shortest allowed path is {from}{}: name {} under `hops` in the campaign",
             shown.collect::<String>(),
-            steps[steps.len() - 2].info.version,
             steps[..steps.len() - 1]
                 .iter()
                 .map(|step| step.target.as_str())
                 .collect::<Vec<_>>()
-                .join(", then one for ")
+                .join(" and ")
         )
     }
 
-    fn path(&self, device: &KnownDevice, to: &'a Release, from: &str) -> Path<'a> {
-        let steps = self.all.get(device);
+    fn path(&self, over: Over, device: &KnownDevice, to: &'a Release, from: &str) -> Path<'a> {
+        let all = self.all.get(device);
+        let find = || match over {
+            Over::All => shortest(all, all, to, from),
+            Over::Named => {
+                let named = self.hops.get(device).iter().copied();
+                let steps: Vec<_> = named.filter(|hop| hop.target != to.target).chain([to]).collect();
+                shortest(&steps, all, to, from)
+            }
+        };
         // The release says for which vendor and component.
-        let key = (device.facts.model.clone(), from.to_owned(), to.target.clone());
+        let key = (over, device.facts.model.clone(), from.to_owned(), to.target.clone());
         let mut paths = self.paths.borrow_mut();
-        paths
-            .entry(key)
-            .or_insert_with(|| shortest(steps, to, from).map(Rc::new))
-            .clone()
+        paths.entry(key).or_insert_with(|| find().map(Rc::new)).clone()
     }
 }
 
-/// The shortest way over published releases, breadth first; of two of one length, that over the names that come first.
-fn shortest<'a>(steps: &[&'a Release], to: &'a Release, from: &str) -> Option<Vec<&'a Release>> {
+/// The shortest way over these releases of all that are known, breadth first; of two of one length, that over the names that
+/// come first.
+fn shortest<'a>(steps: &[&'a Release], known: &[&'a Release], to: &'a Release, from: &str) -> Option<Vec<&'a Release>> {
     let mut came_by: BTreeMap<&str, (usize, &'a Release)> = BTreeMap::new();
     // Where the search has been: a version, and the place of the one before it.
     let mut reached: Vec<(&str, Option<(usize, &'a Release)>)> = vec![(from, None)];
     let mut next = VecDeque::from([0]);
     while let Some(at) = next.pop_front() {
         let version = reached[at].0;
-        let floor = floor(steps, version).unwrap_or_default();
+        let floor = floor(known, version).unwrap_or_default();
         for step in steps {
             let info = &step.info;
             let is_new = info.version != from && !came_by.contains_key(info.version.as_str());

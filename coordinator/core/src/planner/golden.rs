@@ -9,6 +9,7 @@ use firmesh_protocol::{
 use crate::check;
 
 use super::{
+    hop_tests::hops_scene,
     plan,
     tests::{draft, fleet, now, releases},
     unit_tests::{at_least, campaign, labels, servers},
@@ -55,6 +56,16 @@ fn drawn(title: &str, plan: &Plan) -> String {
                 share.at_most, share.devices
             ));
         }
+    }
+    for (_, planned) in plan.devices().filter(|(_, planned)| !planned.hops.is_empty()) {
+        let way: Vec<_> = planned.way().map(String::as_str).collect();
+        lines.push(format!(
+            "  way     {}: {} -> {}; back to {}",
+            planned.device,
+            planned.from_version,
+            way.join(" -> "),
+            planned.previous.as_deref().unwrap_or("nothing")
+        ));
     }
     let held = plan
         .held
@@ -213,6 +224,7 @@ fn plans_are_as_they_are_drawn() {
             "servers, growing 1, doubling",
             &servers_scene(Strategy::Growing { first: 1, percent: 200 }),
         ),
+        drawn("direct, over what was named", &hops_scene()),
     ])
     .collect::<Vec<_>>()
     .join("\n");

@@ -230,6 +230,8 @@ mod domain_tests;
 #[cfg(test)]
 mod golden;
 #[cfg(test)]
+mod hop_tests;
+#[cfg(test)]
 mod tests;
 #[cfg(test)]
 mod unit_tests;

@@ -51,10 +51,6 @@ pub(super) fn campaign(components: &[&str]) -> (CampaignManifest, Vec<Release>) 
         release
     };
     let releases: Vec<_> = components.iter().map(release).collect();
-    let pin = |release: &Release| ReleaseRef {
-        target: release.target.clone(),
-        sha256: release.artifact.sha256,
-    };
     let draft = CampaignManifest {
         releases: releases.iter().map(pin).collect(),
         previous: Vec::new(),
@@ -234,27 +230,35 @@ fn a_plan_that_breaks_a_unit_is_found_out() {
     broken(|plan| plan.waves[0][0].labels = Labels::default());
 }
 
-/// Releases of versions 1.0 to 1.5, of which each may be installed only from the one before.
+/// Releases of versions 1.1 to 1.5, of which each may be installed only from the one before.
+pub(super) fn steps() -> Vec<Release> {
+    let step = |step: u32| {
+        let [mut release, _] = <[Release; 2]>::try_from(releases()).unwrap();
+        let (version, from) = (format!("1.{step}"), format!("1.{}", step - 1));
+        release.target = format!("firmware/{version}.bin");
+        release.artifact.sha256 = firmesh_protocol::ids::Sha256::of(version.as_bytes());
+        (release.info.version, release.info.from_versions) = (version, vec![from]);
+        release
+    };
+    (1..=5).map(step).collect()
+}
+
+/// A campaign for version 1.3.
 fn stairs(edit: impl FnOnce(&mut Vec<Release>)) -> String {
-    let mut releases: Vec<_> = (1..=5)
-        .map(|step| {
-            let [mut release, _] = <[Release; 2]>::try_from(releases()).unwrap();
-            let (version, from) = (format!("1.{step}"), format!("1.{}", step - 1));
-            release.target = format!("firmware/{version}.bin");
-            release.artifact.sha256 = firmesh_protocol::ids::Sha256::of(version.as_bytes());
-            (release.info.version, release.info.from_versions) = (version, vec![from]);
-            release
-        })
-        .collect();
+    let mut releases = steps();
     edit(&mut releases);
     let mut draft = draft();
     draft.previous = Vec::new();
-    draft.releases = vec![ReleaseRef {
-        target: releases[2].target.clone(),
-        sha256: releases[2].artifact.sha256,
-    }];
+    draft.releases = vec![pin(&releases[2])];
     let plan = plan(&fleet(&[1], 1), &draft, &releases, now()).unwrap();
     plan.held[0].reason.clone()
+}
+
+pub(super) fn pin(release: &Release) -> ReleaseRef {
+    ReleaseRef {
+        target: release.target.clone(),
+        sha256: release.artifact.sha256,
+    }
 }
 
 #[test]
@@ -262,8 +266,8 @@ fn the_shortest_allowed_path_is_shown_where_none_leads_directly() {
     assert_eq!(
         stairs(|_| ()),
         "it runs 1.0, from which 1.3 may not be installed directly; the shortest allowed path is 1.0 -> 1.1 \
-         (firmware/1.1.bin) -> 1.2 (firmware/1.2.bin) -> 1.3 (firmware/1.3.bin): bring it to 1.2 with a campaign for \
-         firmware/1.1.bin, then one for firmware/1.2.bin first"
+         (firmware/1.1.bin) -> 1.2 (firmware/1.2.bin) -> 1.3 (firmware/1.3.bin): name firmware/1.1.bin and \
+         firmware/1.2.bin under `hops` in the campaign"
     );
     let shortcut = stairs(|releases| releases[1].info.from_versions.push("1.0".to_owned()));
     assert!(
@@ -374,10 +378,6 @@ fn what_a_one_way_release_relies_on_has_no_way_back_either() {
             before
         })
         .collect();
-    let pin = |release: &Release| ReleaseRef {
-        target: release.target.clone(),
-        sha256: release.artifact.sha256,
-    };
     draft.previous = before.iter().map(pin).collect();
     draft.constraints.one_way_accepted = true;
     let bios = &mut releases[1].info;

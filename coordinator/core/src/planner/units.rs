@@ -24,6 +24,29 @@ pub(super) struct Candidate<'a> {
     pub(super) device: &'a KnownDevice,
     pub(super) planned: PlannedDevice,
     pub(super) release: &'a Release,
+    /// What it goes over first.
+    pub(super) hops: Vec<&'a Release>,
+}
+
+impl<'a> Candidate<'a> {
+    /// What is installed on it, one after the other.
+    fn way(&self) -> impl Iterator<Item = &'a ReleaseInfo> {
+        let way = self.hops.iter().copied().chain([self.release]);
+        way.map(|release| &release.info)
+    }
+
+    /// The first thing that its way requires of others.
+    fn requirement(&self) -> Option<&'a OtherComponent> {
+        self.rules().find_map(|(_, rule, wanted)| wanted.then_some(rule))
+    }
+
+    /// What its way requires of others, and does not go with: whether a version is to be one of these.
+    fn rules(&self) -> impl Iterator<Item = (&'a ReleaseInfo, &'a OtherComponent, bool)> {
+        self.way().flat_map(|info| {
+            let requires = info.requires.iter().map(move |rule| (info, rule, true));
+            requires.chain(info.conflicts.iter().map(move |rule| (info, rule, false)))
+        })
+    }
 }
 
 /// The devices of one unit.
@@ -47,7 +70,7 @@ pub(super) fn arrange<'a>(
         let id = candidate.planned.device.clone();
         match unit_of(candidate.device) {
             Some(unit) => drop(units.entry(unit).or_default().candidates.insert(id, candidate)),
-            None => match candidate.release.info.requires.first() {
+            None => match candidate.requirement() {
                 Some(rule) => drop(held.insert(
                     id,
                     format!(
@@ -125,26 +148,31 @@ impl<'a> Unit<'a> {
         }
     }
 
-    /// What speaks against a candidate when the whole unit is done.
+    /// What speaks against a candidate when the whole unit is done; and on its way, where others are done before it.
     fn problem(&self, candidate: &Candidate<'a>) -> Option<String> {
-        let (id, info) = (&candidate.planned.device, &candidate.release.info);
-        for rule in &info.requires {
+        let id = &candidate.planned.device;
+        for (info, rule, wanted) in candidate.rules() {
             let mut others = self.others(id, &rule.component).peekable();
-            if others.peek().is_none() {
+            if wanted && others.peek().is_none() {
                 return Some(format!("{} requires {rule}, and its unit has none", info.version));
             }
             for (other, device) in others {
                 let version = self.final_version(other, device);
-                if version.and_then(|version| rule.names(version)) != Some(true) {
-                    return Some(self.why(&format!("{} requires {rule}", info.version), other, version));
+                if version.and_then(|version| rule.names(version)) != Some(wanted) {
+                    let verb = if wanted { "requires" } else { "does not go with" };
+                    return Some(self.why(&format!("{} {verb} {rule}", info.version), other, version));
                 }
             }
         }
-        for rule in &info.conflicts {
-            for (other, device) in self.others(id, &rule.component) {
-                let version = self.final_version(other, device);
-                if version.and_then(|version| rule.names(version)) != Some(false) {
-                    return Some(self.why(&format!("{} does not go with {rule}", info.version), other, version));
+        for hop in &candidate.hops {
+            let others = self.candidates.values().filter(|other| other.planned.device != *id);
+            for (other, (info, rule, wanted)) in others.flat_map(|other| other.rules().map(move |rule| (other, rule))) {
+                if rule.component == hop.info.component && rule.names(&hop.info.version) != Some(wanted) {
+                    let verb = if wanted { "requires" } else { "does not go with" };
+                    return Some(format!(
+                        "it goes over {} on its way, but {} for {} of the same unit {verb} {rule}",
+                        hop.info.version, info.version, other.planned.device
+                    ));
                 }
             }
         }
@@ -162,15 +190,14 @@ impl<'a> Unit<'a> {
 
     /// The candidates that have to come before one: what they run now would not do.
     fn prerequisites(&self, candidate: &Candidate<'a>) -> BTreeSet<&DeviceId> {
-        let (id, info) = (&candidate.planned.device, &candidate.release.info);
+        let id = &candidate.planned.device;
         let would_do = |rule: &OtherComponent, device: &KnownDevice, wanted: bool| {
             let version = device.facts.version.as_deref();
             version.and_then(|version| rule.names(version)) == Some(wanted)
         };
-        let rules = info.requires.iter().map(|rule| (rule, true));
-        rules
-            .chain(info.conflicts.iter().map(|rule| (rule, false)))
-            .flat_map(|(rule, wanted)| {
+        candidate
+            .rules()
+            .flat_map(|(_, rule, wanted)| {
                 self.others(id, &rule.component)
                     .filter(move |(_, device)| !would_do(rule, device, wanted))
                     .map(|(other, _)| other)

@@ -13,7 +13,7 @@ use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     approval::WaveApprovalView,
     health::DeviceHealth,
-    ids::{DeviceId, Sha256},
+    ids::Sha256,
     rehearsal::{Ending, Fault},
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     time::{Timestamp, WallTime},
@@ -369,20 +369,20 @@ impl<'a> Run<'a> {
         }
         let (manifest, wall) = (&self.stage.facts.manifest, self.wall());
         let goes_forward = kind == PermitKind::Update;
-        let worst_case = Duration::from_secs(manifest.deadlines.attempt_s.into());
         let rules = &manifest.constraints;
         // One for all devices of the node, unless there are rules that are for some only.
-        let shared = rules.timetable(Subject::NOBODY).check(wall, worst_case);
+        let shared = rules.timetable(Subject::NOBODY).check(wall, manifest.worst_case_of(1));
         let (stage, is_shared) = (self.stage, !rules.has_selective_times());
         let rack = &stage.racks[stage.node_racks[node]];
-        let window = |device: &DeviceId| match (goes_forward, is_shared) {
+        let window = |place: &Place| match (goes_forward, is_shared && place.steps == 1) {
             (false, _) => Ok(()),
             (true, true) => shared,
             (true, false) => {
+                let device = &place.device;
                 let model = stage.facts.kinds.get(device).map_or("", |kind| kind.model.as_str());
                 rules
                     .timetable(Subject::new(device, rack, model))
-                    .check(wall, worst_case)
+                    .check(wall, manifest.worst_case_of(place.steps))
             }
         };
         let (mut told, mut later) = (Vec::new(), Vec::new());
@@ -401,7 +401,7 @@ impl<'a> Run<'a> {
                 self.waiting.remove(&number);
                 self.ends(number, AttemptState::Cancelled);
                 told.push((number, AttemptState::Cancelled));
-            } else if let Err(closed) = window(&stage.places[number].device) {
+            } else if let Err(closed) = window(&stage.places[number]) {
                 opens = [opens, closed.opens].into_iter().flatten().min();
                 if !std::mem::replace(&mut device.waits_for_window, true) {
                     told.push((number, AttemptState::WaitingWindow));
@@ -409,7 +409,7 @@ impl<'a> Run<'a> {
                 later.push(number);
             } else {
                 self.waiting.remove(&number);
-                self.start(number, kind, sequence, worst_case);
+                self.start(number, kind, sequence);
                 told.push((number, AttemptState::Installing));
             }
         }
@@ -435,30 +435,37 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn start(&mut self, number: usize, kind: PermitKind, sequence: u64, worst_case: Duration) {
+    fn start(&mut self, number: usize, kind: PermitKind, sequence: u64) {
+        let manifest = &self.stage.facts.manifest;
+        let steps = self.stage.places[number].steps;
         let device = &mut self.devices[number];
         // Being watched is a part of the attempt.
         let health = self.stage.facts.manifest.gate.health.as_ref();
         let watched = health.map_or(0, |health| 1_000 * u64::from(health.watch_s));
-        let (takes, ends_as) = match kind {
+        // What goes wrong goes wrong in the first step.
+        let (takes, ends_as, steps) = match kind {
             PermitKind::Rollback => {
                 device.has_gone_back = true;
-                (device.drawn.restore, AttemptState::RolledBack)
+                (device.drawn.restore, AttemptState::RolledBack, 1)
             }
             PermitKind::Update => {
                 device.has_started = true;
                 match self.fault.filter(|_| device.is_faulty) {
-                    Some(Fault::Brick { .. }) => (u64::MAX, AttemptState::Quarantined),
+                    Some(Fault::Brick { .. }) => (u64::MAX, AttemptState::Quarantined, 1),
                     // It comes up once more, with the old version.
                     Some(Fault::Unhealthy { .. }) => {
-                        (device.drawn.forward() + device.drawn.reboot, AttemptState::RolledBack)
+                        let takes = device.drawn.forward() + device.drawn.reboot;
+                        (takes, AttemptState::RolledBack, 1)
                     }
-                    Some(Fault::Stall { .. }) => (u64::MAX, AttemptState::TimedOut),
-                    Some(Fault::Silent { .. }) | None => (device.drawn.forward() + watched, AttemptState::Success),
+                    Some(Fault::Stall { .. }) => (u64::MAX, AttemptState::TimedOut, 1),
+                    Some(Fault::Silent { .. }) | None => {
+                        let takes = (device.drawn.forward() + watched).saturating_mul(steps.into());
+                        (takes, AttemptState::Success, steps)
+                    }
                 }
             }
         };
-        let takes = Duration::from_millis(takes);
+        let (takes, worst_case) = (Duration::from_millis(takes), manifest.worst_case_of(steps));
         // Nodes end an attempt at its deadline, and whatever the device is in the middle of then is a person's to judge.
         let (takes, ends_as) = match (takes > worst_case, ends_as) {
             (true, AttemptState::TimedOut) => (worst_case, AttemptState::TimedOut),

@@ -13,7 +13,7 @@ use firmesh_protocol::{
 };
 
 use super::{RehearsalFacts, RehearsalQuestion, RehearseError, times::Times, wires::site_of};
-use crate::{CampaignRecord, Loaded, PossessionRecord, campaign::targets};
+use crate::{CampaignRecord, Loaded, PossessionRecord};
 
 /// A planned device, by numbers.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ pub(super) struct Place {
     pub(super) rack: usize,
     pub(super) wave: usize,
     pub(super) times: usize,
+    /// How many installs its way has.
+    pub(super) steps: u32,
 }
 
 /// What all runs have in common.
@@ -73,6 +75,7 @@ impl<'a> Stage<'a> {
                 rack,
                 wave,
                 times: kind_number,
+                steps: planned.steps(),
             });
         }
         let left = facts.manifest.expires.unix_seconds() - question.starts.unix_seconds();
@@ -128,7 +131,7 @@ impl<'a> Stage<'a> {
         let (facts, id) = (self.facts, &self.facts.manifest.id);
         let mut needed = BTreeSet::new();
         for (_, planned) in facts.plan.devices() {
-            let images = targets(planned).filter_map(|target| facts.images.get(target));
+            let images = planned.targets().filter_map(|target| facts.images.get(target));
             needed.extend(images.map(|image| (planned.node.clone(), image.id)));
         }
         let possession = needed.into_iter().map(|(node, artifact)| PossessionRecord {

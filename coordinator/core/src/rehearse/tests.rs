@@ -86,7 +86,7 @@ fn a_quarantined_device_keeps_its_place_until_the_campaign_waits_for_a_person() 
 fn batches_that_overlap_are_through_sooner_and_show_a_bad_image_to_no_more_than_may_be_open() {
     let batches = |max_concurrent_batches| {
         let mut facts = facts(4, 5, |m| {
-            let share = |tenth| BasisPoints::new(1_000 * tenth).unwrap();
+            let share = |tenth: u32| BasisPoints::new(1_000 * tenth).unwrap();
             m.strategy = Strategy::Canary {
                 shares: (1..=10).map(share).collect(),
             };
@@ -460,6 +460,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
         retries: None,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
+        hops: Vec::new(),
         rehearsal_sha256: None,
     };
     change(&mut manifest);
@@ -473,6 +474,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
             from_version: "1.0".to_owned(),
             previous: Some(OLD.to_owned()),
             labels: Labels::default(),
+            hops: Vec::new(),
             after: None,
         }
     };

@@ -64,6 +64,10 @@ pub fn learn(reports: impl IntoIterator<Item = AttemptReport>) -> Vec<TimedAttem
 
 fn steps(kind: PermitKind, said: &[(u64, AttemptState, WallTime)]) -> Option<BTreeMap<Step, u32>> {
     use AttemptState::{Installing, Rebooting, RolledBack, Staged, Success, Validating};
+    // Of an update that went over other releases, the last step: the release's own.
+    let begins_anew = |pair: &[(u64, AttemptState, WallTime)]| (pair[0].1, pair[1].1) == (Validating, Installing);
+    let last_step = said.windows(2).rposition(begins_anew).map_or(0, |at| at + 1);
+    let said = &said[last_step..];
     let first = |states: &[AttemptState]| {
         said.iter()
             .find(|(_, state, _)| states.contains(state))

@@ -7,11 +7,11 @@ use std::collections::BTreeSet;
 
 use firmesh_protocol::{
     ids::{ArtifactId, TopologyPath},
+    manifest::PlannedDevice,
     rehearsal::Wires,
 };
 
 use super::RehearsalFacts;
-use crate::campaign::targets;
 
 /// Bytes that leave the origin, or enter a rack, for 10,000 bytes of images: 1.06, as `firmesh-lab bench mesh` has measured
 /// it on most networks.
@@ -30,10 +30,10 @@ pub(super) fn wires(facts: &RehearsalFacts) -> Vec<Wires> {
     let held = || facts.held.iter();
     let mut sites: BTreeSet<(TopologyPath, ArtifactId)> = held().map(|(path, id)| (site_of(path), *id)).collect();
     let mut racks: BTreeSet<_> = held().map(|(path, id)| (crate::rack_of(path), *id)).collect();
-    let wave = |planned: &Vec<_>| {
+    let wave = |planned: &Vec<PlannedDevice>| {
         let mut wires = Wires::default();
         for place in planned {
-            for image in targets(place).filter_map(|target| facts.images.get(target)) {
+            for image in place.targets().filter_map(|target| facts.images.get(target)) {
                 let bytes = u128::from(image.length) * u128::from(WIRE_PER_10000) / 10_000;
                 let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
                 let site = site_of(&place.rack);

@@ -5,6 +5,7 @@ mod batches;
 mod close;
 mod domains;
 mod explain;
+mod hops;
 mod pools;
 mod retries;
 mod rollback;

@@ -105,7 +105,7 @@ async fn export(global: &Global, args: &Export, output: &Output) -> anyhow::Resu
         "the coordinator has another plan than was approved"
     );
     let mut images = BTreeMap::new();
-    for pinned @ ReleaseRef { target, .. } in verified.releases.iter().chain(&verified.previous) {
+    for pinned @ ReleaseRef { target, .. } in verified.pinned() {
         let artifact = fleet.pinned_release(pinned)?.into_inner().artifact;
         images.entry(artifact.id).or_insert_with(|| (artifact, target.clone()));
     }

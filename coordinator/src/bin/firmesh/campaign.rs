@@ -1,6 +1,9 @@
 //! `firmesh campaign`: who gets which release under which rules, signed by approvers.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
@@ -62,7 +65,9 @@ with the second device that does not start (classes: preflight, install, boot, h
 health = { watch = "PT10M", required = ["cpu"] } watches each device before its update counts; approval = { after = [0], refused =
 "roll_back" } asks an approver before the wave after the first opens (after every wave without `after`), and a no ends the campaign and
 sends its devices back (refused = "cancel": they stay). See: firmesh campaign approve, refuse. webhooks =
-["change-board"] asks outside systems that the coordinator's configuration has under these names. Windows recur by RFC 5545, for some
+["change-board"] asks outside systems that the coordinator's configuration has under these names. Where a release may not be installed directly, hops =
+["firmware/acme-r1-bmc-1.0.5"] names what devices may go over: the plan takes the shortest way over these, a device keeps its place until it
+has arrived, and a window has to be long enough for all of its steps. Windows recur by RFC 5545, for some
 devices if need be, and blackouts by calendars (see: firmesh window preview):
 
   [[constraints.windows]]
@@ -461,6 +466,16 @@ fn plan_lines(manifest: &CampaignManifest, plan: &Plan) -> Vec<String> {
             devices.join(", ")
         ));
     }
+    let mut ways = BTreeMap::<_, usize>::new();
+    for (_, planned) in plan.devices().filter(|(_, planned)| !planned.hops.is_empty()) {
+        let way: Vec<_> = planned.way().map(String::as_str).collect();
+        *ways.entry((&planned.from_version, way)).or_default() += 1;
+    }
+    lines.extend(ways.into_iter().map(|((from, way), devices)| {
+        let steps = way.len();
+        let way = way.join(", then ");
+        format!("{devices} devices that run {from} go to the release in {steps} steps, each read back before the next: {way}")
+    }));
     lines.extend(
         plan.held
             .iter()

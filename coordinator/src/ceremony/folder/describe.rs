@@ -94,10 +94,15 @@ fn describe_releases(releases: &Targets) -> Vec<String> {
 
 fn describe_manifest(manifest: &CampaignManifest) -> String {
     let releases: Vec<_> = manifest.releases.iter().map(|pinned| pinned.target.as_str()).collect();
+    let hops: Vec<_> = manifest.hops.iter().map(|pinned| pinned.target.as_str()).collect();
+    let over = match hops.is_empty() {
+        true => String::new(),
+        false => format!(", going over {} where needed", hops.join(", ")),
+    };
     let rehearsal = manifest.rehearsal_sha256;
     let rehearsed = rehearsal.map_or_else(String::new, |sha256| format!("; rehearsal sha256 {sha256}"));
     format!(
-        "installs {}; {}; at most {} per rack and {} in all; expires {}; plan sha256 {}{rehearsed}",
+        "installs {}{over}; {}; at most {} per rack and {} in all; expires {}; plan sha256 {}{rehearsed}",
         releases.join(", "),
         describe_strategy(&manifest.strategy),
         manifest.caps.per_rack,

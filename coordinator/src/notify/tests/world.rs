@@ -148,6 +148,7 @@ impl TestWorld {
             health: None,
             presumed: true,
             cleared,
+            halfway: None,
             ordered_back: false,
             retry: None,
         };

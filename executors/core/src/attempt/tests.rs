@@ -3,7 +3,7 @@ use std::time::Duration;
 use firmesh_protocol::{
     health::{DeviceHealth, HealthInput, HealthRule, HealthSample},
     ids::{ArtifactId, CampaignId, Component, DeviceId, Sha256},
-    manifest::{Artifact, Deadlines, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility},
+    manifest::{Artifact, Deadlines, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility, WayStep},
     report::{AttemptState, FailureClass, PermitKind},
     time::Timestamp,
     units::BasisPoints,
@@ -16,7 +16,7 @@ use crate::{
     goal::Goal,
     observed::{Observed, Seen, SlotsSeen, Staged, TaskSeen, TaskState},
     record::{AttemptRecord, Phase},
-    step::{ActError, Input, Outcome, Output, Rung, Step},
+    step::{ActError, Input, Outcome, Output, Report, Rung, Step},
 };
 
 const OLD: &str = "1.0.0";
@@ -193,6 +193,62 @@ fn a_silent_device_is_not_touched() {
         run.outcome.reason.contains("nothing was written"),
         "{}",
         run.outcome.reason
+    );
+}
+
+/// What one step among several is for the whole update, and what is told of it meanwhile.
+#[test]
+fn the_end_of_a_step_is_the_end_of_the_update_only_if_it_is_the_last_or_fails() {
+    let at = |number| Goal {
+        step: Some(WayStep {
+            number,
+            of: 2,
+            from: OLD.to_owned(),
+        }),
+        ..goal(PermitKind::Update, NEW)
+    };
+    let ended = |state, version: Option<&str>, health| Outcome {
+        state,
+        reason: "so it was".to_owned(),
+        version: version.map(str::to_owned),
+        failure: (!AttemptState::is_success(state)).then_some(FailureClass::Boot),
+        health,
+    };
+    let well = ended(AttemptState::Success, Some(NEW), None);
+    assert_eq!(at(1).whole(well.clone()), None);
+    assert_eq!(at(1).whole(ended(AttemptState::Skipped, Some(NEW), None)), None);
+    assert_eq!(at(2).whole(well.clone()), Some(well.clone()));
+    assert_eq!(goal(PermitKind::Update, NEW).whole(well.clone()), Some(well.clone()));
+    let told = at(1).told(well.into());
+    assert_eq!(
+        (told.state, told.reason.as_str()),
+        (AttemptState::Validating, "step 1 of 2, to 1.1.0 is done")
+    );
+    let told = at(2).told(Report::on_the_way(AttemptState::Installing, None));
+    assert_eq!(
+        (told.state, told.reason.as_str()),
+        (AttemptState::Installing, "step 2 of 2, to 1.1.0")
+    );
+
+    // A device that is not well is not taken further, and that is a failure; at the end of its way that is its wave's to judge.
+    let unwell = ended(AttemptState::Success, Some(NEW), Some(DeviceHealth::Breached));
+    let stopped = at(1).whole(unwell.clone()).unwrap();
+    assert_eq!(
+        (stopped.state, stopped.failure, stopped.version.as_deref()),
+        (AttemptState::Failed, Some(FailureClass::Health), Some(NEW))
+    );
+    assert_eq!(at(2).whole(unwell.clone()), Some(unwell));
+    // What was not read back is what ran before the step.
+    let silent = at(2).whole(ended(AttemptState::TimedOut, None, None)).unwrap();
+    assert_eq!(
+        (silent.version.as_deref(), silent.failure),
+        (Some(OLD), Some(FailureClass::Boot))
+    );
+    assert_eq!(silent.reason, "step 2 of 2, to 1.1.0: so it was");
+    let given_up = at(1).given_up("a brake was pulled");
+    assert_eq!(
+        (given_up.state, given_up.version.as_deref()),
+        (AttemptState::Failed, Some(NEW))
     );
 }
 
@@ -786,6 +842,7 @@ fn goal(kind: PermitKind, version: &str) -> Goal {
         health: None,
         answers_min: 3,
         answers_apart_ms: None,
+        step: None,
         pace_ms: 1_000,
     }
 }

@@ -128,11 +128,12 @@ impl<'a> Starter<'a> {
         let planned = || self.campaign.plan.devices().map(|(_, planned)| planned);
         let mut before = &self.planned.device;
         while let Some(next) = planned().find(|next| next.after.as_ref() == Some(before)) {
-            let release = self.campaign.releases.get(&next.release);
             let version = self.facts.neighbours.get(&next.device);
             let version = version.and_then(|next| next.version.as_ref());
-            let runs_new = version.is_some() && version == release.map(|release| &release.info.version);
-            if runs_new && next.previous.is_some() {
+            // Also one that has stopped on its way there.
+            let mut way = self.campaign.way(next);
+            let has_moved = way.any(|release| Some(&release.info.version) == version);
+            if has_moved && next.previous.is_some() {
                 return Err(Hold::NotItsTurn(next.device.clone()));
             }
             before = &next.device;
@@ -167,7 +168,7 @@ impl<'a> Starter<'a> {
     }
 
     /// What the release requires of other components in the unit, and does not go with.
-    fn check_components(&self) -> Result<(), Hold> {
+    pub(super) fn check_components(&self) -> Result<(), Hold> {
         let target = &self.release.target;
         let check = |rule: &OtherComponent, wanted: bool| -> Result<(), Hold> {
             let mut others = self

@@ -1,4 +1,5 @@
 mod batches;
+mod way;
 
 use super::*;
 use crate::approved::AssembleError;
@@ -54,6 +55,7 @@ fn planned(device: &str, node: &str) -> PlannedDevice {
         from_version: "1".to_owned(),
         previous: Some(release("1").target),
         labels: Labels::default(),
+        hops: Vec::new(),
         after: None,
     }
 }
@@ -108,6 +110,7 @@ fn manifest() -> CampaignManifest {
         retries: None,
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(&plan().to_bytes()),
+        hops: Vec::new(),
         rehearsal_sha256: None,
     }
 }
@@ -191,33 +194,35 @@ impl Case {
     }
 
     fn decide(&self) -> Result<Admission, Hold> {
-        let complete = [release("1"), release("2")].map(|r| r.artifact.id).into();
+        let complete = ["1", "1.3", "1.6", "2"]
+            .map(|version| release(version).artifact.id)
+            .into();
+        self.with_facts(&complete, |facts| admit(&self.campaign, &self.permit, facts))
+    }
+
+    fn with_facts<T>(&self, complete: &BTreeSet<ArtifactId>, look: impl FnOnce(&Facts<'_>) -> T) -> T {
         let node = if self.permit.wave == 0 { "n1" } else { "n2" };
-        admit(
-            &self.campaign,
-            &self.permit,
-            &Facts {
-                now: WallTime::from_unix_seconds(self.now),
-                node: &NodeId::new(node).unwrap(),
-                key: key(node).public(),
-                path: &format!("eu/s1/r1/{node}").parse().unwrap(),
-                device: &self.device,
-                last_version: self.last_version,
-                complete: &complete,
-                attempts: &self.attempts,
-                tries: &self.tries,
-                other_in_flight: 0,
-                engaged_elsewhere: None,
-                security_epoch: 1,
-                brakes: &self.brakes,
-                gates: &self.gates,
-                orders: &self.orders,
-                approvals: &self.approvals,
-                evidence_is_here: self.evidence_is_here,
-                neighbours: &self.neighbours,
-                wave_opened: Some(self.permit.issued),
-            },
-        )
+        look(&Facts {
+            now: WallTime::from_unix_seconds(self.now),
+            node: &NodeId::new(node).unwrap(),
+            key: key(node).public(),
+            path: &format!("eu/s1/r1/{node}").parse().unwrap(),
+            device: &self.device,
+            last_version: self.last_version,
+            complete,
+            attempts: &self.attempts,
+            tries: &self.tries,
+            other_in_flight: 0,
+            engaged_elsewhere: None,
+            security_epoch: 1,
+            brakes: &self.brakes,
+            gates: &self.gates,
+            orders: &self.orders,
+            approvals: &self.approvals,
+            evidence_is_here: self.evidence_is_here,
+            neighbours: &self.neighbours,
+            wave_opened: Some(self.permit.issued),
+        })
     }
 }
 

@@ -479,6 +479,7 @@ impl Lab {
             health: None,
             answers_min: 3,
             answers_apart_ms: None,
+            step: None,
             pace_ms: 30,
         }
     }

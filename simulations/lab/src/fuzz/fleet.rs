@@ -93,6 +93,7 @@ impl Fleet {
                 from_version: "1.0.0".to_owned(),
                 previous: Some("firmware/b.bin".to_owned()),
                 labels: Labels::default(),
+                hops: Vec::new(),
                 after: None,
             }]],
             nodes: [(node.clone(), issued.key)].into(),
@@ -281,6 +282,7 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
         retries: None,
         permit_keys: vec![hex::encode(key(4).public().as_bytes())],
         plan_sha256: Sha256::of(&plan.to_bytes()),
+        hops: Vec::new(),
         rehearsal_sha256: None,
     })
 }

@@ -61,6 +61,8 @@ pub(crate) struct Rules {
     pub(crate) pools: bool,
     /// How many waves may be open at once.
     pub(crate) at_once: u32,
+    /// How many releases devices go over on their way.
+    pub(crate) hops: usize,
 }
 
 impl Default for Rules {
@@ -90,6 +92,7 @@ impl Default for Rules {
             retries: None,
             pools: false,
             at_once: 1,
+            hops: 0,
         }
     }
 }
@@ -292,10 +295,7 @@ impl World {
         if order.kind == PermitKind::Update {
             let permitted = stored.plan.devices().map(|(_, planned)| planned);
             for planned in permitted.filter(|planned| order.devices.contains(&planned.device)) {
-                for target in [Some(&planned.release), planned.previous.as_ref()]
-                    .into_iter()
-                    .flatten()
-                {
+                for target in planned.targets() {
                     let proof = (planned.node.clone(), images()[target].id);
                     assert!(self.proven.contains(&proof), "{} without {target}", planned.device);
                 }
@@ -337,7 +337,7 @@ impl World {
 
     pub(crate) fn prove_everything(&mut self) {
         for node in self.nodes() {
-            for target in [NEW, OLD] {
+            for target in [NEW, OLD, HOPS[0], HOPS[1]] {
                 self.prove(&node, target, true);
             }
         }
@@ -351,10 +351,16 @@ impl World {
 
     pub(crate) fn report(&mut self, device: &DeviceId, state: AttemptState) {
         self.report_sequence += 1;
-        self.send(device, state, self.report_sequence, "so it was told");
+        self.send(device, state, (self.report_sequence, None), "so it was told");
     }
 
-    fn send(&mut self, device: &DeviceId, state: AttemptState, sequence: u64, reason: &str) {
+    /// A word on a device that runs this version.
+    pub(crate) fn report_at(&mut self, device: &DeviceId, state: AttemptState, version: &str) {
+        self.report_sequence += 1;
+        self.send(device, state, (self.report_sequence, Some(version)), "so it was told");
+    }
+
+    fn send(&mut self, device: &DeviceId, state: AttemptState, (sequence, version): (u64, Option<&str>), reason: &str) {
         // The campaign that has it in flight, or the first that plans it.
         let runs = |stored: &&Stored| {
             stored
@@ -395,7 +401,7 @@ impl World {
             sequence,
             state,
             reason: reason.to_owned(),
-            version: None,
+            version: version.map(str::to_owned),
             failure: class_of(state).filter(|_| stored.manifest.retries.is_some()),
             health: self.health.filter(|_| state.is_success()),
             at: WallTime::from_unix_seconds(0),
@@ -459,7 +465,7 @@ impl World {
 
     pub(crate) fn report_stale(&mut self, device: Index) {
         let devices = self.devices();
-        self.send(device.get(&devices), AttemptState::Quarantined, 0, "stale");
+        self.send(device.get(&devices), AttemptState::Quarantined, (0, None), "stale");
         assert!(
             devices
                 .iter()
@@ -526,6 +532,7 @@ impl World {
 
 pub(crate) const NEW: &str = "firmware/new.bin";
 pub(crate) const OLD: &str = "firmware/old.bin";
+pub(crate) const HOPS: [&str; 2] = ["firmware/hop1.bin", "firmware/hop2.bin"];
 
 /// In which way attempts fail here that end so.
 fn class_of(state: AttemptState) -> Option<FailureClass> {
@@ -544,7 +551,7 @@ fn images() -> BTreeMap<String, Artifact> {
         let artifact = Artifact { id, sha256, length: 9 };
         (target.to_owned(), artifact)
     };
-    [NEW, OLD].map(image).into()
+    [NEW, OLD, HOPS[0], HOPS[1]].map(image).into()
 }
 
 fn stored(name: &str, rules: &Rules) -> Stored {
@@ -563,6 +570,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
             rack: format!("eu/s1/r{rack}").parse().unwrap(),
             release: NEW.to_owned(),
             from_version: "1.0".to_owned(),
+            hops: HOPS[..rules.hops].iter().map(|hop| (*hop).to_owned()).collect(),
             previous: (rules.goes_back && !rules.one_way.contains(&number)).then(|| OLD.to_owned()),
             labels: labels
                 .into_iter()
@@ -657,6 +665,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         retries: rules.retries.clone(),
         permit_keys: vec![format!("58{}", "66".repeat(31))],
         plan_sha256: Sha256::of(b""),
+        hops: Vec::new(),
         rehearsal_sha256: None,
     };
     let plan = Plan {

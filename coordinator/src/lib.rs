@@ -22,6 +22,7 @@ mod files;
 mod firmware;
 mod groups;
 mod http;
+mod identities;
 mod notify;
 mod offline;
 mod operations;

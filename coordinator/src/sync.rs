@@ -13,7 +13,7 @@ use firmesh_protocol::{
     report::{AttemptReport, AttemptState, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, PermitKind, REPORT_TYPE},
     trust::{Envelope, EnvelopeError, KeySet, KeySetError, PublicKey},
 };
-use tracing::{error, warn};
+use tracing::{debug, error, warn};
 
 use crate::{
     runtime::{ActionError, Change, Runtime},
@@ -250,6 +250,11 @@ impl Runtime {
             // One device that answers nonsense must not silence its node.
             if !is_bounded(&facts) {
                 warn!(device = %facts.device, node = %id, "device tells a text of more than {TEXT_BYTES_MAX} bytes: left out");
+                continue;
+            }
+            // Its node has not heard yet that nobody is to know of it.
+            if self.world.erased.contains(&facts.device) {
+                debug!(device = %facts.device, node = %id, "an erased device is told of: left out");
                 continue;
             }
             if self.is_taken(&facts.device, &id) {

@@ -8,7 +8,7 @@
 use std::{fmt::Write as _, path::Path, str::FromStr as _, time::Duration};
 
 use sqlx::{
-    Any, AnyConnection, AnyPool, Connection as _, Executor as _,
+    Any, AnyConnection, AnyPool, Connection as _, Executor as _, Row as _,
     any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers},
 };
 
@@ -53,7 +53,9 @@ const FILE_CONNECTIONS_MAX: u32 = 4;
 const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Acknowledged is durable: WAL alone may lose the last commits in a power cut.
-const FILE_SESSION: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL";
+/// What is deleted is overwritten: the key of an erased device must not lie in a page that is free, nor in the one that a row was moved
+/// out of years ago.
+const FILE_SESSION: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA secure_delete = ON";
 
 /// Reads only, but for [`Database::begin`]. A coordinator that stands still in the midst of a transaction keeps the lease from
 /// being taken, until the server ends its session.
@@ -160,6 +162,22 @@ impl Database {
             .map_err(StoreError::written)?;
         found.ok_or(StoreError::Deposed)?;
         Ok(transaction)
+    }
+
+    /// Cuts the log in which a file keeps what was changed lately, so that what was overwritten is gone from there as well. False if
+    /// somebody reads meanwhile: then the next one does it. A server has its own ways.
+    pub(super) async fn cut_past(&self) -> Result<bool, StoreError> {
+        if self.kind != Kind::Sqlite {
+            return Ok(true);
+        }
+        let cut = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(&self.pool)
+            .await;
+        let busy: i64 = cut
+            .map_err(StoreError::written)?
+            .try_get(0)
+            .map_err(StoreError::written)?;
+        Ok(busy == 0)
     }
 
     /// Closes all connections; SQLite folds its log into the file.

@@ -33,9 +33,8 @@ impl Database {
         copied.execute(&mut *connection).await.map_err(StoreError::read)?;
         let copy = Self::open(&super::Place::File(path.to_owned())).await?;
         if let Some((kept, name)) = kept {
-            copy.attached(name, &PART_KEYS).await?;
-            kept.sync_all()
-                .map_err(|source| BackupError::Write(path.display().to_string(), source))?;
+            copy.attached(name.clone(), &PART_KEYS).await?;
+            kept.sync_all().map_err(|source| BackupError::Write(name, source))?;
         }
         file.sync_all()
             .map_err(|source| BackupError::Write(path.display().to_string(), source))?;
@@ -65,7 +64,7 @@ impl Database {
         attach.execute(&mut *connection).await.map_err(StoreError::written)?;
         let mut transaction = connection.begin().await.map_err(StoreError::written)?;
         for statement in statements {
-            let done = sqlx::query(statement).execute(&mut *transaction).await;
+            let done = sqlx::query(*statement).execute(&mut *transaction).await;
             done.map_err(StoreError::written)?;
         }
         transaction.commit().await.map_err(StoreError::written)?;

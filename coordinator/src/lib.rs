@@ -23,6 +23,7 @@ mod files;
 mod firmware;
 mod groups;
 mod http;
+mod identities;
 mod notify;
 mod offline;
 mod operations;

@@ -84,8 +84,8 @@ pub async fn import(settings: &Settings, file: &Path) -> Result<Vec<ImportedTabl
     Ok(told.collect())
 }
 
-/// Copies the database file while its coordinator runs.
-pub async fn back_up(settings: &Settings, to: &Path) -> Result<(), OfflineError> {
+/// Copies the database file while its coordinator runs; with `identity_keys`, what opens the identities of devices goes there.
+pub async fn back_up(settings: &Settings, to: &Path, identity_keys: Option<&Path>) -> Result<(), OfflineError> {
     let place = settings.place();
     if let Place::File(file) = &place
         && !file.is_file()
@@ -94,7 +94,7 @@ pub async fn back_up(settings: &Settings, to: &Path) -> Result<(), OfflineError>
     }
     // Its coordinator runs, and may be of an older version than this program.
     let database = Database::open(&place).await?;
-    let outcome = database.back_up(to).await;
+    let outcome = database.back_up(to, identity_keys).await;
     database.close().await;
     outcome.map_err(|error: BackupError| OfflineError::Backup {
         what: "there is no backup",
@@ -103,11 +103,18 @@ pub async fn back_up(settings: &Settings, to: &Path) -> Result<(), OfflineError>
 }
 
 /// Makes a database ready that was restored to an earlier moment: what was given out after it is given out no more. Answers with
-/// the epoch that is left out last.
-pub async fn after_restore(settings: &Settings) -> Result<u64, OfflineError> {
+/// the epoch that is left out last. What opens the identities of devices comes from `identity_keys`, if the backup was made without.
+pub async fn after_restore(settings: &Settings, identity_keys: Option<&Path>) -> Result<u64, OfflineError> {
     let _own = prepare(settings)?;
     let database = Database::connect(&settings.place()).await?;
-    let outcome = database.leave_out().await;
+    let outcome = match identity_keys {
+        Some(keys) => database.put_keys_back(keys).await,
+        None => Ok(()),
+    };
+    let outcome = match outcome {
+        Ok(()) => database.leave_out().await,
+        Err(error) => Err(error),
+    };
     database.close().await;
     outcome.map_err(|error| OfflineError::Backup {
         what: "the restored database was not made ready",

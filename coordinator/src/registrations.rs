@@ -2,7 +2,8 @@
 //! stands elsewhere, and counts for more.
 //!
 //! Invariants: a hardware id belongs to one device; a device that was removed stays held until somebody registers or
-//! enables it again; nothing here is evidence for a gate.
+//! enables it again; what identifies a device to people is stored sealed only ([`crate::identities`]); nothing here is evidence
+//! for a gate.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +16,7 @@ use firmesh_protocol::{
 use sqlx::{AssertSqlSafe, FromRow, any::AnyRow};
 
 use crate::{
+    identities::{self, Identity, Rows},
     rows::{NEXT_VERSION, text, unreadable},
     store::{RowError, Store, StoreError},
 };
@@ -38,6 +40,8 @@ pub(crate) struct Registered {
 pub(crate) struct Known {
     pub(crate) registered: Option<Registered>,
     pub(crate) removed: bool,
+    /// Only its name is left.
+    pub(crate) erased: bool,
     pub(crate) said: Option<Said>,
 }
 
@@ -62,11 +66,15 @@ pub(crate) enum Put {
     Meanwhile,
     /// Another device has the hardware id.
     TakenBy(DeviceId),
+    /// The name was an erased device's.
+    Erased,
 }
 
-type Row = (String, i64, i64, String);
+type Row = (String, i64, i64, String, Option<Vec<u8>>, Option<Vec<u8>>);
 
-const COLUMNS: &str = "SELECT device, enabled, version, record FROM registrations";
+/// With the key, if it was not destroyed.
+const COLUMNS: &str = "SELECT device, enabled, version, record, identity, key FROM (SELECT registrations.device AS device, enabled, \
+     version, record, identity, key FROM registrations LEFT JOIN identity_keys ON identity_keys.device = registrations.device) AS found";
 
 impl Store {
     /// Registers a device (`before` is `None`), or changes what is registered of this version.
@@ -80,34 +88,39 @@ impl Store {
         let mut transaction = self.begin().await?;
         let next = sqlx::query_as(NEXT_VERSION).fetch_one(&mut *transaction).await;
         let (version,): (i64,) = next.map_err(StoreError::written)?;
-        let taken = sqlx::query_as("SELECT device FROM registrations WHERE hardware_id = $1 AND device <> $2")
-            .bind(record.hardware_id.as_str())
-            .bind(device.as_str())
-            .fetch_optional(&mut *transaction);
-        let taken: Option<(String,)> = taken.await.map_err(StoreError::read)?;
-        if let Some((other,)) = taken {
-            let other = DeviceId::new(other).map_err(|error| unreadable("registrations")(error.into()))?;
+        let mut record = record.clone();
+        let identity = Identity::taken_from(&mut record);
+        if let Some(other) = identities::other_with(&mut transaction, device, &identity).await? {
             return Ok(Put::TakenBy(other));
         }
+        let erased = sqlx::query("SELECT device FROM erased_devices WHERE device = $1").bind(device.as_str());
+        let erased = erased
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(StoreError::read)?;
+        if erased.is_some() {
+            return Ok(Put::Erased);
+        }
+        let sealed = identities::put(&mut transaction, device, &identity).await?;
         let changed = match before {
             Some(before) => sqlx::query(
-                "UPDATE registrations SET enabled = $1, version = $2, record = $3, hardware_id = $4 \
+                "UPDATE registrations SET enabled = $1, version = $2, record = $3, identity = $4 \
                  WHERE device = $5 AND version = $6",
             )
             .bind(i64::from(enabled))
             .bind(version)
-            .bind(text(record))
-            .bind(record.hardware_id.as_str())
+            .bind(text(&record))
+            .bind(sealed)
             .bind(device.as_str())
             .bind(before.cast_signed()),
             None => sqlx::query(
-                "INSERT INTO registrations (enabled, version, record, hardware_id, device) VALUES ($1, $2, $3, $4, $5) \
+                "INSERT INTO registrations (enabled, version, record, identity, device) VALUES ($1, $2, $3, $4, $5) \
                  ON CONFLICT DO NOTHING",
             )
             .bind(i64::from(enabled))
             .bind(version)
-            .bind(text(record))
-            .bind(record.hardware_id.as_str())
+            .bind(text(&record))
+            .bind(sealed)
             .bind(device.as_str()),
         };
         let changed = changed.execute(&mut *transaction).await.map_err(StoreError::written)?;
@@ -134,11 +147,12 @@ impl Store {
         .execute(&mut *transaction)
         .await
         .map_err(StoreError::written)?;
-        for query in [
+        let tables = [
             "DELETE FROM registrations WHERE device = $1",
             "DELETE FROM self_reports WHERE device = $1",
             "DELETE FROM devices WHERE device = $1",
-        ] {
+        ];
+        for query in tables.into_iter().chain(identities::DESTROY) {
             let deleted = sqlx::query(query).bind(device.as_str()).execute(&mut *transaction);
             deleted.await.map_err(StoreError::written)?;
         }
@@ -161,6 +175,11 @@ impl Store {
         for (device,) in rows {
             let device = DeviceId::new(device).map_err(|error| unreadable("removed_devices")(error.into()))?;
             found.entry(device).or_default().removed = true;
+        }
+        let rows: Vec<(String,)> = self.of_devices("SELECT device FROM erased_devices", devices).await?;
+        for (device,) in rows {
+            let device = DeviceId::new(device).map_err(|error| unreadable("erased_devices")(error.into()))?;
+            found.entry(device).or_default().erased = true;
         }
         let rows: Vec<(String, String)> = self
             .of_devices("SELECT device, record FROM self_reports", devices)
@@ -194,8 +213,7 @@ impl Store {
         after: Option<&DeviceId>,
         count: usize,
     ) -> Result<Vec<Registered>, StoreError> {
-        let query =
-            "SELECT device, enabled, version, record FROM registrations WHERE device > $1 ORDER BY device LIMIT $2";
+        let query = AssertSqlSafe(format!("{COLUMNS} WHERE device > $1 ORDER BY device LIMIT $2"));
         let rows: Vec<Row> = sqlx::query_as(query)
             .bind(after.map_or("", DeviceId::as_str))
             .bind(i64::try_from(count).unwrap_or(i64::MAX))
@@ -268,11 +286,15 @@ impl Store {
     }
 }
 
-fn registered((device, enabled, version, record): Row) -> Result<Registered, RowError> {
+fn registered((device, enabled, version, record, identity, key): Row) -> Result<Registered, RowError> {
+    let device = DeviceId::new(device)?;
+    let mut record: Registration = serde_json::from_str(&record)?;
+    let rows: Rows = (identity, key);
+    Identity::opened(&device, rows)?.put_into(&mut record);
     Ok(Registered {
-        device: DeviceId::new(device)?,
+        device,
         version: version.cast_unsigned(),
         enabled: enabled != 0,
-        record: serde_json::from_str(&record)?,
+        record,
     })
 }

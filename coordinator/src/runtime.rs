@@ -37,6 +37,7 @@ use crate::{
     config::Settings,
     enrolment::EnrolError,
     events::Events,
+    identities::Busy,
     notify::Watch,
     possession::Judged,
     publish::{PublicationError, Published, check_campaign},
@@ -134,6 +135,8 @@ pub(crate) enum Command {
     Answer(WebhookAnswer, Reply<(), ActionError>),
     /// What nodes have told of a device goes out of memory; it has gone from the database.
     Forget(DeviceId, Reply<(), ActionError>),
+    /// Nobody knows any more whose a device was, unless it has something to do.
+    Erase(DeviceId, Reply<Result<WallTime, Busy>, ActionError>),
     Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
     /// Rows of images that nothing names go, while nothing is being published. Answers which.
     Archive(Box<ArchiveView>, Reply<(), ActionError>),
@@ -355,6 +358,7 @@ impl Runtime {
                 self.world.devices.remove(&device);
                 drop(reply.send(Ok(())));
             }
+            Command::Erase(device, reply) => drop(reply.send(self.erase(device).await)),
             Command::Settle(node, judged, reply) => drop(reply.send(self.settle_proofs(&node, judged).await)),
             Command::Archive(view, reply) => drop(reply.send(self.archive(view).await)),
             Command::Collect(images, uploads, reply) => {

@@ -244,6 +244,11 @@ impl Runtime {
                 warn!(device = %facts.device, node = %id, "device tells a text of more than {TEXT_BYTES_MAX} bytes: left out");
                 continue;
             }
+            // Its node has not heard yet that nobody is to know of it.
+            if self.world.erased.contains(&facts.device) {
+                debug!(device = %facts.device, node = %id, "an erased device is told of: left out");
+                continue;
+            }
             if self.is_taken(&facts.device, &id) {
                 warn!(device = %facts.device, node = %id, "device is claimed by two nodes: the first keeps it while it is heard of");
                 continue;

@@ -119,6 +119,7 @@ pub(crate) async fn lead(
     }
     let uploads = Uploads::open(files.join("uploads")).map_err(unusable)?;
     store.interrupt_operations(clock.wall()).await?;
+    store.seal_registrations().await?;
     let shelf = bucket
         .clone()
         .map_or_else(|| Shelf::Folder(files.clone()), Shelf::Bucket);

@@ -109,6 +109,8 @@ pub(crate) struct World {
     pub(crate) evidence: BTreeMap<(CampaignId, u32), Vec<Sha256>>,
     /// Campaigns of which only the archive knows the devices: nobody starts them again.
     pub(crate) archived: BTreeSet<CampaignId>,
+    /// Devices of which only the name is left: what nodes tell of them is not taken.
+    pub(crate) erased: BTreeSet<DeviceId>,
     /// Which start of a coordinator this is.
     pub(crate) epoch: u64,
     /// When it was read from the database.
@@ -164,6 +166,7 @@ impl World {
             challenges: Challenges::default(),
             evidence: BTreeMap::new(),
             archived: stored.archived,
+            erased: stored.erased,
             epoch: 0,
             began: wall,
         })

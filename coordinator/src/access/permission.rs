@@ -45,6 +45,8 @@ permissions! {
     DeviceClear = "device:clear", "Say that a quarantined device was looked at.";
     DeviceWrite = "device:write", "Change what people say of a device: labels, pins.";
     DeviceDelete = "device:delete", "Forget a device.";
+    IdentityRead = "identity:read", "See whose a device is: serial numbers, host names, addresses, owners.";
+    IdentityErase = "identity:erase", "Destroy for good what says whose a device is.";
     PolicyWrite = "policy:write", "Change windows, baselines and policies.";
     MetadataPublish = "metadata:publish", "Publish signed metadata.";
     EvidenceWrite = "evidence:write", "Keep evidence: vendor signatures, SBOMs, verdicts.";

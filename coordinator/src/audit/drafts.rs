@@ -232,6 +232,14 @@ impl Drafts {
                 },
                 document: Document::None,
             }],
+            Write::Erasure(device, _) => vec![Draft {
+                event: Event::Change {
+                    subject: "device".to_owned(),
+                    name: device.to_string(),
+                    change: "erased".to_owned(),
+                },
+                document: Document::None,
+            }],
             Write::Archived(archive) => {
                 let change = if archive.removed.is_some() {
                     "archive removed"

@@ -53,10 +53,18 @@ enum Command {
     Backup {
         /// A file that does not exist yet.
         to: PathBuf,
+        /// Another file that does not exist yet: what opens the identities of devices goes there, and not into the copy. Keep the
+        /// newest only, and a device that is erased is erased in every copy.
+        #[arg(long, value_name = "FILE")]
+        identity_keys: Option<PathBuf>,
     },
     /// After a restore to an earlier moment, before the first start: leaves out the epochs and permits that may have been given
     /// out after that moment, so that none is given out twice.
-    AfterRestore,
+    AfterRestore {
+        /// The newest file of `backup --identity-keys`, where the copy was made so.
+        #[arg(long, value_name = "FILE")]
+        identity_keys: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -131,12 +139,19 @@ async fn offline(settings: &Settings, command: Command) -> anyhow::Result<()> {
                 tables.len()
             ));
         }
-        Command::Backup { to } => {
-            back_up(settings, &to).await?;
-            say(format!("{} is a whole copy of the database", to.display()));
+        Command::Backup { to, identity_keys } => {
+            back_up(settings, &to, identity_keys.as_deref()).await?;
+            say(match identity_keys {
+                None => format!("{} is a whole copy of the database", to.display()),
+                Some(keys) => format!(
+                    "{} is a copy of the database, which without {} says of no device whose it is: keep the newest of those only",
+                    to.display(),
+                    keys.display()
+                ),
+            });
         }
-        Command::AfterRestore => {
-            let epoch = after_restore(settings).await?;
+        Command::AfterRestore { identity_keys } => {
+            let epoch = after_restore(settings, identity_keys.as_deref()).await?;
             say(format!("the next coordinator that leads has an epoch above {epoch}"));
         }
     }

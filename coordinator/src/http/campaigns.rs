@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, Query, State},
     http::{StatusCode, header},
     response::{IntoResponse, Response},
@@ -24,8 +24,10 @@ use serde::Deserialize;
 
 use super::{
     App,
+    admission::Who,
     conditions::Conditions,
     drafts,
+    identities::Sight,
     operators::named,
     paging::Listing,
     problem::{Body, Failure},
@@ -294,7 +296,12 @@ async fn attempts(State(app): Shared, Path(id): Path<String>, listing: Listing) 
     Ok(listing.page(found, |attempt| attempt.device.to_string()))
 }
 
-async fn devices(State(app): Shared, Path(id): Path<String>, listing: Listing) -> Result<Response, Failure> {
+async fn devices(
+    State(app): Shared,
+    Extension(who): Extension<Who>,
+    Path(id): Path<String>,
+    listing: Listing,
+) -> Result<Response, Failure> {
     let id: CampaignId = named(&id)?;
     let (wanted, after, count) = (id.clone(), listing.after::<DeviceId>()?, listing.wanted());
     let found = app
@@ -314,7 +321,7 @@ async fn devices(State(app): Shared, Path(id): Path<String>, listing: Listing) -
             }
         })
         .await?;
-    let found = super::devices::dressed(&app, nothing_yet(&app, &id, found).await?).await?;
+    let found = super::devices::dressed(&app, nothing_yet(&app, &id, found).await?, &Sight::of(&app, &who)).await?;
     Ok(listing.page(found, |view| view.facts.device.to_string()))
 }
 

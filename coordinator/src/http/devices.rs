@@ -1,16 +1,18 @@
 //! `/api/v1/devices`: what nodes have told of, what operators have registered, and both where they are the same.
 //!
 //! Invariants: what a node has read from a device counts for more than what anybody has written down of it; what a device
-//! says of itself is shown and decides nothing.
+//! says of itself is shown and decides nothing; what identifies a device to people leaves to those only who may see it
+//! ([`Sight`]).
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
+    Extension,
     extract::{Path, State},
     http::{HeaderValue, StatusCode, header},
     response::Response,
 };
-use firmesh_coordinator_core::{Candidate, Filter, Input};
+use firmesh_coordinator_core::{Candidate, Field, Filter, Input};
 use firmesh_protocol::{
     api::{
         ApplicationMetrics, DeviceEdit, DeviceHealth, DeviceStatus, DeviceView, NewDevice, Registration, UpdateView,
@@ -22,7 +24,9 @@ use firmesh_protocol::{
 
 use super::{
     App,
+    admission::Who,
     conditions::{Conditions, changed_meanwhile},
+    identities::{Sight, check_identity, hide, pseudonym, resolved},
     operators::named,
     paging::{Filtered, LIMIT_MAX, Listing},
     problem::{Body, Failure},
@@ -52,7 +56,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
     routes.add(TAG, "/api/v1/devices", [
         Op::get("Lists the devices with their running or last attempt.", list).needs(Permission::FleetRead)
             .paged()
-            .query("filter", "such as: model in [\"R1\", \"R2\"] and path under \"eu/ber\" and not version == \"1.0\" or label \"cluster\" == \"k3\"")
+            .query("filter", "such as: model in [\"R1\", \"R2\"] and path under \"eu/ber\" and not version == \"1.0\" or label \"cluster\" == \"k3\"; with identity:read also hardware_id, hostname, asset_tag, address, owner, contact")
             .answers_page::<DeviceView>(),
         Op::post("Registers a device that a node is going to tell of.", register).needs(Permission::DeviceRegister)
             .takes::<NewDevice>()
@@ -62,35 +66,46 @@ pub(super) fn add_routes(routes: &mut Routes) {
         Op::post("The same as `POST /api/v1/devices`.", register).needs(Permission::DeviceRegister).takes::<NewDevice>().made::<DeviceView>(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}", [
-        Op::get("Shows a device.", show).needs(Permission::FleetRead).tagged().answers::<DeviceView>(),
+        Op::get("Shows a device.", show).needs(Permission::FleetRead).tagged().refuses(410).answers::<DeviceView>(),
         Op::put("Changes what operators say of a device, and whether it is updated.", edit).needs(Permission::DeviceWrite)
             .header("If-Match", true, "the `ETag` of what is changed")
+            .refuses(410)
             .takes::<DeviceEdit>()
             .answers::<DeviceView>(),
         Op::delete("Removes a device that is not in flight. One that its node tells of again is held.", remove).needs(Permission::DeviceDelete)
             .header("If-Match", false, "the `ETag` of what is removed")
+            .refuses(410)
             .empty(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}/health", [
-        Op::get("How it is; what is not known is null.", health).needs(Permission::FleetRead).tagged().answers::<DeviceHealth>(),
+        Op::get("How it is; what is not known is null.", health).needs(Permission::FleetRead).tagged().refuses(410).answers::<DeviceHealth>(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}/updates", [
-        Op::get("Lists its attempts, past and present.", updates).needs(Permission::FleetRead).paged().answers_page::<UpdateView>(),
+        Op::get("Lists its attempts, past and present.", updates).needs(Permission::FleetRead).paged().refuses(410).answers_page::<UpdateView>(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}/clear", [
         Op::post("A person has looked at a quarantined device: it leaves its place under the caps.", clear).needs(Permission::DeviceClear).empty(),
     ]);
 }
 
-async fn list(State(app): Shared, Filtered(listing, filter): Filtered) -> Result<Response, Failure> {
+async fn list(
+    State(app): Shared,
+    Extension(who): Extension<Who>,
+    Filtered(listing, filter): Filtered,
+) -> Result<Response, Failure> {
     let (after, wanted) = (listing.after::<DeviceId>()?, listing.wanted());
+    let sight = Sight::of(&app, &who);
+    let filter = match filter {
+        Some(filter) if filter.looks_at(&Field::is_of_identity) => Some(resolved(&app, &sight, filter).await?),
+        other => other,
+    };
     let filter = filter.map(Arc::new);
     let (first, asked) = (after.clone(), filter.clone());
     let told = app
         .coordinator
         .read(move |world| world.device_views(first.as_ref(), asked.as_deref(), wanted))
         .await?;
-    let told = dressed(&app, told).await?;
+    let told = dressed(&app, told, &sight).await?;
     let mut rows: BTreeMap<_, _> = told.into_iter().map(|view| (view.facts.device.clone(), view)).collect();
     // Beyond the last of a full page nothing is shown.
     let last = rows
@@ -107,6 +122,7 @@ async fn list(State(app): Shared, Filtered(listing, filter): Filtered) -> Result
             .coordinator
             .read(move |world| untold(world, chunk, asked.as_deref()))
             .await?;
+        let waiting: Vec<_> = waiting.into_iter().map(|view| hide(&app, &sight, view)).collect();
         found += waiting.len();
         rows.extend(waiting.into_iter().map(|view| (view.facts.device.clone(), view)));
         if is_end || found >= wanted || last.as_ref().is_some_and(|last| from.as_ref() > Some(last)) {
@@ -169,13 +185,15 @@ fn of_registration(registered: Registered) -> DeviceView {
 }
 
 /// Views with what operators and the devices themselves have said.
-pub(super) async fn dressed(app: &App, mut views: Vec<DeviceView>) -> Result<Vec<DeviceView>, Failure> {
+pub(super) async fn dressed(app: &App, views: Vec<DeviceView>, sight: &Sight) -> Result<Vec<DeviceView>, Failure> {
     let names: Vec<_> = views.iter().map(|view| view.facts.device.clone()).collect();
     let mut known = app.store.known(&names).await?;
-    for view in &mut views {
-        dress(app, view, known.remove(&view.facts.device).unwrap_or_default());
-    }
-    Ok(views)
+    let dressed = |mut view: DeviceView| {
+        let known = known.remove(&view.facts.device).unwrap_or_default();
+        dress(app, &mut view, known);
+        hide(app, sight, view)
+    };
+    Ok(views.into_iter().map(dressed).collect())
 }
 
 fn dress(app: &App, view: &mut DeviceView, known: Known) {
@@ -207,12 +225,20 @@ fn mismatch(registered: &Registration, facts: &DeviceFacts) -> Option<String> {
     })
 }
 
-/// A device by whoever knows of it, with the version of what operators say.
-pub(super) async fn found(app: &App, id: &DeviceId) -> Result<(DeviceView, u64), Failure> {
+/// A device by whoever knows of it, with the version of what operators say, and of who it is as much as may be seen.
+pub(super) async fn found(app: &App, id: &DeviceId, sight: &Sight) -> Result<(DeviceView, u64), Failure> {
+    let (view, version) = whole(app, id).await?;
+    Ok((hide(app, sight, view), version))
+}
+
+async fn whole(app: &App, id: &DeviceId) -> Result<(DeviceView, u64), Failure> {
     let wanted = id.clone();
     let told = app.coordinator.read(move |world| world.device_view(&wanted)).await?;
     let mut known = app.store.known(std::slice::from_ref(id)).await?;
     let known = known.remove(id).unwrap_or_default();
+    if known.erased {
+        return Err(erased(StatusCode::GONE, id));
+    }
     let version = known.version();
     match (told, known) {
         (Some(mut view), known) => {
@@ -237,29 +263,52 @@ pub(super) async fn found(app: &App, id: &DeviceId) -> Result<(DeviceView, u64),
     }
 }
 
-async fn show(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
-    let (view, version) = found(&app, &named(&id)?).await?;
+/// What is said of a name that no device has any more.
+pub(super) fn erased(status: StatusCode, id: &DeviceId) -> Failure {
+    let detail =
+        format!("the device {id} was erased: only its name is left, in what was signed, and it is never given again");
+    Failure::new(status, "erased", detail)
+}
+
+async fn show(
+    State(app): Shared,
+    Extension(who): Extension<Who>,
+    Path(id): Path<String>,
+    conditions: Conditions,
+) -> Result<Response, Failure> {
+    let (view, version) = found(&app, &named(&id)?, &Sight::of(&app, &who)).await?;
     Ok(conditions.part_versioned(version, &view))
 }
 
-async fn register(State(app): Shared, conditions: Conditions, Body(new): Body<NewDevice>) -> Result<Response, Failure> {
+async fn register(
+    State(app): Shared,
+    Extension(who): Extension<Who>,
+    conditions: Conditions,
+    Body(new): Body<NewDevice>,
+) -> Result<Response, Failure> {
     check_label("hardware_id", &new.hardware_id)?;
+    new.identity.as_ref().map_or(Ok(()), check_identity)?;
+    let pseudonymous = new.device.is_none() && new.identity.is_some();
     let device = match new.device {
         Some(device) => device,
-        None => DeviceId::new(new.hardware_id.clone()).map_err(|error| {
-            Failure::bad_request(format!(
-                "the hardware id cannot be the device's name, give one as `device`: {error}"
-            ))
+        None if pseudonymous => pseudonym()?,
+        None => DeviceId::new(new.hardware_id.clone()).map_err(|_| {
+            Failure::bad_request(
+                "the hardware id cannot be the device's name: names have up to 64 of a-z, A-Z, 0-9, '.', '_' and '-', and \
+                 begin with a letter or digit; give one as `device`, or an `identity` and none",
+            )
         })?,
     };
     let record = Registration {
-        hardware_id: new.hardware_id,
+        hardware_id: Some(new.hardware_id),
         vendor: new.vendor,
         model: new.model,
         component: new.component,
         region: new.region.unwrap_or_else(default_region),
         tags: checked_tags(new.tags)?,
         metadata: new.metadata,
+        identity: new.identity,
+        pseudonymous,
         registered: app.clock.wall(),
         mismatch: None,
         held: None,
@@ -276,7 +325,7 @@ async fn register(State(app): Shared, conditions: Conditions, Body(new): Body<Ne
         return Err(exists(&device));
     }
     put(&app, &device, None, new.enabled.unwrap_or(true), &record, "registered").await?;
-    let (view, version) = found(&app, &device).await?;
+    let (view, version) = found(&app, &device, &Sight::of(&app, &who)).await?;
     let mut response = conditions.part_versioned(version, &view);
     *response.status_mut() = StatusCode::CREATED;
     let place = HeaderValue::from_str(&format!("/api/v1/devices/{device}"));
@@ -287,22 +336,26 @@ async fn register(State(app): Shared, conditions: Conditions, Body(new): Body<Ne
 
 async fn edit(
     State(app): Shared,
+    Extension(who): Extension<Who>,
     Path(id): Path<String>,
     conditions: Conditions,
     Body(edit): Body<DeviceEdit>,
 ) -> Result<Response, Failure> {
     let device: DeviceId = named(&id)?;
-    let (view, version) = found(&app, &device).await?;
+    edit.identity.as_ref().map_or(Ok(()), check_identity)?;
+    let (view, version) = whole(&app, &device).await?;
     conditions.require_part(version)?;
     // What was only told of is registered as it was read.
     let before = view.registration.unwrap_or_else(|| Registration {
-        hardware_id: device.to_string(),
+        hardware_id: Some(device.to_string()),
         vendor: view.facts.vendor,
         model: view.facts.model,
         component: view.facts.component,
         region: view.path,
         tags: Vec::new(),
         metadata: serde_json::Map::new(),
+        identity: None,
+        pseudonymous: false,
         registered: app.clock.wall(),
         mismatch: None,
         held: None,
@@ -312,6 +365,7 @@ async fn edit(
         region: edit.region.unwrap_or(before.region),
         tags: checked_tags(edit.tags)?,
         metadata: edit.metadata,
+        identity: edit.identity.or_else(|| before.identity.clone()),
         mismatch: None,
         held: checked_hold(edit.held)?,
         ..before
@@ -326,7 +380,7 @@ async fn edit(
     };
     let of = (version > 0).then_some(version);
     put(&app, &device, of, edit.enabled, &record, change).await?;
-    let (view, version) = found(&app, &device).await?;
+    let (view, version) = found(&app, &device, &Sight::of(&app, &who)).await?;
     Ok(conditions.part_versioned(version, &view))
 }
 
@@ -344,8 +398,9 @@ async fn put(
         Put::TakenBy(other) => Err(Failure::new(
             StatusCode::CONFLICT,
             "exists",
-            format!("the hardware id {:?} is that of the device {other}", record.hardware_id),
+            format!("the hardware id is that of the device {other}"),
         )),
+        Put::Erased => Err(erased(StatusCode::CONFLICT, device)),
         Put::Meanwhile if before.is_none() => Err(exists(device)),
         Put::Meanwhile => Err(changed_meanwhile("device")),
     }
@@ -358,7 +413,7 @@ fn exists(device: &DeviceId) -> Failure {
 
 async fn remove(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<StatusCode, Failure> {
     let device: DeviceId = named(&id)?;
-    let (_, version) = found(&app, &device).await?;
+    let (_, version) = found(&app, &device, &Sight::Nobody).await?;
     conditions.check_part(version)?;
     let wanted = device.clone();
     let is_in_flight = app
@@ -376,7 +431,7 @@ async fn remove(State(app): Shared, Path(id): Path<String>, conditions: Conditio
 }
 
 async fn health(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
-    let (view, _) = found(&app, &named(&id)?).await?;
+    let (view, _) = found(&app, &named(&id)?, &Sight::Nobody).await?;
     let online = view.last_seen.map(|_| answers(&app, &view));
     let said = view.said.and_then(|said| Some((said.at, said.status?.health?)));
     let self_reported = said.as_ref().map(|(at, _)| *at);
@@ -400,8 +455,20 @@ async fn health(State(app): Shared, Path(id): Path<String>, conditions: Conditio
 
 async fn updates(State(app): Shared, Path(id): Path<String>, listing: Listing) -> Result<Response, Failure> {
     let device: DeviceId = named(&id)?;
-    found(&app, &device).await?;
-    let (wanted, after, count) = (device.clone(), listing.after::<CampaignId>()?, listing.wanted());
+    found(&app, &device, &Sight::Nobody).await?;
+    let (after, count) = (listing.after::<CampaignId>()?, listing.wanted());
+    let views = updates_of(&app, &device, after, count).await?;
+    Ok(listing.page(views, |view| view.campaign.to_string()))
+}
+
+/// The attempts of a device after those of `after`, at most `count`.
+pub(super) async fn updates_of(
+    app: &App,
+    device: &DeviceId,
+    after: Option<CampaignId>,
+    count: usize,
+) -> Result<Vec<UpdateView>, Failure> {
+    let wanted = device.clone();
     let mut views: Vec<UpdateView> = app
         .coordinator
         .read(move |world| {
@@ -414,9 +481,9 @@ async fn updates(State(app): Shared, Path(id): Path<String>, listing: Listing) -
         })
         .await?;
     for view in views.iter_mut().filter(|view| view.state.is_terminal()) {
-        view.ended = app.store.ended_at(&view.campaign, &device).await?;
+        view.ended = app.store.ended_at(&view.campaign, device).await?;
     }
-    Ok(listing.page(views, |view| view.campaign.to_string()))
+    Ok(views)
 }
 
 fn update(world: &World, campaign: &CampaignId, device: &DeviceId) -> Option<UpdateView> {

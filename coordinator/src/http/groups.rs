@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use axum::{
+    Extension,
     extract::{Path, State},
     http::{HeaderValue, StatusCode, header},
     response::Response,
@@ -15,7 +16,9 @@ use firmesh_protocol::{
 
 use super::{
     App,
+    admission::Who,
     conditions::{Conditions, changed_meanwhile},
+    identities::Sight,
     operators::named,
     paging::{Listing, parse_filter},
     problem::{Body, Failure},
@@ -185,7 +188,12 @@ async fn edit_members(
     put(&app, &conditions, group, record).await
 }
 
-async fn members(State(app): Shared, Path(id): Path<String>, listing: Listing) -> Result<Response, Failure> {
+async fn members(
+    State(app): Shared,
+    Extension(who): Extension<Who>,
+    Path(id): Path<String>,
+    listing: Listing,
+) -> Result<Response, Failure> {
     let Group { record, .. } = found(&app, &named(&id)?).await?;
     let filter = record.filter.as_deref().map(parse_filter).transpose()?;
     let (after, wanted) = (listing.after::<DeviceId>()?, listing.wanted());
@@ -193,7 +201,7 @@ async fn members(State(app): Shared, Path(id): Path<String>, listing: Listing) -
         Some(filter) => world.device_views(after.as_ref(), Some(filter), wanted),
         None => world.devices_among(&record.devices, after.as_ref(), wanted),
     });
-    let views = super::devices::dressed(&app, views.await?).await?;
+    let views = super::devices::dressed(&app, views.await?, &Sight::of(&app, &who)).await?;
     Ok(listing.page(views, |view: &DeviceView| view.facts.device.to_string()))
 }
 

@@ -16,6 +16,7 @@ mod facade;
 mod firmware;
 mod groups;
 mod idempotency;
+mod identities;
 mod metrics;
 mod nodes;
 mod notifications;

@@ -32,7 +32,7 @@ use super::{
     admission::{self, Gate},
     audit, baselines, campaigns, catalogue,
     conditions::Conditions,
-    devices, drafts, evidence, facade, firmware, groups, idempotency, metrics, notifications,
+    devices, drafts, evidence, facade, firmware, groups, idempotency, identities, metrics, notifications,
     paging::Listing,
     places,
     problem::{self, Body, Failure},
@@ -53,6 +53,7 @@ pub(super) fn routes() -> Routes {
     let mut routes = Routes::default();
     add_own(&mut routes);
     devices::add_routes(&mut routes);
+    identities::add_routes(&mut routes);
     reports::add_routes(&mut routes);
     catalogue::add_routes(&mut routes);
     uploads::add_routes(&mut routes);

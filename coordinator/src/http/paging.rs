@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use data_encoding::BASE64URL_NOPAD;
-use firmesh_coordinator_core::Filter;
+use firmesh_coordinator_core::{Field, Filter};
 use firmesh_protocol::api::Page;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -77,7 +77,7 @@ impl FromRequestParts<Arc<App>> for Plainly {
     }
 }
 
-/// A list that knows filters.
+/// A list that knows filters, and looks up what identifies devices itself.
 #[derive(Debug)]
 pub(super) struct Filtered(pub(super) Listing, pub(super) Option<Filter>);
 
@@ -86,13 +86,23 @@ impl FromRequestParts<Arc<App>> for Filtered {
 
     async fn from_request_parts(parts: &mut Parts, _: &Arc<App>) -> Result<Self, Failure> {
         let WithFilter { limit, cursor, filter } = query(&parts.uri)?;
-        let filter = filter.map(|text| parse_filter(&text)).transpose()?;
+        let filter = filter.map(|text| parse_any_filter(&text)).transpose()?;
         Ok(Self(Listing::new(&parts.uri, limit, cursor.as_deref())?, filter))
     }
 }
 
-/// A filter from outside.
+/// A filter from outside. It may be kept, and then would show to anybody what identifies a device.
 pub(super) fn parse_filter(text: &str) -> Result<Filter, Failure> {
+    let filter = parse_any_filter(text)?;
+    if filter.looks_at(&Field::is_of_identity) {
+        let detail =
+            "what identifies devices to people is looked up by `GET /api/v1/devices?filter=` only: name the devices";
+        return Err(Failure::new(StatusCode::BAD_REQUEST, "bad_filter", detail));
+    }
+    Ok(filter)
+}
+
+fn parse_any_filter(text: &str) -> Result<Filter, Failure> {
     let parsed = text.parse();
     parsed.map_err(|error| Failure::new(StatusCode::BAD_REQUEST, "bad_filter", crate::telemetry::chain(&error)))
 }

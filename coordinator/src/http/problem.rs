@@ -75,6 +75,7 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("disk", "the coordinator's disk refused"),
     ("dynamic_group", "members of a dynamic group follow from its rule"),
     ("encoding", "the answer could not be written"),
+    ("erased", "the device was erased, and its name is never given again"),
     ("exists", "the name is taken"),
     (
         "forbidden",

@@ -26,6 +26,7 @@ use super::{
     App,
     admission::Who,
     devices,
+    identities::Sight,
     operators::named,
     problem::{Body, Failure},
     routes::{Op, Routes},
@@ -47,20 +48,24 @@ pub(super) fn add_routes(routes: &mut Routes) {
     routes.add(TAG, "/api/v1/updates/check", [
         Op::get("What an approved campaign plans for a device.", check).needs(Permission::UpdateCheck).needs(Permission::FleetRead)
             .required_query("device", "the device")
+            .refuses(410)
             .answers::<UpdateCheck>(),
     ]);
     routes.add(TAG, "/api/v1/status", [
         Op::post("A device says what it does; kept as its own word.", status).needs(Permission::DeviceReport)
+            .refuses(410)
             .takes::<StatusReport>()
             .answers::<SaidAnswer>(),
     ]);
     routes.add(TAG, "/api/v1/validation", [
         Op::post("A device says whether it is content with what it runs; kept as its own word.", validation).needs(Permission::DeviceReport)
+            .refuses(410)
             .takes::<ValidationReport>()
             .answers::<SaidAnswer>(),
     ]);
     routes.add(TAG, "/api/v1/devices/{id}/status", [
         Op::post("A device says what it does; kept as its own word.", status_of).needs(Permission::DeviceReport)
+            .refuses(410)
             .takes::<StatusReport>()
             .answers::<SaidAnswer>(),
     ]);
@@ -74,7 +79,7 @@ struct CheckQuery {
 
 async fn check(State(app): Shared, query: Result<Query<CheckQuery>, QueryRejection>) -> Answer<UpdateCheck> {
     let Query(CheckQuery { device }) = query.map_err(|error| Failure::bad_request(error.body_text()))?;
-    let (view, _) = devices::found(&app, &device).await?;
+    let (view, _) = devices::found(&app, &device, &Sight::Nobody).await?;
     if !view.enabled {
         return Ok(Json(UpdateCheck::default()));
     }
@@ -193,7 +198,7 @@ async fn written_down(
         check_text("version", Some(&report.version), VERSION_BYTES_MAX)?;
         check_text("message", report.message.as_deref(), REASON_BYTES_MAX)?;
     }
-    let (view, _) = devices::found(app, &device).await?;
+    let (view, _) = devices::found(app, &device, &Sight::Nobody).await?;
     let before = view.said.map_or((None, None), |said| (said.status, said.validation));
     let validated = validation.as_ref().map(|report| report.version.clone());
     let said = Said {

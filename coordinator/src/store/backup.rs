@@ -1,4 +1,7 @@
 //! A copy of a SQLite file while its coordinator runs, and what has to be done to a database that was restored.
+//!
+//! What opens identities may go into a file of its own: then a copy from before a device was erased says of it no more than the
+//! database, as long as of those files only the newest is kept.
 
 use std::{
     fs::{File, Permissions},
@@ -8,7 +11,7 @@ use std::{
 };
 
 use firmesh_coordinator_core::CampaignRecord;
-use sqlx::Row as _;
+use sqlx::{Connection as _, Row as _};
 
 use super::{Database, StoreError};
 use crate::rows::{text, unreadable};
@@ -18,22 +21,23 @@ const LEFT_OUT: u64 = 1_000_000;
 
 impl Database {
     /// Writes a consistent copy of the file to `path`, where there is none, and looks through it. The coordinator that uses it goes on.
-    pub(crate) async fn back_up(&self, path: &Path) -> Result<(), BackupError> {
+    /// With `keys`, what opens identities goes there, and not into the copy.
+    pub(crate) async fn back_up(&self, path: &Path, keys: Option<&Path>) -> Result<(), BackupError> {
         if self.is_shared() {
             return Err(BackupError::Server);
         }
-        let failed = |source| BackupError::Write(path.display().to_string(), source);
-        let name = path
-            .to_str()
-            .ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
-        // It is made here, so that nobody else reads along.
-        let file = File::create_new(path).map_err(failed)?;
-        file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+        let (file, name) = made(path)?;
+        let kept = keys.map(made).transpose()?;
         let mut connection = self.apart().acquire().await.map_err(StoreError::read)?;
-        let copied = sqlx::query("VACUUM INTO $1").bind(name.to_owned());
+        let copied = sqlx::query("VACUUM INTO $1").bind(name);
         copied.execute(&mut *connection).await.map_err(StoreError::read)?;
-        file.sync_all().map_err(failed)?;
         let copy = Self::open(&super::Place::File(path.to_owned())).await?;
+        if let Some((kept, name)) = kept {
+            copy.attached(name.clone(), &PART_KEYS).await?;
+            kept.sync_all().map_err(|source| BackupError::Write(name, source))?;
+        }
+        file.sync_all()
+            .map_err(|source| BackupError::Write(path.display().to_string(), source))?;
         let checked = sqlx::query("PRAGMA integrity_check").fetch_one(copy.reader()).await;
         let said: String = checked.map_err(StoreError::read)?.get(0);
         copy.close().await;
@@ -41,6 +45,32 @@ impl Database {
             "ok" => Ok(()),
             _ => Err(BackupError::Damaged(said)),
         }
+    }
+
+    /// Puts back what opens identities, as it was when `keys` was written: of devices that were erased until then nothing comes back.
+    pub(crate) async fn put_keys_back(&self, keys: &Path) -> Result<(), BackupError> {
+        if self.is_shared() {
+            return Err(BackupError::Server);
+        }
+        let name = keys.to_str().filter(|_| keys.is_file());
+        let name = name.ok_or_else(|| BackupError::NoKeys(keys.display().to_string()))?;
+        self.attached(name.to_owned(), &PUT_KEYS_BACK).await
+    }
+
+    /// Carries out statements with another file as `kept`.
+    async fn attached(&self, name: String, statements: &[&'static str]) -> Result<(), BackupError> {
+        let mut connection = self.apart().acquire().await.map_err(StoreError::read)?;
+        let attach = sqlx::query("ATTACH DATABASE $1 AS kept").bind(name);
+        attach.execute(&mut *connection).await.map_err(StoreError::written)?;
+        let mut transaction = connection.begin().await.map_err(StoreError::written)?;
+        for statement in statements {
+            let done = sqlx::query(*statement).execute(&mut *transaction).await;
+            done.map_err(StoreError::written)?;
+        }
+        transaction.commit().await.map_err(StoreError::written)?;
+        let detach = sqlx::query("DETACH DATABASE kept").execute(&mut *connection).await;
+        detach.map_err(StoreError::written)?;
+        Ok(())
     }
 
     /// Makes sure that nothing that was given out after the backup is given out again: no epoch, and no permit of a campaign
@@ -78,6 +108,42 @@ impl Database {
     }
 }
 
+/// Out of a copy.
+const PART_KEYS: [&str; 8] = [
+    "CREATE TABLE kept.identity_keys (device TEXT PRIMARY KEY, key BLOB NOT NULL) STRICT",
+    "CREATE TABLE kept.identity_digests (device TEXT NOT NULL, digest TEXT NOT NULL, PRIMARY KEY (device, digest)) STRICT",
+    "CREATE TABLE kept.erased_devices (device TEXT PRIMARY KEY, at INTEGER NOT NULL) STRICT",
+    "INSERT INTO kept.identity_keys SELECT device, key FROM main.identity_keys",
+    "INSERT INTO kept.identity_digests SELECT device, digest FROM main.identity_digests",
+    "INSERT INTO kept.erased_devices SELECT device, at FROM main.erased_devices",
+    "DELETE FROM main.identity_keys",
+    "DELETE FROM main.identity_digests",
+];
+
+/// Into a copy that may be older: what was erased meanwhile goes, and keys come for what is there.
+const PUT_KEYS_BACK: [&str; 7] = [
+    "INSERT INTO main.erased_devices SELECT device, at FROM kept.erased_devices WHERE true ON CONFLICT DO NOTHING",
+    "DELETE FROM main.registrations WHERE device IN (SELECT device FROM main.erased_devices)",
+    "DELETE FROM main.self_reports WHERE device IN (SELECT device FROM main.erased_devices)",
+    "DELETE FROM main.devices WHERE device IN (SELECT device FROM main.erased_devices)",
+    "DELETE FROM main.removed_devices WHERE device IN (SELECT device FROM main.erased_devices)",
+    "INSERT INTO main.identity_keys SELECT device, key FROM kept.identity_keys \
+     WHERE device = '' OR device IN (SELECT device FROM main.registrations) ON CONFLICT DO NOTHING",
+    "INSERT INTO main.identity_digests SELECT device, digest FROM kept.identity_digests \
+     WHERE device IN (SELECT device FROM main.registrations) ON CONFLICT DO NOTHING",
+];
+
+/// A new file, which nobody else reads along, with its name.
+fn made(path: &Path) -> Result<(File, String), BackupError> {
+    let failed = |source| BackupError::Write(path.display().to_string(), source);
+    let name = path
+        .to_str()
+        .ok_or_else(|| failed(io::ErrorKind::InvalidFilename.into()))?;
+    let file = File::create_new(path).map_err(failed)?;
+    file.set_permissions(Permissions::from_mode(0o600)).map_err(failed)?;
+    Ok((file, name.to_owned()))
+}
+
 /// Why there is no backup, or a restored database was not made ready.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum BackupError {
@@ -87,6 +153,9 @@ pub(crate) enum BackupError {
     /// It has tools of its own.
     #[error("the database is a PostgreSQL server: back it up with pg_basebackup and archive_command (see the README)")]
     Server,
+    /// The keys are not there.
+    #[error("{0} is no file: name the newest that `backup --identity-keys` has written")]
+    NoKeys(String),
     /// Somebody leads.
     #[error("{0} leads: stop all coordinators first")]
     Led(String),

@@ -8,7 +8,7 @@
 use std::{fmt::Write as _, path::Path, str::FromStr as _, time::Duration};
 
 use sqlx::{
-    Any, AnyConnection, AnyPool, Connection as _, Executor as _,
+    Any, AnyConnection, AnyPool, Connection as _, Executor as _, Row as _,
     any::{AnyConnectOptions, AnyPoolOptions, install_default_drivers},
 };
 
@@ -54,11 +54,14 @@ const ACQUIRE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Acknowledged is durable: WAL alone may lose the last commits in a power cut. The log is folded into the file every 32 MiB
 /// rather than every 4: under load that would be every other commit, and each time pages are written twice.
-const FILE_SESSION: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 8192";
+/// What is deleted is overwritten: the key of an erased device must not lie in a page that is free, nor in the one that a row was moved
+/// out of years ago.
+const FILE_SESSION: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 8192; \
+     PRAGMA secure_delete = ON";
 
 /// SQLite has one writer, which keeps 32 MiB of pages: it alone changes them.
 const FILE_WRITER_SESSION: &str = "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 8192; \
-     PRAGMA cache_size = -32768";
+     PRAGMA secure_delete = ON; PRAGMA cache_size = -32768";
 
 /// Reads only, but for [`Database::begin`]. A coordinator that stands still in the midst of a transaction keeps the lease from
 /// being taken, until the server ends its session.
@@ -183,6 +186,22 @@ impl Database {
             .map_err(StoreError::written)?;
         found.ok_or(StoreError::Deposed)?;
         Ok(transaction)
+    }
+
+    /// Cuts the log in which a file keeps what was changed lately, so that what was overwritten is gone from there as well. False if
+    /// somebody reads meanwhile: then the next one does it. A server has its own ways.
+    pub(super) async fn cut_past(&self) -> Result<bool, StoreError> {
+        if self.kind != Kind::Sqlite {
+            return Ok(true);
+        }
+        let cut = sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)")
+            .fetch_one(&self.pool)
+            .await;
+        let busy: i64 = cut
+            .map_err(StoreError::written)?
+            .try_get(0)
+            .map_err(StoreError::written)?;
+        Ok(busy == 0)
     }
 
     /// Closes all connections; SQLite folds its log into the file.

@@ -318,6 +318,16 @@ impl Store {
             .collect()
     }
 
+    /// Has what was overwritten gone from the database's own log; false if it is there still, or a server decides by itself.
+    pub(crate) async fn cut_past(&self) -> Result<bool, StoreError> {
+        self.database.cut_past().await
+    }
+
+    /// Whether it is a server, which several coordinators share.
+    pub(crate) fn is_on_a_server(&self) -> bool {
+        self.database.is_shared()
+    }
+
     /// Closes the database, folding its log into it.
     #[cfg(test)]
     pub(crate) async fn close(&self) {

@@ -1,10 +1,14 @@
 //! The statements that one change consists of.
 
-use firmesh_protocol::ids::{CampaignId, Sha256};
+use firmesh_protocol::{
+    ids::{CampaignId, DeviceId, Sha256},
+    time::WallTime,
+};
 use serde::Serialize;
 use sqlx::query;
 
 use super::{Query, Write};
+use crate::identities::DESTROY;
 
 /// Rows replace what was stored under the same key, but for what never changes once it is there.
 pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
@@ -64,6 +68,7 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
         .bind(key.id.clone())
         .bind(i64::from(key.revoked.is_some()))
         .bind(text(&key))),
+        Write::Erasure(device, at) => erase(&device, at),
         Write::Archived(archive) => one(query(
             "INSERT INTO archived VALUES ($1, $2, 0, $3) ON CONFLICT (campaign) DO UPDATE SET record = excluded.record",
         )
@@ -96,6 +101,21 @@ fn forget(campaign: &CampaignId) -> Vec<Query<'static>> {
     ]
     .map(|statement| query(statement).bind(campaign.to_string()))
     .into()
+}
+
+fn erase(device: &DeviceId, at: WallTime) -> Vec<Query<'static>> {
+    let tables = [
+        "DELETE FROM registrations WHERE device = $1",
+        "DELETE FROM self_reports WHERE device = $1",
+        "DELETE FROM devices WHERE device = $1",
+        "DELETE FROM removed_devices WHERE device = $1",
+    ];
+    let name = query("INSERT INTO erased_devices (device, at) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+        .bind(device.to_string())
+        .bind(at.unix_seconds());
+    let statements = DESTROY.into_iter().chain(tables);
+    let statements = statements.map(|statement| query(statement).bind(device.to_string()));
+    std::iter::once(name).chain(statements).collect()
 }
 
 pub(super) fn text(record: &impl Serialize) -> String {

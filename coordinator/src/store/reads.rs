@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use firmesh_protocol::{
-    ids::{ArtifactId, CampaignId, NodeId, Sha256},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     manifest::Artifact,
     trust::Envelope,
 };
@@ -115,6 +115,15 @@ impl Store {
                 .await?
                 .pop(),
             archived: self.archived_campaigns().await?,
+            erased: self
+                .rows(
+                    "erased_devices",
+                    "SELECT device FROM erased_devices",
+                    |(device,): (String,)| Ok(DeviceId::new(device)?),
+                )
+                .await?
+                .into_iter()
+                .collect(),
         })
     }
 

@@ -164,6 +164,8 @@ pub(crate) enum Write {
         /// The list.
         envelope: Envelope,
     },
+    /// A device's key is destroyed, and all that is stored of it but what was signed.
+    Erasure(DeviceId, WallTime),
     /// A campaign's devices are in the archive, or not even there any more.
     Archived(Box<ArchiveView>),
     /// Something to tell people, beside what other writes tell.
@@ -195,4 +197,5 @@ pub(crate) struct Stored {
     pub brakes: Vec<Envelope>,
     pub revocations: Option<Envelope>,
     pub archived: BTreeSet<CampaignId>,
+    pub erased: BTreeSet<DeviceId>,
 }

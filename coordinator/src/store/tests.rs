@@ -486,10 +486,10 @@ async fn a_file_is_copied_while_its_coordinator_writes() {
     store.commit(vec![permit(1)], at(1)).await.unwrap();
     let copy = database.folder().join("copy.sqlite");
     let other = Database::connect(database.place()).await.unwrap();
-    other.back_up(&copy).await.unwrap();
+    other.back_up(&copy, None).await.unwrap();
     store.commit(vec![permit(2)], at(1)).await.unwrap();
     assert!(
-        matches!(other.back_up(&copy).await, Err(BackupError::Write(..))),
+        matches!(other.back_up(&copy, None).await, Err(BackupError::Write(..))),
         "it was written over"
     );
     let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&copy).unwrap().permissions());
@@ -514,7 +514,7 @@ async fn a_backup_brings_nothing_to_another_version() {
     database.run(last).await;
     let other = Database::open(database.place()).await.unwrap();
     let copy = database.folder().join("copy.sqlite");
-    other.back_up(&copy).await.unwrap();
+    other.back_up(&copy, None).await.unwrap();
     let copied = Database::open(&Place::File(copy)).await.unwrap();
     let wanted = schema::migrator(database::Kind::Sqlite).iter().count() as i64 - 1;
     for pool in [store.reader(), copied.reader()] {

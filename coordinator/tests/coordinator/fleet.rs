@@ -643,6 +643,8 @@ pub(crate) struct NodeProcess {
     secret: SecretKey,
     pair: rcgen::KeyPair,
     identity: Option<(CertificateDer<'static>, String)>,
+    /// The names of its devices.
+    pub(crate) devices: [String; 2],
 }
 
 impl NodeProcess {
@@ -656,6 +658,7 @@ impl NodeProcess {
             secret,
             pair,
             identity: None,
+            devices: [0, 1].map(|number| format!("{node}-d{number}")),
         }
     }
 
@@ -718,8 +721,8 @@ impl NodeProcess {
             mesh_addr: "/ip4/127.0.0.1/udp/1/quic-v1".to_owned(),
             sequence: 1,
         };
-        let facts = |number: u32| DeviceFacts {
-            device: DeviceId::new(format!("{}-d{number}", self.node)).unwrap(),
+        let facts = |name: &String| DeviceFacts {
+            device: DeviceId::new(name.clone()).unwrap(),
             vendor: "Acme".to_owned(),
             model: "R1".to_owned(),
             component: Component::new("bmc").unwrap(),
@@ -729,7 +732,7 @@ impl NodeProcess {
         };
         SyncRequest {
             record: Envelope::sign(NODE_RECORD_TYPE, serde_json::to_vec(&record).unwrap(), [&self.secret]),
-            devices: (0..2).map(facts).collect(),
+            devices: self.devices.iter().map(facts).collect(),
             reports: reports.to_vec(),
             holdings: Vec::new(),
             traffic: Traffic::default(),

@@ -6,6 +6,7 @@ mod api;
 mod baselines;
 mod closing;
 mod devices;
+mod erasure;
 mod firmware;
 mod fleet;
 mod notifications;

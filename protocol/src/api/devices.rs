@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256, TopologyPath},
+    ids::{ArtifactId, CampaignId, Component, DeviceId, GroupId, NodeId, Sha256, TopologyPath},
     report::{AttemptState, DeviceFacts},
     time::WallTime,
 };
@@ -160,11 +160,13 @@ impl DeviceStatus {
     }
 }
 
-/// What operators have said of a device.
+/// What operators have said of a device. What identifies it to people (`hardware_id`, `metadata`, `identity`) is shown to those
+/// only who have `identity:read`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Registration {
     /// What stands on the device: its serial number, MAC address or the like. Unique in the fleet.
-    pub hardware_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardware_id: Option<String>,
     /// Who makes it.
     pub vendor: String,
     /// Its model.
@@ -173,11 +175,18 @@ pub struct Registration {
     pub component: Component,
     /// Where it is to stand; the first segment is its region.
     pub region: TopologyPath,
-    /// Labels, in order, each once.
+    /// Labels, in order, each once. Whoever may see the device sees them.
     pub tags: Vec<String>,
     /// Whatever else is worth knowing.
+    #[serde(default)]
     #[schema(value_type = Object)]
     pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// What else identifies it to people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<DeviceIdentity>,
+    /// Whether the coordinator made its name, which then says nothing of it and may stay when the device is erased.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pseudonymous: bool,
     /// When it was registered.
     pub registered: WallTime,
     /// What does not fit what the device's node has read from it.
@@ -189,11 +198,41 @@ pub struct Registration {
     pub held: Option<String>,
 }
 
+/// What identifies a device to people, beside its hardware id. It is kept encrypted under a key of the device's own, and is gone
+/// with that key.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceIdentity {
+    /// Its host name; found whether large or small letters are asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 256)]
+    pub hostname: Option<String>,
+    /// The number that its owner has put on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 256)]
+    pub asset_tag: Option<String>,
+    /// At most 16 addresses; found whether large or small letters are asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// Whose it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 256)]
+    pub owner: Option<String>,
+    /// Who is to be asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(min_length = 1, max_length = 256)]
+    pub contact: Option<String>,
+    /// Labels that are nobody else's business: at most 32.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+}
+
 /// `POST /api/v1/devices` and `POST /api/v1/devices/register`: a device that a node is going to tell of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NewDevice {
-    /// Its name, under which its node will tell of it; its hardware id, if absent.
+    /// Its name, under which its node will tell of it. If absent: a name that the coordinator makes and that says nothing of
+    /// the device, where there is an `identity`; otherwise its hardware id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<DeviceId>,
     /// As in [`Registration`].
@@ -217,6 +256,9 @@ pub struct NewDevice {
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     #[schema(value_type = Object)]
     pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// What identifies it to people; may be empty, for the sake of the name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<DeviceIdentity>,
     /// Whether campaigns may touch it; yes, if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enabled: Option<bool>,
@@ -236,6 +278,9 @@ pub struct DeviceEdit {
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     #[schema(value_type = Object)]
     pub metadata: serde_json::Map<String, serde_json::Value>,
+    /// What identifies it to people; what it was, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<DeviceIdentity>,
     /// Whether campaigns that are planned from now on may touch it.
     pub enabled: bool,
     /// Why it is to stay as it is: campaigns that are planned leave it out.
@@ -485,4 +530,36 @@ fn first() -> u32 {
 
 fn is_first(attempt: &u32) -> bool {
     *attempt == 1
+}
+
+/// `POST /api/v1/devices/{id}/erasure`: what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Erasure {
+    /// The device's name: from now on nobody knows whose it was.
+    pub device: DeviceId,
+    /// When it was erased.
+    pub at: WallTime,
+    /// Whether the coordinator made that name. Another one, which people chose, stays in what was signed.
+    pub pseudonymous: bool,
+    /// What is still to be done, or stays, where and until when: for a person.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub remains: Vec<String>,
+}
+
+/// `GET /api/v1/devices/{id}/data`: what is held of a device, for whoever has a right to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DeviceData {
+    /// When it was put together.
+    pub at: WallTime,
+    /// What it is, what it runs, whose it is and what it said.
+    pub device: DeviceView,
+    /// Its attempts in campaigns that are not archived. The signed report of each: `GET /api/v1/audit/proof/update`.
+    pub updates: Vec<UpdateView>,
+    /// The groups that name it.
+    pub groups: Vec<GroupId>,
+    /// The API keys that speak for it, by their ids.
+    pub keys: Vec<String>,
+    /// What people were told of it in the last 90 days, oldest first, at most 1,000 times.
+    #[schema(value_type = Vec<Object>)]
+    pub notices: Vec<serde_json::Value>,
 }

@@ -30,9 +30,9 @@ pub use campaigns::{
     PlanResponse, PossessionView, SplitResponse, WaveView,
 };
 pub use devices::{
-    ApplicationMetrics, AttemptView, DeviceEdit, DeviceHealth, DevicePhase, DeviceStatus, DeviceView, NewDevice,
-    PlannedUpdate, Registration, Said, SaidAnswer, SaidHealth, SignatureInfo, SignatureRole, StatusReport, UpdateCheck,
-    UpdateView, ValidationReport,
+    ApplicationMetrics, AttemptView, DeviceData, DeviceEdit, DeviceHealth, DeviceIdentity, DevicePhase, DeviceStatus,
+    DeviceView, Erasure, NewDevice, PlannedUpdate, Registration, Said, SaidAnswer, SaidHealth, SignatureInfo,
+    SignatureRole, StatusReport, UpdateCheck, UpdateView, ValidationReport,
 };
 pub use events::{Event, EventKind};
 pub use firmware::{

@@ -6,7 +6,7 @@
 //! unary  = "not" unary | "(" filter ")" | test
 //! test   = field "==" text | field "!=" text | field "in" "[" text { "," text } "]" | "path" "under" text
 //! field  = "device" | "vendor" | "model" | "component" | "version" | "executor" | "node" | "path" | "state" | "campaign"
-//!        | "label" text
+//!        | "label" text | "hardware_id" | "hostname" | "asset_tag" | "address" | "owner" | "contact"
 //! text   = '"' characters '"', with \" and \\ for a quote and a backslash
 //! ```
 //!
@@ -14,6 +14,9 @@
 //! says under that name. A field that a device does not have (the
 //! version of one that does not answer, the state of one that was never in a campaign) equals nothing: `==` and `in` do
 //! not match it, `!=` does.
+//!
+//! `hardware_id` to `contact` identify a device to people ([`Field::is_of_identity`]). Nothing here knows them: who does puts the
+//! devices in their place ([`Filter::with_devices`]); where nobody has, they are fields that no device has.
 //!
 //! Invariants: parsing never panics, and takes a bounded time and stack ([`FILTER_BYTES_MAX`], [`FILTER_DEPTH_MAX`]); what
 //! a filter prints parses to the same filter; an error names its column, counted from 1 in characters.
@@ -75,6 +78,18 @@ pub enum Field {
     State,
     /// The campaign of that attempt.
     Campaign,
+    /// What stands on it: its serial number, MAC address or the like.
+    HardwareId,
+    /// Its host name.
+    Hostname,
+    /// The number that its owner has put on it.
+    AssetTag,
+    /// One of its addresses.
+    Address,
+    /// Whose it is.
+    Owner,
+    /// Who is to be asked.
+    Contact,
 }
 
 /// What must be true of a field.
@@ -92,7 +107,7 @@ pub enum Test {
 
 impl Field {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 16] = [
         Self::Device,
         Self::Vendor,
         Self::Model,
@@ -103,6 +118,12 @@ impl Field {
         Self::Path,
         Self::State,
         Self::Campaign,
+        Self::HardwareId,
+        Self::Hostname,
+        Self::AssetTag,
+        Self::Address,
+        Self::Owner,
+        Self::Contact,
     ];
 
     /// As it is written.
@@ -119,6 +140,12 @@ impl Field {
             Self::Path => "path",
             Self::State => "state",
             Self::Campaign => "campaign",
+            Self::HardwareId => "hardware_id",
+            Self::Hostname => "hostname",
+            Self::AssetTag => "asset_tag",
+            Self::Address => "address",
+            Self::Owner => "owner",
+            Self::Contact => "contact",
         }
     }
 
@@ -126,6 +153,13 @@ impl Field {
     #[must_use]
     pub fn is_of_attempt(self) -> bool {
         matches!(self, Self::State | Self::Campaign)
+    }
+
+    /// Whether it identifies a device to people.
+    #[must_use]
+    pub fn is_of_identity(self) -> bool {
+        use Field::{Address, AssetTag, Contact, HardwareId, Hostname, Owner};
+        matches!(self, HardwareId | Hostname | AssetTag | Address | Owner | Contact)
     }
 }
 
@@ -167,6 +201,40 @@ impl Filter {
             Self::Label(..) => false,
         }
     }
+
+    /// The texts that it compares with what identifies devices to people, in the order in which they stand.
+    #[must_use]
+    pub fn identities(&self) -> Vec<(Field, &str)> {
+        match self {
+            Self::Any(filters) | Self::All(filters) => filters.iter().flat_map(Self::identities).collect(),
+            Self::Not(filter) => filter.identities(),
+            Self::Test(field, test) if field.is_of_identity() => match test {
+                Test::Is(text) | Test::IsNot(text) => vec![(*field, text)],
+                Test::In(texts) => texts.iter().map(|text| (*field, text.as_str())).collect(),
+                Test::Under(_) => Vec::new(),
+            },
+            Self::Test(..) | Self::Label(..) => Vec::new(),
+        }
+    }
+
+    /// The same, with the devices that `found` knows in place of what identifies them.
+    #[must_use]
+    pub fn with_devices(self, found: &dyn Fn(Field, &str) -> Vec<String>) -> Self {
+        let all = |filters: Vec<Self>| filters.into_iter().map(|filter| filter.with_devices(found)).collect();
+        let among = |devices| Self::Test(Field::Device, Test::In(devices));
+        match self {
+            Self::Any(filters) => Self::Any(all(filters)),
+            Self::All(filters) => Self::All(all(filters)),
+            Self::Not(filter) => Self::Not(Box::new(filter.with_devices(found))),
+            Self::Test(field, test) if field.is_of_identity() => match test {
+                Test::Is(text) => among(found(field, &text)),
+                Test::IsNot(text) => Self::Not(Box::new(among(found(field, &text)))),
+                Test::In(texts) => among(texts.iter().flat_map(|text| found(field, text)).collect()),
+                Test::Under(_) => among(Vec::new()),
+            },
+            other => other,
+        }
+    }
 }
 
 impl Test {
@@ -190,6 +258,9 @@ impl Test {
             }
             Field::State => device.attempt.map(|(state, _)| state),
             Field::Campaign => device.attempt.map(|(_, campaign)| campaign),
+            Field::HardwareId | Field::Hostname | Field::AssetTag | Field::Address | Field::Owner | Field::Contact => {
+                None
+            }
         };
         self.holds_for(found)
     }

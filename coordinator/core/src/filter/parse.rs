@@ -236,8 +236,8 @@ impl Parser {
     }
 
     fn test(&mut self) -> Result<Filter, FilterError> {
-        const FIELDS: &str = "a field (device, vendor, model, component, version, executor, node, path, state, campaign or \
-             label \"name\"), `not` or `(`";
+        const FIELDS: &str = "a field (device, vendor, model, component, version, executor, node, path, state, campaign, \
+             label \"name\", hardware_id, hostname, asset_tag, address, owner or contact), `not` or `(`";
         let found = self.next();
         if found.1.is_word("label") {
             let (column, name) = self.text()?;

@@ -55,6 +55,45 @@ fn what_a_device_does_not_have_equals_nothing() {
     }
 }
 
+/// Nothing here knows whose a device is: who knows puts the devices in its place.
+#[test]
+fn what_identifies_a_device_is_replaced_by_the_devices_that_it_identifies() {
+    let device = facts(Some("1.0"));
+    let known = |field, text: &str| match (field, text) {
+        (Field::Hostname, "lobby") => vec!["d1".to_owned()],
+        (Field::Owner, "ada") => vec!["d1".to_owned(), "d2".to_owned()],
+        _ => Vec::new(),
+    };
+    for (text, expected) in [
+        (r#"hostname == "lobby""#, true),
+        (r#"hostname == "hall""#, false),
+        (r#"hostname != "lobby""#, false),
+        (r#"hostname != "hall""#, true),
+        (r#"not owner in ["ada", "bob"]"#, false),
+        (r#"owner in ["bob", "ada"] and vendor == "Acme""#, true),
+        (r#"hardware_id == "1" or hostname == "lobby""#, true),
+        (
+            r#"hardware_id == "1" or asset_tag == "1" or address == "::1" or contact == "x""#,
+            false,
+        ),
+    ] {
+        let filter: Filter = text.parse().unwrap_or_else(|error| panic!("{text}: {error}"));
+        assert!(filter.looks_at(&Field::is_of_identity), "{text}");
+        assert!(!filter.identities().is_empty());
+        let found = filter.with_devices(&known);
+        assert!(
+            !found.looks_at(&Field::is_of_identity) && found.identities().is_empty(),
+            "{text}"
+        );
+        assert_eq!(found.matches(&candidate(&device)), expected, "{text}");
+    }
+    let unknown: Filter = r#"owner == "ada""#.parse().unwrap();
+    assert!(
+        !unknown.matches(&candidate(&device)),
+        "what nobody has looked up equals nothing"
+    );
+}
+
 #[test]
 fn a_mistake_is_named_by_its_column() {
     for (text, expected) in [

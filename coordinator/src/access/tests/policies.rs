@@ -75,6 +75,8 @@ device:register    . x . x .
 device:clear       . x . x .
 device:write       . x . x .
 device:delete      . . . x .
+identity:read      . x . x .
+identity:erase     . . . x .
 policy:write       . x . x .
 metadata:publish   . . x x .
 evidence:write     . . x x .

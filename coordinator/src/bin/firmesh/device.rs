@@ -1,10 +1,12 @@
 //! `firmesh device`: what is updated.
 
-use anyhow::Context as _;
+use std::collections::BTreeMap;
+
+use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use firmesh_protocol::{
-    api::{DeviceEdit, DeviceView, Page},
-    ids::{DeviceId, TopologyPath},
+    api::{DeviceData, DeviceEdit, DeviceIdentity, DeviceView, Erasure, NewDevice, Page},
+    ids::{Component, DeviceId, TopologyPath},
 };
 use reqwest::{Method, header};
 use serde_json::{Value, json};
@@ -16,7 +18,8 @@ pub(crate) enum Command {
     /// Lists the devices and what they run.
     List {
         /// Only those for which this holds, such as 'model in ["R1", "R2"] and not version == "1.1"'. Fields: device,
-        /// vendor, model, component, version, executor, node, path (also `under`), state, campaign, label "name".
+        /// vendor, model, component, version, executor, node, path (also `under`), state, campaign, label "name"; for those who
+        /// may see whose devices are: hardware_id, hostname, asset_tag, address, owner, contact.
         #[arg(long)]
         filter: Option<String>,
     },
@@ -25,6 +28,9 @@ pub(crate) enum Command {
         /// The device.
         device: DeviceId,
     },
+    /// Registers a device that a node is going to tell of. Without a name, the coordinator makes one that says nothing of the device:
+    /// the node's configuration then has to name it so.
+    Register(Box<Register>),
     /// Changes what people say of a device, unless somebody else does at the same time. What is not named stays.
     Edit(Box<Edit>),
     /// Says that a person has looked at a quarantined device: it leaves its place under the caps.
@@ -32,6 +38,83 @@ pub(crate) enum Command {
         /// The device.
         device: DeviceId,
     },
+    /// Shows all that is held of a device, as JSON, for whoever has a right to know.
+    Data {
+        /// The device.
+        device: DeviceId,
+    },
+    /// Destroys for good what says whose a device is, and removes it. Its name stays in what was signed.
+    Erase {
+        /// The device.
+        device: DeviceId,
+        /// Its name once more, where nobody is at a terminal to type it.
+        #[arg(long, value_name = "DEVICE")]
+        confirm: Option<DeviceId>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Register {
+    /// Its name, under which its node will tell of it; one that says nothing of it, if absent.
+    #[arg(long)]
+    device: Option<DeviceId>,
+    /// What stands on it: its serial number, MAC address or the like.
+    #[arg(long)]
+    hardware_id: String,
+    /// Who makes it, as in published releases.
+    #[arg(long)]
+    vendor: String,
+    /// Its model, as in published releases.
+    #[arg(long)]
+    model: String,
+    /// The component that is updated.
+    #[arg(long)]
+    component: Component,
+    /// Where it is to stand, until a node tells of it.
+    #[arg(long)]
+    region: Option<TopologyPath>,
+    /// A tag, which whoever may see the device sees (repeat).
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Its host name.
+    #[arg(long)]
+    hostname: Option<String>,
+    /// The number that its owner has put on it.
+    #[arg(long)]
+    asset_tag: Option<String>,
+    /// An address of it (repeat).
+    #[arg(long)]
+    address: Vec<String>,
+    /// Whose it is.
+    #[arg(long)]
+    owner: Option<String>,
+    /// Who is to be asked.
+    #[arg(long)]
+    contact: Option<String>,
+}
+
+impl Register {
+    fn into_new(self) -> NewDevice {
+        NewDevice {
+            device: self.device,
+            hardware_id: self.hardware_id,
+            vendor: self.vendor,
+            model: self.model,
+            component: self.component,
+            region: self.region,
+            tags: self.tag,
+            metadata: serde_json::Map::new(),
+            identity: Some(DeviceIdentity {
+                hostname: self.hostname,
+                asset_tag: self.asset_tag,
+                addresses: self.address,
+                owner: self.owner,
+                contact: self.contact,
+                labels: BTreeMap::new(),
+            }),
+            enabled: None,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -78,6 +161,8 @@ impl Edit {
             metadata: before
                 .map(|registration| registration.metadata.clone())
                 .unwrap_or_default(),
+            // It stays what it is.
+            identity: None,
             enabled: match (self.enable, self.disable) {
                 (true, _) => true,
                 (_, true) => false,
@@ -110,10 +195,52 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
                 .json()
                 .await
                 .context("the coordinator's answer is not a device")?;
+            if before
+                .registration
+                .as_ref()
+                .is_some_and(|registration| registration.hardware_id.is_none())
+            {
+                bail!(
+                    "you may not see what identifies {}, and would remove a part of it: that needs identity:read",
+                    edit.device
+                );
+            }
             let changed = edit.of(&before);
             let put = |request: reqwest::RequestBuilder| request.header(header::IF_MATCH, tag).json(&changed);
             let view: DeviceView = client.ask(Method::PUT, &path, put).await?;
             output.show(&view, || lines(&view))
+        }
+        Command::Register(new) => {
+            let view: DeviceView = global.client()?.post("/api/v1/devices", &new.into_new()).await?;
+            output.show(&view, || {
+                let name = &view.facts.device;
+                let head = format!("registered as {name}: name it so in its node's configuration");
+                std::iter::once(head).chain(lines(&view)).collect()
+            })
+        }
+        Command::Data { device } => {
+            let data: DeviceData = global.client()?.get(&format!("/api/v1/devices/{device}/data")).await?;
+            output.show(&data, || vec![format!("{:#}", json!(data))])
+        }
+        Command::Erase { device, confirm } => {
+            let question =
+                format!("{device} is erased for good: nobody will know any more whose it was. Type its name: ");
+            let typed = match confirm {
+                Some(typed) => typed.to_string(),
+                None => output
+                    .asks(&question)?
+                    .context("say `--confirm` and the device's name once more: it is erased for good")?,
+            };
+            if typed != device.as_str() {
+                bail!("{typed:?} is not {device}: nothing was erased");
+            }
+            let path = format!("/api/v1/devices/{device}/erasure");
+            let erased: Erasure = global.client()?.post(&path, &json!({})).await?;
+            output.show(&erased, || {
+                let head = format!("{device} was erased at {}", erased.at);
+                let remains = erased.remains.iter().map(|text| format!("still: {text}"));
+                std::iter::once(head).chain(remains).collect()
+            })
         }
         Command::Clear { device } => {
             let client = global.client()?;
@@ -169,7 +296,25 @@ fn lines(view: &DeviceView) -> Vec<String> {
         ),
     ];
     if let Some(registration) = &view.registration {
-        lines.push(format!("hardware  {}", registration.hardware_id));
+        lines.extend(registration.hardware_id.iter().map(|id| format!("hardware  {id}")));
+        if let Some(identity) = &registration.identity {
+            let named = [
+                ("hostname", &identity.hostname),
+                ("asset", &identity.asset_tag),
+                ("owner", &identity.owner),
+                ("contact", &identity.contact),
+            ];
+            let named = named
+                .into_iter()
+                .filter_map(|(name, text)| Some(format!("{name:<9} {}", text.as_ref()?)));
+            lines.extend(named.chain(identity.addresses.iter().map(|address| format!("address   {address}"))));
+            lines.extend(
+                identity
+                    .labels
+                    .iter()
+                    .map(|(name, text)| format!("label     {name} {text}")),
+            );
+        }
         lines.extend(registration.held.iter().map(|reason| format!("held      {reason}")));
         lines.extend((!registration.tags.is_empty()).then(|| format!("tags      {}", registration.tags.join(" "))));
         lines.extend(

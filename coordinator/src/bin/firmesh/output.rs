@@ -76,6 +76,17 @@ impl Output {
         Ok(["y", "yes"].contains(&answer.trim().to_lowercase().as_str()))
     }
 
+    /// What a person at a terminal types; nothing where there is nobody to ask.
+    pub(crate) fn asks(self, question: &str) -> anyhow::Result<Option<String>> {
+        if self.json || !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+            return Ok(None);
+        }
+        self.text(question)?;
+        let mut answer = String::new();
+        io::stdin().read_line(&mut answer)?;
+        Ok(Some(answer.trim().to_owned()))
+    }
+
     /// Text as it is.
     pub(crate) fn text(self, text: &str) -> anyhow::Result<()> {
         let mut out = io::stdout().lock();

@@ -546,9 +546,9 @@ impl World {
             true => self.evidence.shown(&scenario, &approved.campaign, permit),
             false => None,
         };
-        let approvals = match wants && here {
-            true => self.evidence.approvals(permit),
-            false => Vec::new(),
+        let (approvals, orders) = match wants && here {
+            true => (self.evidence.approvals(permit), self.evidence.orders(permit)),
+            false => (Vec::new(), Vec::new()),
         };
         let neighbours = self.neighbours(n)?;
         let (disk, place) = (&self.nodes[n].disk, &scenario.places[n]);
@@ -579,7 +579,7 @@ impl World {
             security_epoch: disk.floors.get(&d).copied().unwrap_or_default(),
             brakes: &disk.brakes,
             gate: gate.as_ref(),
-            orders: &[],
+            orders: &orders,
             approvals: &approvals,
             evidence_is_here: !wants || here,
             neighbours: &neighbours,

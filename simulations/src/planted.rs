@@ -4,6 +4,7 @@
 //! process runs with one bug. Nothing of this is ever in what is shipped.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     ops::Range,
     path::{Path, PathBuf},
@@ -11,7 +12,8 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, ensure};
+use clap::ValueEnum as _;
 use firmesh_simulations::rehearsal::Profile;
 use serde::{Deserialize, Serialize};
 
@@ -19,6 +21,8 @@ use serde::{Deserialize, Serialize};
 const LIST: &str = "simulations/planted/bugs.toml";
 /// The seeds that once broke a promise, from the root of the sources: gone through first.
 const CORPUS: &str = "simulations/corpus/found.toml";
+/// How often `firmesh-sim kills` kills attempts several times in a row, of each executor.
+const KILL_ROUNDS: u64 = 200;
 /// Which bug is planted, for the processes that are started.
 const SWITCH: &str = "FIRMESH_PLANTED";
 /// What is copied of the sources, besides the folders of the workspace's members.
@@ -83,6 +87,9 @@ struct Bug {
     with: Option<String>,
     #[serde(default)]
     profiles: Vec<Profile>,
+    /// Whether `firmesh-sim kills` is what finds it, and so looks for it first.
+    #[serde(default)]
+    kills: bool,
     survives: Option<String>,
 }
 
@@ -101,8 +108,21 @@ struct Hunted<'a> {
 #[derive(Debug, Serialize)]
 struct Found {
     promise: String,
-    profile: Profile,
+    /// The profile of the hunt; `kills` if it was the other one.
+    profile: &'static str,
     seed: u64,
+}
+
+/// What `firmesh-sim kills` says.
+#[derive(Debug, Deserialize)]
+struct Killed {
+    broken: Vec<BrokenByDeath>,
+}
+
+#[derive(Debug, Deserialize)]
+struct BrokenByDeath {
+    of: String,
+    what: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -123,13 +143,7 @@ pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
         .source
         .canonicalize()
         .with_context(|| args.source.display().to_string())?;
-    let list = fs::read_to_string(source.join(LIST)).with_context(|| {
-        format!(
-            "{LIST} is not in {}: give the root of the sources with --source",
-            source.display()
-        )
-    })?;
-    let List { bug: bugs } = toml::from_str(&list).with_context(|| format!("{LIST} is not a list of bugs"))?;
+    let bugs = listed(&source)?;
     let corpus = fs::read_to_string(source.join(CORPUS)).with_context(|| CORPUS.to_owned())?;
     let Corpus { seed: corpus } =
         toml::from_str(&corpus).with_context(|| format!("{CORPUS} is not a list of seeds"))?;
@@ -145,6 +159,10 @@ pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
     ensure!(
         sound.findings.is_empty(),
         "without any bug a promise is broken: hunt that down first"
+    );
+    ensure!(
+        kill(&sim, 0)?.broken.is_empty(),
+        "without any bug a death breaks something: `firmesh-sim kills` says what"
     );
 
     let (mut all, mut found) = (0, 0);
@@ -168,6 +186,18 @@ pub(crate) fn planted(args: &PlantedArgs) -> anyhow::Result<bool> {
     Ok(found + explained >= all)
 }
 
+/// The bugs of the list.
+fn listed(source: &Path) -> anyhow::Result<Vec<Bug>> {
+    let list = fs::read_to_string(source.join(LIST)).with_context(|| {
+        format!(
+            "{LIST} is not in {}: give the root of the sources with --source",
+            source.display()
+        )
+    })?;
+    let List { bug } = toml::from_str(&list).with_context(|| format!("{LIST} is not a list of bugs"))?;
+    Ok(bug)
+}
+
 fn look_for<'a>(
     sim: &Path,
     number: u32,
@@ -175,29 +205,17 @@ fn look_for<'a>(
     corpus: &[Known],
     args: &PlantedArgs,
 ) -> anyhow::Result<Hunted<'a>> {
-    const ALL: [Profile; 12] = [
-        Profile::Devices,
-        Profile::Chaos,
-        Profile::Network,
-        Profile::Power,
-        Profile::Rollback,
-        Profile::Liar,
-        Profile::Slots,
-        Profile::Orders,
-        Profile::Answers,
-        Profile::Units,
-        Profile::Retries,
-        Profile::Batches,
-    ];
     let began = Instant::now();
-    let others = ALL.iter().filter(|profile| !bug.profiles.contains(profile));
+    let others = Profile::value_variants().iter();
+    let others = others.filter(|profile| !bug.profiles.contains(profile));
     let profiles: Vec<_> = bug.profiles.iter().chain(others).copied().collect();
     // First what broke promises before, then a little of each, then all of each.
     let first = args.seeds.min(2_000);
     let known = corpus
         .iter()
         .map(|known| (known.profile, known.seed..known.seed.saturating_add(1)));
-    let unknown = [first, args.seeds]
+    let rounds: BTreeSet<_> = [first, args.seeds].into();
+    let unknown = rounds
         .into_iter()
         .flat_map(|seeds| profiles.iter().map(move |profile| (*profile, 0..seeds)));
     let mut hunted = Hunted {
@@ -207,12 +225,22 @@ fn look_for<'a>(
         seconds: 0.0,
         survives: bug.survives.as_deref(),
     };
+    if bug.kills
+        && let Some(broken) = kill(sim, number)?.broken.into_iter().next()
+    {
+        let promise = format!("{}: {}", broken.of, broken.what);
+        let (profile, seed) = ("kills", 1);
+        hunted.found = Some(Found { promise, profile, seed });
+    }
     for (profile, seeds) in known.chain(unknown) {
+        if hunted.found.is_some() {
+            break;
+        }
         let total = hunt(sim, number, profile, seeds, args.within)?;
         hunted.seeds += total.seeds;
         if let Some(Finding { seed, promise }) = total.findings.into_iter().next() {
+            let profile = profile.as_str();
             hunted.found = Some(Found { promise, profile, seed });
-            break;
         }
     }
     hunted.seconds = began.elapsed().as_secs_f64();
@@ -228,7 +256,7 @@ fn line(hunted: &Hunted<'_>) -> String {
         survives,
     } = hunted;
     let what = match (found, survives) {
-        (Some(Found { promise, profile, seed }), _) => format!("`{promise}` by {} seed {seed}", profile.as_str()),
+        (Some(Found { promise, profile, seed }), _) => format!("`{promise}` by {profile} seed {seed}"),
         (None, Some(why)) => format!("survives: {why}"),
         (None, None) => "NOT FOUND".to_owned(),
     };
@@ -236,13 +264,10 @@ fn line(hunted: &Hunted<'_>) -> String {
 }
 
 fn hunt(sim: &Path, number: u32, profile: Profile, seeds: Range<u64>, within: u64) -> anyhow::Result<Total> {
-    let output = Command::new(sim)
+    let output = with_bug(sim, number)
         .args(["hunt", "--json", "--profile", profile.as_str()])
         .args(["--seeds", &format!("{}..{}", seeds.start, seeds.end)])
         .args(["--within", &within.to_string()])
-        .env(SWITCH, number.to_string())
-        // A bug may break an assertion of ours: that is a finding, and its words are noise.
-        .env("RUST_BACKTRACE", "0")
         .output()
         .with_context(|| format!("{} could not be started", sim.display()))?;
     serde_json::from_slice(&output.stdout).with_context(|| {
@@ -251,20 +276,42 @@ fn hunt(sim: &Path, number: u32, profile: Profile, seeds: Range<u64>, within: u6
     })
 }
 
+/// Kills processes in the middle of attempts. One that fails an assertion of ours by it is found by that.
+fn kill(sim: &Path, number: u32) -> anyhow::Result<Killed> {
+    let output = with_bug(sim, number)
+        .args(["kills", "--json", "--rounds", &KILL_ROUNDS.to_string()])
+        .output()
+        .with_context(|| format!("{} could not be started", sim.display()))?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    match words.lines().find(|line| line.contains("panicked at")) {
+        Some(panic) if output.stdout.is_empty() => Ok(Killed {
+            broken: vec![BrokenByDeath {
+                of: "sound".to_owned(),
+                what: panic.to_owned(),
+            }],
+        }),
+        _ => serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("kills ended with {}: {}", output.status, words.trim())),
+    }
+}
+
+/// A process with one of the bugs; with none if that is 0.
+fn with_bug(sim: &Path, number: u32) -> Command {
+    let mut command = Command::new(sim);
+    command
+        .env(SWITCH, number.to_string())
+        // A bug may break an assertion of ours: that is a finding, and its words are noise.
+        .env("RUST_BACKTRACE", "0");
+    command
+}
+
 /// Copies the sources and puts the bugs in.
 fn plant(source: &Path, copy: &Path, bugs: &[Bug]) -> anyhow::Result<()> {
     fs::create_dir_all(copy).with_context(|| format!("{} could not be made", copy.display()))?;
     for name in TOP.into_iter().chain(FOLDERS) {
         copy_changed(&source.join(name), &copy.join(name)).with_context(|| format!("{name} could not be copied"))?;
     }
-    let mut files = std::collections::BTreeMap::<&Path, String>::new();
-    for (number, bug) in (1..).zip(bugs) {
-        let text = match files.remove(bug.file.as_path()) {
-            Some(text) => text,
-            None => fs::read_to_string(source.join(&bug.file)).with_context(|| bug.file.display().to_string())?,
-        };
-        files.insert(&bug.file, put_in(number, bug, &text)?);
-    }
+    let mut files = put_all_in(source, bugs)?;
     let library = fs::read_to_string(source.join("protocol/src/lib.rs"))?;
     files.insert(Path::new("protocol/src/lib.rs"), library + "\npub mod planted;\n");
     files.insert(Path::new("protocol/src/planted.rs"), SWITCH_SOURCE.to_owned());
@@ -274,14 +321,49 @@ fn plant(source: &Path, copy: &Path, bugs: &[Bug]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn put_in(number: u32, bug: &Bug, text: &str) -> anyhow::Result<String> {
+/// Every file of the list with all of its bugs; what cannot be planted is told of all bugs at once.
+fn put_all_in<'a>(source: &Path, bugs: &'a [Bug]) -> anyhow::Result<BTreeMap<&'a Path, String>> {
+    let mut files = BTreeMap::<&Path, String>::new();
+    let mut problems = Vec::new();
+    for (number, bug) in (1..).zip(bugs) {
+        let text = match files.remove(bug.file.as_path()) {
+            Some(text) => text,
+            None => fs::read_to_string(source.join(&bug.file)).with_context(|| bug.file.display().to_string())?,
+        };
+        let planted = put_in(number, bug, &text).unwrap_or_else(|problem| {
+            problems.push(problem);
+            text
+        });
+        files.insert(&bug.file, planted);
+    }
+    match problems.is_empty() {
+        true => Ok(files),
+        false => Err(anyhow!(
+            "{} of {} bugs of {LIST} cannot be planted: say there where they are today\n{}",
+            problems.len(),
+            bugs.len(),
+            problems.join("\n")
+        )),
+    }
+}
+
+/// The text with a bug behind its switch, or why it cannot be planted.
+fn put_in(number: u32, bug: &Bug, text: &str) -> Result<String, String> {
     let Bug { name, file, find, .. } = bug;
     let stands = text.matches(find.as_str()).count();
-    ensure!(
-        stands == 1,
-        "{name}: what it looks for stands {stands} times in {}",
-        file.display()
-    );
+    if stands != 1 {
+        return Err(format!(
+            "{name}: what it looks for stands {stands} times in {}, and must stand there once: {find:?}",
+            file.display()
+        ));
+    }
+    let is_called = text
+        .split(find.as_str())
+        .next()
+        .is_some_and(|before| before.ends_with('.'));
+    if is_called && bug.plant.is_some() {
+        return Err(format!("{name}: {find:?} is called on something: it takes `with`"));
+    }
     let root = if file.starts_with("protocol") {
         "crate"
     } else {
@@ -292,7 +374,7 @@ fn put_in(number: u32, bug: &Bug, text: &str) -> anyhow::Result<String> {
         (Some(plant), None) if find.ends_with(';') => format!("if {switch} {{ {plant} }} else {{ {find} }}"),
         (Some(plant), None) => format!("(if {switch} {{ {plant} }} else {{ {find} }})"),
         (None, Some(with)) if with.contains("PLANTED") => with.replace("PLANTED", &switch),
-        _ => bail!("{name}: needs either `plant`, or `with` and PLANTED in it"),
+        _ => return Err(format!("{name}: needs either `plant`, or `with` and PLANTED in it")),
     };
     Ok(text.replacen(find.as_str(), &planted, 1))
 }
@@ -338,5 +420,52 @@ fn write_changed(to: &Path, bytes: &[u8]) -> io::Result<()> {
     match fs::read(to) {
         Ok(old) if old == bytes => Ok(()),
         _ => fs::write(to, bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The cores change, and the list with them.
+    #[test]
+    fn every_bug_of_the_list_can_be_planted_into_the_sources_of_today() {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let bugs = listed(source).unwrap();
+        if let Err(stale) = put_all_in(source, &bugs) {
+            panic!("{stale:#}");
+        }
+        let names: BTreeSet<_> = bugs.iter().map(|bug| &bug.name).collect();
+        assert_eq!(names.len(), bugs.len(), "two bugs have one name");
+    }
+
+    #[test]
+    fn every_stale_bug_is_named() {
+        let bug = |name: &str, find: &str, plant: Option<&str>| Bug {
+            name: name.to_owned(),
+            file: "simulations/src/lib.rs".into(),
+            find: find.to_owned(),
+            plant: plant.map(str::to_owned),
+            with: None,
+            profiles: Vec::new(),
+            kills: false,
+            survives: None,
+        };
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let bugs = [
+            bug("gone", "pub mod nothing;", Some("")),
+            bug("good", "pub mod kills;", Some("")),
+            bug("often", "pub mod", Some("")),
+            bug("half", "pub mod mesh;", None),
+        ];
+        let problem = put_all_in(source, &bugs).unwrap_err().to_string();
+        assert!(problem.starts_with("3 of 4 bugs"), "{problem}");
+        for name in ["gone: ", "often: ", "half: needs either"] {
+            assert!(problem.contains(name), "{problem}");
+        }
+        assert!(!problem.contains("good"), "{problem}");
+        let called = bug("called", "b()", Some("c()"));
+        assert!(put_in(1, &called, "a.b()").unwrap_err().contains("takes `with`"));
+        assert!(put_in(1, &called, "a + b()").is_ok());
     }
 }

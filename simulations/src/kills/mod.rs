@@ -28,6 +28,9 @@ use crate::{
     rehearsal::dice::Dice,
 };
 
+/// How long a device that was updated is looked at afterwards, in milliseconds: it must keep what it is said to run.
+const KEEPS_FOR_MS: u64 = 600_000;
+
 /// What is killed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -158,7 +161,8 @@ fn attempt(
         .as_ref()
         .map_or_else(|| "lost".to_owned(), |outcome| outcome.state.to_string());
     *summary.ended.entry(state).or_default() += 1;
-    if let Some(what) = problem(&course, &truth, fault) {
+    let later = model.truth(now_ms + KEEPS_FOR_MS);
+    if let Some(what) = problem(&course, &truth, &later, fault) {
         summary.broken.push(Broken {
             of: name.to_owned(),
             kills: kills.to_vec(),
@@ -169,7 +173,7 @@ fn attempt(
 }
 
 /// What is wrong with how an attempt went, if anything.
-fn problem(course: &Course, truth: &Truth, fault: Option<Fault>) -> Option<String> {
+fn problem(course: &Course, truth: &Truth, later: &Truth, fault: Option<Fault>) -> Option<String> {
     // What shows neither tasks nor images can be known only by flashing it again.
     let is_mute = fault == Some(Fault::NoTaskAtAll);
     if let Some(breach) = course.breach.clone().filter(|_| !is_mute) {
@@ -191,6 +195,11 @@ fn problem(course: &Course, truth: &Truth, fault: Option<Fault>) -> Option<Strin
         (Some(_), state) => state == AttemptState::Success || !outcome.reason.is_empty(),
     };
     let is_true = is_true(outcome, truth, fault);
+    if is_true && outcome.state.is_success() && later.version != truth.version {
+        return Some(format!(
+            "the attempt ended as {outcome:?}, and minutes later the device is {later:?}"
+        ));
+    }
     (!is_true || !is_right).then(|| format!("the attempt ended as {outcome:?}, and the device is {truth:?}"))
 }
 

@@ -1,15 +1,15 @@
-//! Who is asked between two waves: an approver and a webhook, who say yes, no or nothing. Once nothing goes wrong any more they
-//! say yes.
+//! Who is asked between two waves: an approver, a webhook and a balancer, who say yes, no or nothing. Once nothing goes wrong
+//! any more they say yes.
 
-use firmesh_coordinator_core::{Approval, Input, WebhookAnswer};
+use firmesh_coordinator_core::{Approval, Input, Question, WebhookAnswer};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     approval::{ApprovalRule, Refused, WaveApproval},
     ids::CampaignId,
-    manifest::CampaignManifest,
+    manifest::{CampaignManifest, PoolAct},
 };
 
-use super::{Event, MAIN, World, dice::Dice, faults::QUIET_AFTER_MS};
+use super::{Event, MAIN, World, dice::Dice, faults::QUIET_AFTER_MS, scenario::BALANCER};
 
 /// How often they look whether they are asked.
 pub(super) const ASK_MS: u64 = 7_000;
@@ -36,6 +36,11 @@ impl World {
         let is_quiet = self.now_ms > QUIET_AFTER_MS;
         let questions = self.coordinators[MAIN].engine().map(|engine| engine.questions());
         for question in questions.unwrap_or_default() {
+            self.judge_question(&question);
+            let act = question.act.as_ref().map(|(act, _)| *act);
+            if act == Some(PoolAct::Drain) && self.dice.one_in(2) {
+                self.say_again(&question);
+            }
             let verdict = match self.dice.below(20) {
                 _ if is_quiet => GateVerdict::Pass,
                 0 => GateVerdict::Fail,
@@ -44,18 +49,22 @@ impl World {
                 _ => GateVerdict::Pass,
             };
             let id = question.campaign.clone();
+            if verdict == GateVerdict::Pass {
+                // It is so, whatever the coordinator makes of it.
+                self.watch.passed.insert((id.clone(), question.wave, act));
+            }
             let is_stored = self.command(
                 MAIN,
                 Input::WebhookAnswered(WebhookAnswer {
                     campaign: question.campaign,
                     wave: question.wave,
                     webhook: question.webhook,
-                    act: question.act.map(|(act, _)| act),
+                    act,
                     verdict,
                     reason: "it says so".to_owned(),
                 }),
             );
-            self.tell(|| format!("the webhook says {verdict:?} of {id}: {is_stored}"));
+            self.tell(|| format!("the webhook says {verdict:?} of {id} {act:?}: {is_stored}"));
             if is_stored && verdict == GateVerdict::Fail {
                 self.watch.stopped(self.now_ms, &id);
             }
@@ -67,6 +76,25 @@ impl World {
             }
             let approved = is_quiet || !self.dice.one_in(6);
             self.say(&id, wave, approved);
+        }
+    }
+
+    /// What the balancer said of the switch before comes a second time.
+    fn say_again(&mut self, question: &Question) {
+        let what = (question.campaign.clone(), question.wave, Some(PoolAct::Switch));
+        if self.watch.passed.contains(&what) {
+            let (campaign, wave, act) = what;
+            self.command(
+                MAIN,
+                Input::WebhookAnswered(WebhookAnswer {
+                    campaign,
+                    wave,
+                    webhook: BALANCER.to_owned(),
+                    act,
+                    verdict: GateVerdict::Pass,
+                    reason: "it says so".to_owned(),
+                }),
+            );
         }
     }
 

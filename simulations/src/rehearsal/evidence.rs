@@ -12,6 +12,7 @@ use firmesh_protocol::{
     evidence::{GateEvidence, WaveEvidence},
     ids::{CampaignId, Sha256},
     report::{AttemptReport, Permit, REPORT_TYPE},
+    rollback::RollbackOrder,
     trust::Envelope,
 };
 
@@ -29,6 +30,8 @@ pub(super) struct Evidence {
     shown: BTreeMap<(Sha256, u64), Option<WaveEvidence>>,
     /// What approvers have signed between waves, of whatever campaign.
     approvals: BTreeMap<Sha256, WaveApproval>,
+    /// Their orders to go back, likewise.
+    orders: BTreeMap<Sha256, RollbackOrder>,
     is_sampled: bool,
 }
 
@@ -46,6 +49,7 @@ impl Evidence {
             signed: BTreeMap::new(),
             shown: BTreeMap::new(),
             approvals: BTreeMap::new(),
+            orders: BTreeMap::new(),
             is_sampled,
         }
     }
@@ -80,9 +84,22 @@ impl Evidence {
         named.cloned().collect()
     }
 
-    /// The names of all that approvers have said.
-    pub(super) fn all_approvals(&self) -> Vec<Sha256> {
-        self.approvals.keys().copied().collect()
+    /// Approvers sign an order to go back; answers the name of the document.
+    pub(super) fn order(&mut self, order: RollbackOrder) -> Sha256 {
+        let digest = Sha256::of(format!("{order:?}").as_bytes());
+        self.orders.insert(digest, order);
+        digest
+    }
+
+    /// The orders to go back, among the documents that a permit names.
+    pub(super) fn orders(&self, permit: &Permit) -> Vec<RollbackOrder> {
+        let named = permit.evidence.iter().filter_map(|digest| self.orders.get(digest));
+        named.cloned().collect()
+    }
+
+    /// The names of all that approvers have said and ordered.
+    pub(super) fn all_words(&self) -> Vec<Sha256> {
+        self.approvals.keys().chain(self.orders.keys()).copied().collect()
     }
 
     /// What the documents that a permit names show to a node, wave by wave; nothing if one of them does not hold, or is

@@ -195,12 +195,14 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
             },
             Profile::Orders if dice.one_in(2) => send_back(scenario, dice),
             Profile::Answers if dice.one_in(4) => close(scenario, dice),
-            Profile::Chaos | Profile::Orders | Profile::Answers | Profile::Units => match dice.below(6) {
-                0 => device_fault(scenario, dice),
-                1 => power_fault(scenario, dice),
-                2 => operator_fault(scenario, dice),
-                _ => network_fault(scenario, dice),
-            },
+            Profile::Chaos | Profile::Orders | Profile::Answers | Profile::Units | Profile::Pools => {
+                match dice.below(6) {
+                    0 => device_fault(scenario, dice),
+                    1 => power_fault(scenario, dice),
+                    2 => operator_fault(scenario, dice),
+                    _ => network_fault(scenario, dice),
+                }
+            }
         };
         faults.push(Planned { at_ms, fault });
     }
@@ -221,6 +223,8 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
     let for_ms = 1_000 * dice.between(20, 900);
     let kind = match profile {
         Profile::Devices => dice.between(0, 2) * 8,
+        // A liar may name an order that is about others.
+        Profile::Orders if dice.one_in(4) => return Fault::Lie { for_ms },
         Profile::Power
         | Profile::Slots
         | Profile::Orders
@@ -228,7 +232,8 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
         | Profile::Units
         | Profile::Retries
         | Profile::Batches
-        | Profile::Hops => 0,
+        | Profile::Hops
+        | Profile::Pools => 0,
         Profile::Network => dice.between(2, 8),
         Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(9),
     };

@@ -48,6 +48,11 @@ impl World {
             !self.holds_images(self.scenario.devices[d].node, device, approved)
         });
         let unheld = unheld.map(|device| format!("{device} is permitted before its node holds both images"));
+        let problems = [
+            self.without_hooks(permit, approved).map(|how| (Promise::Gate, how)),
+            self.beyond_budget(permit, approved).map(|how| (Promise::Once, how)),
+            self.not_going_forward(c, permit).map(|how| (Promise::Halted, how)),
+        ];
         if late > i64::try_from(2 * CLOCKS_DIFFER_MS / 1_000).unwrap_or_default() {
             let how = format!(
                 "permit {} of {}, {late} s after it expired",
@@ -60,6 +65,10 @@ impl World {
         }
         if let Some(how) = unheld {
             self.watch.blame(self.now_ms, Promise::Held, how);
+        }
+        for (promise, how) in problems.into_iter().flatten() {
+            let how = format!("permit {} of {}: {how}", permit.sequence, permit.campaign);
+            self.watch.blame(self.now_ms, promise, how);
         }
     }
 
@@ -129,7 +138,7 @@ impl World {
         let before = self.watch.started.remove(&key).map(Box::new);
         if let Some(before) = &before {
             self.watch.tally.began_again += 1;
-            if let Some(why) = self.not_again(n, before, goal, approved) {
+            if let Some(why) = self.not_again(n, before, permit, goal, approved) {
                 let how = format!(
                     "{} is started again for {} ({:?}): {why}",
                     goal.device, goal.campaign, goal.kind
@@ -179,7 +188,7 @@ impl World {
             self.over_cap(n, rack, approved).map(|how| (Promise::Cap, how)),
             self.over_domain(n, d, approved).map(|how| (Promise::Cap, how)),
             self.out_of_turn(n, d, permit, approved).map(|how| (Promise::Unit, how)),
-            self.before_gate(n, permit, approved).map(|how| (Promise::Gate, how)),
+            self.before_gate(n, d, permit, approved).map(|how| (Promise::Gate, how)),
             self.outside_window(n, permit, goal, approved)
                 .map(|how| (Promise::Window, how)),
             self.stopped(n, permit, approved).map(|how| (Promise::Halted, how)),
@@ -196,7 +205,14 @@ impl World {
     }
 
     /// Why a device may not be started for the same campaign again.
-    fn not_again(&self, n: usize, before: &Started, goal: &Goal, approved: &Approved) -> Option<String> {
+    fn not_again(
+        &self,
+        n: usize,
+        before: &Started,
+        permit: &Permit,
+        goal: &Goal,
+        approved: &Approved,
+    ) -> Option<String> {
         let manifest = &approved.campaign.manifest;
         let went_back = (goal.campaign.clone(), goal.device.clone(), PermitKind::Rollback);
         let (_, planned) = approved.campaign.planned(&goal.device)?;
@@ -205,6 +221,12 @@ impl World {
             return Some("nothing allows that".to_owned());
         }
         let starts = before.starts();
+        if permit.attempt != starts + 1 {
+            return Some(format!(
+                "it was started {starts} times, by a permit for attempt {}",
+                permit.attempt
+            ));
+        }
         let (state, failure) = (before.ended, before.failure);
         let Some(pause_s) = pause_s(manifest, state, failure, starts) else {
             return Some(format!(
@@ -310,7 +332,10 @@ impl World {
         if one_way && (permit.kind == PermitKind::Rollback || !manifest.constraints.one_way_accepted) {
             return Some("the release is one-way".to_owned());
         }
-        let is_allowed = manifest.automatic_rollback || manifest.operator_rollback || self.is_refused(manifest);
+        let is_allowed = manifest.automatic_rollback
+            || manifest.operator_rollback
+            || self.is_refused(manifest)
+            || self.is_ordered(manifest, permit.wave, device);
         if permit.kind == PermitKind::Rollback && !is_allowed {
             return Some("no rollback was approved".to_owned());
         }
@@ -410,7 +435,7 @@ impl World {
         (!ended_well).then(|| format!("{before} of the same unit has not ended well"))
     }
 
-    fn before_gate(&self, n: usize, permit: &Permit, approved: &Approved) -> Option<String> {
+    fn before_gate(&self, n: usize, d: usize, permit: &Permit, approved: &Approved) -> Option<String> {
         let manifest = &approved.campaign.manifest;
         match permit.kind {
             // All of them, not only those that the permit shows: the others follow, or there is no point in showing any.
@@ -424,6 +449,7 @@ impl World {
                 })
             }
             PermitKind::Rollback if manifest.operator_rollback || self.is_refused(manifest) => None,
+            PermitKind::Rollback if self.is_ordered(manifest, permit.wave, &self.scenario.devices[d].id) => None,
             PermitKind::Rollback => self.gate_is_not(n, permit.kind, permit.wave, true, approved),
         }
     }
@@ -885,7 +911,7 @@ fn has_door(approved: &Approved, device: &DeviceId) -> bool {
     way.iter().any(is_door)
 }
 
-fn retry_budget(manifest: &CampaignManifest, devices: usize) -> usize {
+pub(super) fn retry_budget(manifest: &CampaignManifest, devices: usize) -> usize {
     match manifest.retries.as_ref().map(|retries| retries.budget) {
         None => 0,
         Some(RetryBudget::Count(count)) => count as usize,

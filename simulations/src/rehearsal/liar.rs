@@ -106,7 +106,7 @@ impl World {
             }
         };
         // Whatever approvers have signed, of this campaign or another, and now and then nothing of it.
-        let said = self.evidence.all_approvals();
+        let said = self.evidence.all_words();
         let said = (!said.is_empty() && !self.dice.one_in(3)).then(|| *self.dice.pick(&said));
         let wall = self.coordinators[MAIN].wall(&scenario, self.now_ms);
         let planned = &approved.campaign.plan.waves[wave as usize];

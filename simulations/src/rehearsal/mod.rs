@@ -7,6 +7,7 @@
 mod aftermath;
 mod answers;
 mod attempts;
+mod between;
 mod coordinator;
 mod device;
 pub(crate) mod dice;
@@ -36,6 +37,7 @@ use firmesh_protocol::{
     api::CampaignState,
     brake::Braked,
     ids::{ArtifactId, CampaignId, Sha256},
+    manifest::Strategy,
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +62,9 @@ const SAMPLED: u64 = 16;
 /// What was added to the world when the corpus had seeds already happens in so many seeds of so many: the others keep the
 /// fleets and faults that they had.
 const LATER: (u64, u64) = (2, 8);
+/// Which seeds of so many of `orders` take an approvers' signed order to send devices back: in the others the manifest leaves
+/// that to operators.
+const ORDERED: (u64, u64) = (3, 4);
 
 /// What a run is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, Serialize, Deserialize)]
@@ -93,6 +98,8 @@ pub enum Profile {
     Batches,
     /// Releases that may not be installed directly: devices go over one, two or three others, and some of them stop halfway.
     Hops,
+    /// Blue-green campaigns: one pool after the other, with a balancer that drains and switches, in the middle of all else.
+    Pools,
 }
 
 impl Profile {
@@ -113,6 +120,7 @@ impl Profile {
             Self::Retries => "retries",
             Self::Batches => "batches",
             Self::Hops => "hops",
+            Self::Pools => "pools",
         }
     }
 }
@@ -144,12 +152,14 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
     let is_later = match profile {
         Profile::Liar => true,
         Profile::Slots
-        | Profile::Orders
         | Profile::Answers
         | Profile::Units
         | Profile::Retries
         | Profile::Batches
-        | Profile::Hops => false,
+        | Profile::Hops
+        | Profile::Pools => false,
+        // None of these is in the corpus.
+        Profile::Orders => seed % ORDERED.1 == ORDERED.0,
         _ => seed % LATER.1 < LATER.0,
     };
     let mut later = is_later.then(|| Dice::new(seed ^ 0x1a7e));
@@ -343,7 +353,8 @@ impl World {
         self.after(REVIEW_MS, Event::Review);
         let asks = |approved: &Approved| {
             let gate = &approved.campaign.manifest.gate;
-            gate.approval.is_some() || !gate.webhooks.is_empty()
+            let has_pools = matches!(approved.campaign.manifest.strategy, Strategy::BlueGreen { .. });
+            gate.approval.is_some() || !gate.webhooks.is_empty() || has_pools
         };
         if scenario.campaigns.iter().any(asks) {
             self.after(ASK_MS, Event::Ask);

@@ -21,6 +21,7 @@ use firmesh_protocol::{
     evidence::WaveEvidence,
     ids::{ArtifactId, CampaignId, DeviceId, Sha256},
     report::{AttemptReport, AttemptState, DeviceFacts, FailureClass, Permit, PermitKind},
+    rollback::RollbackOrder,
     time::WallTime,
 };
 
@@ -104,6 +105,7 @@ pub(super) struct Node {
 pub(super) struct Shown {
     gates: Vec<WaveEvidence>,
     approvals: Vec<WaveApproval>,
+    orders: Vec<RollbackOrder>,
     is_here: bool,
 }
 
@@ -559,13 +561,14 @@ impl World {
             true => self.evidence.shown(&scenario, &approved.campaign, permit),
             false => Vec::new(),
         };
-        let approvals = match wants && here {
-            true => self.evidence.approvals(permit),
-            false => Vec::new(),
+        let (approvals, orders) = match wants && here {
+            true => (self.evidence.approvals(permit), self.evidence.orders(permit)),
+            false => (Vec::new(), Vec::new()),
         };
         let shown = Shown {
             gates,
             approvals,
+            orders,
             is_here: !wants || here,
         };
         let campaign = (&permit.campaign, permit.wave);
@@ -619,7 +622,7 @@ impl World {
             security_epoch: disk.floors.get(&d).copied().unwrap_or_default(),
             brakes: &disk.brakes,
             gates: shown.map_or(&[], |shown| &shown.gates),
-            orders: &[],
+            orders: shown.map_or(&[], |shown| &shown.orders),
             approvals: shown.map_or(&[], |shown| &shown.approvals),
             evidence_is_here: shown.is_none_or(|shown| shown.is_here),
             neighbours: &neighbours,

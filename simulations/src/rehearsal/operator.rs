@@ -6,7 +6,7 @@ use firmesh_coordinator_core::{Closing, Input, Rollback};
 use firmesh_protocol::{
     api::{CampaignState, GateVerdict},
     ids::CampaignId,
-    rollback::RollbackScope,
+    rollback::{RollbackOrder, RollbackScope},
 };
 
 use super::{Event, MAIN, OLD, Promise, World, faults::QUIET_AFTER_MS};
@@ -115,18 +115,34 @@ impl World {
         }
     }
 
-    fn sent_back_by_order(&self, id: &CampaignId, wave: Option<u32>, device: Option<usize>) -> Rollback {
+    /// By an operator's word where the manifest leaves it to operators, by the approvers' signed order where it does not.
+    fn sent_back_by_order(&mut self, id: &CampaignId, wave: Option<u32>, device: Option<usize>) -> Rollback {
+        let scope = RollbackScope {
+            waves: wave.into_iter().collect(),
+            devices: device
+                .map(|d| self.scenario.devices[d].id.clone())
+                .into_iter()
+                .collect(),
+        };
+        let approved = self.scenario.campaign(id).map(|approved| &approved.campaign);
+        let takes_an_order = approved.filter(|campaign| !campaign.manifest.operator_rollback);
+        let order = takes_an_order.map(|campaign| RollbackOrder {
+            campaign: id.clone(),
+            manifest_sha256: campaign.manifest_sha256,
+            scope: scope.clone(),
+            reason: "it turned out to be bad".to_owned(),
+            issued: self.coordinators[MAIN].wall(&self.scenario, self.now_ms),
+        });
+        // It is signed, whatever the coordinator makes of it.
+        let order = order.map(|order| {
+            self.watch.ordered.push((id.clone(), order.scope.clone()));
+            self.evidence.order(order)
+        });
         Rollback {
             campaign: id.clone(),
-            scope: RollbackScope {
-                waves: wave.into_iter().collect(),
-                devices: device
-                    .map(|d| self.scenario.devices[d].id.clone())
-                    .into_iter()
-                    .collect(),
-            },
+            scope,
             reason: "an operator wants it".to_owned(),
-            order: None,
+            order,
             // Nodes look at the device itself.
             moved_on: BTreeSet::new(),
         }

@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use firmesh_protocol::{
     brake::Braked,
     ids::{CampaignId, DeviceId},
+    manifest::PoolAct,
     report::{AttemptReport, AttemptState, FailureClass, Permit, PermitKind},
+    rollback::RollbackScope,
     time::WallTime,
 };
 use serde::Serialize;
@@ -23,9 +25,9 @@ pub enum Promise {
     Cap,
     /// No two components of a unit are in flight at once, and none starts before the one before it ended well.
     Unit,
-    /// No wave begins before those before it passed and soaked (but for as many as may be open at once), and an approver said
-    /// yes where one is asked; nothing goes back unless its wave failed, or an approver said no where that sends everybody
-    /// back.
+    /// No wave begins before those before it passed and soaked (but for as many as may be open at once), and webhooks and an
+    /// approver said yes where they are asked; no pool before it was drained, and the other one switched to; nothing goes back
+    /// unless its wave failed, approvers ordered it, or one said no where that sends everybody back.
     Gate,
     /// Nothing starts that cannot end inside a window and outside all blackouts.
     Window,
@@ -35,14 +37,15 @@ pub enum Promise {
     Durable,
     /// Numbers never come twice; no device goes to a lower security epoch forward.
     Monotonic,
-    /// A device is started once for a campaign, or as often, after such failures and pauses, as the manifest allows; once on
-    /// its way back; never for two campaigns at a time, and not for another while it waits for its way back.
+    /// A device is started once for a campaign, or as often, after such failures and pauses, as the manifest allows, each time
+    /// by a permit for that attempt; once on its way back; never for two campaigns at a time, and not for another while it
+    /// waits for its way back. When more of a wave have failed than its budget is for, none of it is permitted again.
     Once,
     /// No update is permitted, or begun, before the device's node holds the image and the one to go back to.
     Held,
     /// A coordinator that was left behind starts nothing at nodes that know better.
     Fenced,
-    /// What was stopped starts nothing.
+    /// What was stopped starts nothing, nor does what goes back, or a part of it.
     Halted,
     /// Attempts end in time and do not try without end.
     Bounded,
@@ -196,6 +199,10 @@ pub(super) struct Watch {
     pub(super) braked: BTreeSet<(usize, Braked)>,
     /// What approvers have signed between waves.
     pub(super) said: BTreeSet<(CampaignId, u32, bool)>,
+    /// What approvers have signed to go back.
+    pub(super) ordered: Vec<(CampaignId, RollbackScope)>,
+    /// What webhooks have said yes to after a wave, or have done before one.
+    pub(super) passed: BTreeSet<(CampaignId, u32, Option<PoolAct>)>,
     paused: BTreeSet<CampaignId>,
     /// Campaigns that said that they are rolled back, or failed.
     pub(super) judged: BTreeSet<CampaignId>,

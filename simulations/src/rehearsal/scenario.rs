@@ -12,9 +12,9 @@ use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, DeviceId, LabelName, LabelValue, NodeId, Sha256, TopologyPath},
     labels::Labels,
     manifest::{
-        Artifact, AtMost, CampaignManifest, Caps, Constraints, Deadlines, DomainCap, GateRule, MANIFEST_SCHEMA,
-        NeverTogether, OtherComponent, PLAN_SCHEMA, Plan, Priority, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef,
-        Retries, RetryBudget, RetryRule, Reversibility, Selector, Sequence, Strategy,
+        Artifact, AtMost, CampaignManifest, Caps, Constraints, Deadlines, Dimension, DomainCap, GateRule,
+        MANIFEST_SCHEMA, NeverTogether, OtherComponent, PLAN_SCHEMA, Plan, Priority, RELEASE_SCHEMA, Release,
+        ReleaseInfo, ReleaseRef, Retries, RetryBudget, RetryRule, Reversibility, Selector, Sequence, Strategy,
     },
     report::DeviceFacts,
     time::WallTime,
@@ -29,6 +29,8 @@ use crate::device::{Catalogue, Firmware, Identity};
 /// The version every device runs at first.
 pub(super) const FIRST_VERSION: &str = "1.0";
 const VENDOR: &str = "Acme";
+/// The webhook that switches traffic from pool to pool, and drains them, where no other one does.
+pub(super) const BALANCER: &str = "balancer";
 /// Nodes whose keys are kept ready: making one costs more than a whole look at a device.
 const NODES_MAX: usize = 9;
 /// Thursday, 2026-01-15, midnight in UTC: no zone of the windows below changes its clocks for weeks.
@@ -145,7 +147,12 @@ impl Scenario {
     pub(super) fn new(profile: Profile, dice: &mut Dice, mut later: Option<&mut Dice>) -> Self {
         // Few nodes with many hosts: what is not about slots is kept short there.
         let is_about_slots = profile == Profile::Slots;
-        let racks = if is_about_slots { 1 } else { dice.between(1, 3) };
+        let racks = match profile {
+            Profile::Slots => 1,
+            // A pool is a rack.
+            Profile::Pools => dice.between(2, 3),
+            _ => dice.between(1, 3),
+        };
         let mut places = Vec::new();
         let mut devices = Vec::new();
         for rack in 1..=racks {
@@ -274,6 +281,7 @@ impl Scenario {
             back_s: 60,
         };
         let mut soon_over_s = None;
+        let is_later = later.is_some();
         if let Some(dice) = later {
             if dice.one_in(3) {
                 windows = self.brief_windows(dice, deadlines.attempt_s).into();
@@ -327,7 +335,7 @@ impl Scenario {
             hops: hops.iter().map(pin).collect(),
             rehearsal_sha256: None,
         };
-        manifest.operator_rollback = profile == Profile::Orders;
+        manifest.operator_rollback = profile == Profile::Orders && !is_later;
         if profile == Profile::Answers || (profile == Profile::Liar && dice.one_in(2)) {
             answers::ask(&mut manifest, dice);
         }
@@ -356,6 +364,10 @@ impl Scenario {
             if dice.one_in(4) {
                 manifest.retries = Some(retries(dice));
             }
+        }
+        if profile == Profile::Pools {
+            manifest.strategy = self.pools(dice);
+            (manifest.caps.per_rack, manifest.caps.total) = (dice.between(1, 4) as u32, dice.between(2, 8) as u32);
         }
         if profile == Profile::Rollback {
             // One wave that is well on its way when it fails: all of it goes back.
@@ -443,6 +455,22 @@ impl Scenario {
             campaign: Arc::new(campaign),
             windows: windows.into_iter().map(|(_, daily)| daily).collect(),
             starts_ms,
+        }
+    }
+
+    /// Two racks in some order, and a balancer that does both, or two.
+    fn pools(&self, dice: &mut Dice) -> Strategy {
+        let mut order: Vec<_> = self.places.iter().map(|place| place.rack.clone()).collect();
+        order.dedup();
+        let first = dice.index(order.len());
+        order.rotate_left(first);
+        order.truncate(2);
+        let drain = if dice.one_in(2) { BALANCER } else { "drainer" };
+        Strategy::BlueGreen {
+            by: Dimension::Rack,
+            order,
+            switch: BALANCER.to_owned(),
+            drain: drain.to_owned(),
         }
     }
 

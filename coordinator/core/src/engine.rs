@@ -247,6 +247,8 @@ pub struct Engine {
     next_due: Option<Timestamp>,
     /// The campaign some of whose devices may start and have to wait for the next input.
     cut_short_at: Option<CampaignId>,
+    /// The last input has brought campaigns: the next one starts what may start.
+    has_loaded: bool,
     outputs: VecDeque<Output>,
     pub(crate) now: Timestamp,
 }
@@ -263,6 +265,7 @@ impl Engine {
             heard: BTreeMap::new(),
             next_due: None,
             cut_short_at: None,
+            has_loaded: false,
             outputs: VecDeque::new(),
             now: Timestamp::default(),
         }
@@ -271,13 +274,19 @@ impl Engine {
     /// Takes one input. Afterwards `poll` until it gives nothing.
     pub fn handle(&mut self, now: Timestamp, input: Input) -> Result<(), InputError> {
         self.now = self.now.max(now);
+        let loads = matches!(input, Input::Load(_));
         self.accept(input)?;
+        self.has_loaded = loads;
         self.count();
         self.end_overdue_attempts();
         self.count();
         self.advance();
         self.count();
-        let permits = self.issue_permits();
+        // What stops a campaign may not have been told yet: nothing starts before the next input.
+        let permits = match self.has_loaded {
+            true => Vec::new(),
+            false => self.issue_permits(),
+        };
         self.count();
         self.next_due = self.find_next_due();
         self.flush();
@@ -293,7 +302,7 @@ impl Engine {
     /// When `Tick` is due, if nothing happens before: at once while more devices may start than one input starts.
     #[must_use]
     pub fn deadline(&self) -> Option<Timestamp> {
-        if self.cut_short_at.is_some() {
+        if self.has_loaded || self.cut_short_at.is_some() {
             return Some(self.now);
         }
         let of_campaign = |campaign: &Campaign| {

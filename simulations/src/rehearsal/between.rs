@@ -9,13 +9,17 @@ use std::collections::BTreeSet;
 
 use firmesh_coordinator_core::Question;
 use firmesh_protocol::{
-    api::CampaignState,
     ids::DeviceId,
     manifest::{CampaignManifest, PoolAct, Strategy},
     report::{Permit, PermitKind},
 };
 
-use super::{MAIN, World, judge::retry_budget, promises::Promise, scenario::Approved};
+use super::{
+    MAIN, World,
+    judge::{retry_budget, waves_at_once},
+    promises::Promise,
+    scenario::Approved,
+};
 
 impl World {
     /// A webhook is asked.
@@ -49,11 +53,12 @@ impl World {
         }
         let (manifest, wave) = (&approved.campaign.manifest, permit.wave);
         let has_passed = |wave, act| self.watch.passed.contains(&(manifest.id.clone(), wave, act));
-        let before = wave.checked_sub(1);
-        let unasked = before.filter(|before| !manifest.gate.webhooks.is_empty() && !has_passed(*before, None));
+        let mut before = 0..(wave + 1).saturating_sub(waves_at_once(manifest));
+        let unasked = before.find(|before| !manifest.gate.webhooks.is_empty() && !has_passed(*before, None));
         if let Some(before) = unasked {
             return Some(format!("no webhook has said yes after wave {before}"));
         }
+        let before = wave.checked_sub(1);
         let has_pools = matches!(manifest.strategy, Strategy::BlueGreen { .. });
         let acts = before.map(|_| PoolAct::Switch).into_iter().chain([PoolAct::Drain]);
         let undone = acts.filter(|_| has_pools).find(|act| !has_passed(wave, Some(*act)));
@@ -83,13 +88,14 @@ impl World {
         })
     }
 
-    /// Why nothing should start: the campaign is not going forward.
+    /// Why nothing should start: the campaign was not going forward when this was decided.
     pub(super) fn not_going_forward(&self, c: usize, permit: &Permit) -> Option<String> {
         if permit.kind != PermitKind::Update || !self.watch.coordinator_is_sound {
             return None;
         }
-        let state = self.coordinators[c].engine()?.state(&permit.campaign)?;
-        (state != CampaignState::Active).then(|| format!("it is {state:?}"))
+        let key = (permit.campaign.clone(), permit.sequence);
+        let state = self.coordinators[c].halted.get(&key)?;
+        Some(format!("it is {state:?}"))
     }
 
     /// Whether approvers have ordered a device back.

@@ -70,6 +70,8 @@ pub(super) struct Coordinator {
     pub(super) dies_at: Option<(u64, bool, u64)>,
     /// Commits to be refused.
     pub(super) refusing: u64,
+    /// Permits to go forward of campaigns that did not when they were decided.
+    pub(super) halted: BTreeMap<(CampaignId, u64), CampaignState>,
 }
 
 /// What has become of an input.
@@ -93,6 +95,7 @@ impl Coordinator {
             skew_ms: 0,
             dies_at: None,
             refusing: 0,
+            halted: BTreeMap::new(),
         }
     }
 
@@ -210,6 +213,13 @@ impl Coordinator {
             match output {
                 Output::Persist(record) => records.push(record),
                 Output::IssuePermit(order) => orders.push(order),
+            }
+        }
+        for order in orders.iter().filter(|order| order.kind == PermitKind::Update) {
+            let key = (order.campaign.clone(), order.sequence);
+            match engine.state(&order.campaign) {
+                Some(CampaignState::Active) | None => drop(self.halted.remove(&key)),
+                Some(halted) => drop(self.halted.insert(key, halted)),
             }
         }
         let dies = self.dies_at.as_mut().and_then(|(commits, durable, down_ms)| {

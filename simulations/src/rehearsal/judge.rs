@@ -888,7 +888,7 @@ fn pause_s(
 }
 
 /// How many waves may be open at once, by the manifest alone.
-fn waves_at_once(manifest: &CampaignManifest) -> u32 {
+pub(super) fn waves_at_once(manifest: &CampaignManifest) -> u32 {
     match manifest.strategy {
         Strategy::Rolling {
             max_concurrent_batches, ..

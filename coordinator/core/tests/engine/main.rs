@@ -74,6 +74,31 @@ fn a_failed_wave_goes_back_and_the_rest_is_never_touched() {
     assert!(gate.evidence.iter().any(|line| line.contains(bad.as_str())), "{gate:?}");
 }
 
+/// A brake was pulled while the coordinator was away: it is obeyed before anything else.
+#[test]
+fn nothing_starts_before_the_first_word_after_a_restart() {
+    for is_withdrawn in [true, false] {
+        let whole = Rules {
+            shares: vec![10_000],
+            ..Rules::default()
+        };
+        let mut world = World::new(&[("spring", whole)]);
+        world.start("spring");
+        // There is room for others as soon as one has ended, and that was the last word before the end.
+        let ended = world.engine.in_flight().into_keys().next().unwrap();
+        world.store_as_ended(&ended);
+        let issued = world.permits.len();
+        world.reload();
+        assert_eq!(world.permits.len(), issued);
+        assert_eq!(world.engine.deadline(), Some(world.now));
+        match is_withdrawn {
+            true => world.input(Input::Withdraw(id("spring"))).unwrap(),
+            false => world.input(Input::Tick).unwrap(),
+        }
+        assert_eq!(world.permits.len() == issued, is_withdrawn);
+    }
+}
+
 #[test]
 fn a_quarantined_device_keeps_its_place_until_a_person_clears_it() {
     let rules = Rules {

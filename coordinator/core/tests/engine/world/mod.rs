@@ -113,7 +113,7 @@ struct Stored {
 pub(crate) struct World {
     pub(crate) engine: Engine,
     pub(crate) permits: Vec<PermitOrder>,
-    now: Timestamp,
+    pub(crate) now: Timestamp,
     stored: BTreeMap<CampaignId, Stored>,
     report_sequence: u64,
     /// What reports on ended updates say of the device's health.
@@ -512,6 +512,19 @@ impl World {
     }
 
     /// Throws the engine away and builds another from what was persisted.
+    /// A new engine goes on with what was stored.
+    pub(crate) fn reload(&mut self) {
+        self.engine = Engine::new(EngineSettings { permit_ttl: PERMIT_TTL });
+        self.load();
+    }
+
+    /// What a device's last report did was stored, and nothing that followed from it.
+    pub(crate) fn store_as_ended(&mut self, device: &DeviceId) {
+        let mut attempts = self.stored.values_mut().flat_map(|stored| stored.attempts.values_mut());
+        let attempt = attempts.find(|attempt| attempt.device == *device).unwrap();
+        (attempt.state, attempt.version) = (AttemptState::Success, Some("2".to_owned()));
+    }
+
     pub(crate) fn restart(&mut self) {
         let names: Vec<_> = self.stored.keys().cloned().collect();
         let views = |engine: &Engine| -> Vec<_> {
@@ -521,8 +534,7 @@ impl World {
                 .collect()
         };
         let (before, in_flight, issued) = (views(&self.engine), self.engine.in_flight(), self.permits.len());
-        self.engine = Engine::new(EngineSettings { permit_ttl: PERMIT_TTL });
-        self.load();
+        self.reload();
         if self.permits.len() == issued {
             assert_eq!(views(&self.engine), before);
             assert_eq!(self.engine.in_flight(), in_flight);

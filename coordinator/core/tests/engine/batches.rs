@@ -226,7 +226,8 @@ fn a_batch_that_holds_keeps_all_others_from_opening() {
     assert_eq!(gates(&world), [Pass, Hold, Fail]);
     assert_eq!(world.state("spring"), CampaignState::RolledBack);
     assert!(
-        reason(&world).contains("1 keep the new version because the gates of their waves have neither passed nor failed"),
+        reason(&world)
+            .contains("1 keep the new version because the gates of their waves have neither passed nor failed"),
         "{}",
         reason(&world)
     );

@@ -79,7 +79,7 @@ fn drawn(title: &str, plan: &Plan) -> String {
 /// The waves of a strategy that has several open at once, with the waves whose gates each rests on.
 fn drawn_with_gates(title: &str, strategy: &Strategy) -> String {
     let plan = scene(strategy.clone());
-    let mut lines = vec![drawn(title, &plan)];
+    let mut lines = vec![drawn(title, &plan).trim_end().to_owned()];
     for number in 0..u32::try_from(plan.waves.len()).unwrap() {
         let gates: Vec<_> = PermitKind::Update
             .gates(number, strategy)

@@ -88,7 +88,9 @@ impl Postgres {
         if let Some((uid, gid)) = self.user {
             chown(&wal, Some(uid), Some(gid))?;
         }
-        let archive = format!("archive_mode = on\narchive_command = 'cp %p {wal}/%f'\n");
+        // Whoever waits for a file finds all of it.
+        let archive =
+            format!("archive_mode = on\narchive_command = 'cp %p {wal}/%f.part && mv {wal}/%f.part {wal}/%f'\n");
         self.configure(&self.data(), &archive)?;
         self.stop()?;
         self.go_on()?;

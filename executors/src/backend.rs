@@ -46,6 +46,7 @@ pub struct Backend {
     labels: Labels,
     answers_min: u32,
     answers_apart: Option<Duration>,
+    host: Option<String>,
     kind: Kind,
 }
 
@@ -134,6 +135,7 @@ pub fn build_with(
         labels: settings.labels.clone(),
         answers_min: settings.answers_min,
         answers_apart: settings.answers_apart,
+        host: settings.host.clone(),
         kind,
     })
 }
@@ -161,6 +163,12 @@ impl Backend {
     #[must_use]
     pub fn answers(&self) -> (u32, Option<Duration>) {
         (self.answers_min, self.answers_apart)
+    }
+
+    /// The host that steps aside before an attempt touches the device, if one does.
+    #[must_use]
+    pub fn host(&self) -> Option<&str> {
+        self.host.as_deref()
     }
 
     /// The executor's name: `redfish`, `ab_slot`, `rauc`, `swupdate`, `ddi`, or that of a tool's description.

@@ -40,6 +40,8 @@ pub struct DeviceConfig {
     pub answers_min: Option<u32>,
     /// Seconds between two of them. Default: a sixteenth of the time that a campaign gives a device to come back, at most 30.
     pub answers_apart_s: Option<u32>,
+    /// The host that steps aside before an attempt touches the device, by its name among the node's hosts. Default: none.
+    pub host: Option<String>,
     /// What acts on it.
     pub executor: ExecutorConfig,
 }
@@ -150,6 +152,8 @@ pub struct DeviceSettings {
     pub answers_min: u32,
     /// Time between two of them, if it is not left to the campaign's.
     pub answers_apart: Option<Duration>,
+    /// The host that steps aside before an attempt touches the device, if one does.
+    pub host: Option<String>,
     /// What acts on it.
     pub executor: ExecutorSettings,
 }
@@ -335,6 +339,7 @@ impl DeviceConfig {
             labels,
             answers_min,
             answers_apart_s,
+            host,
             executor,
         } = self;
         let check = Check {
@@ -363,6 +368,7 @@ impl DeviceConfig {
             labels,
             answers_min,
             answers_apart: answers_apart_s.map(|apart_s| Duration::from_secs(apart_s.into())),
+            host,
             executor,
         })
     }
@@ -626,6 +632,7 @@ mod tests {
                 labels: Labels::default(),
                 answers_min: None,
                 answers_apart_s: None,
+                host: None,
                 executor: ExecutorConfig::Redfish(config),
             }
             .check(dir.path())
@@ -688,6 +695,7 @@ mod tests {
                 labels: Labels::default(),
                 answers_min: None,
                 answers_apart_s: None,
+                host: None,
                 executor: ExecutorConfig::AbSlot(config),
             }
             .check(Path::new("/etc/firmesh"))

@@ -307,12 +307,21 @@ impl Profiles {
 
     /// What a device is reached with, if it has a profile.
     pub fn credentials(&self, subject: &Subject<'_>) -> Result<Option<Credentials>, CredentialsError> {
-        let Some(profile) = self.most_specific(subject) else {
-            return Ok(None);
-        };
+        self.most_specific(subject)
+            .map(|profile| self.credentials_of(profile))
+            .transpose()
+    }
+
+    /// What the profile of this name has, whatever it is for; nothing if there is none.
+    pub fn named(&self, name: &str) -> Result<Option<Credentials>, CredentialsError> {
+        let profile = self.profiles.iter().find(|profile| profile.name == name);
+        profile.map(|profile| self.credentials_of(profile)).transpose()
+    }
+
+    fn credentials_of(&self, profile: &Profile) -> Result<Credentials, CredentialsError> {
         let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = read.get(&profile.name) {
-            return Ok(Some(known.clone()));
+            return Ok(known.clone());
         }
         let secret = self.secret(profile).map_err(|source| CredentialsError {
             profile: profile.name.clone(),
@@ -324,7 +333,7 @@ impl Profiles {
             secret,
         };
         read.insert(profile.name.clone(), credentials.clone());
-        Ok(Some(credentials))
+        Ok(credentials)
     }
 
     fn secret(&self, profile: &Profile) -> Result<Secret, SecretError> {

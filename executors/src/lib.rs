@@ -9,6 +9,7 @@ pub mod command;
 mod config;
 mod credentials;
 pub mod ddi;
+pub mod host;
 mod image;
 mod journal;
 pub mod rauc;
@@ -26,7 +27,10 @@ pub use credentials::{
     Credentials, CredentialsError, ProfileConfig, Profiles, ProfilesConfig, ProfilesError, Resolved, SecretError,
     SecretSource, Subject, Unseal,
 };
-pub use firmesh_executors_core::{ActError, AttemptRecord, Goal, Image, Observed, Outcome, Report, Rung, Seen, Slot};
+pub use firmesh_executors_core::{
+    ActError, AttemptRecord, Goal, Host, HostInput, HostOutput, HostRecord, HostSeen, HostState, HostStep, Image,
+    Observed, Outcome, Report, Rung, Seen, Slot,
+};
 pub use image::{ImageError, ImageReader, ImageSource};
 pub use journal::{Journal, JournalError, MemoryJournal};
 pub use runner::{Ended, News, RunError, Start, run_attempt};

@@ -12,6 +12,7 @@ use std::{
 use firmesh_executors::{
     DeviceConfig, DeviceConfigError, DeviceSettings, ExecutorSettings, Profiles, ProfilesConfig, ProfilesError,
     Resolved, Unseal,
+    host::{HostConfig, HostConfigError, HostSettings},
 };
 use firmesh_node_core::{retention::ARTIFACTS_MAX, swarm::Tuning};
 use firmesh_protocol::{
@@ -67,6 +68,9 @@ pub struct Config {
     /// How many bytes per second may come and go, and when; anything if there are none.
     #[serde(default, rename = "budget")]
     pub budgets: Vec<Budget>,
+    /// Hosts that step aside before an attempt touches a device of theirs.
+    #[serde(default, rename = "host")]
+    pub hosts: Vec<HostConfig>,
     /// The devices this node looks after.
     #[serde(default, rename = "device")]
     pub devices: Vec<DeviceConfig>,
@@ -259,6 +263,8 @@ pub struct Settings {
     pub room: RoomSettings,
     /// How fast and how often the piece store is checked.
     pub scrub: Pace,
+    /// Hosts that step aside before an attempt touches a device of theirs.
+    pub hosts: Vec<HostSettings>,
     /// The devices this node looks after.
     pub devices: Vec<DeviceSettings>,
     /// Bounds and time spans of the swarm.
@@ -300,6 +306,9 @@ pub enum ConfigError {
     /// A device's configuration.
     #[error(transparent)]
     Device(#[from] DeviceConfigError),
+    /// A host's configuration.
+    #[error(transparent)]
+    Host(#[from] HostConfigError),
     /// The face towards devices that ask.
     #[error(transparent)]
     Ddi(#[from] DdiError),
@@ -435,6 +444,7 @@ impl Config {
         tuning.in_flight_max = pieces_in_flight(&self.budgets, tuning.in_flight_max);
         let store_key = self.store_key(base)?;
         let profiles = self.profiles(base, store_key.as_ref())?;
+        let hosts = checked_hosts(self.hosts, base, profiles.as_ref())?;
         let profiles = profiles.as_ref().map(|profiles| (profiles, &self.path));
         let mut devices = Vec::new();
         for device in self.devices {
@@ -444,6 +454,18 @@ impl Config {
                 .any(|other: &DeviceSettings| other.device == device.device)
             {
                 let problem = format!("name {} twice", device.device);
+                return Err(ConfigError::Value {
+                    field: "devices",
+                    problem,
+                });
+            }
+            if let Some(named) = &device.host
+                && !hosts.iter().any(|host| host.name == *named)
+            {
+                let problem = format!(
+                    "has {} of host {named:?}, and there is no [[host]] of that name",
+                    device.device
+                );
                 return Err(ConfigError::Value {
                     field: "devices",
                     problem,
@@ -493,10 +515,33 @@ impl Config {
                 bytes_per_second: self.store.scrub_bytes_per_second,
                 every: span_of("store.scrub_every", &self.store.scrub_every, SCRUB_EVERY_MAX)?,
             },
+            hosts,
             devices,
             tuning,
         })
     }
+}
+
+fn checked_hosts(
+    hosts: Vec<HostConfig>,
+    base: &Path,
+    profiles: Option<&Profiles>,
+) -> Result<Vec<HostSettings>, ConfigError> {
+    let field = "hosts";
+    if hosts.len() > NODE_DEVICES_MAX {
+        let problem = format!("are {}, a node has at most {NODE_DEVICES_MAX}", hosts.len());
+        return Err(ConfigError::Value { field, problem });
+    }
+    let mut checked: Vec<HostSettings> = Vec::new();
+    for host in hosts {
+        let host = host.check(base, profiles)?;
+        if checked.iter().any(|other| other.name == host.name) {
+            let problem = format!("name {} twice", host.name);
+            return Err(ConfigError::Value { field, problem });
+        }
+        checked.push(host);
+    }
+    Ok(checked)
 }
 
 fn read(field: &'static str, path: &Path) -> Result<String, ConfigError> {
@@ -607,6 +652,21 @@ mod tests {
             "at least 1 Mbit/s",
         );
         refused("[coordinator]", &budget("scope = \"row\"\nmbit_per_s = 9"), "row");
+        let host = "[[host]]\nname = \"h1\"\nprepare = { kind = \"script\", run = [\"aside\", \"{verb}\"] }\n";
+        assert_eq!(check(&format!("{GOOD}\n{host}")).unwrap().hosts[0].within_s, 1_800);
+        refused("[coordinator]", &format!("{host}{host}[coordinator]"), "name h1 twice");
+        refused(
+            "[coordinator]",
+            &format!("{}[coordinator]", host.replace("{verb}", "x")),
+            "does not say {verb}",
+        );
+        let device = "[[device]]\nid = \"d1\"\ncomponent = \"bmc\"\nhost = \"h2\"\nexecutor = { kind = \"redfish\", \
+                      url = \"http://127.0.0.1:8000\", username = \"u\", password_env = \"PATH\" }\n";
+        refused(
+            "[coordinator]",
+            &format!("{host}{device}[coordinator]"),
+            "no [[host]] of that name",
+        );
         let midnight = r#"windows = [{ zone = "Mars/Base", days = ["mon"], from = "00:00", duration_s = 60 }]"#;
         refused(
             "[coordinator]",

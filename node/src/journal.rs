@@ -209,6 +209,27 @@ impl NodeJournal {
         self.make_durable("keep a device's images")
     }
 
+    /// Keeps the record of a host that is owed its way back, or forgets it.
+    pub fn keep_host(&self, name: &str, record: Option<&[u8]>) -> Result<(), JournalError> {
+        let key = format!("host/{name}");
+        let result = match record {
+            Some(record) => self.facts.insert(key, record),
+            None => self.facts.remove(key),
+        };
+        result.map_err(failed("keep a host"))?;
+        self.make_durable("keep a host")
+    }
+
+    /// The records of hosts that are owed their way back, by name.
+    pub fn hosts(&self) -> Result<BTreeMap<String, Vec<u8>>, JournalError> {
+        let entries = self.facts.scan_prefix(b"host/").map(|entry| {
+            let (key, record) = entry.map_err(failed("read hosts"))?;
+            let name = String::from_utf8(key[b"host/".len()..].to_vec()).map_err(failed("read hosts"))?;
+            Ok((name, record.to_vec()))
+        });
+        entries.collect()
+    }
+
     /// Which images the devices have.
     pub fn images(&self) -> Result<BTreeMap<DeviceId, DeviceImages>, JournalError> {
         self.facts
@@ -508,6 +529,14 @@ mod tests {
                 .keep_standing(&campaign, &device, PermitKind::Update, AttemptStanding::Ended)
                 .unwrap();
         }
+        {
+            let journal = NodeJournal::open(folder.path()).unwrap();
+            journal.keep_host("esx-1", Some(b"aside")).unwrap();
+            journal.keep_host("esx-2", Some(b"aside")).unwrap();
+            journal.keep_host("esx-2", None).unwrap();
+        }
+        let kept = NodeJournal::open(folder.path()).unwrap().hosts().unwrap();
+        assert_eq!(kept, [("esx-1".to_owned(), b"aside".to_vec())].into());
         let outcome = Outcome {
             state: AttemptState::Success,
             reason: String::new(),

@@ -15,6 +15,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{get, post},
 };
+use firmesh_executors::HostState;
 use firmesh_protocol::{
     api::{Holding, Problem, Traffic},
     brake::Braked,
@@ -129,6 +130,9 @@ pub struct Status {
     pub devices: Vec<DeviceFacts>,
     /// Its attempts.
     pub attempts: Vec<AttemptStatus>,
+    /// Hosts that step aside for its devices.
+    #[serde(default)]
+    pub hosts: Vec<HostStatus>,
     /// Metadata, campaigns and permits it refused last, newest last.
     pub refusals: Vec<Refusal>,
     /// What was stopped for good.
@@ -196,6 +200,25 @@ pub struct AttemptStatus {
     pub reason: String,
     /// The version last read back.
     pub version: Option<String>,
+}
+
+/// Where one host of this node stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// The host.
+    pub host: String,
+    /// Where it stands.
+    pub state: HostState,
+    /// For how long, in seconds.
+    pub since_s: u64,
+    /// Whether this node had it step aside, and so has to give it back.
+    pub owed: bool,
+    /// The devices that an attempt is at.
+    pub devices: Vec<DeviceId>,
+    /// What failed in a row since it stands there, by number.
+    pub failures: u32,
+    /// What failed last of it.
+    pub problem: Option<String>,
 }
 
 /// Something signed, or meant to be, that this node did not believe.
@@ -398,6 +421,18 @@ fn registry(status: &Status) -> Registry {
         .iter()
         .filter(|attempt| !attempt.state.is_terminal())
         .count();
+    let owed = status.hosts.iter().filter(|host| host.owed).count();
+    gauge(
+        "hosts_aside",
+        "Hosts that this node had step aside and has not given back yet",
+        owed as u64,
+    );
+    let stuck = |host: &&HostStatus| host.state == HostState::Leaving && host.problem.is_some();
+    gauge(
+        "hosts_not_given_back",
+        "Hosts that could not be given back when that was tried last",
+        status.hosts.iter().filter(stuck).count() as u64,
+    );
     gauge("attempts_running", "Attempts that have not ended", running as u64);
     registry
 }

@@ -1,9 +1,11 @@
 //! What survives a crash of the node: the goal, and the last act that was intended.
 
+use std::time::Duration;
+
 use firmesh_protocol::{
     health::{DeviceHealth, HealthSample},
     limits::REASON_BYTES_MAX,
-    report::AttemptState,
+    report::{AttemptState, FailureClass},
 };
 use serde::{Deserialize, Serialize};
 
@@ -131,6 +133,53 @@ impl AttemptRecord {
             task_retried: false,
             phase: Phase::Looking,
         }
+    }
+
+    /// The record of an attempt that has to wait for something before it may even look at its device.
+    #[must_use]
+    pub fn waiting(goal: Goal) -> Self {
+        Self::new(goal)
+    }
+
+    /// Whether nothing was done to the device, and nothing was intended.
+    #[must_use]
+    pub fn is_untouched(&self) -> bool {
+        matches!(self.phase, Phase::Looking)
+    }
+
+    /// Time was spent waiting: it counts as the attempt's, so that the campaign's limit on the whole holds.
+    #[must_use]
+    pub fn having_waited(mut self, spent: Duration) -> Self {
+        let spent_ms = u64::try_from(spent.as_millis()).unwrap_or(u64::MAX);
+        self.elapsed_ms = self.elapsed_ms.saturating_add(spent_ms);
+        self
+    }
+
+    /// How long an attempt may wait before it goes on: half of what its campaign leaves it.
+    #[must_use]
+    pub fn may_wait(&self) -> Duration {
+        let spent = Duration::from_millis(self.elapsed_ms);
+        self.goal.attempt_limit().saturating_sub(spent) / 2
+    }
+
+    /// The record of an attempt that is over because it may not act any more: `otherwise` if nothing was done to the
+    /// device, and a person's to look at if something was.
+    #[must_use]
+    pub fn given_up(mut self, otherwise: AttemptState, reason: String) -> Self {
+        let (state, failure) = match (self.is_untouched(), otherwise) {
+            (false, _) => (AttemptState::Quarantined, Some(FailureClass::Quarantine)),
+            (true, AttemptState::Failed) => (AttemptState::Failed, Some(FailureClass::Preflight)),
+            (true, other) => (other, None),
+        };
+        let outcome = Outcome {
+            state,
+            reason: bounded(reason),
+            version: self.from.clone(),
+            failure,
+            health: None,
+        };
+        self.phase = Phase::Ended { outcome };
+        self
     }
 
     /// How the attempt ended, if it has.

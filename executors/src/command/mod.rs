@@ -9,3 +9,4 @@ mod tests;
 
 pub use backend::CommandBackend;
 pub use description::{CommandConfig, CommandSettings};
+pub(crate) use template::{Template, is_name};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 /// `-p {programmer}`, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Template(Vec<Part>);
+pub(crate) struct Template(Vec<Part>);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Part {
@@ -15,11 +15,11 @@ enum Part {
 }
 
 /// What placeholders stand for, by name.
-pub(super) type Values = BTreeMap<String, String>;
+pub(crate) type Values = BTreeMap<String, String>;
 
 impl Template {
     /// Takes a text apart: `{name}` is a placeholder, `{{` and `}}` are braces. The error says what is wrong.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (mut parts, mut plain) = (Vec::new(), String::new());
         let mut rest = text;
         while let Some(at) = rest.find(['{', '}']) {
@@ -54,7 +54,7 @@ impl Template {
     }
 
     /// The placeholders in it.
-    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter_map(|part| match part {
             Part::Text(_) => None,
             Part::Name(name) => Some(name.as_str()),
@@ -62,7 +62,7 @@ impl Template {
     }
 
     /// The text with every placeholder replaced; the error is a placeholder nobody has a value for.
-    pub(super) fn fill(&self, values: &Values) -> Result<String, String> {
+    pub(crate) fn fill(&self, values: &Values) -> Result<String, String> {
         let mut text = String::new();
         for part in &self.0 {
             text.push_str(match part {
@@ -75,7 +75,7 @@ impl Template {
 }
 
 /// Whether this can name a placeholder.
-pub(super) fn is_name(name: &str) -> bool {
+pub(crate) fn is_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
     (1..=64).contains(&name.len()) && name.chars().all(allowed)
 }

@@ -405,7 +405,7 @@ impl Runtime {
                 self.images.add(artifact, length);
                 info!(%artifact, "an artifact has the SHA-256 that was approved");
                 self.recipe_is_here(artifact, length)?;
-                self.release_parked(artifact);
+                self.release_parked(artifact)?;
                 self.consider()
             }
             Ok(found) => {

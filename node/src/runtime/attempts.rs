@@ -107,6 +107,12 @@ impl Devices {
             .any(|device| device.parked.as_ref().is_some_and(awaits))
     }
 
+    /// The host that steps aside for a device, if one does.
+    pub(super) fn host_of(&self, device: &DeviceId) -> Option<String> {
+        let host = self.devices.get(device)?.backend.host()?;
+        Some(host.to_owned())
+    }
+
     /// What runs, or waits to be gone on with.
     pub(super) fn goals(&self) -> impl Iterator<Item = &Goal> {
         self.devices.values().filter_map(|device| device.running.as_ref())
@@ -178,7 +184,7 @@ impl Runtime {
                 // In the first word to the coordinator already: who is heard of and says nothing of a device that was
                 // permitted has not touched it, and others take its place under the caps.
                 self.report(News::of(&record.goal, record.last_known().into()))?;
-                self.resume_attempt(&device, record);
+                self.resume_attempt(&device, record)?;
             }
         }
         // Started, but killed before the first record: not started after all. A record that is there is then of an earlier
@@ -196,7 +202,7 @@ impl Runtime {
         for device in all {
             self.look(&device, Duration::ZERO);
         }
-        Ok(())
+        self.begin_hosts()
     }
 
     /// Whether a record is that of an update that has failed, and was counted.
@@ -212,22 +218,26 @@ impl Runtime {
 
     /// Goes on with an interrupted attempt: at once if it has only its outcome to tell, otherwise when its image is
     /// complete here again, because it may have to be written or served.
-    fn resume_attempt(&mut self, device: &DeviceId, record: AttemptRecord) {
+    fn resume_attempt(&mut self, device: &DeviceId, record: AttemptRecord) -> Result<(), JournalError> {
         let goal = record.goal.clone();
         if record.outcome().is_some() {
             return self.start_attempt(device, goal, Start::Resumed(record));
         }
         if let Err(error) = self.track(&goal.image.artifact, Priority::Normal) {
-            return self.local_error(&error);
+            self.local_error(&error);
+            return Ok(());
         }
         if let Some(known) = self.devices.devices.get_mut(device) {
             known.running = Some(goal);
             known.parked = Some(record);
+            let backend = Arc::clone(&known.backend);
+            self.keep_host_for(&backend);
         }
+        Ok(())
     }
 
     /// Goes on with the attempts that waited for an image.
-    pub(super) fn release_parked(&mut self, artifact: ArtifactId) {
+    pub(super) fn release_parked(&mut self, artifact: ArtifactId) -> Result<(), JournalError> {
         let waiting: Vec<_> = self
             .devices
             .devices
@@ -241,8 +251,9 @@ impl Runtime {
             .filter_map(|(id, device)| Some((id.clone(), device.parked.take()?)))
             .collect();
         for (device, record) in waiting {
-            self.start_attempt(&device, record.goal.clone(), Start::Resumed(record));
+            self.start_attempt(&device, record.goal.clone(), Start::Resumed(record))?;
         }
+        Ok(())
     }
 
     fn look(&mut self, device: &DeviceId, after: Duration) {
@@ -544,8 +555,7 @@ impl Runtime {
         self.stand(device, &permit.campaign, permit.kind, AttemptStanding::InFlight)?;
         // Before the device is even looked at, which may take longer than the permit lasts: see `begin_devices`.
         self.report(News::of(&goal, Report::on_the_way(AttemptState::Installing, None)))?;
-        self.start_attempt(device, goal.clone(), Start::Fresh(goal));
-        Ok(())
+        self.start_attempt(device, goal.clone(), Start::Fresh(goal))
     }
 
     fn stand(
@@ -599,7 +609,25 @@ impl Runtime {
         Ok(Ok(()))
     }
 
-    fn start_attempt(&mut self, device: &DeviceId, goal: Goal, start: Start) {
+    /// Starts an attempt, or goes on with one, once the device's host has stepped aside if it has one. One that is over has
+    /// only its outcome to tell.
+    fn start_attempt(&mut self, device: &DeviceId, goal: Goal, start: Start) -> Result<(), JournalError> {
+        let Some(known) = self.devices.devices.get_mut(device) else {
+            return Ok(());
+        };
+        known.running = Some(goal.clone());
+        let is_over = matches!(&start, Start::Resumed(record) if record.outcome().is_some());
+        let host = known.backend.host().filter(|_| !is_over).map(str::to_owned);
+        match host {
+            Some(host) => self.await_host(&host, goal, start),
+            None => {
+                self.run_attempt_on(device, goal, start);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn run_attempt_on(&mut self, device: &DeviceId, goal: Goal, start: Start) {
         let Some(known) = self.devices.devices.get_mut(device) else {
             return;
         };
@@ -681,6 +709,9 @@ impl Runtime {
                         self.stand(device, &goal.campaign, PermitKind::Update, AttemptStanding::Ended)?;
                     }
                 }
+                // After its end is durable, whichever it is: a node that dies in between gives the host back when it is
+                // there again.
+                self.release_host(device)?;
             }
             Err(AttemptError::Journal { source, .. }) => return Err(source),
             Err(error @ AttemptError::NobodyListens { .. }) => self.local_error(&error),
@@ -746,7 +777,7 @@ impl Runtime {
 
     /// Signs news, keeps it, and sends it with the next sync. The same news twice is said once, but for an end that the
     /// coordinator does not seem to know: it permits the device again.
-    fn report(&mut self, news: News) -> Result<(), JournalError> {
+    pub(super) fn report(&mut self, news: News) -> Result<(), JournalError> {
         let tries = self.devices.tries_in(&news.campaign).get(&news.device);
         let attempt = match tries.filter(|_| news.kind == PermitKind::Update) {
             Some(tries) if news.permit_sequence <= tries.permit => tries.ended,

@@ -10,6 +10,7 @@
 //! - `bundles`: a campaign and its images by hand
 //! - `delta`: new images out of old ones
 //! - `evidence`: the signed reports that permits rest on
+//! - `hosts`: hosts that step aside for an attempt
 //! - `possession`: proofs that images are here
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
@@ -25,6 +26,7 @@ mod bundles;
 mod coordinator;
 mod delta;
 mod evidence;
+mod hosts;
 mod possession;
 mod renewal;
 mod room;
@@ -39,7 +41,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use firmesh_executors::{JournalError, News};
+use firmesh_executors::{HostInput, JournalError, News};
 use firmesh_node_core::{
     approved::ApprovedCampaign,
     swarm::{self, FetchId, Source, Swarm},
@@ -82,6 +84,7 @@ use attempts::Devices;
 use coordinator::Fleet;
 use delta::{Deltas, Made};
 use evidence::Evidence;
+use hosts::Hosts;
 use possession::Possession;
 use room::Room;
 use safety::{Brakes, Revocations};
@@ -152,6 +155,10 @@ enum Event {
         facts: Option<DeviceFacts>,
     },
     News(News),
+    Host {
+        host: String,
+        input: HostInput,
+    },
     AttemptEnded {
         device: DeviceId,
         result: Result<firmesh_executors::Ended, firmesh_executors::RunError>,
@@ -212,6 +219,7 @@ struct Runtime {
     record: NodeRecord,
     renew_at: Option<Instant>,
     devices: Devices,
+    hosts: Hosts,
     refusals: VecDeque<Refusal>,
     last_error: Option<String>,
     events: mpsc::Sender<Event>,
@@ -243,6 +251,7 @@ impl Runtime {
             if self.swarm.deadline().is_some_and(|due| due <= self.now()) {
                 self.tell_swarm(swarm::Input::Tick)?;
             }
+            self.tick_hosts()?;
             self.look_at_room_if_due();
             self.sync_if_due()?;
         }
@@ -302,6 +311,7 @@ impl Runtime {
             Event::Carried(carried) => self.on_carried(carried),
             Event::Facts { device, facts } => self.on_facts(&device, facts),
             Event::News(news) => self.on_news(news),
+            Event::Host { host, input } => self.on_host(&host, input),
             Event::AttemptEnded { device, result } => self.on_attempt_ended(&device, result),
             Event::Lost(lost) => self.on_lost(lost),
             Event::Surveyed(survey) => self.on_surveyed(survey),
@@ -320,7 +330,11 @@ impl Runtime {
     fn next_deadline(&self) -> Instant {
         let swarm = self.swarm.deadline().map(|at| self.started + at.since_start());
         let latest = Instant::now() + Duration::from_secs(1);
-        let others = self.sync_due_at().into_iter().chain(self.room.look_at());
+        let others = self
+            .sync_due_at()
+            .into_iter()
+            .chain(self.room.look_at())
+            .chain(self.hosts_due_at());
         swarm.into_iter().chain(others).fold(latest, Instant::min)
     }
 
@@ -459,6 +473,7 @@ impl Runtime {
             campaigns: self.fleet.campaigns.keys().cloned().collect(),
             devices: self.devices.facts(),
             attempts: self.devices.attempts(),
+            hosts: self.hosts.status(self.now()),
             refusals: self.refusals.iter().cloned().collect(),
             brakes: self.brakes.all().cloned().collect(),
             revocations_version: self.revocations.list.version,

@@ -8,9 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firmesh_executors::{BuildError, ImageSource, JournalError, build_with, ddi::Desk};
+use firmesh_executors::{
+    BuildError, ImageSource, JournalError, build_with,
+    ddi::Desk,
+    host::{HostBuildError, build_hosts},
+};
 use firmesh_node_core::swarm::Swarm;
-use firmesh_protocol::report::NodeRecord;
+use firmesh_protocol::{report::NodeRecord, time::Timestamp};
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -20,6 +24,7 @@ use super::{
     Event, Runtime,
     attempts::Devices,
     coordinator::Fleet,
+    hosts::Hosts,
     room::{Room, warn_of_absent_pins},
     roster::sign_record,
 };
@@ -103,6 +108,9 @@ pub enum RunError {
     /// A device's backend cannot be made.
     #[error(transparent)]
     Device(#[from] BuildError),
+    /// What has a host step aside cannot be made.
+    #[error(transparent)]
+    Host(#[from] HostBuildError),
 }
 
 /// How long to wait before asking a coordinator again that did not answer an enrolment.
@@ -197,6 +205,13 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         .iter()
         .map(|device| build_with(device, Arc::clone(&image_source), Some(&desk)))
         .collect::<Result<Vec<_>, _>>()?;
+    let hosts = build_hosts(&settings.hosts, &folder("hosts"))?;
+    let hosts = Hosts::new(
+        hosts,
+        &settings.hosts,
+        journal.hosts()?,
+        Timestamp::after_start(Duration::ZERO),
+    );
     let face = match &settings.ddi {
         Some(ddi) => {
             let asking = backends.iter().filter_map(|backend| backend.asking().cloned());
@@ -230,6 +245,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             settings.tuning.clone(),
             seed(),
         ),
+        hosts,
         devices: Devices::new(backends, journal.standings()?, journal.tries()?, journal.declined()?),
         room: Room::new(pieces.clone(), settings.room.clone(), journal.images()?),
         fleet: Fleet::new(own_record.clone()),

@@ -5,10 +5,12 @@ mod credentials;
 mod ddi;
 mod described;
 mod fwupd;
+mod hosts;
 mod ipmi;
 mod rauc;
 mod redfish;
 mod swupdate;
+mod vcenter;
 
 use std::{
     fmt::Write as _,
@@ -58,6 +60,11 @@ async fn bring(fleet: &mut Cluster, component: &str, executor: &str, images: &[(
 
 /// Signs what is staged, and gives the node a device with this executor.
 async fn adopt(fleet: &mut Cluster, component: &str, executor: &str) -> Result<()> {
+    adopt_with(fleet, component, executor, "").await
+}
+
+/// The same, with more of the device's configuration and of the node's after it.
+async fn adopt_with(fleet: &mut Cluster, component: &str, executor: &str, more: &str) -> Result<()> {
     fleet.operator.sign("release")?;
     fleet.operator.ok(&["trust", "publish"])?;
     let node = fleet.node(NODE)?;
@@ -65,7 +72,7 @@ async fn adopt(fleet: &mut Cluster, component: &str, executor: &str) -> Result<(
     let mut config = fs::read_to_string(&file)?;
     write!(
         config,
-        "[[device]]\nid = {DEVICE:?}\ncomponent = {component:?}\nexecutor = {{ {executor} }}\n"
+        "[[device]]\nid = {DEVICE:?}\ncomponent = {component:?}\nexecutor = {{ {executor} }}\n{more}\n"
     )?;
     fs::write(&file, config)?;
     node.process.stop(ENDS_WITHIN).await?;

@@ -415,6 +415,7 @@ impl Lab {
             labels: Labels::default(),
             answers_min: None,
             answers_apart_s: None,
+            host: None,
             executor,
         };
         build(&written.check(self.dir.path()).unwrap(), self.images.clone()).unwrap()

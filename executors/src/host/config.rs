@@ -1,0 +1,559 @@
+//! A host as an operator writes it down, and as checked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
+
+use firmesh_executors_core::ClusterLimits;
+use firmesh_protocol::ids::DeviceId;
+use reqwest::Url;
+use serde::Deserialize;
+
+use crate::{
+    command::{Template, is_name},
+    config::Secret,
+    credentials::{CredentialsError, Profiles},
+};
+
+/// A day: whoever waits longer has lost the host.
+const LIMIT_S_MAX: u32 = 86_400;
+/// A look answers soon.
+const STATE_LIMIT_S_MAX: u32 = 600;
+/// Arguments, secrets, variables.
+const ITEMS_MAX: usize = 64;
+/// Text in a configuration: an argument.
+const TEXT_BYTES_MAX: usize = 4 << 10;
+/// Certificates and passwords are small.
+const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Hosts of a cluster that may be named in a limit.
+const CLUSTER_HOSTS_MAX: u32 = 1_000;
+/// Who stands before a host in the configuration of scripts.
+const OURS: [&str; 2] = ["verb", "host"];
+
+/// A host that steps aside before an attempt on one of its devices, as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostConfig {
+    /// Its name, by which devices say that they belong to it.
+    pub name: String,
+    /// How long an attempt waits for it in seconds, and never longer than half of what the campaign gives it. Default: 1800.
+    #[serde(default = "half_an_hour")]
+    pub within_s: u32,
+    /// What has it step aside.
+    pub prepare: PreparationConfig,
+}
+
+/// What has a host step aside, as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum PreparationConfig {
+    /// A program of the operator's.
+    Script(ScriptConfig),
+    /// vCenter's maintenance mode.
+    Vcenter(VcenterConfig),
+}
+
+/// A program of the operator's, as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScriptConfig {
+    /// The program and its arguments, each as it is: there is no shell. `{verb}` is `enter`, `exit` or `state`; `{host}` the name.
+    pub run: Vec<String>,
+    /// How long `enter` and `exit` may take. Default: 1800.
+    #[serde(default = "half_an_hour")]
+    pub limit_s: u32,
+    /// How long `state` may take. Default: 30.
+    #[serde(default = "half_a_minute")]
+    pub state_limit_s: u32,
+    /// Variables of the program; they may have secrets.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Files whose first lines are secrets, by the names that `env` has for them.
+    #[serde(default)]
+    pub secret_files: BTreeMap<String, PathBuf>,
+}
+
+/// vCenter's maintenance mode, as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VcenterConfig {
+    /// The vCenter's root, such as `https://vcenter.example`.
+    pub url: String,
+    /// The host: its path in the inventory, such as `/DC/host/Cluster/esx-17.example`, or its DNS name there.
+    pub host: String,
+    /// The certificates, in PEM, one of which must have issued the vCenter's.
+    pub ca_file: Option<PathBuf>,
+    /// Instead of it, the SHA-256 of the vCenter's own certificate, in hexadecimal, with or without colons.
+    pub fingerprint: Option<String>,
+    /// The account. Default: that of the profile.
+    pub username: Option<String>,
+    /// A file whose first line is the password.
+    pub password_file: Option<PathBuf>,
+    /// An environment variable that holds the password.
+    pub password_env: Option<String>,
+    /// Instead of them, the name of a profile in the node's `credentials_file`.
+    pub profile: Option<String>,
+    /// Hosts of a cluster that may be in maintenance mode at once, whoever had them enter it. Default: 1.
+    #[serde(default = "one")]
+    pub at_once: u32,
+    /// Other hosts of the cluster that must be connected and in service. Default: 1.
+    #[serde(default = "one")]
+    pub serving_min: u32,
+    /// How long maintenance mode may take to be entered or left. Default: 1800.
+    #[serde(default = "half_an_hour")]
+    pub limit_s: u32,
+}
+
+/// A host, checked.
+#[derive(Debug, Clone)]
+pub struct HostSettings {
+    /// Its name.
+    pub name: String,
+    /// How long an attempt waits for it.
+    pub within_s: u32,
+    pub(crate) preparation: PreparationSettings,
+}
+
+/// What has a host step aside, checked.
+#[derive(Debug, Clone)]
+pub(crate) enum PreparationSettings {
+    Script(ScriptSettings),
+    Vcenter(VcenterSettings),
+}
+
+/// A program of the operator's, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct ScriptSettings {
+    /// At least the program.
+    pub(crate) run: Vec<Template>,
+    pub(crate) limit_s: u32,
+    pub(crate) state_limit_s: u32,
+    pub(crate) env: Vec<(String, Template)>,
+    pub(crate) secrets: BTreeMap<String, Secret>,
+}
+
+/// vCenter's maintenance mode, checked.
+#[derive(Debug, Clone)]
+pub(crate) struct VcenterSettings {
+    pub(crate) url: Url,
+    pub(crate) host: String,
+    pub(crate) trust: Trust,
+    pub(crate) username: String,
+    pub(crate) password: Secret,
+    pub(crate) limits: ClusterLimits,
+    pub(crate) limit_s: u32,
+}
+
+/// How a vCenter is known.
+#[derive(Debug, Clone)]
+pub(crate) enum Trust {
+    /// By who issued its certificate.
+    Authority(Vec<u8>),
+    /// By its certificate.
+    Certificate([u8; 32]),
+}
+
+/// What is wrong with a host's configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum HostConfigError {
+    /// A value that cannot be.
+    #[error("host {host}: {field} {problem}")]
+    Value {
+        /// The host.
+        host: String,
+        /// The field at fault.
+        field: &'static str,
+        /// What is wrong and what would be right.
+        problem: String,
+    },
+    /// A file that could not be read.
+    #[error("host {host}: {field}: {path} cannot be read")]
+    File {
+        /// The host.
+        host: String,
+        /// The field that names it.
+        field: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Its profile has no secret that can be had.
+    #[error("host {host}")]
+    Credentials {
+        /// The host.
+        host: String,
+        /// Why not.
+        source: CredentialsError,
+    },
+}
+
+impl HostConfig {
+    /// Checks what was written and reads the files it names; relative paths start at `base`.
+    pub fn check(self, base: &Path, profiles: Option<&Profiles>) -> Result<HostSettings, HostConfigError> {
+        let Self {
+            name,
+            within_s,
+            prepare,
+        } = self;
+        let check = Check {
+            host: &name,
+            base,
+            profiles,
+        };
+        // As devices are called, so that a folder can be.
+        if let Err(error) = DeviceId::new(name.clone()) {
+            return Err(check.value("name", format!("cannot be: {error}")));
+        }
+        check.seconds("within_s", within_s, LIMIT_S_MAX)?;
+        let preparation = match prepare {
+            PreparationConfig::Script(script) => PreparationSettings::Script(check.script(script)?),
+            PreparationConfig::Vcenter(vcenter) => PreparationSettings::Vcenter(check.vcenter(vcenter)?),
+        };
+        Ok(HostSettings {
+            name,
+            within_s,
+            preparation,
+        })
+    }
+}
+
+struct Check<'a> {
+    host: &'a str,
+    base: &'a Path,
+    profiles: Option<&'a Profiles>,
+}
+
+impl Check<'_> {
+    fn script(&self, config: ScriptConfig) -> Result<ScriptSettings, HostConfigError> {
+        self.seconds("limit_s", config.limit_s, LIMIT_S_MAX)?;
+        self.seconds("state_limit_s", config.state_limit_s, STATE_LIMIT_S_MAX)?;
+        if [config.run.len(), config.env.len(), config.secret_files.len()]
+            .into_iter()
+            .any(|count| count > ITEMS_MAX)
+        {
+            return Err(self.value("run, env or secret_files", format!("has more than {ITEMS_MAX} entries")));
+        }
+        let templates = config
+            .run
+            .iter()
+            .map(|text| self.template("run", text, |name| OURS.contains(&name)));
+        let run = templates.collect::<Result<Vec<_>, _>>()?;
+        match config.run.first() {
+            Some(program) if !program.is_empty() => {}
+            _ => return Err(self.value("run", "names no program")),
+        }
+        if !run.iter().any(|text| text.names().any(|name| name == "verb")) {
+            return Err(self.value(
+                "run",
+                "does not say {verb}: how is the program to know what it is run for?",
+            ));
+        }
+        let mut secrets = BTreeMap::new();
+        for (name, path) in &config.secret_files {
+            if !is_name(name) || OURS.contains(&name.as_str()) {
+                return Err(self.value(
+                    "secret_files",
+                    format!("has the name {name:?}: must be a-z, 0-9 and _, and neither verb nor host"),
+                ));
+            }
+            secrets.insert(name.clone(), self.secret("secret_files", path)?);
+        }
+        let known: BTreeSet<&str> = secrets.keys().map(String::as_str).chain(OURS).collect();
+        let mut env = Vec::new();
+        for (name, text) in &config.env {
+            if name.is_empty() || name.contains(['=', '\0']) {
+                return Err(self.value("env", format!("has {name:?} for the name of a variable")));
+            }
+            env.push((name.clone(), self.template("env", text, |name| known.contains(name))?));
+        }
+        Ok(ScriptSettings {
+            run,
+            limit_s: config.limit_s,
+            state_limit_s: config.state_limit_s,
+            env,
+            secrets,
+        })
+    }
+
+    fn template(
+        &self,
+        field: &'static str,
+        text: &str,
+        is_known: impl Fn(&str) -> bool,
+    ) -> Result<Template, HostConfigError> {
+        if text.len() > TEXT_BYTES_MAX || text.contains('\0') {
+            let problem = format!("has a text that is longer than {TEXT_BYTES_MAX} bytes, or has a zero byte");
+            return Err(self.value(field, problem));
+        }
+        let template = Template::parse(text).map_err(|problem| self.value(field, problem))?;
+        if let Some(name) = template.names().find(|name| !is_known(name)) {
+            let problem = match field {
+                "run" => format!(
+                    "says {{{name}}}, may say {{verb}} and {{host}}; a secret belongs into env, for every process can read arguments"
+                ),
+                _ => format!("says {{{name}}}, may say {{verb}}, {{host}} and what secret_files names"),
+            };
+            return Err(self.value(field, problem));
+        }
+        Ok(template)
+    }
+
+    fn vcenter(&self, config: VcenterConfig) -> Result<VcenterSettings, HostConfigError> {
+        let url = self.url(&config.url)?;
+        let trust = match (&config.ca_file, &config.fingerprint) {
+            (Some(path), None) => Trust::Authority(self.read("ca_file", path)?),
+            (None, Some(text)) => Trust::Certificate(self.fingerprint(text)?),
+            _ => return Err(self.value("ca_file or fingerprint", "must be given, and only one of them")),
+        };
+        if config.host.trim_matches('/').is_empty() || config.host.len() > TEXT_BYTES_MAX {
+            return Err(self.value("host", "must be a path in the inventory, or a DNS name"));
+        }
+        self.seconds("limit_s", config.limit_s, LIMIT_S_MAX)?;
+        if !(1..=CLUSTER_HOSTS_MAX).contains(&config.at_once) {
+            return Err(self.value("at_once", format!("must be from 1 to {CLUSTER_HOSTS_MAX}")));
+        }
+        if config.serving_min > CLUSTER_HOSTS_MAX {
+            return Err(self.value("serving_min", format!("must be at most {CLUSTER_HOSTS_MAX}")));
+        }
+        let (username, password) = self.account(&config)?;
+        Ok(VcenterSettings {
+            url,
+            host: config.host,
+            trust,
+            username,
+            password,
+            limits: ClusterLimits {
+                at_once: config.at_once,
+                serving_min: config.serving_min,
+            },
+            limit_s: config.limit_s,
+        })
+    }
+
+    fn account(&self, config: &VcenterConfig) -> Result<(String, Secret), HostConfigError> {
+        let field = "profile, password_file or password_env";
+        let (of_profile, password) = match (&config.profile, &config.password_file, &config.password_env) {
+            (Some(name), None, None) => {
+                let profiles = self
+                    .profiles
+                    .ok_or_else(|| self.value("profile", "needs a credentials_file in the node's configuration"))?;
+                let found = profiles.named(name).map_err(|source| HostConfigError::Credentials {
+                    host: self.host.to_owned(),
+                    source,
+                })?;
+                let found =
+                    found.ok_or_else(|| self.value("profile", format!("{name:?} is not in the credentials_file")))?;
+                (found.username, found.secret)
+            }
+            (None, Some(path), None) => (None, self.secret("password_file", path)?),
+            (None, None, Some(name)) => match std::env::var(name) {
+                Ok(text) if !text.is_empty() => (None, Secret::new(text)),
+                _ => {
+                    return Err(self.value(
+                        "password_env",
+                        format!("names {name}, which is not set, empty or not text"),
+                    ));
+                }
+            },
+            _ => return Err(self.value(field, "must be given, and only one of them")),
+        };
+        let username = config.username.clone().or(of_profile).filter(|name| !name.is_empty());
+        let username = username.ok_or_else(|| self.value("username", "is missing, here and in the profile"))?;
+        Ok((username, password))
+    }
+
+    fn url(&self, text: &str) -> Result<Url, HostConfigError> {
+        let url = Url::parse(text).map_err(|error| self.value("url", format!("{text:?} is not a URL: {error}")))?;
+        let is_here = url.host_str().is_some_and(|host| {
+            host == "localhost"
+                || host
+                    .trim_matches(['[', ']'])
+                    .parse()
+                    .is_ok_and(|ip: IpAddr| ip.is_loopback())
+        });
+        match url.scheme() {
+            "https" if url.host_str().is_some() => {}
+            "http" if is_here => {}
+            _ => return Err(self.value("url", "must be https: a password would travel in the clear")),
+        }
+        if url.path() != "/" || url.query().is_some() || !url.username().is_empty() || url.password().is_some() {
+            return Err(self.value(
+                "url",
+                "must be a root such as https://vcenter.example, without a path or a user",
+            ));
+        }
+        Ok(url)
+    }
+
+    fn fingerprint(&self, text: &str) -> Result<[u8; 32], HostConfigError> {
+        let bare: String = text.chars().filter(|c| *c != ':').collect();
+        let bytes = hex::decode(bare).ok().and_then(|bytes| bytes.try_into().ok());
+        bytes.ok_or_else(|| {
+            let how = "`openssl s_client -connect vcenter:443 </dev/null | openssl x509 -noout -fingerprint -sha256` prints it";
+            self.value("fingerprint", format!("is no SHA-256 of a certificate, 64 hexadecimal digits: {how}"))
+        })
+    }
+
+    fn seconds(&self, field: &'static str, given: u32, most: u32) -> Result<(), HostConfigError> {
+        match (1..=most).contains(&given) {
+            true => Ok(()),
+            false => Err(self.value(field, format!("is {given}, must be from 1 to {most} seconds"))),
+        }
+    }
+
+    fn secret(&self, field: &'static str, path: &Path) -> Result<Secret, HostConfigError> {
+        let text = String::from_utf8(self.read(field, path)?).map_err(|_not_utf8| self.value(field, "is not text"))?;
+        match text.lines().next() {
+            None | Some("") => Err(self.value(field, format!("{} has an empty first line", path.display()))),
+            Some(line) => Ok(Secret::new(line.to_owned())),
+        }
+    }
+
+    fn read(&self, field: &'static str, path: &Path) -> Result<Vec<u8>, HostConfigError> {
+        let path = self.base.join(path);
+        let read = std::fs::metadata(&path).and_then(|metadata| match metadata.len() {
+            length if length > FILE_BYTES_MAX => Err(io::Error::other("the file is larger than 1 MiB")),
+            _ => std::fs::read(&path),
+        });
+        read.map_err(|source| HostConfigError::File {
+            host: self.host.to_owned(),
+            field,
+            path,
+            source,
+        })
+    }
+
+    fn value(&self, field: &'static str, problem: impl Into<String>) -> HostConfigError {
+        HostConfigError::Value {
+            host: self.host.to_owned(),
+            field,
+            problem: problem.into(),
+        }
+    }
+}
+
+fn half_an_hour() -> u32 {
+    1_800
+}
+
+fn half_a_minute() -> u32 {
+    30
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(prepare: &str) -> Result<HostSettings, String> {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, text) in [("ca.pem", "x"), ("pw", "s3cret\n"), ("empty", "")] {
+            std::fs::write(folder.path().join(file), text).unwrap();
+        }
+        let text = format!("name = \"esx-17\"\nprepare = {{ {prepare} }}");
+        let config: HostConfig = toml::from_str(&text).map_err(|error| error.to_string())?;
+        config.check(folder.path(), None).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_script_knows_its_verb_and_keeps_secrets_out_of_its_arguments() {
+        let script = |more: &str| check(&format!("kind = \"script\", {more}"));
+        let fine = script(
+            "run = [\"/bin/aside\", \"{verb}\", \"{host}\"], secret_files = { token = \"pw\" }, env = { T = \"{token}\" }",
+        );
+        assert!(!format!("{:?}", fine.unwrap()).contains("s3cret"));
+        for (more, words) in [
+            ("run = []", "names no program"),
+            ("run = [\"aside\"]", "does not say {verb}"),
+            (
+                "run = [\"aside\", \"{verb}\", \"{token}\"], secret_files = { token = \"pw\" }",
+                "belongs into env",
+            ),
+            ("run = [\"a\", \"{verb}\"], env = { T = \"{token}\" }", "says {token}"),
+            ("run = [\"a\", \"{verb}\"], limit_s = 0", "limit_s is 0"),
+            ("run = [\"a\", \"{verb}\"], state_limit_s = 601", "from 1 to 600"),
+            (
+                "run = [\"a\", \"{verb}\"], secret_files = { t = \"empty\" }",
+                "empty first line",
+            ),
+            (
+                "run = [\"a\", \"{verb}\"], secret_files = { t = \"none\" }",
+                "cannot be read",
+            ),
+            ("run = [\"a\", \"{verb}\"], shell = true", "shell"),
+        ] {
+            let error = script(more).unwrap_err();
+            assert!(error.contains(words), "{more}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_vcenter_is_known_by_its_certificate_and_reached_with_one_account() {
+        let print = "AB".repeat(32);
+        let vcenter = |more: &str| {
+            check(&format!(
+                "kind = \"vcenter\", url = \"https://vc.example\", host = \"/DC0/host/C0/h\", {more}"
+            ))
+        };
+        let fine = format!("fingerprint = \"{print}\", username = \"u\", password_file = \"pw\"");
+        let settings = vcenter(&fine).unwrap();
+        assert!(!format!("{settings:?}").contains("s3cret"));
+        let PreparationSettings::Vcenter(settings) = settings.preparation else {
+            panic!("a vCenter")
+        };
+        assert_eq!(
+            settings.limits,
+            ClusterLimits {
+                at_once: 1,
+                serving_min: 1
+            }
+        );
+        let account = "username = \"u\", password_file = \"pw\"";
+        for (more, words) in [
+            (account.to_owned(), "ca_file or fingerprint must be given"),
+            (
+                format!("ca_file = \"ca.pem\", fingerprint = \"{print}\", {account}"),
+                "only one of them",
+            ),
+            (format!("fingerprint = \"12\", {account}"), "64 hexadecimal digits"),
+            (
+                "ca_file = \"ca.pem\", username = \"u\"".to_owned(),
+                "must be given, and only one",
+            ),
+            (
+                "ca_file = \"ca.pem\", password_file = \"pw\"".to_owned(),
+                "username is missing",
+            ),
+            (
+                "ca_file = \"ca.pem\", profile = \"p\"".to_owned(),
+                "needs a credentials_file",
+            ),
+            (
+                format!("ca_file = \"ca.pem\", {account}, at_once = 0"),
+                "at_once must be",
+            ),
+        ] {
+            let error = vcenter(&more).unwrap_err();
+            assert!(error.contains(words), "{more}: {error}");
+        }
+        let elsewhere = |url: &str| {
+            check(&format!(
+                "kind = \"vcenter\", url = {url:?}, host = \"h\", ca_file = \"ca.pem\", {account}"
+            ))
+        };
+        assert!(elsewhere("http://127.0.0.1:1").is_ok());
+        assert!(elsewhere("http://vc.example").unwrap_err().contains("must be https"));
+        assert!(
+            elsewhere("https://vc.example/sdk")
+                .unwrap_err()
+                .contains("without a path")
+        );
+    }
+}

@@ -1,0 +1,423 @@
+//! Sessions, calls and properties of a vCenter.
+
+use std::{sync::Arc, time::Duration};
+
+use firmesh_executors_core::ActError;
+use reqwest::{Url, header, redirect};
+use rustls::{
+    CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+};
+use sha2::Digest as _;
+
+use super::super::{
+    config::{Trust, VcenterSettings},
+    soap::{BODY_BYTES_MAX, Element, Ref, argument, envelope},
+};
+use crate::config::Secret;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// The slowest sane answer: tasks run on their own.
+const REQUEST_LIMIT: Duration = Duration::from_secs(30);
+/// The cookie that names a session.
+const COOKIE: &str = "vmware_soap_session";
+/// Objects read at once, and pages an answer may come in.
+const OBJECTS_MAX: usize = 10_000;
+const PAGES_MAX: usize = 1_000;
+
+/// Why a vCenter did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum VcenterError {
+    #[error("its certificates cannot be used: {0}")]
+    Certificates(String),
+    #[error("the HTTPS client could not be set up")]
+    Setup(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("{method}: no answer from {url}")]
+    NoAnswer {
+        method: &'static str,
+        url: Url,
+        source: reqwest::Error,
+    },
+    #[error("{method}: vCenter answered with more than {BODY_BYTES_MAX} bytes")]
+    TooLong { method: &'static str },
+    #[error("{method}: vCenter answered {status}, and what it says cannot be read: {problem}")]
+    Malformed {
+        method: &'static str,
+        status: u16,
+        problem: String,
+    },
+    #[error("{method}: vCenter refuses: {words} ({fault})")]
+    Fault {
+        method: &'static str,
+        fault: String,
+        words: String,
+    },
+    #[error("vCenter has no host {0:?}; its path in the inventory begins with /, as in /DC/host/Cluster/name")]
+    NoSuchHost(String),
+    #[error("vCenter does not say {0}")]
+    NotSaid(String),
+    #[error("vCenter's task failed: {words}")]
+    Task { words: String },
+    #[error("vCenter's task is {state} after {limit_s} s")]
+    Slow { state: String, limit_s: u64 },
+    #[error(transparent)]
+    Rule(ActError),
+}
+
+impl VcenterError {
+    pub(super) fn retry(&self) -> bool {
+        match self {
+            Self::Rule(error) => error.retry,
+            // Waiting gives nobody a right or a password.
+            Self::Fault { fault, .. } => !matches!(fault.as_str(), "InvalidLogin" | "NoPermission"),
+            Self::NoSuchHost(_) | Self::Certificates(_) | Self::Setup(_) => false,
+            _ => true,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Client {
+    http: reqwest::Client,
+    url: Url,
+    username: String,
+    password: Secret,
+}
+
+/// Objects that stand at the beginning.
+#[derive(Debug)]
+pub(super) struct Services {
+    pub(super) index: Ref,
+    properties: Ref,
+    sessions: Ref,
+}
+
+#[derive(Debug)]
+pub(super) struct Session<'a> {
+    client: &'a Client,
+    cookie: Option<String>,
+    pub(super) services: Services,
+}
+
+/// What is known of one object.
+#[derive(Debug)]
+pub(super) struct Properties {
+    pub(super) object: Ref,
+    values: Vec<(String, Value)>,
+}
+
+/// The value of a property.
+#[derive(Debug)]
+pub(super) struct Value(Element);
+
+impl Value {
+    /// Of a fault, what vCenter says of it.
+    pub(super) fn message(&self) -> Option<String> {
+        let Self(fault) = self;
+        let kind = fault.child("fault").map(|fault| fault.kind.clone()).unwrap_or_default();
+        let words = fault.child("localizedMessage")?.text.trim();
+        Some(short(&format!("{words} ({kind})")))
+    }
+
+    /// Of a cluster's configuration, whether running machines are moved without a person. What is left out is the
+    /// interface's default: fully automated, where DRS is on.
+    pub(super) fn moves_machines(&self) -> bool {
+        let Self(configuration) = self;
+        let drs = configuration.child("drsConfig");
+        let is_on = drs.and_then(|drs| drs.child("enabled")).is_some_and(Element::is_true);
+        let by_itself = drs.and_then(|drs| drs.child("defaultVmBehavior"));
+        is_on && by_itself.is_none_or(|behaviour| matches!(behaviour.text.trim(), "" | "fullyAutomated"))
+    }
+}
+
+impl Properties {
+    pub(super) fn value(&self, name: &str) -> Option<&Value> {
+        let found = self.values.iter().find(|(known, _)| known == name);
+        found.map(|(_, value)| value)
+    }
+
+    /// A text; empty if there is none.
+    pub(super) fn text(&self, name: &str) -> &str {
+        self.value(name).map_or("", |Value(element)| element.text.trim())
+    }
+
+    /// A truth, which nobody guesses.
+    pub(super) fn flag(&self, name: &str) -> Result<bool, VcenterError> {
+        match self.text(name) {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            _ => Err(VcenterError::NotSaid(format!("{name} of {}", self.object.id))),
+        }
+    }
+
+    /// The objects named, whether one or several.
+    pub(super) fn references(&self, name: &str) -> Vec<Ref> {
+        let Some(Value(element)) = self.value(name) else {
+            return Vec::new();
+        };
+        match element.children.is_empty() {
+            true => element.reference().into_iter().collect(),
+            false => element.children.iter().filter_map(Element::reference).collect(),
+        }
+    }
+}
+
+impl Client {
+    pub(super) fn new(settings: &VcenterSettings) -> Result<Self, VcenterError> {
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls(&settings.trust)?)
+            .connect_timeout(CONNECT_LIMIT)
+            .timeout(REQUEST_LIMIT)
+            .redirect(redirect::Policy::none())
+            .no_proxy()
+            .build()
+            .map_err(|error| VcenterError::Setup(error.into()))?;
+        let mut url = settings.url.clone();
+        url.set_path("/sdk");
+        Ok(Self {
+            http,
+            url,
+            username: settings.username.clone(),
+            password: settings.password.clone(),
+        })
+    }
+
+    pub(super) async fn login(&self) -> Result<Session<'_>, VcenterError> {
+        let this = Ref::new("ServiceInstance", "ServiceInstance");
+        let (answer, _) = self.call(None, "RetrieveServiceContent", &this, "").await?;
+        let service = |name: &str| {
+            let found = answer.at(&["returnval", name]).and_then(Element::reference);
+            found.ok_or_else(|| VcenterError::NotSaid(format!("where its {name} is")))
+        };
+        let services = Services {
+            index: service("searchIndex")?,
+            properties: service("propertyCollector")?,
+            sessions: service("sessionManager")?,
+        };
+        let account = [
+            argument("userName", &self.username),
+            argument("password", self.password.expose()),
+        ];
+        let (_, cookie) = self.call(None, "Login", &services.sessions, &account.concat()).await?;
+        Ok(Session {
+            client: self,
+            cookie,
+            services,
+        })
+    }
+
+    async fn call(
+        &self,
+        cookie: Option<&str>,
+        method: &'static str,
+        this: &Ref,
+        arguments: &str,
+    ) -> Result<(Element, Option<String>), VcenterError> {
+        let mut request = self
+            .http
+            .post(self.url.clone())
+            .header(header::CONTENT_TYPE, "text/xml; charset=utf-8")
+            .header("SOAPAction", "urn:vim25/6.5")
+            .body(envelope(method, this, arguments));
+        if let Some(cookie) = cookie {
+            request = request.header(header::COOKIE, format!("{COOKIE}={cookie}"));
+        }
+        let no_answer = |source: reqwest::Error| VcenterError::NoAnswer {
+            method,
+            url: self.url.clone(),
+            source: source.without_url(),
+        };
+        let mut response = request.send().await.map_err(no_answer)?;
+        let status = response.status().as_u16();
+        let cookie = response.headers().get_all(header::SET_COOKIE).iter().find_map(|set| {
+            let first = set.to_str().ok()?.split(';').next()?;
+            let (name, value) = first.split_once('=')?;
+            (name.trim() == COOKIE).then(|| value.trim().to_owned())
+        });
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(no_answer)? {
+            if body.len() + chunk.len() > BODY_BYTES_MAX {
+                return Err(VcenterError::TooLong { method });
+            }
+            body.extend_from_slice(&chunk);
+        }
+        let malformed = |problem: String| VcenterError::Malformed {
+            method,
+            status,
+            problem,
+        };
+        let text = String::from_utf8(body).map_err(|error| malformed(error.to_string()))?;
+        let read = Element::parse(&text).map_err(malformed)?;
+        let answer = read.child("Body").and_then(|body| body.children.first());
+        let answer = answer.ok_or_else(|| malformed("it has no body".to_owned()))?;
+        if answer.name == "Fault" {
+            let detail = answer.child("detail").and_then(|detail| detail.children.first());
+            let fault = detail.map(|detail| match detail.kind.is_empty() {
+                true => detail.name.trim_end_matches("Fault").to_owned(),
+                false => detail.kind.clone(),
+            });
+            let words = answer.child("faultstring").map_or("", |words| words.text.trim());
+            return Err(VcenterError::Fault {
+                method,
+                fault: short(&fault.unwrap_or_default()),
+                words: short(words),
+            });
+        }
+        Ok((answer.clone(), cookie))
+    }
+}
+
+impl Session<'_> {
+    pub(super) async fn call(
+        &self,
+        method: &'static str,
+        this: &Ref,
+        arguments: &str,
+    ) -> Result<Element, VcenterError> {
+        let answer = self
+            .client
+            .call(self.cookie.as_deref(), method, this, arguments)
+            .await?;
+        Ok(answer.0)
+    }
+
+    /// Calls what starts a task; answers the task.
+    pub(super) async fn task(&self, method: &'static str, this: &Ref, arguments: &str) -> Result<Ref, VcenterError> {
+        let answer = self.call(method, this, arguments).await?;
+        let task = answer.child("returnval").and_then(Element::reference);
+        task.ok_or_else(|| VcenterError::NotSaid(format!("which task {method} has started")))
+    }
+
+    pub(super) async fn read_one(&self, object: &Ref, names: &[&str]) -> Result<Properties, VcenterError> {
+        let found = self.read(std::slice::from_ref(object), names).await?;
+        let found = found.into_iter().next();
+        found.ok_or_else(|| VcenterError::NotSaid(format!("anything of {}", object.id)))
+    }
+
+    /// Reads properties of objects of one type. Objects that are gone meanwhile are an error of vCenter's.
+    pub(super) async fn read(&self, objects: &[Ref], names: &[&str]) -> Result<Vec<Properties>, VcenterError> {
+        let Some(first) = objects.first() else {
+            return Ok(Vec::new());
+        };
+        let paths: String = names.iter().map(|name| argument("pathSet", name)).collect();
+        let all = objects.iter().take(OBJECTS_MAX);
+        let objects: String = all
+            .map(|object| format!("<objectSet>{}<skip>false</skip></objectSet>", object.argument("obj")))
+            .collect();
+        let wanted = format!(
+            "<specSet><propSet>{}<all>false</all>{paths}</propSet>{objects}</specSet><options/>",
+            argument("type", &first.kind)
+        );
+        let this = &self.services.properties;
+        let mut answer = self.call("RetrievePropertiesEx", this, &wanted).await?;
+        let mut found = Vec::new();
+        for _ in 0..PAGES_MAX {
+            let Some(page) = answer.child("returnval") else {
+                break;
+            };
+            for object in page.all("objects") {
+                let named = object.child("obj").and_then(Element::reference);
+                let values = object.all("propSet").filter_map(|set| {
+                    let name = set.child("name")?.text.trim().to_owned();
+                    Some((name, Value(set.child("val")?.clone())))
+                });
+                found.push(Properties {
+                    object: named.ok_or_else(|| VcenterError::NotSaid("whose properties these are".to_owned()))?,
+                    values: values.collect(),
+                });
+            }
+            let Some(token) = page.child("token") else {
+                return Ok(found);
+            };
+            let more = argument("token", token.text.trim());
+            answer = self.call("ContinueRetrievePropertiesEx", this, &more).await?;
+        }
+        Ok(found)
+    }
+
+    /// Ends the session. One that cannot be ended expires.
+    pub(super) async fn close(&self) {
+        if let Err(error) = self.call("Logout", &self.services.sessions, "").await {
+            tracing::debug!(%error, "a session of a vCenter was left to expire");
+        }
+    }
+}
+
+/// The most of a vCenter's own words that goes into one of ours.
+fn short(words: &str) -> String {
+    words.chars().filter(|c| !c.is_control()).take(300).collect()
+}
+
+fn tls(trust: &Trust) -> Result<rustls::ClientConfig, VcenterError> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| VcenterError::Setup(error.into()))?;
+    let config = match trust {
+        Trust::Authority(pem) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(pem) {
+                let certificate = certificate.map_err(|error| VcenterError::Certificates(format!("{error:?}")))?;
+                let added = roots.add(certificate);
+                added.map_err(|error| VcenterError::Certificates(error.to_string()))?;
+            }
+            if roots.is_empty() {
+                return Err(VcenterError::Certificates("ca_file has none".to_owned()));
+            }
+            config.with_root_certificates(roots)
+        }
+        Trust::Certificate(sha256) => config.dangerous().with_custom_certificate_verifier(Arc::new(Pinned {
+            sha256: *sha256,
+            provider,
+        })),
+    };
+    Ok(config.with_no_client_auth())
+}
+
+/// Knows a server by the digest of its certificate, whoever issued it and whatever it is called.
+#[derive(Debug)]
+struct Pinned {
+    sha256: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let found: [u8; 32] = sha2::Sha256::digest(end_entity).into();
+        match found == self.sha256 {
+            true => Ok(ServerCertVerified::assertion()),
+            false => Err(CertificateError::ApplicationVerificationFailure.into()),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,154 @@
+// The vCenter simulator of govmomi, and beside it what an administrator would do with govmomi's own client: see the hosts and
+// the tasks, move a host, switch machines off, change DRS. Debian has the simulator as a library only.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"flag"
+	"log"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+
+	"github.com/vmware/govmomi"
+	"github.com/vmware/govmomi/find"
+	"github.com/vmware/govmomi/object"
+	"github.com/vmware/govmomi/property"
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+type host struct {
+	Path        string `json:"path"`
+	Maintenance bool   `json:"maintenance"`
+	Running     int    `json:"running"`
+}
+
+type task struct {
+	Host string `json:"host"`
+	What string `json:"what"`
+}
+
+func main() {
+	certificate := flag.String("certificate", "", "PEM")
+	key := flag.String("key", "", "PEM")
+	out := flag.String("out", "", "where the addresses are written")
+	flag.Parse()
+
+	model := simulator.VPX()
+	model.Host = 1
+	model.ClusterHost = 3
+	model.Machine = 4
+	must(model.Create())
+	pair, err := tls.LoadX509KeyPair(*certificate, *key)
+	must(err)
+	model.Service.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	model.Service.Listen = &url.URL{Host: "127.0.0.1:0", User: url.UserPassword("firmesh", "s3cret & <pw>")}
+	server := model.Service.NewServer()
+
+	ctx := context.Background()
+	client, err := govmomi.NewClient(ctx, server.URL, true)
+	must(err)
+	finder := find.NewFinder(client.Client, true)
+	collector := property.DefaultCollector(client.Client)
+
+	hosts := func() []*object.HostSystem {
+		found, err := finder.HostSystemList(ctx, "/DC0/host/*/*")
+		must(err)
+		return found
+	}
+	named := func(request *http.Request) *object.HostSystem {
+		found, err := finder.HostSystem(ctx, request.URL.Query().Get("host"))
+		must(err)
+		return found
+	}
+	answer := func(writer http.ResponseWriter, value interface{}) {
+		must(json.NewEncoder(writer).Encode(value))
+	}
+	wait := func(task *object.Task, err error) {
+		must(err)
+		must(task.Wait(ctx))
+	}
+	machines := func() []*object.VirtualMachine {
+		found, err := finder.VirtualMachineList(ctx, "/DC0/vm/*")
+		must(err)
+		return found
+	}
+
+	http.HandleFunc("/hosts", func(writer http.ResponseWriter, _ *http.Request) {
+		all := []host{}
+		for _, found := range hosts() {
+			var known mo.HostSystem
+			must(collector.RetrieveOne(ctx, found.Reference(), []string{"runtime", "vm"}, &known))
+			running := 0
+			for _, machine := range known.Vm {
+				var state mo.VirtualMachine
+				must(collector.RetrieveOne(ctx, machine, []string{"runtime.powerState"}, &state))
+				if state.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn {
+					running++
+				}
+			}
+			all = append(all, host{found.InventoryPath, known.Runtime.InMaintenanceMode, running})
+		}
+		answer(writer, all)
+	})
+	http.HandleFunc("/tasks", func(writer http.ResponseWriter, _ *http.Request) {
+		var manager mo.TaskManager
+		must(collector.RetrieveOne(ctx, *client.ServiceContent.TaskManager, []string{"recentTask"}, &manager))
+		all := []task{}
+		for _, reference := range manager.RecentTask {
+			var known mo.Task
+			must(collector.RetrieveOne(ctx, reference, []string{"info"}, &known))
+			for _, found := range hosts() {
+				if known.Info.Entity != nil && *known.Info.Entity == found.Reference() {
+					all = append(all, task{found.InventoryPath, known.Info.DescriptionId})
+				}
+			}
+		}
+		answer(writer, all)
+	})
+	http.HandleFunc("/enter", func(writer http.ResponseWriter, request *http.Request) {
+		wait(named(request).EnterMaintenanceMode(ctx, 0, false, nil))
+	})
+	http.HandleFunc("/exit", func(writer http.ResponseWriter, request *http.Request) {
+		wait(named(request).ExitMaintenanceMode(ctx, 0))
+	})
+	http.HandleFunc("/off", func(writer http.ResponseWriter, request *http.Request) {
+		for _, machine := range machines() {
+			state, err := machine.PowerState(ctx)
+			must(err)
+			if state == types.VirtualMachinePowerStatePoweredOn {
+				wait(machine.PowerOff(ctx))
+			}
+		}
+	})
+	http.HandleFunc("/drs", func(writer http.ResponseWriter, request *http.Request) {
+		cluster, err := finder.ClusterComputeResource(ctx, "/DC0/host/DC0_C0")
+		must(err)
+		// The simulator takes a change of DRS and does nothing about it.
+		known := simulator.Map.Get(cluster.Reference()).(*simulator.ClusterComputeResource)
+		drs := &known.ConfigurationEx.(*types.ClusterConfigInfoEx).DrsConfig
+		drs.DefaultVmBehavior = types.DrsBehavior(request.URL.Query().Get("behaviour"))
+	})
+
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must(err)
+	addresses, err := json.Marshal(map[string]string{
+		"vcenter": "https://" + server.URL.Host,
+		"control": "http://" + listener.Addr().String(),
+	})
+	must(err)
+	must(os.WriteFile(*out+".new", addresses, 0o600))
+	must(os.Rename(*out+".new", *out))
+	log.Fatal(http.Serve(listener, nil))
+}
+
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}

@@ -83,13 +83,14 @@ impl World {
         })
     }
 
-    /// Why nothing should start: the campaign is not going forward.
+    /// Why nothing should start: devices of the campaign go back.
     pub(super) fn not_going_forward(&self, c: usize, permit: &Permit) -> Option<String> {
         if permit.kind != PermitKind::Update || !self.watch.coordinator_is_sound {
             return None;
         }
+        // One heartbeat may bring a permit first and the brake after it: other ends are judged by when they came.
         let state = self.coordinators[c].engine()?.state(&permit.campaign)?;
-        (state != CampaignState::Active).then(|| format!("it is {state:?}"))
+        (state == CampaignState::RollingBack).then(|| "its devices are going back".to_owned())
     }
 
     /// Why nodes cannot follow a rollback permit: its wave has not failed, and it names nobody's word that has its devices.

@@ -435,7 +435,7 @@ impl Runtime {
                 }
                 // Its standing is durable since the first step, and the record of the last one until that of this one is.
                 self.report(News::of(&goal, Report::on_the_way(AttemptState::Installing, None)))?;
-                self.start_attempt(device, goal.clone(), Start::Fresh(goal));
+                self.start_attempt(device, goal.clone(), Start::Fresh(goal))?;
                 return Ok(());
             }
             Some(Err(hold)) if hold.passes_with_time() && !is_late => {
@@ -466,6 +466,7 @@ impl Runtime {
             state: outcome.state,
             ..News::of(done, Report::on_the_way(AttemptState::Installing, outcome.version))
         })?;
+        self.release_host(device)?;
         self.look(device, Duration::ZERO);
         Ok(())
     }

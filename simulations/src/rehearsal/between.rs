@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use firmesh_coordinator_core::Question;
 use firmesh_protocol::{
+    api::GateVerdict,
     ids::DeviceId,
     manifest::{CampaignManifest, PoolAct, Strategy},
     report::{Permit, PermitKind},
@@ -96,6 +97,27 @@ impl World {
         let key = (permit.campaign.clone(), permit.sequence);
         let state = self.coordinators[c].halted.get(&key)?;
         Some(format!("it is {state:?}"))
+    }
+
+    /// Why nodes cannot follow a rollback permit: its wave has not failed, and it names nobody's word that has its devices.
+    pub(super) fn names_no_order(&self, c: usize, permit: &Permit, approved: &Approved) -> Option<String> {
+        let manifest = &approved.campaign.manifest;
+        if permit.kind == PermitKind::Update || manifest.operator_rollback || !self.watch.coordinator_is_sound {
+            return None;
+        }
+        let waves = self.coordinators[c].engine()?.campaign(&manifest.id)?.waves;
+        let mut failed = waves.iter().filter(|view| view.gate == GateVerdict::Fail);
+        let is_refused = self.evidence.approvals(permit).iter().any(|said| !said.approved);
+        if is_refused || failed.any(|view| view.wave == permit.wave) {
+            return None;
+        }
+        let orders = self.evidence.orders(permit);
+        let is_named = |device: &DeviceId| {
+            let mut orders = orders.iter().filter(|order| order.campaign == manifest.id);
+            orders.any(|order| order.scope.has(permit.wave, device))
+        };
+        let unnamed = permit.devices.iter().find(|device| !is_named(device));
+        unnamed.map(|device| format!("{device} is to go back, and no order that has it is named"))
     }
 
     /// Whether approvers have ordered a device back.

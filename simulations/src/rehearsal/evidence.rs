@@ -97,6 +97,11 @@ impl Evidence {
         named.cloned().collect()
     }
 
+    /// Whether approvers have ordered anything back.
+    pub(super) fn has_orders(&self) -> bool {
+        !self.orders.is_empty()
+    }
+
     /// The names of all that approvers have said and ordered.
     pub(super) fn all_words(&self) -> Vec<Sha256> {
         self.approvals.keys().chain(self.orders.keys()).copied().collect()

@@ -224,7 +224,7 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
     let kind = match profile {
         Profile::Devices => dice.between(0, 2) * 8,
         // A liar may name an order that is about others.
-        Profile::Orders if dice.one_in(4) => return Fault::Lie { for_ms },
+        Profile::Orders if dice.one_in(2) => return Fault::Lie { for_ms },
         Profile::Power
         | Profile::Slots
         | Profile::Orders

@@ -34,13 +34,16 @@ impl World {
     /// A coordinator has stored a permit.
     pub(super) fn judge_permit(&mut self, c: usize, permit: &Permit) {
         self.watch.issued(self.now_ms, permit);
-        let Some(approved) = self
-            .scenario
-            .campaign(&permit.campaign)
-            .filter(|_| permit.kind == PermitKind::Update)
-        else {
+        let Some(approved) = self.scenario.campaign(&permit.campaign) else {
             return;
         };
+        if permit.kind == PermitKind::Rollback {
+            if let Some(how) = self.names_no_order(c, permit, approved) {
+                let how = format!("permit {} of {}: {how}", permit.sequence, permit.campaign);
+                self.watch.blame(self.now_ms, Promise::Authorised, how);
+            }
+            return;
+        }
         let expires = approved.campaign.manifest.expires.unix_seconds();
         let late = self.node_wall(0).unix_seconds() - expires;
         let unheld = permit.devices.iter().find(|device| {

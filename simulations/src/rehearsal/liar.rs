@@ -93,7 +93,9 @@ impl World {
         let wave = self.a_wave(approved, 0)?;
         let manifest = &approved.campaign.manifest;
         let scenario = Arc::clone(&self.scenario);
-        let (kind, evidence) = match self.dice.one_in(4) {
+        // Where people have ordered devices back, that is what there is to lie about.
+        let way_back = if self.evidence.has_orders() { 2 } else { 4 };
+        let (kind, evidence) = match self.dice.one_in(way_back) {
             true => (PermitKind::Rollback, vec![self.worst_evidence(approved, wave)]),
             false => {
                 let mut gates: Vec<_> = PermitKind::Update.gates(wave, &manifest.strategy).collect();

@@ -19,7 +19,8 @@ use super::device::Runs;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Promise {
-    /// No device is written or started with anything that the approvers did not name for it.
+    /// No device is written or started with anything that the approvers did not name for it; and permits name the order that
+    /// they rest on, where they rest on one.
     Authorised,
     /// No rack, and no campaign, has more devices in flight than any campaign there allows.
     Cap,

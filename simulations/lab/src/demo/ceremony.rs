@@ -142,6 +142,7 @@ impl People {
             id: CampaignId::new(rules.campaign)?,
             expires: now()? + MONTH,
             releases: names(releases),
+            hops: Vec::new(),
             previous: names(previous),
             selector: Selector {
                 models: vec![MODEL.to_owned()],

@@ -183,6 +183,7 @@ impl Crowd {
             id: campaign(number)?,
             expires: People::expiry()?,
             releases: vec![release.target.clone()],
+            hops: Vec::new(),
             previous: Vec::new(),
             selector: Selector {
                 paths: vec![site(number).parse()?],

@@ -44,6 +44,10 @@ pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt, now
     if kind == PermitKind::Rollback && attempt.awaited_since + campaign.limit(attempt) <= now {
         return false;
     }
+    // It has not been begun again, and will not be any more.
+    if kind == PermitKind::Update && attempt.record.attempt() > 1 && campaign.budget_is_spent(attempt.wave) {
+        return false;
+    }
     let is_held = match campaign.record.state {
         CampaignState::Paused => true,
         CampaignState::RollingBack => campaign.record.resumable,

@@ -130,8 +130,8 @@ impl Campaign {
                 last: None,
             });
         });
-        let budget = self.manifest.retry_budget(self.attempts.of_wave(wave as usize).len());
-        if self.unlucky(wave) > budget {
+        if self.budget_is_spent(wave) {
+            let budget = self.retry_budget(wave);
             let why = format!(
                 "more than {budget} devices of wave {wave} have failed, no failure is taken for bad luck any more"
             );
@@ -158,6 +158,16 @@ impl Campaign {
                 attempt.pauses_until = Some(now + pause);
             });
         }
+    }
+
+    /// How many devices of a wave may be begun again.
+    fn retry_budget(&self, wave: u32) -> usize {
+        self.manifest.retry_budget(self.attempts.of_wave(wave as usize).len())
+    }
+
+    /// Whether more devices of a wave have failed than may be begun again: then none of them is.
+    pub(crate) fn budget_is_spent(&self, wave: u32) -> bool {
+        self.unlucky(wave) > self.retry_budget(wave)
     }
 
     /// Whether a device that failed can be permitted again at all.

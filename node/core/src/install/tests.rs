@@ -712,7 +712,7 @@ fn a_refused_wave_goes_back_only_where_the_manifest_says_so() {
         refused: Refused::RollBack,
         ..ApprovalRule::default()
     };
-    assert!(!with(Vec::new()) && !with(Some(ApprovalRule::default())));
+    assert!(!with(None) && !with(Some(ApprovalRule::default())));
     assert!(with(Some(goes_back.clone())));
     let asks_elsewhere = ApprovalRule {
         after: [5].into(),

@@ -575,12 +575,15 @@ async fn good<T: DeserializeOwned>(response: Response) -> T {
 
 async fn launch(folder: &Path) -> (CancellationToken, JoinHandle<Result<(), RunError>>, Addresses) {
     let cancel = CancellationToken::new();
-    let process = tokio::spawn(run(settings(folder), cancel.clone()));
+    let mut process = tokio::spawn(run(settings(folder), cancel.clone()));
     let wait = async {
         loop {
             match std::fs::read(folder.join("addresses.json")) {
                 Ok(bytes) => return serde_json::from_slice(&bytes).unwrap(),
-                Err(_) => assert!(!process.is_finished(), "the coordinator did not start"),
+                Err(_) if process.is_finished() => {
+                    panic!("the coordinator did not start: {:?}", (&mut process).await)
+                }
+                Err(_) => {}
             }
             tokio::task::yield_now().await;
         }

@@ -15,7 +15,7 @@ pub(super) struct Element {
     pub(super) name: String,
     /// Its `type`, or else its `xsi:type`, without a prefix.
     pub(super) kind: String,
-    pub(super) children: Vec<Element>,
+    pub(super) children: Vec<Self>,
     pub(super) text: String,
 }
 

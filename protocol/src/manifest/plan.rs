@@ -183,7 +183,7 @@ impl Plan {
         };
         if let Some((_, planned)) = self
             .devices()
-            .find(|(_, planned)| planned.hops.len() > HOPS_MAX || goes_round(&planned))
+            .find(|(_, planned)| planned.hops.len() > HOPS_MAX || goes_round(planned))
         {
             let problem = format!(
                 "of {} are more than {HOPS_MAX}, or name a release twice",

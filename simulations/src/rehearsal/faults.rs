@@ -281,7 +281,7 @@ fn bad_images(profile: Profile, scenario: &Scenario, dice: &mut Dice, faults: &m
                 sha256: image(
                     Kind::Host,
                     if profile == Profile::Hops {
-                        *dice.pick(&STEPS)
+                        dice.pick(&STEPS)
                     } else {
                         "2.0"
                     },

@@ -277,16 +277,14 @@ fn bad_images(profile: Profile, scenario: &Scenario, dice: &mut Dice, faults: &m
             continue;
         }
         let how = match placed.kind {
-            Kind::Host => Misbehaviour::FailBoot {
-                sha256: image(
-                    Kind::Host,
-                    if profile == Profile::Hops {
-                        dice.pick(&STEPS)
-                    } else {
-                        "2.0"
-                    },
-                ),
-            },
+            Kind::Host => {
+                let version = match profile {
+                    Profile::Hops => *dice.pick(&STEPS),
+                    _ => "2.0",
+                };
+                let sha256 = image(Kind::Host, version);
+                Misbehaviour::FailBoot { sha256 }
+            }
             Kind::Bmc | Kind::Bios => Misbehaviour::FailUpdate,
         };
         faults.push(Planned {

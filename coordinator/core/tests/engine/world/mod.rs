@@ -407,7 +407,8 @@ impl World {
             at: WallTime::from_unix_seconds(0),
         };
         let node = planned.node.clone();
-        if report.kind == PermitKind::Update && state.is_terminal() && permit > 0 && sequence > 0 {
+        // Also of one that nobody here knows to have permitted: permits may be lost with a database, what nodes did is not.
+        if report.kind == PermitKind::Update && state.is_terminal() && sequence > 0 {
             let of_campaign = self.ended.entry(report.campaign.clone()).or_default();
             let ended = of_campaign.entry(device.clone()).or_default();
             // What is said again of the same attempt is no other one.

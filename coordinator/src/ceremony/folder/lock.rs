@@ -29,7 +29,16 @@ pub enum LockError {
 
 /// The right to change a folder; it ends with the value, or with the process.
 #[derive(Debug)]
-pub(super) struct FolderLock(#[expect(dead_code, reason = "the lock ends when the file is closed")] File);
+pub(super) struct FolderLock(File);
+
+/// Said rather than left to the closing of the file: a process that is being started holds a copy of it until it is another
+/// program, and with it the lock.
+impl Drop for FolderLock {
+    fn drop(&mut self) {
+        // Closing it lets go as well, only later.
+        let _ = self.0.unlock();
+    }
+}
 
 impl FolderLock {
     /// Takes the lock, or says who has it. Makes the folder if need be.

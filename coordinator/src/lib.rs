@@ -24,6 +24,7 @@ mod firmware;
 mod groups;
 mod http;
 mod identities;
+mod lock;
 mod notify;
 mod offline;
 mod operations;

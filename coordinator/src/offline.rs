@@ -9,6 +9,7 @@ use firmesh_protocol::ids::Sha256;
 
 use crate::{
     config::Settings,
+    lock::Lock,
     server::{RunError, prepare},
     store::{BackupError, CopyError, Database, Place, StoreError},
 };
@@ -128,12 +129,12 @@ fn is_same(one: &Path, other: &Path) -> bool {
 }
 
 /// A folder that no coordinator has used has no lock in it.
-fn locked(folder: &Path, file: &Path) -> Result<Option<File>, OfflineError> {
+fn locked(folder: &Path, file: &Path) -> Result<Option<Lock>, OfflineError> {
     let Ok(lock) = File::options().write(true).open(folder.join("lock")) else {
         return Ok(None);
     };
     match lock.try_lock() {
-        Ok(()) => Ok(Some(lock)),
+        Ok(()) => Ok(Some(Lock::held(lock))),
         Err(TryLockError::WouldBlock | TryLockError::Error(_)) => Err(OfflineError::InUse(file.to_owned())),
     }
 }

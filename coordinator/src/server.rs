@@ -23,6 +23,7 @@ use crate::{
     cluster::{self, Face, Faces, Own, Sight, Taken},
     config::{Settings, remedy},
     http,
+    lock::Lock,
     notify::CourierError,
     provenance::PolicyLoadError,
     runtime::Clock,
@@ -340,7 +341,7 @@ fn never(ended: io::Result<()>) -> io::Error {
 }
 
 /// Makes the folders and takes the lock, which lasts as long as the file is open.
-pub(crate) fn prepare(settings: &Settings) -> Result<File, RunError> {
+pub(crate) fn prepare(settings: &Settings) -> Result<Lock, RunError> {
     let Settings {
         state_dir, files_dir, ..
     } = settings;
@@ -363,7 +364,7 @@ pub(crate) fn prepare(settings: &Settings) -> Result<File, RunError> {
         .open(state_dir.join("lock"))
         .map_err(unusable)?;
     match lock.try_lock() {
-        Ok(()) => Ok(lock),
+        Ok(()) => Ok(Lock::held(lock)),
         Err(fs::TryLockError::WouldBlock) => Err(RunError::Locked {
             path: state_dir.clone(),
         }),

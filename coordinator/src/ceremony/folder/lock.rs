@@ -6,6 +6,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::lock::Lock;
+
 /// Why the folder could not be had alone.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
@@ -29,16 +31,7 @@ pub enum LockError {
 
 /// The right to change a folder; it ends with the value, or with the process.
 #[derive(Debug)]
-pub(super) struct FolderLock(File);
-
-/// Said rather than left to the closing of the file: a process that is being started holds a copy of it until it is another
-/// program, and with it the lock.
-impl Drop for FolderLock {
-    fn drop(&mut self) {
-        // Closing it lets go as well, only later.
-        let _ = self.0.unlock();
-    }
-}
+pub(super) struct FolderLock(#[expect(dead_code, reason = "it is let go of with the value")] Lock);
 
 impl FolderLock {
     /// Takes the lock, or says who has it. Makes the folder if need be.
@@ -79,7 +72,7 @@ impl FolderLock {
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()))
             .map_err(failed)?;
-        Ok(Self(file))
+        Ok(Self(Lock::held(file)))
     }
 }
 

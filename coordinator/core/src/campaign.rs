@@ -413,6 +413,10 @@ impl Campaign {
         if self.record.state == CampaignState::RollingBack {
             self.finish_rollback(is_stuck);
         }
+        // Those who went back may have been the last, and others follow them in their units.
+        if self.record.state == CampaignState::Paused {
+            self.cancel_out_of_turn();
+        }
     }
 
     /// Whether anything has happened that could move it on. A way back also ends by what other campaigns have quarantined.

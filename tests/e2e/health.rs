@@ -37,7 +37,7 @@ fn hosts() -> Shape {
 
 fn rules(health: &str) -> String {
     format!(
-        "strategy = {{ kind = \"rolling\", batch = 2 }}\ncaps = {{ per_rack = 2, total = 2 }}\n\
+        "strategy = {{ kind = \"rolling\", batch = 2, max_concurrent_batches = 1 }}\ncaps = {{ per_rack = 2, total = 2 }}\n\
          deadlines = {{ attempt_s = 120, back_s = 20 }}\n\
          gate = {{ advance = 9900, rollback = 9000, sample_min = 1, soak_s = 0, health = {health} }}"
     )

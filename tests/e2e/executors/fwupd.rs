@@ -46,6 +46,11 @@ impl Daemon {
             file("etc/fwupd/fwupd.conf"),
             "[fwupd]\nTestDevices=true\nOnlyTrusted=true\n",
         )?;
+        // The same before version 1.9, where the device is there unless its plugin is left out.
+        fs::write(
+            file("etc/fwupd/daemon.conf"),
+            "[fwupd]\nDisabledPlugins=test_ble;invalid\nOnlyTrusted=true\n",
+        )?;
         openssl(
             folder,
             "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=ca -days 3650 -addext keyUsage=keyCertSign,digitalSignature",

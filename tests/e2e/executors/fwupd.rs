@@ -116,7 +116,7 @@ impl Daemon {
     /// A cabinet with this payload, signed or not.
     fn cabinet(&self, name: &str, payload: &[u8], is_signed: bool) -> Result<PathBuf> {
         let [builder, signer] =
-            [("fwupdtool", "fwupd"), ("jcat-tool", "jcat")].map(|(command, package)| ensure_command(command, package));
+            [("gcab", "gcab"), ("jcat-tool", "jcat")].map(|(command, package)| ensure_command(command, package));
         let (builder, signer) = (builder?, signer?);
         let folder = self.folder.join(name);
         fs::create_dir_all(&folder)?;
@@ -143,7 +143,10 @@ impl Daemon {
             }
             contents.push("firmware.jcat");
         }
-        within(&builder, &[&["build-cabinet", "firmware.cab"], &contents[..]].concat())?;
+        within(
+            &builder,
+            &[&["--create", "--nopath", "firmware.cab"], &contents[..]].concat(),
+        )?;
         Ok(cabinet)
     }
 }

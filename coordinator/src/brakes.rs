@@ -15,6 +15,7 @@ use tracing::warn;
 use crate::{
     runtime::{ActionError, Runtime},
     store::Write,
+    telemetry::chain,
 };
 
 /// Why a brake was not pulled.
@@ -113,6 +114,15 @@ impl Runtime {
             .insert(brake.braked.clone(), (brake.clone(), envelope.clone()));
         self.stop_braked().await?;
         Ok(brake)
+    }
+
+    /// Pulls the brakes that nodes have passed on.
+    pub(crate) async fn pull_passed_on(&mut self) {
+        while let Some((node, envelope)) = self.passed_on.pop_front() {
+            if let Err(error) = self.brake(&envelope).await {
+                warn!(%node, error = %chain(&error), "a node passed on a brake that does not count here");
+            }
+        }
     }
 
     /// Ends every campaign that a brake stops.

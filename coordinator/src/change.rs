@@ -113,7 +113,7 @@ impl Runtime {
         } = change;
         writes.extend(permits.iter().cloned().map(Write::Permit));
         if writes.is_empty() {
-            self.tell(events, permits, waiting).await;
+            self.tell(events, permits, waiting);
             return Ok(());
         }
         let report = |write: &Write| match write {
@@ -163,7 +163,7 @@ impl Runtime {
             return stored;
         };
         let Err(failure) = stored else {
-            self.tell(events, permits, waiting).await;
+            self.tell(events, permits, waiting);
             return Ok(());
         };
         error!(error = %chain(&failure), "the database refused a change");
@@ -177,8 +177,8 @@ impl Runtime {
         Err(failure)
     }
 
-    /// Tells what is durable.
-    async fn tell(&mut self, events: Vec<EventKind>, permits: Vec<StoredPermit>, waiting: Vec<Waiting>) {
+    /// Tells what is durable. Nothing becomes durable here: a change may wait behind it.
+    fn tell(&mut self, events: Vec<EventKind>, permits: Vec<StoredPermit>, waiting: Vec<Waiting>) {
         let wall = self.clock.wall();
         for permit in permits {
             self.metrics.permits.inc();
@@ -187,7 +187,7 @@ impl Runtime {
         events.into_iter().for_each(|kind| self.events.send(wall, kind));
         for (heard, reply) in waiting {
             self.grant_looks();
-            let answer = self.answer(heard).await;
+            let answer = self.answer(heard);
             // The asker may have gone away.
             drop(reply.send(Ok(answer)));
         }
@@ -196,7 +196,10 @@ impl Runtime {
     /// Grants looks that wait, in the midst of longer work.
     pub(crate) fn grant_looks(&mut self) {
         for _ in 0..LOOKS_MAX {
-            let Some(look) = self.looks.try_recv().ok().filter(|_| self.is_shown) else {
+            if !self.is_shown {
+                return;
+            }
+            let Ok(look) = self.looks.try_recv() else {
                 return;
             };
             look(&self.world);
@@ -215,7 +218,7 @@ impl Runtime {
         self.take_back().await;
         if let Some(UnderWay { events, waiting, .. }) = under_way {
             // Its permits have just been read.
-            self.tell(events, Vec::new(), waiting).await;
+            self.tell(events, Vec::new(), waiting);
         }
     }
 
@@ -229,8 +232,15 @@ impl Runtime {
                 self.renew_at = self.renew_at.min(now + RENEW_AGAIN);
                 let fleet = published.fleet.filter(|_| published.trusted == world.published.trusted);
                 let epoch = self.world.epoch;
+                // Nodes may have been told of a roster that did not come about: its number is not given to another one.
+                let told = self.world.roster_version;
+                let roster_version = match told > world.roster_version {
+                    true => told + 1,
+                    false => world.roster_version,
+                };
                 self.world = World {
                     epoch,
+                    roster_version,
                     published: Published {
                         fleet,
                         ..world.published
@@ -271,6 +281,7 @@ mod tests {
         a_change_that_the_database_refuses_is_taken_back_and_can_be_made_again,
         what_was_decided_behind_a_change_that_failed_is_dropped_too,
         a_look_does_not_wait_for_the_disk,
+        a_look_at_what_is_not_shown_yet_waits,
     );
 
     async fn parts(database: &TestDatabase) -> (Coordinator, Runtime) {
@@ -333,12 +344,28 @@ mod tests {
         let behind = runtime.begin(change(Write::RosterVersion(7)), Vec::new()).await;
         assert!(matches!(behind, Err(StoreError::Access { .. })), "{behind:?}");
         assert!(runtime.under_way.is_none());
-        assert_eq!((runtime.world.roster_version, versions(&runtime).await), (0, 0));
+        assert_eq!(versions(&runtime).await, 0);
+        assert_eq!(
+            runtime.world.roster_version, 8,
+            "7 may have been told, and is no number of another roster"
+        );
 
         database.take_inserts_again("brakes").await;
         runtime.begin(change(brake()), Vec::new()).await.unwrap();
         runtime.commit(vec![Write::RosterVersion(7)]).await.unwrap();
         assert_eq!(versions(&runtime).await, 7);
+    }
+
+    async fn a_look_at_what_is_not_shown_yet_waits(database: TestDatabase) {
+        let (coordinator, mut runtime) = parts(&database).await;
+        let mut look = std::pin::pin!(coordinator.read(|world| world.nodes.len()));
+        runtime.is_shown = false;
+        assert!(futures_util::poll!(&mut look).is_pending());
+        runtime.grant_looks();
+        assert!(futures_util::poll!(&mut look).is_pending());
+        runtime.is_shown = true;
+        runtime.grant_looks();
+        assert_eq!(look.await.unwrap(), 0);
     }
 
     async fn a_look_does_not_wait_for_the_disk(database: TestDatabase) {

@@ -18,12 +18,13 @@ use sqlx::{AssertSqlSafe, FromRow, any::AnyRow};
 use crate::{
     identities::{self, Identity, Rows},
     rows::{NEXT_VERSION, text, unreadable},
-    store::{RowError, Store, StoreError},
+    runtime::{ActionError, Runtime},
+    store::{RowError, Store, StoreError, Write},
 };
 
 /// The region of devices that are registered without one.
 pub(crate) fn default_region() -> TopologyPath {
-    TopologyPath::new(vec!["default".to_owned()]).expect("it is a name")
+    "default".parse().expect("it is a name")
 }
 
 /// A registration as it is stored.
@@ -75,6 +76,20 @@ type Row = (String, i64, i64, String, Option<Vec<u8>>, Option<Vec<u8>>);
 /// With the key, if it was not destroyed.
 const COLUMNS: &str = "SELECT device, enabled, version, record, identity, key FROM (SELECT registrations.device AS device, enabled, \
      version, record, identity, key FROM registrations LEFT JOIN identity_keys ON identity_keys.device = registrations.device) AS found";
+
+impl Runtime {
+    /// Removes all that is stored of a device but its attempts and reports, and remembers that it was removed. False if it is
+    /// in flight: looked at here, so that nothing begins in between.
+    pub(crate) async fn remove(&mut self, device: DeviceId) -> Result<bool, ActionError> {
+        if self.world.engine.is_in_flight(&device) {
+            return Ok(false);
+        }
+        let at = self.clock.wall();
+        self.commit(vec![Write::Removal(device.clone(), at)]).await?;
+        self.world.devices.remove(&device);
+        Ok(true)
+    }
+}
 
 impl Store {
     /// Registers a device (`before` is `None`), or changes what is registered of this version.
@@ -134,29 +149,6 @@ impl Store {
             .map_err(StoreError::written)?;
         transaction.commit().await.map_err(StoreError::written)?;
         Ok(Put::Yes(version.cast_unsigned()))
-    }
-
-    /// Removes all that is stored of a device but its attempts and reports, and remembers that it was removed.
-    pub(crate) async fn remove_device(&self, device: &DeviceId, now: WallTime) -> Result<(), StoreError> {
-        let mut transaction = self.begin().await?;
-        sqlx::query(
-            "INSERT INTO removed_devices (device, at) VALUES ($1, $2) ON CONFLICT (device) DO UPDATE SET at = excluded.at",
-        )
-        .bind(device.as_str())
-        .bind(now.unix_seconds())
-        .execute(&mut *transaction)
-        .await
-        .map_err(StoreError::written)?;
-        let tables = [
-            "DELETE FROM registrations WHERE device = $1",
-            "DELETE FROM self_reports WHERE device = $1",
-            "DELETE FROM devices WHERE device = $1",
-        ];
-        for query in tables.into_iter().chain(identities::DESTROY) {
-            let deleted = sqlx::query(query).bind(device.as_str()).execute(&mut *transaction);
-            deleted.await.map_err(StoreError::written)?;
-        }
-        transaction.commit().await.map_err(StoreError::written)
     }
 
     /// What is stored of these devices.
@@ -262,7 +254,8 @@ impl Store {
 
     /// Writes down what a device says of itself, in place of what it said before.
     pub(crate) async fn put_said(&self, device: &DeviceId, said: &Said) -> Result<(), StoreError> {
-        let query = "INSERT INTO self_reports (device, record) VALUES ($1, $2) \
+        let query = "INSERT INTO self_reports (device, record) \
+             SELECT $1, $2 WHERE NOT EXISTS (SELECT 1 FROM erased_devices WHERE device = $1) \
              ON CONFLICT (device) DO UPDATE SET record = excluded.record";
         let query = sqlx::query(query).bind(device.as_str()).bind(text(said));
         self.execute(query).await.map(drop)

@@ -4,7 +4,7 @@
 //! How what follows becomes durable, and what happens when it does not, is in [`crate::change`].
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -134,7 +134,7 @@ pub(crate) enum Command {
     /// What a webhook has said between two waves: nobody's order.
     Answer(WebhookAnswer, Reply<(), ActionError>),
     /// What nodes have told of a device goes out of memory; it has gone from the database.
-    Forget(DeviceId, Reply<(), ActionError>),
+    Remove(DeviceId, Reply<bool, ActionError>),
     /// Nobody knows any more whose a device was, unless it has something to do.
     Erase(DeviceId, Reply<Result<WallTime, Busy>, ActionError>),
     Settle(NodeId, Vec<Judged>, Reply<(), ActionError>),
@@ -217,6 +217,8 @@ pub(crate) struct Runtime {
     /// Whether the world may be looked at while a change becomes durable.
     pub(crate) is_shown: bool,
     pub(crate) under_way: Option<UnderWay>,
+    /// Brakes that nodes have passed on, not looked at yet; at most [`BRAKES_MAX`].
+    pub(crate) passed_on: VecDeque<(NodeId, Envelope)>,
     pub(crate) renew_at: Timestamp,
     /// The world is not what the database has, and cannot be read from it: nothing is decided any more.
     pub(crate) fatal: Option<RestoreError>,
@@ -250,6 +252,7 @@ impl Runtime {
             looks,
             is_shown: true,
             under_way: None,
+            passed_on: VecDeque::new(),
             renew_at,
             fatal: None,
         };
@@ -271,6 +274,7 @@ impl Runtime {
         self.tick().await;
         let mut looked = 0;
         while self.fatal.is_none() {
+            self.pull_passed_on().await;
             let due = self.renew_at.min(self.watch.look_at);
             let wake = self.world.engine.deadline().map_or(due, |at| at.min(due));
             tokio::select! {
@@ -354,10 +358,7 @@ impl Runtime {
             Command::Answer(answer, reply) => {
                 drop(reply.send(self.apply(Input::WebhookAnswered(answer), Vec::new()).await));
             }
-            Command::Forget(device, reply) => {
-                self.world.devices.remove(&device);
-                drop(reply.send(Ok(())));
-            }
+            Command::Remove(device, reply) => drop(reply.send(self.remove(device).await)),
             Command::Erase(device, reply) => drop(reply.send(self.erase(device).await)),
             Command::Settle(node, judged, reply) => drop(reply.send(self.settle_proofs(&node, judged).await)),
             Command::Archive(view, reply) => drop(reply.send(self.archive(view).await)),

@@ -237,7 +237,7 @@ impl Runtime {
         if is_renewed || !writes.is_empty() || was_seen.saturating_add(LAST_SEEN_EVERY_S) <= wall.unix_seconds() {
             writes.push(Write::Node(Box::new(stored.clone())));
         }
-        let mut devices = Vec::new();
+        let (mut devices, mut unchanged) = (Vec::new(), Vec::new());
         for facts in std::mem::take(&mut request.devices) {
             // One device that answers nonsense must not silence its node.
             if !is_bounded(&facts) {
@@ -254,23 +254,30 @@ impl Runtime {
                 continue;
             }
             let known = self.world.devices.get(&facts.device);
-            let changed = known.is_none_or(|known| known.facts != facts || known.node != id);
+            if known.is_some_and(|known| known.facts == facts && known.node == id) {
+                unchanged.push(facts.device);
+                continue;
+            }
             let device = StoredDevice {
                 facts,
                 node: id.clone(),
                 last_seen: wall,
             };
-            if changed {
-                writes.push(Write::Device(device.clone()));
-            }
+            writes.push(Write::Device(device.clone()));
             devices.push(device);
         }
 
         // Memory runs ahead of the disk from here on: if the change is not stored, the world is read back.
         self.world.roster_version = roster_version;
-        self.world
-            .devices
-            .extend(devices.into_iter().map(|device| (device.facts.device.clone(), device)));
+        let changed = devices
+            .into_iter()
+            .map(|device| (device.facts.device.clone(), Box::new(device)));
+        self.world.devices.extend(changed);
+        for device in &unchanged {
+            if let Some(known) = self.world.devices.get_mut(device) {
+                known.last_seen = wall;
+            }
+        }
         let state = self.world.nodes.entry(id.clone());
         let state = state.or_insert_with(|| NodeState::new(stored.clone()));
         state.stored = stored;
@@ -290,7 +297,7 @@ impl Runtime {
     }
 
     /// Tells who watches, and the node what there is for it: all of it is durable.
-    pub(crate) async fn answer(&mut self, heard: Heard) -> SyncResponse {
+    pub(crate) fn answer(&mut self, heard: Heard) -> SyncResponse {
         let Heard {
             node: id,
             acked,
@@ -323,11 +330,10 @@ impl Runtime {
                 self.events.send(wall, EventKind::Node(view));
             }
         }
-        for envelope in &request.brakes {
-            if let Err(error) = Box::pin(self.brake(envelope)).await {
-                warn!(node = %id, error = %chain(&error), "a node passed on a brake that does not count here");
-            }
-        }
+        // Pulled in turn, not here: that is a change of its own. Who passes on more than that does so again.
+        let room = BRAKES_MAX.saturating_sub(self.passed_on.len());
+        let brakes = request.brakes.into_iter().take(room);
+        self.passed_on.extend(brakes.map(|brake| (id.clone(), brake)));
 
         let campaigns = self.world.running_campaigns();
         let roster_version = self.world.roster_version;

@@ -97,7 +97,8 @@ impl NodeState {
 pub(crate) struct World {
     pub(crate) engine: Engine,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
-    pub(crate) devices: BTreeMap<DeviceId, StoredDevice>,
+    // Boxed: a map of large values is half empty.
+    pub(crate) devices: BTreeMap<DeviceId, Box<StoredDevice>>,
     pub(crate) permits: Permits,
     pub(crate) published: Published,
     pub(crate) roster_version: u64,
@@ -145,7 +146,7 @@ impl World {
             devices: stored
                 .devices
                 .into_iter()
-                .map(|device| (device.facts.device.clone(), device))
+                .map(|device| (device.facts.device.clone(), Box::new(device)))
                 .collect(),
             permits,
             published: Published {
@@ -239,7 +240,7 @@ impl World {
 
     fn picked<'a>(
         &'a self,
-        devices: impl Iterator<Item = (&'a DeviceId, &'a StoredDevice)>,
+        devices: impl Iterator<Item = (&'a DeviceId, &'a Box<StoredDevice>)>,
         filter: Option<&Filter>,
     ) -> impl Iterator<Item = DeviceView> {
         let latest = self.engine.latest();
@@ -302,7 +303,7 @@ impl World {
         excluded: BTreeMap<DeviceId, Exclusion>,
         held: &BTreeMap<DeviceId, String>,
     ) -> Inventory {
-        let known = |(id, device): (&DeviceId, &StoredDevice)| {
+        let known = |(id, device): (&DeviceId, &Box<StoredDevice>)| {
             let node = &self.nodes.get(&device.node)?.stored;
             let node_key = node.key().filter(|key| !self.revocations.list.contains(key))?;
             let known = KnownDevice {

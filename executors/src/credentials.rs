@@ -375,7 +375,7 @@ impl Scope {
         match self {
             Self::Global => true,
             Self::Site(_, place) | Self::Rack(_, place) => {
-                let mut segments = subject.path.segments().iter();
+                let mut segments = subject.path.segments();
                 place
                     .split('/')
                     .all(|wanted| segments.next().is_some_and(|found| found == wanted))

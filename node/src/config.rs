@@ -408,7 +408,7 @@ impl Config {
 
     /// Checks what was written and reads the files it names.
     pub fn check(self, base: &Path) -> Result<Settings, ConfigError> {
-        if self.path.segments().last().map(String::as_str) != Some(self.node.as_str()) || self.path.depth() < 3 {
+        if self.path.segments().next_back() != Some(self.node.as_str()) || self.path.depth() < 3 {
             let problem = format!("must name at least site/rack/node and end with the node, {}", self.node);
             return Err(ConfigError::Value { field: "path", problem });
         }

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a value of any type here satisfies its grammar; parsing is the only way to make one from text.
 
-use std::{fmt, str::FromStr};
+use std::{cmp::Ordering, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 use smol_str::SmolStr;
@@ -174,87 +174,101 @@ name_type!(
 /// Where something stands: `region/site/row/rack/node`, any depth from the fleet's root downwards.
 ///
 /// The parent of a node's path is its rack; two paths share every level of their common prefix.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct TopologyPath(Vec<String>);
+///
+/// Paths are ordered segment by segment: a place comes right before all that is below it.
+// One text, not a list of them: a fleet has a million of these.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "SmolStr")]
+pub struct TopologyPath(SmolStr);
 
 text_schema!(TopologyPath, Some("^[^/]+(/[^/]+)*$"));
 
 impl TopologyPath {
-    /// Checks the segments and their number.
-    pub fn new(segments: Vec<String>) -> Result<Self, NameError> {
-        if segments.is_empty() {
-            return Err(NameError::Empty { kind: "topology path" });
-        }
-        if segments.len() > PATH_SEGMENTS_MAX {
-            return Err(NameError::PathTooDeep(segments.len()));
-        }
-        for segment in &segments {
-            check_name("topology path segment", segment)?;
-        }
-        Ok(Self(segments))
-    }
-
     /// The segments, outermost first.
-    #[must_use]
-    pub fn segments(&self) -> &[String] {
-        &self.0
+    pub fn segments(&self) -> impl DoubleEndedIterator<Item = &str> + Clone {
+        self.0.split('/')
     }
 
     /// How many segments there are.
     #[must_use]
     pub fn depth(&self) -> usize {
-        self.0.len()
+        self.segments().count()
     }
 
     /// The path one level up, if there is one: the rack of a node's path.
     #[must_use]
     pub fn parent(&self) -> Option<Self> {
-        (self.0.len() > 1).then(|| Self(self.0[..self.0.len() - 1].to_vec()))
+        let (parent, _) = self.0.rsplit_once('/')?;
+        Some(Self(parent.into()))
     }
 
     /// The first `levels` segments as a path; the whole path if it is not that deep. `levels` is at least 1.
     #[must_use]
     pub fn prefix(&self, levels: usize) -> Self {
-        Self(self.0[..levels.clamp(1, self.0.len())].to_vec())
+        match self.0.match_indices('/').nth(levels.max(1) - 1) {
+            Some((end, _)) => Self(self.0[..end].into()),
+            None => self.clone(),
+        }
     }
 
     /// Whether `self` is `other` or stands below it.
     #[must_use]
     pub fn is_within(&self, other: &Self) -> bool {
-        self.0.len() >= other.0.len() && self.0[..other.0.len()] == other.0[..]
+        let below = self.0.strip_prefix(other.0.as_str());
+        below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
     }
 
     /// How many leading segments two paths share.
     #[must_use]
     pub fn shared_levels(&self, other: &Self) -> usize {
-        self.0.iter().zip(&other.0).take_while(|(a, b)| a == b).count()
+        self.segments()
+            .zip(other.segments())
+            .take_while(|(a, b)| a == b)
+            .count()
+    }
+}
+
+impl Ord for TopologyPath {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.segments().cmp(other.segments())
+    }
+}
+
+impl PartialOrd for TopologyPath {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
 impl fmt::Display for TopologyPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("/"))
+        f.write_str(&self.0)
     }
 }
 
 impl FromStr for TopologyPath {
     type Err = NameError;
     fn from_str(text: &str) -> Result<Self, NameError> {
-        Self::new(text.split('/').map(str::to_owned).collect())
+        SmolStr::from(text).try_into()
     }
 }
 
-impl TryFrom<String> for TopologyPath {
+impl TryFrom<SmolStr> for TopologyPath {
     type Error = NameError;
-    fn try_from(text: String) -> Result<Self, NameError> {
-        text.parse()
-    }
-}
-
-impl From<TopologyPath> for String {
-    fn from(path: TopologyPath) -> Self {
-        path.to_string()
+    /// Checks the segments and their number.
+    fn try_from(text: SmolStr) -> Result<Self, NameError> {
+        if text.is_empty() {
+            return Err(NameError::Empty { kind: "topology path" });
+        }
+        let path = Self(text);
+        let depth = path.depth();
+        if depth > PATH_SEGMENTS_MAX {
+            return Err(NameError::PathTooDeep(depth));
+        }
+        for segment in path.segments() {
+            check_name("topology path segment", segment)?;
+        }
+        Ok(path)
     }
 }
 

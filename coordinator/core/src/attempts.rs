@@ -13,7 +13,8 @@ use std::{
 use firmesh_protocol::{
     gate::Fate,
     health::DeviceHealth,
-    ids::{ArtifactId, DeviceId, NodeId, TopologyPath},
+    ids::{DeviceId, NodeId},
+    labels::Labels,
     manifest::GateRule,
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     time::Timestamp,
@@ -25,6 +26,7 @@ use crate::{
     domains::Takes,
     index::{Counted, Standing},
     retries::{FailedAttempt, RetryRecord},
+    seat::{Course, Seat},
 };
 
 /// Where an attempt stands among all of its campaign, in the order of the plan.
@@ -63,36 +65,32 @@ pub struct AttemptRecord {
     /// How its update ended, if it has stopped on its way over other releases: it runs neither what it ran before nor the new
     /// version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub halfway: Option<FailedAttempt>,
+    pub halfway: Option<Box<FailedAttempt>>,
     /// Whether people have sent it back.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub ordered_back: bool,
     /// Its attempts before this one, if it failed in a way after which it may be started again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry: Option<RetryRecord>,
+    pub retry: Option<Box<RetryRecord>>,
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Attempt {
     pub(crate) record: AttemptRecord,
     pub(crate) wave: u32,
-    pub(crate) rack: TopologyPath,
+    pub(crate) seat: Arc<Seat>,
+    pub(crate) course: Arc<Course>,
+    pub(crate) labels: Labels,
     /// Its rack, by number.
     pub(crate) rack_number: u32,
-    pub(crate) node: NodeId,
     /// Its unit, by number.
     pub(crate) unit: Option<u32>,
     /// What it takes in fault domains, if any are looked at.
     pub(crate) takes: Option<Arc<Takes>>,
     /// Who of its unit comes right before it, and right after it.
-    pub(crate) after: Option<DeviceId>,
-    pub(crate) next: Option<DeviceId>,
-    pub(crate) can_go_back: bool,
-    /// How many installs its way has, and what it ran before the first, if there are several.
-    pub(crate) way: Option<Box<(u32, String)>>,
-    /// The images it gets, and may have to go back to.
-    pub(crate) needs: Vec<ArtifactId>,
-    /// Whether its node has proven that it holds them.
+    pub(crate) after: Option<Place>,
+    pub(crate) next: Option<Place>,
+    /// Whether its node has proven that it holds what its course needs.
     pub(crate) is_proven: bool,
     /// When its last permit was issued.
     pub(crate) permitted_at: Timestamp,
@@ -134,12 +132,14 @@ impl Attempt {
     pub(crate) fn note_place(&mut self, report: &AttemptReport) {
         use AttemptState::{Failed, RolledBack, TimedOut};
         let has_failed = matches!(report.state, Failed | RolledBack | TimedOut);
-        let has_left = |way: &(u32, String)| report.version.as_ref().is_some_and(|version| *version != way.1);
-        let is_halfway = has_failed && self.way.as_deref().is_some_and(has_left);
-        self.record.halfway = is_halfway.then(|| FailedAttempt {
-            state: report.state,
-            failure: report.failure.unwrap_or(FailureClass::Install),
-            reason: bounded(&report.reason),
+        let has_left = |(_, from)| report.version.as_deref().is_some_and(|version| version != from);
+        let is_halfway = has_failed && self.course.steps().is_some_and(has_left);
+        self.record.halfway = is_halfway.then(|| {
+            Box::new(FailedAttempt {
+                state: report.state,
+                failure: report.failure.unwrap_or(FailureClass::Install),
+                reason: bounded(&report.reason),
+            })
         });
     }
 
@@ -194,9 +194,9 @@ impl Attempts {
         by_device.sort_unstable_by(|a, b| device_at(&all, *a).cmp(device_at(&all, *b)));
         let mut by_node: BTreeMap<NodeId, Vec<Place>> = BTreeMap::new();
         for (place, attempt) in (0..).zip(&all) {
-            match by_node.get_mut(&attempt.node) {
+            match by_node.get_mut(&attempt.seat.node) {
                 Some(places) => places.push(place),
-                None => drop(by_node.insert(attempt.node.clone(), vec![place])),
+                None => drop(by_node.insert(attempt.seat.node.clone(), vec![place])),
             }
         }
         Self {

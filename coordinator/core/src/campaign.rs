@@ -15,9 +15,9 @@ use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
     approval::WaveApprovalView,
     gate::Fate,
-    ids::{CampaignId, DeviceId, Sha256},
+    ids::{CampaignId, DeviceId, Sha256, TopologyPath},
     limits::REASON_BYTES_MAX,
-    manifest::{Artifact, CampaignManifest, Plan, PlannedDevice},
+    manifest::{Artifact, CampaignManifest, Dimension, DomainShare, HeldDevice, Plan, PlannedDevice},
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     rollback::RollbackScope,
     time::Timestamp,
@@ -29,6 +29,7 @@ use crate::{
     domains::{Domains, OwnRules},
     index::{Counted, Index},
     possession::{Possession, PossessionRecord},
+    seat::Seats,
     webhooks::WebhookRecord,
 };
 
@@ -76,7 +77,10 @@ pub struct RollbackRecord {
 #[derive(Debug)]
 pub(crate) struct Campaign {
     pub(crate) manifest: CampaignManifest,
-    pub(crate) plan: Plan,
+    /// Who is left out.
+    pub(crate) held: Vec<HeldDevice>,
+    /// The fault domains that its caps count by.
+    shares: BTreeMap<Dimension, BTreeMap<TopologyPath, DomainShare>>,
     pub(crate) images: BTreeMap<String, Artifact>,
     pub(crate) possession: Possession,
     pub(crate) record: CampaignRecord,
@@ -126,8 +130,9 @@ impl Campaign {
             webhooks: Vec::new(),
             resumable: false,
         };
-        let mut possession = Possession::default();
-        let mut attempt = |wave: usize, planned: &PlannedDevice| {
+        let (mut possession, mut seats) = (Possession::default(), Seats::default());
+        let mut befores = Vec::new();
+        let mut attempt = |wave: usize, mut planned: PlannedDevice| {
             let record = AttemptRecord {
                 device: planned.device.clone(),
                 kind: PermitKind::Update,
@@ -145,21 +150,23 @@ impl Campaign {
                 ordered_back: false,
                 retry: None,
             };
-            let needs: Vec<_> = planned.targets().map(|target| images[target].id).collect();
-            possession.need(&planned.node, &needs);
+            if let Some(before) = planned.after.take() {
+                befores.push((planned.device.clone(), before));
+            }
+            let labels = std::mem::take(&mut planned.labels);
+            let (seat, course) = seats.of(planned, &images);
+            possession.need(&seat.node, &course.needs);
             Attempt {
                 record,
                 wave: u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves"),
-                rack: planned.rack.clone(),
+                seat,
+                course,
+                labels,
                 rack_number: 0,
-                node: planned.node.clone(),
                 unit: None,
                 takes: None,
-                after: planned.after.clone(),
+                after: None,
                 next: None,
-                can_go_back: planned.previous.is_some(),
-                way: (!planned.hops.is_empty()).then(|| Box::new((planned.steps(), planned.from_version.clone()))),
-                needs,
                 is_proven: false,
                 permitted_at: now,
                 awaited_since: now,
@@ -171,19 +178,21 @@ impl Campaign {
             }
         };
         let of_wave =
-            |(wave, planned): (usize, &Vec<_>)| planned.iter().map(|planned| attempt(wave, planned)).collect();
-        let mut attempts = Attempts::new(plan.waves.iter().enumerate().map(of_wave));
-        for (_, planned) in plan.devices() {
-            if let Some(before) = planned.after.as_ref().and_then(|before| attempts.get_mut(before)) {
-                before.next = Some(planned.device.clone());
+            |(wave, planned): (usize, Vec<_>)| planned.into_iter().map(|planned| attempt(wave, planned)).collect();
+        let mut attempts = Attempts::new(plan.waves.into_iter().enumerate().map(of_wave));
+        for (device, before) in &befores {
+            if let (Some(place), Some(before)) = (attempts.place(device), attempts.place(before)) {
+                attempts.at_mut(place).after = Some(before);
+                attempts.at_mut(before).next = Some(place);
             }
         }
-        let has_units = attempts.iter().any(|attempt| attempt.after.is_some());
+        let has_units = !befores.is_empty();
         let dirty = BTreeSet::new();
         Self {
             manifest,
             attempts,
-            plan,
+            held: plan.held,
+            shares: plan.domains,
             images,
             possession,
             record,
@@ -204,11 +213,12 @@ impl Campaign {
 
     /// Looks up what its devices take in racks and fault domains.
     pub(crate) fn locate(&mut self, domains: &mut Domains) {
-        self.rules = Arc::new(domains.own_rules(&self.manifest.caps, &self.plan));
-        for (attempt, (_, planned)) in self.attempts.iter_mut().zip(self.plan.devices()) {
-            attempt.rack_number = domains.rack(&planned.rack);
-            attempt.unit = domains.unit(planned.unit());
-            attempt.takes = domains.takes(&planned.rack, &planned.labels);
+        self.rules = Arc::new(domains.own_rules(&self.manifest.caps, &self.shares));
+        for attempt in self.attempts.iter_mut() {
+            let Attempt { seat, labels, .. } = attempt;
+            attempt.rack_number = domains.rack(&seat.rack);
+            attempt.unit = domains.unit(labels.unit().map(|unit| (&seat.node, unit)));
+            attempt.takes = domains.takes(&seat.rack, labels);
         }
         self.index_all();
     }
@@ -216,7 +226,7 @@ impl Campaign {
     /// How long after its start, or after the last word of its node, an attempt is given up. Back it is one step.
     pub(crate) fn limit(&self, attempt: &Attempt) -> Duration {
         let steps = match attempt.record.kind {
-            PermitKind::Update => attempt.way.as_ref().map_or(1, |way| way.0),
+            PermitKind::Update => attempt.course.steps().map_or(1, |(steps, _)| steps),
             PermitKind::Rollback => 1,
         };
         self.manifest.worst_case_of(steps) + self.permit_ttl
@@ -224,7 +234,7 @@ impl Campaign {
 
     /// Those that come after a device in its unit, in their order.
     pub(crate) fn later_in_unit(&self, attempt: &Attempt) -> impl Iterator<Item = &Attempt> {
-        let after = |attempt: &Attempt| self.attempts.get(attempt.next.as_ref()?);
+        let after = |attempt: &Attempt| attempt.next.map(|next| self.attempts.at(next));
         // A checked plan has no circles; should there be one, it is left.
         std::iter::successors(after(attempt), move |next| after(next)).take(self.attempts.len())
     }
@@ -234,7 +244,7 @@ impl Campaign {
     pub(crate) fn is_turn(&self, attempt: &Attempt, kind: PermitKind) -> bool {
         match kind {
             PermitKind::Update => {
-                let before = attempt.after.as_ref().and_then(|before| self.attempts.get(before));
+                let before = attempt.after.map(|before| self.attempts.at(before));
                 before.is_none_or(|before| before.record.state.is_success() && !self.ended_badly(before))
             }
             PermitKind::Rollback => {
@@ -257,17 +267,19 @@ impl Campaign {
             if !self.ended_badly(self.attempts.at(place)) {
                 continue;
             }
-            let mut before = self.attempts.at(place).record.device.clone();
-            while let Some(next) = self.attempts[&before].next.clone()
-                && self.attempts[&next].is_untouched()
+            let mut before = place;
+            while let Some(next) = self.attempts.at(before).next
+                && self.attempts.at(next).is_untouched()
             {
-                let reason = match self.attempts[&before].record.state {
+                let AttemptRecord { device, state, .. } = &self.attempts.at(before).record;
+                let reason = match state {
                     state if state.is_success() => {
-                        format!("{before}, which comes before it in its unit, is not well on its new version")
+                        format!("{device}, which comes before it in its unit, is not well on its new version")
                     }
-                    state => format!("{before}, which comes before it in its unit, ended as {state}"),
+                    state => format!("{device}, which comes before it in its unit, ended as {state}"),
                 };
-                self.presume(std::slice::from_ref(&next), AttemptState::Cancelled, &reason);
+                let out_of_turn = self.attempts.at(next).record.device.clone();
+                self.presume(&[out_of_turn], AttemptState::Cancelled, &reason);
                 before = next;
             }
         }
@@ -489,11 +501,12 @@ impl Campaign {
     }
 
     pub(crate) fn view(&self) -> CampaignView {
-        let waves = (0..).zip(&self.plan.waves).map(|(number, wave): (u32, _)| {
+        let waves = (0..).take(self.attempts.waves()).map(|number: u32| {
             let gate = self.record.gates.get(number as usize);
+            let devices = self.attempts.of_wave(number as usize).len();
             WaveView {
                 wave: number,
-                devices: u32::try_from(wave.len()).unwrap_or(u32::MAX),
+                devices: u32::try_from(devices).unwrap_or(u32::MAX),
                 states: self.states_of(number as usize).clone(),
                 open: gate.is_some(),
                 gate: gate.copied().unwrap_or(GateVerdict::Unknown),
@@ -506,7 +519,7 @@ impl Campaign {
             waves: waves.collect(),
             states: self.states(),
             possession: self.possession.view(),
-            held: self.plan.held.clone(),
+            held: self.held.clone(),
             reason: self.record.reason.clone(),
         }
     }

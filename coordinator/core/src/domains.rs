@@ -11,7 +11,7 @@ use std::{
 use firmesh_protocol::{
     ids::{LabelValue, NodeId, TopologyPath},
     labels::Labels,
-    manifest::{Caps, Dimension, NeverTogether, Plan},
+    manifest::{Caps, Dimension, DomainShare, NeverTogether},
 };
 
 /// What a device takes while it is in flight, beside its place in its rack.
@@ -77,10 +77,14 @@ impl Domains {
     }
 
     /// The rules of a campaign whose caps were learned.
-    pub(crate) fn own_rules(&mut self, caps: &Caps, plan: &Plan) -> OwnRules {
+    pub(crate) fn own_rules(
+        &mut self,
+        caps: &Caps,
+        shares: &BTreeMap<Dimension, BTreeMap<TopologyPath, DomainShare>>,
+    ) -> OwnRules {
         let mut own = OwnRules::default();
-        for (by, shares) in &plan.domains {
-            for (domain, share) in shares {
+        for (by, of_dimension) in shares {
+            for (domain, share) in of_dimension {
                 let domain = number(&mut self.domains, (by.clone(), domain.clone()));
                 own.caps.insert(domain, share.at_most);
             }

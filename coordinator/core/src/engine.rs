@@ -15,7 +15,7 @@ use std::{
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView},
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
-    manifest::{Artifact, CampaignManifest, Caps, Plan, PlannedDevice},
+    manifest::{Artifact, CampaignManifest, Caps, Plan},
     report::{AttemptReport, AttemptState, PermitKind},
     rollback::RollbackScope,
     time::Timestamp,
@@ -364,7 +364,7 @@ impl Engine {
     /// The node that looks after a device in a campaign.
     #[must_use]
     pub fn node_of(&self, id: &CampaignId, device: &DeviceId) -> Option<&NodeId> {
-        Some(&self.campaigns.get(id)?.attempts.get(device)?.node)
+        Some(&self.campaigns.get(id)?.attempts.get(device)?.seat.node)
     }
 
     /// The images that a node has to prove that it holds, for campaigns that are or may be started.
@@ -382,7 +382,14 @@ impl Engine {
     /// The image that a device gets in a campaign.
     #[must_use]
     pub fn image_of(&self, id: &CampaignId, device: &DeviceId) -> Option<ArtifactId> {
-        self.campaigns.get(id)?.attempts.get(device)?.needs.first().copied()
+        self.campaigns
+            .get(id)?
+            .attempts
+            .get(device)?
+            .course
+            .needs
+            .first()
+            .copied()
     }
 
     /// Which nodes have proven to hold which image, in whatever campaign.
@@ -400,7 +407,7 @@ impl Engine {
         };
         let of_wave = campaign.attempts.by_device().filter(|attempt| attempt.wave == wave);
         of_wave
-            .filter_map(|attempt| Some((attempt.node.clone(), attempt.record.end_report?)))
+            .filter_map(|attempt| Some((attempt.seat.node.clone(), attempt.record.end_report?)))
             .collect()
     }
 
@@ -419,7 +426,7 @@ impl Engine {
     pub fn in_flight(&self) -> BTreeMap<DeviceId, TopologyPath> {
         let attempts = self.campaigns.values().flat_map(in_flight);
         attempts
-            .map(|attempt| (attempt.record.device.clone(), attempt.rack.clone()))
+            .map(|attempt| (attempt.record.device.clone(), attempt.seat.rack.clone()))
             .collect()
     }
 
@@ -438,19 +445,15 @@ impl Engine {
     /// Devices in flight anywhere, with all that caps look at.
     #[must_use]
     pub fn in_flight_places(&self) -> BTreeMap<DeviceId, InFlight> {
-        let of_campaign = |campaign: &'_ Campaign| -> Vec<_> {
-            let attempts = campaign.attempts.iter().zip(campaign.plan.devices());
-            let in_flight = attempts.filter(|(attempt, _)| attempt.is_running() || attempt.is_quarantined());
-            let place = |planned: &PlannedDevice| InFlight {
-                node: planned.node.clone(),
-                rack: planned.rack.clone(),
-                labels: planned.labels.clone(),
-            };
-            in_flight
-                .map(|(_, (_, planned))| (planned.device.clone(), place(planned)))
-                .collect()
+        let place = |attempt: &Attempt| InFlight {
+            node: attempt.seat.node.clone(),
+            rack: attempt.seat.rack.clone(),
+            labels: attempt.labels.clone(),
         };
-        self.campaigns.values().flat_map(of_campaign).collect()
+        let attempts = self.campaigns.values().flat_map(in_flight);
+        attempts
+            .map(|attempt| (attempt.record.device.clone(), place(attempt)))
+            .collect()
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Campaign> {
@@ -515,7 +518,7 @@ impl Engine {
                         campaign
                             .attempts
                             .get(&report.device)
-                            .is_some_and(|attempt| attempt.node == node)
+                            .is_some_and(|attempt| attempt.seat.node == node)
                     };
                     if let Some(campaign) = campaign.filter(|campaign| is_planned_there(campaign)) {
                         campaign.report(now, report);
@@ -716,7 +719,7 @@ impl Engine {
     }
 
     fn last_sign_of(&self, attempt: &Attempt) -> Timestamp {
-        let heard = self.heard.get(&attempt.node).copied().unwrap_or_default();
+        let heard = self.heard.get(&attempt.seat.node).copied().unwrap_or_default();
         heard.max(attempt.awaited_since)
     }
 
@@ -782,7 +785,7 @@ impl Engine {
             for place in &campaign.index.lapsed {
                 let attempt = campaign.attempts.at(*place);
                 let lapses = attempt.permitted_at + self.settings.permit_ttl + CLOCK_SLACK;
-                let spoke_since = self.heard.get(&attempt.node).is_some_and(|heard| *heard > lapses);
+                let spoke_since = self.heard.get(&attempt.seat.node).is_some_and(|heard| *heard > lapses);
                 let device = (id.clone(), attempt.record.device.clone());
                 if !spoke_since || silent.contains(&device) {
                     continue;
@@ -854,7 +857,7 @@ impl Engine {
                 for ((wave, attempt), mut devices) in chosen.devices {
                     // Every node fetches the permits that name one of its devices: as few as there can be.
                     if devices.len() > PERMIT_DEVICES_MAX {
-                        devices.sort_by(|a, b| campaign.attempts[a].node.cmp(&campaign.attempts[b].node));
+                        devices.sort_by(|a, b| campaign.attempts[a].seat.node.cmp(&campaign.attempts[b].seat.node));
                     }
                     for devices in devices.chunks(PERMIT_DEVICES_MAX) {
                         orders.push(permit(campaign, kind, (wave, attempt), devices, self.now));

@@ -7,13 +7,12 @@ use firmesh_protocol::{
     gate::Tally,
     health::DeviceHealth,
     ids::{CampaignId, DeviceId},
-    manifest::PlannedDevice,
     report::{AttemptState, PermitKind},
     time::Timestamp,
 };
 
 use crate::{
-    attempts::Attempt,
+    attempts::{Attempt, Place},
     campaign::Campaign,
     engine::Engine,
     index::Light,
@@ -72,7 +71,10 @@ impl Engine {
                 Some(found)
             }
             Subject::Wave(wave) => {
-                let planned = campaign.plan.waves.get(*wave as usize)?;
+                let planned = campaign.attempts.of_wave(*wave as usize);
+                if *wave as usize >= campaign.attempts.waves() {
+                    return None;
+                }
                 let subject = format!("wave {wave}");
                 let finding = match campaign.record.gates.get(*wave as usize) {
                     None => format!("not open: {}", standing(campaign)),
@@ -95,13 +97,13 @@ impl Engine {
                     planned
                         .iter()
                         .take(DEVICES_SHOWN)
-                        .map(|planned| device(&planned.device)),
+                        .map(|attempt| device(&attempt.record.device)),
                 );
                 Some(found)
             }
             Subject::Device(id) if campaign.attempts.contains(id) => Some(vec![device(id)]),
             Subject::Device(id) => {
-                let held = campaign.plan.held.iter().find(|held| held.device == *id)?;
+                let held = campaign.held.iter().find(|held| held.device == *id)?;
                 Some(vec![Explanation {
                     subject: format!("device {id}"),
                     finding: "held back by the plan".to_owned(),
@@ -128,7 +130,9 @@ impl Engine {
             Subject::Wave(_) => false,
             Subject::Device(device) => standing.device == device,
         };
-        let found = late(fleet.filter(is_asked), &campaign.manifest, &campaign.plan);
+        let held: BTreeSet<_> = campaign.held.iter().map(|held| &held.device).collect();
+        let is_named = |device: &DeviceId| campaign.attempts.contains(device) || held.contains(device);
+        let found = late(fleet.filter(is_asked), &campaign.manifest, is_named);
         let first = found.first()?;
         let mut evidence: Vec<_> = found
             .iter()
@@ -180,21 +184,23 @@ fn possession(campaign: &Campaign) -> Vec<String> {
 
 /// What keeps a device from its permit until its node has proven possession, with the proofs that did not hold.
 fn unproven(campaign: &Campaign, attempt: &Attempt, evidence: &mut Vec<String>) -> String {
-    let wave = campaign.plan.waves.get(attempt.wave as usize).into_iter().flatten();
-    let planned = wave.filter(|planned| planned.device == attempt.record.device);
-    let missing: BTreeSet<_> = campaign.possession.unproven(&attempt.node).collect();
-    let mut targets: Vec<_> = planned.flat_map(PlannedDevice::targets).collect();
+    let planned = campaign.planned(attempt);
+    let missing: BTreeSet<_> = campaign.possession.unproven(&attempt.seat.node).collect();
+    let mut targets: Vec<_> = planned.targets().collect();
     targets.retain(|target| missing.contains(&campaign.images[*target].id));
-    let wrong: BTreeMap<_, _> = campaign.possession.wrong_proofs(&attempt.node).collect();
+    let wrong: BTreeMap<_, _> = campaign.possession.wrong_proofs(&attempt.seat.node).collect();
     for target in &targets {
         if let Some(count) = wrong.get(&campaign.images[*target].id) {
-            evidence.push(format!("{WRONG_PROOF}: {count} by node {} for {target}", attempt.node));
+            evidence.push(format!(
+                "{WRONG_PROOF}: {count} by node {} for {target}",
+                attempt.seat.node
+            ));
         }
     }
     let targets: Vec<_> = targets.into_iter().map(String::as_str).collect();
     format!(
         "waits: {AWAITING}: node {} has not proven that it holds {}",
-        attempt.node,
+        attempt.seat.node,
         targets.join(", ")
     )
 }
@@ -203,12 +209,12 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt) -> Ex
     let record = &attempt.record;
     let mut evidence = vec![format!(
         "wave {}, rack {}, node {}",
-        attempt.wave, attempt.rack, attempt.node
+        attempt.wave, attempt.seat.rack, attempt.seat.node
     )];
     if let Some(version) = &record.version {
         evidence.push(format!("runs {version}"));
     }
-    if let Some((steps, from)) = attempt.way.as_deref() {
+    if let Some((steps, from)) = attempt.course.steps() {
         let how = match attempt.is_halfway() {
             true => "it has stopped on its way",
             false => "each is read back before the next",
@@ -234,7 +240,7 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt) -> Ex
         }
         Some(DeviceHealth::Healthy) | None => {}
     }
-    if !attempt.can_go_back {
+    if !attempt.course.can_go_back() {
         evidence.push("has no way back: its release is one-way, or no previous release fits".to_owned());
     }
     let waits = attempt.is_untouched() || campaign.must_go_back(attempt);
@@ -314,13 +320,14 @@ fn waiting_for(engine: &Engine, campaign: &Campaign, attempt: &Attempt, evidence
         _ => PermitKind::Rollback,
     };
     if !campaign.is_turn(attempt, kind) {
-        return match (kind, &attempt.after, &attempt.next) {
+        let name = |place: Place| &campaign.attempts.at(place).record.device;
+        return match (kind, attempt.after.map(name), attempt.next.map(name)) {
             (PermitKind::Update, Some(before), _) => {
                 format!("waits: {before}, which comes before it in its unit, has not ended well yet")
             }
             (_, _, next) => format!(
                 "waits: {}, which comes after it in its unit, has not gone back yet",
-                next.as_ref().map_or("another device", DeviceId::as_str)
+                next.map_or("another device", DeviceId::as_str)
             ),
         };
     }
@@ -422,9 +429,12 @@ fn gate_lines(engine: &Engine, campaign: &Campaign, wave: usize) -> Vec<String> 
 /// When the node of a device in flight was last heard of.
 fn last_word(engine: &Engine, attempt: &Attempt) -> String {
     let ago = |at: Timestamp| engine.now.since_start().saturating_sub(at.since_start()).as_secs();
-    match engine.heard.get(&attempt.node) {
-        Some(at) => format!("node {} was last heard of {} s ago", attempt.node, ago(*at)),
-        None => format!("node {} was not heard of since this coordinator started", attempt.node),
+    match engine.heard.get(&attempt.seat.node) {
+        Some(at) => format!("node {} was last heard of {} s ago", attempt.seat.node, ago(*at)),
+        None => format!(
+            "node {} was not heard of since this coordinator started",
+            attempt.seat.node
+        ),
     }
 }
 

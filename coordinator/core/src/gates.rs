@@ -18,6 +18,7 @@ use firmesh_protocol::{
 };
 
 use crate::{
+    attempts::Attempt,
     campaign::Campaign,
     index::Light,
     webhooks::{GATE_FAILED, GATE_PASSED},
@@ -127,6 +128,13 @@ impl Campaign {
         }
     }
 
+    /// After what time nodes take those of a wave for lost of whom nobody has said anything.
+    fn patience(&self, wave: usize) -> Duration {
+        let steps = |attempt: &Attempt| attempt.course.steps().map_or(1, |(steps, _)| steps);
+        let steps = self.attempts.of_wave(wave).iter().map(steps).max();
+        self.manifest.worst_case_of(steps.unwrap_or(1))
+    }
+
     /// Judges the waves that were open when another one failed. Nothing more of them starts, so who has not had his turn is
     /// missing; those that pass without him keep what they run, and those that fail go back as well. Nodes take who is missing
     /// for lost when the wave's time is over: before that they would not follow, and permits that nobody follows only keep
@@ -138,7 +146,6 @@ impl Campaign {
         if self.record.resumable || !self.manifest.automatic_rollback || !gates.contains(&GateVerdict::Fail) {
             return;
         }
-        let patience = Duration::from_secs(self.manifest.deadlines.attempt_s.into());
         for wave in in_progress {
             if matches!(self.record.gates[wave], GateVerdict::Pass | GateVerdict::Fail) {
                 continue;
@@ -146,7 +153,10 @@ impl Campaign {
             match self.verdict(wave) {
                 GateVerdict::Pass => self.pass_gate(wave),
                 GateVerdict::Fail => {
-                    let settles_at = self.opened.get(&wave).map_or(now, |opened| *opened + patience);
+                    let settles_at = self
+                        .opened
+                        .get(&wave)
+                        .map_or(now, |opened| *opened + self.patience(wave));
                     if now < settles_at && self.judged(wave, Light::Shown) != GateVerdict::Fail {
                         self.settles_at = self.settles_at.into_iter().chain([settles_at]).min();
                         continue;
@@ -169,7 +179,7 @@ impl Campaign {
     }
 
     fn open_wave(&mut self, now: Timestamp, wave: usize) -> bool {
-        if wave >= self.plan.waves.len() {
+        if wave >= self.attempts.waves() {
             self.finish();
             return false;
         }
@@ -180,7 +190,7 @@ impl Campaign {
         self.opened.retain(|open, _| in_progress.contains(open));
         self.opened.insert(wave, now);
         self.pace(now);
-        let devices = self.plan.waves[wave].len();
+        let devices = self.attempts.of_wave(wave).len();
         self.decide(
             format!("wave {wave}"),
             "opened".to_owned(),
@@ -192,7 +202,7 @@ impl Campaign {
     /// Opens the next wave if it may open; false when it has to wait.
     fn go_on(&mut self, now: Timestamp) -> bool {
         self.paced_until = self.paced_until.filter(|until| now < *until);
-        let (next, planned) = (self.record.gates.len(), self.plan.waves.len());
+        let (next, planned) = (self.record.gates.len(), self.attempts.waves());
         let rests_on = next.checked_sub(self.waves_at_once());
         let mut waits = None;
         // Each is watched and asked about from the moment that it has passed, whatever the others do.

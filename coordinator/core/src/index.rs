@@ -82,10 +82,10 @@ fn fate(attempt: &Attempt, attempts: &Attempts, gate: &GateRule, light: Light) -
         (Light::Silent, Fate::Pending) if !is_success => Fate::Bad(Some(FailureClass::Unreachable)),
         (_, fate) => fate,
     };
-    match attempt.after.as_ref().filter(|_| is_unreported) {
+    match attempt.after.filter(|_| is_unreported) {
         Some(before) => {
-            let before = attempts.get(before).map(|before| fate(before, attempts, gate, light));
-            fate_alone.unreported_after(before)
+            let before = fate(attempts.at(before), attempts, gate, light);
+            fate_alone.unreported_after(Some(before))
         }
         None => fate_alone,
     }
@@ -347,11 +347,8 @@ impl Campaign {
         self.look_again(place);
         if self.has_units {
             let attempt = self.attempts.at(place);
-            let place_of = |device: Option<&DeviceId>| self.attempts.place(device?);
-            let earlier = |attempt: &Attempt| place_of(attempt.after.as_ref());
-            let earlier = successors(earlier(attempt), |place| earlier(self.attempts.at(*place)));
-            let later = |attempt: &Attempt| place_of(attempt.next.as_ref());
-            let later = successors(later(attempt), |place| later(self.attempts.at(*place)));
+            let earlier = successors(attempt.after, |place| self.attempts.at(*place).after);
+            let later = successors(attempt.next, |place| self.attempts.at(*place).next);
             // A checked plan has no circles; should there be one, it is left.
             let most = self.attempts.len();
             let concerned: Vec<_> = earlier.take(most).chain(later.take(most)).collect();
@@ -403,7 +400,7 @@ impl Campaign {
             is_untouched,
             flight: Flight::of(attempt),
             is_running: attempt.is_running(),
-            is_updated: runs_new(attempt) && attempt.can_go_back,
+            is_updated: runs_new(attempt) && attempt.course.can_go_back(),
             goes_back,
             is_unlucky: record.retry.is_some(),
             waits_again: is_untouched && record.last_failed().is_some(),

@@ -22,6 +22,7 @@ mod possession;
 pub mod rehearse;
 mod retries;
 mod rollback;
+mod seat;
 mod turns;
 mod views;
 mod webhooks;

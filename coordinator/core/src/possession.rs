@@ -157,7 +157,7 @@ impl Campaign {
     pub(crate) fn restore_proofs(&mut self, records: Vec<PossessionRecord>) {
         self.possession.restore(records);
         for attempt in self.attempts.iter_mut() {
-            attempt.is_proven = self.possession.covers(&attempt.node, &attempt.needs);
+            attempt.is_proven = self.possession.covers(&attempt.seat.node, &attempt.course.needs);
         }
     }
 
@@ -189,7 +189,7 @@ impl Campaign {
     fn look_at_proofs(&mut self, node: &NodeId) {
         for place in self.attempts.of_node(node).to_vec() {
             let attempt = self.attempts.at_mut(place);
-            attempt.is_proven = self.possession.covers(node, &attempt.needs);
+            attempt.is_proven = self.possession.covers(node, &attempt.course.needs);
             self.look_again_with_neighbours(place);
         }
     }

@@ -55,7 +55,7 @@ impl AttemptRecord {
     /// Whether a report is a late word on an attempt that has failed, and that another one follows.
     pub(crate) fn is_of_earlier_attempt(&self, report: &AttemptReport) -> bool {
         let is_earlier = |retry: &RetryRecord| retry.last.is_some() && report.permit_sequence <= retry.after_permit;
-        self.kind == PermitKind::Update && self.retry.as_ref().is_some_and(is_earlier)
+        self.kind == PermitKind::Update && self.retry.as_deref().is_some_and(is_earlier)
     }
 
     /// An update has ended.
@@ -94,7 +94,7 @@ impl Campaign {
         let FailedAttempt { state, failure, .. } = attempt.record.last_failed().filter(|_| attempt.is_untouched())?;
         let ended = attempt.record.attempt() - 1;
         self.manifest
-            .retry_pause(attempt.can_go_back, *state, Some(*failure), ended)
+            .retry_pause(attempt.course.can_go_back(), *state, Some(*failure), ended)
     }
 
     /// How often a device may be started in all whose last attempt failed like this.
@@ -118,17 +118,17 @@ impl Campaign {
         };
         let pause = self
             .manifest
-            .retry_pause(attempt.can_go_back, record.state, Some(failure), ended);
+            .retry_pause(attempt.course.can_go_back(), record.state, Some(failure), ended);
         let Some(pause) = pause else {
             return;
         };
         let after_permit = record.permit.unwrap_or_default().max(report.permit_sequence);
         self.edit(&report.device, |attempt| {
-            attempt.record.retry = Some(RetryRecord {
+            attempt.record.retry = Some(Box::new(RetryRecord {
                 attempt: ended,
                 after_permit,
                 last: None,
-            });
+            }));
         });
         if self.budget_is_spent(wave) {
             let budget = self.retry_budget(wave);
@@ -146,11 +146,11 @@ impl Campaign {
                     failure,
                     reason: record.reason.clone(),
                 };
-                record.retry = Some(RetryRecord {
+                record.retry = Some(Box::new(RetryRecord {
                     attempt: ended.saturating_add(1),
                     after_permit,
                     last: Some(failed),
-                });
+                }));
                 record.reason = bounded(&format!("attempt {ended} ended as {}: {}", record.state, record.reason));
                 record.state = AttemptState::Pending;
                 record.failure = None;

@@ -80,7 +80,7 @@ impl Campaign {
                 "{stranger} is not planned in this campaign"
             )));
         }
-        if let Some(wave) = scope.waves.iter().find(|wave| **wave as usize >= self.plan.waves.len()) {
+        if let Some(wave) = scope.waves.iter().find(|wave| **wave as usize >= self.attempts.waves()) {
             return Err(InputError::NothingToRollBack(format!(
                 "the campaign has no wave {wave}"
             )));
@@ -103,9 +103,10 @@ impl Campaign {
             return Err(InputError::NothingToRollBack(why));
         }
         let has_moved = |attempt: &Attempt| moved_on.contains(&attempt.record.device);
-        let meant = self.select(|a| is_meant(a) && may_run_new(a) && is_news(a) && a.can_go_back && !has_moved(a));
-        let one_way = self.select(|a| is_meant(a) && runs_new(a) && !a.can_go_back);
-        let moved = self.select(|a| is_meant(a) && runs_new(a) && a.can_go_back && has_moved(a));
+        let meant =
+            self.select(|a| is_meant(a) && may_run_new(a) && is_news(a) && a.course.can_go_back() && !has_moved(a));
+        let one_way = self.select(|a| is_meant(a) && runs_new(a) && !a.course.can_go_back());
+        let moved = self.select(|a| is_meant(a) && runs_new(a) && a.course.can_go_back() && has_moved(a));
         let kept = |devices: &[_], why: &str| (!devices.is_empty()).then(|| format!("{} {why}", devices.len()));
         let kept = [
             kept(&one_way, "keep the new version because nothing leads back from it"),
@@ -119,7 +120,9 @@ impl Campaign {
             };
             return Err(InputError::NothingToRollBack(why));
         }
-        self.check_units(&meant, |next| may_run_new(next) && next.can_go_back && !has_moved(next))?;
+        self.check_units(&meant, |next| {
+            may_run_new(next) && next.course.can_go_back() && !has_moved(next)
+        })?;
         let is_under_way = match self.record.state {
             CampaignState::Active | CampaignState::Paused => true,
             CampaignState::RollingBack => self.record.resumable,
@@ -207,7 +210,9 @@ impl Campaign {
 
     /// Whether the device runs the new version, or one on the way, and goes back, by its wave's gate or by an order.
     pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
-        runs_new(attempt) && attempt.can_go_back && (attempt.record.ordered_back || self.goes_back(attempt.wave))
+        runs_new(attempt)
+            && attempt.course.can_go_back()
+            && (attempt.record.ordered_back || self.goes_back(attempt.wave))
     }
 
     /// Ends a rollback when nobody is on his way any more. `is_stuck` says whether quarantined devices alone keep a device
@@ -238,10 +243,10 @@ impl Campaign {
         let back = self.select(|a| sent_back(a) && is_back(a.record.state));
         let lost = self.select(|a| (sent_back(a) && !is_back(a.record.state)) || self.must_go_back(a));
         let one_way =
-            self.select(|a| self.is_sent_back(a) && !a.can_go_back && a.record.state == AttemptState::Success);
+            self.select(|a| self.is_sent_back(a) && !a.course.can_go_back() && a.record.state == AttemptState::Success);
         let turned_out_well = |a: &Attempt| {
             let failed = self.is_sent_back(a) && !a.record.ordered_back;
-            failed && !self.goes_back(a.wave) && a.can_go_back && a.record.kind == PermitKind::Update
+            failed && !self.goes_back(a.wave) && a.course.can_go_back() && a.record.kind == PermitKind::Update
         };
         let kept = self.select(|a| turned_out_well(a) && a.record.state == AttemptState::Success);
         // Waves that were open beside the one that failed.

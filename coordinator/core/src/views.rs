@@ -32,11 +32,10 @@ impl Engine {
 
     /// What a campaign plans for a device, and the last permit that names it.
     #[must_use]
-    pub fn planned(&self, id: &CampaignId, device: &DeviceId) -> Option<(&PlannedDevice, Option<u64>)> {
+    pub fn planned(&self, id: &CampaignId, device: &DeviceId) -> Option<(PlannedDevice, Option<u64>)> {
         let campaign = self.campaigns.get(id)?;
         let attempt = campaign.attempts.get(device)?;
-        let mut wave = campaign.plan.waves.get(attempt.wave as usize)?.iter();
-        Some((wave.find(|planned| planned.device == *device)?, attempt.record.permit))
+        Some((campaign.planned(attempt), attempt.record.permit))
     }
 
     /// The campaigns whose plans name a device, in the order of their ids.

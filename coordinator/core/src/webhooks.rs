@@ -95,7 +95,7 @@ impl Campaign {
             let act = acts.filter(|(act, ..)| Some(*act) == asked.act);
             let mut decisions = self.record.decisions.iter();
             let passed = decisions.rfind(|found| found.subject == subject && found.finding == GATE_PASSED);
-            let devices = self.plan.waves.get(asked.wave as usize).map_or(0, Vec::len);
+            let devices = self.attempts.of_wave(asked.wave as usize).len();
             Question {
                 campaign: self.record.id.clone(),
                 wave: asked.wave,

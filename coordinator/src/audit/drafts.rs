@@ -10,7 +10,7 @@ use firmesh_protocol::{
     audit::Event,
     brake::Brake,
     identity::NodeIdentity,
-    ids::{CampaignId, NodeId, Sha256},
+    ids::{CampaignId, DeviceId, NodeId, Sha256},
     limits::REASON_BYTES_MAX,
     manifest::CampaignManifest,
     trust::Envelope,
@@ -232,14 +232,8 @@ impl Drafts {
                 },
                 document: Document::None,
             }],
-            Write::Erasure(device, _) => vec![Draft {
-                event: Event::Change {
-                    subject: "device".to_owned(),
-                    name: device.to_string(),
-                    change: "erased".to_owned(),
-                },
-                document: Document::None,
-            }],
+            Write::Erasure(device, _) => vec![of_device(device, "erased")],
+            Write::Removal(device, _) => vec![of_device(device, "removed")],
             Write::Archived(archive) => {
                 let change = if archive.removed.is_some() {
                     "archive removed"
@@ -388,6 +382,17 @@ impl Drafts {
 fn is_authored(file: &str) -> bool {
     let is_online = |role: &str| file == role || file.ends_with(&format!(".{role}"));
     !is_online("snapshot.json") && !is_online("timestamp.json")
+}
+
+fn of_device(device: &DeviceId, change: &str) -> Draft {
+    Draft {
+        event: Event::Change {
+            subject: "device".to_owned(),
+            name: device.to_string(),
+            change: change.to_owned(),
+        },
+        document: Document::None,
+    }
 }
 
 fn bounded(text: &str) -> String {

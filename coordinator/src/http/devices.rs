@@ -345,6 +345,8 @@ async fn edit(
     edit.identity.as_ref().map_or(Ok(()), check_identity)?;
     let (view, version) = whole(&app, &device).await?;
     conditions.require_part(version)?;
+    let sight = Sight::of(&app, &who);
+    let is_seen = sight.sees(&app, &view);
     // What was only told of is registered as it was read.
     let before = view.registration.unwrap_or_else(|| Registration {
         hardware_id: Some(device.to_string()),
@@ -364,7 +366,11 @@ async fn edit(
     let record = Registration {
         region: edit.region.unwrap_or(before.region),
         tags: checked_tags(edit.tags)?,
-        metadata: edit.metadata,
+        // Who does not see it cannot have meant to empty it.
+        metadata: match is_seen {
+            true => edit.metadata,
+            false => before.metadata,
+        },
         identity: edit.identity.or_else(|| before.identity.clone()),
         mismatch: None,
         held: checked_hold(edit.held)?,
@@ -380,7 +386,7 @@ async fn edit(
     };
     let of = (version > 0).then_some(version);
     put(&app, &device, of, edit.enabled, &record, change).await?;
-    let (view, version) = found(&app, &device, &Sight::of(&app, &who)).await?;
+    let (view, version) = found(&app, &device, &sight).await?;
     Ok(conditions.part_versioned(version, &view))
 }
 
@@ -395,10 +401,11 @@ async fn put(
     app.log_change("device", device.as_str(), change).await?;
     match app.store.put_registration(device, before, enabled, record).await? {
         Put::Yes(_) => Ok(()),
-        Put::TakenBy(other) => Err(Failure::new(
+        // Its name may be nothing for whoever asks; those who may know it find it.
+        Put::TakenBy(_) => Err(Failure::new(
             StatusCode::CONFLICT,
             "exists",
-            format!("the hardware id is that of the device {other}"),
+            "the hardware id is that of another device: `hardware_id == \"...\"` finds it",
         )),
         Put::Erased => Err(erased(StatusCode::CONFLICT, device)),
         Put::Meanwhile if before.is_none() => Err(exists(device)),
@@ -415,19 +422,20 @@ async fn remove(State(app): Shared, Path(id): Path<String>, conditions: Conditio
     let device: DeviceId = named(&id)?;
     let (_, version) = found(&app, &device, &Sight::Nobody).await?;
     conditions.check_part(version)?;
-    let wanted = device.clone();
-    let is_in_flight = app
-        .coordinator
-        .read(move |world| world.engine.is_in_flight(&wanted))
-        .await?;
-    if is_in_flight {
+    let in_flight = || {
         let detail = format!("the device {device} is in flight: wait for its attempt to end, or clear it");
-        return Err(Failure::new(StatusCode::CONFLICT, "in_flight", detail));
+        Failure::new(StatusCode::CONFLICT, "in_flight", detail)
+    };
+    let wanted = device.clone();
+    let look = app.coordinator.read(move |world| world.engine.is_in_flight(&wanted));
+    if look.await? {
+        return Err(in_flight());
     }
-    app.log_change("device", device.as_str(), "removed").await?;
-    app.store.remove_device(&device, app.clock.wall()).await?;
-    app.coordinator.ask(|reply| Command::Forget(device, reply)).await?;
-    Ok(StatusCode::NO_CONTENT)
+    let remove = app.coordinator.ask(|reply| Command::Remove(device.clone(), reply));
+    match remove.await? {
+        true => Ok(StatusCode::NO_CONTENT),
+        false => Err(in_flight()),
+    }
 }
 
 async fn health(State(app): Shared, Path(id): Path<String>, conditions: Conditions) -> Result<Response, Failure> {

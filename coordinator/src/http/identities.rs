@@ -15,6 +15,7 @@ use firmesh_protocol::{
     api::{DeviceData, DeviceIdentity, DeviceView, Erasure},
     ids::DeviceId,
 };
+use tracing::warn;
 
 use super::{
     App,
@@ -29,6 +30,7 @@ use crate::{
     access::{Kind, Permission, Places, Subject},
     identities::{Busy, FOUND_MAX},
     runtime::Command,
+    telemetry::chain,
 };
 
 type Shared = State<Arc<App>>;
@@ -91,7 +93,7 @@ impl Sight {
         }
     }
 
-    fn sees(&self, app: &App, view: &DeviceView) -> bool {
+    pub(super) fn sees(&self, app: &App, view: &DeviceView) -> bool {
         match self {
             Self::Nobody => false,
             Self::Everybody => true,
@@ -223,6 +225,7 @@ async fn erase(State(app): Shared, Path(id): Path<String>) -> Result<Json<Erasur
     let hardware_id = registration
         .as_ref()
         .and_then(|registration| registration.hardware_id.as_deref());
+    let keys = app.store.api_keys_of(&device).await?;
     // First what has to be found by the identity, so that an erasure that broke off can be asked for again.
     app.store.blot_out(&device, hardware_id).await?;
     let erased = app
@@ -230,7 +233,11 @@ async fn erase(State(app): Shared, Path(id): Path<String>) -> Result<Json<Erasur
         .ask(|reply| Command::Erase(device.clone(), reply))
         .await?;
     let at = erased?;
-    let is_cut = app.store.cut_past().await?;
+    // It is erased: what could not be done besides is said, not failed.
+    let is_cut = app.store.cut_past().await.unwrap_or_else(|failure| {
+        warn!(error = %chain(&failure), "the database's log could not be cut after an erasure");
+        false
+    });
     let pseudonymous = registration.is_some_and(|registration| registration.pseudonymous);
     let mut remains = Vec::new();
     if !pseudonymous {
@@ -241,7 +248,6 @@ async fn erase(State(app): Shared, Path(id): Path<String>) -> Result<Json<Erasur
     remains.extend(told_by.map(|node| {
         format!("the node {node} has told of it: what it tells is not taken any more; take {device} out of its configuration")
     }));
-    let keys = app.store.api_keys_of(&device).await?;
     remains.extend(keys.into_iter().map(|key| {
         format!("the API key {key} speaks for it, for nothing: revoke it (`firmesh access key revoke {key}`)")
     }));

@@ -8,7 +8,7 @@ use serde::Serialize;
 use sqlx::query;
 
 use super::{Query, Write};
-use crate::identities::DESTROY;
+use crate::{identities::DESTROY, rows::NEXT_VERSION};
 
 /// Rows replace what was stored under the same key, but for what never changes once it is there.
 pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
@@ -68,6 +68,7 @@ pub(super) fn of_write(write: Write) -> Vec<Query<'static>> {
         .bind(key.id.clone())
         .bind(i64::from(key.revoked.is_some()))
         .bind(text(&key))),
+        Write::Removal(device, at) => remove(&device, at),
         Write::Erasure(device, at) => erase(&device, at),
         Write::Archived(archive) => one(query(
             "INSERT INTO archived VALUES ($1, $2, 0, $3) ON CONFLICT (campaign) DO UPDATE SET record = excluded.record",
@@ -103,19 +104,32 @@ fn forget(campaign: &CampaignId) -> Vec<Query<'static>> {
     .into()
 }
 
+/// What is stored of a device but its attempts and reports, and where it is told that it was removed or erased.
+const OF_DEVICE: [&str; 3] = [
+    "DELETE FROM registrations WHERE device = $1",
+    "DELETE FROM self_reports WHERE device = $1",
+    "DELETE FROM devices WHERE device = $1",
+];
+
+fn remove(device: &DeviceId, at: WallTime) -> Vec<Query<'static>> {
+    let name = query(
+        "INSERT INTO removed_devices (device, at) VALUES ($1, $2) ON CONFLICT (device) DO UPDATE SET at = excluded.at",
+    );
+    let name = name.bind(device.to_string()).bind(at.unix_seconds());
+    let statements = OF_DEVICE.into_iter().chain(DESTROY);
+    let statements = statements.map(|statement| query(statement).bind(device.to_string()));
+    std::iter::once(name).chain(statements).collect()
+}
+
 fn erase(device: &DeviceId, at: WallTime) -> Vec<Query<'static>> {
-    let tables = [
-        "DELETE FROM registrations WHERE device = $1",
-        "DELETE FROM self_reports WHERE device = $1",
-        "DELETE FROM devices WHERE device = $1",
-        "DELETE FROM removed_devices WHERE device = $1",
-    ];
+    let removed = "DELETE FROM removed_devices WHERE device = $1";
     let name = query("INSERT INTO erased_devices (device, at) VALUES ($1, $2) ON CONFLICT DO NOTHING")
         .bind(device.to_string())
         .bind(at.unix_seconds());
-    let statements = DESTROY.into_iter().chain(tables);
+    let statements = DESTROY.into_iter().chain(OF_DEVICE).chain([removed]);
     let statements = statements.map(|statement| query(statement).bind(device.to_string()));
-    std::iter::once(name).chain(statements).collect()
+    // Who registers it meanwhile waits for the same row, and finds its name among those of erased devices.
+    [query(NEXT_VERSION), name].into_iter().chain(statements).collect()
 }
 
 pub(super) fn text(record: &impl Serialize) -> String {

@@ -166,6 +166,8 @@ pub(crate) enum Write {
     },
     /// A device's key is destroyed, and all that is stored of it but what was signed.
     Erasure(DeviceId, WallTime),
+    /// All that is stored of a device goes, but its attempts and reports.
+    Removal(DeviceId, WallTime),
     /// A campaign's devices are in the archive, or not even there any more.
     Archived(Box<ArchiveView>),
     /// Something to tell people, beside what other writes tell.

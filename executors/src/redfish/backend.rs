@@ -77,6 +77,11 @@ impl RedfishBackend {
     async fn see(&self, task: Option<&str>) -> Result<Seen, ClientError> {
         let map = self.map().await?;
         let read = &self.client;
+        // First: a version that was read before the task's end would say that nothing has come of it.
+        let task = match task {
+            Some(task) => Some(self.see_task(task).await?),
+            None => self.see_any_task(&map).await?,
+        };
         let system: System = read.read_or_default("read the system", map.system.as_ref()).await?;
         let manager: Manager = read.read_or_default("read the manager", map.manager.as_ref()).await?;
         let service: UpdateService = read
@@ -92,10 +97,6 @@ impl RedfishBackend {
             model = model.or(chassis.model);
         }
         let settings = read.settings();
-        let task = match task {
-            Some(task) => Some(self.see_task(task).await?),
-            None => self.see_any_task(&map).await?,
-        };
         let version = entry.version.filter(|version| !version.is_empty());
         let version = version.or_else(|| version_beside(&self.component, &system, &manager));
         let clock_off_s = manager.date_time.as_deref().and_then(clock_off_s);

@@ -274,7 +274,7 @@ pub struct DeviceEdit {
     /// At most 32 labels.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
-    /// At most 8 KiB.
+    /// At most 8 KiB; what it was, whatever is written here, for those who may not see it.
     #[serde(default, skip_serializing_if = "serde_json::Map::is_empty")]
     #[schema(value_type = Object)]
     pub metadata: serde_json::Map<String, serde_json::Value>,

@@ -52,7 +52,7 @@ impl Dimension {
             Self::Path(levels) => usize::from(*levels),
             Self::Label(name) => {
                 let value = labels.get(name.as_str())?;
-                return TopologyPath::new(vec![value.as_str().to_owned()]).ok();
+                return value.as_str().parse().ok();
             }
         };
         (levels <= rack.depth()).then(|| rack.prefix(levels))

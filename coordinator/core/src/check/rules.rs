@@ -12,7 +12,7 @@ use crate::fleet::{Inventory, KnownDevice};
 
 /// The domain that a device of this place and with these labels stands in, spelled out once more.
 pub(super) fn domain_of(by: &Dimension, rack: &TopologyPath, labels: &Labels) -> Option<String> {
-    let segments = rack.segments();
+    let segments: Vec<_> = rack.segments().collect();
     let first = |levels: usize| Some(segments.get(..levels)?.join("/"));
     match by {
         Dimension::Region => first(1),

@@ -192,7 +192,7 @@ fn filters() -> impl Strategy<Value = Filter> {
         (field(), text()).prop_map(|(field, text)| Filter::Test(field, Test::IsNot(text))),
         (field(), prop::collection::vec(text(), 1..4)).prop_map(|(field, texts)| Filter::Test(field, Test::In(texts))),
         prop::collection::vec("[a-z][a-z0-9.-]{0,5}", 1..4)
-            .prop_map(|path| Filter::Test(Field::Path, Test::Under(TopologyPath::new(path).unwrap()))),
+            .prop_map(|path| Filter::Test(Field::Path, Test::Under(path.join("/").parse().unwrap()))),
         ("[a-z][a-z0-9._-]{0,5}", text())
             .prop_map(|(name, text)| Filter::Label(LabelName::new(name).unwrap(), Test::Is(text))),
     ];

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
-    manifest::{CampaignManifest, Plan},
+    manifest::CampaignManifest,
 };
 
 use crate::fleet::Inventory;
@@ -34,15 +34,13 @@ impl Inventory {
     }
 }
 
-/// Those of the fleet that match a campaign's selector and stand nowhere in its plan, in the order of the fleet.
+/// Those of the fleet that match a campaign's selector and that its plan does not name, in the order of the fleet.
 #[must_use]
 pub fn late<'a>(
     fleet: impl Iterator<Item = Standing<'a>>,
     manifest: &CampaignManifest,
-    plan: &Plan,
+    is_named: impl Fn(&DeviceId) -> bool,
 ) -> Vec<Standing<'a>> {
-    let planned = plan.devices().map(|(_, planned)| &planned.device);
-    let known: BTreeSet<_> = planned.chain(plan.held.iter().map(|held| &held.device)).collect();
     let (named, selector) = (
         manifest.selector.devices.iter().collect::<BTreeSet<_>>(),
         &manifest.selector,
@@ -51,7 +49,7 @@ pub fn late<'a>(
         (named.is_empty() || named.contains(standing.device))
             && (selector.models.is_empty() || selector.models.iter().any(|model| model == standing.model))
             && (selector.paths.is_empty() || selector.paths.iter().any(|path| standing.path.is_within(path)))
-            && !known.contains(standing.device)
+            && !is_named(standing.device)
     };
     fleet.filter(is_late).collect()
 }

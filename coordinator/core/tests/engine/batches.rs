@@ -179,10 +179,22 @@ fn a_batch_in_the_middle_that_fails_goes_back_and_those_beside_it_are_judged_by_
 /// those of the batch that failed.
 #[test]
 fn a_batch_that_was_cut_off_goes_back_when_its_time_is_over() {
+    cut_off(0);
+}
+
+/// Nodes take who is missing for lost when all steps of its way could be over.
+#[test]
+fn a_batch_of_long_ways_has_time_for_all_steps() {
+    cut_off(2);
+}
+
+fn cut_off(hops: usize) {
     let rules = Rules {
         cap_total: 5,
+        hops,
         ..six_batches()
     };
+    let time = 600 * (hops as u64 + 1);
     let mut world = started(rules);
     assert_eq!(state_of(&world, 5), AttemptState::Pending, "there is no room for it");
     report(&mut world, &[2], Failed);
@@ -194,7 +206,7 @@ fn a_batch_that_was_cut_off_goes_back_when_its_time_is_over() {
     );
     report(&mut world, &[3], RolledBack);
     world.restart();
-    world.run_clock(Duration::from_secs(599));
+    world.run_clock(Duration::from_secs(time - 1));
     assert_eq!(world.state("spring"), CampaignState::RollingBack);
     assert_eq!(sent_back(&world).len(), 1);
     world.run_clock(Duration::from_secs(1));

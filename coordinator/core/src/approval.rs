@@ -14,7 +14,8 @@ use firmesh_protocol::{
 
 use crate::{
     campaign::Campaign,
-    engine::{Approval, Engine, InputError, Rollback},
+    engine::Engine,
+    input::{Approval, InputError, Rollback},
 };
 
 impl Engine {

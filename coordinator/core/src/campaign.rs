@@ -12,9 +12,8 @@ use std::{
 };
 
 use firmesh_protocol::{
-    api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
+    api::{CampaignState, Explanation, GateVerdict},
     approval::WaveApprovalView,
-    gate::Fate,
     ids::{CampaignId, DeviceId, Sha256, TopologyPath},
     limits::REASON_BYTES_MAX,
     manifest::{Artifact, CampaignManifest, Dimension, DomainShare, HeldDevice, Plan, PlannedDevice},
@@ -232,59 +231,6 @@ impl Campaign {
         self.manifest.worst_case_of(steps) + self.permit_ttl
     }
 
-    /// Those that come after a device in its unit, in their order.
-    pub(crate) fn later_in_unit(&self, attempt: &Attempt) -> impl Iterator<Item = &Attempt> {
-        let after = |attempt: &Attempt| attempt.next.map(|next| self.attempts.at(next));
-        // A checked plan has no circles; should there be one, it is left.
-        std::iter::successors(after(attempt), move |next| after(next)).take(self.attempts.len())
-    }
-
-    /// Whether it is the device's turn in its unit: forwards when the one before it runs its new version and is not known
-    /// to be unwell, backwards when all those after it that can go back have.
-    pub(crate) fn is_turn(&self, attempt: &Attempt, kind: PermitKind) -> bool {
-        match kind {
-            PermitKind::Update => {
-                let before = attempt.after.map(|before| self.attempts.at(before));
-                before.is_none_or(|before| before.record.state.is_success() && !self.ended_badly(before))
-            }
-            PermitKind::Rollback => {
-                let mut later = self.later_in_unit(attempt);
-                later.all(|next| !next.is_running() && !self.must_go_back(next))
-            }
-        }
-    }
-
-    /// Whether an attempt has ended, and those that come after it in its unit have no turn any more.
-    pub(crate) fn ended_badly(&self, attempt: &Attempt) -> bool {
-        let state = attempt.record.state;
-        let is_bad = || matches!(attempt.fate(&self.manifest.gate), Fate::Bad(_));
-        state.is_terminal() && (!state.is_success() || is_bad())
-    }
-
-    /// Stops devices whose turn in their unit will never come, one after the other.
-    fn cancel_out_of_turn(&mut self) {
-        for place in self.index.take_ended_badly() {
-            if !self.ended_badly(self.attempts.at(place)) {
-                continue;
-            }
-            let mut before = place;
-            while let Some(next) = self.attempts.at(before).next
-                && self.attempts.at(next).is_untouched()
-            {
-                let AttemptRecord { device, state, .. } = &self.attempts.at(before).record;
-                let reason = match state {
-                    state if state.is_success() => {
-                        format!("{device}, which comes before it in its unit, is not well on its new version")
-                    }
-                    state => format!("{device}, which comes before it in its unit, ended as {state}"),
-                };
-                let out_of_turn = self.attempts.at(next).record.device.clone();
-                self.presume(&[out_of_turn], AttemptState::Cancelled, &reason);
-                before = next;
-            }
-        }
-    }
-
     /// Puts stored records in place of the fresh ones; what they do not name stays fresh.
     pub(crate) fn restore(
         &mut self,
@@ -498,43 +444,6 @@ impl Campaign {
         } else {
             format!("{id}: {state}: {reason}")
         }
-    }
-
-    pub(crate) fn view(&self) -> CampaignView {
-        let waves = (0..).take(self.attempts.waves()).map(|number: u32| {
-            let gate = self.record.gates.get(number as usize);
-            let devices = self.attempts.of_wave(number as usize).len();
-            WaveView {
-                wave: number,
-                devices: u32::try_from(devices).unwrap_or(u32::MAX),
-                states: self.states_of(number as usize).clone(),
-                open: gate.is_some(),
-                gate: gate.copied().unwrap_or(GateVerdict::Unknown),
-            }
-        });
-        CampaignView {
-            id: self.record.id.clone(),
-            state: self.record.state,
-            wave: u32::try_from(self.record.gates.len().saturating_sub(1)).unwrap_or(u32::MAX),
-            waves: waves.collect(),
-            states: self.states(),
-            possession: self.possession.view(),
-            held: self.held.clone(),
-            reason: self.record.reason.clone(),
-        }
-    }
-
-    pub(crate) fn attempt_view(&self, device: &DeviceId) -> Option<AttemptView> {
-        let attempt = self.attempts.get(device)?;
-        Some(AttemptView {
-            campaign: self.record.id.clone(),
-            device: device.clone(),
-            wave: attempt.wave,
-            state: attempt.record.state,
-            attempt: attempt.record.attempt(),
-            reason: attempt.record.reason.clone(),
-            version: attempt.record.version.clone(),
-        })
     }
 }
 

@@ -12,8 +12,8 @@ use firmesh_protocol::{
 use crate::{
     attempts::{Attempt, Place},
     campaign::Campaign,
-    engine::PermitOrder,
     index::Flight,
+    input::PermitOrder,
     load::{Load, Room},
 };
 

@@ -11,7 +11,7 @@ use firmesh_protocol::{
     report::AttemptState,
 };
 
-use crate::{attempts::Attempt, campaign::Campaign, engine::InputError};
+use crate::{attempts::Attempt, campaign::Campaign, input::InputError};
 
 /// What is closed, and why.
 #[derive(Debug, Clone)]

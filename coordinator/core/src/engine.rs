@@ -13,28 +13,21 @@ use std::{
 };
 
 use firmesh_protocol::{
-    api::{AttemptView, CampaignState, CampaignView},
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
-    manifest::{Artifact, CampaignManifest, Caps, Plan},
-    report::{AttemptReport, AttemptState, PermitKind},
-    rollback::RollbackScope,
+    api::CampaignState,
+    ids::{CampaignId, DeviceId, NodeId},
+    manifest::Caps,
+    report::PermitKind,
     time::Timestamp,
 };
 
 use crate::{
-    attempts::{Attempt, AttemptRecord},
-    campaign::{Campaign, CampaignRecord},
-    caps::{STARTS_MAX, choose, may_be_permitted, may_be_permitted_again, permit},
-    check::InFlight,
-    close::Closing,
+    attempts::Attempt,
+    campaign::Campaign,
+    caps::{STARTS_MAX, choose, may_be_permitted, permit},
     domains::Domains,
+    input::{Input, InputError, Loaded, Output, PermitOrder, Record},
     load::Load,
-    possession::PossessionRecord,
-    webhooks::WebhookAnswer,
 };
-
-/// How far two clocks may differ before a lapsed permit is taken for surely lapsed at the node.
-const CLOCK_SLACK: Duration = Duration::from_secs(60);
 
 /// Devices of one permit: small, because a permit that is out cannot be recalled.
 const PERMIT_DEVICES_MAX: usize = 64;
@@ -46,209 +39,21 @@ pub struct EngineSettings {
     pub permit_ttl: Duration,
 }
 
-/// What may happen.
-#[derive(Debug)]
-pub enum Input {
-    /// Campaigns were published, or are read back after a restart: then all at once, so that all count from the start.
-    Load(Vec<Loaded>),
-    /// An operator starts a scheduled campaign.
-    Start(CampaignId),
-    /// An operator forbids new starts.
-    Pause(CampaignId),
-    /// An operator allows new starts again.
-    Resume(CampaignId),
-    /// An operator ends a campaign. Devices in flight end by themselves.
-    Cancel(CampaignId),
-    /// An operator ends an attempt that nobody reports the end of, or a whole campaign with all that is in flight.
-    Close(Closing),
-    /// People send devices of a campaign back although no gate has failed.
-    RollBack(Rollback),
-    /// An approver has said yes or no between two waves.
-    Approve(Approval),
-    /// An outside system has answered whether the next wave may open, or has not.
-    WebhookAnswered(WebhookAnswer),
-    /// Its approvers do not stand behind a campaign any more, or a release of it was recalled: it ends like a cancelled
-    /// one.
-    Withdraw(CampaignId),
-    /// A node was heard of, with verified reports, oldest first (often none).
-    Heard {
-        /// The node, by its certificate.
-        node: NodeId,
-        /// What it reports.
-        reports: Vec<AttemptReport>,
-    },
-    /// Proofs of a node that it holds images were checked. They count for every campaign that needs them.
-    Proofs {
-        /// The node, by its certificate.
-        node: NodeId,
-        /// The images whose proof holds.
-        proven: BTreeSet<ArtifactId>,
-        /// Those whose proof does not.
-        wrong: BTreeSet<ArtifactId>,
-    },
-    /// A node has enrolled, perhaps with a new journal and an empty store: it counts its reports from the start, and what
-    /// it had proven it has to prove again.
-    Enrolled(NodeId),
-    /// A person has looked at a quarantined device and put it back in service.
-    Clear(DeviceId),
-    /// Time has passed.
-    Tick,
-}
-
-/// Who is to go back, and by whose word. The shell has checked that word before.
-#[derive(Debug, Clone)]
-pub struct Rollback {
-    /// The campaign.
-    pub campaign: CampaignId,
-    /// Who goes back: those who run its release.
-    pub scope: RollbackScope,
-    /// Why, and who says so.
-    pub reason: String,
-    /// Digest of the approvers' signed order: nodes want to see it unless the manifest leaves this to operators.
-    pub order: Option<Sha256>,
-    /// Devices that run something else by now: another campaign, or a person, has moved them on.
-    pub moved_on: BTreeSet<DeviceId>,
-}
-
-/// An approver's word between two waves. The shell has checked his signature before.
-#[derive(Debug, Clone)]
-pub struct Approval {
-    /// The campaign.
-    pub campaign: CampaignId,
-    /// The wave that has passed.
-    pub wave: u32,
-    /// Yes or no.
-    pub approved: bool,
-    /// Why.
-    pub reason: String,
-    /// Whose keys signed it.
-    pub by: Vec<String>,
-    /// Digest of the signed word: nodes want to see it.
-    pub document: Sha256,
-    /// Devices that run something else by now, and stay if a no sends the others back.
-    pub moved_on: BTreeSet<DeviceId>,
-}
-
-/// A campaign with what is stored about it.
-#[derive(Debug)]
-pub struct Loaded {
-    /// The verified manifest.
-    pub manifest: CampaignManifest,
-    /// The plan whose digest the manifest names.
-    pub plan: Plan,
-    /// The images of the releases that the manifest pins, by target.
-    pub images: BTreeMap<String, Artifact>,
-    /// `manifest.expires` on the process's clock.
-    pub expires_at: Timestamp,
-    /// The stored record; `None` for a campaign just published.
-    pub record: Option<CampaignRecord>,
-    /// The stored attempts.
-    pub attempts: Vec<AttemptRecord>,
-    /// What is stored about its nodes' proofs.
-    pub possession: Vec<PossessionRecord>,
-}
-
-/// Something to be stored: replaces what was stored under the same name.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
-    /// A campaign.
-    Campaign(CampaignRecord),
-    /// An attempt of the campaign.
-    Attempt(CampaignId, AttemptRecord),
-    /// How a node of the campaign stands towards an image.
-    Possession(CampaignId, PossessionRecord),
-}
-
-/// A permit to be signed, stored and handed out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PermitOrder {
-    /// The campaign.
-    pub campaign: CampaignId,
-    /// Update or rollback.
-    pub kind: PermitKind,
-    /// The wave, counted from 0.
-    pub wave: u32,
-    /// Which attempt of its devices it is for.
-    pub attempt: u32,
-    /// Its sequence.
-    pub sequence: u64,
-    /// Who may start.
-    pub devices: Vec<DeviceId>,
-}
-
-/// What the shell has to do, in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Output {
-    /// Store this, and tell whoever watches.
-    Persist(Record),
-    /// Sign and hand out this permit.
-    IssuePermit(PermitOrder),
-}
-
-/// Why an input was refused; nothing has changed then.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InputError {
-    /// No campaign of this name.
-    #[error("there is no campaign {0}: publish it first")]
-    UnknownCampaign(CampaignId),
-    /// The campaign is not in a state for this.
-    #[error("campaign {id} is {state:?}: it cannot {verb}")]
-    WrongState {
-        /// The campaign.
-        id: CampaignId,
-        /// Where it stands.
-        state: CampaignState,
-        /// What was asked of it.
-        verb: &'static str,
-    },
-    /// The approval is over.
-    #[error("the approval of campaign {0} has expired: sign and publish a new edition")]
-    Expired(CampaignId),
-    /// Manifest and plan do not belong together, or the plan is no plan.
-    #[error("campaign {id} does not go with its plan: {problem}")]
-    BadPlan {
-        /// The campaign.
-        id: CampaignId,
-        /// What is wrong.
-        problem: String,
-    },
-    /// Nobody of the scope can go back.
-    #[error("nothing goes back: {0}")]
-    NothingToRollBack(String),
-    /// Nothing of this is open.
-    #[error("there is nothing to close: {0}")]
-    NothingToClose(String),
-    /// Nobody is asked, or not about this.
-    #[error("there is nothing to approve: {0}")]
-    NothingToApprove(String),
-    /// A webhook that nobody asks.
-    #[error("the webhook {webhook} is not asked about wave {wave}")]
-    NotAsked {
-        /// The wave.
-        wave: u32,
-        /// Its name.
-        webhook: String,
-    },
-    /// No quarantined device of this name.
-    #[error("device {0} is not quarantined")]
-    NotQuarantined(DeviceId),
-}
-
 /// Every campaign of the fleet.
 #[derive(Debug)]
 pub struct Engine {
-    settings: EngineSettings,
+    pub(crate) settings: EngineSettings,
     pub(crate) campaigns: BTreeMap<CampaignId, Campaign>,
     pub(crate) domains: Domains,
     /// What is in flight anywhere.
     pub(crate) load: Load,
     pub(crate) heard: BTreeMap<NodeId, Timestamp>,
     /// When the first running attempt is to be looked at.
-    next_due: Option<Timestamp>,
+    pub(crate) next_due: Option<Timestamp>,
     /// The campaign some of whose devices may start and have to wait for the next input.
     cut_short_at: Option<CampaignId>,
     /// The last input has brought campaigns: the next one starts what may start.
-    has_loaded: bool,
+    pub(crate) has_loaded: bool,
     outputs: VecDeque<Output>,
     pub(crate) now: Timestamp,
 }
@@ -312,148 +117,6 @@ impl Engine {
         };
         let campaigns = self.campaigns.values().flat_map(of_campaign).flatten();
         campaigns.chain(self.next_due).filter(|at| *at > self.now).min()
-    }
-
-    /// Where a campaign stands.
-    #[must_use]
-    pub fn campaign(&self, id: &CampaignId) -> Option<CampaignView> {
-        self.campaigns.get(id).map(Campaign::view)
-    }
-
-    /// The signed rules of a campaign.
-    #[must_use]
-    pub fn manifest(&self, id: &CampaignId) -> Option<&CampaignManifest> {
-        self.campaigns.get(id).map(|campaign| &campaign.manifest)
-    }
-
-    /// The state of a campaign, without the cost of a view.
-    #[must_use]
-    pub fn state(&self, id: &CampaignId) -> Option<CampaignState> {
-        self.campaigns.get(id).map(|campaign| campaign.record.state)
-    }
-
-    /// The state of every campaign, without the cost of a view.
-    pub fn states(&self) -> impl Iterator<Item = (&CampaignId, CampaignState)> {
-        self.campaigns.iter().map(|(id, campaign)| (id, campaign.record.state))
-    }
-
-    /// Where all campaigns stand.
-    pub fn campaigns(&self) -> impl Iterator<Item = CampaignView> {
-        self.campaigns.values().map(Campaign::view)
-    }
-
-    /// The attempts of a campaign, in the order of its plan.
-    #[must_use]
-    pub fn attempts(&self, id: &CampaignId) -> Option<Vec<AttemptView>> {
-        let campaign = self.campaigns.get(id)?;
-        Some(
-            campaign
-                .select(|_| true)
-                .iter()
-                .filter_map(|device| campaign.attempt_view(device))
-                .collect(),
-        )
-    }
-
-    /// One attempt of a campaign.
-    #[must_use]
-    pub fn attempt(&self, id: &CampaignId, device: &DeviceId) -> Option<AttemptView> {
-        self.campaigns.get(id)?.attempt_view(device)
-    }
-
-    /// The node that looks after a device in a campaign.
-    #[must_use]
-    pub fn node_of(&self, id: &CampaignId, device: &DeviceId) -> Option<&NodeId> {
-        Some(&self.campaigns.get(id)?.attempts.get(device)?.seat.node)
-    }
-
-    /// The images that a node has to prove that it holds, for campaigns that are or may be started.
-    #[must_use]
-    pub fn unproven(&self, node: &NodeId) -> BTreeMap<ArtifactId, &Artifact> {
-        let is_asked =
-            |campaign: &&Campaign| matches!(campaign.record.state, CampaignState::Scheduled | CampaignState::Active);
-        let asked = self.campaigns.values().filter(is_asked);
-        asked
-            .flat_map(|campaign| campaign.unproven_images(node))
-            .map(|image| (image.id, image))
-            .collect()
-    }
-
-    /// The image that a device gets in a campaign.
-    #[must_use]
-    pub fn image_of(&self, id: &CampaignId, device: &DeviceId) -> Option<ArtifactId> {
-        self.campaigns
-            .get(id)?
-            .attempts
-            .get(device)?
-            .course
-            .needs
-            .first()
-            .copied()
-    }
-
-    /// Which nodes have proven to hold which image, in whatever campaign.
-    pub fn proven(&self) -> impl Iterator<Item = (&NodeId, ArtifactId)> {
-        self.campaigns
-            .values()
-            .flat_map(|campaign| campaign.possession.proven())
-    }
-
-    /// The reports on a wave's updates that have ended, by node and sequence: what its gate was judged by.
-    #[must_use]
-    pub fn ended_reports(&self, id: &CampaignId, wave: u32) -> Vec<(NodeId, u64)> {
-        let Some(campaign) = self.campaigns.get(id) else {
-            return Vec::new();
-        };
-        let of_wave = campaign.attempts.by_device().filter(|attempt| attempt.wave == wave);
-        of_wave
-            .filter_map(|attempt| Some((attempt.seat.node.clone(), attempt.record.end_report?)))
-            .collect()
-    }
-
-    /// Whether an attempt left the device quarantined and nobody has cleared it.
-    #[must_use]
-    pub fn is_quarantined(&self, device: &DeviceId) -> bool {
-        let attempts = self
-            .campaigns
-            .values()
-            .filter_map(|campaign| campaign.attempts.get(device));
-        attempts.into_iter().any(Attempt::is_quarantined)
-    }
-
-    /// Devices in flight anywhere, with their racks: what the caps count.
-    #[must_use]
-    pub fn in_flight(&self) -> BTreeMap<DeviceId, TopologyPath> {
-        let attempts = self.campaigns.values().flat_map(in_flight);
-        attempts
-            .map(|attempt| (attempt.record.device.clone(), attempt.seat.rack.clone()))
-            .collect()
-    }
-
-    /// How many devices are in flight anywhere.
-    #[must_use]
-    pub fn in_flight_count(&self) -> usize {
-        self.load.total()
-    }
-
-    /// Whether a device is in flight anywhere.
-    #[must_use]
-    pub fn is_in_flight(&self, device: &DeviceId) -> bool {
-        self.load.contains(device)
-    }
-
-    /// Devices in flight anywhere, with all that caps look at.
-    #[must_use]
-    pub fn in_flight_places(&self) -> BTreeMap<DeviceId, InFlight> {
-        let place = |attempt: &Attempt| InFlight {
-            node: attempt.seat.node.clone(),
-            rack: attempt.seat.rack.clone(),
-            labels: attempt.labels.clone(),
-        };
-        let attempts = self.campaigns.values().flat_map(in_flight);
-        attempts
-            .map(|attempt| (attempt.record.device.clone(), place(attempt)))
-            .collect()
     }
 
     pub(crate) fn all(&self) -> impl Iterator<Item = &Campaign> {
@@ -706,123 +369,6 @@ impl Engine {
         }
     }
 
-    /// When something has to happen to a running attempt that nobody speaks of.
-    fn dues(&self, campaign: &Campaign, attempt: &Attempt) -> [Option<Timestamp>; 2] {
-        if let Some(until) = attempt.pauses_until {
-            return [Some(until), None];
-        }
-        let lapses = attempt.permitted_at + self.settings.permit_ttl;
-        match attempt.started_at {
-            Some(started) => [Some(started + campaign.limit(attempt)), None],
-            None => [Some(self.last_sign_of(attempt) + campaign.limit(attempt)), Some(lapses)],
-        }
-    }
-
-    fn last_sign_of(&self, attempt: &Attempt) -> Timestamp {
-        let heard = self.heard.get(&attempt.seat.node).copied().unwrap_or_default();
-        heard.max(attempt.awaited_since)
-    }
-
-    /// When the first running attempt is to be looked at. What nodes have said meanwhile has put many off.
-    fn find_next_due(&mut self) -> Option<Timestamp> {
-        loop {
-            let due = |(id, campaign): (_, &Campaign)| Some((campaign.index.first_due()?, id));
-            let ((at, place), id) = self.campaigns.iter().filter_map(due).min()?;
-            let (id, campaign) = (id.clone(), &self.campaigns[id]);
-            let attempt = campaign.attempts.at(place);
-            let is_due = |at: &Timestamp| *at > self.now;
-            let really = self.dues(campaign, attempt).into_iter().flatten().filter(is_due).min();
-            if really == Some(at) {
-                return really;
-            }
-            if let Some(campaign) = self.campaigns.get_mut(&id) {
-                campaign.await_until(place, really);
-            }
-        }
-    }
-
-    /// Looks at the attempts that are due: answers those that nobody will say the end of, and remembers whose permit is over.
-    fn look_at_dues(&mut self) -> BTreeSet<(CampaignId, DeviceId)> {
-        let now = self.now;
-        let mut silent = BTreeSet::new();
-        let is_due = |campaign: &Campaign| campaign.index.first_due().is_some_and(|(at, _)| at <= now);
-        let due = self.campaigns.iter().filter(|(_, campaign)| is_due(campaign));
-        for id in due.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-            while let Some(campaign) = self.campaigns.get(&id)
-                && let Some((_, place)) = campaign.index.first_due().filter(|(at, _)| *at <= now)
-            {
-                let attempt = campaign.attempts.at(place);
-                if attempt.pauses_until.is_some() {
-                    if let Some(campaign) = self.campaigns.get_mut(&id) {
-                        campaign.end_pause(place);
-                    }
-                    continue;
-                }
-                let [silent_at, lapses] = self.dues(campaign, attempt);
-                let [is_silent, has_lapsed] = [silent_at, lapses].map(|at| at.is_some_and(|at| at <= now));
-                let next = [silent_at, lapses].into_iter().flatten().filter(|at| *at > now).min();
-                if is_silent {
-                    silent.insert((id.clone(), attempt.record.device.clone()));
-                }
-                if let Some(campaign) = self.campaigns.get_mut(&id) {
-                    if has_lapsed {
-                        campaign.index.lapsed.insert(place);
-                    }
-                    campaign.await_until(place, next);
-                }
-            }
-        }
-        silent
-    }
-
-    /// Ends attempts whose end nobody will report. A device that may have been touched is quarantined, and so keeps its
-    /// place under the caps; one whose node is alive and let the permit lapse was not touched. Such a one gives its place up
-    /// if another campaign waits to take the device back, or its own to take others back.
-    fn end_overdue_attempts(&mut self) {
-        let silent = self.look_at_dues();
-        let (mut lapsed, mut returned) = (Vec::new(), Vec::new());
-        for (id, campaign) in &self.campaigns {
-            for place in &campaign.index.lapsed {
-                let attempt = campaign.attempts.at(*place);
-                let lapses = attempt.permitted_at + self.settings.permit_ttl + CLOCK_SLACK;
-                let spoke_since = self.heard.get(&attempt.seat.node).is_some_and(|heard| *heard > lapses);
-                let device = (id.clone(), attempt.record.device.clone());
-                if !spoke_since || silent.contains(&device) {
-                    continue;
-                }
-                if !may_be_permitted_again(campaign, attempt, self.now) {
-                    lapsed.push(device);
-                } else if self.load.is_taken_back(attempt) || is_held(campaign) {
-                    returned.push(device);
-                }
-            }
-        }
-        let mut end = |(id, device): (CampaignId, DeviceId), state, reason: &str| {
-            if let Some(campaign) = self.campaigns.get_mut(&id) {
-                campaign.presume(&[device], state, reason);
-            }
-        };
-        for each in silent {
-            end(
-                each,
-                AttemptState::Quarantined,
-                "its deadline passed and its node has not reported how it ended",
-            );
-        }
-        for each in lapsed {
-            end(each, AttemptState::Cancelled, "its permit lapsed before it started");
-        }
-        for (id, device) in returned {
-            if let Some(campaign) = self.campaigns.get_mut(&id) {
-                campaign.edit(&device, |attempt| {
-                    attempt.record.permit = None;
-                    attempt.record.state = AttemptState::Pending;
-                    attempt.record.reason = "its permit lapsed before it started, and it may not start now".to_owned();
-                });
-            }
-        }
-    }
-
     fn advance(&mut self) {
         use CampaignState::{Active, RollingBack};
         // Whether a rollback is at its end has to do with who is quarantined, in whatever campaign.
@@ -902,11 +448,6 @@ impl Engine {
     }
 }
 
-/// Whether nothing new starts until somebody resumes the campaign: its lapsed permits keep no place from others.
-fn is_held(campaign: &Campaign) -> bool {
-    campaign.record.state == CampaignState::Paused || campaign.record.resumable
-}
-
-fn in_flight(campaign: &Campaign) -> impl Iterator<Item = &Attempt> {
+pub(crate) fn in_flight(campaign: &Campaign) -> impl Iterator<Item = &Attempt> {
     campaign.running().chain(campaign.quarantined())
 }

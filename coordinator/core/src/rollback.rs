@@ -16,8 +16,9 @@ use firmesh_protocol::{
 use crate::{
     attempts::Attempt,
     campaign::{Campaign, RollbackRecord, tally},
-    engine::{Engine, InputError, Rollback},
+    engine::Engine,
     index::{Light, runs_new},
+    input::{InputError, Rollback},
 };
 
 /// Rollbacks that people order in one campaign at most: permits name their digests, and nodes fetch every one.

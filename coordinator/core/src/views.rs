@@ -1,17 +1,164 @@
-//! What an engine shows to those who read a part of it: pages of attempts, single devices, decisions.
+//! What an engine shows to those who read: campaigns, single devices and pages of them, what is in flight, decisions.
 
 use std::{cmp::Reverse, collections::BTreeMap};
 
 use firmesh_protocol::{
-    api::{AttemptView, Explanation},
-    ids::{CampaignId, DeviceId},
-    manifest::PlannedDevice,
+    api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, TopologyPath},
+    manifest::{Artifact, CampaignManifest, PlannedDevice},
     report::AttemptState,
 };
 
-use crate::{campaign::Campaign, engine::Engine};
+use crate::{
+    attempts::Attempt,
+    campaign::Campaign,
+    check::InFlight,
+    engine::{Engine, in_flight},
+};
 
 impl Engine {
+    /// Where a campaign stands.
+    #[must_use]
+    pub fn campaign(&self, id: &CampaignId) -> Option<CampaignView> {
+        self.campaigns.get(id).map(Campaign::view)
+    }
+
+    /// The signed rules of a campaign.
+    #[must_use]
+    pub fn manifest(&self, id: &CampaignId) -> Option<&CampaignManifest> {
+        self.campaigns.get(id).map(|campaign| &campaign.manifest)
+    }
+
+    /// The state of a campaign, without the cost of a view.
+    #[must_use]
+    pub fn state(&self, id: &CampaignId) -> Option<CampaignState> {
+        self.campaigns.get(id).map(|campaign| campaign.record.state)
+    }
+
+    /// The state of every campaign, without the cost of a view.
+    pub fn states(&self) -> impl Iterator<Item = (&CampaignId, CampaignState)> {
+        self.campaigns.iter().map(|(id, campaign)| (id, campaign.record.state))
+    }
+
+    /// Where all campaigns stand.
+    pub fn campaigns(&self) -> impl Iterator<Item = CampaignView> {
+        self.campaigns.values().map(Campaign::view)
+    }
+
+    /// The attempts of a campaign, in the order of its plan.
+    #[must_use]
+    pub fn attempts(&self, id: &CampaignId) -> Option<Vec<AttemptView>> {
+        let campaign = self.campaigns.get(id)?;
+        Some(
+            campaign
+                .select(|_| true)
+                .iter()
+                .filter_map(|device| campaign.attempt_view(device))
+                .collect(),
+        )
+    }
+
+    /// One attempt of a campaign.
+    #[must_use]
+    pub fn attempt(&self, id: &CampaignId, device: &DeviceId) -> Option<AttemptView> {
+        self.campaigns.get(id)?.attempt_view(device)
+    }
+
+    /// The node that looks after a device in a campaign.
+    #[must_use]
+    pub fn node_of(&self, id: &CampaignId, device: &DeviceId) -> Option<&NodeId> {
+        Some(&self.campaigns.get(id)?.attempts.get(device)?.seat.node)
+    }
+
+    /// The images that a node has to prove that it holds, for campaigns that are or may be started.
+    #[must_use]
+    pub fn unproven(&self, node: &NodeId) -> BTreeMap<ArtifactId, &Artifact> {
+        let is_asked =
+            |campaign: &&Campaign| matches!(campaign.record.state, CampaignState::Scheduled | CampaignState::Active);
+        let asked = self.campaigns.values().filter(is_asked);
+        asked
+            .flat_map(|campaign| campaign.unproven_images(node))
+            .map(|image| (image.id, image))
+            .collect()
+    }
+
+    /// The image that a device gets in a campaign.
+    #[must_use]
+    pub fn image_of(&self, id: &CampaignId, device: &DeviceId) -> Option<ArtifactId> {
+        self.campaigns
+            .get(id)?
+            .attempts
+            .get(device)?
+            .course
+            .needs
+            .first()
+            .copied()
+    }
+
+    /// Which nodes have proven to hold which image, in whatever campaign.
+    pub fn proven(&self) -> impl Iterator<Item = (&NodeId, ArtifactId)> {
+        self.campaigns
+            .values()
+            .flat_map(|campaign| campaign.possession.proven())
+    }
+
+    /// The reports on a wave's updates that have ended, by node and sequence: what its gate was judged by.
+    #[must_use]
+    pub fn ended_reports(&self, id: &CampaignId, wave: u32) -> Vec<(NodeId, u64)> {
+        let Some(campaign) = self.campaigns.get(id) else {
+            return Vec::new();
+        };
+        let of_wave = campaign.attempts.by_device().filter(|attempt| attempt.wave == wave);
+        of_wave
+            .filter_map(|attempt| Some((attempt.seat.node.clone(), attempt.record.end_report?)))
+            .collect()
+    }
+
+    /// Whether an attempt left the device quarantined and nobody has cleared it.
+    #[must_use]
+    pub fn is_quarantined(&self, device: &DeviceId) -> bool {
+        let attempts = self
+            .campaigns
+            .values()
+            .filter_map(|campaign| campaign.attempts.get(device));
+        attempts.into_iter().any(Attempt::is_quarantined)
+    }
+
+    /// Devices in flight anywhere, with their racks: what the caps count.
+    #[must_use]
+    pub fn in_flight(&self) -> BTreeMap<DeviceId, TopologyPath> {
+        let attempts = self.campaigns.values().flat_map(in_flight);
+        attempts
+            .map(|attempt| (attempt.record.device.clone(), attempt.seat.rack.clone()))
+            .collect()
+    }
+
+    /// How many devices are in flight anywhere.
+    #[must_use]
+    pub fn in_flight_count(&self) -> usize {
+        self.load.total()
+    }
+
+    /// Whether a device is in flight anywhere.
+    #[must_use]
+    pub fn is_in_flight(&self, device: &DeviceId) -> bool {
+        self.load.contains(device)
+    }
+
+    /// Devices in flight anywhere, with all that caps look at.
+    #[must_use]
+    pub fn in_flight_places(&self) -> BTreeMap<DeviceId, InFlight> {
+        let place = |attempt: &Attempt| InFlight {
+            node: attempt.seat.node.clone(),
+            rack: attempt.seat.rack.clone(),
+            labels: attempt.labels.clone(),
+        };
+        let attempts = self.campaigns.values().flat_map(in_flight);
+        attempts
+            .map(|attempt| (attempt.record.device.clone(), place(attempt)))
+            .collect()
+    }
+
     /// The attempts of a campaign in the order of their devices: those after `after`, at most `count`.
     #[must_use]
     pub fn attempts_after(&self, id: &CampaignId, after: Option<&DeviceId>, count: usize) -> Option<Vec<AttemptView>> {
@@ -88,5 +235,44 @@ impl Latest<'_> {
     #[must_use]
     pub fn attempt(&self, device: &DeviceId) -> Option<AttemptView> {
         self.0.iter().find_map(|campaign| campaign.attempt_view(device))
+    }
+}
+
+impl Campaign {
+    pub(crate) fn view(&self) -> CampaignView {
+        let waves = (0..).take(self.attempts.waves()).map(|number: u32| {
+            let gate = self.record.gates.get(number as usize);
+            let devices = self.attempts.of_wave(number as usize).len();
+            WaveView {
+                wave: number,
+                devices: u32::try_from(devices).unwrap_or(u32::MAX),
+                states: self.states_of(number as usize).clone(),
+                open: gate.is_some(),
+                gate: gate.copied().unwrap_or(GateVerdict::Unknown),
+            }
+        });
+        CampaignView {
+            id: self.record.id.clone(),
+            state: self.record.state,
+            wave: u32::try_from(self.record.gates.len().saturating_sub(1)).unwrap_or(u32::MAX),
+            waves: waves.collect(),
+            states: self.states(),
+            possession: self.possession.view(),
+            held: self.held.clone(),
+            reason: self.record.reason.clone(),
+        }
+    }
+
+    pub(crate) fn attempt_view(&self, device: &DeviceId) -> Option<AttemptView> {
+        let attempt = self.attempts.get(device)?;
+        Some(AttemptView {
+            campaign: self.record.id.clone(),
+            device: device.clone(),
+            wave: attempt.wave,
+            state: attempt.record.state,
+            attempt: attempt.record.attempt(),
+            reason: attempt.record.reason.clone(),
+            version: attempt.record.version.clone(),
+        })
     }
 }

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     campaign::{Campaign, bounded},
-    engine::{Engine, InputError},
+    engine::Engine,
+    input::InputError,
 };
 
 /// What an outside system has said of a wave, as it is stored.

@@ -1,5 +1,7 @@
 //! `firmesh-node`: the process on every rack.
 
+mod discover;
+
 use std::{
     io::{self, Read as _},
     path::{Path, PathBuf},
@@ -7,6 +9,7 @@ use std::{
 };
 
 use clap::Parser;
+use discover::Discovery;
 use firmesh_node::{
     config::{Settings, profile_of, sealing},
     run_until_signal,
@@ -20,8 +23,13 @@ use firmesh_protocol::ids::DeviceId;
 #[command(name = "firmesh-node", version = firmesh_node::VERSION)]
 struct Args {
     /// The configuration file.
-    #[arg(long, value_name = "FILE", env = "FIRMESH_NODE_CONFIG")]
-    config: PathBuf,
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "FIRMESH_NODE_CONFIG",
+        required_unless_present = "discover"
+    )]
+    config: Option<PathBuf>,
     /// Check the configuration, print it with secrets redacted, and exit.
     #[arg(long)]
     check_config: bool,
@@ -35,6 +43,8 @@ struct Args {
     /// Seal the secret on standard input for this profile of this node, print it, and exit.
     #[arg(long, value_name = "PROFILE")]
     seal: Option<String>,
+    #[command(flatten)]
+    discovery: Discovery,
     /// Log JSON, one object a line.
     #[arg(long, env = "FIRMESH_LOG_JSON")]
     log_json: bool,
@@ -43,7 +53,16 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     telemetry::init(args.log_json);
-    if let Some(asked) = asked_of_credentials(&args) {
+    if !args.discovery.discover.is_empty() {
+        return match args.discovery.run() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&*error),
+        };
+    }
+    let Some(config) = args.config.clone() else {
+        return fail(&io::Error::other("--config is missing"));
+    };
+    if let Some(asked) = asked_of_credentials(&args, &config) {
         return match asked {
             Ok(answer) => {
                 println!("{answer}");
@@ -52,7 +71,7 @@ fn main() -> ExitCode {
             Err(error) => fail(&*error),
         };
     }
-    let settings = match Settings::load(&args.config) {
+    let settings = match Settings::load(&config) {
         Ok(settings) => settings,
         Err(error) => return fail(&error),
     };
@@ -74,12 +93,9 @@ fn main() -> ExitCode {
 
 type Asked = Result<String, Box<dyn std::error::Error>>;
 
-fn asked_of_credentials(args: &Args) -> Option<Asked> {
-    let device = args
-        .credentials
-        .as_ref()
-        .map(|device| credentials(&args.config, device));
-    device.or_else(|| args.seal.as_ref().map(|profile| seal(&args.config, profile)))
+fn asked_of_credentials(args: &Args, config: &Path) -> Option<Asked> {
+    let device = args.credentials.as_ref().map(|device| credentials(config, device));
+    device.or_else(|| args.seal.as_ref().map(|profile| seal(config, profile)))
 }
 
 fn credentials(config: &Path, device: &DeviceId) -> Asked {

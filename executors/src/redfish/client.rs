@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url, header, multipart::Form, redirect};
 use rustls::{
     RootCertStore,
+    crypto::CryptoProvider,
     pki_types::{CertificateDer, pem::PemObject},
 };
 use serde::de::DeserializeOwned;
@@ -506,6 +507,11 @@ fn refused(operation: &'static str, answer: Answer) -> ClientError {
     }
 }
 
+/// The cryptography of all connections to BMCs.
+pub(super) fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
 fn tls(settings: &RedfishSettings) -> Result<rustls::ClientConfig, ClientError> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&settings.ca_pem) {
@@ -517,7 +523,7 @@ fn tls(settings: &RedfishSettings) -> Result<rustls::ClientConfig, ClientError> 
     if roots.is_empty() && settings.url.scheme() == "https" {
         return Err(ClientError::BadCa("it is empty".to_owned()));
     }
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = provider();
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(|error| ClientError::Setup(error.into()))?;

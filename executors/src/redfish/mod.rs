@@ -4,6 +4,7 @@ mod backend;
 mod client;
 mod dialect;
 mod discovery;
+pub mod search;
 mod stage;
 mod task;
 #[cfg(test)]

@@ -11,6 +11,7 @@ use std::{
 
 use axum::{Router, extract::State, routing::get};
 use axum_server::tls_rustls::RustlsConfig;
+use firmesh_executors::redfish::search::{Search, discover};
 use firmesh_executors::{
     AbSlotConfig, Backend, Ended, ExecutorConfig, Goal, ImageError, ImageReader, ImageSource, Journal, MemoryJournal,
     News, Outcome, RedfishConfig, Start, UpdateMethod, build, run_attempt,
@@ -198,6 +199,38 @@ async fn a_restarted_emulator_goes_on_where_it_was() {
     for id in ["d", "h"] {
         assert_eq!(lab.truth(id).await.version.as_deref(), Some(NEW), "{id}");
     }
+}
+
+/// What is found can be trusted by its certificate, and by nothing else.
+#[tokio::test]
+async fn a_search_finds_the_service_and_the_certificate_to_trust() {
+    let lab = Lab::start(&[bmc("bmc")]).await;
+    let EndpointKind::Bmc { url } = &lab.endpoints().devices[&DeviceId::new("d").unwrap()] else {
+        panic!("a BMC has a URL");
+    };
+    let port = url.rsplit(':').next().unwrap().trim_end_matches('/').parse().unwrap();
+    let search = |addresses: &str| Search {
+        addresses: vec![addresses.parse().unwrap()],
+        port,
+        per_second: 100.try_into().unwrap(),
+    };
+    let mut found = Vec::new();
+    // Of the addresses of this machine only the first one has a service at this port.
+    let asked = discover(&search("127.0.0.1-127.0.0.9"), |one| found.push(one))
+        .await
+        .unwrap();
+    assert_eq!((asked, found.len()), (9, 1), "{found:?}");
+    assert_eq!(
+        (found[0].redfish.as_str(), &found[0].url),
+        ("1.15.0", &format!("https://127.0.0.1:{port}"))
+    );
+    let certificate = reqwest::Certificate::from_pem(found[0].certificate_pem().as_bytes()).unwrap();
+    let client = reqwest::Client::builder()
+        .tls_certs_only([certificate])
+        .build()
+        .unwrap();
+    let root = client.get(format!("{url}/redfish/v1/")).send().await.unwrap();
+    assert!(root.status().is_success());
 }
 
 fn bmc(component: &str) -> DeviceConfig {

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use firmesh_executors_core::Goal;
+use firmesh_executors_core::{Goal, parse_fw_env_config};
 use firmesh_protocol::{
     ids::{Component, DeviceId, TopologyPath},
     labels::Labels,
@@ -17,6 +17,7 @@ use serde::Deserialize;
 use sha2::Digest as _;
 
 use crate::{
+    ab_slot::BootEnvPlace,
     command::{CommandConfig, CommandSettings},
     credentials::{Credentials, CredentialsError, Profiles, Resolved, Subject},
     ddi::{DdiConfig, DdiSettings},
@@ -125,8 +126,10 @@ pub struct AbSlotConfig {
     pub slot_a: PathBuf,
     /// Slot B.
     pub slot_b: PathBuf,
-    /// The GRUB environment block.
-    pub env_file: PathBuf,
+    /// The GRUB environment block, of a host that GRUB starts.
+    pub env_file: Option<PathBuf>,
+    /// The `fw_env.config` that says where the environment lies, of a host that U-Boot starts.
+    pub fw_env_config: Option<PathBuf>,
     /// What the running system writes about itself at each start.
     pub status_file: PathBuf,
     /// Where the running system writes how it is, at least once a minute. Without it, nobody knows.
@@ -213,8 +216,8 @@ pub struct AbSlotSettings {
     pub slot_a: PathBuf,
     /// Slot B.
     pub slot_b: PathBuf,
-    /// The GRUB environment block.
-    pub env_file: PathBuf,
+    /// Where the boot environment lies.
+    pub env: BootEnvPlace,
     /// What the running system writes about itself.
     pub status_file: PathBuf,
     /// Where the running system writes how it is.
@@ -540,22 +543,30 @@ impl Check<'_> {
             .next()
             .filter(|program| !program.is_empty())
             .ok_or_else(|| self.value("reset_command", "is empty: name the program that restarts the host"))?;
-        let [slot_a, slot_b, env_file, status_file] =
-            [config.slot_a, config.slot_b, config.env_file, config.status_file].map(|path| self.base.join(path));
+        let [slot_a, slot_b, status_file] =
+            [config.slot_a, config.slot_b, config.status_file].map(|path| self.base.join(path));
+        let env = match (config.env_file, config.fw_env_config) {
+            (Some(path), None) => BootEnvPlace::Grub(self.base.join(path)),
+            (None, Some(path)) => self.uboot(&path)?,
+            _ => {
+                return Err(self.value(
+                    "env_file (GRUB) or fw_env_config (U-Boot)",
+                    "must be given, and only one of them",
+                ));
+            }
+        };
         let health_file = config.health_file.map(|path| self.base.join(path));
         if slot_a == slot_b {
             return Err(self.value("slot_b", "is the same file as slot_a"));
         }
-        if [&slot_a, &slot_b]
-            .into_iter()
-            .any(|slot| *slot == env_file || *slot == status_file)
-        {
-            return Err(self.value("env_file and status_file", "must not be slots"));
+        let is_slot = |path: &Path| path == slot_a || path == slot_b;
+        if is_slot(&status_file) || env.paths().any(is_slot) {
+            return Err(self.value("the boot environment and status_file", "must not be slots"));
         }
         Ok(AbSlotSettings {
             slot_a,
             slot_b,
-            env_file,
+            env,
             status_file,
             health_file,
             reset_program,
@@ -563,6 +574,14 @@ impl Check<'_> {
             vendor: config.vendor,
             model: config.model,
         })
+    }
+
+    fn uboot(&self, path: &Path) -> Result<BootEnvPlace, DeviceConfigError> {
+        let field = "fw_env_config";
+        let text = String::from_utf8(self.read(field, path)?).map_err(|_not_utf8| self.value(field, "is not text"))?;
+        let copies = parse_fw_env_config(&text);
+        let copies = copies.map_err(|problem| self.value(field, format!("{}: {problem}", path.display())))?;
+        Ok(BootEnvPlace::Uboot(copies))
     }
 
     pub(crate) fn read(&self, field: &'static str, path: &Path) -> Result<Vec<u8>, DeviceConfigError> {
@@ -675,12 +694,14 @@ mod tests {
     }
 
     #[test]
-    fn slots_that_coincide_and_empty_commands_are_refused() {
+    fn slots_that_coincide_environments_that_are_none_and_empty_commands_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
         let check = |change: fn(&mut AbSlotConfig)| {
             let mut config = AbSlotConfig {
                 slot_a: "a".into(),
                 slot_b: "b".into(),
-                env_file: "grubenv".into(),
+                env_file: Some("grubenv".into()),
+                fw_env_config: None,
                 status_file: "status.json".into(),
                 health_file: None,
                 reset_command: vec!["reboot".to_owned()],
@@ -698,15 +719,31 @@ mod tests {
                 host: None,
                 executor: ExecutorConfig::AbSlot(config),
             }
-            .check(Path::new("/etc/firmesh"))
+            .check(dir.path())
         };
         let ExecutorSettings::AbSlot(settings) = check(|_| {}).unwrap().executor else {
             panic!("not slots")
         };
-        assert_eq!(settings.slot_a, Path::new("/etc/firmesh/a"));
+        assert_eq!(settings.slot_a, dir.path().join("a"));
         assert!(check(|c| c.slot_b = "a".into()).is_err());
-        assert!(check(|c| c.env_file = "a".into()).is_err());
+        assert!(check(|c| c.env_file = Some("a".into())).is_err());
         assert!(check(|c| c.reset_command.clear()).is_err());
+
+        let refused = |change: fn(&mut AbSlotConfig), words: &str| {
+            let error = check(change).unwrap_err().to_string();
+            assert!(error.contains(words), "{error}");
+        };
+        refused(|c| c.env_file = None, "must be given, and only one of them");
+        refused(|c| c.fw_env_config = Some("fw_env.config".into()), "only one of them");
+        let uboot = |c: &mut AbSlotConfig| (c.env_file, c.fw_env_config) = (None, Some("fw_env.config".into()));
+        refused(uboot, "fw_env.config cannot be read");
+        std::fs::write(dir.path().join("fw_env.config"), "/dev/mmcblk0 0xc0000\n").unwrap();
+        refused(uboot, "fw_env.config: line 1 has less than three words");
+        let slot = format!("{} 0 40\n", dir.path().join("a").display());
+        std::fs::write(dir.path().join("fw_env.config"), slot).unwrap();
+        refused(uboot, "must not be slots");
+        std::fs::write(dir.path().join("fw_env.config"), "/dev/mmcblk0 0xc0000 20000\n").unwrap();
+        assert!(check(uboot).is_ok());
     }
 
     fn bmc() -> RedfishConfig {

@@ -28,6 +28,7 @@ const SHAPE: Shape = Shape {
     nodes: 2,
     bmcs: 1,
     hosts: 0,
+    uboot: false,
     image_bytes: IMAGE_BYTES,
     next: Some(next_version),
     evil_peer: None,

@@ -25,6 +25,7 @@ const SHAPE: Shape = Shape {
     nodes: 1,
     bmcs: 1,
     hosts: 1,
+    uboot: false,
     image_bytes: 4 << 20,
     next: Some(next_version),
     evil_peer: None,

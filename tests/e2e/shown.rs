@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 const HEADING: &str = "## What is required, and what shows it";
 
-const GROUPS: [&str; 23] = [
+const GROUPS: [&str; 24] = [
     "Control plane",
     "Workflows",
     "Sequencing",
@@ -17,6 +17,7 @@ const GROUPS: [&str; 23] = [
     "Targeting",
     "Health gates",
     "Rollback",
+    "Executors",
     "Compatibility",
     "Repository",
     "REST",

@@ -36,6 +36,8 @@ pub struct Shape {
     pub bmcs: u32,
     /// A/B hosts per node.
     pub hosts: u32,
+    /// Whether U-Boot starts the hosts, and not GRUB.
+    pub uboot: bool,
     /// Length of the new image.
     pub image_bytes: usize,
     /// What makes `next.bin`, the image of version `1.2.0`, of the new image; nothing is signed for it.
@@ -59,6 +61,7 @@ impl Default for Shape {
             nodes: 2,
             bmcs: 1,
             hosts: 0,
+            uboot: false,
             image_bytes: 4 << 20,
             next: None,
             evil_peer: None,

@@ -7,6 +7,7 @@ pub mod binaries;
 pub mod cluster;
 pub mod debian_source;
 pub mod first_packet;
+pub mod kernel;
 pub mod operator;
 pub mod packages;
 pub mod postgres;

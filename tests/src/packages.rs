@@ -66,6 +66,19 @@ pub fn ensure_that(package: &str, find: impl Fn() -> Option<PathBuf>) -> Result<
     find().with_context(|| format!("the Debian package {package} is installed, but does not bring it"))
 }
 
+/// Has apt fetch its lists anew.
+///
+/// # Errors
+/// Says who can, if this is not root, and what apt said.
+pub fn refresh_lists() -> Result<()> {
+    ensure!(
+        is_root()?,
+        "fetch the lists of packages (apt-get update): only root can, and this is not root"
+    );
+    let apt = find_command("apt-get").context("there is no apt-get here")?;
+    apt_get(&apt, &["update"])
+}
+
 /// Whether this is root.
 ///
 /// # Errors

@@ -88,12 +88,15 @@ pub fn ab_slot_toml(dir: &Path) -> Result<String> {
         "--dir",
         dir.display().to_string()
     ]);
+    let env = match dir.join("fw_env.config").exists() {
+        true => format!("fw_env_config = {:?}", file("fw_env.config")),
+        false => format!("env_file = {:?}", file("grubenv")),
+    };
     Ok(format!(
-        "kind = \"ab_slot\", slot_a = {:?}, slot_b = {:?}, env_file = {:?}, status_file = {:?}, health_file = {:?}, reset_command = {reset}, \
+        "kind = \"ab_slot\", slot_a = {:?}, slot_b = {:?}, {env}, status_file = {:?}, health_file = {:?}, reset_command = {reset}, \
          vendor = {VENDOR:?}, model = {MODEL:?}",
         file("slot_a"),
         file("slot_b"),
-        file("grubenv"),
         file("status.json"),
         file("health.json"),
     ))
@@ -171,6 +174,7 @@ pub(crate) async fn start_devices(root: &Path, shape: Shape) -> Result<(Process,
             for (id, component) in device_names(&format!("r{rack}-n{node}"), shape) {
                 let kind = match component {
                     "bmc" => "bmc = { flash_ms = 200 }",
+                    _ if shape.uboot => "host = { image = \"previous.bin\", boot_loader = \"uboot\" }",
                     _ => "host = { image = \"previous.bin\" }",
                 };
                 write!(

@@ -7,7 +7,10 @@ use std::{fmt, str::FromStr};
 use firmesh_protocol::ids::Sha256;
 use serde::{Deserialize, Serialize};
 
-use crate::env_block::{EnvBlock, EnvBlockError};
+use crate::{
+    env_block::{EnvBlock, EnvBlockError},
+    uboot_env::UbootEnvError,
+};
 
 /// One of two places for an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -97,6 +100,9 @@ pub enum BootEnvError {
     /// Not a block, or too full.
     #[error("the boot environment block is bad")]
     Block(#[from] EnvBlockError),
+    /// Not a U-Boot environment, or too full.
+    #[error("the U-Boot environment is bad")]
+    Uboot(#[from] UbootEnvError),
     /// A variable is missing.
     #[error("the boot environment has no {0}")]
     Missing(String),
@@ -108,6 +114,37 @@ pub enum BootEnvError {
         /// What it holds.
         value: String,
     },
+}
+
+/// What keeps the variables. Each boot loader has its own way to start something once.
+pub trait BootVariables {
+    /// A variable; an empty one counts as absent.
+    fn get(&self, name: &str) -> Option<&str>;
+    /// Sets a variable, or removes it.
+    fn set(&mut self, name: &str, value: Option<&str>) -> Result<(), BootEnvError>;
+    /// What the next boot starts once.
+    fn trial(&self) -> Result<Option<Slot>, BootEnvError>;
+    /// Has the next boot start something once, or nothing but what is saved.
+    fn set_trial(&mut self, trial: Option<Slot>) -> Result<(), BootEnvError>;
+}
+
+/// GRUB's script takes `try_slot` and clears it.
+impl BootVariables for EnvBlock {
+    fn get(&self, name: &str) -> Option<&str> {
+        self.get(name)
+    }
+
+    fn set(&mut self, name: &str, value: Option<&str>) -> Result<(), BootEnvError> {
+        Ok(self.set(name, value)?)
+    }
+
+    fn trial(&self) -> Result<Option<Slot>, BootEnvError> {
+        self.get("try_slot").map(str::parse).transpose()
+    }
+
+    fn set_trial(&mut self, trial: Option<Slot>) -> Result<(), BootEnvError> {
+        Ok(self.set("try_slot", trial.map(Slot::as_str))?)
+    }
 }
 
 impl BootEnv {
@@ -125,23 +162,23 @@ impl BootEnv {
     }
 
     /// Reads the slots' variables.
-    pub fn from_block(block: &EnvBlock) -> Result<Self, BootEnvError> {
+    pub fn from_block(block: &impl BootVariables) -> Result<Self, BootEnvError> {
         let saved = block
             .get("saved_slot")
             .ok_or_else(|| BootEnvError::Missing("saved_slot".to_owned()))?;
         let content = |slot: Slot| slot_content(block, slot);
         Ok(Self {
             saved: saved.parse()?,
-            trial: block.get("try_slot").map(str::parse).transpose()?,
+            trial: block.trial()?,
             a: content(Slot::A)?,
             b: content(Slot::B)?,
         })
     }
 
     /// Writes the slots' variables and leaves all others alone.
-    pub fn write_to(&self, block: &mut EnvBlock) -> Result<(), BootEnvError> {
+    pub fn write_to(&self, block: &mut impl BootVariables) -> Result<(), BootEnvError> {
         block.set("saved_slot", Some(self.saved.as_str()))?;
-        block.set("try_slot", self.trial.map(Slot::as_str))?;
+        block.set_trial(self.trial)?;
         for slot in [Slot::A, Slot::B] {
             let (state, version, sha256, length) = match self.slot(slot) {
                 SlotContent::Empty => ("empty", None, None, None),
@@ -183,7 +220,7 @@ impl BootEnv {
     }
 }
 
-fn slot_content(block: &EnvBlock, slot: Slot) -> Result<SlotContent, BootEnvError> {
+fn slot_content(block: &impl BootVariables, slot: Slot) -> Result<SlotContent, BootEnvError> {
     let variable = |what: &str| {
         let name = format!("slot_{slot}_{what}");
         block.get(&name).map(str::to_owned).ok_or(BootEnvError::Missing(name))

@@ -9,8 +9,7 @@ use std::{
 };
 
 use firmesh_executors_core::{
-    ActError, BootEnv, BootEnvError, ENV_BLOCK_BYTES, EnvBlock, Image, Observed, Rung, Seen, Slot, SlotContent,
-    SlotsSeen, Staged,
+    ActError, BootEnv, BootEnvError, Image, Observed, Rung, Seen, Slot, SlotContent, SlotsSeen, Staged,
 };
 use firmesh_protocol::{
     health::HealthSample,
@@ -21,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 use tokio::{io::AsyncReadExt as _, process::Command, task::spawn_blocking};
 
-use super::disk::{Disk, digest, read_small};
+use super::disk::{Disk, digest, file_error, read_small};
 use crate::{
     backend::{DeviceBackend, chain},
     config::AbSlotSettings,
@@ -206,7 +205,7 @@ impl AbSlotBackend {
             writer.is_idle()?;
         }
         let (status, env, health) = self
-            .blocking(|settings, _disk| Ok((read_status(settings)?, read_env(settings)?.1, read_health(settings))))
+            .blocking(|settings, _disk| Ok((read_status(settings)?, settings.env.read()?, read_health(settings))))
             .await?;
         let staged = match env.slot(status.slot.other()) {
             SlotContent::Ready { version, sha256, .. } => Staged::Image {
@@ -364,7 +363,7 @@ impl DeviceBackend for AbSlotBackend {
         let is_asked = Arc::downgrade(&asked);
         let armed = self.blocking(move |settings, disk| {
             refuse_in_use(settings, slot)?;
-            let SlotContent::Ready { sha256, length, .. } = read_env(settings)?.1.slot(slot).clone() else {
+            let SlotContent::Ready { sha256, length, .. } = settings.env.read()?.slot(slot).clone() else {
                 return Err(AbSlotError::WrongStream(format!("slot {slot} holds no image")));
             };
             // The image may have lain there for months.
@@ -443,37 +442,12 @@ fn read_health(settings: &AbSlotSettings) -> HealthSample {
     }
 }
 
-fn read_env(settings: &AbSlotSettings) -> Result<(EnvBlock, BootEnv), AbSlotError> {
-    let path = &settings.env_file;
-    let bytes = read_small(path, ENV_BLOCK_BYTES as u64).map_err(file_error("read", path))?;
-    let read = || {
-        let block = EnvBlock::from_bytes(&bytes)?;
-        let env = BootEnv::from_block(&block)?;
-        Ok((block, env))
-    };
-    read().map_err(|source| AbSlotError::Env {
-        path: path.clone(),
-        source,
-    })
-}
-
 fn change_env(settings: &AbSlotSettings, disk: &Disk, change: impl FnOnce(&mut BootEnv)) -> Result<(), AbSlotError> {
-    let path = &settings.env_file;
-    let (mut block, mut env) = read_env(settings)?;
-    change(&mut env);
-    let encode = |block: &mut EnvBlock| {
-        env.write_to(block)?;
-        Ok(block.to_bytes()?)
-    };
-    let bytes = encode(&mut block).map_err(|source| AbSlotError::Env {
-        path: path.clone(),
-        source,
-    })?;
-    disk.replace(path, &bytes).map_err(file_error("replace", path))
+    settings.env.change(disk, change)
 }
 
 fn refuse_in_use(settings: &AbSlotSettings, slot: Slot) -> Result<(), AbSlotError> {
-    let (running, saved) = (read_status(settings)?.slot, read_env(settings)?.1.saved);
+    let (running, saved) = (read_status(settings)?.slot, settings.env.read()?.saved);
     if slot == running || slot == saved {
         Err(AbSlotError::SlotInUse(slot))
     } else {
@@ -486,15 +460,6 @@ fn read_back(settings: &AbSlotSettings, slot: Slot, expected: Sha256, length: u6
     match digest(path, length).map_err(file_error("read back", path))? {
         Some(found) if found == expected => Ok(()),
         _ => Err(AbSlotError::ReadBack { slot, expected }),
-    }
-}
-
-fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> AbSlotError {
-    let path = path.to_owned();
-    move |source| AbSlotError::File {
-        operation,
-        path,
-        source,
     }
 }
 

@@ -2,12 +2,14 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
+    io::{self, Read as _, Seek as _, Write as _},
     path::Path,
 };
 
 use firmesh_protocol::ids::Sha256;
 use sha2::Digest as _;
+
+use super::AbSlotError;
 
 /// Writes to slots, and replacement of small files.
 #[derive(Debug, Default)]
@@ -41,6 +43,20 @@ impl Disk {
         self.power()?;
         fs::rename(&fresh, path)?;
         fs::File::open(folder)?.sync_all()
+    }
+
+    /// Writes over a part of a file or device; returns once it is durable.
+    pub(super) fn write_at(&self, path: &Path, from: io::SeekFrom, bytes: &[u8]) -> io::Result<()> {
+        self.power()?;
+        let mut file = fs::OpenOptions::new().write(true).open(path)?;
+        file.seek(from)?;
+        if let Err(error) = self.power() {
+            file.write_all(&bytes[..bytes.len() / 2])?;
+            return Err(error);
+        }
+        file.write_all(bytes)?;
+        self.power()?;
+        file.sync_all()
     }
 
     /// Opens a slot for writing from its first byte: a plain file is emptied, a block device is not.
@@ -111,4 +127,13 @@ pub(super) fn digest(path: &Path, length: u64) -> io::Result<Option<Sha256>> {
     }
     let digest: [u8; 32] = hash.finalize().into();
     Ok((total == length).then(|| digest.into()))
+}
+
+pub(super) fn file_error(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> AbSlotError {
+    let path = path.to_owned();
+    move |source| AbSlotError::File {
+        operation,
+        path,
+        source,
+    }
 }

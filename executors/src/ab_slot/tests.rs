@@ -1,6 +1,8 @@
 use std::{fs, sync::Arc};
 
-use firmesh_executors_core::{BootEnv, EnvBlock, Image, Observed, Rung, Slot, SlotContent, Staged, boot};
+use firmesh_executors_core::{
+    BootEnv, EnvBlock, Image, Observed, Rung, Slot, SlotContent, Staged, UbootEnv, boot, parse_fw_env_config,
+};
 use firmesh_protocol::{
     ids::{ArtifactId, Component, Sha256},
     manifest::{Artifact, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility},
@@ -8,7 +10,7 @@ use firmesh_protocol::{
 use futures_util::future::BoxFuture;
 use tempfile::TempDir;
 
-use super::{AbSlotBackend, Status, disk};
+use super::{AbSlotBackend, BootEnvPlace, Status, disk};
 use crate::{
     backend::DeviceBackend,
     config::AbSlotSettings,
@@ -21,9 +23,15 @@ const IMAGE_BYTES: usize = (2 << 20) + 4_099;
 /// Power fails at every place in turn where the disk is changed, tearing the write under way.
 #[tokio::test]
 async fn power_lost_at_any_write_leaves_the_old_slot_bootable_and_the_next_try_succeeds() {
+    for loader in LOADERS {
+        power_lost_at_any_write(loader).await;
+    }
+}
+
+async fn power_lost_at_any_write(loader: Loader) {
     let mut survived = 0;
     for writes in 0.. {
-        let host = Host::new();
+        let host = Host::with(loader);
         let backend = host.backend().losing_power_after(writes);
         let staged = backend.stage(&image(), Some(Slot::B)).await.is_ok();
         let armed = staged && backend.activate(Some(Slot::B)).await.is_ok();
@@ -94,13 +102,19 @@ fn stage_until_killed(host: &std::path::Path) {
 
 #[tokio::test]
 async fn power_lost_while_confirming_leaves_one_of_two_good_answers() {
-    for writes in 0..4 {
-        let host = Host::new();
+    for (loader, writes) in LOADERS
+        .into_iter()
+        .flat_map(|loader| (0..4).map(move |writes| (loader, writes)))
+    {
+        let host = Host::with(loader);
         host.backend().stage(&image(), Some(Slot::B)).await.unwrap();
         host.run(Slot::B);
         let confirmed = host.backend().losing_power_after(writes).confirm().await.is_ok();
         let (slot, good) = host.boots();
-        assert!(good && (!confirmed || slot == Slot::B), "after {writes} writes");
+        assert!(
+            good && (!confirmed || slot == Slot::B),
+            "{loader:?} after {writes} writes"
+        );
     }
 }
 
@@ -159,6 +173,57 @@ async fn a_look_shows_slots_and_what_is_staged_and_silence_names_the_file() {
 }
 
 #[tokio::test]
+async fn what_is_no_environment_of_u_boots_is_named_with_its_file_and_the_remedy() {
+    let host = Host::with(Loader::TwoCopies);
+    let why = async || match host.backend().observe(None).await {
+        Observed::Silent { why } => why,
+        Observed::Answering(seen) => panic!("it answers: {seen:?}"),
+    };
+    let env = host.dir.path().join("env");
+    let whole = fs::read(&env).unwrap();
+    fs::write(&env, &whole[..ENV_BYTES]).unwrap();
+    let said = why().await;
+    assert!(said.starts_with("could not read") && said.contains("env"), "{said}");
+    fs::write(&env, vec![0; whole.len()]).unwrap();
+    let said = why().await;
+    assert!(
+        said.contains("no copy of the U-Boot environment is whole") && said.contains("saveenv"),
+        "{said}"
+    );
+    let mut unlimited = UbootEnv::empty(ENV_BYTES, true).unwrap();
+    unlimited.set("saved_slot", Some("a")).unwrap();
+    let (_, copy) = unlimited.next_copy().unwrap();
+    fs::write(&env, [copy, vec![0; ENV_BYTES]].concat()).unwrap();
+    let said = why().await;
+    assert!(said.contains("has no bootlimit"), "{said}");
+}
+
+/// What U-Boot's own tools or scripts keep in the environment stays as it is, and each save goes to the copy not in force.
+#[tokio::test]
+async fn saves_alternate_between_the_copies_and_leave_the_variables_of_others_alone() {
+    let host = Host::with(Loader::TwoCopies);
+    let env = host.dir.path().join("env");
+    for arm in [true, false, true] {
+        let before = fs::read(&env).unwrap();
+        let read =
+            |bytes: &[u8]| UbootEnv::from_copies(&[bytes[..ENV_BYTES].to_vec(), bytes[ENV_BYTES..].to_vec()]).unwrap();
+        let (next, _) = read(&before).next_copy().unwrap();
+        if arm {
+            host.backend().stage(&image(), Some(Slot::B)).await.unwrap();
+        } else {
+            host.backend().abort(None).await.unwrap();
+        }
+        let after = fs::read(&env).unwrap();
+        let saves = if arm { 2 } else { 1 };
+        assert_eq!(
+            read(&after).next_copy().unwrap().0,
+            if saves == 2 { next } else { 1 - next }
+        );
+        assert_eq!(read(&after).get("board"), Some("r1"));
+    }
+}
+
+#[tokio::test]
 async fn a_reset_command_that_fails_says_what_it_said() {
     let host = Host::new();
     assert_eq!(
@@ -170,6 +235,21 @@ async fn a_reset_command_that_fails_says_what_it_said() {
 struct Host {
     dir: TempDir,
 }
+
+/// What starts a host, and where its environment lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Loader {
+    Grub,
+    /// U-Boot, with two copies beside each other.
+    TwoCopies,
+    /// U-Boot, with one copy in a file of its own.
+    OneCopy,
+}
+
+const LOADERS: [Loader; 3] = [Loader::Grub, Loader::TwoCopies, Loader::OneCopy];
+
+/// A copy of U-Boot's.
+const ENV_BYTES: usize = 0x1000;
 
 /// The image, or only so much of it.
 #[derive(Debug)]
@@ -214,6 +294,10 @@ impl ImageSource for OneImage {
 impl Host {
     /// A host that runs 1.0.0 from slot A.
     fn new() -> Self {
+        Self::with(Loader::Grub)
+    }
+
+    fn with(loader: Loader) -> Self {
         let host = Self {
             dir: tempfile::tempdir().unwrap(),
         };
@@ -225,9 +309,28 @@ impl Host {
             sha256: Sha256::of(&old),
             length: old.len() as u64,
         };
-        let mut block = EnvBlock::default();
-        BootEnv::new(Slot::A, content).write_to(&mut block).unwrap();
-        fs::write(host.dir.path().join("grubenv"), block.to_bytes().unwrap()).unwrap();
+        let env = BootEnv::new(Slot::A, content);
+        let file = |name: &str| host.dir.path().join(name);
+        if loader == Loader::Grub {
+            let mut block = EnvBlock::default();
+            env.write_to(&mut block).unwrap();
+            fs::write(file("grubenv"), block.to_bytes().unwrap()).unwrap();
+        } else {
+            let path = file("env").display().to_string();
+            let mut places = format!("{path} 0 {ENV_BYTES:x}\n");
+            let mut block = UbootEnv::empty(ENV_BYTES, loader == Loader::TwoCopies).unwrap();
+            for (name, value) in [("bootlimit", "1"), ("altbootcmd", "run saved"), ("board", "r1")] {
+                block.set(name, Some(value)).unwrap();
+            }
+            env.write_to(&mut block).unwrap();
+            let (_, mut copies) = block.next_copy().unwrap();
+            if loader == Loader::TwoCopies {
+                places.push_str(&format!("{path} {ENV_BYTES} {ENV_BYTES:x}\n"));
+                copies.extend([0; ENV_BYTES]);
+            }
+            fs::write(file("env"), copies).unwrap();
+            fs::write(file("fw_env.config"), places).unwrap();
+        }
         host.run(Slot::A);
         host
     }
@@ -241,8 +344,7 @@ impl Host {
     }
 
     fn env(&self) -> BootEnv {
-        let block = EnvBlock::from_bytes(&fs::read(self.dir.path().join("grubenv")).unwrap()).unwrap();
-        BootEnv::from_block(&block).unwrap()
+        place(self.dir.path()).read().unwrap()
     }
 
     /// The system writes its status from `slot`.
@@ -271,11 +373,19 @@ impl Host {
     }
 }
 
+/// Where the environment of the host in `dir` lies.
+fn place(dir: &std::path::Path) -> BootEnvPlace {
+    match fs::read_to_string(dir.join("fw_env.config")) {
+        Ok(text) => BootEnvPlace::Uboot(parse_fw_env_config(&text).unwrap()),
+        Err(_not_there) => BootEnvPlace::Grub(dir.join("grubenv")),
+    }
+}
+
 fn backend_in(dir: &std::path::Path, images: Arc<OneImage>) -> AbSlotBackend {
     let settings = AbSlotSettings {
         slot_a: dir.join("slot_a"),
         slot_b: dir.join("slot_b"),
-        env_file: dir.join("grubenv"),
+        env: place(dir),
         status_file: dir.join("status.json"),
         health_file: None,
         reset_program: "sh".to_owned(),

@@ -198,13 +198,6 @@ const METAINFO: &str = r#"<?xml version="1.0" encoding="UTF-8"?>
 /// The altered cabinet is refused by us, because nobody signed for its bytes, and by fwupd, even though somebody did.
 #[tokio::test]
 async fn a_signed_cabinet_installs_and_an_altered_one_is_refused_by_both_of_us() -> Result<()> {
-    let help = Command::new(ensure_command("fwupdtool", "fwupd")?)
-        .arg("--help")
-        .output()?;
-    if !String::from_utf8_lossy(&help.stdout).contains("build-cabinet") {
-        eprintln!("the fwupd of this system is older than 1.9: not tried");
-        return Ok(());
-    }
     one_node(async |fleet| {
         let folder = fleet.folder().join("fwupd");
         fs::create_dir_all(&folder)?;

@@ -7,9 +7,11 @@ mod described;
 mod fwupd;
 mod hosts;
 mod ipmi;
+mod machine;
 mod rauc;
 mod redfish;
 mod swupdate;
+mod uboot;
 mod vcenter;
 
 use std::{
@@ -98,10 +100,15 @@ fn begin_of(fleet: &Cluster, id: &str, releases: (&str, &str), back_s: u32) -> R
 }
 
 /// The same without the start.
-fn approve_of(fleet: &Cluster, id: &str, (to, back): (&str, &str), back_s: u32) -> Result<()> {
+fn approve_of(fleet: &Cluster, id: &str, releases: (&str, &str), back_s: u32) -> Result<()> {
+    approve_within(fleet, id, releases, (120, back_s))
+}
+
+/// The same with both deadlines: of the attempt, and of a restart.
+fn approve_within(fleet: &Cluster, id: &str, (to, back): (&str, &str), deadlines: (u32, u32)) -> Result<()> {
     let file = format!(
         "id = {id:?}\nexpires = \"2099-01-01T00:00:00Z\"\nreleases = [{to:?}]\nprevious = [{back:?}]\n{}\n",
-        rules(1, (120, back_s))
+        rules(1, deadlines)
     );
     fs::write(fleet.folder().join(format!("{id}.toml")), file)?;
     fleet

@@ -13,7 +13,7 @@ use firmesh_protocol::{
 use toml::{Table, Value};
 
 use super::place::Place;
-use crate::devices::{CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig, EndpointKind, Endpoints};
+use crate::devices::{BootLoader, CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig, EndpointKind, Endpoints};
 
 /// Who makes everything here.
 pub(crate) const VENDOR: &str = "Firmesh Lab";
@@ -169,6 +169,7 @@ impl Layout {
                 let kind = DeviceKind::Host {
                     dir: None,
                     image: Some(previous_file.to_owned()),
+                    boot_loader: BootLoader::Grub,
                 };
                 devices.push(device(host, "host", kind)?);
             }

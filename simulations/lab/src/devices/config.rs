@@ -102,7 +102,21 @@ pub(crate) enum DeviceKind {
         /// The image in slot A at first. Default: a few bytes made from model and version.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         image: Option<PathBuf>,
+        /// What starts it. Default: GRUB.
+        #[serde(default)]
+        boot_loader: BootLoader,
     },
+}
+
+/// What starts a host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum BootLoader {
+    /// GRUB, with its environment block.
+    #[default]
+    Grub,
+    /// U-Boot, with two copies of its environment and its boot counter.
+    Uboot,
 }
 
 impl DevicesConfig {

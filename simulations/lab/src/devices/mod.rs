@@ -14,7 +14,7 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use config::{CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig};
+pub(crate) use config::{BootLoader, CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig};
 pub(crate) use host::request_reset;
 pub(crate) use state::{EndpointKind, Endpoints};
 
@@ -100,7 +100,11 @@ pub(crate) async fn run(config: DevicesConfig, base: &Path, cancel: Cancellation
                 )?;
                 fleet.bmcs.insert(device.id.clone(), server);
             }
-            DeviceKind::Host { dir, image } => {
+            DeviceKind::Host {
+                dir,
+                image,
+                boot_loader,
+            } => {
                 let dir = dir
                     .as_ref()
                     .map_or_else(|| state.join("hosts").join(device.id.as_str()), |dir| base.join(dir));
@@ -109,6 +113,7 @@ pub(crate) async fn run(config: DevicesConfig, base: &Path, cancel: Cancellation
                     &dir,
                     device,
                     image.as_ref().map(|image| base.join(image)),
+                    *boot_loader,
                     &mut catalogue,
                 )
                 .with_context(place)?;

@@ -73,7 +73,7 @@ pub(crate) enum EndpointKind {
     },
     /// A host.
     Host {
-        /// Its folder, with `slot_a`, `slot_b`, `grubenv` and `status.json`.
+        /// Its folder, with `slot_a`, `slot_b`, `status.json`, and `grubenv` or `fw_env.config`.
         dir: PathBuf,
     },
 }

@@ -28,7 +28,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig, EndpointKind, Endpoints,
+    BootLoader, CatalogueConfig, DeviceConfig, DeviceKind, DevicesConfig, EndpointKind, Endpoints,
     control::{DeviceEvent, DeviceTruth},
     tls,
 };
@@ -254,6 +254,7 @@ fn host() -> DeviceConfig {
         kind: DeviceKind::Host {
             dir: None,
             image: Some(PathBuf::from("old.bin")),
+            boot_loader: BootLoader::Grub,
         },
         ..bmc("host")
     }
@@ -434,7 +435,8 @@ impl Lab {
             EndpointKind::Host { dir } => ExecutorConfig::AbSlot(AbSlotConfig {
                 slot_a: dir.join("slot_a"),
                 slot_b: dir.join("slot_b"),
-                env_file: dir.join("grubenv"),
+                env_file: Some(dir.join("grubenv")),
+                fw_env_config: None,
                 status_file: dir.join("status.json"),
                 health_file: None,
                 reset_command: vec!["touch".to_owned(), dir.join("reset.request").display().to_string()],

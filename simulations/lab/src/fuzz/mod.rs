@@ -4,6 +4,7 @@
 //! input that takes ten seconds of a processor, is kept in a file and ends the run. One thread with one seed does the
 //! same every time.
 
+mod boot;
 mod bundle;
 mod content;
 mod fleet;

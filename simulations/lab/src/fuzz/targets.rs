@@ -6,7 +6,6 @@
 use std::{collections::BTreeMap, error::Error, str::FromStr, sync::Arc};
 
 use anyhow::{Context as _, Result};
-use firmesh_executors_core::{BootEnv, EnvBlock};
 use firmesh_protocol::{
     api,
     audit::{
@@ -30,7 +29,7 @@ use firmesh_protocol::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use super::{
-    content,
+    boot, content,
     fleet::{Fleet, key, now},
     formats,
 };
@@ -78,7 +77,7 @@ pub(super) fn all() -> Result<Vec<Target>> {
     targets.extend(metadata(&fleet)?);
     targets.extend(audit(&fleet)?);
     targets.extend(interface(&fleet)?);
-    targets.push(boot_environment()?);
+    targets.extend(boot::all()?);
     targets.push(super::bundle::site_bundle()?);
     targets.extend(formats::all(&fleet.repository)?);
     Ok(targets)
@@ -661,25 +660,4 @@ fn one_of<const N: usize>(answers: [Result<(), String>; N]) -> Result<(), String
     } else {
         Err(answers.into_iter().filter_map(Result::err).collect())
     }
-}
-
-fn boot_environment() -> Result<Target> {
-    let mut block = EnvBlock::default();
-    for (name, value) in [
-        ("firmesh_saved", "a"),
-        ("saved_entry", "gnulinux"),
-        ("odd", "back\\slash"),
-    ] {
-        block.set(name, Some(value))?;
-    }
-    let seed = block.to_bytes()?.to_vec();
-    let about = "a GRUB environment block, from a host's disk";
-    Ok(Target::new("boot-environment", about, vec![seed], |input| {
-        let block = EnvBlock::from_bytes(input).map_err(said)?;
-        if let Ok(bytes) = block.to_bytes() {
-            assert!(EnvBlock::from_bytes(&bytes).is_ok_and(|same| same == block));
-        }
-        BootEnv::from_block(&block).ok(); // any block is a block, few are a boot environment
-        Ok(())
-    }))
 }

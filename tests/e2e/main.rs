@@ -39,6 +39,7 @@ mod site_bundle;
 mod starve;
 mod store;
 mod strategies;
+mod traces;
 mod transfer;
 mod victim;
 mod webhook_gate;

@@ -23,6 +23,7 @@ mod layering;
 mod lies;
 mod many;
 mod membership;
+mod mesh_top;
 mod misfortune;
 mod monitoring;
 mod notifications;

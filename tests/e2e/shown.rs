@@ -28,7 +28,7 @@ const GROUPS: [&str; 23] = [
     "Latency",
     "HA",
     "Dashboard",
-    "Observability, metric names",
+    "Observability, metric names, trace spans",
     "Deployment models",
 ];
 

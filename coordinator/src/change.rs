@@ -184,7 +184,13 @@ impl Runtime {
             self.metrics.permits.inc();
             self.world.permits.issue(permit, wall);
         }
-        events.into_iter().for_each(|kind| self.events.send(wall, kind));
+        let now = self.clock.now();
+        for kind in events {
+            if let EventKind::Campaign(view) = &kind {
+                self.metrics.fleet.campaign(view, now);
+            }
+            self.events.send(wall, kind);
+        }
         for (heard, reply) in waiting {
             self.grant_looks();
             let answer = self.answer(heard);

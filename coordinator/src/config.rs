@@ -11,6 +11,7 @@ use std::{
 
 use firmesh_coordinator_core::TURNS;
 use firmesh_protocol::{time::WallTime, trust::OnlineExpiry};
+use firmesh_telemetry::{TelemetryConfig, TelemetrySettings};
 use serde::Deserialize;
 
 use crate::{
@@ -59,6 +60,8 @@ pub struct Config {
     pub gate_webhooks: Vec<GateWebhookConfig>,
     /// Logs.
     pub log: LogConfig,
+    /// Traces. Default: none.
+    pub telemetry: TelemetryConfig,
 }
 
 /// The face towards operators: plain HTTP.
@@ -248,6 +251,8 @@ pub struct Settings {
     pub log_filter: String,
     /// Whether logs are JSON.
     pub log_json: bool,
+    /// Where traces go, if anywhere.
+    pub telemetry: Option<TelemetrySettings>,
     /// The policy that new releases must meet.
     pub provenance_policy: Option<PathBuf>,
     /// Where images are mirrored from.
@@ -396,6 +401,7 @@ impl Config {
             .map_err(|problem| value("gate_webhooks", problem))?,
             log_filter: overrides.log_filter.unwrap_or(self.log.filter),
             log_json: self.log.json,
+            telemetry: (self.telemetry.check()).map_err(|wrong| value(wrong.field, wrong.problem))?,
         })
     }
 }

@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use firmesh_telemetry::Tracer;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -90,6 +91,9 @@ pub enum RunError {
     /// TLS.
     #[error("the node listener has no TLS")]
     Tls(#[from] crate::http::TlsError),
+    /// Traces.
+    #[error("traces cannot be sent")]
+    Traces(#[from] firmesh_telemetry::StartError),
     /// A file in the state folder.
     #[error("the state folder cannot be written")]
     Write(#[from] WriteFileError),
@@ -147,6 +151,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         operators: cluster.operators.clone().unwrap_or_else(|| operators.to_string()),
         nodes: cluster.nodes.clone().unwrap_or_else(|| nodes.to_string()),
     };
+    let tracer = Tracer::of(settings.telemetry.as_ref(), "firmesh-coordinator", &member.name)?;
     let coordinator = Coordinating {
         lease: cluster.lease,
         grounds: Grounds {
@@ -155,6 +160,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             clock,
             node_url: addresses.node_url.clone(),
             settings: Arc::new(settings),
+            tracer: tracer.clone(),
         },
         place,
         member,
@@ -162,6 +168,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         cancel,
     };
     let outcome = coordinator.run(listeners).await;
+    tracer.close().await;
     // Nobody listens any more; a file left behind by a crash is replaced at the next start.
     let _ = fs::remove_file(state_dir.join("addresses.json"));
     info!("coordinator stopped");

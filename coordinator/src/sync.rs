@@ -10,7 +10,7 @@ use firmesh_protocol::{
     identity::NodeIdentity,
     ids::NodeId,
     limits::{ANSWERS_MAX, AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
-    report::{AttemptReport, AttemptState, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, PermitKind, REPORT_TYPE},
+    report::{AttemptReport, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
     trust::{Envelope, EnvelopeError, KeySet, KeySetError, PublicKey},
 };
 use tracing::{debug, error, warn};
@@ -156,8 +156,8 @@ impl Heartbeat {
 pub(crate) struct Heard {
     node: NodeId,
     acked: u64,
-    reported: u64,
-    ended: Vec<(PermitKind, AttemptState)>,
+    /// The reports that were new.
+    told: Vec<AttemptReport>,
     request: SyncRequest,
 }
 
@@ -282,16 +282,12 @@ impl Runtime {
         let state = state.or_insert_with(|| NodeState::new(stored.clone()));
         state.stored = stored;
         change.writes.append(&mut writes);
-        let reported = reports.len() as u64;
-        let ended = reports.iter().map(|report| (report.kind, report.state));
-        let ended = ended.filter(|(_, state)| state.is_terminal()).collect();
-        let node = id.clone();
+        let (node, told) = (id.clone(), reports.clone());
         self.decide(Input::Heard { node, reports }, change).await?;
         Ok(Heard {
             node: id,
             acked,
-            reported,
-            ended,
+            told,
             request,
         })
     }
@@ -301,20 +297,29 @@ impl Runtime {
         let Heard {
             node: id,
             acked,
-            reported,
-            ended,
+            told,
             request,
         } = heard;
+        let reported = told.len() as u64;
         self.metrics.syncs.inc();
         self.metrics.reports.inc_by(reported);
-        for (kind, state) in ended {
-            self.metrics.attempt_ended(kind, state);
+        for report in &told {
+            self.metrics.fleet.report(report);
+            if report.state.is_terminal() {
+                self.metrics.attempt_ended(report.kind, report.state);
+            }
         }
         let (now, wall) = (self.clock.now(), self.clock.wall());
         if let Some(state) = self.world.nodes.get_mut(&id) {
             // What a node moved before it was first heard of here was counted before, or is not known.
             if state.told_at.is_some() {
                 self.metrics.moved(&state.traffic, &request.traffic);
+            }
+            if let Some(last) = state.heard_at.replace(now) {
+                let (before, held) = (&state.holdings, &request.holdings);
+                self.metrics
+                    .fleet
+                    .holdings(&mut state.collecting, before, held, (last, now));
             }
             (state.holdings, state.traffic, state.banned) = (request.holdings, request.traffic, request.banned);
             state.banned.values_mut().for_each(shorten);
@@ -340,6 +345,7 @@ impl Runtime {
         SyncResponse {
             reports_acked: acked,
             permits: self.world.permits_for(&id, &request.permits_seen, &campaigns, wall),
+            traces: self.traces.hints(&campaigns),
             timestamp_version: self.world.published.timestamp_version(),
             campaigns,
             roster: (request.roster_version != roster_version).then(|| self.world.roster()),

@@ -1,10 +1,15 @@
 //! Logs and metrics.
 
-use std::{io::IsTerminal as _, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    io::IsTerminal as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use firmesh_protocol::{
     api::Traffic,
-    ids::NodeId,
+    ids::TopologyPath,
     report::{AttemptState, PermitKind},
 };
 use prometheus_client::{
@@ -13,6 +18,14 @@ use prometheus_client::{
     registry::Registry,
 };
 use tracing_subscriber::{EnvFilter, filter::ParseError};
+
+use crate::measures::Measures;
+
+/// A site is named by two levels of the topology.
+const SITE_LEVELS: usize = 2;
+
+/// Sites that are told by name: ten regions of a hundred.
+const SITES_MAX: usize = 1_000;
 
 /// Starts logging to standard error. A second call in one process changes nothing.
 pub fn start_logging(filter: &str, json: bool) -> Result<(), ParseError> {
@@ -46,8 +59,8 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NodeLabel {
-    node: String,
+struct SiteLabel {
+    site: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -111,7 +124,12 @@ pub(crate) const LED_EPOCH: &str = "The epoch of this coordinator's term, 0 if a
 #[derive(Debug)]
 pub(crate) struct Metrics {
     registry: Registry,
-    origin_bytes: Family<NodeLabel, Counter>,
+    /// By the names that deployment managers have.
+    pub(crate) fleet: Measures,
+    origin_bytes: Family<SiteLabel, Counter>,
+    sites: Mutex<BTreeSet<String>>,
+    pub(crate) spans_sent: Counter,
+    pub(crate) spans_dropped: Counter,
     logins: Family<LoginLabel, Counter>,
     notifications: Family<NotificationLabel, Counter>,
     notifications_waiting: Family<DestinationLabel, Gauge>,
@@ -147,7 +165,9 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> Arc<Self> {
-        let mut registry = Registry::with_prefix("firmesh_coordinator");
+        let mut all = Registry::default();
+        let fleet = Measures::register(&mut all);
+        let registry = all.sub_registry_with_prefix("firmesh_coordinator");
         let origin_bytes = Family::default();
         let (notifications, notifications_waiting) = (Family::default(), Family::default());
         let logins = Family::default();
@@ -170,7 +190,7 @@ impl Metrics {
         let [nodes, devices, in_flight, turns_taken, turns_waiting] = [(); 5].map(|()| Gauge::default());
         registry.register(
             "origin_bytes",
-            "Encoded artifact bytes served, by node",
+            "Encoded artifact bytes served, by the site they went to",
             origin_bytes.clone(),
         );
         registry.register("syncs", "Heartbeats taken in", syncs.clone());
@@ -307,8 +327,23 @@ impl Metrics {
         for source in SOURCES {
             drop(mesh_received.get_or_create(&SourceLabel { source }));
         }
+        let [spans_sent, spans_dropped] = [(); 2].map(|()| Counter::default());
+        registry.register(
+            "trace_spans_sent",
+            "Spans that the OpenTelemetry collector has taken",
+            spans_sent.clone(),
+        );
+        registry.register(
+            "trace_spans_dropped",
+            "Spans that no OpenTelemetry collector has taken",
+            spans_dropped.clone(),
+        );
         Arc::new(Self {
-            registry,
+            registry: all,
+            fleet,
+            sites: Mutex::default(),
+            spans_sent,
+            spans_dropped,
             answers,
             ended,
             mesh_received,
@@ -342,9 +377,24 @@ impl Metrics {
         })
     }
 
-    pub(crate) fn served(&self, node: &NodeId, bytes: usize) {
+    pub(crate) fn served(&self, path: &TopologyPath, bytes: usize) {
+        let mut site = path
+            .segments()
+            .iter()
+            .take(SITE_LEVELS)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("/");
+        let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
+        if !sites.contains(&site) {
+            match sites.len() < SITES_MAX {
+                true => drop(sites.insert(site.clone())),
+                false => site = "other".to_owned(),
+            }
+        }
+        drop(sites);
         self.origin_bytes
-            .get_or_create(&NodeLabel { node: node.to_string() })
+            .get_or_create(&SiteLabel { site })
             .inc_by(bytes as u64);
     }
 
@@ -408,8 +458,9 @@ impl Metrics {
         for (source, bytes) in SOURCES.into_iter().zip(received) {
             self.mesh_received.get_or_create(&SourceLabel { source }).inc_by(bytes);
         }
-        self.mesh_verification_failures
-            .inc_by(since(|traffic| traffic.verification_failures));
+        let refused = since(|traffic| traffic.verification_failures);
+        self.mesh_verification_failures.inc_by(refused);
+        self.fleet.refused(refused);
         self.mesh_fetched_again.inc_by(since(|traffic| traffic.fetched_again));
     }
 

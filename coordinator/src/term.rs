@@ -7,6 +7,7 @@ use axum_server::{
     Handle,
     tls_rustls::{RustlsAcceptor, RustlsConfig},
 };
+use firmesh_telemetry::Tracer;
 use rustls::ServerConfig;
 use tokio::{sync::Semaphore, task::JoinSet};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,6 +30,7 @@ use crate::{
     server::RunError,
     store::{Store, StoreError},
     telemetry::{Metrics, chain},
+    traces::Traces,
     turns::Turns,
     uploads::Uploads,
     vetting::Vetting,
@@ -45,6 +47,7 @@ pub(crate) struct Grounds {
     pub(crate) tls: Arc<ServerConfig>,
     pub(crate) clock: Clock,
     pub(crate) node_url: String,
+    pub(crate) tracer: Tracer,
 }
 
 /// The sockets of the two faces.
@@ -95,6 +98,7 @@ pub(crate) async fn lead(
         tls,
         clock,
         node_url,
+        ..
     } = grounds;
     let clock = *clock;
     let files = &settings.files_dir;
@@ -130,7 +134,8 @@ pub(crate) async fn lead(
     metrics.epoch.set(store.epoch().cast_signed());
     let rates = Rates::new(settings.requests_per_second, settings.requests_burst);
     let requests = TaskTracker::new();
-    let (coordinator, runtime) = Runtime::new(
+    let traces = Arc::new(Traces::load(grounds.tracer.clone(), &store).await?);
+    let (coordinator, mut runtime) = Runtime::new(
         store.clone(),
         authority.clone(),
         events.clone(),
@@ -140,6 +145,8 @@ pub(crate) async fn lead(
         node_url.clone(),
     )
     .await?;
+    metrics.fleet.know(runtime.world.engine.states());
+    runtime.traces = traces.clone();
     let archive = Archive::new(store.clone(), shelf, settings.retention, Some(coordinator.clone()));
     let webhooks = GateWebhooks::new(&settings.gate_webhooks, coordinator.clone(), store.fleet(), clock)?;
     let notifier = Notifier::new(&settings.notifications, store.clone(), &metrics, clock).await?;
@@ -148,6 +155,7 @@ pub(crate) async fn lead(
         requests: cancel.child_token(),
     };
     let log = store.clone();
+    let (kept, told) = (store.clone(), coordinator.clone());
     let processors = available_parallelism().map_or(1, NonZeroUsize::get);
     let app = Arc::new(App {
         notifier: notifier.clone(),
@@ -161,7 +169,8 @@ pub(crate) async fn lead(
         turns: Turns::new(settings.slices_at_once, clock),
         authority: authority.clone(),
         access,
-        events,
+        events: events.clone(),
+        traces: traces.clone(),
         metrics,
         settings: settings.clone(),
         vetting,
@@ -169,6 +178,7 @@ pub(crate) async fn lead(
         node_url: node_url.clone(),
         cancel: servers.requests.clone(),
         reconciling: tokio::sync::Mutex::default(),
+        counted: tokio::sync::Mutex::default(),
         rehearsal: Arc::new(Semaphore::new(1)),
         verifying: Arc::new(Semaphore::new(processors.saturating_sub(1).max(1))),
         rates,
@@ -216,6 +226,10 @@ pub(crate) async fn lead(
         }
         std::future::pending().await
     });
+    let closing = decisions.spawn(async move {
+        traces.keep_closing(&events, &told, &kept).await;
+        std::future::pending().await
+    });
     let mut couriers = JoinSet::new();
     let stop_couriers = CancellationToken::new();
     notifier.spawn(&mut couriers, &stop_couriers);
@@ -245,6 +259,7 @@ pub(crate) async fn lead(
     stop.cancel();
     rechecking.abort();
     archiving.abort();
+    closing.abort();
     while let Some(ended) = decisions.join_next().await {
         if ended.as_ref().is_err_and(tokio::task::JoinError::is_cancelled) {
             continue;

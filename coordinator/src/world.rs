@@ -16,7 +16,7 @@ use firmesh_protocol::{
     api::{
         AttemptView, CampaignState, CampaignView, DeviceStatus, DeviceView, Explanation, Holding, NodeView, Traffic,
     },
-    ids::{CampaignId, DeviceId, NodeId, Sha256},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     manifest::{Artifact, CampaignManifest, ManifestError, Plan, Release, ReleaseRef},
     report::PermitKind,
     time::{Timestamp, WallTime},
@@ -63,6 +63,10 @@ pub(crate) struct NodeState {
     pub(crate) banned: BTreeMap<NodeId, String>,
     pub(crate) audit_fork: Option<String>,
     pub(crate) told_at: Option<Timestamp>,
+    /// When it was last heard of by this process.
+    pub(crate) heard_at: Option<Timestamp>,
+    /// Since when it collects what it does not hold whole.
+    pub(crate) collecting: BTreeMap<ArtifactId, Timestamp>,
 }
 
 impl NodeState {
@@ -74,6 +78,8 @@ impl NodeState {
             banned: BTreeMap::new(),
             audit_fork: None,
             told_at: None,
+            heard_at: None,
+            collecting: BTreeMap::new(),
         }
     }
 

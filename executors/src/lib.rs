@@ -17,6 +17,7 @@ pub mod redfish;
 mod runner;
 pub mod swupdate;
 mod tool;
+mod trace;
 
 pub use backend::{Backend, BuildError, DeviceBackend, build, build_with};
 pub use config::{
@@ -34,3 +35,4 @@ pub use firmesh_executors_core::{
 pub use image::{ImageError, ImageReader, ImageSource};
 pub use journal::{Journal, JournalError, MemoryJournal};
 pub use runner::{Ended, News, RunError, Start, run_attempt};
+pub use trace::traced;

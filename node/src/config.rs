@@ -19,6 +19,7 @@ use firmesh_protocol::{
     ids::{ArtifactId, DeviceId, NodeId, TopologyPath},
     limits::NODE_DEVICES_MAX,
 };
+use firmesh_telemetry::{TelemetryConfig, TelemetryProblem, TelemetrySettings};
 use serde::Deserialize;
 
 use crate::{
@@ -74,6 +75,9 @@ pub struct Config {
     /// The devices this node looks after.
     #[serde(default, rename = "device")]
     pub devices: Vec<DeviceConfig>,
+    /// Traces. Default: none.
+    #[serde(default)]
+    pub telemetry: TelemetryConfig,
 }
 
 /// How to reach the coordinator.
@@ -269,6 +273,8 @@ pub struct Settings {
     pub devices: Vec<DeviceSettings>,
     /// Bounds and time spans of the swarm.
     pub tuning: Tuning,
+    /// Where traces go, if anywhere.
+    pub telemetry: Option<TelemetrySettings>,
 }
 
 /// What is wrong with a configuration.
@@ -518,6 +524,10 @@ impl Config {
             hosts,
             devices,
             tuning,
+            telemetry: self
+                .telemetry
+                .check()
+                .map_err(|TelemetryProblem { field, problem }| ConfigError::Value { field, problem })?,
         })
     }
 }

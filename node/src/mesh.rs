@@ -37,16 +37,19 @@ pub enum Topic {
     Brakes,
     /// The signed list of revoked keys.
     Revocations,
+    /// Which traces campaigns belong to. Hints that nobody signs but the node that passes them on.
+    Traces,
 }
 
 impl Topic {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Records,
         Self::Permits,
         Self::Checkpoints,
         Self::Evidence,
         Self::Brakes,
         Self::Revocations,
+        Self::Traces,
     ];
 
     fn ident(self) -> IdentTopic {
@@ -57,6 +60,7 @@ impl Topic {
             Self::Evidence => "firmesh/evidence/1",
             Self::Brakes => "firmesh/brakes/1",
             Self::Revocations => "firmesh/revocations/1",
+            Self::Traces => "firmesh/traces/1",
         })
     }
 }

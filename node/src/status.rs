@@ -1,9 +1,10 @@
-//! The node's local status API: `/health`, `/status`, `/metrics`, loopback only. What changes something needs a signature or
+//! The node's local status API: a [`page`] for people, `/health`, `/status`, `/metrics`, loopback only. What changes something needs a signature or
 //! the node's own token: `POST /brakes` pulls a brake here and, from peer to peer, everywhere, with the coordinator dead or
 //! lying; `/bundle` takes what a bundle brings ([`bundles`]); a quarantined device is put back in service ([`clear`]).
 
 mod bundles;
 mod clear;
+mod page;
 
 use std::{collections::BTreeMap, io, net::SocketAddr};
 
@@ -147,6 +148,9 @@ pub struct Status {
     pub store: StoreStatus,
     /// The last problem with its own disk or devices, if there is one.
     pub last_error: Option<String>,
+    /// Spans that no OpenTelemetry collector has taken, since it was started.
+    #[serde(default)]
+    pub spans_dropped: u64,
 }
 
 /// What a store keeps, as it was seen last, and how far its scrub has come.
@@ -233,6 +237,9 @@ pub struct Refusal {
 /// Serves until `cancel`.
 pub async fn serve(listener: tokio::net::TcpListener, runtime: Runtime, cancel: CancellationToken) -> io::Result<()> {
     let router = Router::new()
+        .route("/", get(page::page))
+        .route("/page.css", get(page::style))
+        .route("/page.js", get(page::script))
         .route("/health", get(|| async { "ok\n" }))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
@@ -432,6 +439,11 @@ fn registry(status: &Status) -> Registry {
         "hosts_not_given_back",
         "Hosts that could not be given back when that was tried last",
         status.hosts.iter().filter(stuck).count() as u64,
+    );
+    gauge(
+        "trace_spans_dropped",
+        "Spans that no OpenTelemetry collector has taken",
+        status.spans_dropped,
     );
     gauge("attempts_running", "Attempts that have not ended", running as u64);
     registry

@@ -27,6 +27,7 @@ pub mod revocation;
 pub mod rollback;
 pub mod site_bundle;
 pub mod time;
+pub mod trace;
 pub mod trust;
 pub mod units;
 pub mod version;

@@ -8,6 +8,7 @@ use serde_json::Value;
 /// Every package, and those of ours it may import, in its tests too.
 const ARROWS: &[(&str, &[&str])] = &[
     ("firmesh-protocol", &[]),
+    ("firmesh-telemetry", &["firmesh-protocol"]),
     ("firmesh-executors-core", &["firmesh-protocol"]),
     ("firmesh-executors", &["firmesh-protocol", "firmesh-executors-core"]),
     ("firmesh-node-core", &["firmesh-protocol", "firmesh-executors-core"]),
@@ -18,10 +19,14 @@ const ARROWS: &[(&str, &[&str])] = &[
             "firmesh-executors-core",
             "firmesh-executors",
             "firmesh-node-core",
+            "firmesh-telemetry",
         ],
     ),
     ("firmesh-coordinator-core", &["firmesh-protocol"]),
-    ("firmesh-coordinator", &["firmesh-protocol", "firmesh-coordinator-core"]),
+    (
+        "firmesh-coordinator",
+        &["firmesh-protocol", "firmesh-coordinator-core", "firmesh-telemetry"],
+    ),
     (
         "firmesh-simulations",
         &[

@@ -1,16 +1,19 @@
 //! Alert rules and boards speak of what is exported: `promtool` tests the rules, and a real Prometheus, which collects from a running
-//! coordinator and its nodes, evaluates every rule and every query of a board.
+//! coordinator and its nodes, evaluates every rule and every query of a board. What it raises reaches a webhook through a real
+//! Alertmanager.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
     os::unix::fs::PermissionsExt as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use axum::{Json, Router, extract::State, routing::post};
 use firmesh_protocol::api::CampaignState;
 use firmesh_tests::{
     binaries::workspace,
@@ -101,7 +104,8 @@ async fn prometheus_answers_every_query_of_alerts_and_boards() -> Result<()> {
         let refused = fleet.http().get(about).bearer_auth("nobody's").send().await?.status();
         ensure!(refused == 401, "{refused}");
 
-        let prometheus = Prometheus::start(fleet).await?;
+        let prometheus = Prometheus::start(fleet, &monitoring().join("alerts.yml"), None).await?;
+        names_of_deployment_managers(fleet, &prometheus).await?;
         let mut queries = prometheus.rules().await?;
         ensure!(queries.len() > 15, "{queries:?}");
         queries.extend(boards()?);
@@ -128,6 +132,187 @@ async fn prometheus_answers_every_query_of_alerts_and_boards() -> Result<()> {
         prometheus.awaits("FirmeshCoordinatorDown").await
     })
     .await
+}
+
+/// The metrics that the requirements name, as Prometheus has them, after one campaign that went well.
+async fn names_of_deployment_managers(fleet: &Cluster, prometheus: &Prometheus) -> Result<()> {
+    let (devices, nodes) = (fleet.device_count(), fleet.nodes.len());
+    let exactly = [
+        ("deployments_created_total", 1),
+        ("deployments_completed_total", 1),
+        ("deployments_failed_total", 0),
+        ("devices_updated_total", devices),
+        ("devices_failed_total", 0),
+        ("rollbacks_triggered_total", 0),
+        // The new image and the one to go back to.
+        ("firmware_downloads_total", 2 * nodes),
+        ("firmware_verifications_failed_total", 0),
+        ("deployment_duration_seconds_count", 1),
+        ("firmware_download_duration_seconds_count", 2 * nodes),
+        ("firmware_install_duration_seconds_count", devices),
+        ("device_update_duration_seconds_count", devices),
+        ("deployments_active", 0),
+        ("devices_online", devices),
+        ("devices_offline", 0),
+        ("firmware_versions_active", 1),
+        ("firmware_version_devices{component=\"bmc\",version=\"1.1.0\"}", devices),
+    ];
+    for (name, count) in exactly {
+        until(&format!("{name} to be {count}"), WITHIN, async || {
+            let found = prometheus.ask(name).await?;
+            let is_so = found["result"][0]["value"][1] == count.to_string().as_str();
+            Ok(Seen::when(is_so, || found.to_string()))
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// An alarm that nobody hears is none either.
+#[tokio::test]
+async fn an_alert_reaches_a_webhook_through_alertmanager_and_is_taken_back() -> Result<()> {
+    let shape = Shape {
+        racks: 1,
+        nodes: 1,
+        ..Shape::default()
+    };
+    Cluster::with(shape, async |fleet| {
+        // The rules as they are, but impatient.
+        let rules = fs::read_to_string(monitoring().join("alerts.yml"))?;
+        let impatient = rules.lines().map(|line| match line.trim_start().starts_with("for: ") {
+            true => line.split("for: ").next().unwrap_or_default().to_owned() + "for: 1s",
+            false => line.to_owned(),
+        });
+        let file = fleet.folder().join("impatient.yml");
+        fs::write(&file, impatient.collect::<Vec<_>>().join("\n"))?;
+        let hook = Hook::start().await?;
+        let alertmanager = Alertmanager::start(fleet, &hook.url).await?;
+        let prometheus = Prometheus::start(fleet, &file, Some(&alertmanager.listen)).await?;
+
+        fleet.coordinator.kill()?;
+        prometheus.awaits("FirmeshCoordinatorDown").await?;
+        let told = hook.awaits("FirmeshCoordinatorDown", "firing").await?;
+        ensure!(told["labels"]["severity"] == "warning", "{told}");
+        let runbook = told["annotations"]["runbook"].as_str().unwrap_or_default();
+        ensure!(runbook.starts_with("runbooks.md#"), "{told}");
+        node_page_without_coordinator(fleet).await?;
+
+        fleet.restart_coordinator().await?;
+        hook.awaits("FirmeshCoordinatorDown", "resolved").await.map(drop)
+    })
+    .await
+}
+
+/// Whoever stands at the rack sees how things are while the coordinator is away.
+async fn node_page_without_coordinator(fleet: &Cluster) -> Result<()> {
+    let (name, node) = fleet.nodes.first_key_value().context("no node")?;
+    let url = node.status_url()?;
+    until("the node to notice", WITHIN, async || {
+        let reachable = node.status().await?["coordinator_reachable"].clone();
+        Ok(Seen::when(reachable == false, || reachable.to_string()))
+    })
+    .await?;
+    let page = fleet.http().get(&url).send().await?.error_for_status()?;
+    let policy = page
+        .headers()
+        .get("content-security-policy")
+        .context("no policy")?
+        .to_str()?
+        .to_owned();
+    ensure!(
+        policy.contains("default-src 'none'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    let page = page.text().await?;
+    for shown in [
+        "the coordinator does not answer",
+        name,
+        &format!("{name}-bmc1"),
+        "1.0.0",
+    ] {
+        ensure!(page.contains(shown), "{shown} is not in {page}");
+    }
+    // What it names is its own, and there.
+    for part in ["/page.css", "/page.js", "/status", "/metrics", "/health"] {
+        ensure!(page.contains(part), "{page}");
+        fleet
+            .http()
+            .get(format!("{url}{part}"))
+            .send()
+            .await?
+            .error_for_status()?;
+    }
+    ensure!(!page.contains("://"), "{page}");
+    Ok(())
+}
+
+/// Whoever a person would be told by.
+struct Hook {
+    url: String,
+    told: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Hook {
+    async fn start() -> Result<Self> {
+        let told = Arc::<Mutex<Vec<Value>>>::default();
+        let take = async |State(told): State<Arc<Mutex<Vec<Value>>>>, Json(message): Json<Value>| {
+            if let (Ok(mut told), Some(alerts)) = (told.lock(), message["alerts"].as_array()) {
+                told.extend(alerts.iter().cloned());
+            }
+        };
+        let router = Router::new().route("/hook", post(take)).with_state(told.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        let url = format!("http://{}/hook", listener.local_addr()?);
+        tokio::spawn(axum::serve(listener, router).into_future());
+        Ok(Self { url, told })
+    }
+
+    /// Waits until an alert is told of in this status.
+    async fn awaits(&self, alert: &str, status: &str) -> Result<Value> {
+        until(&format!("{alert} to be told as {status}"), WITHIN, async || {
+            let told = self.told.lock().map(|told| told.clone()).unwrap_or_default();
+            let found = told
+                .iter()
+                .find(|told| told["labels"]["alertname"] == alert && told["status"] == status);
+            Ok(found.map_or_else(|| Seen::NotYet(format!("{told:?}")), |found| Seen::Yes(found.clone())))
+        })
+        .await
+    }
+}
+
+/// An Alertmanager that tells one webhook, at once.
+struct Alertmanager {
+    _process: Process,
+    listen: String,
+}
+
+impl Alertmanager {
+    async fn start(fleet: &Cluster, hook: &str) -> Result<Self> {
+        let folder = fleet.folder().join("alertmanager");
+        fs::create_dir(&folder)?;
+        let config = format!(
+            "route: {{ receiver: hook, group_wait: 0s, group_interval: 1s, repeat_interval: 1h }}\n             receivers: [{{ name: hook, webhook_configs: [{{ url: {hook:?}, send_resolved: true }}] }}]\n"
+        );
+        fs::write(folder.join("alertmanager.yml"), config)?;
+        let listen = format!("127.0.0.1:{}", free_port()?);
+        let mut command = Command::new(ensure_command("prometheus-alertmanager", "prometheus-alertmanager")?);
+        command
+            .arg(format!("--config.file={}", folder.join("alertmanager.yml").display()))
+            .arg(format!("--storage.path={}", folder.join("data").display()))
+            .arg(format!("--web.listen-address={listen}"))
+            // By itself: it looks for no others.
+            .arg("--cluster.listen-address=");
+        let process = Process::spawn("alertmanager", command, &folder.join("alertmanager.log"))?;
+        until("Alertmanager to be ready", WITHIN, async || {
+            let ready = fleet.http().get(format!("http://{listen}/-/ready")).send().await?;
+            Ok(Seen::when(ready.status().is_success(), || ready.status().to_string()))
+        })
+        .await?;
+        Ok(Self {
+            _process: process,
+            listen,
+        })
+    }
 }
 
 /// Whoever helps gets all of it in one file, and no secret.
@@ -248,17 +433,19 @@ struct Prometheus {
 }
 
 impl Prometheus {
-    async fn start(fleet: &Cluster) -> Result<Self> {
+    async fn start(fleet: &Cluster, rules: &Path, alertmanager: Option<&str>) -> Result<Self> {
         let folder = fleet.folder().join("prometheus");
         fs::create_dir(&folder)?;
         let host = |url: &str| url.trim_start_matches("http://").to_owned();
         let nodes = fleet.nodes.values().map(|node| Ok(host(&node.status_url()?)));
         let nodes = nodes.collect::<Result<Vec<_>>>()?;
         let config = format!(
-            "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\nrule_files: [{:?}]\nscrape_configs:\n\
+            "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\nrule_files: [{:?}]\n\
+             alerting: {{ alertmanagers: [{{ static_configs: [{{ targets: {:?} }}] }}] }}\nscrape_configs:\n\
              - {{ job_name: firmesh-coordinator, static_configs: [{{ targets: {:?} }}] }}\n\
              - {{ job_name: firmesh-node, static_configs: [{{ targets: {nodes:?} }}] }}\n",
-            monitoring().join("alerts.yml"),
+            rules,
+            alertmanager.into_iter().collect::<Vec<_>>(),
             [host(fleet.url())],
         );
         fs::write(folder.join("prometheus.yml"), config)?;

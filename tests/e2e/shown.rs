@@ -29,7 +29,7 @@ const GROUPS: [&str; 24] = [
     "Latency",
     "HA",
     "Dashboard",
-    "Observability, metric names",
+    "Observability, metric names, trace spans",
     "Deployment models",
 ];
 

@@ -255,6 +255,7 @@ async fn sync(State(desk): State<Desk>, Json(request): Json<SyncRequest>) -> Jso
         revocations: wares.revocations.clone(),
         audit: None,
         challenges: Vec::new(),
+        traces: Vec::new(),
     })
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use axum::{
     Extension, Json,
     extract::{Path, Query, State},
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use firmesh_coordinator_core::{Closing, Input, InputError, Subject};
@@ -31,12 +31,14 @@ use super::{
     operators::named,
     paging::Listing,
     problem::{Body, Failure},
+    requests::asker,
     routes::{Op, Routes},
 };
 use crate::{
     access::Permission,
     drafts::{DraftRecord, as_campaign},
     runtime::{ActionError, Command},
+    traces::Asked,
 };
 
 type Shared = State<Arc<App>>;
@@ -419,20 +421,52 @@ async fn approve(
     Ok(Json(view(&app, id.as_str()).await?))
 }
 
-async fn order(State(app): Shared, Path((id, verb)): Path<(String, String)>) -> Answer<CampaignView> {
+/// Starts a campaign, and with it the trace that it belongs to.
+pub(super) async fn start(
+    app: &App,
+    id: &CampaignId,
+    who: &Who,
+    headers: &HeaderMap,
+    route: &'static str,
+) -> Result<(), ActionError> {
+    let asked = Asked {
+        parent: asker(headers),
+        user: &who.name,
+        route,
+    };
+    let begun = app.traces.begin(id, &asked, &app.store).await;
+    if let Err(refused) = app.coordinator.act(Input::Start(id.clone())).await {
+        app.traces.give_up(id, begun, &app.store).await;
+        return Err(refused);
+    }
+    let wanted = id.clone();
+    let known = app.coordinator.read(move |world| {
+        let view = world.engine.campaign(&wanted)?;
+        let devices = view.states.values().map(|count| u64::from(*count)).sum::<u64>();
+        Some((world.engine.manifest(&wanted)?.clone(), devices))
+    });
+    if let Some((manifest, devices)) = known.await? {
+        app.traces.started(&manifest, devices, &asked, begun);
+    }
+    Ok(())
+}
+
+async fn order(
+    State(app): Shared,
+    Path((id, verb)): Path<(String, String)>,
+    Extension(who): Extension<Who>,
+    headers: HeaderMap,
+) -> Answer<CampaignView> {
     let id: CampaignId = named(&id)?;
-    let input = match verb.as_str() {
-        "start" => Input::Start(id.clone()),
-        "pause" => Input::Pause(id.clone()),
-        "resume" => Input::Resume(id.clone()),
-        "cancel" => Input::Cancel(id.clone()),
-        _ => {
-            return Err(Failure::not_found(
-                "such order: a campaign can start, pause, resume or cancel",
-            ));
+    let ordered = match verb.as_str() {
+        "start" => start(&app, &id, &who, &headers, "/api/v1/campaigns/{id}/start").await,
+        other => {
+            let input = other_order(other, &id)
+                .ok_or_else(|| Failure::not_found("such order: a campaign can start, pause, resume or cancel"))?;
+            app.coordinator.act(input).await
         }
     };
-    if let Err(error) = app.coordinator.act(input).await {
+    if let Err(error) = ordered {
         let is_unknown = matches!(error, ActionError::Refused(InputError::UnknownCampaign(_)));
         if !is_unknown || drafts::found(&app, &id).await?.is_none() {
             return Err(error.into());
@@ -446,6 +480,15 @@ async fn order(State(app): Shared, Path((id, verb)): Path<(String, String)>) -> 
         .read(move |world| world.engine.campaign(&wanted))
         .await?;
     view.map(Json).ok_or_else(|| ActionError::Stopping.into())
+}
+
+fn other_order(verb: &str, id: &CampaignId) -> Option<Input> {
+    match verb {
+        "pause" => Some(Input::Pause(id.clone())),
+        "resume" => Some(Input::Resume(id.clone())),
+        "cancel" => Some(Input::Cancel(id.clone())),
+        _ => None,
+    }
 }
 
 fn no_campaign(id: &CampaignId) -> Failure {

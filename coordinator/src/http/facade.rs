@@ -3,8 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use axum::{Json, extract::State};
-use firmesh_coordinator_core::Input;
+use axum::{Extension, Json, extract::State, http::HeaderMap};
 use firmesh_protocol::{
     api::{
         CampaignState, CampaignView, DeviceStatus, DeviceView, FirmwareCheck, FirmwareChecked, FirmwareStatus,
@@ -16,7 +15,9 @@ use firmesh_protocol::{
 
 use super::{
     App,
+    admission::Who,
     baselines::Devices,
+    campaigns,
     paging::{LIMIT_MAX, parse_filter},
     places,
     problem::{Body, Failure},
@@ -103,8 +104,13 @@ fn checked(view: DeviceView, releases: &[Release]) -> FirmwareChecked {
     }
 }
 
-async fn update(State(app): Shared, Body(FirmwareUpdate { campaign }): Body<FirmwareUpdate>) -> Answer<CampaignView> {
-    app.coordinator.act(Input::Start(campaign.clone())).await?;
+async fn update(
+    State(app): Shared,
+    Extension(who): Extension<Who>,
+    headers: HeaderMap,
+    Body(FirmwareUpdate { campaign }): Body<FirmwareUpdate>,
+) -> Answer<CampaignView> {
+    campaigns::start(&app, &campaign, &who, &headers, "/api/firmware/update").await?;
     let view = app
         .coordinator
         .read(move |world| world.engine.campaign(&campaign))

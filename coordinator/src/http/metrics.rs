@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
@@ -16,12 +17,15 @@ use axum::{
 use firmesh_protocol::{
     api::CampaignState,
     identity::certificate_validity,
+    ids::DeviceId,
     report::AttemptState,
     trust::{CAMPAIGNS, RELEASES, TrustedMetadata},
 };
 
 use super::{App, problem::Failure};
 use crate::{
+    measures::Census,
+    runtime::ActionError,
     telemetry::{Metrics, set},
     world::World,
 };
@@ -67,6 +71,13 @@ pub(super) async fn tell(State(app): State<Arc<App>>) -> Result<Response, Failur
     }
     metrics
         .set_campaigns(CAMPAIGN_STATES.map(|(state, name)| (name, seen.campaigns.get(&state).copied().unwrap_or(0))));
+    let under_way = [CampaignState::Active, CampaignState::Paused, CampaignState::RollingBack];
+    let counts = under_way.map(|state| seen.campaigns.get(&state).copied().unwrap_or(0));
+    metrics.fleet.active(counts.into_iter().sum());
+    let (sent, dropped) = app.traces.counts();
+    metrics.spans_sent.inner().store(sent, Ordering::Relaxed);
+    metrics.spans_dropped.inner().store(dropped, Ordering::Relaxed);
+    count_devices(&app).await?;
     metrics.set_attempts(|state| seen.attempts.get(&state).copied().unwrap_or(0));
     metrics.set_metadata_expires(seen.expires);
     let validity = app.settings.metadata_validity.shorter().as_secs();
@@ -86,6 +97,46 @@ pub(super) async fn tell(State(app): State<Arc<App>>) -> Result<Response, Failur
         "application/openmetrics-text; version=1.0.0; charset=utf-8",
     )];
     Ok((kind, metrics.encode()).into_response())
+}
+
+/// Devices that are looked at together, so that nobody waits long.
+const CHUNK: usize = 1_000;
+
+/// A count that took long is good for so many times as long: counting is not to take more than its share of the time.
+const GOOD_FOR: u32 = 20;
+
+/// Counts the devices, unless that was done just now, or is being done.
+async fn count_devices(app: &App) -> Result<(), ActionError> {
+    let Ok(mut good_until) = app.counted.try_lock() else {
+        return Ok(());
+    };
+    let began = Instant::now();
+    if good_until.is_some_and(|until| began < until) {
+        return Ok(());
+    }
+    let (wall, silent_after) = (app.clock.wall(), app.settings.silent_after);
+    let (mut census, mut after) = (Census::default(), None::<DeviceId>);
+    loop {
+        let looked = app.coordinator.read(move |world| {
+            let first = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
+            let rest = world.devices.range::<DeviceId, _>((first, Bound::Unbounded));
+            let (mut last, mut count) = (None, 0);
+            for (id, device) in rest.take(CHUNK) {
+                census.add(&device.facts, device.last_seen + silent_after >= wall);
+                (last, count) = (Some(id), count + 1);
+            }
+            let last = last.filter(|_| count == CHUNK).cloned();
+            (census, last)
+        });
+        (census, after) = looked.await?;
+        if after.is_none() {
+            break;
+        }
+    }
+    app.metrics.fleet.census(&census);
+    let ended = Instant::now();
+    *good_until = Some(ended + (ended - began) * GOOD_FOR);
+    Ok(())
 }
 
 /// What is counted at a look at the world: sums that are kept, and one pass over the nodes.

@@ -58,6 +58,7 @@ use crate::{
     runtime::Coordinator,
     store::{Store, StoreError},
     telemetry::Metrics,
+    traces::Traces,
     turns::Turns,
 };
 
@@ -80,6 +81,7 @@ pub(crate) struct App {
     pub(crate) authority: Arc<Authority>,
     pub(crate) access: Access,
     pub(crate) events: Arc<Events>,
+    pub(crate) traces: Arc<Traces>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) settings: Arc<Settings>,
     pub(crate) vetting: crate::vetting::Vetting,
@@ -93,6 +95,8 @@ pub(crate) struct App {
     pub(crate) rehearsal: Arc<Semaphore>,
     /// Heartbeats being verified: their signatures take a processor, and one is left for everybody else.
     pub(crate) verifying: Arc<Semaphore>,
+    /// Until when the last count of the devices is good.
+    pub(crate) counted: tokio::sync::Mutex<Option<std::time::Instant>>,
     pub(crate) rates: Rates,
     /// Requests with a key that are being carried out.
     pub(crate) running: Running,

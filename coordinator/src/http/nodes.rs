@@ -14,7 +14,7 @@ use firmesh_protocol::{
     api::{EnrolRequest, EnrolResponse, RenewRequest, SyncRequest, SyncResponse},
     chunk::{PieceLayout, SLICE_BYTES_MAX},
     groups::Groups,
-    ids::{ArtifactId, CampaignId, NodeId, Sha256},
+    ids::{ArtifactId, CampaignId, NodeId, Sha256, TopologyPath},
     limits::ENVELOPE_BYTES_MAX,
     manifest::Artifact,
 };
@@ -137,6 +137,7 @@ async fn slice(
     let slice = Slice {
         app,
         node: peer.identity.node,
+        path: peer.identity.path,
         artifact,
         range: offset..end,
         groups,
@@ -158,6 +159,7 @@ async fn slice(
 struct Slice {
     app: Arc<App>,
     node: NodeId,
+    path: TopologyPath,
     artifact: Artifact,
     range: Range<u64>,
     groups: Option<(u32, Groups)>,
@@ -173,7 +175,7 @@ impl Slice {
         let encoded = encoded
             .await
             .map_err(|error| Failure::bad_request(error.to_string()))??;
-        self.app.metrics.served(&self.node, encoded.len());
+        self.app.metrics.served(&self.path, encoded.len());
         Ok(turn.of(encoded))
     }
 

@@ -4,11 +4,11 @@
 use axum::{
     Json,
     extract::Request,
-    http::{HeaderName, HeaderValue, header::CONTENT_LENGTH},
+    http::{HeaderMap, HeaderName, HeaderValue, header::CONTENT_LENGTH},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
-use firmesh_protocol::api::Problem;
+use firmesh_protocol::{api::Problem, trace::TraceContext};
 use tracing::{Instrument as _, Span, field::Empty, info_span};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -38,8 +38,9 @@ fn named(request: &Request) -> (String, Span) {
     };
     let (method, path) = (request.method(), request.uri().path());
     let span = info_span!("request", request_id = id, %method, path, trace_id = Empty, parent_id = Empty);
-    if let Some((trace, parent)) = text("traceparent").and_then(trace_of) {
-        span.record("trace_id", trace).record("parent_id", parent);
+    if let Some(asker) = asker(request.headers()) {
+        let parent = format!("{:016x}", u64::from_be_bytes(asker.span()));
+        span.record("trace_id", asker.trace_hex()).record("parent_id", parent);
     }
     (id, span)
 }
@@ -50,41 +51,14 @@ fn is_request_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(plain)
 }
 
-/// Trace and parent span of a `traceparent`. Later versions may go on after the flags.
-fn trace_of(text: &str) -> Option<(&str, &str)> {
-    let mut parts = text.splitn(5, '-');
-    let (version, trace, parent, flags) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
-    let is_hex = |text: &str, length: usize| {
-        text.len() == length && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    };
-    let is_id = |text: &str, length| is_hex(text, length) && text.bytes().any(|byte| byte != b'0');
-    let is_known = is_hex(version, 2) && version != "ff" && (version != "00" || parts.next().is_none());
-    (is_known && is_id(trace, 32) && is_id(parent, 16) && is_hex(flags, 2)).then_some((trace, parent))
+/// The span of whoever asks, if he tells of one that is well-formed.
+pub(super) fn asker(headers: &HeaderMap) -> Option<TraceContext> {
+    TraceContext::parse(headers.get("traceparent")?.to_str().ok()?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_traceparent_is_taken_as_the_standard_has_it_or_not_at_all() {
-        let (trace, parent) = ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7");
-        let good = format!("00-{trace}-{parent}-01");
-        assert_eq!(trace_of(&good), Some((trace, parent)));
-        assert_eq!(trace_of(&format!("01-{trace}-{parent}-01-more")), Some((trace, parent)));
-        for bad in [
-            "",
-            &good.to_uppercase(),
-            &format!("{good}-more"),
-            &format!("ff-{trace}-{parent}-01"),
-            &format!("00-{}-{parent}-01", "0".repeat(32)),
-            &format!("00-{trace}-{}-01", "0".repeat(16)),
-            &format!("00-{trace}-{parent}"),
-            &format!("00-{trace}x-{parent}-01"),
-        ] {
-            assert_eq!(trace_of(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn a_request_id_is_short_and_plain() {

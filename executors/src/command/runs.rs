@@ -19,6 +19,7 @@ use super::{
 use crate::{
     backend::chain,
     tool::{Ended, Errand, ErrandError, FetchError, Invocation, ToolError, ask, digest_of},
+    trace,
 };
 
 /// What a question's answer may be long.
@@ -252,10 +253,16 @@ impl Tool {
         let env = self.settings.env.iter();
         let env =
             env.map(|(name, template)| Ok((name.clone(), template.fill(&all).map_err(CommandError::Placeholder)?)));
+        let mut env = env.collect::<Result<BTreeMap<_, _>, CommandError>>()?;
+        if let Some(context) = trace::context() {
+            // What the description says goes before it.
+            env.entry(trace::VARIABLE.to_owned())
+                .or_insert_with(|| context.to_string());
+        }
         Ok(Invocation {
             program,
             args,
-            env: env.collect::<Result<BTreeMap<_, _>, CommandError>>()?,
+            env,
             folder: folder.map_or(scratch, PathBuf::from),
             limit: run.limit,
             output_bytes_max: ANSWER_BYTES_MAX,

@@ -63,6 +63,8 @@ pub(super) struct Tracked {
     pub(super) durable_at_start: Option<u32>,
     pub(super) times: TransferTimes,
     pub(super) sha256_check: Sha256Check,
+    /// When the last check of the whole began and ended, for people.
+    pub(super) checked_ms: Option<(u64, u64)>,
     /// There is room for all of it: it may be fetched.
     pub(super) has_room: bool,
 }
@@ -180,6 +182,7 @@ impl Runtime {
                 whole_ms: None,
             },
             sha256_check: Sha256Check::Open,
+            checked_ms: None,
             has_room: false,
         };
         self.tracked.insert(artifact, tracked);
@@ -368,6 +371,7 @@ impl Runtime {
             && is_whole
         {
             tracked.sha256_check = Sha256Check::Running;
+            tracked.checked_ms = Some((unix_ms(), unix_ms()));
             self.hash_whole(artifact, Duration::ZERO);
         }
     }
@@ -400,6 +404,7 @@ impl Runtime {
         match sha256 {
             Ok(found) if found == tracked.sha256 => {
                 tracked.sha256_check = Sha256Check::Passed;
+                tracked.checked_ms = tracked.checked_ms.map(|(began, _)| (began, unix_ms()));
                 let length = tracked.layout.length();
                 self.room.note_whole(artifact, found, self.fleet.now());
                 self.images.add(artifact, length);

@@ -8,7 +8,7 @@ use std::{
 
 use firmesh_executors::{
     AttemptRecord, Backend, Ended, Goal, Journal, JournalError, News, Outcome, Report, RunError as AttemptError, Start,
-    run_attempt,
+    run_attempt, traced,
 };
 use firmesh_node_core::{
     approved::ApprovedCampaign,
@@ -24,7 +24,7 @@ use firmesh_protocol::{
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{Instrument as _, info, info_span, warn};
 
 use super::{Event, Runtime, Sha256Check, evidence::Shown};
 use crate::{
@@ -554,6 +554,7 @@ impl Runtime {
         };
         // Durable before anything happens: a device starts once, whatever crashes.
         self.stand(device, &permit.campaign, permit.kind, AttemptStanding::InFlight)?;
+        self.traces.begin(&goal, self.tracked.get(&goal.image.artifact.id));
         // Before the device is even looked at, which may take longer than the permit lasts: see `begin_devices`.
         self.report(News::of(&goal, Report::on_the_way(AttemptState::Installing, None)))?;
         self.start_attempt(device, goal.clone(), Start::Fresh(goal))
@@ -632,6 +633,11 @@ impl Runtime {
         let Some(known) = self.devices.devices.get_mut(device) else {
             return;
         };
+        let trace = self.traces.context(&goal);
+        let span = info_span!(
+            "attempt", campaign = %goal.campaign, %device, version = goal.version(),
+            trace_id = trace.map(|trace| trace.trace_hex())
+        );
         known.running = Some(goal);
         let backend = Arc::clone(&known.backend);
         let (journal, cancel): (Arc<dyn Journal>, CancellationToken) = (self.journal.clone(), self.cancel.clone());
@@ -644,7 +650,8 @@ impl Runtime {
                 }
             };
             let attempt = async {
-                let ended = run_attempt(&*backend, start, &journal, &reports, &cancel).await;
+                let attempt = run_attempt(&*backend, start, &journal, &reports, &cancel);
+                let ended = traced(trace, attempt.instrument(span)).await;
                 drop(reports);
                 // Before the outcome is kept: what ended must not be gone on with by the device alone.
                 if let Ok(Ended::Over(_)) = &ended
@@ -789,6 +796,7 @@ impl Runtime {
     }
 
     fn report_attempt(&mut self, news: News, attempt: u32) -> Result<(), JournalError> {
+        self.traces.told(&news);
         let key = (news.campaign.clone(), news.device.clone(), news.kind);
         let mut reason = news.reason;
         if reason.len() > REASON_BYTES_MAX {

@@ -276,6 +276,7 @@ impl Runtime {
             self.learn_records(roster)?;
             self.fleet.roster_version = response.roster_version;
         }
+        self.heed_traces(&response.traces);
         self.heed_halts(&response.campaigns)?;
         self.heed_challenges(&response.challenges);
         self.refresh_if_stale(response.timestamp_version, &response.campaigns);
@@ -497,6 +498,10 @@ impl Runtime {
             verdict.send(self.hear_checkpoint(&payload)).ok(); // the mesh may be shutting down
             return Ok(());
         }
+        if topic == Topic::Traces {
+            verdict.send(self.hear_traces(&payload)).ok(); // as above
+            return Ok(());
+        }
         let good = match Envelope::from_bytes(&payload) {
             Err(error) => {
                 debug!(%error, "gossip is not an envelope");
@@ -518,7 +523,7 @@ impl Runtime {
                     }
                 },
                 Topic::Revocations => self.learn_revocations(&envelope)?,
-                Topic::Checkpoints => false,
+                Topic::Checkpoints | Topic::Traces => false,
             },
         };
         verdict.send(good).ok(); // the mesh may be shutting down

@@ -14,6 +14,7 @@
 //! - `possession`: proofs that images are here
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
+//! - `traces`: what an OpenTelemetry collector is told
 //! - `room`: what the store keeps and what it gives up
 //!
 //! Invariants: nothing blocks the loop longer than a journal write; a promise to a peer or the coordinator follows the
@@ -33,6 +34,7 @@ mod room;
 mod roster;
 mod safety;
 mod start;
+mod traces;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -89,6 +91,7 @@ use possession::Possession;
 use room::Room;
 use safety::{Brakes, Revocations};
 pub use start::{RunError, run};
+use traces::Traces;
 
 /// How a piece came in.
 #[derive(Debug, Default, Clone, Copy)]
@@ -219,6 +222,7 @@ struct Runtime {
     record: NodeRecord,
     renew_at: Option<Instant>,
     devices: Devices,
+    traces: Traces,
     hosts: Hosts,
     refusals: VecDeque<Refusal>,
     last_error: Option<String>,
@@ -483,6 +487,7 @@ impl Runtime {
             audit: self.audit.status(),
             store: self.room.status(),
             last_error: self.last_error.clone(),
+            spans_dropped: self.traces.tracer().counts().1,
         }
     }
 }

@@ -15,6 +15,7 @@ use firmesh_executors::{
 };
 use firmesh_node_core::swarm::Swarm;
 use firmesh_protocol::{report::NodeRecord, time::Timestamp};
+use firmesh_telemetry::Tracer;
 use serde::Serialize;
 use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
@@ -102,6 +103,9 @@ pub enum RunError {
     /// The HTTPS client cannot be made.
     #[error("the HTTPS client cannot be made")]
     Client(#[source] reqwest::Error),
+    /// Spans cannot be sent.
+    #[error(transparent)]
+    Traces(#[from] firmesh_telemetry::StartError),
     /// A task of the node died.
     #[error("a part of the node died; it stops, to be started again")]
     TaskDied(#[source] tokio::task::JoinError),
@@ -238,6 +242,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let (clears_tx, clears_rx) = mpsc::channel(16);
     let folder = &settings.state_dir;
     let token = status::LocalToken::own(folder).map_err(|source| state(folder.clone(), source))?;
+    let tracer = Tracer::of(settings.telemetry.as_ref(), "firmesh-node", settings.node.as_str())?;
     let mut runtime = Runtime {
         swarm: Swarm::new(
             settings.node.clone(),
@@ -246,6 +251,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             seed(),
         ),
         hosts,
+        traces: super::traces::Traces::open(tracer.clone(), folder),
         devices: Devices::new(backends, journal.standings()?, journal.tries()?, journal.declined()?),
         room: Room::new(pieces.clone(), settings.room.clone(), journal.images()?),
         fleet: Fleet::new(own_record.clone()),
@@ -319,6 +325,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     cancel.cancel();
     mesh_task.await.ok(); // a mesh task that died has nothing left to say
     services.shutdown().await;
+    tracer.close().await;
     result
 }
 

@@ -10,6 +10,7 @@ use crate::{
     possession::{Answer, Challenge},
     report::DeviceFacts,
     time::WallTime,
+    trace::TraceHint,
     trust::Envelope,
 };
 
@@ -160,6 +161,10 @@ pub struct SyncResponse {
     /// field, and gets no permits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub challenges: Vec<Challenge>,
+    /// Which traces the campaigns belong to: at most [`TRACE_HINTS_MAX`](crate::trace::TRACE_HINTS_MAX), none where nobody
+    /// traces. Not signed, and nothing is decided by them; an older node does not know the field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub traces: Vec<TraceHint>,
 }
 
 /// `POST /node/v1/renew`: another certificate for the same key, asked for with the one in force.

@@ -3,7 +3,10 @@
 use std::{path::Path, time::Duration};
 
 use anyhow::Context as _;
-use firmesh_protocol::api::{Page, Problem};
+use firmesh_protocol::{
+    api::{Page, Problem},
+    trace::TraceContext,
+};
 use futures_util::StreamExt as _;
 use reqwest::{Method, Response, StatusCode, Url, header};
 use serde::{Serialize, de::DeserializeOwned};
@@ -50,6 +53,8 @@ pub(crate) struct Client {
     base: String,
     http: reqwest::Client,
     token: Option<String>,
+    /// The trace that this command is part of, where whoever runs it says so as OpenTelemetry's tools do.
+    trace: Option<TraceContext>,
 }
 
 fn builder(ca_file: Option<&Path>, is_tls: bool) -> anyhow::Result<reqwest::ClientBuilder> {
@@ -80,6 +85,9 @@ impl Client {
             base: base.trim_end_matches('/').to_owned(),
             http,
             token,
+            trace: std::env::var("TRACEPARENT")
+                .ok()
+                .and_then(|text| TraceContext::parse(&text)),
         })
     }
 
@@ -174,6 +182,9 @@ impl Client {
         let mut request = self.http.request(method, &url);
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
+        }
+        if let Some(trace) = &self.trace {
+            request = request.header("traceparent", trace.to_string());
         }
         let sent = dress(request).send().await;
         let response = sent.map_err(|source| RequestError::Unreachable {

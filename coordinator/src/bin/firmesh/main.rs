@@ -18,6 +18,7 @@ mod doctor;
 mod group;
 mod key;
 mod login;
+mod mesh;
 mod node;
 mod notification;
 mod output;
@@ -233,6 +234,9 @@ enum Command {
     /// The Firmesh processes beside the devices.
     #[command(subcommand)]
     Node(node::Command),
+    /// How images move from node to node.
+    #[command(subcommand)]
+    Mesh(mesh::Command),
     /// Who is told what happens.
     #[command(subcommand)]
     Notification(notification::Command),
@@ -293,6 +297,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Baseline(command) => baseline::run(global, command, output).await,
         Command::Repository(command) => repository::run(global, command, output).await,
         Command::Node(command) => node::run(global, command, output).await,
+        Command::Mesh(command) => mesh::run(global, command, output).await,
         Command::Notification(command) => notification::run(global, command, output).await,
         Command::Window(command) => window::run(command, output),
         Command::Tuf(tuf) => tuf::run(global, tuf, output).await,

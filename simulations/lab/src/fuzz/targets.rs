@@ -20,6 +20,7 @@ use firmesh_protocol::{
     possession::{Answer, Challenge, Nonce, Proof},
     report::{AttemptState, DeviceFacts, PERMIT_TYPE, PermitKind},
     time::WallTime,
+    trace::TraceHint,
     trust::{
         Envelope, Key, KeyPolicy, KeySet, Kind, Role, Root, SignedFile, Snapshot, StoredMetadata, Targets, Timestamp,
     },
@@ -567,6 +568,10 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
         brakes_version: 0,
         revocations: Some(fleet.authority.sign_revocations(&fleet.revocations())),
         challenges: vec![challenge],
+        traces: vec![TraceHint {
+            campaign: fleet.manifest.id.clone(),
+            traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned(),
+        }],
     };
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).context("metadata is text");
     let files: BTreeMap<String, String> = fleet

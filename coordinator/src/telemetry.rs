@@ -378,13 +378,7 @@ impl Metrics {
     }
 
     pub(crate) fn served(&self, path: &TopologyPath, bytes: usize) {
-        let mut site = path
-            .segments()
-            .iter()
-            .take(SITE_LEVELS)
-            .cloned()
-            .collect::<Vec<_>>()
-            .join("/");
+        let mut site = path.prefix(SITE_LEVELS).to_string();
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
         if !sites.contains(&site) {
             match sites.len() < SITES_MAX {

@@ -309,7 +309,7 @@ impl World {
         excluded: BTreeMap<DeviceId, Exclusion>,
         held: &BTreeMap<DeviceId, String>,
     ) -> Inventory {
-        let known = |(id, device): (&DeviceId, &Box<StoredDevice>)| {
+        let known = |(id, device): (&DeviceId, &StoredDevice)| {
             let node = &self.nodes.get(&device.node)?.stored;
             let node_key = node.key().filter(|key| !self.revocations.list.contains(key))?;
             let known = KnownDevice {
@@ -328,7 +328,11 @@ impl World {
             Some((id.clone(), known))
         };
         Inventory {
-            devices: self.devices.iter().filter_map(known).collect(),
+            devices: self
+                .devices
+                .iter()
+                .filter_map(|(id, device)| known((id, device)))
+                .collect(),
             excluded,
             revoked: self.brakes.images().collect(),
         }

@@ -101,8 +101,8 @@ async fn a_campaign_is_one_trace_from_the_operators_request_to_what_was_read_bac
 /// The line that says who has started what, with everything that the requirements name.
 fn check_log(log: &str) -> Result<Value> {
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let started = lines.filter(|line| line["fields"]["message"] == "a campaign was started");
-    let line = started.last().context("no line says that it was started")?;
+    let mut started = lines.filter(|line| line["fields"]["message"] == "a campaign was started");
+    let line = started.next_back().context("no line says that it was started")?;
     let fields = &line["fields"];
     ensure!(line["timestamp"].is_string() && line["level"] == "INFO", "{line}");
     ensure!(

@@ -240,7 +240,7 @@ impl Page {
             let is_stuck = host.state == HostState::Leaving && host.problem.is_some();
             [
                 Cell::plain(&host.host),
-                Cell::classed(if is_stuck { "bad" } else { "" }, &host.state),
+                Cell::classed(if is_stuck { "bad" } else { "" }, host.state),
                 Cell::number(format!("{} s", host.since_s)),
                 Cell::plain(host.problem.as_deref().unwrap_or_default()),
             ]

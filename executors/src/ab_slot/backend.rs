@@ -176,6 +176,14 @@ impl AbSlotBackend {
         }
     }
 
+    pub(super) fn settings(&self) -> &AbSlotSettings {
+        &self.settings
+    }
+
+    pub(super) fn is_written_by_swupdate(&self) -> bool {
+        self.writer.is_some()
+    }
+
     /// The same, its slots written by SWUpdate.
     pub(crate) fn written_by(mut self, writer: Writer) -> Self {
         self.writer = Some(writer);
@@ -443,7 +451,7 @@ fn read_health(settings: &AbSlotSettings) -> HealthSample {
     }
 }
 
-fn read_env(settings: &AbSlotSettings) -> Result<(EnvBlock, BootEnv), AbSlotError> {
+pub(super) fn read_env(settings: &AbSlotSettings) -> Result<(EnvBlock, BootEnv), AbSlotError> {
     let path = &settings.env_file;
     let bytes = read_small(path, ENV_BLOCK_BYTES as u64).map_err(file_error("read", path))?;
     let read = || {

@@ -2,6 +2,7 @@
 
 mod backend;
 mod disk;
+mod examine;
 #[cfg(test)]
 mod tests;
 

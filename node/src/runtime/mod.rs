@@ -73,7 +73,7 @@ use crate::{
     images::Images,
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
-    status::{BrakeRequest, BundleRequest, ClearRequest, Refusal, Status, StatusRequest},
+    status::{BrakeRequest, BundleRequest, ClearRequest, DoctorRequest, Refusal, Status, StatusRequest},
     store::{ChunkStore, Lost, StoreError, Survey},
     transport::{Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
@@ -148,6 +148,7 @@ enum Event {
     Brake(BrakeRequest),
     Bundle(BundleRequest),
     Clear(ClearRequest),
+    Doctor(DoctorRequest),
     BundleShown(Box<bundles::Shown>),
     Carried(bundles::Carried),
     Facts {
@@ -302,6 +303,10 @@ impl Runtime {
             Event::Clear(ClearRequest { device, answer }) => {
                 answer.send(self.clear(&device)?).ok(); // whoever said it may have gone
                 self.consider()
+            }
+            Event::Doctor(request) => {
+                self.examine(request);
+                Ok(())
             }
             Event::Bundle(request) => {
                 self.on_bundle(request);

@@ -2,7 +2,7 @@
 
 use std::{error::Error, sync::Arc, time::Duration};
 
-use firmesh_executors_core::{ActError, Image, Observed, Rung, Slot};
+use firmesh_executors_core::{ActError, Goal, Image, Observed, Rung, Slot};
 use firmesh_protocol::{
     ids::{Component, DeviceId},
     labels::Labels,
@@ -17,7 +17,7 @@ use crate::{
     image::ImageSource,
     journal::JournalError,
     rauc::RaucBackend,
-    redfish::{ClientError, RedfishBackend},
+    redfish::{BiosBackend, ClientError, RedfishBackend, Transcript},
     swupdate::Writer,
 };
 
@@ -47,12 +47,13 @@ pub struct Backend {
     answers_min: u32,
     answers_apart: Option<Duration>,
     host: Option<String>,
-    kind: Kind,
+    pub(crate) kind: Kind,
 }
 
 #[derive(Debug)]
-enum Kind {
+pub(crate) enum Kind {
     Redfish(RedfishBackend),
+    Bios(BiosBackend),
     AbSlot(AbSlotBackend),
     Command(Box<CommandBackend>),
     Rauc(RaucBackend),
@@ -100,12 +101,17 @@ pub fn build_with(
 ) -> Result<Backend, BuildError> {
     let (device, component) = (settings.device.clone(), settings.component.clone());
     let kind = match &settings.executor {
-        ExecutorSettings::Redfish(redfish) => Kind::Redfish(
-            RedfishBackend::new(redfish.clone(), component.clone(), images).map_err(|source| BuildError::Redfish {
+        ExecutorSettings::Redfish(redfish) => {
+            let backend = RedfishBackend::new(redfish.clone(), component.clone(), images);
+            let backend = backend.map_err(|source| BuildError::Redfish {
                 device: device.clone(),
                 source,
-            })?,
-        ),
+            })?;
+            match &redfish.bios_settings {
+                Some(bios) => Kind::Bios(BiosBackend::new(backend, bios.clone())),
+                None => Kind::Redfish(backend),
+            }
+        }
         ExecutorSettings::AbSlot(slots) => Kind::AbSlot(AbSlotBackend::new(slots.clone(), component.clone(), images)),
         ExecutorSettings::Swupdate(swupdate) => {
             let slots = AbSlotBackend::new(swupdate.slots.clone(), component.clone(), images);
@@ -137,6 +143,25 @@ pub fn build_with(
         answers_apart: settings.answers_apart,
         host: settings.host.clone(),
         kind,
+    })
+}
+
+/// Makes the backend of a device that a transcript answers for.
+pub fn replay(transcript: &Transcript, images: Arc<dyn ImageSource>) -> Result<Backend, BuildError> {
+    let device = transcript.device().clone();
+    let backend = RedfishBackend::replay(transcript, images);
+    let backend = backend.map_err(|source| BuildError::Redfish {
+        device: device.clone(),
+        source,
+    })?;
+    Ok(Backend {
+        device,
+        component: transcript.component().clone(),
+        labels: Labels::default(),
+        answers_min: Goal::ANSWERS_MIN,
+        answers_apart: None,
+        host: None,
+        kind: Kind::Redfish(backend),
     })
 }
 
@@ -175,7 +200,7 @@ impl Backend {
     #[must_use]
     pub fn executor(&self) -> &str {
         match &self.kind {
-            Kind::Redfish(_) => "redfish",
+            Kind::Redfish(_) | Kind::Bios(_) => "redfish",
             Kind::AbSlot(_) => "ab_slot",
             Kind::Rauc(_) => "rauc",
             Kind::Swupdate(_) => "swupdate",
@@ -197,14 +222,24 @@ impl Backend {
     pub async fn over(&self) -> Result<(), JournalError> {
         match &self.kind {
             Kind::Ddi(ddi) => ddi.device().withdraw().await,
+            Kind::Redfish(redfish) => {
+                redfish.over();
+                Ok(())
+            }
+            Kind::Bios(bios) => {
+                bios.redfish().over();
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
 
     /// Lets go of what the device grants only a few times, such as a session. The next call takes it again.
     pub async fn close(&self) {
-        if let Kind::Redfish(redfish) = &self.kind {
-            redfish.close().await;
+        match &self.kind {
+            Kind::Redfish(redfish) => redfish.close().await,
+            Kind::Bios(bios) => bios.redfish().close().await,
+            _ => {}
         }
     }
 
@@ -232,6 +267,7 @@ macro_rules! each_kind {
     ($self:ident, $backend:ident => $call:expr) => {
         match &$self.kind {
             Kind::Redfish($backend) => $call.await,
+            Kind::Bios($backend) => $call.await,
             Kind::AbSlot($backend) | Kind::Swupdate($backend) => $call.await,
             Kind::Command($backend) => $call.await,
             Kind::Rauc($backend) => $call.await,

@@ -13,7 +13,7 @@ use firmesh_protocol::{
     labels::Labels,
 };
 use reqwest::Url;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
 use crate::{
@@ -22,7 +22,7 @@ use crate::{
     credentials::{Credentials, CredentialsError, Profiles, Resolved, Subject},
     ddi::{DdiConfig, DdiSettings},
     rauc::{RaucConfig, RaucSettings},
-    redfish::{Dialects, file_name},
+    redfish::{BiosSettings, BiosSettingsConfig, Dialects, Spoken, file_name},
     swupdate::{SwupdateConfig, SwupdateSettings},
 };
 
@@ -103,10 +103,36 @@ pub struct RedfishConfig {
     /// Whether the device may be cut off from its input power (`FullPowerCycle`) where nothing else starts a new version.
     #[serde(default)]
     pub ac_reset: bool,
+    /// Where to write down what is said to the BMC and what it answers, without secrets. Default: nowhere.
+    pub transcript: Option<TranscriptConfig>,
+    /// That it is the BIOS's settings that are updated, by documents of attributes. Default: firmware is.
+    pub bios_settings: Option<BiosSettingsConfig>,
+}
+
+/// Where transcripts are written, as written.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TranscriptConfig {
+    /// Their folder; made, for its owner alone, if it is not there.
+    pub dir: PathBuf,
+    /// The most that one transcript may have: what follows is left out. Default 4 MiB.
+    #[serde(default = "transcript_bytes_max")]
+    pub bytes_max: u64,
+    /// Transcripts of a device and component that are kept: the oldest go. Default 8.
+    #[serde(default = "transcript_files_max")]
+    pub files_max: usize,
+}
+
+fn transcript_bytes_max() -> u64 {
+    4 << 20
+}
+
+fn transcript_files_max() -> usize {
+    8
 }
 
 /// How an image reaches a BMC.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum UpdateMethod {
     /// What the dialect prefers, of what the BMC offers.
@@ -207,6 +233,24 @@ pub struct RedfishSettings {
     pub image_name: Option<String>,
     /// Whether the device may be cut off from its input power.
     pub ac_reset: bool,
+    /// Where transcripts are written, if they are.
+    pub transcript: Option<TranscriptSettings>,
+    /// That the BIOS's settings are updated, if not firmware.
+    pub bios_settings: Option<BiosSettings>,
+}
+
+/// Where transcripts are written, checked.
+#[derive(Debug, Clone)]
+pub struct TranscriptSettings {
+    /// Their folder.
+    pub dir: PathBuf,
+    /// The most that one may have.
+    pub bytes_max: u64,
+    /// Transcripts of a device and component that are kept.
+    pub files_max: usize,
+    pub(crate) device: DeviceId,
+    pub(crate) component: Component,
+    pub(crate) spoken: Spoken,
 }
 
 /// A host with two slots, checked.
@@ -358,7 +402,7 @@ impl DeviceConfig {
             return Err(check.value("answers_apart_s", format!("must be at most {ANSWERS_APART_MAX_S}")));
         }
         let executor = match executor {
-            ExecutorConfig::Redfish(redfish) => ExecutorSettings::Redfish(check.redfish(redfish)?),
+            ExecutorConfig::Redfish(redfish) => ExecutorSettings::Redfish(check.redfish(redfish, &component)?),
             ExecutorConfig::AbSlot(ab_slot) => ExecutorSettings::AbSlot(check.ab_slot(ab_slot)?),
             ExecutorConfig::Swupdate(swupdate) => ExecutorSettings::Swupdate(check.swupdate(swupdate)?),
             ExecutorConfig::Rauc(rauc) => ExecutorSettings::Rauc(check.rauc(rauc)?),
@@ -412,7 +456,7 @@ pub(crate) struct Check<'a> {
 }
 
 impl Check<'_> {
-    fn redfish(&self, config: RedfishConfig) -> Result<RedfishSettings, DeviceConfigError> {
+    fn redfish(&self, config: RedfishConfig, component: &Component) -> Result<RedfishSettings, DeviceConfigError> {
         let url = self.bmc_url(&config.url)?;
         let ca_pem = match &config.ca_file {
             Some(path) => self.read("ca_file", path)?,
@@ -435,11 +479,21 @@ impl Check<'_> {
         };
         let dialects = Dialects::new(&files, config.dialect.clone());
         let dialects = dialects.map_err(|problem| self.value("dialect", problem))?;
+        let bios_settings = match &config.bios_settings {
+            Some(bios) => Some(BiosSettings::check(self, bios)?),
+            None => None,
+        };
+        let transcript = match &config.transcript {
+            Some(transcript) => Some(self.transcript(transcript, &config, component)?),
+            None => None,
+        };
         Ok(RedfishSettings {
             url,
             dialects: Arc::new(dialects),
             password: self.password(&config)?,
             username: self.username(&config)?,
+            transcript,
+            bios_settings,
             ca_pem,
             system: config.system,
             manager: config.manager,
@@ -449,6 +503,40 @@ impl Check<'_> {
             model: config.model,
             image_name: config.image_name,
             ac_reset: config.ac_reset,
+        })
+    }
+
+    fn transcript(
+        &self,
+        transcript: &TranscriptConfig,
+        config: &RedfishConfig,
+        component: &Component,
+    ) -> Result<TranscriptSettings, DeviceConfigError> {
+        /// Room for one inventory, and not for all of a disk.
+        const BYTES: std::ops::RangeInclusive<u64> = 64 << 10..=256 << 20;
+        const FILES: std::ops::RangeInclusive<usize> = 1..=1_000;
+        if !BYTES.contains(&transcript.bytes_max) || !FILES.contains(&transcript.files_max) {
+            let problem = "must have bytes_max from 65536 to 268435456 and files_max from 1 to 1000";
+            return Err(self.value("transcript", problem));
+        }
+        Ok(TranscriptSettings {
+            dir: self.base.join(&transcript.dir),
+            bytes_max: transcript.bytes_max,
+            files_max: transcript.files_max,
+            device: self.device.clone(),
+            component: component.clone(),
+            spoken: Spoken {
+                system: config.system.clone(),
+                manager: config.manager.clone(),
+                inventory: config.inventory.clone(),
+                update: config.update,
+                dialect: config.dialect.clone(),
+                vendor: config.vendor.clone(),
+                model: config.model.clone(),
+                image_name: config.image_name.clone(),
+                ac_reset: config.ac_reset,
+                bios_settings: config.bios_settings.is_some(),
+            },
         })
     }
 

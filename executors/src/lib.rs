@@ -9,6 +9,7 @@ pub mod command;
 mod config;
 mod credentials;
 pub mod ddi;
+mod examine;
 pub mod host;
 mod image;
 mod journal;
@@ -19,10 +20,10 @@ pub mod swupdate;
 mod tool;
 mod trace;
 
-pub use backend::{Backend, BuildError, DeviceBackend, build, build_with};
+pub use backend::{Backend, BuildError, DeviceBackend, build, build_with, replay};
 pub use config::{
     AbSlotConfig, AbSlotSettings, DeviceConfig, DeviceConfigError, DeviceSettings, ExecutorConfig, ExecutorSettings,
-    RedfishConfig, RedfishSettings, Secret, UpdateMethod,
+    RedfishConfig, RedfishSettings, Secret, TranscriptConfig, TranscriptSettings, UpdateMethod,
 };
 pub use credentials::{
     Credentials, CredentialsError, ProfileConfig, Profiles, ProfilesConfig, ProfilesError, Resolved, SecretError,

@@ -6,17 +6,20 @@ use std::{
     io::{self, Read as _},
     path::{Path, PathBuf},
     process::ExitCode,
+    sync::Arc,
 };
 
 use clap::Parser;
 use discover::Discovery;
+use firmesh_executors::{ImageError, ImageReader, ImageSource, build, redfish::Transcript, replay};
 use firmesh_node::{
     config::{Settings, profile_of, sealing},
     run_until_signal,
-    status::clear_at,
+    status::{clear_at, doctor_at},
     telemetry,
 };
-use firmesh_protocol::ids::DeviceId;
+use firmesh_protocol::ids::{ArtifactId, DeviceId};
+use futures_util::{FutureExt as _, future::BoxFuture};
 
 /// Caches and shares verified firmware images with its peers, and updates the devices it looks after.
 #[derive(Debug, Parser)]
@@ -37,6 +40,13 @@ struct Args {
     /// `firmesh device clear` says the same to the coordinator.
     #[arg(long, value_name = "DEVICE")]
     clear: Option<DeviceId>,
+    /// Say what a device supports and what would be done with it, changing nothing, and exit. The running node answers; if none
+    /// runs, the device is looked at from here.
+    #[arg(long, value_name = "DEVICE")]
+    doctor: Option<DeviceId>,
+    /// With `--doctor`: look at the device of this transcript, which answers in its place.
+    #[arg(long, value_name = "FILE", requires = "doctor")]
+    transcript: Option<PathBuf>,
     /// Say which profile of credentials a device has, without what it keeps, and exit.
     #[arg(long, value_name = "DEVICE")]
     credentials: Option<DeviceId>,
@@ -85,6 +95,15 @@ fn main() -> ExitCode {
             Err(error) => fail(&error),
         };
     }
+    if let Some(device) = args.doctor {
+        return match doctor(&settings, &device, args.transcript.as_deref()) {
+            Ok(found) => {
+                println!("{found}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&*error),
+        };
+    }
     match run_until_signal(settings) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&*error),
@@ -126,6 +145,53 @@ fn seal(config: &Path, profile: &str) -> Asked {
 fn clear(settings: &Settings, device: &DeviceId) -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(clear_at(&settings.state_dir, device))
+}
+
+/// What a device supports, as JSON.
+fn doctor(settings: &Settings, device: &DeviceId, transcript: Option<&Path>) -> Asked {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let examination = runtime.block_on(async {
+        if let Some(file) = transcript {
+            let transcript = Transcript::read(file)?;
+            if transcript.device() != device {
+                return Err(format!("the transcript is of {}, not of {device}", transcript.device()).into());
+            }
+            return Ok(replay(&transcript, Arc::new(NoImages))?.examine().await);
+        }
+        if let Some(answered) = doctor_at(&settings.state_dir, device).await? {
+            return Ok(answered);
+        }
+        let known = settings.devices.iter().find(|known| known.device == *device);
+        let known = known.ok_or_else(|| format!("the configuration has no device {device}"))?;
+        let backend = build(known, Arc::new(NoImages))?;
+        let examination = backend.examine().await;
+        backend.close().await;
+        Ok::<_, Box<dyn std::error::Error>>(examination)
+    })?;
+    Ok(serde_json::to_string_pretty(&examination)?)
+}
+
+/// Whoever only looks has no images.
+#[derive(Debug)]
+struct NoImages;
+
+impl ImageSource for NoImages {
+    fn open(&self, artifact: ArtifactId) -> BoxFuture<'_, Result<ImageReader, ImageError>> {
+        let source = io::Error::other("nothing is installed by a look").into();
+        let retry = false;
+        async move {
+            Err(ImageError {
+                artifact,
+                retry,
+                source,
+            })
+        }
+        .boxed()
+    }
+
+    fn url(&self, artifact: ArtifactId) -> String {
+        format!("https://no-image/{artifact}")
+    }
 }
 
 fn fail(error: &dyn std::error::Error) -> ExitCode {

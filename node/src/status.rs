@@ -1,9 +1,11 @@
 //! The node's local status API: a [`page`] for people, `/health`, `/status`, `/metrics`, loopback only. What changes something needs a signature or
 //! the node's own token: `POST /brakes` pulls a brake here and, from peer to peer, everywhere, with the coordinator dead or
-//! lying; `/bundle` takes what a bundle brings ([`bundles`]); a quarantined device is put back in service ([`clear`]).
+//! lying; `/bundle` takes what a bundle brings ([`bundles`]); a quarantined device is put back in service ([`clear`]). What a device
+//! supports is told by [`doctor`].
 
 mod bundles;
 mod clear;
+mod doctor;
 mod page;
 
 use std::{collections::BTreeMap, io, net::SocketAddr};
@@ -35,6 +37,7 @@ use crate::store::Scrubbed;
 
 pub use crate::audit::AuditStatus;
 pub use clear::{ClearRequest, LocalToken, clear_at};
+pub use doctor::{DoctorRequest, doctor_at};
 
 /// Asks the runtime for the status.
 pub type StatusRequest = oneshot::Sender<Status>;
@@ -62,6 +65,8 @@ pub struct Runtime {
     pub bundles: mpsc::Sender<BundleRequest>,
     /// Brings people's word on quarantined devices.
     pub clears: mpsc::Sender<ClearRequest>,
+    /// Asks what a device supports.
+    pub doctors: mpsc::Sender<DoctorRequest>,
     /// What they have to show.
     pub token: LocalToken,
 }
@@ -245,6 +250,7 @@ pub async fn serve(listener: tokio::net::TcpListener, runtime: Runtime, cancel: 
         .route("/metrics", get(metrics))
         .route("/brakes", post(brake).layer(DefaultBodyLimit::max(BRAKE_BYTES_MAX)))
         .route("/devices/{device}/clear", post(clear::clear))
+        .route("/devices/{device}/doctor", get(doctor::doctor))
         .merge(bundles::router())
         .with_state(runtime);
     axum::serve(listener, router)

@@ -175,6 +175,14 @@ impl AbSlotBackend {
         }
     }
 
+    pub(super) fn settings(&self) -> &AbSlotSettings {
+        &self.settings
+    }
+
+    pub(super) fn is_written_by_swupdate(&self) -> bool {
+        self.writer.is_some()
+    }
+
     /// The same, its slots written by SWUpdate.
     pub(crate) fn written_by(mut self, writer: Writer) -> Self {
         self.writer = Some(writer);

@@ -3,6 +3,7 @@
 mod backend;
 mod boot_env;
 mod disk;
+mod examine;
 #[cfg(test)]
 mod tests;
 

@@ -103,6 +103,10 @@ impl CommandBackend {
         }
     }
 
+    pub(super) fn tool(&self) -> &Tool {
+        &self.tool
+    }
+
     /// The name of the description.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -2,6 +2,7 @@
 
 mod backend;
 mod description;
+mod examine;
 mod runs;
 mod template;
 #[cfg(test)]

@@ -114,6 +114,10 @@ impl RaucError {
 }
 
 impl RaucBackend {
+    pub(super) fn settings(&self) -> &RaucSettings {
+        &self.settings
+    }
+
     /// A backend for the host of `settings`. Touches nothing.
     #[must_use]
     pub fn new(settings: RaucSettings, component: Component, images: Arc<dyn ImageSource>) -> Self {

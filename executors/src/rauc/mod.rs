@@ -2,6 +2,7 @@
 
 mod backend;
 mod config;
+mod examine;
 mod status;
 
 pub use backend::RaucBackend;

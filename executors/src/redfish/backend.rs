@@ -11,6 +11,7 @@ use super::{
     client::{Client, ClientError},
     discovery::{Map, is_bmc, version_beside},
     task,
+    transcript::{Act, Replay, Transcript},
     wire::{Action, Collection, Inventory, Manager, System, TaskService, UpdateService},
 };
 use crate::{
@@ -30,7 +31,7 @@ pub struct RedfishBackend {
     pub(super) client: Client,
     pub(super) component: Component,
     pub(super) images: Arc<dyn ImageSource>,
-    map: Mutex<Option<Arc<Map>>>,
+    pub(super) map: Mutex<Option<Arc<Map>>>,
     last_look: Mutex<Option<TaskLook>>,
 }
 
@@ -57,6 +58,41 @@ impl RedfishBackend {
             map: Mutex::new(None),
             last_look: Mutex::new(None),
         })
+    }
+
+    /// A backend that a transcript answers instead of a BMC.
+    ///
+    /// # Errors
+    /// If the transcript's dialect is not known here.
+    pub fn replay(transcript: &Transcript, images: Arc<dyn ImageSource>) -> Result<Self, ClientError> {
+        let settings = transcript.settings().settings();
+        let settings = settings.map_err(|problem| ClientError::Setup(problem.into()))?;
+        Ok(Self {
+            client: Client::replaying(settings, Replay::new(transcript))?,
+            component: transcript.component().clone(),
+            images,
+            map: Mutex::new(None),
+            last_look: Mutex::new(None),
+        })
+    }
+
+    /// Of a transcript that answers, how many orders it has and how many of them were given.
+    #[must_use]
+    pub fn orders_replayed(&self) -> Option<(usize, usize)> {
+        self.client.orders()
+    }
+
+    /// An attempt is over, and its transcript with it.
+    pub(crate) fn over(&self) {
+        if let Some(recorder) = self.client.recorder() {
+            recorder.over();
+        }
+    }
+
+    pub(super) fn note(&self, act: impl FnOnce() -> Act) {
+        if let Some(recorder) = self.client.recorder() {
+            recorder.act(act());
+        }
     }
 
     /// Ends the session with the BMC, which allows only a few.
@@ -90,24 +126,14 @@ impl RedfishBackend {
         let entry: Inventory = read
             .read_or_default("read the firmware inventory", map.entry.as_ref())
             .await?;
-        let (mut vendor, mut model) = (system.manufacturer.clone(), system.model.clone());
-        if vendor.is_none() || model.is_none() {
-            let chassis: System = read.read_or_default("read the chassis", map.chassis.as_ref()).await?;
-            vendor = vendor.or(chassis.manufacturer);
-            model = model.or(chassis.model);
-        }
-        let settings = read.settings();
+        let (vendor, model) = self.identity(&map, &system).await?;
         let version = entry.version.filter(|version| !version.is_empty());
         let version = version.or_else(|| version_beside(&self.component, &system, &manager));
         let clock_off_s = manager.date_time.as_deref().and_then(clock_off_s);
         let (ready, boot_id, resets) = self.state(&map, &system, &manager);
         Ok(Seen {
-            vendor: [vendor, map.vendor.clone(), settings.vendor.clone()]
-                .into_iter()
-                .flatten()
-                .next()
-                .unwrap_or_default(),
-            model: model.or_else(|| settings.model.clone()).unwrap_or_default(),
+            vendor,
+            model,
             component: self.component.clone(),
             version,
             ready,
@@ -123,8 +149,24 @@ impl RedfishBackend {
         })
     }
 
+    /// Who makes the device and its model; empty if nobody says.
+    pub(super) async fn identity(&self, map: &Map, system: &System) -> Result<(String, String), ClientError> {
+        let (mut vendor, mut model) = (system.manufacturer.clone(), system.model.clone());
+        if vendor.is_none() || model.is_none() {
+            let operation = "read the chassis";
+            let chassis: System = self.client.read_or_default(operation, map.chassis.as_ref()).await?;
+            vendor = vendor.or(chassis.manufacturer);
+            model = model.or(chassis.model);
+        }
+        let settings = self.client.settings();
+        let vendors = [vendor, map.vendor.clone(), settings.vendor.clone()];
+        let vendor = vendors.into_iter().flatten().next();
+        let model = model.or_else(|| settings.model.clone());
+        Ok((vendor.unwrap_or_default(), model.unwrap_or_default()))
+    }
+
     /// Whether what a reset restarts is up, which start it is, and the resets there are.
-    fn state(&self, map: &Map, system: &System, manager: &Manager) -> (bool, Option<String>, Vec<Rung>) {
+    pub(super) fn state(&self, map: &Map, system: &System, manager: &Manager) -> (bool, Option<String>, Vec<Rung>) {
         let wanted = self.rungs(map);
         let is_managers = wanted
             .first()
@@ -142,7 +184,7 @@ impl RedfishBackend {
     }
 
     /// The resets that start a new version of the component.
-    fn rungs(&self, map: &Map) -> Vec<Rung> {
+    pub(super) fn rungs(&self, map: &Map) -> Vec<Rung> {
         let mut rungs = match map.dialect.part(&self.component).and_then(|part| part.reset.as_ref()) {
             Some(resets) => resets.clone(),
             None if is_bmc(&self.component) => vec![Rung::Bmc],
@@ -243,7 +285,7 @@ impl RedfishBackend {
         Ok(first.map(|(_, seen)| seen))
     }
 
-    async fn restart(&self, rung: Rung) -> Result<(), ClientError> {
+    pub(super) async fn restart(&self, rung: Rung) -> Result<(), ClientError> {
         let map = self.map().await?;
         let rungs = self.rungs(&map);
         // A stalled task is ended by a reset of the manager, whatever the component.
@@ -306,6 +348,9 @@ impl DeviceBackend for RedfishBackend {
     }
 
     async fn stage(&self, image: &Image, _slot: Option<Slot>) -> Result<Option<String>, ActError> {
+        self.note(|| Act::Stage {
+            image: Box::new(image.clone()),
+        });
         self.stage_image(image).await
     }
 
@@ -314,6 +359,7 @@ impl DeviceBackend for RedfishBackend {
     }
 
     async fn reset(&self, rung: Rung) -> Result<(), ActError> {
+        self.note(|| Act::Reset { rung });
         self.restart(rung).await.map_err(|error| ActError {
             reason: chain(&error),
             retry: error.retry(),
@@ -325,6 +371,7 @@ impl DeviceBackend for RedfishBackend {
     }
 
     async fn abort(&self, task: Option<&str>) -> Result<(), ActError> {
+        self.note(|| Act::Abort);
         let is_service = |link: &str, map: &Map| map.update_service.as_deref() == Some(link);
         let acted = match (task, self.map().await) {
             (_, Err(error)) => Err(error),
@@ -369,7 +416,7 @@ fn system_state(system: &System) -> (bool, Option<String>, Vec<Rung>) {
 }
 
 /// The reset of a rung, by the names the BMC offers. One that lists no names takes those the specification requires.
-fn reset_type(action: &Action, rung: Rung) -> Option<&'static str> {
+pub(super) fn reset_type(action: &Action, rung: Rung) -> Option<&'static str> {
     let order: &[&str] = match rung {
         Rung::Bmc | Rung::Warm => &["GracefulRestart", "ForceRestart"],
         Rung::Cold => &["PowerCycle", "ForceRestart"],
@@ -384,7 +431,7 @@ fn reset_type(action: &Action, rung: Rung) -> Option<&'static str> {
 }
 
 /// How far a BMC's clock is ahead of ours.
-fn clock_off_s(date_time: &str) -> Option<i64> {
+pub(super) fn clock_off_s(date_time: &str) -> Option<i64> {
     let time: jiff::Timestamp = date_time.parse().ok()?;
     Some(time.as_second() - jiff::Timestamp::now().as_second())
 }
@@ -395,7 +442,7 @@ fn power_on(action: &Action) -> Option<&'static str> {
     (!action.target.is_empty() && is_offered).then_some("On")
 }
 
-fn no_slots() -> ActError {
+pub(super) fn no_slots() -> ActError {
     ActError {
         reason: "a Redfish device has no slots".to_owned(),
         retry: false,

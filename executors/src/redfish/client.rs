@@ -12,8 +12,11 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
-use super::wire::{self, Said};
-use crate::config::RedfishSettings;
+use super::{
+    transcript::{Asked, NotRecorded, Recorder, Redaction, Replay},
+    wire::{self, Said},
+};
+use crate::{backend::chain, config::RedfishSettings};
 
 /// The largest answer read: inventories of big chassis stay below 1 MiB.
 const BODY_BYTES_MAX: usize = 4 << 20;
@@ -97,6 +100,24 @@ pub enum ClientError {
         /// The link.
         link: String,
     },
+    /// A transcript's BMC that did not answer then either.
+    #[error("{operation}: no answer from {url}: {words}")]
+    NoAnswerThen {
+        /// What was tried.
+        operation: &'static str,
+        /// Where.
+        url: Url,
+        /// What was kept of the reason.
+        words: String,
+    },
+    /// A question that the transcript's BMC was not asked.
+    #[error("{operation}")]
+    NotRecorded {
+        /// What was tried.
+        operation: &'static str,
+        /// What was asked, and what was asked then.
+        source: NotRecorded,
+    },
     /// The BMC does not offer what is needed.
     #[error("{operation}: the BMC at {url} offers no {what}")]
     NotOffered {
@@ -114,7 +135,7 @@ impl ClientError {
     #[must_use]
     pub fn retry(&self) -> bool {
         match self {
-            Self::NoAnswer { .. } => true,
+            Self::NoAnswer { .. } | Self::NoAnswerThen { .. } => true,
             Self::Refused { status, .. } => matches!(status, 408 | 409 | 423 | 425 | 429 | 500 | 502..=504),
             _ => false,
         }
@@ -155,6 +176,10 @@ pub(super) struct Client {
     http: reqwest::Client,
     settings: RedfishSettings,
     login: Mutex<Login>,
+    recorder: Option<Recorder>,
+    /// What answers in the BMC's place, in a test.
+    replay: Option<Replay>,
+    redaction: Redaction,
 }
 
 #[derive(Debug, Clone)]
@@ -170,8 +195,10 @@ pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) location: Option<String>,
     pub(super) retry_after: Option<Duration>,
+    /// The key of a session that was opened.
+    pub(super) token: Option<String>,
     pub(super) body: Vec<u8>,
-    url: Url,
+    pub(super) url: Url,
 }
 
 /// What is uploaded.
@@ -179,7 +206,8 @@ pub(super) struct Answer {
 pub(super) enum Upload {
     /// The image itself, with its length.
     Raw(Body, u64),
-    Form(Form),
+    /// A form, with what a transcript keeps of it.
+    Form(Form, Vec<Value>),
 }
 
 /// A session, for those who want its key within a form.
@@ -205,14 +233,81 @@ impl Client {
             .tls_backend_preconfigured(tls(&settings)?)
             .connect_timeout(CONNECT_LIMIT)
             .redirect(redirect::Policy::none())
+            .tls_info(true)
             .no_proxy()
             .build()
             .map_err(|error| ClientError::Setup(error.into()))?;
+        let redaction = Redaction::new(&settings.username, settings.password.expose());
         Ok(Self {
             http,
+            recorder: settings.transcript.clone().map(Recorder::new),
             settings,
             login: Mutex::new(Login::None),
+            replay: None,
+            redaction,
         })
+    }
+
+    /// A client that a transcript answers.
+    pub(super) fn replaying(settings: RedfishSettings, replay: Replay) -> Result<Self, ClientError> {
+        let mut client = Self::new(settings)?;
+        client.replay = Some(replay);
+        Ok(client)
+    }
+
+    /// What records the exchanges, if they are recorded.
+    pub(super) fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
+    }
+
+    pub(super) fn orders(&self) -> Option<(usize, usize)> {
+        self.replay.as_ref().map(Replay::orders)
+    }
+
+    /// Sends one request and reads its answer: what all requests go through.
+    async fn exchange(
+        &self,
+        operation: &'static str,
+        url: &Url,
+        request: RequestBuilder,
+        parts: Option<Value>,
+    ) -> Result<Answer, ClientError> {
+        let request = request.build().map_err(|error| ClientError::Setup(error.into()))?;
+        let is_kept = self.recorder.is_some() || self.replay.is_some();
+        let asked = is_kept.then(|| Asked::of(&request, parts, &self.redaction));
+        let answer = match (&self.replay, &asked) {
+            (Some(replay), Some(asked)) => replay.answer(operation, url, asked),
+            _ => match self.http.execute(request).await {
+                Ok(response) => read(operation, url.clone(), response).await,
+                Err(source) => Err(no_answer(operation, url, source)),
+            },
+        };
+        if let (Some(recorder), Some(asked)) = (&self.recorder, asked) {
+            if let Some(token) = answer.as_ref().ok().and_then(|answer| answer.token.as_ref()) {
+                self.redaction.add(token);
+            }
+            let failed = |error: &ClientError| self.redaction.text(&chain(error));
+            recorder.keep(asked, answer.as_ref().map_err(failed), &self.redaction);
+        }
+        answer
+    }
+
+    /// The certificate that the BMC shows, in DER; nothing over plain HTTP, and from a transcript.
+    pub(super) async fn certificate(&self) -> Result<Option<Vec<u8>>, ClientError> {
+        let operation = "look at the certificate";
+        if self.replay.is_some() {
+            return Ok(None);
+        }
+        let url = self.resolve(operation, "/redfish/v1/")?;
+        let response = self.http.get(url.clone()).timeout(REQUEST_LIMIT).send().await;
+        let response = response.map_err(|source| no_answer(operation, &url, source))?;
+        let shown = response.extensions().get::<reqwest::tls::TlsInfo>();
+        Ok(shown.and_then(|shown| shown.peer_certificate()).map(<[u8]>::to_vec))
+    }
+
+    /// Whether requests go with a session, rather than with the account in each of them.
+    pub(super) async fn has_session(&self) -> bool {
+        matches!(*self.login.lock().await, Login::Session { .. })
     }
 
     pub(super) fn settings(&self) -> &RedfishSettings {
@@ -255,8 +350,23 @@ impl Client {
     }
 
     pub(super) async fn patch(&self, operation: &'static str, link: &str, body: &Value) -> Result<Answer, ClientError> {
+        self.patch_as(operation, link, None, body).await
+    }
+
+    /// Changes a resource as it was seen: some BMCs take no other change.
+    pub(super) async fn patch_as(
+        &self,
+        operation: &'static str,
+        link: &str,
+        seen: Option<&str>,
+        body: &Value,
+    ) -> Result<Answer, ClientError> {
         self.send(operation, Method::PATCH, link, |request| {
-            request.timeout(REQUEST_LIMIT).json(body)
+            let request = request.timeout(REQUEST_LIMIT).json(body);
+            match seen {
+                Some(tag) => request.header(header::IF_MATCH, tag),
+                None => request,
+            }
         })
         .await
     }
@@ -281,18 +391,17 @@ impl Client {
                 }
             }
         };
-        let request = match upload {
-            Upload::Form(form) => request.multipart(form),
-            Upload::Raw(body, length) => request
-                .header(header::CONTENT_TYPE, "application/octet-stream")
-                .header(header::CONTENT_LENGTH, length)
-                .body(body),
+        let (request, parts) = match upload {
+            Upload::Form(form, parts) => (request.multipart(form), json!({ "form": parts })),
+            Upload::Raw(body, length) => {
+                let request = request
+                    .header(header::CONTENT_TYPE, "application/octet-stream")
+                    .header(header::CONTENT_LENGTH, length)
+                    .body(body);
+                (request, json!({ "image_bytes": length }))
+            }
         };
-        let response = request
-            .send()
-            .await
-            .map_err(|source| no_answer(operation, &url, source))?;
-        accept(operation, read(operation, url, response).await?)
+        accept(operation, self.exchange(operation, &url, request, Some(parts)).await?)
     }
 
     /// A session, also from services that want the account twice when one is opened.
@@ -302,10 +411,9 @@ impl Client {
         }
         let url = self.resolve(operation, SESSIONS)?;
         let request = self.http.post(url.clone()).timeout(REQUEST_LIMIT).json(&self.account());
-        let response = self.authorise(request, &Login::Basic).send().await;
-        let response = response.map_err(|source| no_answer(operation, &url, source))?;
-        let token = text_of(&response, "x-auth-token");
-        let answer = accept(operation, read(operation, url.clone(), response).await?)?;
+        let request = self.authorise(request, &Login::Basic);
+        let answer = accept(operation, self.exchange(operation, &url, request, None).await?)?;
+        let token = answer.token.clone();
         let what = "session, though its form needs the key of one".to_owned();
         let key = token.ok_or(ClientError::NotOffered { operation, url, what })?;
         let own = Some(answer.location.clone().or_else(|| named(&answer)));
@@ -334,8 +442,9 @@ impl Client {
         let Ok(url) = self.resolve("end the session", &self.path_of(location)) else {
             return;
         };
-        let request = self.http.delete(url).header("X-Auth-Token", token);
-        if let Err(error) = request.timeout(REQUEST_LIMIT).send().await {
+        let request = self.http.delete(url.clone()).header("X-Auth-Token", token);
+        let request = request.timeout(REQUEST_LIMIT);
+        if let Err(error) = self.exchange("end the session", &url, request, None).await {
             tracing::debug!(%error, "a Redfish session was left to expire");
         }
     }
@@ -352,12 +461,9 @@ impl Client {
         loop {
             let login = self.login(operation).await?;
             let request = finish(self.authorise(self.http.request(method.clone(), url.clone()), &login));
-            let response = request
-                .send()
-                .await
-                .map_err(|source| no_answer(operation, &url, source))?;
-            if response.status() != StatusCode::UNAUTHORIZED {
-                return accept(operation, read(operation, url, response).await?);
+            let answer = self.exchange(operation, &url, request, None).await?;
+            if answer.status != StatusCode::UNAUTHORIZED {
+                return accept(operation, answer);
             }
             // The session has expired, or the BMC forgot it in a restart.
             self.forget(&login).await;
@@ -391,12 +497,8 @@ impl Client {
     async fn open_session(&self, operation: &'static str) -> Result<Login, ClientError> {
         let url = self.resolve(operation, SESSIONS)?;
         let request = self.http.post(url.clone()).timeout(REQUEST_LIMIT).json(&self.account());
-        let response = request
-            .send()
-            .await
-            .map_err(|source| no_answer(operation, &url, source))?;
-        let (token, location) = (text_of(&response, "x-auth-token"), text_of(&response, "location"));
-        let answer = read(operation, url, response).await?;
+        let answer = self.exchange(operation, &url, request, None).await?;
+        let (token, location) = (answer.token.clone(), answer.location.clone());
         let is_full = || {
             let said = wire::said(&answer.body);
             said.ids.iter().any(|id| id.ends_with("SessionLimitExceeded"))
@@ -467,6 +569,7 @@ async fn read(operation: &'static str, url: Url, mut response: Response) -> Resu
     let location = text_of(&response, header::LOCATION.as_str());
     // A date instead of seconds is as good as nothing: the clocks of BMCs are wrong.
     let retry_after = text_of(&response, header::RETRY_AFTER.as_str()).and_then(|text| text.trim().parse().ok());
+    let token = text_of(&response, "x-auth-token");
     let mut body = Vec::new();
     while let Some(chunk) = response
         .chunk()
@@ -482,6 +585,7 @@ async fn read(operation: &'static str, url: Url, mut response: Response) -> Resu
         status,
         location,
         retry_after: retry_after.map(Duration::from_secs),
+        token,
         body,
         url,
     })

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// Inventory entries looked into for a name; large servers list about a hundred.
-const INVENTORY_MAX: usize = 256;
+pub(super) const INVENTORY_MAX: usize = 256;
 /// The component whose resets are the manager's.
 const BMC: &str = "bmc";
 /// The component whose version a system tells without an inventory.
@@ -27,7 +27,11 @@ pub(super) struct Map {
     pub(super) tasks: Option<String>,
     /// The component's entry in the firmware inventory.
     pub(super) entry: Option<String>,
+    /// What the entry was found by.
+    pub(super) entry_by: String,
     pub(super) dialect: Dialect,
+    /// What the dialect was chosen by.
+    pub(super) speaker: Speaker,
 }
 
 impl Map {
@@ -88,15 +92,20 @@ impl Client {
         let service: UpdateService = self
             .read_or_default("read the update service", update_service.as_ref())
             .await?;
-        let entry = match &service.firmware_inventory {
+        let found = match &service.firmware_inventory {
+            // Settings are no firmware.
+            _ if settings.bios_settings.is_some() => None,
             Some(list) => {
                 let expand = root.protocol_features_supported.expand_query;
                 self.find_entry(list, &expand, component, &dialect).await?
             }
             None => None,
         };
+        let (entry, entry_by) = found.unzip();
         Ok(Map {
             vendor: root.vendor,
+            speaker,
+            entry_by: entry_by.unwrap_or_default(),
             update_service,
             system,
             manager,
@@ -131,7 +140,7 @@ impl Client {
         expand: &Expand,
         component: &Component,
         dialect: &Dialect,
-    ) -> Result<Option<String>, ClientError> {
+    ) -> Result<Option<(String, String)>, ClientError> {
         let list_link = list.id.trim_end_matches('/').to_owned();
         let list: Collection = match self.get("list the firmware inventory", &list.id).await {
             Err(error) if error.is_status(&[404]) => return Ok(None),
@@ -149,25 +158,38 @@ impl Client {
             Some(named) => vec![named],
             None => known.iter().map(String::as_str).chain([component.as_str()]).collect(),
         };
-        let by_link = |pattern: &&str| links.iter().find(|link| is_like(last_part(link), pattern));
-        if let Some(link) = patterns.iter().find_map(by_link) {
-            return Ok(Some(link.clone()));
+        let whose = |pattern: &str| match named {
+            Some(_) => format!("`inventory` in the configuration, {pattern:?}"),
+            None if pattern == component.as_str() => "the component's name".to_owned(),
+            None => format!("the pattern {pattern:?} of the dialect"),
+        };
+        let by_link = |pattern: &&str| {
+            let link = links.iter().find(|link| is_like(last_part(link), pattern));
+            link.map(|link| (link.clone(), whose(pattern)))
+        };
+        if let Some(found) = patterns.iter().find_map(by_link) {
+            return Ok(Some(found));
         }
         let entries = self.entries(&list_link, expand, &links).await?;
         for pattern in &patterns {
             let is_it = |entry: &&Inventory| is_like(&entry.id, pattern) || is_like(&entry.name, pattern);
             if let Some(entry) = entries.iter().find(is_it) {
-                return Ok(Some(entry.link.clone()));
+                return Ok(Some((entry.link.clone(), whose(pattern))));
             }
         }
         let part_of_name = named.unwrap_or(component.as_str()).to_lowercase();
         let bears_it = |entry: &Inventory| entry.name.to_lowercase().contains(&part_of_name);
         let found = entries.into_iter().find(bears_it);
-        Ok(found.map(|entry| entry.link))
+        Ok(found.map(|entry| (entry.link, format!("its Name, which has {part_of_name:?} in it"))))
     }
 
     /// The inventory's entries: in one answer where the BMC can, for a hundred of them take longer than a look may.
-    async fn entries(&self, list: &str, expand: &Expand, links: &[String]) -> Result<Vec<Inventory>, ClientError> {
+    pub(super) async fn entries(
+        &self,
+        list: &str,
+        expand: &Expand,
+        links: &[String],
+    ) -> Result<Vec<Inventory>, ClientError> {
         let operation = "read the firmware inventory";
         let query = match (expand.no_links, expand.expand_all) {
             (true, _) => Some("$expand=."),

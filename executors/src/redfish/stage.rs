@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use firmesh_executors_core::{ActError, Image, TaskState};
+use firmesh_protocol::ids::Component;
 use reqwest::{
     Body,
     multipart::{Form, Part},
@@ -25,7 +26,7 @@ use crate::{backend::chain, config::UpdateMethod};
 /// What is read of an image at a time.
 const CHUNK_BYTES: usize = 256 << 10;
 /// When an uploaded image is to be written.
-const ON_START_UPDATE: &str = "OnStartUpdateRequest";
+pub(super) const ON_START_UPDATE: &str = "OnStartUpdateRequest";
 /// The longest that a BMC is given its way when it asks to be left alone, once and in all.
 const WAIT_MAX: Duration = Duration::from_secs(60);
 const WAITS_MAX: Duration = Duration::from_secs(300);
@@ -83,10 +84,10 @@ struct Errand<'a> {
 }
 
 /// A way that the BMC offers.
-struct Way {
+pub(super) struct Way {
     method: Method,
-    address: String,
-    apply_time: Option<String>,
+    pub(super) address: String,
+    pub(super) apply_time: Option<String>,
 }
 
 impl RedfishBackend {
@@ -139,7 +140,7 @@ impl RedfishBackend {
                 passed_over.push(format!("{name}: the configuration does not want it"));
                 continue;
             }
-            let mut way = match self.way(&errand, method) {
+            let mut way = match way(&errand.service, dialect, &self.component, &errand.targets, method) {
                 Ok(way) => way,
                 Err(why) => {
                     passed_over.push(format!("{name}: {why}"));
@@ -222,49 +223,6 @@ impl RedfishBackend {
         Ok(())
     }
 
-    /// Whether the BMC offers this, and where and when; the error says what is missing.
-    fn way(&self, errand: &Errand<'_>, method: Method) -> Result<Way, String> {
-        let (service, dialect) = (&errand.service, &errand.map.dialect);
-        let address = |uri: &Option<String>, name: &str| {
-            let uri = uri.clone().filter(|uri| !uri.is_empty());
-            uri.ok_or_else(|| format!("the BMC offers no {name}"))
-        };
-        let address = match method {
-            Method::SimpleUpdate => {
-                let action = service.actions.simple_update.as_ref();
-                let action = action.filter(|action| !action.target.is_empty());
-                let action = action.ok_or("the BMC offers no SimpleUpdate")?;
-                let list = |list: &[String]| list.join(", ");
-                let is_https = |protocol: &String| protocol.eq_ignore_ascii_case("https");
-                if !action.protocols.is_empty() && !action.protocols.iter().any(is_https) {
-                    return Err(format!(
-                        "the BMC fetches images by {}, not by HTTPS",
-                        list(&action.protocols)
-                    ));
-                }
-                let is_allowed = |target: &String| action.targets.contains(target);
-                if !action.targets.is_empty() && !errand.targets.iter().all(is_allowed) {
-                    let (wanted, allowed) = (list(&errand.targets), list(&action.targets));
-                    return Err(format!("the BMC updates {allowed} so, not {wanted}"));
-                }
-                action.target.clone()
-            }
-            Method::Multipart => address(&service.multipart_http_push_uri, "MultipartHttpPushUri")?,
-            Method::Form => address(&service.http_push_uri, "HttpPushUri")?,
-            Method::HttpPush if service.http_push_uri == service.multipart_http_push_uri => {
-                return Err("the BMC offers no HttpPushUri for a bare image".to_owned());
-            }
-            Method::HttpPush => address(&service.http_push_uri, "HttpPushUri")?,
-        };
-        let offered = service.apply_times(method);
-        let wanted = dialect.apply_time(&self.component);
-        Ok(Way {
-            method,
-            address,
-            apply_time: wanted.iter().find(|time| offered.contains(time)).cloned(),
-        })
-    }
-
     /// Hands the image over. The inner error is what a BMC says that has offered a way and will not have it so.
     async fn hand_over(&self, errand: &Errand<'_>, way: &Way) -> Result<Result<Answer, ClientError>, Refusal> {
         let dialect = &errand.map.dialect;
@@ -288,11 +246,15 @@ impl RedfishBackend {
                 self.client.post("start SimpleUpdate", &way.address, &body.into()).await
             }
             Method::Multipart => {
-                let parameters = json_part(&self.parameters(errand, way, true).into())?;
+                let parameters = self.parameters(errand, way, true).into();
                 let form = Form::new()
-                    .part(update.parameters_part.clone(), parameters)
+                    .part(update.parameters_part.clone(), json_part(&parameters)?)
                     .part(update.file_part.clone(), self.file(errand).await?);
-                let upload = Upload::Form(form);
+                let kept = vec![
+                    json!({ "part": update.parameters_part, "json": parameters }),
+                    self.file_kept(errand, &update.file_part),
+                ];
+                let upload = Upload::Form(form, kept);
                 self.client.upload("push the image", &way.address, upload, None).await
             }
             Method::Form => self.fill_in(errand, way).await?,
@@ -331,20 +293,27 @@ impl RedfishBackend {
             }
         };
         let key = session.as_ref().map(|session| session.key.clone()).unwrap_or_default();
-        let mut form = Form::new();
+        let (mut form, mut kept) = (Form::new(), Vec::new());
         for part in &update.form {
-            let content = match (part.holds, &part.json) {
-                (Some(Holds::File), _) => self.file(errand).await?,
-                (Some(Holds::Session), _) => Part::text(key.clone()),
-                (Some(Holds::Parameters), _) => json_part(&self.parameters(errand, way, true).into())?,
-                (None, json) => json_part(&json!(json))?,
+            let name = &part.part;
+            let (content, keep) = match (part.holds, &part.json) {
+                (Some(Holds::File), _) => (self.file(errand).await?, self.file_kept(errand, name)),
+                (Some(Holds::Session), _) => (Part::text(key.clone()), json!({ "part": name, "session_key": "it" })),
+                (holds, json) => {
+                    let json = match holds {
+                        None => json!(json),
+                        Some(_) => self.parameters(errand, way, true).into(),
+                    };
+                    (json_part(&json)?, json!({ "part": name, "json": json }))
+                }
             };
-            form = form.part(part.part.clone(), content);
+            form = form.part(name.clone(), content);
+            kept.push(keep);
         }
         let let_in = session
             .as_ref()
             .map(|session| (session, update.session_cookie.as_deref()));
-        let upload = Upload::Form(form);
+        let upload = Upload::Form(form, kept);
         let answer = self.client.upload(operation, &way.address, upload, let_in).await;
         if let Some(session) = session {
             self.client.end(session).await;
@@ -399,11 +368,20 @@ impl RedfishBackend {
         Ok(Body::wrap_stream(ReaderStream::with_capacity(reader, CHUNK_BYTES)))
     }
 
-    async fn file(&self, errand: &Errand<'_>) -> Result<Part, Refusal> {
+    /// What an uploaded image is called.
+    fn file_name<'a>(&'a self, dialect: &'a Dialect) -> &'a str {
         let own = self.client.settings().image_name.as_deref();
-        let name = own
-            .unwrap_or_else(|| errand.map.dialect.file_name(&self.component))
-            .to_owned();
+        own.unwrap_or_else(|| dialect.file_name(&self.component))
+    }
+
+    /// What a transcript keeps of an image in a form.
+    fn file_kept(&self, errand: &Errand<'_>, part: &str) -> Value {
+        let name = self.file_name(&errand.map.dialect);
+        json!({ "part": part, "file": name, "image_bytes": errand.image.artifact.length })
+    }
+
+    async fn file(&self, errand: &Errand<'_>) -> Result<Part, Refusal> {
+        let name = self.file_name(&errand.map.dialect).to_owned();
         let part = Part::stream_with_length(self.image(errand).await?, errand.image.artifact.length);
         part.file_name(name).mime_str("application/octet-stream").map_err(setup)
     }
@@ -466,6 +444,54 @@ impl RedfishBackend {
     }
 }
 
+/// Whether the BMC offers this, and where and when; the error says what is missing.
+pub(super) fn way(
+    service: &UpdateService,
+    dialect: &Dialect,
+    component: &Component,
+    targets: &[String],
+    method: Method,
+) -> Result<Way, String> {
+    let address = |uri: &Option<String>, name: &str| {
+        let uri = uri.clone().filter(|uri| !uri.is_empty());
+        uri.ok_or_else(|| format!("the BMC offers no {name}"))
+    };
+    let address = match method {
+        Method::SimpleUpdate => {
+            let action = service.actions.simple_update.as_ref();
+            let action = action.filter(|action| !action.target.is_empty());
+            let action = action.ok_or("the BMC offers no SimpleUpdate")?;
+            let list = |list: &[String]| list.join(", ");
+            let is_https = |protocol: &String| protocol.eq_ignore_ascii_case("https");
+            if !action.protocols.is_empty() && !action.protocols.iter().any(is_https) {
+                return Err(format!(
+                    "the BMC fetches images by {}, not by HTTPS",
+                    list(&action.protocols)
+                ));
+            }
+            let is_allowed = |target: &String| action.targets.contains(target);
+            if !action.targets.is_empty() && !targets.iter().all(is_allowed) {
+                let (wanted, allowed) = (list(targets), list(&action.targets));
+                return Err(format!("the BMC updates {allowed} so, not {wanted}"));
+            }
+            action.target.clone()
+        }
+        Method::Multipart => address(&service.multipart_http_push_uri, "MultipartHttpPushUri")?,
+        Method::Form => address(&service.http_push_uri, "HttpPushUri")?,
+        Method::HttpPush if service.http_push_uri == service.multipart_http_push_uri => {
+            return Err("the BMC offers no HttpPushUri for a bare image".to_owned());
+        }
+        Method::HttpPush => address(&service.http_push_uri, "HttpPushUri")?,
+    };
+    let offered = service.apply_times(method);
+    let wanted = dialect.apply_time(component);
+    Ok(Way {
+        method,
+        address,
+        apply_time: wanted.iter().find(|time| offered.contains(time)).cloned(),
+    })
+}
+
 /// Gives a BMC the time it asks for, as long as that stays within bounds.
 async fn wait(asked: Option<Duration>, waits: &mut Duration) -> bool {
     let Some(asked) = asked else { return false };
@@ -478,7 +504,7 @@ async fn wait(asked: Option<Duration>, waits: &mut Duration) -> bool {
     true
 }
 
-fn is_wanted(update: UpdateMethod, method: Method) -> bool {
+pub(super) fn is_wanted(update: UpdateMethod, method: Method) -> bool {
     match update {
         UpdateMethod::Auto => true,
         UpdateMethod::Pull => method == Method::SimpleUpdate,
@@ -496,7 +522,7 @@ fn setup(error: reqwest::Error) -> Refusal {
 
 impl Method {
     /// As it is written in a dialect.
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::SimpleUpdate => "simple_update",
             Self::Multipart => "multipart",
@@ -513,7 +539,7 @@ impl UpdateService {
     }
 
     /// When an update may take effect that comes this way; nothing if the service does not say.
-    fn apply_times(&self, method: Method) -> Vec<String> {
+    pub(super) fn apply_times(&self, method: Method) -> Vec<String> {
         let set = &self.http_push_uri_options.http_push_uri_apply_time;
         let options = || match set.allowable.is_empty() {
             false => set.allowable.clone(),

@@ -8,8 +8,12 @@ use std::{
     sync::Arc,
 };
 
-use firmesh_executors_core::{Observed, Rung, TaskSeen, TaskState};
-use firmesh_protocol::ids::{ArtifactId, Component};
+use firmesh_executors_core::{Image, Observed, Rung, TaskSeen, TaskState};
+use firmesh_protocol::{
+    ids::{ArtifactId, Component, Sha256},
+    manifest::{Artifact, RELEASE_SCHEMA, ReleaseInfo, Reversibility},
+    version::VersionScheme,
+};
 use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -396,7 +400,7 @@ fn dialects(name: &str) -> Arc<Dialects> {
 }
 
 #[derive(Debug)]
-struct NoImages;
+pub(super) struct NoImages;
 
 impl ImageSource for NoImages {
     fn open(&self, _artifact: ArtifactId) -> BoxFuture<'_, Result<ImageReader, ImageError>> {
@@ -410,7 +414,7 @@ impl ImageSource for NoImages {
 
 /// Any artifact holds this.
 #[derive(Debug)]
-struct OneImage(&'static [u8]);
+pub(super) struct OneImage(pub(super) &'static [u8]);
 
 impl ImageSource for OneImage {
     fn open(&self, _artifact: ArtifactId) -> BoxFuture<'_, Result<ImageReader, ImageError>> {
@@ -423,17 +427,46 @@ impl ImageSource for OneImage {
     }
 }
 
+/// A release of these bytes.
+pub(super) fn image_of(bytes: &[u8], version: &str) -> Image {
+    let id = ArtifactId::from([7; 32]);
+    Image {
+        target: format!("firmware/acme-r1-bios-{version}"),
+        artifact: Artifact {
+            id,
+            sha256: Sha256::of(bytes),
+            length: bytes.len() as u64,
+        },
+        info: ReleaseInfo {
+            schema: RELEASE_SCHEMA.to_owned(),
+            blake3: id,
+            vendor: "Acme".to_owned(),
+            models: vec!["R1".to_owned()],
+            component: Component::new("bios").unwrap(),
+            version: version.to_owned(),
+            security_epoch: 0,
+            from_versions: Vec::new(),
+            version_scheme: Some(VersionScheme::Dotted),
+            min_from: None,
+            requires: Vec::new(),
+            conflicts: Vec::new(),
+            reversibility: Reversibility::Reflash,
+            provenance: None,
+        },
+    }
+}
+
 type Answers = BTreeMap<String, VecDeque<String>>;
 
 /// A web server that gives fixed answers, and remembers what it heard. Of several answers to a request each is given once, and the
 /// last one from then on. An answer is a status, a body, or `STATUS|HEADER|BODY`.
-struct Script {
+pub(super) struct Script {
     url: String,
     heard: Arc<Mutex<Vec<String>>>,
 }
 
 impl Script {
-    async fn start(changes: &[(&str, &str)]) -> Self {
+    pub(super) async fn start(changes: &[(&str, &str)]) -> Self {
         let usual = [
             ("POST /redfish/v1/SessionService/Sessions", "201|x-auth-token: t|"),
             (
@@ -502,13 +535,27 @@ impl Script {
             model: None,
             image_name: None,
             ac_reset: false,
+            transcript: None,
+            bios_settings: None,
         }
     }
 
-    fn backend_with(&self, change: impl FnOnce(&mut RedfishSettings)) -> RedfishBackend {
+    pub(super) fn backend_with(&self, change: impl FnOnce(&mut RedfishSettings)) -> RedfishBackend {
         let mut settings = self.settings();
         change(&mut settings);
         RedfishBackend::new(settings, Component::new("bios").unwrap(), Arc::new(OneImage(b"hello"))).unwrap()
+    }
+
+    /// A backend of this component.
+    pub(super) fn backend_of(
+        &self,
+        component: &str,
+        images: Arc<dyn ImageSource>,
+        change: impl FnOnce(&mut RedfishSettings),
+    ) -> RedfishBackend {
+        let mut settings = self.settings();
+        change(&mut settings);
+        RedfishBackend::new(settings, Component::new(component).unwrap(), images).unwrap()
     }
 
     fn backend(&self) -> RedfishBackend {
@@ -526,7 +573,7 @@ impl Script {
     }
 
     /// The requests that begin so, whole.
-    async fn heard(&self, begin: &str) -> Vec<String> {
+    pub(super) async fn heard(&self, begin: &str) -> Vec<String> {
         let heard = self.heard.lock().await;
         let line = format!("{begin} HTTP/");
         let begins = |said: &&String| said.starts_with(&line) || (!begin.contains(' ') && said.starts_with(begin));

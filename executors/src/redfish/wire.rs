@@ -5,7 +5,9 @@ use serde::{Deserialize, Deserializer, de::DeserializeOwned};
 use serde_json::Value;
 
 /// What is missing, `null` or of another type is the default.
-fn lenient<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(deserializer: D) -> Result<T, D::Error> {
+pub(super) fn lenient<'de, D: Deserializer<'de>, T: Default + DeserializeOwned>(
+    deserializer: D,
+) -> Result<T, D::Error> {
     let value = Value::deserialize(deserializer)?;
     Ok(serde_json::from_value(value).unwrap_or_default())
 }
@@ -192,6 +194,8 @@ pub(super) struct System {
     pub(super) last_reset_time: Option<String>,
     #[serde(deserialize_with = "lenient")]
     pub(super) actions: SystemActions,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) bios: Option<Link>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]

@@ -16,6 +16,7 @@ use firmesh_node_core::{
     retries::{Tries, may_start_again},
 };
 use firmesh_protocol::{
+    api::{DeviceFinding, FindingLevel},
     ids::{ArtifactId, CampaignId, DeviceId},
     limits::REASON_BYTES_MAX,
     manifest::Priority,
@@ -29,7 +30,7 @@ use tracing::{Instrument as _, info, info_span, warn};
 use super::{Event, Runtime, Sha256Check, evidence::Shown};
 use crate::{
     journal::{AllTries, Declined, Standings},
-    status::{AttemptStatus, Refusal},
+    status::{AttemptStatus, DoctorRequest, Refusal},
 };
 
 /// How often an idle device is looked at.
@@ -37,6 +38,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// How long before a device that did not answer is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+/// The longest that an examination may take: a BMC answers a few dozen questions a minute at its worst.
+const EXAMINED_WITHIN: Duration = Duration::from_secs(120);
 
 /// The devices of this node.
 pub(super) struct Devices {
@@ -46,6 +50,8 @@ pub(super) struct Devices {
     declined: Declined,
     /// What was last reported of an attempt, and under which permit.
     told: BTreeMap<(CampaignId, DeviceId, PermitKind), (AttemptStatus, u64)>,
+    /// Held by whoever has a device looked at.
+    examining: Arc<tokio::sync::Semaphore>,
 }
 
 struct Device {
@@ -85,6 +91,7 @@ impl Devices {
             tries,
             declined,
             told: BTreeMap::new(),
+            examining: Arc::new(tokio::sync::Semaphore::new(1)),
         }
     }
 
@@ -609,6 +616,50 @@ impl Runtime {
         }
         self.look(device, Duration::ZERO);
         Ok(Ok(()))
+    }
+
+    /// Has a device looked at for whoever asks what it supports, one at a time.
+    pub(super) fn examine(&mut self, request: DoctorRequest) {
+        let DoctorRequest { device, answer } = request;
+        let refused = |code: &str, detail: String| {
+            let code = code.to_owned();
+            Err(Refusal { code, detail })
+        };
+        let Some(known) = self.devices.devices.get(&device) else {
+            let devices: Vec<_> = self.devices.devices.keys().map(DeviceId::as_str).collect();
+            let detail = format!("this node has no device {device}: it has {}", devices.join(", "));
+            answer.send(refused("not_found", detail)).ok(); // whoever asked may have gone
+            return;
+        };
+        let Ok(turn) = Arc::clone(&self.devices.examining).try_acquire_owned() else {
+            let detail = "another device is being looked at: ask again in a moment".to_owned();
+            answer.send(refused("busy", detail)).ok(); // whoever asked may have gone
+            return;
+        };
+        let (backend, runs) = (Arc::clone(&known.backend), known.running.is_some());
+        self.tasks.spawn(async move {
+            let found = tokio::time::timeout(EXAMINED_WITHIN, backend.examine()).await;
+            if !runs {
+                backend.close().await;
+            }
+            drop(turn);
+            let found = match found {
+                Ok(mut examination) => {
+                    if runs {
+                        let says = "an attempt is at work on the device: what is found is of this moment";
+                        examination
+                            .findings
+                            .insert(0, DeviceFinding::new("attempt", FindingLevel::Warning, says));
+                    }
+                    Ok(examination)
+                }
+                Err(_elapsed) => {
+                    let limit = EXAMINED_WITHIN.as_secs();
+                    refused("slow", format!("{device} did not answer everything within {limit} s"))
+                }
+            };
+            answer.send(found).ok(); // whoever asked may have gone
+        });
     }
 
     /// Starts an attempt, or goes on with one, once the device's host has stepped aside if it has one. One that is over has

@@ -75,7 +75,7 @@ use crate::{
     images::Images,
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
-    status::{BrakeRequest, BundleRequest, ClearRequest, Refusal, Status, StatusRequest},
+    status::{BrakeRequest, BundleRequest, ClearRequest, DoctorRequest, Refusal, Status, StatusRequest},
     store::{ChunkStore, Lost, StoreError, Survey},
     transport::{Transport, TransportEvent},
     trust_store::{TrustError, TrustStore},
@@ -151,6 +151,7 @@ enum Event {
     Brake(BrakeRequest),
     Bundle(BundleRequest),
     Clear(ClearRequest),
+    Doctor(DoctorRequest),
     BundleShown(Box<bundles::Shown>),
     Carried(bundles::Carried),
     Facts {
@@ -306,6 +307,10 @@ impl Runtime {
             Event::Clear(ClearRequest { device, answer }) => {
                 answer.send(self.clear(&device)?).ok(); // whoever said it may have gone
                 self.consider()
+            }
+            Event::Doctor(request) => {
+                self.examine(request);
+                Ok(())
             }
             Event::Bundle(request) => {
                 self.on_bundle(request);

@@ -240,6 +240,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let (brakes_tx, brakes_rx) = mpsc::channel(16);
     let (bundles_tx, bundles_rx) = mpsc::channel(16);
     let (clears_tx, clears_rx) = mpsc::channel(16);
+    let (doctors_tx, doctors_rx) = mpsc::channel(16);
     let folder = &settings.state_dir;
     let token = status::LocalToken::own(folder).map_err(|source| state(folder.clone(), source))?;
     let tracer = Tracer::of(settings.telemetry.as_ref(), "firmesh-node", settings.node.as_str())?;
@@ -306,6 +307,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             brakes: brakes_tx,
             bundles: bundles_tx,
             clears: clears_tx,
+            doctors: doctors_tx,
             token,
         };
         if let Err(error) = status::serve(status_listener, runtime, status_cancel).await {
@@ -319,6 +321,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     services.spawn(pump(brakes_rx, events.clone(), Event::Brake));
     services.spawn(pump(bundles_rx, events.clone(), Event::Bundle));
     services.spawn(pump(clears_rx, events.clone(), Event::Clear));
+    services.spawn(pump(doctors_rx, events.clone(), Event::Doctor));
     services.spawn(pump(lost_rx, events.clone(), Event::Lost));
     services.spawn(pump(status_rx, events, Event::Status));
     let result = runtime.main_loop(event_rx).await;

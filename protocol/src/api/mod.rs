@@ -8,6 +8,7 @@ mod audit;
 mod campaigns;
 mod devices;
 mod events;
+mod examination;
 mod firmware;
 mod fleet;
 mod groups;
@@ -35,6 +36,7 @@ pub use devices::{
     SignatureRole, StatusReport, UpdateCheck, UpdateView, ValidationReport,
 };
 pub use events::{Event, EventKind};
+pub use examination::{DeviceExamination, DeviceFinding, EXAMINATION_SCHEMA, FindingLevel};
 pub use firmware::{
     CATALOGUE_SCHEMA, Catalogue, CatalogueEntry, CatalogueImage, CatalogueVersion, Deprecation, FirmwarePublication,
     FirmwareState, FirmwareView, NewFirmware, OperationState, OperationView, ReleaseView, SyncCatalogue, SyncFailure,

@@ -5,13 +5,15 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
 use firmesh_protocol::{
-    api::{DeviceData, DeviceEdit, DeviceIdentity, DeviceView, Erasure, NewDevice, Page},
+    api::{
+        DeviceData, DeviceEdit, DeviceExamination, DeviceIdentity, DeviceView, Erasure, FindingLevel, NewDevice, Page,
+    },
     ids::{Component, DeviceId, TopologyPath},
 };
 use reqwest::{Method, header};
 use serde_json::{Value, json};
 
-use crate::{Global, output::Output};
+use crate::{Global, client::Client, output::Output};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -37,6 +39,14 @@ pub(crate) enum Command {
     Clear {
         /// The device.
         device: DeviceId,
+    },
+    /// Tells what a device supports and what its executor would do with it, changing nothing. Its node answers.
+    Doctor {
+        /// The device.
+        device: DeviceId,
+        /// The status address of its node, such as `http://127.0.0.1:8653`.
+        #[arg(long, value_name = "URL")]
+        node: String,
     },
     /// Shows all that is held of a device, as JSON, for whoever has a right to know.
     Data {
@@ -200,6 +210,19 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
             let view: DeviceView = client.ask(Method::PUT, &path, put).await?;
             output.show(&view, || lines(&view))
         }
+        Command::Doctor { device, node } => {
+            let found: DeviceExamination = Client::new(&node, None, None)?
+                .get(&format!("/devices/{device}/doctor"))
+                .await?;
+            output.show(&found, || examined(&found))?;
+            let failures = found.count(FindingLevel::Failure);
+            anyhow::ensure!(
+                failures == 0,
+                "{failures} of {} findings would fail an update",
+                found.findings.len()
+            );
+            Ok(())
+        }
         Command::Register(new) => {
             let view: DeviceView = global.client()?.post("/api/v1/devices", &new.into_new()).await?;
             output.show(&view, || {
@@ -243,6 +266,29 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
             })
         }
     }
+}
+
+/// What was found at a device, one finding a line and its advice below it.
+fn examined(found: &DeviceExamination) -> Vec<String> {
+    let DeviceExamination {
+        device,
+        component,
+        executor,
+        findings,
+        ..
+    } = found;
+    let head = format!("{device}: {component}, by the executor {executor}");
+    let lines = findings.iter().flat_map(|finding| {
+        let mark = match finding.level {
+            FindingLevel::Ok => "ok",
+            FindingLevel::Warning => "warning",
+            FindingLevel::Failure => "FAILURE",
+        };
+        let line = format!("{mark:8} {:14} {}", finding.part, finding.says);
+        let advice = finding.advice.iter().map(|advice| format!("{:24}{advice}", ""));
+        std::iter::once(line).chain(advice)
+    });
+    std::iter::once(head).chain(lines).collect()
 }
 
 /// Devices, one a line.

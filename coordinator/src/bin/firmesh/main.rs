@@ -364,6 +364,7 @@ mod tests {
             "access key rotate 0123456789abcdef01234567",
             "access key revoke 0123456789abcdef01234567",
             "device clear d1",
+            "device doctor d1 --node http://127.0.0.1:8653 --json",
             "device list --filter vendor==\"Acme\"",
             "campaign plan spring --group racks-1",
             "group create racks-1 --description trial --device d1 --device d2",

@@ -70,6 +70,18 @@ impl Dialects {
         self.all.iter().find(|dialect| dialect.name == name)
     }
 
+    /// Why a speaker is spoken to in this dialect.
+    pub(in crate::redfish) fn why(&self, speaker: &Speaker) -> String {
+        if self.chosen.is_some() {
+            return "`dialect` in the configuration names it".to_owned();
+        }
+        let dialect = self.of(speaker);
+        match dialect.asks() {
+            asked if asked.is_empty() => "no dialect has more to say of this BMC".to_owned(),
+            asked => format!("the BMC is one of those with {asked}"),
+        }
+    }
+
     /// The dialect that was chosen, else the one that asks for the most and gets it, an operator's own first.
     pub(in crate::redfish) fn of(&self, speaker: &Speaker) -> &Dialect {
         let chosen = self.chosen.as_ref().and_then(|name| self.named(name));

@@ -279,6 +279,26 @@ impl Dialect {
         is_any_like(ids, &self.messages.needs_reset)
     }
 
+    /// What a speaker has to be for this dialect, for a person; empty for anybody's.
+    fn asks(&self) -> String {
+        let Speakers {
+            vendor,
+            model,
+            firmware,
+        } = &self.speakers;
+        let lists = [("vendor", vendor), ("model", model)];
+        let lists = lists.into_iter().filter(|(_, list)| !list.is_empty());
+        let mut asked: Vec<String> = lists
+            .map(|(what, list)| format!("{what} {}", list.join(" or ")))
+            .collect();
+        if let Some(firmware) = firmware {
+            let bounds = [("from", &firmware.from), ("below", &firmware.below)].into_iter();
+            let bounds = bounds.filter_map(|(word, bound)| Some(format!("{word} {}", bound.as_ref()?)));
+            asked.push(format!("firmware {}", bounds.collect::<Vec<_>>().join(" ")));
+        }
+        asked.join(", ")
+    }
+
     /// How much of what is asked for here holds of a speaker; nothing if not all of it does.
     fn suits(&self, speaker: &Speaker) -> Option<usize> {
         let Speakers {

@@ -2,12 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use firmesh_executors_core::Image;
-use firmesh_protocol::{
-    ids::Sha256,
-    manifest::{Artifact, RELEASE_SCHEMA, ReleaseInfo, Reversibility},
-    version::VersionScheme,
-};
 use tokio::io::ReadBuf;
 
 use super::*;
@@ -17,31 +11,7 @@ const SIMPLE: &str = r##""Actions":{"#UpdateService.SimpleUpdate":{"target":"/su
 const TASK_MADE: &str = "202|location: /redfish/v1/TaskService/Tasks/7|";
 
 fn image() -> Image {
-    let id = ArtifactId::from([7; 32]);
-    Image {
-        target: "firmware/acme-r1-bios-1.1.0".to_owned(),
-        artifact: Artifact {
-            id,
-            sha256: Sha256::of(b"hello"),
-            length: 5,
-        },
-        info: ReleaseInfo {
-            schema: RELEASE_SCHEMA.to_owned(),
-            blake3: id,
-            vendor: "Acme".to_owned(),
-            models: vec!["R1".to_owned()],
-            component: Component::new("bios").unwrap(),
-            version: "1.1.0".to_owned(),
-            security_epoch: 0,
-            from_versions: Vec::new(),
-            version_scheme: Some(VersionScheme::Dotted),
-            min_from: None,
-            requires: Vec::new(),
-            conflicts: Vec::new(),
-            reversibility: Reversibility::Reflash,
-            provenance: None,
-        },
-    }
+    image_of(b"hello", "1.1.0")
 }
 
 /// An update service with this, and an inventory.

@@ -267,8 +267,7 @@ fn more(lines: &mut Vec<String>, count: usize) {
 
 /// Everything above the node.
 fn rack_of(path: &TopologyPath) -> String {
-    let segments = path.segments();
-    segments[..segments.len().saturating_sub(1)].join("/")
+    path.parent().map_or_else(String::new, |rack| rack.to_string())
 }
 
 fn bar(pieces: u64, all: u64) -> String {

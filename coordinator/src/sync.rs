@@ -19,7 +19,7 @@ use crate::{
     change::{Change, not_stored},
     runtime::{ActionError, Reply, Runtime},
     store::{StoredDevice, Write},
-    telemetry::chain,
+    telemetry::{Metrics, chain},
     world::{NodeState, World},
 };
 
@@ -161,6 +161,13 @@ pub(crate) struct Heard {
     request: SyncRequest,
 }
 
+impl Heard {
+    /// Measures what was reported, once it is durable, and before the end of a campaign that follows from it is told.
+    pub(crate) fn measure(&self, metrics: &Metrics) {
+        self.told.iter().for_each(|report| metrics.fleet.report(report));
+    }
+}
+
 impl Runtime {
     /// Takes heartbeats in, each by itself, and begins to make them durable together. Reports are acknowledged once they are
     /// durable, also those that change nothing.
@@ -296,11 +303,8 @@ impl Runtime {
         let reported = told.len() as u64;
         self.metrics.syncs.inc();
         self.metrics.reports.inc_by(reported);
-        for report in &told {
-            self.metrics.fleet.report(report);
-            if report.state.is_terminal() {
-                self.metrics.attempt_ended(report.kind, report.state);
-            }
+        for report in told.iter().filter(|report| report.state.is_terminal()) {
+            self.metrics.attempt_ended(report.kind, report.state);
         }
         let (now, wall) = (self.clock.now(), self.clock.wall());
         if let Some(state) = self.world.nodes.get_mut(&id) {

@@ -184,6 +184,7 @@ impl Runtime {
             self.metrics.permits.inc();
             self.world.permits.issue(permit, wall);
         }
+        waiting.iter().for_each(|(heard, _)| heard.measure(&self.metrics));
         let now = self.clock.now();
         for kind in events {
             if let EventKind::Campaign(view) = &kind {

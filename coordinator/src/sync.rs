@@ -19,7 +19,7 @@ use crate::{
     change::{Change, not_stored},
     runtime::{ActionError, Reply, Runtime},
     store::{StoredDevice, Write},
-    telemetry::chain,
+    telemetry::{Metrics, chain},
     world::{NodeState, World},
 };
 
@@ -159,6 +159,13 @@ pub(crate) struct Heard {
     /// The reports that were new.
     told: Vec<AttemptReport>,
     request: SyncRequest,
+}
+
+impl Heard {
+    /// Measures what was reported, once it is durable, and before the end of a campaign that follows from it is told.
+    pub(crate) fn measure(&self, metrics: &Metrics) {
+        self.told.iter().for_each(|report| metrics.fleet.report(report));
+    }
 }
 
 impl Runtime {
@@ -303,11 +310,8 @@ impl Runtime {
         let reported = told.len() as u64;
         self.metrics.syncs.inc();
         self.metrics.reports.inc_by(reported);
-        for report in &told {
-            self.metrics.fleet.report(report);
-            if report.state.is_terminal() {
-                self.metrics.attempt_ended(report.kind, report.state);
-            }
+        for report in told.iter().filter(|report| report.state.is_terminal()) {
+            self.metrics.attempt_ended(report.kind, report.state);
         }
         let (now, wall) = (self.clock.now(), self.clock.wall());
         if let Some(state) = self.world.nodes.get_mut(&id) {

@@ -291,7 +291,8 @@ impl Alertmanager {
         let folder = fleet.folder().join("alertmanager");
         fs::create_dir(&folder)?;
         let config = format!(
-            "route: {{ receiver: hook, group_wait: 0s, group_interval: 1s, repeat_interval: 1h }}\n             receivers: [{{ name: hook, webhook_configs: [{{ url: {hook:?}, send_resolved: true }}] }}]\n"
+            "route: {{ receiver: hook, group_wait: 0s, group_interval: 1s, repeat_interval: 1h }}\n\
+             receivers: [{{ name: hook, webhook_configs: [{{ url: {hook:?}, send_resolved: true }}] }}]\n"
         );
         fs::write(folder.join("alertmanager.yml"), config)?;
         let listen = format!("127.0.0.1:{}", free_port()?);

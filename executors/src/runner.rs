@@ -10,9 +10,8 @@ use std::{sync::Arc, time::Duration};
 
 use firmesh_executors_core::{ActError, Attempt, AttemptRecord, Goal, Input, Outcome, Output, Report, Step};
 use firmesh_protocol::{
-    health::DeviceHealth,
     ids::{CampaignId, DeviceId, Sha256},
-    report::{AttemptState, FailureClass, PermitKind},
+    report::PermitKind,
     time::Timestamp,
 };
 use tokio::{sync::mpsc, time::Instant};
@@ -47,29 +46,14 @@ pub struct News {
     pub kind: PermitKind,
     /// The permit that allowed the start.
     pub permit_sequence: u64,
-    /// Where the attempt stands.
-    pub state: AttemptState,
-    /// Why, for a person.
-    pub reason: String,
-    /// The version last read back.
-    pub version: Option<String>,
-    /// In which way it failed, if it did.
-    pub failure: Option<FailureClass>,
-    /// How the device is after the update, if it was watched.
-    pub health: Option<DeviceHealth>,
+    /// Where the attempt stands, as a part of the whole update.
+    pub report: Report,
 }
 
 impl News {
     /// Where an attempt at a goal stands.
     #[must_use]
     pub fn of(goal: &Goal, report: Report) -> Self {
-        let Report {
-            state,
-            reason,
-            version,
-            failure,
-            health,
-        } = goal.told(report);
         Self {
             device: goal.device.clone(),
             campaign: goal.campaign.clone(),
@@ -77,11 +61,7 @@ impl News {
             wave: goal.wave,
             kind: goal.kind,
             permit_sequence: goal.permit_sequence,
-            state,
-            reason,
-            version,
-            failure,
-            health,
+            report: goal.told(report),
         }
     }
 }

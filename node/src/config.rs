@@ -549,6 +549,14 @@ fn checked_hosts(
             let problem = format!("name {} twice", host.name);
             return Err(ConfigError::Value { field, problem });
         }
+        if let Some(other) = checked.iter().find(|other| other.is_also(&host)) {
+            let problem = format!(
+                "have one host under two names, {} and {}: write it once, and let its devices name that one (a script has to be told \
+                 {{host}}, in run or env)",
+                other.name, host.name
+            );
+            return Err(ConfigError::Value { field, problem });
+        }
         checked.push(host);
     }
     Ok(checked)
@@ -665,6 +673,12 @@ mod tests {
         let host = "[[host]]\nname = \"h1\"\nprepare = { kind = \"script\", run = [\"aside\", \"{verb}\"] }\n";
         assert_eq!(check(&format!("{GOOD}\n{host}")).unwrap().hosts[0].within_s, 1_800);
         refused("[coordinator]", &format!("{host}{host}[coordinator]"), "name h1 twice");
+        let other_name = host.replace("h1", "h2");
+        refused(
+            "[coordinator]",
+            &format!("{host}{other_name}[coordinator]"),
+            "one host under two names, h1 and h2",
+        );
         refused(
             "[coordinator]",
             &format!("{}[coordinator]", host.replace("{verb}", "x")),

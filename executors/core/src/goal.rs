@@ -62,7 +62,9 @@ impl Goal {
     /// Time between two looks, unless somebody knows better: a BMC answers about two requests a second.
     pub const PACE_MS: u64 = 500;
 
-    pub(crate) fn attempt_limit(&self) -> Duration {
+    /// How long the attempt may take, with whatever it waits for.
+    #[must_use]
+    pub fn attempt_limit(&self) -> Duration {
         Duration::from_secs(self.deadlines.attempt_s.into())
     }
 
@@ -136,21 +138,8 @@ impl Goal {
     pub fn told(&self, report: Report) -> Report {
         let Some(step) = &self.step else { return report };
         if report.state.is_terminal() {
-            let Report {
-                state,
-                reason,
-                version,
-                failure,
-                health,
-            } = report;
-            let outcome = Outcome {
-                state,
-                reason,
-                version: version.clone(),
-                failure,
-                health,
-            };
-            return match self.whole(outcome) {
+            let version = report.version.clone();
+            return match self.whole(report.into()) {
                 Some(whole) => whole.into(),
                 None => Report {
                     reason: format!("{} is done", self.name_of(step)),

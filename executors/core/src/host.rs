@@ -2,8 +2,9 @@
 //! shell.
 //!
 //! Invariants: a host is entered only after a record that says so is durable, and that record goes only after the host was seen
-//! back in service, so that whoever has a record owes the host its way back; nobody is granted a host that was not seen aside;
-//! a host that was aside before we came is owed nothing and left as it is; giving back is tried for ever.
+//! back in service, so that whoever has a record owes the host its way back; nobody is granted a host that was not seen aside
+//! since he came, nor one that was told to step aside without a good end of that, for its end asks what a look does not see; a
+//! host that was aside before we came is owed nothing and left as it is; giving back is tried for ever.
 
 #[cfg(test)]
 mod tests;
@@ -40,7 +41,7 @@ pub enum HostState {
     Wanted,
     /// It is told to step aside.
     Entering,
-    /// It was seen aside.
+    /// It was seen aside; whoever comes later has it looked at again.
     Aside,
     /// It is given back.
     Leaving,
@@ -133,12 +134,13 @@ pub enum HostSeen {
     },
 }
 
-/// One act on a host. All of them may be repeated.
+/// One act on a host. All of them may be repeated, and are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HostStep {
     /// See where it stands.
     Look,
-    /// Have it step aside; it may be partly there already.
+    /// Have it step aside; it may be there already, partly or wholly. What must hold of the hosts around it holds when this
+    /// has ended well.
     Enter,
     /// Give it back; it may be there already, or an `Enter` of before a crash be under way.
     Leave,
@@ -164,7 +166,7 @@ pub enum HostOutput {
     Persist(Option<HostRecord>),
     /// Carry this out and hand back its answer. One at a time.
     Step(HostStep),
-    /// The host is aside: the device's attempt may act.
+    /// The host was seen aside just now: the device's attempt may act.
     Granted(DeviceId),
     /// The host does not step aside: the device is forgotten here.
     Refused {
@@ -340,8 +342,10 @@ impl Host {
                 self.ask(HostStep::Look);
             }
             HostState::Wanted | HostState::Entering | HostState::Aside if !is_used => self.give_back(now),
-            HostState::Wanted | HostState::Entering if is_waited_for && is_time => self.ask(HostStep::Look),
-            HostState::Aside => self.grant(),
+            // One that was seen aside as well: people have hands, and more than one of them uses it.
+            HostState::Wanted | HostState::Entering | HostState::Aside if is_waited_for && is_time => {
+                self.ask(HostStep::Look);
+            }
             HostState::Leaving if is_time => self.ask(HostStep::Leave),
             _ => {}
         }
@@ -350,16 +354,32 @@ impl Host {
     fn looked(&mut self, now: Timestamp, seen: HostSeen) {
         let acted = std::mem::take(&mut self.acted);
         match (self.state, seen) {
+            // It may have stepped aside after nobody listened any more: what is asked at the end of that is asked now.
+            (HostState::Wanted | HostState::Entering, HostSeen::Aside)
+                if self.owed == Some(Stage::Entering) && !acted =>
+            {
+                if self.is_waited_for() {
+                    self.ask(HostStep::Enter);
+                }
+            }
             (HostState::Wanted | HostState::Entering, HostSeen::Aside) => {
                 if self.owed.is_some() {
                     self.persist(Some(Stage::Aside));
                 }
                 self.enter(HostState::Aside, now);
+                self.grant();
+            }
+            (HostState::Aside, HostSeen::Aside) => {
+                (self.tries, self.wake) = (0, None);
+                self.problem.clear();
+                self.grant();
             }
             (HostState::Wanted | HostState::Entering, HostSeen::InService) if acted => {
                 self.pause(now, "it was told to step aside, and is still in service".to_owned());
             }
-            (HostState::Wanted | HostState::Entering, HostSeen::InService) if self.is_waited_for() => {
+            (HostState::Wanted | HostState::Entering | HostState::Aside, HostSeen::InService)
+                if self.is_waited_for() =>
+            {
                 self.persist(Some(Stage::Entering));
                 if self.state != HostState::Entering {
                     self.enter(HostState::Entering, now);
@@ -398,10 +418,6 @@ impl Host {
     }
 
     fn refuse_late(&mut self, now: Timestamp) {
-        // One that was seen aside is granted, however late it is.
-        if self.state == HostState::Aside {
-            return;
-        }
         let reason = match self.problem.as_str() {
             "" => format!("it did not step aside in time ({})", self.state),
             problem => format!("it did not step aside in time ({}): {problem}", self.state),

@@ -155,11 +155,18 @@ impl AttemptRecord {
         self
     }
 
+    /// What is left of the time that the campaign gives the attempt. A step of a longer way shares it with the wait for the
+    /// next one.
+    #[must_use]
+    pub fn left(&self) -> Duration {
+        let spent = Duration::from_millis(self.elapsed_ms);
+        self.goal.attempt_limit().saturating_sub(spent)
+    }
+
     /// How long an attempt may wait before it goes on: half of what its campaign leaves it.
     #[must_use]
     pub fn may_wait(&self) -> Duration {
-        let spent = Duration::from_millis(self.elapsed_ms);
-        self.goal.attempt_limit().saturating_sub(spent) / 2
+        self.left() / 2
     }
 
     /// The record of an attempt that is over because it may not act any more: `otherwise` if nothing was done to the

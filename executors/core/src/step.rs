@@ -143,6 +143,25 @@ impl From<Outcome> for Report {
     }
 }
 
+impl From<Report> for Outcome {
+    fn from(report: Report) -> Self {
+        let Report {
+            state,
+            reason,
+            version,
+            failure,
+            health,
+        } = report;
+        Self {
+            state,
+            reason,
+            version,
+            failure,
+            health,
+        }
+    }
+}
+
 /// How an attempt ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -221,6 +221,48 @@ impl HostConfig {
     }
 }
 
+impl HostSettings {
+    /// Whether both are one host, by what is done to have them step aside. Two machines for it would give it back under each
+    /// other's attempts.
+    #[must_use]
+    pub fn is_also(&self, other: &Self) -> bool {
+        match (&self.preparation, &other.preparation) {
+            (PreparationSettings::Script(one), PreparationSettings::Script(two)) => {
+                let (one, two) = (one.filled(&self.name), two.filled(&other.name));
+                one.is_some() && one == two
+            }
+            (PreparationSettings::Vcenter(one), PreparationSettings::Vcenter(two)) => {
+                // A path in the inventory, or a DNS name, which has no case.
+                let named = |name: &str| match name.starts_with('/') {
+                    true => name.trim_matches('/').to_owned(),
+                    false => name.trim_end_matches('.').to_ascii_lowercase(),
+                };
+                let is_path = |name: &str| name.starts_with('/');
+                one.url == two.url && is_path(&one.host) == is_path(&two.host) && named(&one.host) == named(&two.host)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl ScriptSettings {
+    /// What is run for a host of this name, and with what; nothing if that cannot be said.
+    fn filled(&self, host: &str) -> Option<(Vec<String>, Vec<(String, String)>)> {
+        let mut values = BTreeMap::from(
+            [("verb", "state"), ("host", host)].map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        let run = self.run.iter().map(|text| text.fill(&values).ok());
+        let run = run.collect::<Option<Vec<_>>>()?;
+        let secrets = self.secrets.iter();
+        values.extend(secrets.map(|(name, secret)| (name.clone(), secret.expose().to_owned())));
+        let env = self
+            .env
+            .iter()
+            .map(|(name, text)| Some((name.clone(), text.fill(&values).ok()?)));
+        Some((run, env.collect::<Option<Vec<_>>>()?))
+    }
+}
+
 struct Check<'a> {
     host: &'a str,
     base: &'a Path,
@@ -555,5 +597,41 @@ mod tests {
                 .unwrap_err()
                 .contains("without a path")
         );
+    }
+    /// Two machines for one host: the one gave it back while an attempt of the other's was at it.
+    #[test]
+    fn one_host_under_two_names_is_known_as_one() {
+        let is_one = |one: &str, two: &str| {
+            let check = |name: &str, prepare: &str| {
+                let prepared = check(prepare).unwrap_or_else(|error| panic!("{prepare}: {error}"));
+                HostSettings {
+                    name: name.to_owned(),
+                    ..prepared
+                }
+            };
+            check("h1", one).is_also(&check("h2", two))
+        };
+        let vcenter = |url: &str, host: &str| {
+            format!(
+                "kind = \"vcenter\", url = {url:?}, host = {host:?}, ca_file = \"ca.pem\", username = \"u\", password_file = \"pw\""
+            )
+        };
+        let one = vcenter("https://vc.example", "/DC0/host/C0/h");
+        assert!(is_one(&one, &vcenter("https://VC.example:443/", "/DC0/host/C0/h/")));
+        assert!(!is_one(&one, &vcenter("https://vc.example", "/DC0/host/C0/h2")));
+        assert!(!is_one(&one, &vcenter("https://vc2.example", "/DC0/host/C0/h")));
+        let named = |host: &str| vcenter("https://vc.example", host);
+        assert!(is_one(&named("esx-1.example"), &named("ESX-1.example")));
+        assert!(!is_one(&named("esx-1.example"), &named("esx-2.example")));
+        let script = |more: &str| format!("kind = \"script\", {more}");
+        // It is not told which host.
+        let nameless = script("run = [\"aside\", \"{verb}\"]");
+        assert!(is_one(&nameless, &nameless));
+        assert!(!is_one(&nameless, &script("run = [\"aside2\", \"{verb}\"]")));
+        let by_argument = script("run = [\"aside\", \"{verb}\", \"{host}\"]");
+        assert!(!is_one(&by_argument, &by_argument));
+        let by_variable = script("run = [\"aside\", \"{verb}\"], env = { H = \"{host}\" }");
+        assert!(!is_one(&by_variable, &by_variable));
+        assert!(!is_one(&nameless, &one));
     }
 }

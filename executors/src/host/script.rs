@@ -1,6 +1,10 @@
 //! A program of the operator's that has hosts step aside: one program, three verbs, judged by its exit status.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use firmesh_executors_core::{ActError, HostSeen};
 use serde::{Deserialize, Serialize};
@@ -39,6 +43,21 @@ enum Verb {
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     verb: Verb,
+    /// Since when, in seconds of Unix time; nobody knows of one that an earlier version wrote.
+    #[serde(default)]
+    since_unix_s: Option<u64>,
+}
+
+impl Note {
+    fn now(verb: Verb) -> Self {
+        let since_unix_s = Some(unix_s());
+        Self { verb, since_unix_s }
+    }
+}
+
+fn unix_s() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +119,7 @@ impl Script {
 
     pub(super) async fn leave(&self) -> Result<(), ActError> {
         let ended = async {
-            self.end_entering().await?;
+            self.end_earlier().await?;
             self.change(Verb::Exit).await
         };
         let judged = ended.await.and_then(|(program, ended)| match ended.status.success() {
@@ -135,17 +154,29 @@ impl Script {
             return Err(ScriptError::Busy);
         }
         let invocation = self.invocation(verb)?;
-        self.errand.write_note(&Note { verb })?;
+        self.errand.write_note(&Note::now(verb))?;
         let ended = self.errand.run(&invocation).await?;
         Ok((invocation.program, ended))
     }
 
-    /// A preparation of before a crash that is still at it would undo what comes.
-    async fn end_entering(&self) -> Result<(), ScriptError> {
+    /// A preparation of before a crash that is still at it would undo what comes; a giving back has its limit, whoever waits for
+    /// it.
+    async fn end_earlier(&self) -> Result<(), ScriptError> {
         self.errand.prepare()?;
         let note: Option<Note> = self.errand.note()?;
-        if note.is_some_and(|note| note.verb == Verb::Enter) && self.errand.is_running()? {
-            self.errand.end().await?;
+        let Some(Note { verb, since_unix_s }) = note else {
+            return Ok(());
+        };
+        if !self.errand.is_running()? {
+            return Ok(());
+        }
+        let age_s = since_unix_s.and_then(|since| unix_s().checked_sub(since));
+        match (verb, age_s) {
+            (Verb::Enter, _) => self.errand.end().await?,
+            (_, Some(age_s)) if age_s >= u64::from(self.settings.limit_s) => self.errand.end().await?,
+            (_, Some(_)) => {}
+            // Nobody knows for how long, or the clock was set back: from now on.
+            (verb, None) => self.errand.write_note(&Note::now(verb))?,
         }
         Ok(())
     }
@@ -285,5 +316,35 @@ mod tests {
         assert_eq!(script.leave().await, Ok(()));
         assert!(folder.path().join("left").exists() && !folder.path().join("done").exists());
         assert!(!script.errand.is_running().unwrap());
+    }
+    /// The node was killed while the host was given back, and the program hangs: nobody ended it, and the host stayed aside.
+    #[tokio::test]
+    async fn a_giving_back_that_outlived_its_node_and_hangs_is_ended_at_its_limit() {
+        let folder = tempfile::tempdir().unwrap();
+        let body =
+            "case $1 in exit) test -e $PLACE/began && touch $PLACE/left && exit 0; touch $PLACE/began; sleep 60;; esac";
+        let script = script(folder.path(), body);
+        let given_up = async {
+            while !folder.path().join("began").exists() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            _ = script.leave() => panic!("it has ended"),
+            () = given_up => {}
+        }
+        // It has its time, also where nobody knows when it began, or that seems to be later.
+        for since_unix_s in [Some(unix_s() - 10), None, Some(unix_s() + 3_600)] {
+            let verb = Verb::Exit;
+            script.errand.write_note(&Note { verb, since_unix_s }).unwrap();
+            let error = script.leave().await.unwrap_err();
+            assert!(error.retry && error.reason.contains("has not ended"), "{error}");
+            let note: Note = script.errand.note().unwrap().unwrap();
+            assert!(note.since_unix_s.is_some_and(|since| since <= unix_s()));
+        }
+        let (verb, since_unix_s) = (Verb::Exit, Some(unix_s() - 20));
+        script.errand.write_note(&Note { verb, since_unix_s }).unwrap();
+        assert_eq!(script.leave().await, Ok(()));
+        assert!(folder.path().join("left").exists() && !script.errand.is_running().unwrap());
     }
 }

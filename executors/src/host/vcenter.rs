@@ -1,7 +1,8 @@
 //! vCenter's maintenance mode over vim25: a session for each act, and nothing believed that was not read back.
 //!
 //! Invariants: a host of a cluster is told to enter maintenance mode only after the cluster was found to have room for that, one
-//! host of a vCenter at a time from here; it counts as aside only without a running machine on it; a session is closed whatever
+//! host of a vCenter at a time from here; it counts as aside only without a running machine on it; what vCenter does not say is
+//! not known, and counts as nothing else; a session is closed whatever
 //! came of it; no word of ours has the password.
 
 mod client;
@@ -14,7 +15,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 
-use self::client::{Client, Session, Value};
+use self::client::{Client, Properties, Session, Value};
 use super::{
     config::VcenterSettings,
     soap::{Ref, argument},
@@ -45,7 +46,7 @@ pub(super) struct Vcenter {
 #[derive(Debug)]
 struct Found {
     host: Ref,
-    parent: Option<Ref>,
+    parent: Ref,
     /// `connected`, `notResponding` or `disconnected`.
     connection: String,
     in_maintenance: bool,
@@ -222,20 +223,24 @@ impl Vcenter {
         ];
         let known = session.read_one(&host, &properties).await?;
         let tasks = session
-            .read(&known.references("recentTask"), &["info.state", "info.descriptionId"])
+            .read(&known.references("recentTask")?, &["info.state", "info.descriptionId"])
             .await?;
-        let entering = tasks.iter().filter(|task| {
-            task.text("info.descriptionId") == "HostSystem.enterMaintenanceMode"
-                && matches!(task.text("info.state"), "queued" | "running")
-        });
-        let machines = session.read(&known.references("vm"), &["runtime.powerState"]).await?;
-        let is_running = |machine: &&client::Properties| machine.text("runtime.powerState") == "poweredOn";
+        let mut entering = Vec::new();
+        for task in &tasks {
+            let is_one = task.said("info.descriptionId")? == "HostSystem.enterMaintenanceMode";
+            if is_one && matches!(task.said("info.state")?, "queued" | "running") {
+                entering.push(task.object.clone());
+            }
+        }
+        let machines = session.read(&known.references("vm")?, &["runtime.powerState"]).await?;
+        let parent = known.references("parent")?.into_iter().next();
         Ok(Found {
-            parent: known.references("parent").into_iter().next(),
-            connection: known.text("runtime.connectionState").to_owned(),
+            // Without it nobody knows which cluster has to have room.
+            parent: parent.ok_or_else(|| VcenterError::NotSaid(format!("where host {} is", host.id)))?,
+            connection: known.said("runtime.connectionState")?.to_owned(),
             in_maintenance: known.flag("runtime.inMaintenanceMode")?,
-            entering: entering.map(|task| task.object.clone()).collect(),
-            running: machines.iter().filter(is_running).count(),
+            entering,
+            running: running(&machines)?,
             host,
         })
     }
@@ -258,19 +263,18 @@ impl Vcenter {
 
     /// The cluster that the host is in, if it is in one.
     async fn cluster(&self, session: &Session<'_>, found: &Found) -> Result<Option<ClusterSeen>, VcenterError> {
-        let Some(cluster) = found
-            .parent
-            .as_ref()
-            .filter(|parent| parent.kind == "ClusterComputeResource")
-        else {
+        let cluster = &found.parent;
+        if cluster.kind != "ClusterComputeResource" {
             return Ok(None);
-        };
+        }
         let known = session.read_one(cluster, &["name", "host", "configurationEx"]).await?;
-        let others: Vec<_> = known
-            .references("host")
+        let (this, others): (Vec<_>, Vec<_>) = known
+            .references("host")?
             .into_iter()
-            .filter(|host| *host != found.host)
-            .collect();
+            .partition(|host| *host == found.host);
+        if this.is_empty() {
+            return Err(VcenterError::NotSaid(format!("all hosts of cluster {}", cluster.id)));
+        }
         let properties = ["name", "runtime.connectionState", "runtime.inMaintenanceMode"];
         let others = session.read(&others, &properties).await?;
         let others = others.iter().map(|other| {
@@ -302,6 +306,22 @@ impl Found {
     fn is_connected(&self) -> bool {
         self.connection == "connected"
     }
+}
+
+/// How many of these machines run. One of which nobody says so may run.
+fn running(machines: &[Properties]) -> Result<usize, VcenterError> {
+    let mut running = 0;
+    for machine in machines {
+        match machine.said("runtime.powerState")? {
+            "poweredOn" => running += 1,
+            "poweredOff" | "suspended" => {}
+            other => {
+                let what = format!("whether {} runs: {other:?} is no state that we know", machine.object.id);
+                return Err(VcenterError::NotSaid(what));
+            }
+        }
+    }
+    Ok(running)
 }
 
 fn wait(reason: String) -> VcenterError {

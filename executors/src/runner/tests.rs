@@ -48,7 +48,7 @@ async fn an_act_that_hangs_is_given_up_and_the_attempt_ends_in_time() {
     assert_eq!(outcome.state, AttemptState::Failed);
     assert_eq!(outcome.reason, "staging failed 3 times: not done by its deadline");
     assert!(began.elapsed() <= Duration::from_secs(20), "took {:?}", began.elapsed());
-    assert_eq!(news.recv().await.unwrap().state, AttemptState::Installing);
+    assert_eq!(news.recv().await.unwrap().report.state, AttemptState::Installing);
     let record = journal.load(&goal().device).unwrap().unwrap();
     assert_eq!(AttemptRecord::from_bytes(&record).unwrap().outcome(), Some(&outcome));
 }
@@ -71,7 +71,7 @@ async fn an_ended_record_is_reported_again_and_nothing_else_happens() {
         ended
     );
     assert_eq!(untouched.looks.load(Relaxed), 0);
-    assert_eq!(news.recv().await.unwrap().state, AttemptState::Failed);
+    assert_eq!(news.recv().await.unwrap().report.state, AttemptState::Failed);
 }
 
 /// A device that answers every look and never comes back from an act.

@@ -34,7 +34,7 @@ use crate::{
 };
 
 pub use neighbours::Neighbour;
-pub use way::go_on;
+pub use way::{Next, next};
 
 /// One attempt of this node: what was started, and whether it has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -223,6 +223,15 @@ pub enum Hold {
     /// Nobody knows where on its way it stands.
     #[error("the device does not answer, and where it goes on depends on what it runs")]
     PlaceUnknown,
+    /// Nothing can be looked at between two steps of its way.
+    #[error("the campaign is not approved any more as this node took it up, or nothing is known of the device")]
+    NotKnown,
+    /// Between two steps of its way, time ran out.
+    #[error("a step and what is waited for after it have {limit_s} s, and they have passed")]
+    StepTooLong {
+        /// What the campaign gives a step.
+        limit_s: u32,
+    },
     /// It runs none of the versions of its way.
     #[error("the device runs {found}, which is not on its approved way {way}")]
     OffItsWay {
@@ -326,6 +335,8 @@ impl Hold {
             Self::WrongModel { .. } => "wrong_model",
             Self::WrongComponent { .. } => "wrong_component",
             Self::PlaceUnknown => "place_unknown",
+            Self::NotKnown => "not_known",
+            Self::StepTooLong { .. } => "step_too_long",
             Self::OffItsWay { .. } => "off_its_way",
             Self::NoStep { .. } => "no_step",
             Self::BelowSecurityFloor { .. } => "below_security_floor",
@@ -353,6 +364,7 @@ impl Hold {
             | Self::NotItsTurn(_)
             | Self::OtherComponent { is_known: false, .. }
             | Self::PlaceUnknown
+            | Self::NotKnown
             | Self::Engaged(_)
             | Self::EvidenceMissing
             | Self::Pausing { .. }
@@ -368,6 +380,7 @@ impl Hold {
             | Self::BelowSecurityFloor { .. }
             | Self::OffItsWay { .. }
             | Self::NoStep { .. }
+            | Self::StepTooLong { .. }
             | Self::OneWay(_)
             | Self::OneWayNotAccepted(_)
             | Self::WrongExecutor { .. }
@@ -400,6 +413,7 @@ impl Hold {
                 | Self::UnitBusy(_)
                 | Self::NotItsTurn(_)
                 | Self::PlaceUnknown
+                | Self::NotKnown
                 | Self::OtherComponent { is_known: false, .. }
         )
     }

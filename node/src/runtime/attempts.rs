@@ -1,5 +1,9 @@
 //! Devices: what was read from them, which of them may start, and the attempts that run.
 
+mod reports;
+mod resume;
+mod steps;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -12,16 +16,13 @@ use firmesh_executors::{
 };
 use firmesh_node_core::{
     approved::ApprovedCampaign,
-    install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit, go_on},
+    install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit},
     retries::{Tries, may_start_again},
 };
 use firmesh_protocol::{
     api::{DeviceFinding, FindingLevel},
     ids::{ArtifactId, CampaignId, DeviceId},
-    limits::REASON_BYTES_MAX,
-    manifest::Priority,
-    report::{AttemptReport, AttemptState, DeviceFacts, FailureClass, Permit, PermitKind, REPORT_TYPE},
-    trust::Envelope,
+    report::{AttemptState, DeviceFacts, Permit, PermitKind},
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -62,8 +63,10 @@ struct Device {
     running: Option<Goal>,
     /// Interrupted, to be resumed once its image is complete here again.
     parked: Option<AttemptRecord>,
-    /// Since when what runs is done, as a step of a longer way, and the next one is not begun.
-    between: Option<Instant>,
+    /// By when what runs is over, with the wait after it if it is a step of a longer way.
+    ends: Option<Instant>,
+    /// Whether what runs is done, as a step of a longer way, and the next one is not begun.
+    between: bool,
     /// Whether a look at the device is under way or planned.
     looking: bool,
 }
@@ -80,7 +83,8 @@ impl Devices {
                     last_version: None,
                     running: None,
                     parked: None,
-                    between: None,
+                    ends: None,
+                    between: false,
                     looking: false,
                 },
             )
@@ -168,101 +172,6 @@ impl Devices {
 }
 
 impl Runtime {
-    /// Takes up what a crash or a restart interrupted, and begins to look at the devices.
-    pub(super) fn begin_devices(&mut self) -> Result<(), JournalError> {
-        let mut taken_up = BTreeSet::new();
-        for (device, record) in self.journal.attempts()? {
-            let record = match AttemptRecord::from_bytes(&record) {
-                Ok(record) => record,
-                Err(error) => {
-                    // Nobody knows what was done to the device: its standing stays, so that nothing starts on it.
-                    self.local_error(&error);
-                    taken_up.extend(self.devices.standings.keys().filter(|key| key.1 == device).cloned());
-                    continue;
-                }
-            };
-            let key = (record.goal.campaign.clone(), device.clone(), record.goal.kind);
-            let in_flight = self.devices.standings.get(&key) == Some(&AttemptStanding::InFlight);
-            let is_of_earlier_one = self.has_failed_before(&device, &record);
-            if in_flight && !is_of_earlier_one && self.devices.devices.contains_key(&device) {
-                info!(%device, campaign = %key.0, "resuming an attempt");
-                taken_up.insert((key.0.clone(), device.clone(), PermitKind::Update));
-                taken_up.insert(key);
-                // In the first word to the coordinator already: who is heard of and says nothing of a device that was
-                // permitted has not touched it, and others take its place under the caps.
-                self.report(News::of(&record.goal, record.last_known().into()))?;
-                self.resume_attempt(&device, record)?;
-            }
-        }
-        // Started, but killed before the first record: not started after all. A record that is there is then of an earlier
-        // attempt, for no device begins another one before this one has ended. Where one has failed before, that stays so.
-        let Devices { standings, tries, .. } = &mut self.devices;
-        standings.retain(|key, standing| {
-            if *standing == AttemptStanding::Ended || taken_up.contains(key) {
-                return true;
-            }
-            *standing = AttemptStanding::Ended;
-            let (campaign, device, kind) = key;
-            *kind == PermitKind::Update && tries.get(campaign).is_some_and(|tries| tries.contains_key(device))
-        });
-        let all: Vec<_> = self.devices.devices.keys().cloned().collect();
-        for device in all {
-            self.look(&device, Duration::ZERO);
-        }
-        self.begin_hosts()
-    }
-
-    /// Whether a record is that of an update that has failed, and was counted.
-    fn has_failed_before(&self, device: &DeviceId, record: &AttemptRecord) -> bool {
-        let tries = self.devices.tries_in(&record.goal.campaign).get(device);
-        let has_failed = |tries: &Tries| {
-            tries.permit >= record.goal.permit_sequence
-                && !tries.state.is_success()
-                && tries.state != AttemptState::Quarantined
-        };
-        record.goal.kind == PermitKind::Update && record.outcome().is_some() && tries.is_some_and(has_failed)
-    }
-
-    /// Goes on with an interrupted attempt: at once if it has only its outcome to tell, otherwise when its image is
-    /// complete here again, because it may have to be written or served.
-    fn resume_attempt(&mut self, device: &DeviceId, record: AttemptRecord) -> Result<(), JournalError> {
-        let goal = record.goal.clone();
-        if record.outcome().is_some() {
-            return self.start_attempt(device, goal, Start::Resumed(record));
-        }
-        if let Err(error) = self.track(&goal.image.artifact, Priority::Normal) {
-            self.local_error(&error);
-            return Ok(());
-        }
-        if let Some(known) = self.devices.devices.get_mut(device) {
-            known.running = Some(goal);
-            known.parked = Some(record);
-            let backend = Arc::clone(&known.backend);
-            self.keep_host_for(&backend);
-        }
-        Ok(())
-    }
-
-    /// Goes on with the attempts that waited for an image.
-    pub(super) fn release_parked(&mut self, artifact: ArtifactId) -> Result<(), JournalError> {
-        let waiting: Vec<_> = self
-            .devices
-            .devices
-            .iter_mut()
-            .filter(|(_, device)| {
-                device
-                    .parked
-                    .as_ref()
-                    .is_some_and(|record| record.goal.image.artifact.id == artifact)
-            })
-            .filter_map(|(id, device)| Some((id.clone(), device.parked.take()?)))
-            .collect();
-        for (device, record) in waiting {
-            self.start_attempt(&device, record.goal.clone(), Start::Resumed(record))?;
-        }
-        Ok(())
-    }
-
     fn look(&mut self, device: &DeviceId, after: Duration) {
         let Some(known) = self.devices.devices.get_mut(device).filter(|known| !known.looking) else {
             return;
@@ -300,7 +209,7 @@ impl Runtime {
             (None, Some(old)) => old.version.take().is_some(),
             (None, None) => false,
         };
-        if known.running.is_none() || known.between.is_some() {
+        if known.running.is_none() || known.between {
             self.look(device, if answered { LOOK_INTERVAL } else { LOOK_AGAIN });
         }
         if changed {
@@ -311,14 +220,7 @@ impl Runtime {
 
     /// Starts every device that may start now, and says why the others may not.
     pub(super) fn consider(&mut self) -> Result<(), JournalError> {
-        let between = |(id, device): (&DeviceId, &Device)| {
-            let since = device.between?;
-            Some((id.clone(), device.running.clone()?, since))
-        };
-        let between: Vec<_> = self.devices.devices.iter().filter_map(between).collect();
-        for (device, done, since) in between {
-            self.go_on(&device, &done, since)?;
-        }
+        self.go_on_with_steps()?;
         let idle: Vec<DeviceId> = self
             .devices
             .devices
@@ -365,117 +267,11 @@ impl Runtime {
         is_over && campaign.is_some_and(|campaign| may_start_again(campaign, permit, device, tries).is_some())
     }
 
-    /// A new permit for what was started here before it came, and is not started again: whoever issued it does not know how
-    /// that ended (its database is a copy from before), and would issue it for ever.
-    pub(super) fn tell_again(&mut self, permit: &Permit) -> Result<(), JournalError> {
-        for device in &permit.devices {
-            let key = (permit.campaign.clone(), device.clone(), permit.kind);
-            let Some(known) = self.devices.devices.get(device) else {
-                continue;
-            };
-            let goes_on = known.running.as_ref().is_some_and(|goal| goal.campaign == key.0);
-            if goes_on || !self.devices.standings.contains_key(&key) || self.may_start_again(device, permit) {
-                continue;
-            }
-            // One that ended before outcomes were kept is a person's to judge.
-            let Some(Outcome {
-                state,
-                reason,
-                version,
-                failure,
-                health,
-            }) = self.journal.outcome(&key.0, device, permit.kind)?
-            else {
-                continue;
-            };
-            let news = News {
-                device: device.clone(),
-                campaign: permit.campaign.clone(),
-                manifest_sha256: permit.manifest_sha256,
-                wave: permit.wave,
-                kind: permit.kind,
-                permit_sequence: permit.sequence,
-                state,
-                reason,
-                version,
-                failure,
-                health,
-            };
-            let tries = self
-                .devices
-                .tries_in(&key.0)
-                .get(device)
-                .filter(|_| key.2 == PermitKind::Update);
-            let attempt = tries.map_or(1, |tries| tries.ended);
-            self.report_attempt(news, attempt)?;
-        }
-        Ok(())
-    }
-
     fn decide(&self, device: &DeviceId, permit: &Permit, shown: &Shown) -> Option<Result<Admission, Hold>> {
         let (id, wave) = (&permit.campaign, permit.wave);
         self.with_facts(device, (id, wave), shown, |campaign, facts| {
             admit(campaign, permit, facts)
         })
-    }
-
-    /// Takes the next step of a device that goes over other releases, or ends its update where it is.
-    fn go_on(&mut self, device: &DeviceId, done: &Goal, since: Instant) -> Result<(), JournalError> {
-        let is_late = since.elapsed() >= Duration::from_secs(done.deadlines.attempt_s.into());
-        let campaign = (&done.campaign, done.wave);
-        let decided = self.with_facts(device, campaign, &Shown::Nothing, |campaign, facts| {
-            match campaign.manifest_sha256 == done.manifest_sha256 {
-                true => go_on(campaign, &done.image, facts),
-                false => Err(Hold::OtherManifest(campaign.manifest_sha256)),
-            }
-        });
-        let why = match decided {
-            Some(Ok(admission)) => {
-                let goal = Goal {
-                    image: admission.release,
-                    step: admission.step,
-                    security_epoch_min: self.journal.security_floor(device)?,
-                    ..done.clone()
-                };
-                if let Some(known) = self.devices.devices.get_mut(device) {
-                    known.between = None;
-                }
-                // Its standing is durable since the first step, and the record of the last one until that of this one is.
-                self.report(News::of(&goal, Report::on_the_way(AttemptState::Installing, None)))?;
-                self.start_attempt(device, goal.clone(), Start::Fresh(goal))?;
-                return Ok(());
-            }
-            Some(Err(hold)) if hold.passes_with_time() && !is_late => {
-                if let Hold::NotPossessed(image) = hold {
-                    self.check_whole(image);
-                }
-                let version = Some(done.version().to_owned());
-                let report = Report::on_the_way(AttemptState::Validating, version);
-                let reason = format!("done; the next one waits: {hold}");
-                return self.report(News::of(done, Report { reason, ..report }));
-            }
-            Some(Err(hold)) => {
-                self.refuse(hold.code(), format!("{device}: {hold}"));
-                hold.to_string()
-            }
-            None if !is_late => return Ok(()),
-            None => "the campaign is not approved any more as this node took it up".to_owned(),
-        };
-        let outcome = done.given_up(&why);
-        if let Some(known) = self.devices.devices.get_mut(device) {
-            (known.between, known.running) = (None, None);
-        }
-        self.keep_outcome(device, done, &outcome)?;
-        self.stand(device, &done.campaign, done.kind, AttemptStanding::Ended)?;
-        self.report(News {
-            reason: outcome.reason,
-            failure: outcome.failure,
-            state: outcome.state,
-            ..News::of(done, Report::on_the_way(AttemptState::Installing, outcome.version))
-        })?;
-        self.release_host(device)?;
-        self.look(device, Duration::ZERO);
-        Ok(())
     }
 
     /// Looks at all that is known of a device in a campaign and a wave of it.
@@ -689,7 +485,11 @@ impl Runtime {
             "attempt", campaign = %goal.campaign, %device, version = goal.version(),
             trace_id = trace.map(|trace| trace.trace_hex())
         );
-        known.running = Some(goal);
+        let left = match &start {
+            Start::Fresh(goal) => goal.attempt_limit(),
+            Start::Resumed(record) => record.left(),
+        };
+        (known.running, known.ends) = (Some(goal), Some(Instant::now() + left));
         let backend = Arc::clone(&known.backend);
         let (journal, cancel): (Arc<dyn Journal>, CancellationToken) = (self.journal.clone(), self.cancel.clone());
         let (device, events) = (device.clone(), self.events.clone());
@@ -722,7 +522,7 @@ impl Runtime {
     }
 
     pub(super) fn on_news(&mut self, news: News) -> Result<(), JournalError> {
-        if let (Some(known), Some(version)) = (self.devices.devices.get_mut(&news.device), &news.version) {
+        if let (Some(known), Some(version)) = (self.devices.devices.get_mut(&news.device), &news.report.version) {
             known.last_version = Some(version.clone());
             if let Some(facts) = known.facts.as_mut() {
                 facts.version = Some(version.clone());
@@ -755,7 +555,7 @@ impl Runtime {
                 let Some(outcome) = goal.whole(outcome) else {
                     // It keeps its place: what it goes over is no end.
                     if let Some(known) = self.devices.devices.get_mut(device) {
-                        (known.running, known.between) = (Some(goal), Some(Instant::now()));
+                        (known.running, known.between) = (Some(goal), true);
                     }
                     self.look(device, Duration::ZERO);
                     return self.consider();
@@ -793,108 +593,6 @@ impl Runtime {
             let of_campaign = self.devices.tries.entry(campaign.clone()).or_default();
             of_campaign.insert(device.clone(), tries);
         }
-        Ok(())
-    }
-
-    fn report_hold(&mut self, device: &DeviceId, permit: &Permit, hold: &Hold) -> Result<(), JournalError> {
-        let state = hold.state();
-        // What no sound coordinator permits is told by its name; the rest is a matter of time.
-        if matches!(state, None | Some(AttemptState::Failed)) || matches!(hold, Hold::CapFull { .. }) {
-            self.refuse(hold.code(), format!("{device}: {hold}"));
-        }
-        let Some(state) = state else { return Ok(()) };
-        if state.is_terminal() {
-            // Its place under the caps is given to others once this is heard: it must not start on this permit after all.
-            let named = (permit.campaign.clone(), device.clone(), permit.kind, permit.sequence);
-            if !self.devices.declined.contains(&named) {
-                self.journal
-                    .keep_declined(&permit.campaign, device, permit.kind, permit.sequence)?;
-                self.devices.declined.insert(named);
-            }
-        }
-        // No standing is kept: the device was not started, and the same refusal is told once per start of the node.
-        let version = self
-            .devices
-            .devices
-            .get(device)
-            .and_then(|device| device.facts.as_ref())
-            .and_then(|f| f.version.clone());
-        self.report(News {
-            device: device.clone(),
-            campaign: permit.campaign.clone(),
-            manifest_sha256: permit.manifest_sha256,
-            wave: permit.wave,
-            kind: permit.kind,
-            permit_sequence: permit.sequence,
-            state,
-            reason: hold.to_string(),
-            version,
-            failure: (state == AttemptState::Failed).then_some(FailureClass::Preflight),
-            health: None,
-        })
-    }
-
-    /// Signs news, keeps it, and sends it with the next sync. The same news twice is said once, but for an end that the
-    /// coordinator does not seem to know: it permits the device again.
-    pub(super) fn report(&mut self, news: News) -> Result<(), JournalError> {
-        let tries = self.devices.tries_in(&news.campaign).get(&news.device);
-        let attempt = match tries.filter(|_| news.kind == PermitKind::Update) {
-            Some(tries) if news.permit_sequence <= tries.permit => tries.ended,
-            Some(tries) => tries.ended.saturating_add(1),
-            None => 1,
-        };
-        self.report_attempt(news, attempt)
-    }
-
-    fn report_attempt(&mut self, news: News, attempt: u32) -> Result<(), JournalError> {
-        self.traces.told(&news);
-        let key = (news.campaign.clone(), news.device.clone(), news.kind);
-        let mut reason = news.reason;
-        if reason.len() > REASON_BYTES_MAX {
-            let end = (0..=REASON_BYTES_MAX)
-                .rev()
-                .find(|at| reason.is_char_boundary(*at))
-                .unwrap_or(0);
-            reason.truncate(end);
-        }
-        let told = AttemptStatus {
-            device: news.device.clone(),
-            campaign: news.campaign.clone(),
-            kind: news.kind,
-            state: news.state,
-            reason: reason.clone(),
-            version: news.version.clone(),
-        };
-        let same = self.devices.told.get(&key).is_some_and(|(old, permit)| {
-            let is_asked_again = told.state.is_terminal() && news.permit_sequence > *permit;
-            old.state == told.state && old.reason == told.reason && !is_asked_again
-        });
-        if same {
-            return Ok(());
-        }
-        let sequence = self.journal.next("reports")?;
-        let report = AttemptReport {
-            campaign: news.campaign,
-            manifest_sha256: news.manifest_sha256,
-            wave: news.wave,
-            kind: news.kind,
-            permit_sequence: news.permit_sequence,
-            attempt,
-            device: news.device,
-            node: self.settings.node.clone(),
-            sequence,
-            state: news.state,
-            reason,
-            version: news.version,
-            failure: news.failure,
-            health: news.health,
-            at: self.fleet.now(),
-        };
-        let payload = serde_json::to_vec(&report).expect("a report has only names, numbers and text");
-        let envelope = Envelope::sign(REPORT_TYPE, payload, [&self.identity.key.secret()]);
-        self.journal.keep_report(sequence, &envelope)?;
-        self.devices.told.insert(key, (told, news.permit_sequence));
-        self.fleet.sync_soon();
         Ok(())
     }
 }

@@ -10,8 +10,8 @@ use std::{
 };
 
 use firmesh_executors::{
-    AttemptRecord, Backend, Goal, Host, HostInput, HostOutput, HostRecord, HostState, HostStep, Journal as _,
-    JournalError, News, Report, Start,
+    AttemptRecord, Goal, Host, HostInput, HostOutput, HostRecord, HostState, HostStep, Journal as _, JournalError,
+    News, Report, Start,
     host::{HostBackend, HostSettings},
 };
 use firmesh_protocol::{
@@ -152,10 +152,10 @@ impl Runtime {
     }
 
     /// An attempt on this device cannot go on yet, and must not find its host given back.
-    pub(super) fn keep_host_for(&mut self, backend: &Backend) {
-        let host = backend.host().and_then(|host| self.hosts.hosts.get_mut(host));
-        if let Some(kept) = host {
-            kept.machine.keep(backend.device());
+    pub(super) fn keep_host(&mut self, device: &DeviceId) {
+        let host = self.devices.host_of(device);
+        if let Some(kept) = host.and_then(|host| self.hosts.hosts.get_mut(&host)) {
+            kept.machine.keep(device);
         }
     }
 
@@ -321,9 +321,7 @@ impl Runtime {
                 Some(problem) => warn!(host = name, %state, failures, problem, "host"),
             }
         }
-        if state == HostState::Aside {
-            return Ok(());
-        }
+        // Aside it is for others: it is looked at once more for who waits now.
         let reason = match problem {
             None => format!("waits for its host {name} to step aside ({state})"),
             Some(problem) => format!("waits for its host {name} to step aside ({state}): {problem}"),

@@ -39,6 +39,7 @@ impl World {
             self.judge_restart(d);
             self.judge_left(d);
         }
+        self.judge_given_back();
         if self.watch.coordinator_is_sound {
             self.judge_records();
         }

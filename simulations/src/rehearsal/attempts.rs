@@ -1,10 +1,10 @@
 //! Attempts on a node: the machine's outputs carried out one by one, as the executors' runner does.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use firmesh_executors_core::{Attempt, Goal, Input, Outcome, Output, Report, Step};
 use firmesh_node_core::{
-    install::{Admission, AttemptStanding, go_on},
+    install::{Admission, AttemptStanding, Next, next},
     retries::Tries,
 };
 use firmesh_protocol::report::{AttemptState, Permit, PermitKind};
@@ -21,6 +21,8 @@ use super::{
 /// Between two looks at a device in an attempt: a BMC is asked twice a second in production, and nothing but events comes
 /// of it.
 const PACE_MS: u64 = 4_000;
+/// How much of a wait between two steps a restart may forget.
+const WAIT_KEPT_EVERY: Duration = Duration::from_secs(10);
 
 /// An attempt under way.
 #[derive(Debug)]
@@ -28,6 +30,8 @@ pub(super) struct Running {
     attempt: Attempt,
     pub(super) goal: Goal,
     act: Option<Act>,
+    /// By when it is over, with the wait after it if it is a step of a longer way.
+    ends_ms: u64,
     /// Names the event that is waited for.
     token: u64,
 }
@@ -88,15 +92,23 @@ impl World {
         self.write(n, |disk| disk.standings.insert(key, AttemptStanding::InFlight))?;
         self.judge_start(n, d, permit, &goal);
         self.report(n, &goal, Report::on_the_way(AttemptState::Installing, None))?;
-        let attempt = Attempt::new(goal.clone(), at(self.now_ms));
-        self.run_attempt(n, d, goal, attempt)
+        self.begin_attempt(n, d, goal)
     }
 
-    pub(super) fn run_attempt(&mut self, n: usize, d: usize, goal: Goal, attempt: Attempt) -> Result<(), Killed> {
+    pub(super) fn run_attempt(
+        &mut self,
+        n: usize,
+        d: usize,
+        goal: Goal,
+        attempt: Attempt,
+        left: Duration,
+    ) -> Result<(), Killed> {
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
         let running = Running {
             attempt,
             goal,
             act: None,
+            ends_ms: self.now_ms.saturating_add(left_ms),
             token: 0,
         };
         self.life(n)?.running.insert(d, running);
@@ -224,7 +236,7 @@ impl World {
         let Some(running) = self.life(n)?.running.remove(&d) else {
             return Ok(());
         };
-        let goal = running.goal;
+        let (goal, ends_ms) = (running.goal, running.ends_ms);
         if outcome.state.is_success() {
             let epoch = goal.image.info.security_epoch;
             self.write(n, |disk| {
@@ -234,8 +246,7 @@ impl World {
         }
         let Some(whole) = goal.whole(outcome.clone()) else {
             self.judge_step_end(d, &goal, outcome);
-            let now_ms = self.now_ms;
-            self.life(n)?.between.insert(d, (goal, now_ms));
+            self.life(n)?.between.insert(d, (goal, ends_ms));
             return self.look(n);
         };
         self.update_ended(n, d, &goal, &whole)
@@ -243,19 +254,18 @@ impl World {
 
     /// Takes the next step of a device's way, or ends its update where it is.
     pub(super) fn go_on(&mut self, n: usize, d: usize) -> Result<(), Killed> {
-        let Some((done, since_ms)) = self.life(n)?.between.get(&d).cloned() else {
+        let Some((done, ends_ms)) = self.life(n)?.between.get(&d).cloned() else {
             return Ok(());
         };
         let scenario = Arc::clone(&self.scenario);
         let approved = scenario.campaign(&done.campaign).expect("it was decided on");
-        let now_ms = self.now_ms;
-        let is_late = now_ms >= since_ms + u64::from(done.deadlines.attempt_s) * 1_000;
+        let left = Duration::from_millis(ends_ms.saturating_sub(self.now_ms));
         let campaign = (&done.campaign, done.wave);
-        let decided = self.with_facts(n, d, campaign, None, |facts| {
-            go_on(&approved.campaign, &done.image, facts)
+        let next = self.with_facts(n, d, campaign, None, |facts| {
+            next(&done, Some((&approved.campaign, facts)), left)
         })?;
-        let hold = match decided {
-            Ok(admission) => {
+        match next {
+            Next::Step(admission) => {
                 let goal = Goal {
                     image: admission.release,
                     step: admission.step,
@@ -265,16 +275,25 @@ impl World {
                 self.life(n)?.between.remove(&d);
                 self.judge_step(n, d, &goal);
                 self.report(n, &goal, Report::on_the_way(AttemptState::Installing, None))?;
-                let attempt = Attempt::new(goal.clone(), at(self.now_ms));
-                return self.run_attempt(n, d, goal, attempt);
+                self.begin_attempt(n, d, goal)
             }
-            Err(hold) if hold.passes_with_time() && !is_late => return Ok(()),
-            Err(hold) => hold,
-        };
-        self.life(n)?.between.remove(&d);
-        let outcome = done.given_up(&hold.to_string());
-        self.update_ended(n, d, &done, &outcome)?;
-        self.report(n, &done, outcome.into())
+            Next::Wait(_) => {
+                let record = self.nodes[n].disk.records.get(&d).cloned();
+                let waited = record.as_ref().map(|record| record.left().saturating_sub(left));
+                if let (Some(record), Some(waited)) = (record, waited)
+                    && waited >= WAIT_KEPT_EVERY
+                {
+                    let record = record.having_waited(waited);
+                    self.write(n, |disk| disk.records.insert(d, record))?;
+                }
+                Ok(())
+            }
+            Next::End(_, outcome) => {
+                self.life(n)?.between.remove(&d);
+                self.update_ended(n, d, &done, &outcome)?;
+                self.report(n, &done, outcome.into())
+            }
+        }
     }
 
     fn update_ended(&mut self, n: usize, d: usize, goal: &Goal, outcome: &Outcome) -> Result<(), Killed> {
@@ -299,6 +318,7 @@ impl World {
                 })?;
             }
         }
+        self.release_host(n, d)?;
         self.look(n)
     }
 }

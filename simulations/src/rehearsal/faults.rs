@@ -107,6 +107,8 @@ pub enum Fault {
     },
     /// An operator closes an attempt by force, or a campaign.
     Close { campaign: usize, device: Option<usize> },
+    /// An administrator takes a host into service.
+    TakeBack { host: usize },
     /// An approver pulls the brake on a campaign, at one node.
     Brake { campaign: usize, node: usize },
 }
@@ -147,6 +149,7 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
     }
     let count = match profile {
         Profile::Power => dice.between(5, 40),
+        Profile::Hosts => dice.between(3, 14),
         _ => dice.between(0, 10),
     };
     for _ in 0..count {
@@ -193,6 +196,16 @@ pub(super) fn draw(profile: Profile, scenario: &Scenario, dice: &mut Dice, later
                 11 => power_fault(scenario, dice),
                 _ => device_fault(scenario, dice),
             },
+            Profile::Hosts => match dice.below(16) {
+                0 | 1 => Fault::TakeBack {
+                    host: dice.index(scenario.hosts.len()),
+                },
+                2 => device_fault(scenario, dice),
+                3 => power_fault(scenario, dice),
+                4 => operator_fault(scenario, dice),
+                5 => network_fault(scenario, dice),
+                _ => process_fault(scenario, dice),
+            },
             Profile::Orders if dice.one_in(2) => send_back(scenario, dice),
             Profile::Answers if dice.one_in(4) => close(scenario, dice),
             Profile::Chaos | Profile::Orders | Profile::Answers | Profile::Units | Profile::Pools => {
@@ -233,7 +246,8 @@ fn later_fault(profile: Profile, scenario: &Scenario, dice: &mut Dice) -> Fault 
         | Profile::Retries
         | Profile::Batches
         | Profile::Hops
-        | Profile::Pools => 0,
+        | Profile::Pools
+        | Profile::Hosts => 0,
         Profile::Network => dice.between(2, 8),
         Profile::Rollback | Profile::Chaos | Profile::Liar => dice.below(9),
     };
@@ -521,6 +535,7 @@ impl World {
             Fault::Cancel { campaign } => self.order(Order::Cancel(campaign)),
             Fault::Close { campaign, device } => self.order(Order::Close(campaign, device)),
             Fault::SendBack { campaign, wave, device } => self.order(Order::SendBack(campaign, wave, device)),
+            Fault::TakeBack { host } => self.take_back(host),
             Fault::Brake { campaign, node } => {
                 let approved = &self.scenario.campaigns[campaign].campaign;
                 let braked = Braked::Campaign {

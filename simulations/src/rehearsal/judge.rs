@@ -163,6 +163,7 @@ impl World {
         }
         self.judge_left(d);
         self.watch.left.remove(&d);
+        self.watch.asked.insert(d, self.now_ms);
         let rack = scenario
             .places
             .iter()
@@ -619,6 +620,7 @@ impl World {
             self.watch.blame(now_ms, Promise::Durable, how);
         }
         self.judge_tries(goal, step);
+        self.judge_aside(d, goal);
         let Step::Stage { image, slot } = step else {
             return;
         };
@@ -720,8 +722,8 @@ impl World {
         let reached = Runs::Kept(goal.image.info.version.clone());
         let may_have_changed = started.restarts > 0 || dark;
         let is_true = runs == reached || (may_have_changed && runs == Runs::Nothing);
+        // What is waited for now counts as the step's.
         started.from = reached;
-        (started.since_ms, started.worked_ms) = (now_ms, 0);
         if !is_true {
             let how = format!("{} ended {} on its way, and runs {runs:?}", goal.device, outcome.state);
             self.watch.blame(now_ms, Promise::Truthful, how);
@@ -736,6 +738,8 @@ impl World {
             .expect("nodes know approved campaigns only");
         let now_ms = self.now_ms;
         self.tell(|| format!("{} goes on for {}: {}", goal.device, goal.campaign, goal.image.target));
+        self.judge_time(goal);
+        self.watch.asked.insert(d, now_ms);
         self.watch.tally.gone_over += 1;
         let way = way_of(approved, &goal.device);
         let place = way.iter().position(|target| *target == goal.image.target);
@@ -801,6 +805,9 @@ impl World {
         });
         self.judge_time(goal);
         self.judge_restart(d);
+        for devices in self.watch.leaning.values_mut() {
+            devices.remove(&d);
+        }
         let dark = self.watch.dark.get(&d).is_some_and(|dark| dark + DARK_MS > now_ms);
         let ended_at = Some(self.node_wall(self.scenario.devices[d].node));
         let key = (goal.campaign.clone(), goal.device.clone(), goal.kind);

@@ -13,6 +13,7 @@ mod device;
 pub(crate) mod dice;
 mod evidence;
 mod faults;
+mod hosts;
 mod hunt;
 mod judge;
 mod liar;
@@ -50,6 +51,7 @@ use coordinator::{Answer, Coordinator, Heartbeat, Outcome};
 use device::Device;
 use dice::Dice;
 use evidence::Evidence;
+use hosts::RealHost;
 use network::Links;
 use node::Node;
 use operator::{Order, REVIEW_MS};
@@ -100,6 +102,9 @@ pub enum Profile {
     Hops,
     /// Blue-green campaigns: one pool after the other, with a balancer that drains and switches, in the middle of all else.
     Pools,
+    /// Hosts that step aside for their devices, one of a cluster at a time; nodes that die over it, administrators who take
+    /// hosts into service in the middle, and devices of which half go over other releases.
+    Hosts,
 }
 
 impl Profile {
@@ -121,6 +126,7 @@ impl Profile {
             Self::Batches => "batches",
             Self::Hops => "hops",
             Self::Pools => "pools",
+            Self::Hosts => "hosts",
         }
     }
 }
@@ -157,7 +163,8 @@ fn draw(profile: Profile, seed: u64) -> (Scenario, Vec<Planned>) {
         | Profile::Retries
         | Profile::Batches
         | Profile::Hops
-        | Profile::Pools => false,
+        | Profile::Pools
+        | Profile::Hosts => false,
         // None of these is in the corpus.
         Profile::Orders => seed % ORDERED.1 == ORDERED.0,
         _ => seed % LATER.1 < LATER.0,
@@ -211,11 +218,23 @@ enum NodeEvent {
     Look,
     Sync,
     Answer(Option<Box<Answer>>),
-    Attempt { device: usize, token: u64 },
+    Attempt {
+        device: usize,
+        token: u64,
+    },
     Permit(Signed),
     Evidence(Sha256),
     Image(ArtifactId),
     Brake(Braked),
+    /// The image of an interrupted attempt was looked at.
+    Unpark(usize),
+    /// An act on a host is over.
+    HostActed(usize),
+    /// A host wants to be heard again.
+    HostTick {
+        host: usize,
+        token: u64,
+    },
 }
 
 #[derive(Debug)]
@@ -260,6 +279,7 @@ struct World {
     tokens: u64,
     dice: Dice,
     devices: Vec<Device>,
+    hosts: Vec<RealHost>,
     nodes: Vec<Node>,
     coordinators: [Coordinator; 2],
     /// Names the last tick that was asked for.
@@ -302,6 +322,7 @@ impl World {
                 .iter()
                 .map(|placed| Device::new(placed.kind, &scenario.catalogue))
                 .collect(),
+            hosts: scenario.hosts.iter().map(RealHost::new).collect(),
             nodes: (0..nodes).map(|_| Node::default()).collect(),
             coordinators: [Coordinator::new(), Coordinator::new()],
             ticks: [0; 2],
@@ -394,6 +415,9 @@ impl World {
                     NodeEvent::Evidence(_) => 6,
                     NodeEvent::Image(_) => 7,
                     NodeEvent::Brake(_) => 8,
+                    NodeEvent::Unpark(d) => 22 + ((*d as u64) << 8),
+                    NodeEvent::HostActed(h) => 23 + ((*h as u64) << 8),
+                    NodeEvent::HostTick { token, .. } => 24 + (token << 8),
                 },
                 *n,
             ),

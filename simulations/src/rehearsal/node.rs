@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use firmesh_executors_core::{Attempt, AttemptRecord, Goal, Outcome, Report};
+use firmesh_executors_core::{AttemptRecord, Goal, HostRecord, Outcome, Report};
 use firmesh_node_core::{
     install::{Admission, AttemptStanding, Facts, Hold, Neighbour, admit},
     permits::check_permit,
@@ -28,8 +28,9 @@ use firmesh_protocol::{
 use super::{
     Event, NodeEvent, Promise, World,
     attempts::Running,
-    coordinator::{Answer, Heartbeat, at, wall},
+    coordinator::{Answer, Heartbeat, wall},
     device::Runs,
+    hosts::Hosts,
     scenario::{Placed, facts},
     signed::Signed,
 };
@@ -51,6 +52,8 @@ pub(super) struct Disk {
     pub(super) permits: BTreeMap<(CampaignId, u64), Arc<Permit>>,
     pub(super) standings: BTreeMap<StandingKey, AttemptStanding>,
     pub(super) records: BTreeMap<usize, AttemptRecord>,
+    /// Hosts that are owed their way back.
+    pub(super) hosts: BTreeMap<usize, HostRecord>,
     pub(super) outcomes: BTreeMap<StandingKey, Outcome>,
     /// How updates ended, by campaign.
     pub(super) tries: BTreeMap<CampaignId, BTreeMap<DeviceId, Tries>>,
@@ -70,8 +73,9 @@ pub(super) struct Disk {
 #[derive(Debug, Default)]
 pub(super) struct Life {
     pub(super) running: BTreeMap<usize, Running>,
-    /// Done with a step of a longer way, and since when; the next one is not begun.
+    /// Done with a step of a longer way, and by when that and the wait after it are over; the next one is not begun.
     pub(super) between: BTreeMap<usize, (Goal, u64)>,
+    pub(super) hosts: Hosts,
     pub(super) versions: BTreeMap<usize, Option<String>>,
     /// What each device ran when it last answered.
     pub(super) last_versions: BTreeMap<usize, String>,
@@ -170,19 +174,22 @@ impl World {
         let first = 1 + self.dice.below(500);
         self.after(first, Event::Node(n, self.nodes[n].incarnation, NodeEvent::Look));
         self.after(first, Event::Node(n, self.nodes[n].incarnation, NodeEvent::Sync));
+        self.make_hosts(n, &resumed);
+        // A crash in the middle leaves the rest for the next start.
+        let _: Result<(), Killed> = self.take_up(n, resumed);
+    }
+
+    fn take_up(&mut self, n: usize, resumed: Vec<(usize, AttemptRecord)>) -> Result<(), Killed> {
         for (d, record) in resumed {
-            if self.nodes[n].life.is_none() {
-                return;
-            }
-            let goal = record.goal.clone();
+            self.life(n)?;
             self.watch.resumed(d, self.now_ms);
-            if self.report(n, &goal, record.last_known().into()).is_err() {
-                return;
+            self.report(n, &record.goal, record.last_known().into())?;
+            match record.outcome().is_none() && self.scenario.devices[d].host.is_some() {
+                true => self.park(n, d, record)?,
+                false => self.resume_attempt(n, d, record)?,
             }
-            let attempt = Attempt::resume(record, at(self.now_ms));
-            // A crash in the middle leaves the rest for the next start.
-            let _: Result<(), Killed> = self.run_attempt(n, d, goal, attempt);
         }
+        self.begin_hosts(n)
     }
 
     pub(super) fn kill_node(&mut self, n: usize, down_ms: u64) {
@@ -202,6 +209,9 @@ impl World {
             if running.is_acting() {
                 self.devices[d].break_off(self.now_ms);
             }
+            self.watch.interrupted(d, self.now_ms);
+        }
+        for d in life.between.keys().copied().chain(life.hosts.devices()) {
             self.watch.interrupted(d, self.now_ms);
         }
         self.after(down_ms, Event::NodeUp(n));
@@ -260,13 +270,18 @@ impl World {
                 self.consider(n)
             }
             NodeEvent::Brake(braked) => self.learn_brake(n, braked),
+            NodeEvent::Unpark(d) => self.unpark(n, d),
+            NodeEvent::HostActed(h) => self.host_acted(n, h),
+            NodeEvent::HostTick { host, token } => self.tick_host(n, host, token),
         }
     }
 
     /// Looks at idle devices.
     pub(super) fn look(&mut self, n: usize) -> Result<(), Killed> {
         for d in 0..self.devices.len() {
-            if self.scenario.devices[d].node != n || self.life(n)?.running.contains_key(&d) {
+            let is_here = self.scenario.devices[d].node == n;
+            let life = self.life(n)?;
+            if !is_here || life.running.contains_key(&d) || life.hosts.has(d) {
                 continue;
             }
             let version = match self.devices[d].runs(self.now_ms) {
@@ -419,7 +434,8 @@ impl World {
                 .running
                 .get(&d)
                 .is_some_and(|running| running.goal.campaign == key.0)
-                || (life.between.get(&d)).is_some_and(|(goal, _)| goal.campaign == key.0);
+                || (life.between.get(&d)).is_some_and(|(goal, _)| goal.campaign == key.0)
+                || life.hosts.goal(d).is_some_and(|goal| goal.campaign == key.0);
             let disk = &self.nodes[n].disk;
             if scenario.devices[d].node != n
                 || !permit.devices.contains(device)
@@ -496,6 +512,7 @@ impl World {
 
     /// Starts every device that may start now, and says why the others may not.
     pub(super) fn consider(&mut self, n: usize) -> Result<(), Killed> {
+        self.give_up_braked(n)?;
         let between: Vec<_> = self.life(n)?.between.keys().copied().collect();
         for d in between {
             self.go_on(n, d)?;
@@ -514,7 +531,7 @@ impl World {
             let life = self.life(n)?;
             life.versions
                 .keys()
-                .filter(|d| !life.running.contains_key(d) && !life.between.contains_key(d))
+                .filter(|d| !life.running.contains_key(d) && !life.between.contains_key(d) && !life.hosts.has(**d))
                 .copied()
                 .collect()
         };
@@ -749,6 +766,6 @@ impl World {
                 && node
                     .life
                     .as_ref()
-                    .is_some_and(|life| life.running.is_empty() && life.between.is_empty())
+                    .is_some_and(|life| life.running.is_empty() && life.between.is_empty() && life.hosts.is_idle())
     }
 }

@@ -52,6 +52,10 @@ pub enum Promise {
     Bounded,
     /// What is reported is what the device runs, and goes on to run until somebody acts on it again.
     Truthful,
+    /// Nothing is done to a device whose host was not seen aside for it, nor while more hosts of its cluster that we had step
+    /// aside are worked on than may be; no host is given back in the middle of an update, every one is in the end, and none that
+    /// was aside before.
+    Aside,
     /// Once nothing goes wrong any more, everything comes to an end, and no failed wave keeps what it should have given
     /// back, unless giving it back was tried.
     Live,
@@ -78,6 +82,7 @@ impl Promise {
             Self::Halted => "halted",
             Self::Bounded => "bounded",
             Self::Truthful => "truthful",
+            Self::Aside => "aside",
             Self::Live => "live",
             Self::Sound => "sound",
         }
@@ -118,6 +123,8 @@ pub struct Tally {
     pub gone_over: u64,
     /// Updates that ended halfway.
     pub halfway: u64,
+    /// Hosts that were granted to a device.
+    pub stepped_aside: u64,
 }
 
 impl Tally {
@@ -133,6 +140,7 @@ impl Tally {
         self.began_again += other.began_again;
         self.gone_over += other.gone_over;
         self.halfway += other.halfway;
+        self.stepped_aside += other.stepped_aside;
     }
 }
 
@@ -215,6 +223,12 @@ pub(super) struct Watch {
     pub(super) sent_back: BTreeSet<(CampaignId, DeviceId)>,
     /// When a device last lost power.
     pub(super) dark: BTreeMap<usize, u64>,
+    /// Since when a device needs its host aside: its attempt, the step of it, or the process that is at it has begun.
+    pub(super) asked: BTreeMap<usize, u64>,
+    /// When a host was last seen aside, and was.
+    pub(super) seen_aside: BTreeMap<usize, u64>,
+    /// Devices of a host that something was done to in an update that has not ended, and when it was last.
+    pub(super) leaning: BTreeMap<usize, BTreeMap<usize, u64>>,
 }
 
 impl Watch {
@@ -324,6 +338,7 @@ impl Watch {
     }
 
     pub(super) fn resumed(&mut self, d: usize, at_ms: u64) {
+        self.asked.insert(d, at_ms);
         for started in self
             .started
             .values_mut()

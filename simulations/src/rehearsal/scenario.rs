@@ -99,6 +99,18 @@ pub(super) struct Placed {
     pub(super) node: usize,
     pub(super) kind: Kind,
     pub(super) labels: Labels,
+    /// The host that steps aside for it.
+    pub(super) host: Option<usize>,
+}
+
+/// A host that steps aside for its devices.
+#[derive(Debug)]
+pub(super) struct PlacedHost {
+    pub(super) node: usize,
+    /// Of the hosts of one cluster, one may be aside at a time.
+    pub(super) cluster: usize,
+    /// An administrator has it aside from the beginning.
+    pub(super) aside_before: bool,
 }
 
 impl Placed {
@@ -133,6 +145,7 @@ pub(super) struct Approved {
 pub(super) struct Scenario {
     pub(super) places: Vec<Place>,
     pub(super) devices: Vec<Placed>,
+    pub(super) hosts: Vec<PlacedHost>,
     pub(super) campaigns: Vec<Approved>,
     pub(super) catalogue: Catalogue,
     /// The moment at which virtual time begins.
@@ -185,14 +198,20 @@ impl Scenario {
                         node,
                         kind,
                         labels: Labels::default(),
+                        host: None,
                     });
                 }
             }
         }
+        let hosts = match profile {
+            Profile::Hosts => hosts(&places, &mut devices, dice),
+            _ => Vec::new(),
+        };
         let begins = WallTime::from_unix_seconds(MIDNIGHT + dice.below(86_400).cast_signed());
         let mut scenario = Self {
             places,
             devices,
+            hosts,
             campaigns: Vec::new(),
             catalogue: Catalogue::new(),
             begins,
@@ -269,6 +288,10 @@ impl Scenario {
                 .iter_mut()
                 .flat_map(|release| lead_over(release, dice))
                 .collect(),
+            Profile::Hosts if dice.one_in(2) => releases
+                .iter_mut()
+                .flat_map(|release| lead_over(release, dice))
+                .collect(),
             _ => Vec::new(),
         };
         for Release { artifact, info, .. } in releases.iter().chain(&previous).chain(&hops) {
@@ -341,6 +364,13 @@ impl Scenario {
         }
         if profile == Profile::Hops {
             manifest.retries = dice.one_in(2).then(|| retries(dice));
+            manifest.operator_rollback = dice.one_in(2);
+        }
+        if profile == Profile::Hosts {
+            // Hosts are waited for, one after the other: there is time for that, and several devices want theirs at once.
+            manifest.deadlines.attempt_s = 60 * dice.between(15, 40) as u32;
+            (manifest.caps.per_rack, manifest.caps.total) = (dice.between(2, 5) as u32, dice.between(3, 8) as u32);
+            manifest.retries = dice.one_in(4).then(|| retries(dice));
             manifest.operator_rollback = dice.one_in(2);
         }
         if profile == Profile::Retries {
@@ -559,6 +589,27 @@ fn retries(dice: &mut Dice) -> Retries {
     Retries { rules, budget }
 }
 
+/// One or two hosts of each node, which most of its devices belong to: of one cluster, or of one in each rack.
+fn hosts(places: &[Place], devices: &mut [Placed], dice: &mut Dice) -> Vec<PlacedHost> {
+    let mut hosts = Vec::new();
+    let is_one_cluster = dice.one_in(2);
+    for node in 0..places.len() {
+        let in_rack = places.iter().position(|place| place.rack == places[node].rack);
+        let (first, count) = (hosts.len(), dice.between(1, 2));
+        for _ in 0..count {
+            hosts.push(PlacedHost {
+                node,
+                cluster: in_rack.filter(|_| !is_one_cluster).unwrap_or_default(),
+                aside_before: dice.one_in(10),
+            });
+        }
+        for device in devices.iter_mut().filter(|device| device.node == node) {
+            device.host = (!dice.one_in(6)).then(|| first + dice.index(hosts.len() - first));
+        }
+    }
+    hosts
+}
+
 /// One to three servers of a node, each with two or three components; nodes hang on two feeds in turn.
 fn servers(node_name: &str, node: usize, dice: &mut Dice) -> Vec<Placed> {
     let mut devices = Vec::new();
@@ -576,6 +627,7 @@ fn servers(node_name: &str, node: usize, dice: &mut Dice) -> Vec<Placed> {
                 node,
                 kind,
                 labels: Labels::try_from(labels).expect("two labels"),
+                host: None,
             });
         }
     }

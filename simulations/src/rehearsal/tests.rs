@@ -47,6 +47,7 @@ fn every_profile_keeps_its_promises_and_gets_to_what_they_are_about() {
             began_again,
             gone_over,
             halfway,
+            stepped_aside,
             ..
         } = hunted(profile, 0..60, 2).tally;
         assert!(attempts > updated && updated > 100 && kills > 5, "{profile:?}");
@@ -62,6 +63,10 @@ fn every_profile_keeps_its_promises_and_gets_to_what_they_are_about() {
             Profile::Hops => assert!(
                 gone_over > 100 && halfway > 10 && rolled_back > 5,
                 "{gone_over} went over, {halfway} stopped halfway, {rolled_back} went back"
+            ),
+            Profile::Hosts => assert!(
+                stepped_aside > 100 && gone_over > 20,
+                "{stepped_aside} hosts stepped aside, {gone_over} went over"
             ),
             Profile::Network | Profile::Chaos | Profile::Liar | Profile::Units | Profile::Pools => {}
         }

@@ -117,6 +117,12 @@ impl Vcenter {
             .collect())
     }
 
+    /// How often somebody has told the vCenter the password.
+    async fn told(&self, fleet: &Cluster) -> Result<u64> {
+        let told = ask(fleet, &format!("{}/told", self.control)).await?;
+        told.as_u64().context("a number")
+    }
+
     /// Has an administrator do something.
     async fn administer(&self, fleet: &Cluster, what: &str) -> Result<()> {
         let answer = fleet.http().get(format!("{}/{what}", self.control)).send().await?;
@@ -151,6 +157,7 @@ async fn a_host_is_in_maintenance_mode_for_its_update_and_no_longer() -> Result<
         let tasks = vcenter.tasks(fleet).await?;
         let entered = ["enter", "exit"].map(|way| format!("HostSystem.{way}MaintenanceMode {}", vcenter.host));
         ensure!(tasks == entered, "{tasks:?}");
+        ensure!(vcenter.told(fleet).await? > 0, "nobody has logged in");
         let log = fs::read_to_string(fleet.node(NODE)?.folder().join("node.log"))?;
         ensure!(!log.contains("s3cret"), "the password is in the log");
         Ok(())
@@ -246,6 +253,7 @@ async fn a_vcenter_with_another_certificate_is_not_spoken_to() -> Result<()> {
             why.contains("did not step aside in time") && why.contains("certificate"),
             "{why}"
         );
+        ensure!(vcenter.told(fleet).await? == 0, "a stranger was told the password");
         ensure!(
             world.log().is_empty() && vcenter.tasks(fleet).await?.is_empty(),
             "{:?}",

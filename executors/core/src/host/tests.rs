@@ -22,6 +22,8 @@ fn a_host_is_entered_after_its_record_and_forgotten_after_it_was_seen_back() {
     assert_eq!(told(&mut host), ["record aside", "granted d1"]);
     // Another device of it comes and goes.
     host.want(&device(2), at(60), at(4));
+    assert_eq!(told(&mut host), ["look"]);
+    host.handle(at(4), looked(HostSeen::Aside));
     assert_eq!(told(&mut host), ["granted d2"]);
     host.release(&device(1), at(5));
     assert_eq!(told(&mut host), NOTHING);
@@ -71,13 +73,75 @@ fn what_is_refused_is_given_back_at_once_and_what_fails_is_tried_again_until_the
         told(&mut host),
         ["refused d1: it did not step aside in time (entering): busy"]
     );
-    host.handle(
-        at(61),
-        looked(HostSeen::Unknown {
-            why: "silence".to_owned(),
-        }),
-    );
+    host.handle(at(61), unknown("silence"));
     assert_eq!(told(&mut host), ["record leaving", "leave"]);
+}
+
+/// An administrator took it out of maintenance mode while another device of it was written: the next one was granted it
+/// unseen.
+#[test]
+fn who_comes_later_is_granted_the_host_only_after_another_look() {
+    let mut host = aside_for_one();
+    host.want(&device(2), at(60), at(4));
+    assert_eq!(told(&mut host), ["look"]);
+    // One that nobody can make sense of is no yes.
+    host.handle(at(5), unknown("silence"));
+    assert_eq!((told(&mut host).len(), host.deadline()), (0, Some(at(7))));
+    host.handle(at(7), HostInput::Tick);
+    host.handle(at(8), looked(HostSeen::InService));
+    assert_eq!(told(&mut host), ["look", "record entering", "enter"]);
+    host.handle(at(9), HostInput::Acted);
+    host.handle(at(10), looked(HostSeen::Aside));
+    assert_eq!(told(&mut host), ["look", "record aside", "granted d2"]);
+    // Who waits in vain for a look is refused like anybody else, and the first one keeps the host.
+    host.want(&device(3), at(20), at(11));
+    host.handle(at(20), HostInput::Tick);
+    assert_eq!(
+        told(&mut host),
+        ["look", "refused d3: it did not step aside in time (aside)"]
+    );
+    host.handle(at(21), unknown("silence"));
+    assert_eq!((told(&mut host).len(), host.state()), (0, HostState::Aside));
+}
+
+/// The node was killed, or had no answer, while the host was told to step aside: what is asked after that, of its cluster as
+/// well, was never asked, and the host was granted because it was aside.
+#[test]
+fn a_host_that_was_entered_without_an_end_is_entered_once_more_though_it_looks_aside() {
+    let record = HostRecord::new(Stage::Entering);
+    let mut reborn = Host::new(Some(&record), 0, at(0));
+    reborn.want(&device(1), at(60), at(0));
+    reborn.begin(at(0));
+    let mut failed_once = Host::new(None, 0, at(0));
+    failed_once.want(&device(1), at(60), at(0));
+    failed_once.handle(at(0), looked(HostSeen::InService));
+    failed_once.handle(at(0), failed("no answer", true));
+    assert_eq!(told(&mut failed_once), ["look", "record entering", "enter"]);
+    failed_once.handle(at(3), HostInput::Tick);
+    for host in [&mut reborn, &mut failed_once] {
+        assert_eq!(told(host), ["look"]);
+        host.handle(at(4), looked(HostSeen::Aside));
+        assert_eq!(told(host), ["enter"]);
+        // Its cluster has another one aside by now: this one is back in service.
+        host.handle(at(5), failed("h2 is aside", true));
+        let again = host.deadline().unwrap();
+        host.handle(again, HostInput::Tick);
+        host.handle(again, looked(HostSeen::InService));
+        host.handle(again, HostInput::Acted);
+        host.handle(again, looked(HostSeen::Aside));
+        assert_eq!(told(host), ["look", "enter", "look", "record aside", "granted d1"]);
+    }
+    // Nobody waits for the end any more, and somebody keeps the host: it was not granted, and is not held to be aside.
+    let mut kept = Host::new(Some(&record), 0, at(0));
+    kept.keep(&device(2));
+    kept.want(&device(1), at(3), at(0));
+    kept.handle(at(3), HostInput::Tick);
+    kept.handle(at(4), looked(HostSeen::Aside));
+    assert_eq!(told(&mut kept).len(), 2);
+    assert_eq!(kept.state(), HostState::Wanted);
+    kept.want(&device(2), at(60), at(5));
+    kept.handle(at(6), looked(HostSeen::Aside));
+    assert_eq!(told(&mut kept), ["look", "enter"]);
 }
 
 /// Somebody says that the host has stepped aside, and it has not.
@@ -171,6 +235,8 @@ enum Event {
     Want(u8),
     End(u8),
     Crash,
+    /// An administrator takes it into service.
+    TakenBack,
     /// How the step under way goes: whether it has its effect, half of it, and what is said of it.
     Step {
         works: bool,
@@ -187,6 +253,7 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (1..4_u8).prop_map(Event::Want),
         2 => (1..4_u8).prop_map(Event::End),
         1 => Just(Event::Crash),
+        1 => Just(Event::TakenBack),
         2 => Just(Event::Wait),
         6 => (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>())
             .prop_map(|(works, half, says, retry)| Event::Step { works, half, says, retry }),
@@ -294,7 +361,7 @@ proptest! {
             aside: aside_before, half: aside_before, record: None, in_flight: BTreeSet::new(), granted: BTreeSet::new(), left: 0,
             entered_without_record: false,
         };
-        let (mut now, mut under_way) = (0, None);
+        let (mut now, mut under_way, mut taken_back) = (0, None, false);
         let mut host = Host::new(None, 3, at(0));
         for (event, cut) in events.iter().zip(cuts) {
             now += 1;
@@ -321,6 +388,10 @@ proptest! {
                     }
                     world.granted.clear();
                     host = world.reborn(at(now));
+                }
+                Event::TakenBack => {
+                    taken_back = true;
+                    (world.aside, world.half) = (false, false);
                 }
                 Event::Step { .. } => if let Some(step) = under_way.take() {
                     let input = world.carry_out(step, event);
@@ -363,8 +434,8 @@ proptest! {
         }
         prop_assert_eq!(host.state(), HostState::Back);
         prop_assert_eq!(world.record, None);
-        prop_assert_eq!(world.aside, aside_before && world.left == 0);
-        if aside_before {
+        prop_assert_eq!(world.aside, aside_before && !taken_back && world.left == 0);
+        if aside_before && !taken_back {
             prop_assert_eq!(world.left, 0, "it was aside before we came");
         }
     }
@@ -380,6 +451,22 @@ fn device(number: u8) -> DeviceId {
 
 fn looked(seen: HostSeen) -> HostInput {
     HostInput::Looked(seen)
+}
+
+fn unknown(why: &str) -> HostInput {
+    let why = why.to_owned();
+    looked(HostSeen::Unknown { why })
+}
+
+/// A host that we had step aside for the first device.
+fn aside_for_one() -> Host {
+    let mut host = Host::new(None, 0, at(0));
+    host.want(&device(1), at(60), at(0));
+    host.handle(at(1), looked(HostSeen::InService));
+    host.handle(at(2), HostInput::Acted);
+    host.handle(at(3), looked(HostSeen::Aside));
+    assert_eq!(told(&mut host).last().map(String::as_str), Some("granted d1"));
+    host
 }
 
 fn failed(reason: &str, retry: bool) -> HostInput {

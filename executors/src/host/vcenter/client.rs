@@ -1,6 +1,6 @@
 //! Sessions, calls and properties of a vCenter.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use firmesh_executors_core::ActError;
 use reqwest::{Url, header, redirect};
@@ -58,6 +58,10 @@ pub(crate) enum VcenterError {
     NoSuchHost(String),
     #[error("vCenter does not say {0}")]
     NotSaid(String),
+    #[error("vCenter has {0} objects of one kind at one host, at most {OBJECTS_MAX} are read")]
+    TooMany(usize),
+    #[error("vCenter's answer has more than {PAGES_MAX} pages")]
+    TooManyPages,
     #[error("vCenter's task failed: {words}")]
     Task { words: String },
     #[error("vCenter's task is {state} after {limit_s} s")]
@@ -152,16 +156,67 @@ impl Properties {
         }
     }
 
-    /// The objects named, whether one or several.
-    pub(super) fn references(&self, name: &str) -> Vec<Ref> {
-        let Some(Value(element)) = self.value(name) else {
-            return Vec::new();
-        };
-        match element.children.is_empty() {
-            true => element.reference().into_iter().collect(),
-            false => element.children.iter().filter_map(Element::reference).collect(),
+    /// A text that must be there.
+    pub(super) fn said(&self, name: &str) -> Result<&str, VcenterError> {
+        match self.text(name) {
+            "" => Err(VcenterError::NotSaid(format!("{name} of {}", self.object.id))),
+            text => Ok(text),
         }
     }
+
+    /// The objects named, whether one or several. None, where the property is there and empty, or is not set: what may not be
+    /// seen was an error before.
+    pub(super) fn references(&self, name: &str) -> Result<Vec<Ref>, VcenterError> {
+        let Some(Value(element)) = self.value(name) else {
+            return Ok(Vec::new());
+        };
+        let named: Vec<&Element> = match element.children.is_empty() {
+            true if element.text.trim().is_empty() => Vec::new(),
+            true => vec![element],
+            false => element.children.iter().collect(),
+        };
+        let named = named.into_iter().map(|one| {
+            one.reference()
+                .ok_or_else(|| VcenterError::NotSaid(format!("which objects are {name} of {}", self.object.id)))
+        });
+        named.collect()
+    }
+
+    /// The objects of a page.
+    fn of_page(page: &Element) -> Result<Vec<Self>, VcenterError> {
+        let of_object = |object: &Element| {
+            let named = object.child("obj").and_then(Element::reference);
+            let named = named.ok_or_else(|| VcenterError::NotSaid("whose properties these are".to_owned()))?;
+            // Without the right to see it, or not there at all: nobody knows, and nobody takes it for nothing.
+            if let Some(missing) = object.child("missingSet") {
+                let path = missing.child("path").map_or("something", |path| path.text.trim());
+                let why = missing.at(&["fault", "fault"]).map_or("", |fault| fault.kind.as_str());
+                return Err(VcenterError::NotSaid(short(&format!("{path} of {} ({why})", named.id))));
+            }
+            let values = object.all("propSet").filter_map(|set| {
+                let name = set.child("name")?.text.trim().to_owned();
+                Some((name, Value(set.child("val")?.clone())))
+            });
+            Ok(Self {
+                object: named,
+                values: values.collect(),
+            })
+        };
+        page.all("objects").map(of_object).collect()
+    }
+}
+
+/// What was found, if it is what was asked for: every object, once.
+fn all_of(objects: &[Ref], found: Vec<Properties>) -> Result<Vec<Properties>, VcenterError> {
+    let (asked, told): (BTreeSet<_>, BTreeSet<_>) =
+        (objects.iter().collect(), found.iter().map(|p| &p.object).collect());
+    if asked == told && found.len() == objects.len() {
+        return Ok(found);
+    }
+    let (told, asked) = (found.len(), objects.len());
+    Err(VcenterError::NotSaid(format!(
+        "anything of all {asked} objects, but of {told}"
+    )))
 }
 
 impl Client {
@@ -296,45 +351,43 @@ impl Session<'_> {
         found.ok_or_else(|| VcenterError::NotSaid(format!("anything of {}", object.id)))
     }
 
-    /// Reads properties of objects of one type. Objects that are gone meanwhile are an error of vCenter's.
+    /// Reads properties of objects of one type, of every one of them. Objects that are gone meanwhile are an error of vCenter's.
     pub(super) async fn read(&self, objects: &[Ref], names: &[&str]) -> Result<Vec<Properties>, VcenterError> {
         let Some(first) = objects.first() else {
             return Ok(Vec::new());
         };
+        if objects.len() > OBJECTS_MAX {
+            return Err(VcenterError::TooMany(objects.len()));
+        }
         let paths: String = names.iter().map(|name| argument("pathSet", name)).collect();
-        let all = objects.iter().take(OBJECTS_MAX);
-        let objects: String = all
+        let all: String = objects
+            .iter()
             .map(|object| format!("<objectSet>{}<skip>false</skip></objectSet>", object.argument("obj")))
             .collect();
         let wanted = format!(
-            "<specSet><propSet>{}<all>false</all>{paths}</propSet>{objects}</specSet><options/>",
+            "<specSet><propSet>{}<all>false</all>{paths}</propSet>{all}</specSet><options/>",
             argument("type", &first.kind)
         );
         let this = &self.services.properties;
         let mut answer = self.call("RetrievePropertiesEx", this, &wanted).await?;
         let mut found = Vec::new();
         for _ in 0..PAGES_MAX {
-            let Some(page) = answer.child("returnval") else {
+            let page = answer.child("returnval");
+            let page = page.ok_or_else(|| VcenterError::NotSaid("anything of what it was asked for".to_owned()))?;
+            found.extend(Properties::of_page(page)?);
+            if found.len() > objects.len() {
                 break;
-            };
-            for object in page.all("objects") {
-                let named = object.child("obj").and_then(Element::reference);
-                let values = object.all("propSet").filter_map(|set| {
-                    let name = set.child("name")?.text.trim().to_owned();
-                    Some((name, Value(set.child("val")?.clone())))
-                });
-                found.push(Properties {
-                    object: named.ok_or_else(|| VcenterError::NotSaid("whose properties these are".to_owned()))?,
-                    values: values.collect(),
-                });
             }
             let Some(token) = page.child("token") else {
-                return Ok(found);
+                return all_of(objects, found);
             };
             let more = argument("token", token.text.trim());
             answer = self.call("ContinueRetrievePropertiesEx", this, &more).await?;
         }
-        Ok(found)
+        match found.len() > objects.len() {
+            true => all_of(objects, found),
+            false => Err(VcenterError::TooManyPages),
+        }
     }
 
     /// Ends the session. One that cannot be ended expires.
@@ -419,5 +472,70 @@ impl ServerCertVerifier for Pinned {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A property that came, one that did not, and one that may not be seen.
+    fn page(objects: &str) -> Result<Vec<Properties>, VcenterError> {
+        Properties::of_page(&Element::parse(&format!("<returnval>{objects}</returnval>")).unwrap())
+    }
+
+    fn object(number: u32, rest: &str) -> String {
+        format!("<objects><obj type=\"VirtualMachine\">vm-{number}</obj>{rest}</objects>")
+    }
+
+    fn machine(number: u32) -> Ref {
+        Ref::new("VirtualMachine", &format!("vm-{number}"))
+    }
+
+    /// What vCenter did not say counted as nothing: no machine that runs, no host that is aside.
+    #[test]
+    fn what_is_not_said_is_no_answer() {
+        let state = "<propSet><name>runtime.powerState</name><val xsi:type=\"VirtualMachinePowerState\">poweredOn</val></propSet>";
+        let found = page(&(object(1, state) + &object(2, ""))).unwrap();
+        assert_eq!(found[0].said("runtime.powerState").unwrap(), "poweredOn");
+        let unsaid = found[1].said("runtime.powerState").unwrap_err().to_string();
+        assert_eq!(unsaid, "vCenter does not say runtime.powerState of vm-2");
+        let hidden = "<missingSet><path>runtime</path><fault><fault xsi:type=\"NoPermission\"/></fault></missingSet>";
+        let hidden = page(&object(3, hidden)).unwrap_err().to_string();
+        assert_eq!(hidden, "vCenter does not say runtime of vm-3 (NoPermission)");
+        assert!(page("<objects/>").is_err());
+    }
+
+    #[test]
+    fn every_object_is_answered_for_once() {
+        let asked = [machine(1), machine(2)];
+        let told = |numbers: &[u32]| {
+            let objects: String = numbers.iter().map(|number| object(*number, "")).collect();
+            all_of(&asked, page(&objects).unwrap()).map(|found| found.len())
+        };
+        assert_eq!(told(&[2, 1]).unwrap(), 2);
+        for wrong in [&[][..], &[1], &[1, 1], &[1, 3], &[1, 2, 2], &[1, 2, 3]] {
+            let error = told(wrong).unwrap_err();
+            assert!(
+                error.to_string().contains("of all 2 objects") && error.retry(),
+                "{wrong:?}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_list_of_objects_is_whole_or_no_list() {
+        let list = |val: &str| {
+            let set = format!("<propSet><name>vm</name>{val}</propSet>");
+            let found = page(&object(1, &set)).unwrap();
+            found[0].references("vm").map(|found| found.len())
+        };
+        let one = "<ManagedObjectReference type=\"VirtualMachine\">vm-7</ManagedObjectReference>";
+        assert_eq!(list("").unwrap(), 0, "not set");
+        assert_eq!(list("<val/>").unwrap(), 0);
+        assert_eq!(list("<val type=\"VirtualMachine\">vm-7</val>").unwrap(), 1);
+        assert_eq!(list(&format!("<val>{one}{one}</val>")).unwrap(), 2);
+        assert!(list(&format!("<val>{one}<ManagedObjectReference/></val>")).is_err());
+        assert!(list("<val>vm-7</val>").is_err());
     }
 }

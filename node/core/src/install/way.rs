@@ -4,6 +4,9 @@
 //! Invariants: the steps are those of the approved plan, in its order; where a device stands among them is what was read back
 //! from it, and nobody's word; none is taken before the device runs what the one before it leads to.
 
+use std::time::Duration;
+
+use firmesh_executors_core::{Goal, Outcome};
 use firmesh_protocol::{
     brake::Braked,
     manifest::{PlannedDevice, Release, WayStep},
@@ -83,9 +86,47 @@ pub(super) fn step(planned: &PlannedDevice, left: usize, facts: &Facts<'_>) -> O
     })
 }
 
+/// What comes after a step that has ended well.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Next {
+    /// The next step.
+    Step(Admission),
+    /// Something stands in its way that passes with time, and there is time.
+    Wait(Hold),
+    /// Nothing: the update ends where it is, and so.
+    End(Hold, Outcome),
+}
+
+/// What comes after a step that has ended well, by what is known of its campaign and its device now. `left` is of the step's own
+/// time: what is waited for after it counts as the step's, so that all of them together take no longer than the window and the
+/// campaign's patience were reckoned by.
+#[must_use]
+pub fn next(done: &Goal, known: Option<(&ApprovedCampaign, &Facts<'_>)>, left: Duration) -> Next {
+    let may_go_on = match known {
+        None => Err(Hold::NotKnown),
+        Some((campaign, _)) if campaign.manifest_sha256 != done.manifest_sha256 => {
+            Err(Hold::OtherManifest(campaign.manifest_sha256))
+        }
+        Some((campaign, facts)) => go_on(campaign, &done.image, facts),
+    };
+    let limit_s = done.deadlines.attempt_s;
+    let (hold, why) = match may_go_on {
+        Ok(admission) if !left.is_zero() => return Next::Step(admission),
+        Ok(_) => (Hold::StepTooLong { limit_s }, None),
+        Err(hold) if hold.passes_with_time() && !left.is_zero() => return Next::Wait(hold),
+        Err(hold) if hold.passes_with_time() => {
+            let why = format!("{}; {hold}", Hold::StepTooLong { limit_s });
+            (hold, Some(why))
+        }
+        Err(hold) => (hold, None),
+    };
+    let outcome = done.given_up(&why.unwrap_or_else(|| hold.to_string()));
+    Next::End(hold, outcome)
+}
+
 /// Whether a device whose last step ended well takes the next one. Permit, window and caps were looked at before the first: it
 /// has its place until it has arrived. Whatever may have changed since is looked at again; and it runs what it was brought to.
-pub fn go_on(campaign: &ApprovedCampaign, done: &Release, facts: &Facts<'_>) -> Result<Admission, Hold> {
+pub(super) fn go_on(campaign: &ApprovedCampaign, done: &Release, facts: &Facts<'_>) -> Result<Admission, Hold> {
     let device = &facts.device.device;
     let (wave, planned) = campaign
         .planned(device)

@@ -406,8 +406,8 @@ impl Lab {
             panic!("interrupted")
         };
         let mut last = None;
-        while let Ok(report) = news.try_recv() {
-            last = Some(report.state);
+        while let Ok(news) = news.try_recv() {
+            last = Some(news.report.state);
         }
         assert_eq!(last, Some(outcome.state), "the last report is not the outcome");
         outcome

@@ -3,15 +3,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"flag"
+	"io"
 	"log"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
+	"sync/atomic"
 
 	"github.com/vmware/govmomi"
 	"github.com/vmware/govmomi/find"
@@ -53,6 +56,21 @@ func main() {
 	ctx := context.Background()
 	client, err := govmomi.NewClient(ctx, server.URL, true)
 	must(err)
+	// From here on nobody logs in but those who are tried: how often somebody has said the password.
+	var told int64
+	served := server.Config.Handler
+	server.Config.Handler = http.HandlerFunc(func(writer http.ResponseWriter, request *http.Request) {
+		body, err := io.ReadAll(request.Body)
+		if err != nil {
+			http.Error(writer, err.Error(), http.StatusBadRequest)
+			return
+		}
+		if bytes.Contains(body, []byte("s3cret")) {
+			atomic.AddInt64(&told, 1)
+		}
+		request.Body = io.NopCloser(bytes.NewReader(body))
+		served.ServeHTTP(writer, request)
+	})
 	finder := find.NewFinder(client.Client, true)
 	collector := property.DefaultCollector(client.Client)
 
@@ -95,6 +113,9 @@ func main() {
 			all = append(all, host{found.InventoryPath, known.Runtime.InMaintenanceMode, running})
 		}
 		answer(writer, all)
+	})
+	http.HandleFunc("/told", func(writer http.ResponseWriter, _ *http.Request) {
+		answer(writer, atomic.LoadInt64(&told))
 	})
 	http.HandleFunc("/tasks", func(writer http.ResponseWriter, _ *http.Request) {
 		var manager mo.TaskManager

@@ -1,6 +1,9 @@
 //! Updates that go over other releases: the node follows the approved way and no other, one step after the other.
 
+use firmesh_executors_core::Goal;
+
 use super::*;
+use crate::install::way::go_on;
 
 /// Releases of which each may be installed from the one before only; 2 comes after 1.6, that after 1.3, that after 1.
 fn step(version: &str) -> Release {
@@ -231,4 +234,73 @@ fn who_stopped_halfway_goes_back_to_what_it_ran() {
     let door = case.campaign.releases.get_mut(&step("1.6").target).unwrap();
     door.info.reversibility = Reversibility::OneWay;
     assert!(matches!(case.decide(), Err(Hold::OneWay(_))));
+}
+
+/// The wait between two steps had a whole step's time of its own: three steps could take five times that, where windows and the
+/// campaign's patience were reckoned by three.
+#[test]
+fn a_step_and_the_wait_after_it_share_the_time_of_a_step() {
+    let mut case = case();
+    runs(&mut case, "1.3");
+    let goal = goal(&case, "1.3");
+    let (all, none) = (all_here(), BTreeSet::new());
+    let next = |case: &Case, here: &BTreeSet<ArtifactId>, left_s| {
+        let left = Duration::from_secs(left_s);
+        case.with_facts(here, |facts| {
+            crate::install::next(&goal, Some((&case.campaign, facts)), left)
+        })
+    };
+    assert!(matches!(next(&case, &all, 1), Next::Step(step) if step.release == self::step("1.6")));
+    let waits = Hold::NotPossessed(release("1.6").artifact.id);
+    assert_eq!(next(&case, &none, 1), Next::Wait(waits.clone()));
+    let Next::End(hold, outcome) = next(&case, &none, 0) else {
+        panic!("it waits for ever")
+    };
+    assert_eq!((hold, outcome.state), (waits, AttemptState::Failed));
+    assert_eq!(outcome.version.as_deref(), Some("1.3"));
+    assert!(
+        outcome
+            .reason
+            .starts_with("step 1 of 3, to 1.3, was the last one: a step and what is waited for after it have 600 s")
+            && outcome.reason.contains("is not complete here yet"),
+        "{}",
+        outcome.reason
+    );
+    // What has no time left does not begin either, and what waiting does not help is not waited for.
+    assert!(matches!(
+        next(&case, &all, 0),
+        Next::End(Hold::StepTooLong { limit_s: 600 }, _)
+    ));
+    runs(&mut case, "1.4");
+    assert!(matches!(next(&case, &all, 600), Next::End(Hold::OffItsWay { .. }, _)));
+    // A campaign that is not known as it was begun: for a while that may be a matter of time.
+    let unknown = |left_s| crate::install::next(&goal, None, Duration::from_secs(left_s));
+    assert_eq!(unknown(1), Next::Wait(Hold::NotKnown));
+    assert!(matches!(unknown(0), Next::End(Hold::NotKnown, outcome) if outcome.state == AttemptState::Failed));
+    case.campaign.manifest_sha256 = Sha256::of(b"another edition");
+    assert!(matches!(next(&case, &all, 600), Next::End(Hold::OtherManifest(_), _)));
+}
+
+/// What a device was to reach with its first step.
+fn goal(case: &Case, version: &str) -> Goal {
+    Goal {
+        device: case.device.device.clone(),
+        campaign: case.campaign.manifest.id.clone(),
+        manifest_sha256: case.campaign.manifest_sha256,
+        wave: 0,
+        kind: PermitKind::Update,
+        permit_sequence: 1,
+        image: step(version),
+        step: Some(WayStep {
+            number: 1,
+            of: 3,
+            from: "1".to_owned(),
+        }),
+        security_epoch_min: 0,
+        deadlines: case.campaign.manifest.deadlines,
+        health: None,
+        answers_min: Goal::ANSWERS_MIN,
+        answers_apart_ms: None,
+        pace_ms: Goal::PACE_MS,
+    }
 }

@@ -219,7 +219,7 @@ impl Traces {
         }
         let key = (news.campaign.clone(), news.device.clone(), news.kind);
         let now = SystemTime::now();
-        let is_over = news.state.is_terminal();
+        let is_over = news.report.state.is_terminal();
         // Told again, because the coordinator does not seem to know.
         if is_over && !self.courses.contains_key(&key) && self.over.contains(&key) {
             return;
@@ -227,14 +227,14 @@ impl Traces {
         let Some(course) = self.course(&key, news.permit_sequence) else {
             return;
         };
-        let stage = stage_of(news.state);
+        let stage = stage_of(news.report.state);
         let ended = course
             .stage
             .filter(|(name, _)| is_over || stage.is_some_and(|next| next != *name));
         if ended.is_some() || course.stage.is_none() {
             course.stage = stage.map(|name| (name, now));
         }
-        let failed = (is_over && !news.state.is_success()).then(|| format!("{}: {}", news.state, news.reason));
+        let failed = (is_over && !news.report.state.is_success()).then(|| format!("{}: {}", news.report.state, news.report.reason));
         if let (Some((name, began)), Some(course)) = (ended, self.courses.get(&key)) {
             self.send_below(&key, course, name, (began, now), Vec::new(), failed.clone());
         }
@@ -245,9 +245,9 @@ impl Traces {
             return;
         };
         let mut attributes = self.attributes(&key, &course);
-        attributes.push(("firmesh.state", news.state.as_str().into()));
+        attributes.push(("firmesh.state", news.report.state.as_str().into()));
         attributes.push(("firmesh.wave", u64::from(news.wave).into()));
-        if let Some(version) = &news.version {
+        if let Some(version) = &news.report.version {
             attributes.push(("firmesh.version.read_back", version.as_str().into()));
         }
         self.tracer.send(Span {

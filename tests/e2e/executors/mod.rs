@@ -4,6 +4,7 @@
 mod credentials;
 mod ddi;
 mod described;
+mod doctor;
 mod fwupd;
 mod hosts;
 mod ipmi;

@@ -119,7 +119,7 @@ pub(super) async fn read(client: &Client, name: &str) -> Result<Option<Registry>
                 .as_deref()
                 .is_none_or(|language| language.starts_with("en"))
         };
-        let location = file.location.iter().find(is_english).or(file.location.first());
+        let location = file.location.iter().find(is_english).or_else(|| file.location.first());
         let Some(uri) = location.and_then(|location| location.uri.as_ref()) else {
             continue;
         };

@@ -339,4 +339,6 @@ impl Spoken {
 }
 
 #[cfg(test)]
+mod attempts;
+#[cfg(test)]
 mod tests;

@@ -18,9 +18,6 @@ use super::{
     Asked, Line, NotRecorded, Told, Transcript,
 };
 
-/// The longest wait that a replay is asked for: whoever asked for it is not there.
-const LEFT_ALONE_MAX_S: u64 = 0;
-
 /// What answers in a BMC's place.
 #[derive(Debug)]
 pub(in crate::redfish) struct Replay(Mutex<State>);
@@ -142,7 +139,8 @@ impl Told {
             (None, Some(bytes)) => format!("({bytes} bytes that were no JSON)").into_bytes(),
             (None, None) => Vec::new(),
         };
-        let wait = self.retry_after_s.map(|asked| asked.min(LEFT_ALONE_MAX_S));
+        // Whoever asked to be left alone is not there.
+        let wait = self.retry_after_s.map(|_asked| 0);
         Ok(Answer {
             status: StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
             location: self.location.clone(),

@@ -138,7 +138,10 @@ async fn watch(url: &str, end: &End) -> Result<()> {
         End::Signal(signal) => {
             let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id()))?;
             // Where setsid did not have to fork it is the program itself.
-            let pid = children.split_whitespace().next().map_or_else(|| Ok(child.id()), str::parse)?;
+            let pid = children
+                .split_whitespace()
+                .next()
+                .map_or_else(|| Ok(child.id()), str::parse)?;
             kill(Pid::from_raw(i32::try_from(pid)?), *signal)?;
         }
     }

@@ -5,6 +5,7 @@ use firmesh_protocol::{
     health::HealthSample,
     ids::{ArtifactId, Component, Sha256},
     manifest::{Artifact, Deadlines, RELEASE_SCHEMA, Release, ReleaseInfo, Reversibility},
+    report::AttemptState,
 };
 
 use super::*;

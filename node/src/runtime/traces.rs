@@ -234,7 +234,8 @@ impl Traces {
         if ended.is_some() || course.stage.is_none() {
             course.stage = stage.map(|name| (name, now));
         }
-        let failed = (is_over && !news.report.state.is_success()).then(|| format!("{}: {}", news.report.state, news.report.reason));
+        let failed = (is_over && !news.report.state.is_success())
+            .then(|| format!("{}: {}", news.report.state, news.report.reason));
         if let (Some((name, began)), Some(course)) = (ended, self.courses.get(&key)) {
             self.send_below(&key, course, name, (began, now), Vec::new(), failed.clone());
         }

@@ -3,6 +3,7 @@
 use firmesh_executors::{JournalError, News, Report};
 use firmesh_node_core::install::Hold;
 use firmesh_protocol::{
+    ids::DeviceId,
     limits::REASON_BYTES_MAX,
     report::{AttemptReport, AttemptState, FailureClass, Permit, PermitKind, REPORT_TYPE},
     trust::Envelope,

@@ -162,7 +162,7 @@ async fn an_interrupted_attempt_resumes_from_its_record_and_flashes_once() {
             .await
             .unwrap()
     });
-    assert_eq!(news.recv().await.unwrap().state, AttemptState::Installing);
+    assert_eq!(news.recv().await.unwrap().report.state, AttemptState::Installing);
     lab.until("d", |events| events.contains(&EventKind::UpdateBegun)).await;
     killer.cancel();
     assert_eq!(attempt.await.unwrap(), Ended::Interrupted);

@@ -204,8 +204,9 @@ impl World {
         for d in braked {
             if let Some(Waiting { record, .. }) = self.life(n)?.hosts.waiting.remove(&d) {
                 let reason = "a brake was pulled while its host stepped aside".to_owned();
-                self.release_host(n, d)?;
+                // It is over before the host is given back.
                 self.give_up(n, d, record, AttemptState::Cancelled, reason)?;
+                self.release_host(n, d)?;
             }
         }
         Ok(())

@@ -224,11 +224,12 @@ async fn a_search_finds_the_service_and_the_certificate_to_trust() {
         (found[0].redfish.as_str(), &found[0].url),
         ("1.15.0", &format!("https://127.0.0.1:{port}"))
     );
-    let certificate = reqwest::Certificate::from_pem(found[0].certificate_pem().as_bytes()).unwrap();
-    let client = reqwest::Client::builder()
-        .tls_certs_only([certificate])
-        .build()
-        .unwrap();
+    std::fs::write(lab.dir.path().join("found.pem"), found[0].certificate_pem()).unwrap();
+    let trusting = DevicesConfig {
+        pull_ca_file: Some(PathBuf::from("found.pem")),
+        ..lab.config.clone()
+    };
+    let client = super::bmc::pull_client(&trusting, lab.dir.path()).unwrap();
     let root = client.get(format!("{url}/redfish/v1/")).send().await.unwrap();
     assert!(root.status().is_success());
 }

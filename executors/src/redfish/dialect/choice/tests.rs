@@ -118,7 +118,7 @@ fn what_is_not_understood_is_refused_with_the_file_and_the_reason() {
 
 #[test]
 fn the_example_of_the_readme_is_a_dialect() {
-    let (_, after) = include_str!("../../README.md").split_once("```toml\n").unwrap();
+    let (_, after) = include_str!("../../README.md").rsplit_once("```toml\n").unwrap();
     let (example, _) = after.split_once("```").unwrap();
     let dialects = own(example).unwrap();
     assert_eq!(dialects.of(&speaker("Acme Corp", "R17", "1.9")).name(), "acme_old");

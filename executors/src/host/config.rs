@@ -247,7 +247,7 @@ impl HostSettings {
 
 impl ScriptSettings {
     /// What is run for a host of this name, and with what; nothing if that cannot be said.
-    fn filled(&self, host: &str) -> Option<(Vec<String>, Vec<(String, String)>)> {
+    fn filled(&self, host: &str) -> Option<(Vec<String>, BTreeMap<String, String>)> {
         let mut values = BTreeMap::from(
             [("verb", "state"), ("host", host)].map(|(name, value)| (name.to_owned(), value.to_owned())),
         );
@@ -259,7 +259,7 @@ impl ScriptSettings {
             .env
             .iter()
             .map(|(name, text)| Some((name.clone(), text.fill(&values).ok()?)));
-        Some((run, env.collect::<Option<Vec<_>>>()?))
+        Some((run, env.collect::<Option<_>>()?))
     }
 }
 

@@ -90,7 +90,7 @@ pub(super) fn step(planned: &PlannedDevice, left: usize, facts: &Facts<'_>) -> O
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Next {
     /// The next step.
-    Step(Admission),
+    Step(Box<Admission>),
     /// Something stands in its way that passes with time, and there is time.
     Wait(Hold),
     /// Nothing: the update ends where it is, and so.
@@ -111,7 +111,7 @@ pub fn next(done: &Goal, known: Option<(&ApprovedCampaign, &Facts<'_>)>, left: D
     };
     let limit_s = done.deadlines.attempt_s;
     let (hold, why) = match may_go_on {
-        Ok(admission) if !left.is_zero() => return Next::Step(admission),
+        Ok(admission) if !left.is_zero() => return Next::Step(Box::new(admission)),
         Ok(_) => (Hold::StepTooLong { limit_s }, None),
         Err(hold) if hold.passes_with_time() && !left.is_zero() => return Next::Wait(hold),
         Err(hold) if hold.passes_with_time() => {

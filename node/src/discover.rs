@@ -19,7 +19,7 @@ pub(crate) struct Discovery {
     /// How many addresses are asked a second.
     #[arg(long, value_name = "ADDRESSES", default_value = "20", requires = "discover")]
     discover_rate: NonZeroU32,
-    /// Keep the certificates that were found in this folder, for `ca_file`: a person compares each with what the BMC itself shows.
+    /// Keep the certificates that were shown in this folder.
     #[arg(long, value_name = "FOLDER", requires = "discover")]
     certificates: Option<PathBuf>,
     /// Print one JSON object a service.
@@ -43,11 +43,11 @@ impl Discovery {
             count += 1;
             let kept = self.certificates.as_ref().map(|folder| {
                 let file = folder.join(format!("{}.pem", name(&found)));
-                fs::write(&file, found.certificate_pem()).map(|()| file)
+                fs::write(file, found.certificate_pem())
             });
             match kept.transpose() {
                 Ok(_) if self.json => println!("{}", serde_json::json!(found)),
-                Ok(kept) => println!("{}", device(&found, kept)),
+                Ok(_) => println!("{}", device(&found)),
                 Err(error) => failed = Some(error),
             }
         };
@@ -69,13 +69,11 @@ fn name(found: &Found) -> String {
 }
 
 /// A device of a node's configuration.
-fn device(found: &Found, certificate: Option<PathBuf>) -> String {
+fn device(found: &Found) -> String {
     let said = [found.vendor.as_deref(), found.product.as_deref()];
     let said: Vec<_> = said.into_iter().flatten().collect();
-    // Written like a JSON text, which a TOML text of these characters is as well.
-    let file = certificate.map(|file| format!(", ca_file = {}", serde_json::json!(file.display().to_string())));
     format!(
-        "# {}, Redfish {}{}\n# certificate: SHA-256 {}\n[[device]]\nid = \"{}\"\ncomponent = \"bmc\"\nexecutor = {{ kind = \"redfish\", url = \"{}\"{} }}\n",
+        "# {}, Redfish {}{}\n# certificate: SHA-256 {}\n[[device]]\nid = \"{}\"\ncomponent = \"bmc\"\nexecutor = {{ kind = \"redfish\", url = \"{}\" }}\n",
         if said.is_empty() {
             "a service that does not say what it is".to_owned()
         } else {
@@ -89,6 +87,5 @@ fn device(found: &Found, certificate: Option<PathBuf>) -> String {
         found.certificate_sha256,
         name(found),
         found.url,
-        file.unwrap_or_default(),
     )
 }

@@ -123,7 +123,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// Its certificate as a PEM file: as `ca_file`, it has exactly this service trusted.
+    /// Its certificate as a PEM file.
     #[must_use]
     pub fn certificate_pem(&self) -> String {
         let body = BASE64.encode(&self.certificate);

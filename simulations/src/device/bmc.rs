@@ -6,7 +6,7 @@ use firmesh_protocol::ids::Sha256;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Catalogue, EventKind, EventLog, Identity, Misbehaviour,
+    Bios, Catalogue, EventKind, EventLog, Identity, Misbehaviour,
     faulty::{Conduct, Fault},
 };
 
@@ -49,6 +49,9 @@ pub struct Bmc {
     pub(super) system: Power,
     #[serde(default)]
     pub(super) conduct: Conduct,
+    /// The settings of its server's BIOS.
+    #[serde(default)]
+    pub bios: Bios,
     /// What happened.
     pub log: EventLog,
 }
@@ -151,6 +154,7 @@ impl Bmc {
             manager: power,
             system: power,
             conduct: Conduct::default(),
+            bios: Bios::default(),
             log: EventLog::default(),
         }
     }
@@ -387,6 +391,9 @@ impl Bmc {
                 continue;
             }
             power.starting = false;
+            if target == ResetTarget::System {
+                self.bios.start(self.misbehaviour == Some(Misbehaviour::Lie));
+            }
             if target == self.starts_with() {
                 if self.is_strong_enough()
                     && let Some(version) = self.pending.take()

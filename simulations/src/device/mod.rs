@@ -3,12 +3,14 @@
 //!
 //! Time is milliseconds since a beginning of the caller's choosing, so that a model can outlive a process.
 
+mod bios;
 mod bmc;
 pub mod faulty;
 mod host;
 pub mod redfish;
 pub(crate) mod slotted;
 
+pub use bios::{Attributes, Bios};
 pub use bmc::{Bmc, BmcSettings, BmcTask, Busy, ResetTarget, Strength, TaskPhase};
 pub use host::{Host, HostSettings, HostState};
 

@@ -126,6 +126,7 @@ pub(super) fn router(server: Arc<BmcServer>) -> Router {
         .route(&format!("{ROOT}/TaskService"), get(task_service))
         .route(&tasks, get(list_tasks))
         .route(&format!("{tasks}/{{id}}"), get(task).delete(cancel_task))
+        .merge(super::bios::routes())
         .route_layer(from_fn_with_state(Arc::clone(&server), authenticate));
     Router::new()
         .route(ROOT, get(service_root))
@@ -215,6 +216,7 @@ async fn system(State(server): Server) -> Json<Value> {
             "PowerState": "On",
             "BootProgress": { "LastState": if up { "OSRunning" } else { "SystemHardwareInitializationComplete" } },
             "LastResetTime": bmc.told_reset_ms(ResetTarget::System).to_string(),
+            "Bios": { "@odata.id": format!("{ROOT}/Systems/1/Bios") },
             "Actions": { "#ComputerSystem.Reset": {
                 "target": format!("{ROOT}/Systems/1/Actions/ComputerSystem.Reset"),
                 "ResetType@Redfish.AllowableValues": resets(bmc),
@@ -518,7 +520,7 @@ fn accepted(server: &BmcServer, id: u32, asked: Asked) -> Response {
     })
 }
 
-fn members<'a>(collection: &str, names: impl IntoIterator<Item = &'a str>) -> Json<Value> {
+pub(super) fn members<'a>(collection: &str, names: impl IntoIterator<Item = &'a str>) -> Json<Value> {
     let link = |name| json!({ "@odata.id": format!("{ROOT}/{collection}/{name}") });
     let members: Vec<Value> = names.into_iter().map(link).collect();
     Json(

@@ -3,6 +3,7 @@
 //! Everything that must survive a restart of the emulator lies in its state folder, so that a killed emulator goes on
 //! where it was, on the same ports. `endpoints.json` there says where everything is, once it listens.
 
+mod bios;
 mod bmc;
 mod config;
 mod control;

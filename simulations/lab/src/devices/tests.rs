@@ -11,7 +11,10 @@ use std::{
 
 use axum::{Router, extract::State, routing::get};
 use axum_server::tls_rustls::RustlsConfig;
-use firmesh_executors::redfish::search::{Search, discover};
+use firmesh_executors::redfish::{
+    BiosSettingsConfig,
+    search::{Search, discover},
+};
 use firmesh_executors::{
     AbSlotConfig, Backend, Ended, ExecutorConfig, Goal, ImageError, ImageReader, ImageSource, Journal, MemoryJournal,
     News, Outcome, RedfishConfig, Start, UpdateMethod, build, run_attempt,
@@ -24,6 +27,7 @@ use firmesh_protocol::{
     report::{AttemptState, PermitKind},
 };
 use firmesh_simulations::device::{EventKind, Misbehaviour};
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
@@ -201,9 +205,8 @@ async fn a_restarted_emulator_goes_on_where_it_was() {
     }
 }
 
-/// What is found can be trusted by its certificate, and by nothing else.
 #[tokio::test]
-async fn a_search_finds_the_service_and_the_certificate_to_trust() {
+async fn a_search_finds_the_service_and_its_certificate() {
     let lab = Lab::start(&[bmc("bmc")]).await;
     let EndpointKind::Bmc { url } = &lab.endpoints().devices[&DeviceId::new("d").unwrap()] else {
         panic!("a BMC has a URL");
@@ -224,14 +227,76 @@ async fn a_search_finds_the_service_and_the_certificate_to_trust() {
         (found[0].redfish.as_str(), &found[0].url),
         ("1.15.0", &format!("https://127.0.0.1:{port}"))
     );
-    std::fs::write(lab.dir.path().join("found.pem"), found[0].certificate_pem()).unwrap();
-    let trusting = DevicesConfig {
-        pull_ca_file: Some(PathBuf::from("found.pem")),
-        ..lab.config.clone()
-    };
-    let client = super::bmc::pull_client(&trusting, lab.dir.path()).unwrap();
-    let root = client.get(format!("{url}/redfish/v1/")).send().await.unwrap();
-    assert!(root.status().is_success());
+    let pem = std::fs::read(lab.dir.path().join("state/bmc.pem")).unwrap();
+    let shown = CertificateDer::from_pem_slice(&pem).unwrap();
+    let kept = CertificateDer::from_pem_slice(found[0].certificate_pem().as_bytes()).unwrap();
+    assert_eq!((&kept, found[0].certificate_sha256.as_str()), (&shown, Sha256::of(&shown).to_string().as_str()));
+}
+
+fn document(version: &str, attributes: &serde_json::Value) -> Vec<u8> {
+    let document =
+        serde_json::json!({ "schema": "firmesh-bios-settings/1", "version": version, "attributes": attributes });
+    document.to_string().into_bytes()
+}
+
+impl Lab {
+    /// Brings a document of BIOS settings to `d`, which is recognised by the one of the old version.
+    async fn settle(&self, kind: PermitKind, version: &str, bytes: &[u8]) -> Outcome {
+        let images = Arc::new(Images {
+            url: String::new(),
+            held: [(ArtifactId::of(bytes), bytes.to_vec())].into(),
+        });
+        let known = serde_json::json!({ "BootMode": "LegacyBoot", "NumCores": 4 });
+        std::fs::write(self.dir.path().join("old.json"), document(OLD, &known)).unwrap();
+        let bios = BiosSettingsConfig {
+            work_dir: PathBuf::from("bios"),
+            documents: vec![PathBuf::from("old.json")],
+        };
+        let backend = self.backend_of("d", UpdateMethod::Auto, Some(bios), images);
+        self.run_on(backend, Start::Fresh(self.goal_of("d", kind, version, bytes))).await
+    }
+}
+
+#[tokio::test]
+async fn bios_settings_are_applied_by_a_reset_read_back_and_taken_back() {
+    let lab = Lab::start(&[bmc("bios-settings")]).await;
+    let old = document(OLD, &serde_json::json!({ "BootMode": "LegacyBoot", "NumCores": 4 }));
+    let new = document(NEW, &serde_json::json!({ "BootMode": "Uefi", "NumCores": 8 }));
+    let outcome = lab.settle(PermitKind::Update, NEW, &new).await;
+    assert_eq!((outcome.state, outcome.version.as_deref()), (AttemptState::Success, Some(NEW)), "{outcome:?}");
+    let resets = |events: &[EventKind]| events.iter().filter(|event| matches!(event, EventKind::Reset { .. })).count();
+    assert_eq!(resets(&lab.events("d").await), 1);
+    let back = lab.settle(PermitKind::Rollback, OLD, &old).await;
+    assert_eq!((back.state, back.version.as_deref()), (AttemptState::RolledBack, Some(OLD)), "{back:?}");
+}
+
+#[tokio::test]
+async fn settings_that_cannot_be_are_refused_by_name_and_nothing_is_written() {
+    let lab = Lab::start(&[bmc("bios-settings")]).await;
+    for (attributes, says) in [
+        (serde_json::json!({ "NumCores": 8, "Fans": "Fast" }), "Fans"),
+        (serde_json::json!({ "NumCores": 8, "SystemUuid": "another" }), "SystemUuid"),
+        (serde_json::json!({ "QuietBoot": false, "NumCores": 65 }), "NumCores"),
+        (serde_json::json!({ "QuietBoot": false, "BootMode": "Floppy" }), "BootMode"),
+    ] {
+        let outcome = lab.settle(PermitKind::Update, NEW, &document(NEW, &attributes)).await;
+        assert_eq!((outcome.state, outcome.version.as_deref()), (AttemptState::Failed, Some(OLD)), "{outcome:?}");
+        assert!(outcome.reason.contains(says), "{outcome:?}");
+    }
+    assert_eq!(lab.events("d").await, [], "no reset was needed");
+}
+
+/// A BIOS that forgets what it was told is not believed to run it.
+#[tokio::test]
+async fn settings_that_do_not_hold_after_the_reset_have_failed() {
+    let lab = Lab::start(&[DeviceConfig {
+        misbehaviour: Some(Misbehaviour::Lie),
+        ..bmc("bios-settings")
+    }])
+    .await;
+    let new = document(NEW, &serde_json::json!({ "BootMode": "Uefi", "NumCores": 8 }));
+    let outcome = lab.settle(PermitKind::Update, NEW, &new).await;
+    assert_eq!((outcome.state, outcome.version.as_deref()), (AttemptState::Failed, Some(OLD)), "{outcome:?}");
 }
 
 fn bmc(component: &str) -> DeviceConfig {
@@ -396,7 +461,10 @@ impl Lab {
     }
 
     async fn run(&self, id: &str, update: UpdateMethod, start: Start) -> Outcome {
-        let backend = self.backend(id, update);
+        self.run_on(self.backend(id, update), start).await
+    }
+
+    async fn run_on(&self, backend: Backend, start: Start) -> Outcome {
         let journal: Arc<dyn Journal> = Arc::new(MemoryJournal::default());
         let (reports, mut news) = mpsc::channel::<News>(64);
         let ended = run_attempt(&backend, start, &journal, &reports, &CancellationToken::new())
@@ -415,6 +483,16 @@ impl Lab {
     }
 
     fn backend(&self, id: &str, update: UpdateMethod) -> Backend {
+        self.backend_of(id, update, None, self.images.clone())
+    }
+
+    fn backend_of(
+        &self,
+        id: &str,
+        update: UpdateMethod,
+        bios_settings: Option<BiosSettingsConfig>,
+        images: Arc<Images>,
+    ) -> Backend {
         let device = self
             .config
             .devices
@@ -431,6 +509,7 @@ impl Lab {
                 ca_file: endpoints.ca_file.clone(),
                 update,
                 ac_reset: true,
+                bios_settings,
                 ..RedfishConfig::default()
             }),
             EndpointKind::Host { dir } => ExecutorConfig::AbSlot(AbSlotConfig {
@@ -454,20 +533,23 @@ impl Lab {
             host: None,
             executor,
         };
-        build(&written.check(self.dir.path()).unwrap(), self.images.clone()).unwrap()
+        build(&written.check(self.dir.path()).unwrap(), images).unwrap()
     }
 
     fn goal(&self, id: &str, kind: PermitKind, version: &str) -> Goal {
+        self.goal_of(id, kind, version, &image(version))
+    }
+
+    fn goal_of(&self, id: &str, kind: PermitKind, version: &str, bytes: &[u8]) -> Goal {
         let device = self
             .config
             .devices
             .iter()
             .find(|device| device.id.as_str() == id)
             .unwrap();
-        let bytes = image(version);
         let artifact = Artifact {
-            id: ArtifactId::of(&bytes),
-            sha256: Sha256::of(&bytes),
+            id: ArtifactId::of(bytes),
+            sha256: Sha256::of(bytes),
             length: bytes.len() as u64,
         };
         let info = ReleaseInfo {

@@ -72,7 +72,8 @@ impl Bios {
     /// What its attribute registry says.
     #[must_use]
     pub fn registry() -> Value {
-        let choices = |names: &[&str]| -> Vec<Value> { names.iter().map(|name| json!({ "ValueName": name })).collect() };
+        let choices =
+            |names: &[&str]| -> Vec<Value> { names.iter().map(|name| json!({ "ValueName": name })).collect() };
         json!([
             { "AttributeName": "BootMode", "Type": "Enumeration", "Value": choices(&["Uefi", "LegacyBoot"]) },
             { "AttributeName": "NumCores", "Type": "Integer", "LowerBound": 1, "UpperBound": 64 },
@@ -91,10 +92,17 @@ mod tests {
         let mut bios = Bios::default();
         let wanted = Attributes::from([("NumCores".to_owned(), json!(8))]);
         bios.write(wanted.clone()).unwrap();
-        assert_eq!((&bios.attributes()["NumCores"], &bios.after_the_next_start()["NumCores"]), (&json!(4), &json!(8)));
+        assert_eq!(
+            (&bios.attributes()["NumCores"], &bios.after_the_next_start()["NumCores"]),
+            (&json!(4), &json!(8))
+        );
         bios.start(false);
         assert_eq!(bios.attributes()["NumCores"], json!(8));
-        for (name, value) in [("Fans", json!(1)), (READ_ONLY, json!("x")), ("NumCores", json!("eight"))] {
+        for (name, value) in [
+            ("Fans", json!(1)),
+            (READ_ONLY, json!("x")),
+            ("NumCores", json!("eight")),
+        ] {
             let both = Attributes::from([("QuietBoot".to_owned(), json!(false)), (name.to_owned(), value)]);
             bios.write(both).unwrap_err();
         }

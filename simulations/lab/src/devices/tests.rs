@@ -230,7 +230,10 @@ async fn a_search_finds_the_service_and_its_certificate() {
     let pem = std::fs::read(lab.dir.path().join("state/bmc.pem")).unwrap();
     let shown = CertificateDer::from_pem_slice(&pem).unwrap();
     let kept = CertificateDer::from_pem_slice(found[0].certificate_pem().as_bytes()).unwrap();
-    assert_eq!((&kept, found[0].certificate_sha256.as_str()), (&shown, Sha256::of(&shown).to_string().as_str()));
+    assert_eq!(
+        (&kept, found[0].certificate_sha256.as_str()),
+        (&shown, Sha256::of(&shown).to_string().as_str())
+    );
 }
 
 fn document(version: &str, attributes: &serde_json::Value) -> Vec<u8> {
@@ -253,7 +256,8 @@ impl Lab {
             documents: vec![PathBuf::from("old.json")],
         };
         let backend = self.backend_of("d", UpdateMethod::Auto, Some(bios), images);
-        self.run_on(backend, Start::Fresh(self.goal_of("d", kind, version, bytes))).await
+        self.run_on(backend, Start::Fresh(self.goal_of("d", kind, version, bytes)))
+            .await
     }
 }
 
@@ -263,11 +267,24 @@ async fn bios_settings_are_applied_by_a_reset_read_back_and_taken_back() {
     let old = document(OLD, &serde_json::json!({ "BootMode": "LegacyBoot", "NumCores": 4 }));
     let new = document(NEW, &serde_json::json!({ "BootMode": "Uefi", "NumCores": 8 }));
     let outcome = lab.settle(PermitKind::Update, NEW, &new).await;
-    assert_eq!((outcome.state, outcome.version.as_deref()), (AttemptState::Success, Some(NEW)), "{outcome:?}");
-    let resets = |events: &[EventKind]| events.iter().filter(|event| matches!(event, EventKind::Reset { .. })).count();
+    assert_eq!(
+        (outcome.state, outcome.version.as_deref()),
+        (AttemptState::Success, Some(NEW)),
+        "{outcome:?}"
+    );
+    let resets = |events: &[EventKind]| {
+        events
+            .iter()
+            .filter(|event| matches!(event, EventKind::Reset { .. }))
+            .count()
+    };
     assert_eq!(resets(&lab.events("d").await), 1);
     let back = lab.settle(PermitKind::Rollback, OLD, &old).await;
-    assert_eq!((back.state, back.version.as_deref()), (AttemptState::RolledBack, Some(OLD)), "{back:?}");
+    assert_eq!(
+        (back.state, back.version.as_deref()),
+        (AttemptState::RolledBack, Some(OLD)),
+        "{back:?}"
+    );
 }
 
 #[tokio::test]
@@ -275,12 +292,22 @@ async fn settings_that_cannot_be_are_refused_by_name_and_nothing_is_written() {
     let lab = Lab::start(&[bmc("bios-settings")]).await;
     for (attributes, says) in [
         (serde_json::json!({ "NumCores": 8, "Fans": "Fast" }), "Fans"),
-        (serde_json::json!({ "NumCores": 8, "SystemUuid": "another" }), "SystemUuid"),
+        (
+            serde_json::json!({ "NumCores": 8, "SystemUuid": "another" }),
+            "SystemUuid",
+        ),
         (serde_json::json!({ "QuietBoot": false, "NumCores": 65 }), "NumCores"),
-        (serde_json::json!({ "QuietBoot": false, "BootMode": "Floppy" }), "BootMode"),
+        (
+            serde_json::json!({ "QuietBoot": false, "BootMode": "Floppy" }),
+            "BootMode",
+        ),
     ] {
         let outcome = lab.settle(PermitKind::Update, NEW, &document(NEW, &attributes)).await;
-        assert_eq!((outcome.state, outcome.version.as_deref()), (AttemptState::Failed, Some(OLD)), "{outcome:?}");
+        assert_eq!(
+            (outcome.state, outcome.version.as_deref()),
+            (AttemptState::Failed, Some(OLD)),
+            "{outcome:?}"
+        );
         assert!(outcome.reason.contains(says), "{outcome:?}");
     }
     assert_eq!(lab.events("d").await, [], "no reset was needed");
@@ -296,7 +323,11 @@ async fn settings_that_do_not_hold_after_the_reset_have_failed() {
     .await;
     let new = document(NEW, &serde_json::json!({ "BootMode": "Uefi", "NumCores": 8 }));
     let outcome = lab.settle(PermitKind::Update, NEW, &new).await;
-    assert_eq!((outcome.state, outcome.version.as_deref()), (AttemptState::Failed, Some(OLD)), "{outcome:?}");
+    assert_eq!(
+        (outcome.state, outcome.version.as_deref()),
+        (AttemptState::Failed, Some(OLD)),
+        "{outcome:?}"
+    );
 }
 
 fn bmc(component: &str) -> DeviceConfig {

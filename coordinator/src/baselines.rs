@@ -4,13 +4,13 @@ use std::{cmp::Ordering, collections::BTreeMap};
 
 use firmesh_protocol::{
     api::{DriftState, DriftView, Reconciliation},
-    ids::TopologyPath,
+    ids::{Component, TopologyPath},
     manifest::Release,
     report::DeviceFacts,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{provenance::compare_versions, records::Record};
+use crate::{kinds::Kind, provenance::compare_versions, records::Record};
 
 /// A baseline as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,21 +33,8 @@ impl Record for BaselineRecord {
 
 /// How far a device is from what it is to run.
 pub(crate) fn drift(facts: &DeviceFacts, path: &TopologyPath, releases: &[Release]) -> DriftView {
-    let is_for = |release: &&Release| {
-        let info = &release.info;
-        info.vendor == facts.vendor && info.component == facts.component && info.models.contains(&facts.model)
-    };
-    let wanted = releases.iter().find(is_for);
-    let state = match (&facts.version, wanted) {
-        (_, None) => DriftState::NotCovered,
-        (None, _) => DriftState::Unknown,
-        (Some(version), Some(release)) if *version == release.info.version => DriftState::Compliant,
-        (Some(version), Some(release)) => match compare_versions(version, &release.info.version) {
-            Ordering::Greater => DriftState::Ahead,
-            // Another spelling of the same version is another version: what the release says is what a device reports.
-            Ordering::Less | Ordering::Equal => DriftState::Behind,
-        },
-    };
+    let version = facts.version.as_deref();
+    let wanted = wanted(releases, &facts.vendor, &facts.model, &facts.component);
     DriftView {
         device: facts.device.clone(),
         path: path.clone(),
@@ -55,7 +42,32 @@ pub(crate) fn drift(facts: &DeviceFacts, path: &TopologyPath, releases: &[Releas
         version: facts.version.clone(),
         wanted: wanted.map(|release| release.info.version.clone()),
         release: wanted.map(|release| release.target.clone()),
-        state,
+        state: state(version, wanted),
+    }
+}
+
+/// How far devices of a kind are from what they are to run.
+pub(crate) fn drift_of<P, S>(kind: &Kind<'_, P, S>, releases: &[Release]) -> DriftState {
+    state(kind.version, wanted(releases, kind.vendor, kind.model, kind.component))
+}
+
+fn wanted<'a>(releases: &'a [Release], vendor: &str, model: &str, component: &Component) -> Option<&'a Release> {
+    releases.iter().find(|Release { info, .. }| {
+        let has_model = info.models.iter().any(|known| known == model);
+        has_model && info.vendor == vendor && info.component == *component
+    })
+}
+
+fn state(version: Option<&str>, wanted: Option<&Release>) -> DriftState {
+    match (version, wanted) {
+        (_, None) => DriftState::NotCovered,
+        (None, _) => DriftState::Unknown,
+        (Some(version), Some(release)) if version == release.info.version => DriftState::Compliant,
+        (Some(version), Some(release)) => match compare_versions(version, &release.info.version) {
+            Ordering::Greater => DriftState::Ahead,
+            // Another spelling of the same version is another version: what the release says is what a device reports.
+            Ordering::Less | Ordering::Equal => DriftState::Behind,
+        },
     }
 }
 
@@ -67,17 +79,18 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn add(&mut self, view: &DriftView) {
-        *self.all.entry(view.state).or_default() += 1;
-        let site = self.sites.entry(view.path.prefix(2)).or_default();
-        *site.entry(view.state).or_default() += 1;
+    /// So many more of a site.
+    pub(crate) fn add(&mut self, site: &TopologyPath, state: DriftState, count: u32) {
+        *self.all.entry(state).or_default() += count;
+        let site = self.sites.entry(site.clone()).or_default();
+        *site.entry(state).or_default() += count;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use firmesh_protocol::{
-        ids::{ArtifactId, Component, Sha256},
+        ids::{ArtifactId, Sha256},
         manifest::{Artifact, RELEASE_SCHEMA, ReleaseInfo, Reversibility},
     };
 

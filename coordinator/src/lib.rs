@@ -24,6 +24,7 @@ mod firmware;
 mod groups;
 mod http;
 mod identities;
+mod kinds;
 mod lock;
 mod measures;
 mod notify;

@@ -4,6 +4,7 @@
 //! Labels are bounded: a component, and the versions that most devices run. What was counted begins at 0 with every start.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     sync::{Mutex, PoisonError},
     time::Duration,
@@ -11,7 +12,7 @@ use std::{
 
 use firmesh_protocol::{
     api::{CampaignState, CampaignView, Holding},
-    ids::{ArtifactId, CampaignId, DeviceId},
+    ids::{ArtifactId, CampaignId, Component, DeviceId},
     report::{AttemptReport, AttemptState, PermitKind},
     time::{Timestamp, WallTime},
 };
@@ -20,6 +21,8 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
+
+use crate::kinds::Kinds;
 
 /// Attempts whose begin is remembered: more than may be in flight. The time of any beyond is not measured.
 const RUNNING_MAX: usize = 200_000;
@@ -305,11 +308,19 @@ impl Measures {
     /// The devices as they are.
     pub(crate) fn census(&self, census: &Census) {
         let count = |gauge: &Gauge, count: usize| gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        count(&self.online, census.online);
-        count(&self.offline, census.offline);
-        count(&self.versions_active, census.kinds.len());
+        let (mut online, mut all, mut versions) = (0, 0, BTreeSet::new());
+        for (kind, devices) in census.iter() {
+            all += devices as usize;
+            if let Some(version) = kind.version {
+                online += if kind.other { devices as usize } else { 0 };
+                versions.insert((kind.vendor, kind.model, kind.component, version));
+            }
+        }
+        count(&self.online, online);
+        count(&self.offline, all - online);
+        count(&self.versions_active, versions.len());
         self.versions.clear();
-        for ((component, version), devices) in census.labelled() {
+        for ((component, version), devices) in labelled(census) {
             count(
                 &self.versions.get_or_create(&VersionLabel { component, version }),
                 devices,
@@ -322,51 +333,36 @@ impl Measures {
     }
 }
 
-/// Devices, counted.
-#[derive(Debug, Default)]
-pub(crate) struct Census {
-    online: usize,
-    offline: usize,
-    /// By vendor, model, component and version.
-    kinds: BTreeMap<(String, String, String, String), usize>,
-}
+/// Devices, counted, with whether their node is heard of.
+pub(crate) type Census = Kinds<(), bool>;
 
-impl Census {
-    /// One more device, and whether its node is heard of.
-    pub(crate) fn add(&mut self, facts: &firmesh_protocol::report::DeviceFacts, is_heard: bool) {
-        match &facts.version {
-            Some(_) if is_heard => self.online += 1,
-            _ => self.offline += 1,
-        }
-        if let Some(version) = &facts.version {
-            let component = facts.component.to_string();
-            let kind = (facts.vendor.clone(), facts.model.clone(), component, version.clone());
-            *self.kinds.entry(kind).or_default() += 1;
+/// Devices by component and version: the most common by name.
+fn labelled(census: &Census) -> BTreeMap<(String, String), usize> {
+    let mut by_component: BTreeMap<&Component, BTreeMap<&str, usize>> = BTreeMap::new();
+    for (kind, count) in census.iter() {
+        if let Some(version) = kind.version {
+            let versions = by_component.entry(kind.component).or_default();
+            *versions.entry(version).or_default() += count as usize;
         }
     }
-
-    /// By component and version.
-    fn labelled(&self) -> BTreeMap<(String, String), usize> {
-        let mut by_component: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
-        for ((_, _, component, version), count) in &self.kinds {
-            let versions = by_component.entry(component).or_default();
-            *versions.entry(version).or_default() += count;
+    let mut components: Vec<_> = by_component.into_iter().collect();
+    components.sort_by_key(|(_, versions)| Reverse(versions.values().sum::<usize>()));
+    let mut labelled = BTreeMap::new();
+    for (at, (component, versions)) in components.into_iter().enumerate() {
+        let mut versions: Vec<_> = versions.into_iter().collect();
+        versions.sort_by_key(|(_, count)| Reverse(*count));
+        for (rank, (version, count)) in versions.into_iter().enumerate() {
+            let component = if at < COMPONENTS_MAX {
+                component.as_str()
+            } else {
+                "other"
+            };
+            let is_named = rank < VERSIONS_MAX && at < COMPONENTS_MAX;
+            let version = if is_named { version } else { "other" };
+            *labelled.entry((component.to_owned(), version.to_owned())).or_default() += count;
         }
-        let mut components: Vec<_> = by_component.into_iter().collect();
-        components.sort_by_key(|(_, versions)| std::cmp::Reverse(versions.values().sum::<usize>()));
-        let mut labelled = BTreeMap::new();
-        for (at, (component, versions)) in components.into_iter().enumerate() {
-            let mut versions: Vec<_> = versions.into_iter().collect();
-            versions.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-            for (rank, (version, count)) in versions.into_iter().enumerate() {
-                let component = if at < COMPONENTS_MAX { component } else { "other" };
-                let is_named = rank < VERSIONS_MAX && at < COMPONENTS_MAX;
-                let version = if is_named { version } else { "other" };
-                *labelled.entry((component.to_owned(), version.to_owned())).or_default() += count;
-            }
-        }
-        labelled
     }
+    labelled
 }
 
 fn seconds(from: WallTime, to: WallTime) -> f64 {
@@ -545,13 +541,13 @@ mod tests {
                 executor: "redfish".to_owned(),
                 labels: firmesh_protocol::labels::Labels::default(),
             };
-            census.add(&facts, number != 7);
+            census.add(&(), &facts, number != 7);
         }
         measured.1.census(&census);
         assert_eq!(measured.value("devices_online"), Some(99.0));
         assert_eq!(measured.value("devices_offline"), Some(1.0));
         assert_eq!(measured.value("firmware_versions_active"), Some(50.0));
-        let labelled = census.labelled();
+        let labelled = labelled(&census);
         assert_eq!(
             (labelled.len(), labelled.values().sum::<usize>()),
             (VERSIONS_MAX + 1, 100)

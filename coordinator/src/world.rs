@@ -16,7 +16,7 @@ use firmesh_protocol::{
     api::{
         AttemptView, CampaignState, CampaignView, DeviceStatus, DeviceView, Explanation, Holding, NodeView, Traffic,
     },
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, CampaignManifest, ManifestError, Plan, Release, ReleaseRef},
     report::PermitKind,
     time::{Timestamp, WallTime},
@@ -97,6 +97,9 @@ impl NodeState {
         }
     }
 }
+
+/// A device that is looked at, and where it stands.
+pub(crate) type Looked<'a> = (&'a StoredDevice, &'a TopologyPath);
 
 /// Everything known.
 #[derive(Debug)]
@@ -205,30 +208,18 @@ impl World {
         self.view_of_device(self.devices.get(id)?, attempt)
     }
 
-    /// The devices after `after` for which the filter holds, in order, at most `count`.
-    pub(crate) fn device_views(
-        &self,
+    /// The next `count` devices after `after`: those of them for which the filter holds, each with where it stands, and the
+    /// last of them all if there may be more.
+    pub(crate) fn stretch<'a>(
+        &'a self,
         after: Option<&DeviceId>,
-        filter: Option<&Filter>,
+        filter: Option<&'a Filter>,
         count: usize,
-    ) -> Vec<DeviceView> {
-        let first = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let devices = self.devices.range::<DeviceId, _>((first, Bound::Unbounded));
-        self.picked(devices, filter).take(count).collect()
-    }
-
-    /// The next `count` devices after `after`: those of them for which the filter holds, and the last of them all if there
-    /// are more.
-    pub(crate) fn device_stretch(
-        &self,
-        after: Option<&DeviceId>,
-        filter: Option<&Filter>,
-        count: usize,
-    ) -> (Vec<DeviceView>, Option<DeviceId>) {
+    ) -> (impl Iterator<Item = Looked<'a>>, Option<DeviceId>) {
         let first = after.map_or(Bound::Unbounded, Bound::Excluded);
         let rest = || self.devices.range::<DeviceId, _>((first, Bound::Unbounded));
         let last = rest().nth(count.saturating_sub(1)).map(|(id, _)| id.clone());
-        (self.picked(rest().take(count), filter).collect(), last)
+        (self.picked(rest().take(count), filter), last)
     }
 
     /// The same among these devices.
@@ -241,20 +232,26 @@ impl World {
         let first = after.map_or(Bound::Unbounded, Bound::Excluded);
         let named = among.range::<DeviceId, _>((first, Bound::Unbounded));
         let devices = named.filter_map(|id| self.devices.get_key_value(id));
-        self.picked(devices, None).take(count).collect()
+        self.views(self.picked(devices, None)).take(count).collect()
+    }
+
+    /// Devices as operators see them.
+    pub(crate) fn views<'a>(&'a self, devices: impl Iterator<Item = Looked<'a>>) -> impl Iterator<Item = DeviceView> {
+        let latest = self.engine.latest();
+        devices.filter_map(move |(device, _)| self.view_of_device(device, latest.attempt(&device.facts.device)))
     }
 
     fn picked<'a>(
         &'a self,
         devices: impl Iterator<Item = (&'a DeviceId, &'a Box<StoredDevice>)>,
-        filter: Option<&Filter>,
-    ) -> impl Iterator<Item = DeviceView> {
+        filter: Option<&'a Filter>,
+    ) -> impl Iterator<Item = Looked<'a>> {
         let latest = self.engine.latest();
-        // Looked up for every device only if the filter asks.
+        // Looked up only if the filter asks.
         let asks = filter.is_some_and(|filter| filter.looks_at(&Field::is_of_attempt));
         devices.filter_map(move |(id, device)| {
             let path = &self.nodes.get(&device.node)?.stored.path;
-            let mut attempt = asks.then(|| latest.attempt(id)).flatten();
+            let attempt = asks.then(|| latest.attempt(id)).flatten();
             let candidate = Candidate {
                 facts: &device.facts,
                 node: device.node.as_str(),
@@ -263,13 +260,8 @@ impl World {
                     .as_ref()
                     .map(|attempt| (attempt.state.as_str(), attempt.campaign.as_str())),
             };
-            if filter.is_some_and(|filter| !filter.matches(&candidate)) {
-                return None;
-            }
-            if !asks {
-                attempt = latest.attempt(id);
-            }
-            self.view_of_device(device, attempt)
+            let is_wanted = filter.is_none_or(|filter| filter.matches(&candidate));
+            is_wanted.then_some((&**device, path))
         })
     }
 

@@ -256,6 +256,21 @@ impl Attempts {
         self.by_device[first..].iter().map(|place| self.at(*place))
     }
 
+    /// The attempt of this device, and the rank among all devices from which those after it are to be looked for;
+    /// `rank`: what this said of a device before it.
+    pub(crate) fn seek(&self, rank: Option<usize>, device: &DeviceId) -> (usize, Option<&Attempt>) {
+        let is_before = |place: &Place| device_at(&self.all, *place) < device;
+        let rank = match rank {
+            None => self.by_device.partition_point(is_before),
+            Some(rank) => {
+                let passed = self.by_device[rank..].iter().take_while(|place| is_before(place));
+                rank + passed.count()
+            }
+        };
+        let found = self.by_device.get(rank).map(|place| self.at(*place));
+        (rank, found.filter(|attempt| attempt.record.device == *device))
+    }
+
     /// The places of a node's devices, in the order of the plan.
     pub(crate) fn of_node(&self, node: &NodeId) -> &[Place] {
         self.by_node.get(node).map_or(&[], Vec::as_slice)

@@ -44,5 +44,5 @@ pub use planner::{PlanError, SplitError, Standing, late, plan, split};
 pub use possession::PossessionRecord;
 pub use retries::{FailedAttempt, RetryRecord};
 pub use turns::{TURNS, TurnId, Turns};
-pub use views::Latest;
+pub use views::{Along, Latest};
 pub use webhooks::{Question, WebhookAnswer, WebhookRecord};

@@ -236,6 +236,30 @@ impl Latest<'_> {
     pub fn attempt(&self, device: &DeviceId) -> Option<AttemptView> {
         self.0.iter().find_map(|campaign| campaign.attempt_view(device))
     }
+
+    /// For going along the devices in their order: no device is searched for.
+    #[must_use]
+    pub fn along(&self) -> Along<'_> {
+        let campaigns = self.0.iter().map(|campaign| (*campaign, None));
+        Along(campaigns.collect())
+    }
+}
+
+/// The states of attempts for who goes along the devices in their order.
+#[derive(Debug)]
+pub struct Along<'a>(Vec<(&'a Campaign, Option<usize>)>);
+
+impl Along<'_> {
+    /// The state of the device's running attempt, or of its last one. Devices must be asked for in their order.
+    pub fn state(&mut self, device: &DeviceId) -> Option<AttemptState> {
+        let states = self.0.iter_mut().map(|(campaign, rank)| {
+            let (next, attempt) = campaign.attempts.seek(*rank, device);
+            *rank = Some(next);
+            attempt.map(|attempt| attempt.record.state)
+        });
+        // Everyone moves on, also behind the one that knows the device.
+        states.fold(None, Option::or)
+    }
 }
 
 impl Campaign {

@@ -10,11 +10,8 @@ use axum::{
 };
 use firmesh_coordinator_core::Filter;
 use firmesh_protocol::{
-    api::{
-        BaselineEdit, BaselineView, ComplianceView, DeviceView, DriftState, DriftView, NewBaseline, Page,
-        Reconciliation,
-    },
-    ids::{DeviceId, GroupId},
+    api::{BaselineEdit, BaselineView, ComplianceView, DriftState, DriftView, NewBaseline, Page, Reconciliation},
+    ids::GroupId,
     limits::REASON_BYTES_MAX,
     manifest::{Release, is_release_target},
 };
@@ -27,12 +24,15 @@ use super::{
     paging::{Listing, Plainly, parse_filter},
     problem::{Body, Failure},
     routes::{Op, Routes},
+    stretches::Devices,
 };
 use crate::{
     access::Permission,
-    baselines::{BaselineRecord, Tally, drift},
+    baselines::{BaselineRecord, Tally, drift, drift_of},
+    kinds::Kinds,
     reconcile::problem,
     records::{Changed, Kept},
+    world::{Looked, World},
 };
 
 type Shared = State<Arc<App>>;
@@ -40,9 +40,6 @@ pub(super) type Baseline = Kept<BaselineRecord>;
 
 /// Releases of a baseline, at most.
 const RELEASES_MAX: usize = 1_000;
-
-/// Devices that are looked at before others get their turn.
-const CHUNK: usize = 2_000;
 
 #[rustfmt::skip]
 pub(super) fn add_routes(routes: &mut Routes) {
@@ -245,6 +242,11 @@ async fn checked(
     })
 }
 
+/// The devices that a baseline is for.
+pub(super) fn filter_of(record: &BaselineRecord) -> Result<Option<Arc<Filter>>, Failure> {
+    Ok(record.filter.as_deref().map(parse_filter).transpose()?.map(Arc::new))
+}
+
 pub(super) async fn of_targets(app: &App, targets: &[String]) -> Result<Vec<Release>, Failure> {
     let targets: BTreeSet<_> = targets.iter().cloned().collect();
     let found = app.coordinator.read(move |world| {
@@ -274,7 +276,7 @@ async fn drifting(
     let Query(query) = query.map_err(|error| Failure::bad_request(error.body_text()))?;
     let Baseline { record, .. } = found(&app, &named(&id)?).await?;
     let releases = of_targets(&app, &record.releases).await?;
-    let mut devices = Devices::of(&app, record.filter.as_deref(), listing.after()?)?;
+    let mut devices = Devices::of(&app, filter_of(&record)?, listing.after()?);
     let mut rows = Vec::new();
     while let Some(chunk) = devices.next().await? {
         let views = chunk.iter().map(|view| drift(&view.facts, &view.path, &releases));
@@ -285,40 +287,6 @@ async fn drifting(
     }
     rows.truncate(listing.wanted());
     Ok(listing.page(rows, |view: &DriftView| view.device.to_string()))
-}
-
-/// The devices that nodes tell of, some at a time, so that nobody waits long.
-pub(super) struct Devices<'a> {
-    app: &'a App,
-    filter: Option<Arc<Filter>>,
-    after: Option<DeviceId>,
-    is_over: bool,
-}
-
-impl<'a> Devices<'a> {
-    pub(super) fn of(app: &'a App, filter: Option<&str>, after: Option<DeviceId>) -> Result<Self, Failure> {
-        Ok(Self {
-            app,
-            filter: filter.map(parse_filter).transpose()?.map(Arc::new),
-            after,
-            is_over: false,
-        })
-    }
-
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<DeviceView>>, Failure> {
-        if self.is_over {
-            return Ok(None);
-        }
-        let (after, filter) = (self.after.clone(), self.filter.clone());
-        let (views, last) = self
-            .app
-            .coordinator
-            .read(move |world| world.device_stretch(after.as_ref(), filter.as_deref(), CHUNK))
-            .await?;
-        self.is_over = last.is_none();
-        self.after = last;
-        Ok(Some(views))
-    }
 }
 
 #[derive(Deserialize)]
@@ -345,11 +313,13 @@ async fn compliance(
     let mut items = Vec::new();
     for Baseline { id, record, .. } in app.store.records::<BaselineRecord>().await? {
         let releases = of_targets(&app, &record.releases).await?;
-        let mut devices = Devices::of(&app, record.filter.as_deref(), None)?;
+        let count = |kinds: &mut Kinds<_, _>, _: &World, devices: &mut dyn Iterator<Item = Looked<'_>>| {
+            devices.for_each(|(device, path)| kinds.add(&path.prefix(2), &device.facts, ()));
+        };
+        let devices = Devices::of(&app, filter_of(&record)?, None);
         let mut tally = Tally::default();
-        while let Some(chunk) = devices.next().await? {
-            let views = chunk.iter().map(|view| drift(&view.facts, &view.path, &releases));
-            views.for_each(|view| tally.add(&view));
+        for (kind, count) in devices.fold(Kinds::default(), count).await?.iter() {
+            tally.add(kind.place, drift_of(&kind, &releases), count);
         }
         items.push(ComplianceView {
             baseline: named(&id)?,

@@ -31,6 +31,7 @@ use super::{
     paging::{Filtered, LIMIT_MAX, Listing},
     problem::{Body, Failure},
     routes::{Op, Routes},
+    stretches::Devices,
 };
 use crate::{
     access::Permission,
@@ -100,11 +101,7 @@ async fn list(
         other => other,
     };
     let filter = filter.map(Arc::new);
-    let (first, asked) = (after.clone(), filter.clone());
-    let told = app
-        .coordinator
-        .read(move |world| world.device_views(first.as_ref(), asked.as_deref(), wanted))
-        .await?;
+    let told = Devices::of(&app, filter.clone(), after.clone()).take(wanted).await?;
     let told = dressed(&app, told, &sight).await?;
     let mut rows: BTreeMap<_, _> = told.into_iter().map(|view| (view.facts.device.clone(), view)).collect();
     // Beyond the last of a full page nothing is shown.

@@ -16,14 +16,13 @@ use firmesh_protocol::{
 use super::{
     App,
     admission::Who,
-    baselines::Devices,
     campaigns,
     paging::{LIMIT_MAX, parse_filter},
-    places,
     problem::{Body, Failure},
     routes::{Op, Routes},
+    stretches::{Devices, by_status},
 };
-use crate::{access::Permission, provenance::compare_versions, runtime::ActionError};
+use crate::{access::Permission, provenance::compare_versions, runtime::ActionError, world::World};
 
 type Shared = State<Arc<App>>;
 type Answer<T> = Result<Json<T>, Failure>;
@@ -52,16 +51,14 @@ async fn check(State(app): Shared, Body(asked): Body<FirmwareCheck>) -> Answer<P
     }
     let filter = asked.filter.as_deref().map(parse_filter).transpose()?;
     let (named, wanted) = (asked.devices.clone(), asked.devices);
-    let (views, releases) = app
-        .coordinator
-        .read(move |world| {
-            let views = match wanted.is_empty() {
-                true => world.device_views(None, filter.as_ref(), most),
-                false => wanted.iter().filter_map(|id| world.device_view(id)).collect(),
-            };
-            (views, world.releases())
-        })
-        .await?;
+    let views = match wanted.is_empty() {
+        true => Devices::of(&app, filter.map(Arc::new), None).take(most).await?,
+        false => {
+            let look = move |world: &World| wanted.iter().filter_map(|id| world.device_view(id)).collect();
+            app.coordinator.read(look).await?
+        }
+    };
+    let releases = app.coordinator.read(World::releases).await?;
     if let Some(stranger) = named
         .iter()
         .find(|id| !views.iter().any(|view| view.facts.device == **id))
@@ -119,13 +116,9 @@ async fn update(
 }
 
 async fn status(State(app): Shared) -> Answer<FirmwareStatus> {
-    let excluded = app.store.excluded().await?;
     let mut counts: BTreeMap<DeviceStatus, u32> = BTreeMap::new();
-    let mut devices = Devices::of(&app, None, None)?;
-    while let Some(chunk) = devices.next().await? {
-        for view in chunk {
-            *counts.entry(places::status(&app, &view, &excluded)).or_default() += 1;
-        }
+    for (kind, count) in by_status(&app, |path| path.prefix(1)).await?.iter() {
+        *counts.entry(kind.other).or_default() += count;
     }
     let campaigns = app.coordinator.read(|world| {
         let mut campaigns: BTreeMap<CampaignState, u32> = BTreeMap::new();

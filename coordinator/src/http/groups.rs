@@ -23,10 +23,12 @@ use super::{
     paging::{Listing, parse_filter},
     problem::{Body, Failure},
     routes::{Op, Routes},
+    stretches::Devices,
 };
 use crate::{
     access::Permission,
     groups::{Changed, GROUPS_MAX, Group, GroupRecord},
+    world::World,
 };
 
 type Shared = State<Arc<App>>;
@@ -197,11 +199,14 @@ async fn members(
     let Group { record, .. } = found(&app, &named(&id)?).await?;
     let filter = record.filter.as_deref().map(parse_filter).transpose()?;
     let (after, wanted) = (listing.after::<DeviceId>()?, listing.wanted());
-    let views = app.coordinator.read(move |world| match &filter {
-        Some(filter) => world.device_views(after.as_ref(), Some(filter), wanted),
-        None => world.devices_among(&record.devices, after.as_ref(), wanted),
-    });
-    let views = super::devices::dressed(&app, views.await?, &Sight::of(&app, &who)).await?;
+    let views = match filter {
+        Some(filter) => Devices::of(&app, Some(Arc::new(filter)), after).take(wanted).await?,
+        None => {
+            let look = move |world: &World| world.devices_among(&record.devices, after.as_ref(), wanted);
+            app.coordinator.read(look).await?
+        }
+    };
+    let views = super::devices::dressed(&app, views, &Sight::of(&app, &who)).await?;
     Ok(listing.page(views, |view: &DeviceView| view.facts.device.to_string()))
 }
 

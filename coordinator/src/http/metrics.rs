@@ -3,7 +3,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::Bound,
     sync::{Arc, atomic::Ordering},
     time::Instant,
 };
@@ -17,17 +16,16 @@ use axum::{
 use firmesh_protocol::{
     api::CampaignState,
     identity::certificate_validity,
-    ids::DeviceId,
     report::AttemptState,
     trust::{CAMPAIGNS, RELEASES, TrustedMetadata},
 };
 
-use super::{App, problem::Failure};
+use super::{App, problem::Failure, stretches::Devices};
 use crate::{
     measures::Census,
     runtime::ActionError,
     telemetry::{Metrics, set},
-    world::World,
+    world::{Looked, World},
 };
 
 /// Measures one face.
@@ -99,9 +97,6 @@ pub(super) async fn tell(State(app): State<Arc<App>>) -> Result<Response, Failur
     Ok((kind, metrics.encode()).into_response())
 }
 
-/// Devices that are looked at together, so that nobody waits long.
-const CHUNK: usize = 1_000;
-
 /// A count that took long is good for so many times as long: counting is not to take more than its share of the time.
 const GOOD_FOR: u32 = 20;
 
@@ -115,24 +110,12 @@ async fn count_devices(app: &App) -> Result<(), ActionError> {
         return Ok(());
     }
     let (wall, silent_after) = (app.clock.wall(), app.settings.silent_after);
-    let (mut census, mut after) = (Census::default(), None::<DeviceId>);
-    loop {
-        let looked = app.coordinator.read(move |world| {
-            let first = after.as_ref().map_or(Bound::Unbounded, Bound::Excluded);
-            let rest = world.devices.range::<DeviceId, _>((first, Bound::Unbounded));
-            let (mut last, mut count) = (None, 0);
-            for (id, device) in rest.take(CHUNK) {
-                census.add(&device.facts, device.last_seen + silent_after >= wall);
-                (last, count) = (Some(id), count + 1);
-            }
-            let last = last.filter(|_| count == CHUNK).cloned();
-            (census, last)
-        });
-        (census, after) = looked.await?;
-        if after.is_none() {
-            break;
+    let add = move |census: &mut Census, _: &World, devices: &mut dyn Iterator<Item = Looked<'_>>| {
+        for (device, _) in devices {
+            census.add(&(), &device.facts, device.last_seen + silent_after >= wall);
         }
-    }
+    };
+    let census = Devices::of(app, None, None).fold(Census::default(), add).await?;
     app.metrics.fleet.census(&census);
     let ended = Instant::now();
     *good_until = Some(ended + (ended - began) * GOOD_FOR);

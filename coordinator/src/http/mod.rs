@@ -33,6 +33,7 @@ mod routes;
 mod simulations;
 mod storage;
 mod stream;
+mod stretches;
 mod targets;
 mod tls;
 mod uploads;

@@ -6,20 +6,16 @@ use axum::{
     extract::{Path, State},
     response::Response,
 };
-use firmesh_coordinator_core::Exclusion;
-use firmesh_protocol::{
-    api::{DeviceStatus, DeviceView, PlaceView},
-    ids::{DeviceId, TopologyPath},
-};
+use firmesh_protocol::{api::PlaceView, ids::TopologyPath};
 
 use super::{
     App,
-    baselines::Devices,
     conditions::Conditions,
     operators::named,
     paging::Listing,
     problem::Failure,
     routes::{Op, Routes},
+    stretches::by_status,
 };
 use crate::access::Permission;
 
@@ -50,21 +46,24 @@ async fn sites(State(app): Shared, listing: Listing) -> Result<Response, Failure
 }
 
 async fn level(app: &App, listing: Listing, levels: usize) -> Result<Response, Failure> {
-    let places = counted(app, |path| path.prefix(levels)).await?;
+    let places = counted(app, move |path| path.prefix(levels)).await?;
     Ok(listing.page_of(places, |view| view.path.to_string()))
 }
 
 async fn place(State(app): Shared, Path(path): Path<String>, conditions: Conditions) -> Result<Response, Failure> {
     let wanted: TopologyPath = named(&path)?;
     let levels = wanted.depth();
-    let places = counted(&app, |path| path.prefix(levels)).await?;
+    let places = counted(&app, move |path| path.prefix(levels)).await?;
     let found = places.into_iter().find(|view| view.path == wanted);
     let found = found.ok_or_else(|| Failure::not_found(format!("place {wanted}")))?;
     Ok(conditions.answer(&found))
 }
 
 /// Places in the order of their names, with what stands there.
-async fn counted(app: &App, place: impl Fn(&TopologyPath) -> TopologyPath) -> Result<Vec<PlaceView>, Failure> {
+async fn counted(
+    app: &App,
+    place: impl Fn(&TopologyPath) -> TopologyPath + Clone + Send + 'static,
+) -> Result<Vec<PlaceView>, Failure> {
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
     let nodes = app.coordinator.read(move |world| {
         let is_heard = |seen| seen + silent_after >= wall;
@@ -88,26 +87,13 @@ async fn counted(app: &App, place: impl Fn(&TopologyPath) -> TopologyPath) -> Re
         found.nodes += 1;
         found.nodes_silent += u32::from(!is_heard);
     }
-    let excluded = app.store.excluded().await?;
-    let mut devices = Devices::of(app, None, None)?;
-    while let Some(chunk) = devices.next().await? {
-        for view in chunk {
-            let status = status(app, &view, &excluded);
-            let found = entry(&mut places, place(&view.path));
-            found.devices += 1;
-            *found.statuses.entry(status).or_default() += 1;
-            let facts = view.facts;
-            let kind = format!("{} {} {}", facts.vendor, facts.model, facts.component);
-            let versions = found.versions.entry(kind).or_default();
-            *versions.entry(facts.version.unwrap_or_default()).or_default() += 1;
-        }
+    for (kind, count) in by_status(app, place).await?.iter() {
+        let found = entry(&mut places, kind.place.clone());
+        found.devices += count;
+        *found.statuses.entry(kind.other).or_default() += count;
+        let name = format!("{} {} {}", kind.vendor, kind.model, kind.component);
+        let versions = found.versions.entry(name).or_default();
+        *versions.entry(kind.version.unwrap_or_default().to_owned()).or_default() += count;
     }
     Ok(places.into_values().collect())
-}
-
-/// A device's status, with what operators have taken out of updates looked up before.
-pub(super) fn status(app: &App, view: &DeviceView, excluded: &BTreeMap<DeviceId, Exclusion>) -> DeviceStatus {
-    let state = view.attempt.as_ref().map(|attempt| attempt.state);
-    let is_enabled = !excluded.contains_key(&view.facts.device);
-    DeviceStatus::of(state, is_enabled, super::devices::answers(app, view))
 }

@@ -22,11 +22,12 @@ use tracing::{info, warn};
 
 use super::{
     App,
-    baselines::{self, Baseline, Devices},
+    baselines::{self, Baseline},
     drafts,
     operators::named,
     problem::Failure,
     routes::{Op, Routes},
+    stretches::Devices,
 };
 use crate::{
     access::Permission,
@@ -123,7 +124,7 @@ async fn look(app: &App, kept: Baseline, rules: &Reconciliation, is_asked: bool)
     let _one = app.reconciling.lock().await;
     let id: GroupId = named(&kept.id)?;
     let releases = baselines::of_targets(app, &kept.record.releases).await?;
-    let mut devices = Devices::of(app, kept.record.filter.as_deref(), None)?;
+    let mut devices = Devices::of(app, baselines::filter_of(&kept.record)?, None);
     let mut views: Vec<DriftView> = Vec::new();
     while let Some(chunk) = devices.next().await? {
         let chunk = chunk.iter().map(|view| drift(&view.facts, &view.path, &releases));

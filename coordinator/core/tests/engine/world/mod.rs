@@ -220,6 +220,12 @@ impl World {
                 Output::IssuePermit(order) => permits.push(order),
             }
         }
+        let latest = self.engine.latest();
+        let mut along = latest.along();
+        for device in BTreeSet::from_iter(self.devices()) {
+            let state = latest.attempt(&device).map(|attempt| attempt.state);
+            assert_eq!(along.state(&device), state, "{device}");
+        }
         // What the input itself ended is no longer in flight when the permits are issued.
         let after = self.engine.in_flight();
         in_flight.retain(|device, _| after.contains_key(device));

@@ -7,9 +7,9 @@ use anyhow::{Context as _, bail, ensure};
 use axum::{Router, extract::RawQuery, response::Html, routing::get};
 use data_encoding::BASE64URL_NOPAD;
 use firmesh_protocol::{api::OidcView, ids::Sha256, time::WallTime};
-use reqwest::Url;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::{net::TcpListener, sync::mpsc, time::timeout};
+use url::Url;
 
 use super::store::Credential;
 use crate::{client::http_client, output::Output};

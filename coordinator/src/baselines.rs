@@ -31,19 +31,24 @@ impl Record for BaselineRecord {
     const COUNT_MAX: i64 = 1_000;
 }
 
-/// How far a device is from what it is to run.
-pub(crate) fn drift(facts: &DeviceFacts, path: &TopologyPath, releases: &[Release]) -> DriftView {
-    let version = facts.version.as_deref();
+/// How far a device is from what it is to run, if that is asked for.
+pub(crate) fn drift(
+    facts: &DeviceFacts,
+    path: &TopologyPath,
+    releases: &[Release],
+    is_asked: impl Fn(DriftState) -> bool,
+) -> Option<DriftView> {
     let wanted = wanted(releases, &facts.vendor, &facts.model, &facts.component);
-    DriftView {
+    let state = state(facts.version.as_deref(), wanted);
+    is_asked(state).then(|| DriftView {
         device: facts.device.clone(),
         path: path.clone(),
         component: facts.component.clone(),
         version: facts.version.clone(),
         wanted: wanted.map(|release| release.info.version.clone()),
         release: wanted.map(|release| release.target.clone()),
-        state: state(version, wanted),
-    }
+        state,
+    })
 }
 
 /// How far devices of a kind are from what they are to run.
@@ -139,10 +144,14 @@ mod tests {
                 executor: "redfish".to_owned(),
                 labels: firmesh_protocol::labels::Labels::default(),
             };
-            let view = drift(&facts, &path, &[release(wanted)]);
+            let view = drift(&facts, &path, &[release(wanted)], |_| true).unwrap();
             assert_eq!(view.state, state, "{runs:?} of {wanted}");
             facts.model = "R9".to_owned();
-            assert_eq!(drift(&facts, &path, &[release(wanted)]).state, DriftState::NotCovered);
+            let view = drift(&facts, &path, &[release(wanted)], |asked| {
+                asked == DriftState::NotCovered
+            });
+            assert_eq!(view.unwrap().state, DriftState::NotCovered);
+            assert_eq!(drift(&facts, &path, &[release(wanted)], |asked| asked == state), None);
         }
     }
 }

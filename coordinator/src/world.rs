@@ -236,7 +236,7 @@ impl World {
     }
 
     /// Devices as operators see them.
-    pub(crate) fn views<'a>(&'a self, devices: impl Iterator<Item = Looked<'a>>) -> impl Iterator<Item = DeviceView> {
+    pub(crate) fn views<'d>(&self, devices: impl Iterator<Item = Looked<'d>>) -> impl Iterator<Item = DeviceView> {
         let latest = self.engine.latest();
         devices.filter_map(move |(device, _)| self.view_of_device(device, latest.attempt(&device.facts.device)))
     }

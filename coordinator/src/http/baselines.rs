@@ -24,7 +24,7 @@ use super::{
     paging::{Listing, Plainly, parse_filter},
     problem::{Body, Failure},
     routes::{Op, Routes},
-    stretches::Devices,
+    stretches::{Devices, Stretch},
 };
 use crate::{
     access::Permission,
@@ -275,17 +275,11 @@ async fn drifting(
 ) -> Result<Response, Failure> {
     let Query(query) = query.map_err(|error| Failure::bad_request(error.body_text()))?;
     let Baseline { record, .. } = found(&app, &named(&id)?).await?;
-    let releases = of_targets(&app, &record.releases).await?;
-    let mut devices = Devices::of(&app, filter_of(&record)?, listing.after()?);
-    let mut rows = Vec::new();
-    while let Some(chunk) = devices.next().await? {
-        let views = chunk.iter().map(|view| drift(&view.facts, &view.path, &releases));
-        rows.extend(views.filter(|view| query.state.is_none_or(|state| state == view.state)));
-        if rows.len() >= listing.wanted() {
-            break;
-        }
-    }
-    rows.truncate(listing.wanted());
+    let releases = Arc::new(of_targets(&app, &record.releases).await?);
+    let is_asked = move |state| query.state.is_none_or(|asked| asked == state);
+    let pick = move |(device, path): Looked<'_>| drift(&device.facts, path, &releases, is_asked);
+    let devices = Devices::of(&app, filter_of(&record)?, listing.after()?);
+    let rows = devices.pick(listing.wanted(), pick).await?;
     Ok(listing.page(rows, |view: &DriftView| view.device.to_string()))
 }
 
@@ -313,7 +307,7 @@ async fn compliance(
     let mut items = Vec::new();
     for Baseline { id, record, .. } in app.store.records::<BaselineRecord>().await? {
         let releases = of_targets(&app, &record.releases).await?;
-        let count = |kinds: &mut Kinds<_, _>, _: &World, devices: &mut dyn Iterator<Item = Looked<'_>>| {
+        let count = |kinds: &mut Kinds<_, _>, _: &World, devices: Stretch<'_, '_>| {
             devices.for_each(|(device, path)| kinds.add(&path.prefix(2), &device.facts, ()));
         };
         let devices = Devices::of(&app, filter_of(&record)?, None);

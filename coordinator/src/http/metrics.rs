@@ -20,12 +20,16 @@ use firmesh_protocol::{
     trust::{CAMPAIGNS, RELEASES, TrustedMetadata},
 };
 
-use super::{App, problem::Failure, stretches::Devices};
+use super::{
+    App,
+    problem::Failure,
+    stretches::{Devices, Stretch},
+};
 use crate::{
     measures::Census,
     runtime::ActionError,
     telemetry::{Metrics, set},
-    world::{Looked, World},
+    world::World,
 };
 
 /// Measures one face.
@@ -110,7 +114,7 @@ async fn count_devices(app: &App) -> Result<(), ActionError> {
         return Ok(());
     }
     let (wall, silent_after) = (app.clock.wall(), app.settings.silent_after);
-    let add = move |census: &mut Census, _: &World, devices: &mut dyn Iterator<Item = Looked<'_>>| {
+    let add = move |census: &mut Census, _: &World, devices: Stretch<'_, '_>| {
         for (device, _) in devices {
             census.add(&(), &device.facts, device.last_seen + silent_after >= wall);
         }

@@ -13,7 +13,7 @@ use axum::{
     http::StatusCode,
 };
 use firmesh_protocol::{
-    api::{DriftView, Reconciled, Reconciliation},
+    api::{DriftState, Reconciled, Reconciliation},
     ids::{CampaignId, GroupId},
     manifest::CampaignManifest,
 };
@@ -36,6 +36,7 @@ use crate::{
     reconcile::{Last, ReconcileRecord, Step, Surroundings, about, manifest, name, step, wanted},
     records::{Changed, Kept},
     runtime::ActionError,
+    world::Looked,
 };
 
 type Shared = State<Arc<App>>;
@@ -123,13 +124,10 @@ async fn look_at_due(app: &App, looked: &mut BTreeMap<String, Instant>) -> Resul
 async fn look(app: &App, kept: Baseline, rules: &Reconciliation, is_asked: bool) -> Result<Reconciled, Failure> {
     let _one = app.reconciling.lock().await;
     let id: GroupId = named(&kept.id)?;
-    let releases = baselines::of_targets(app, &kept.record.releases).await?;
-    let mut devices = Devices::of(app, baselines::filter_of(&kept.record)?, None);
-    let mut views: Vec<DriftView> = Vec::new();
-    while let Some(chunk) = devices.next().await? {
-        let chunk = chunk.iter().map(|view| drift(&view.facts, &view.path, &releases));
-        views.extend(chunk.filter(|view| view.state.is_drift()));
-    }
+    let releases = Arc::new(baselines::of_targets(app, &kept.record.releases).await?);
+    let pick = move |(device, path): Looked<'_>| drift(&device.facts, path, &releases, DriftState::is_drift);
+    let devices = Devices::of(app, baselines::filter_of(&kept.record)?, None);
+    let views = devices.pick(usize::MAX, pick).await?;
     let wanted = wanted(&views, rules);
     let drifted = u32::try_from(wanted.len()).unwrap_or(u32::MAX);
     let about = about(&wanted);

@@ -21,6 +21,9 @@ use crate::{
 /// Devices that are looked at before others get their turn.
 const CHUNK: usize = 4_000;
 
+/// Some devices, in their order.
+pub(super) type Stretch<'a, 'w> = &'a mut dyn Iterator<Item = Looked<'w>>;
+
 /// The devices that nodes tell of and for which a filter holds.
 pub(super) struct Devices<'a> {
     app: &'a App,
@@ -39,63 +42,68 @@ impl<'a> Devices<'a> {
         }
     }
 
-    /// Some more of them, as operators see them.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<DeviceView>>, ActionError> {
-        self.next_of(usize::MAX).await
-    }
-
-    /// The next `count`, or as many as there are.
-    pub(super) async fn take(&mut self, count: usize) -> Result<Vec<DeviceView>, ActionError> {
+    /// The next `count` as operators see them, or as many as there are.
+    pub(super) async fn take(mut self, count: usize) -> Result<Vec<DeviceView>, ActionError> {
         let mut taken = Vec::new();
-        while taken.len() < count
-            && let Some(more) = self.next_of(count - taken.len()).await?
-        {
-            taken.extend(more);
+        while taken.len() < count && !self.is_over {
+            let rest = count - taken.len();
+            // Without a filter everybody counts.
+            let length = if self.filter.is_some() { CHUNK } else { CHUNK.min(rest) };
+            let views =
+                move |world: &World, devices: Stretch<'_, '_>| world.views(devices.take(rest)).collect::<Vec<_>>();
+            taken.extend(self.look(length, views).await?);
         }
         Ok(taken)
     }
 
-    /// At most `count` of a stretch, if it is not over.
-    async fn next_of(&mut self, count: usize) -> Result<Option<Vec<DeviceView>>, ActionError> {
-        if self.is_over {
-            return Ok(None);
+    /// The next `count` of what `pick` makes of them, or as many as there are; without a copy of any other device.
+    pub(super) async fn pick<T: Send + 'static>(
+        mut self,
+        count: usize,
+        pick: impl Fn(Looked<'_>) -> Option<T> + Clone + Send + 'static,
+    ) -> Result<Vec<T>, ActionError> {
+        let mut picked = Vec::new();
+        while picked.len() < count && !self.is_over {
+            let (rest, pick) = (count - picked.len(), pick.clone());
+            let found =
+                move |_: &World, devices: Stretch<'_, '_>| devices.filter_map(pick).take(rest).collect::<Vec<_>>();
+            picked.extend(self.look(CHUNK, found).await?);
         }
-        let (after, filter) = (self.after.take(), self.filter.clone());
-        // Without a filter everybody counts.
-        let most = if filter.is_some() { CHUNK } else { CHUNK.min(count) };
-        let (views, last) = self
-            .app
-            .coordinator
-            .read(move |world| {
-                let (devices, last) = world.stretch(after.as_ref(), filter.as_deref(), most);
-                let views: Vec<_> = world.views(devices.take(count)).collect();
-                (views, last)
-            })
-            .await?;
-        self.is_over = last.is_none();
-        self.after = last;
-        Ok(Some(views))
+        Ok(picked)
     }
 
     /// Folds what is left, without a copy of any device.
     pub(super) async fn fold<T: Send + 'static>(
         mut self,
         mut sum: T,
-        add: impl Fn(&mut T, &World, &mut dyn Iterator<Item = Looked<'_>>) + Clone + Send + 'static,
+        add: impl Fn(&mut T, &World, Stretch<'_, '_>) + Clone + Send + 'static,
     ) -> Result<T, ActionError> {
         while !self.is_over {
-            let (after, filter, add) = (self.after.take(), self.filter.clone(), add.clone());
-            let looked = self.app.coordinator.read(move |world| {
-                let (mut devices, last) = world.stretch(after.as_ref(), filter.as_deref(), CHUNK);
-                add(&mut sum, world, &mut devices);
-                drop(devices);
-                (sum, last)
-            });
-            let (folded, last) = looked.await?;
-            (sum, self.after) = (folded, last);
-            self.is_over = self.after.is_none();
+            let add = add.clone();
+            let added = move |world: &World, devices: Stretch<'_, '_>| {
+                add(&mut sum, world, devices);
+                sum
+            };
+            sum = self.look(CHUNK, added).await?;
         }
         Ok(sum)
+    }
+
+    /// What `look` makes of the next stretch.
+    async fn look<T: Send + 'static>(
+        &mut self,
+        length: usize,
+        look: impl FnOnce(&World, Stretch<'_, '_>) -> T + Send + 'static,
+    ) -> Result<T, ActionError> {
+        let (after, filter) = (self.after.take(), self.filter.clone());
+        let looked = self.app.coordinator.read(move |world| {
+            let (mut devices, last) = world.stretch(after.as_ref(), filter.as_deref(), length);
+            (look(world, &mut devices), last)
+        });
+        let (made, last) = looked.await?;
+        self.is_over = last.is_none();
+        self.after = last;
+        Ok(made)
     }
 }
 
@@ -107,7 +115,7 @@ pub(super) async fn by_status(
     let excluded = app.store.excluded().await?;
     let excluded = Arc::new(excluded);
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
-    let add = move |kinds: &mut Kinds<_, _>, world: &World, devices: &mut dyn Iterator<Item = Looked<'_>>| {
+    let add = move |kinds: &mut Kinds<_, _>, world: &World, devices: Stretch<'_, '_>| {
         let latest = world.engine.latest();
         let mut states = latest.along();
         for (device, path) in devices {

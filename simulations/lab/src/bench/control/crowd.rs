@@ -144,15 +144,8 @@ impl Crowd {
         Ok(took.len())
     }
 
-    /// Releases an image, and has a campaign planned, approved and published for each site. Answers how long planning took.
-    /// `caps` are as large as the fleet, if absent.
-    pub(in crate::bench) async fn plan(
-        &mut self,
-        world: &World,
-        people: &mut People,
-        campaigns: u32,
-        caps: Option<&Caps>,
-    ) -> Result<Latencies> {
+    /// Releases an image.
+    pub(in crate::bench) async fn release(&self, world: &World, people: &mut People) -> Result<Release> {
         let file = world.layout.folder.join("image.bin");
         std::fs::write(&file, &self.image)?;
         let artifact = measure(&file).await?;
@@ -160,9 +153,22 @@ impl Crowd {
         let release = people.release(&artifact, "bmc", NEW)?;
         people.sign("release")?;
         people.publish(&world.api).await?;
+        Ok(release)
+    }
+
+    /// Has a campaign planned, approved and published for each site. Answers how long planning took. `caps` are as large as
+    /// the fleet, if absent.
+    pub(in crate::bench) async fn plan(
+        &mut self,
+        world: &World,
+        people: &mut People,
+        release: &Release,
+        campaigns: u32,
+        caps: Option<&Caps>,
+    ) -> Result<Latencies> {
         let mut plans = Latencies::default();
         for number in 0..campaigns {
-            let draft = self.draft(number, &release, caps)?;
+            let draft = self.draft(number, release, caps)?;
             let begun = Instant::now();
             let waves = people.stage(&world.api, &world.about, draft).await?;
             plans.add(begun.elapsed());

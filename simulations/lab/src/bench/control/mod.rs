@@ -8,6 +8,7 @@
 
 pub(super) mod crowd;
 pub(super) mod node;
+mod pages;
 pub(super) mod report;
 
 use std::{
@@ -42,7 +43,7 @@ const DATABASE: &str = "firmesh";
 #[derive(Debug, Args)]
 pub(crate) struct ControlArgs {
     /// Nodes, each with a connection of its own.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=5_000))]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=25_000))]
     nodes: u32,
     /// Devices of a node.
     #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000))]
@@ -59,6 +60,12 @@ pub(crate) struct ControlArgs {
     /// Where the coordinator keeps its state; several, to see them side by side.
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = [Database::Sqlite])]
     on: Vec<Database>,
+    /// Look at every page of the dashboard as well, once the devices are known.
+    #[arg(long)]
+    pages: bool,
+    /// Stop there: plan and start no campaigns.
+    #[arg(long, requires = "pages")]
+    only_pages: bool,
     /// How often each of them is loaded, in turn. Rates are medians, latencies those of all rounds.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
@@ -171,8 +178,18 @@ async fn load(args: &ControlArgs, world: &mut World) -> Result<Figures> {
     figures.asked_meanwhile = asker.stop().await?;
     figures.beat(beats, &usage.end(&pids));
 
+    let release = crowd.release(world, &mut people).await?;
+    if args.pages {
+        step("looking at every page");
+        let usage = Usage::begin(&pids);
+        figures.pages = pages::look(&world.api, &release.target).await?;
+        figures.looked(&usage.end(&pids));
+    }
+    if args.only_pages {
+        return Ok(figures);
+    }
     step("planning and approving");
-    let plans = crowd.plan(world, &mut people, args.campaigns, None).await?;
+    let plans = crowd.plan(world, &mut people, &release, args.campaigns, None).await?;
     figures.plans = plans;
     step("proving");
     crowd.prove().await?;

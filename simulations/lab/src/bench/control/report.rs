@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer, ser::SerializeStruct as _};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{super::mesh::report::Usage, Database};
+use super::{super::mesh::report::Usage, Database, pages::Pages};
 use crate::demo::{api::Api, world::COORDINATOR};
 
 /// How often the operators' API is asked.
@@ -129,6 +129,9 @@ pub(super) struct Figures {
     /// Processor seconds of the coordinator in each step, and the share of the machine that others took.
     steps: Vec<Step>,
     peak_mib: f64,
+    /// What each page of the dashboard waits for.
+    #[serde(skip_serializing_if = "Pages::is_empty")]
+    pub(super) pages: Pages,
 }
 
 #[derive(Debug, Serialize)]
@@ -159,6 +162,7 @@ impl Figures {
             reports_per_s: Rate::default(),
             steps: Vec::new(),
             peak_mib: 0.0,
+            pages: Pages::new(),
         }
     }
 
@@ -190,6 +194,10 @@ impl Figures {
         self.device_heartbeats_per_s.0.push(devices / seconds);
     }
 
+    pub(super) fn looked(&mut self, usage: &Usage) {
+        self.step("pages", usage);
+    }
+
     pub(super) fn updated(&mut self, permitted_s: f64, done_s: f64, usage: &Usage) {
         self.initiations_per_minute
             .0
@@ -205,6 +213,9 @@ impl Figures {
         }
         for (mine, theirs) in self.rates_mut().into_iter().zip(other.rates()) {
             mine.0.extend(&theirs.1.0);
+        }
+        for (what, took) in other.pages {
+            self.pages.entry(what).or_default().0.extend(took.0);
         }
         self.steps.extend(other.steps);
         self.peak_mib = self.peak_mib.max(other.peak_mib);
@@ -280,14 +291,16 @@ fn show_one(database: Database, figures: &Figures) {
         "{database:?}: {} nodes, {} devices, {} campaigns; the coordinator's memory peaked at {:.0} MiB",
         figures.nodes, figures.devices, figures.campaigns, figures.peak_mib
     );
-    for (name, rate) in figures.rates() {
+    for (name, rate) in figures.rates().into_iter().filter(|(_, rate)| !rate.0.is_empty()) {
         println!("{:>12.0} {name}", rate.median());
     }
     println!(
         "\n{:30} {:>7} {:>9} {:>9} {:>9}",
         "latency in ms", "count", "p50", "p95", "p99"
     );
-    for (name, latencies) in figures.latencies() {
+    let pages = figures.pages.iter().map(|(name, latencies)| (*name, latencies));
+    let all = figures.latencies().into_iter().chain(pages);
+    for (name, latencies) in all.filter(|(_, latencies)| !latencies.0.is_empty()) {
         let [p50, p95, p99] = [500, 950, 990].map(|permille| latencies.at(permille));
         println!("{name:30} {:>7} {p50:>9.1} {p95:>9.1} {p99:>9.1}", latencies.0.len());
     }

@@ -122,7 +122,8 @@ async fn kill(args: &FailoverArgs, trio: &mut Trio) -> Result<Figures> {
     let mut crowd = Crowd::enrol(&trio.world, args.nodes, shape, &mut Latencies::default()).await?;
     crowd.tell_of_devices(&mut Latencies::default()).await?;
     let caps = Caps::new(PER_RACK, args.nodes * PER_RACK);
-    crowd.plan(&trio.world, &mut people, 1, Some(&caps)).await?;
+    let release = crowd.release(&trio.world, &mut people).await?;
+    crowd.plan(&trio.world, &mut people, &release, 1, Some(&caps)).await?;
     crowd.prove().await?;
     crowd.start_first(&trio.world).await?;
 

@@ -16,7 +16,12 @@ use firmesh_tests::{
 use reqwest::{StatusCode, Url};
 use serde_json::{Value, json};
 
+use crate::dashboard::install;
+
 const WITHIN: Duration = Duration::from_secs(60);
+
+/// Two pages with axe in each, on a machine that has other things to do.
+const IN_A_BROWSER: Duration = Duration::from_secs(180);
 
 /// Kept between runs, for pip's sake.
 const VENVS: &str = env!("CARGO_TARGET_TMPDIR");
@@ -32,10 +37,11 @@ async fn people_log_in_at_an_independent_identity_provider() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let root = folder.path();
     let (mut provider, issuer) = start_provider(&python, root).await?;
+    secret(root, CLIENT_SECRET, "the provider takes any, and none without")?;
     fs::write(
         root.join("coordinator-more.toml"),
         format!(
-            "[access.oidc]\nissuer = {issuer:?}\nclient_id = \"firmesh\"\n\
+            "[access.oidc]\nissuer = {issuer:?}\nclient_id = \"firmesh\"\nclient_secret = {{ file = {CLIENT_SECRET:?} }}\n\
              [[access.oidc.groups]]\ngroup = \"fleet-ops\"\nrole = \"operator\"\n\
              [[access.oidc.groups]]\ngroup = \"auditors\"\nrole = \"viewer\"\n"
         ),
@@ -68,6 +74,20 @@ async fn people_log_in_at_an_independent_identity_provider() -> Result<()> {
         "{who}"
     );
     operator.refused(3, &["device", "list"])?;
+
+    // On the dashboard, in a real browser.
+    let browser = ensure_command("chromium", "chromium")?;
+    let scripts = root.join("browser");
+    install(&ensure_command("npm", "npm")?, &scripts, "login.mjs")?;
+    let mut command = Command::new("node");
+    command
+        .args(["e2e/login.mjs", "bob", "oidc:bob"])
+        .current_dir(&scripts)
+        .env("CHROMIUM", &browser)
+        .env("FIRMESH_URL", &url);
+    let mut story = Process::spawn("the browser's login", command, &scripts.join("log"))?;
+    let status = story.wait(IN_A_BROWSER).await?;
+    ensure!(status.success(), "{}", story.log());
 
     // A token of the same provider that is for another client is none for us; nor is a changed one.
     let http = client()?;
@@ -247,7 +267,6 @@ fn secret(root: &Path, name: &str, text: &str) -> Result<()> {
 /// `firmesh login --browser`, and a browser in which `sub` logs in.
 async fn log_in_by_browser(root: &Path, url: &str, sub: &str) -> Result<()> {
     let log = root.join(format!("login-{sub}.log"));
-    secret(root, CLIENT_SECRET, "the provider takes any, and none without")?;
     let mut command = Command::new(Program::Operator.path()?);
     command
         .args([

@@ -36,7 +36,7 @@ async fn people_work_in_a_browser_and_a_restart_does_not_disturb_them() -> Resul
         fleet.approve_campaign("spring", &rules)?;
 
         let folder = fleet.folder().join("browser");
-        let scripts = install(&npm, &folder);
+        let scripts = install(&npm, &folder, "run.mjs");
         scripts.with_context(|| format!("the browser's scripts cannot be installed in {}", folder.display()))?;
         let token = fs::read_to_string(fleet.folder().join("coordinator/operator.token"))?;
         // The script asks for it, and waits until it is done.
@@ -84,11 +84,12 @@ async fn is_asked(story: &mut Process, file: &Path) -> Result<bool> {
     .await
 }
 
-/// The scripts with what they need, beside the source tree rather than in it.
-fn install(npm: &Path, folder: &Path) -> Result<()> {
+/// A script with what it needs, beside the source tree rather than in it.
+pub(crate) fn install(npm: &Path, folder: &Path, script: &str) -> Result<()> {
     let source = workspace().join("coordinator/dashboard");
     fs::create_dir_all(folder.join("e2e"))?;
-    for file in ["package.json", "package-lock.json", "e2e/run.mjs", "e2e/browser.mjs"] {
+    let script = format!("e2e/{script}");
+    for file in ["package.json", "package-lock.json", "e2e/browser.mjs", &script] {
         fs::copy(source.join(file), folder.join(file))?;
     }
     let output = Command::new(npm)

@@ -1,6 +1,7 @@
 // One door to the public API: tokens, problems (RFC 9457), pages.
 
 import { session } from "./session";
+import type { Who } from "./types";
 
 export class Problem extends Error {
   constructor(
@@ -45,6 +46,24 @@ export async function send<T>(method: string, path: string, body?: unknown, head
   });
   const text = await answer.text();
   return (text ? JSON.parse(text) : undefined) as T;
+}
+
+/** Who shows this token. */
+export async function whoIs(token: string): Promise<Who> {
+  return said<Who>(await fetch("/api/v1/auth/whoami", { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" }));
+}
+
+/** A token for a name and a password, or for what the identity provider gave. */
+export async function tokenFor(proof: object): Promise<string> {
+  const headers = { "Content-Type": "application/json" };
+  const answer = await fetch("/api/v1/auth/token", { method: "POST", headers, body: JSON.stringify(proof) });
+  return (await said<{ access_token: string }>(answer)).access_token;
+}
+
+async function said<T>(answer: Response): Promise<T> {
+  const said = (await answer.json().catch(() => null)) as (T & { detail?: string }) | null;
+  if (!answer.ok || !said) throw new Problem(0, "login", said?.detail ?? "the coordinator does not answer");
+  return said;
 }
 
 export interface PageOf<T> { items: T[]; next: string | null }

@@ -3,7 +3,8 @@
 import { Suspense, lazy, useEffect, useState, type ComponentType } from "react";
 import { read } from "./api";
 import { link, follow } from "./live";
-import { Login } from "./login";
+import { Login, ReturnPage } from "./login";
+import { BACK } from "./oidc";
 import { CampaignsPage } from "./pages/campaigns";
 import { Dialog } from "./parts/ui";
 import { Link, go, usePath } from "./router";
@@ -62,7 +63,9 @@ export function App() {
         </header>
         <main className="main" id="main">
           <Suspense fallback={<p className="loading">Loading…</p>}>
-            {Page ? (
+            {path === BACK ? (
+              <ReturnPage />
+            ) : Page ? (
               <Page rest={more.join("/")} />
             ) : (
               <>

@@ -1,32 +1,45 @@
-// Logging in: an API key or a token, or a name and a password where the coordinator has a directory.
+// Logging in: an API key or a token, a name and a password where the coordinator has a directory, or at its identity provider.
 
 import { useEffect, useState } from "react";
-import { Problem, read } from "./api";
+import { read, tokenFor, whoIs } from "./api";
+import { canLogIn, comeBack, goThere } from "./oidc";
 import { Command, Dialog, Trouble } from "./parts/ui";
+import { go, useTitle } from "./router";
 import { session } from "./session";
-import type { LoginMethods, Who } from "./types";
+import type { LoginMethods } from "./types";
 
 export function Login() {
   const asks = session((state) => state.asks);
   return asks === null ? null : <LoginDialog why={asks} />;
 }
 
-async function whoIs(token: string): Promise<Who> {
-  const answer = await fetch("/api/v1/auth/whoami", { headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
-  const said = (await answer.json().catch(() => null)) as (Who & { detail?: string }) | null;
-  if (!answer.ok || !said) throw new Problem(0, "login", said?.detail ?? "the coordinator does not answer");
-  return said;
-}
-
-async function passwordToken(username: string, password: string): Promise<string> {
-  const answer = await fetch("/api/v1/auth/token", {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ username, password }),
-  });
-  const said = (await answer.json().catch(() => null)) as { access_token?: string; detail?: string } | null;
-  if (!answer.ok || !said?.access_token) throw new Problem(0, "login", said?.detail ?? "the coordinator does not answer");
-  return said.access_token;
+/** Where people come back to from the identity provider. */
+export function ReturnPage() {
+  const [error, setError] = useState<Error | null>(null);
+  useTitle("Log in");
+  useEffect(() => {
+    comeBack()
+      .then(async ({ token, from }) => {
+        session.getState().login(token, await whoIs(token));
+        go(from, true);
+      })
+      .catch(setError);
+  }, []);
+  return (
+    <>
+      <h1 tabIndex={-1}>Log in</h1>
+      {error ? (
+        <>
+          <Trouble error={error} />
+          <button className="button primary" onClick={() => session.getState().ask("")}>
+            Log in again
+          </button>
+        </>
+      ) : (
+        <p className="loading">One moment…</p>
+      )}
+    </>
+  );
 }
 
 function LoginDialog({ why }: { why: string }) {
@@ -53,11 +66,18 @@ function LoginDialog({ why }: { why: string }) {
     <Dialog title="Log in" close={() => session.getState().dismiss()}>
       {why && <p className="quiet">{why}</p>}
       {error && <Trouble error={error} />}
+      {methods?.oidc && canLogIn(methods.oidc) && (
+        <div className="actions">
+          <button type="button" className="button primary" onClick={() => void goThere(methods.oidc!).catch(setError)}>
+            Log in with {new URL(methods.oidc.issuer).host}
+          </button>
+        </div>
+      )}
       {methods?.passwords && (
         <form
           onSubmit={(event) => {
             event.preventDefault();
-            enter(() => passwordToken(name, password));
+            enter(() => tokenFor({ username: name, password }));
           }}
         >
           <label className="field">
@@ -95,11 +115,11 @@ function LoginDialog({ why }: { why: string }) {
           </button>
         </div>
       </form>
-      {methods?.oidc && (
+      {methods?.oidc && !canLogIn(methods.oidc) && (
         <div className="stack">
           <p className="small quiet">
-            With {new URL(methods.oidc.issuer).host}: this page speaks to nobody but this coordinator, so log in at a terminal and paste
-            the token above.
+            {new URL(methods.oidc.issuer).host} cannot be reached from here now, or this page is neither on https nor on this machine: log in
+            at a terminal and paste the token above.
           </p>
           <Command line="firmesh login" />
         </div>

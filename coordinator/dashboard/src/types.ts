@@ -194,7 +194,8 @@ export interface Who {
   permissions: string[];
 }
 
-export interface LoginMethods { passwords: boolean; oidc?: { issuer: string; client_id: string } }
+export interface Oidc { issuer: string; client_id: string; scopes: string[]; authorization_endpoint?: string }
+export interface LoginMethods { passwords: boolean; oidc?: Oidc }
 
 export interface AuditEntry { entry: string; leaf: string; document?: string }
 

@@ -63,6 +63,9 @@ pub struct OidcConfig {
     /// What `firmesh login` asks for. Default: `openid` and `profile`.
     #[serde(default)]
     pub scopes: Option<Vec<String>>,
+    /// The secret of the client, for logins in the dashboard, if the provider gave it one. Default: none (a public client).
+    #[serde(default)]
+    pub client_secret: Option<SecretConfig>,
     /// The CA of the provider (PEM), in place of the system's.
     #[serde(default)]
     pub ca_file: Option<PathBuf>,
@@ -153,16 +156,19 @@ pub(crate) struct OidcSettings {
     pub(crate) name_claim: String,
     pub(crate) groups_claim: String,
     pub(crate) scopes: Vec<String>,
+    pub(crate) client_secret: Option<Secret>,
     pub(crate) ca_file: Option<PathBuf>,
     pub(crate) groups: Vec<Mapping>,
 }
 
 impl OidcSettings {
-    pub(crate) fn view(&self) -> OidcView {
+    /// As people are told; `authorization_endpoint`: where they log in, if that is known.
+    pub(crate) fn view(&self, authorization_endpoint: Option<String>) -> OidcView {
         OidcView {
             issuer: self.issuer.clone(),
             client_id: self.client_id.clone(),
             scopes: self.scopes.clone(),
+            authorization_endpoint,
         }
     }
 }
@@ -228,7 +234,10 @@ impl AccessConfig {
                 .iter_mut()
                 .chain(password.filter_map(|secret| secret.file.as_mut()))
         });
-        let oidc = self.oidc.iter_mut().filter_map(|oidc| oidc.ca_file.as_mut());
+        let oidc = self.oidc.iter_mut().flat_map(|oidc| {
+            let secret = oidc.client_secret.as_mut().and_then(|secret| secret.file.as_mut());
+            oidc.ca_file.iter_mut().chain(secret)
+        });
         for path in self.policy.iter_mut().chain(oidc).chain(ldap) {
             *path = folder.join(&*path);
         }
@@ -292,6 +301,8 @@ fn check_oidc(config: OidcConfig) -> Result<OidcSettings, (&'static str, String)
         scopes: config
             .scopes
             .unwrap_or_else(|| vec!["openid".to_owned(), "profile".to_owned()]),
+        client_secret: (config.client_secret.map(Secret::new).transpose())
+            .map_err(|problem| ("access.oidc.client_secret", format!("is wrong: {problem}")))?,
         ca_file: config.ca_file,
         groups: check_mappings("access.oidc.groups", config.groups)?,
     })

@@ -36,6 +36,7 @@ pub use policy::PolicyError;
 use self::{ldap::Directory, oidc::Oidc, tokens::Tokens};
 use crate::{
     authority::Authority,
+    notify::SecretError,
     store::{Store, StoreError},
 };
 
@@ -90,6 +91,12 @@ pub(crate) enum Refusal {
     TooManyTries,
     #[error("this coordinator takes no passwords: log in with an API key or at the identity provider")]
     NoDirectory,
+    #[error("this coordinator has no identity provider that gives codes: log in with an API key")]
+    NoCodes,
+    #[error("the identity provider did not take the code: {0}: log in again")]
+    Code(String),
+    #[error("the coordinator cannot read its own secret at the identity provider")]
+    ClientSecret(#[source] SecretError),
     #[error("this machine gives no randomness")]
     NoRandomness(#[source] getrandom::Error),
     #[error(transparent)]
@@ -131,10 +138,14 @@ impl Access {
         self.tokens.key_set()
     }
 
-    pub(crate) fn methods(&self) -> LoginMethods {
+    pub(crate) async fn methods(&self) -> LoginMethods {
+        let oidc = match &self.oidc {
+            Some(oidc) => Some(oidc.settings().view(oidc.authorization_endpoint().await)),
+            None => None,
+        };
         LoginMethods {
             passwords: self.directory.is_some(),
-            oidc: self.oidc.as_ref().map(|oidc| oidc.settings().view()),
+            oidc,
         }
     }
 
@@ -158,7 +169,7 @@ impl Access {
         match issuer_of(proof).ok_or(Refusal::Unknown)? {
             issuer if issuer == self.tokens.issuer() => self.of_own_token(proof, store, now).await,
             issuer => match &self.oidc {
-                Some(oidc) if oidc.settings().issuer == issuer => oidc.verify(proof).await,
+                Some(oidc) if oidc.settings().issuer == issuer => oidc.verify(proof, None).await,
                 _ => Err(Refusal::Issuer(issuer.chars().take(100).collect())),
             },
         }
@@ -187,7 +198,7 @@ impl Access {
         })
     }
 
-    /// A token for an API key or a password, for whom, and for how long.
+    /// A token for an API key, a password or a code of the identity provider, for whom, and for how long.
     pub(crate) async fn exchange(
         &self,
         asked: &TokenRequest,
@@ -199,11 +210,13 @@ impl Access {
                 api_key: Some(text),
                 username: None,
                 password: None,
+                oidc: None,
             } => api_key(text, store, now).await?,
             TokenRequest {
                 api_key: None,
                 username: Some(name),
                 password: Some(password),
+                oidc: None,
             } => {
                 let directory = self.directory.as_ref().ok_or(Refusal::NoDirectory)?;
                 let digest = Sha256::of(name.to_lowercase().as_bytes());
@@ -211,6 +224,12 @@ impl Access {
                 self.tries.check_key(&place).map_err(|_| Refusal::TooManyTries)?;
                 directory.verify(name, password).await?
             }
+            TokenRequest {
+                api_key: None,
+                username: None,
+                password: None,
+                oidc: Some(grant),
+            } => self.oidc.as_ref().ok_or(Refusal::NoCodes)?.redeem(grant).await?,
             _ => return Err(Refusal::Unknown),
         };
         // What an API key may do is read with it.

@@ -1,4 +1,5 @@
-//! Tokens of an identity provider that people log in to (OpenID Connect): its keys are found by discovery.
+//! Tokens of an identity provider that people log in to (OpenID Connect): its keys are found by discovery, and a code that a
+//! browser brings back is exchanged there.
 //!
 //! Invariants: keys come from the issuer that is configured and from nowhere that a token names; an unknown key id has them
 //! read again, at most every [`AGAIN`]; what is read is bounded.
@@ -10,14 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use firmesh_protocol::time::WallTime;
+use firmesh_protocol::{api::CodeGrant, time::WallTime};
 use futures_util::StreamExt as _;
 use jsonwebtoken::{
     DecodingKey, Validation, decode, decode_header,
     jwk::{AlgorithmParameters, Jwk, JwkSet, PublicKeyUse},
 };
-use reqwest::{Client, Url, redirect};
-use serde::Deserialize;
+use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
 use tokio::sync::Mutex;
 use tracing::{info, warn};
@@ -29,7 +30,7 @@ use super::{
     jws,
     tokens::LEEWAY,
 };
-use crate::{ceremony::read_bounded, telemetry::chain};
+use crate::{ceremony::read_bounded, notify::Secret, telemetry::chain};
 
 /// The longest document of a provider.
 const DOCUMENT_BYTES_MAX: usize = 1 << 20;
@@ -73,6 +74,14 @@ pub enum OidcError {
         /// Why.
         source: reqwest::Error,
     },
+    /// It says no.
+    #[error("the identity provider refuses what it was asked at {url}: {said}")]
+    Refused {
+        /// The address.
+        url: String,
+        /// What it says.
+        said: String,
+    },
     /// It says something else.
     #[error("the identity provider's answer at {url} cannot be used: {problem}")]
     Answer {
@@ -83,15 +92,43 @@ pub enum OidcError {
     },
 }
 
+/// The longest part of what a browser brings back.
+const GRANT_BYTES_MAX: usize = 4 << 10;
+
 #[derive(Deserialize)]
 struct Discovery {
     issuer: String,
     jwks_uri: String,
+    authorization_endpoint: Option<String>,
+    token_endpoint: Option<String>,
+    /// How clients say who they are: `client_secret_basic`, if nothing is said.
+    token_endpoint_auth_methods_supported: Option<Vec<String>>,
+}
+
+/// What a provider says of itself.
+#[derive(Debug)]
+struct Provider {
+    keys: JwkSet,
+    codes: Option<Codes>,
+}
+
+/// Where a provider gives codes, and tokens for them.
+#[derive(Debug, Clone)]
+struct Codes {
+    authorization: Url,
+    token: Url,
+    /// Whether the client's secret goes into the form, for want of another way.
+    is_secret_posted: bool,
+}
+
+#[derive(Deserialize)]
+struct Granted {
+    id_token: String,
 }
 
 #[derive(Debug, Default)]
 struct Known {
-    keys: Option<Arc<JwkSet>>,
+    provider: Option<Arc<Provider>>,
     read: Option<Instant>,
     tried: Option<Instant>,
 }
@@ -139,8 +176,60 @@ impl Oidc {
         &self.settings
     }
 
-    /// Who shows a token of the provider.
-    pub(super) async fn verify(&self, token: &str) -> Result<Identity, Refusal> {
+    /// Where people log in, if that is known.
+    pub(super) async fn authorization_endpoint(&self) -> Option<String> {
+        let provider = self.provider(|_| true).await.ok()?;
+        provider.codes.as_ref().map(|codes| codes.authorization.to_string())
+    }
+
+    /// Who brings this back from the provider.
+    pub(super) async fn redeem(&self, grant: &CodeGrant) -> Result<Identity, Refusal> {
+        let CodeGrant {
+            code,
+            redirect_uri,
+            code_verifier,
+            nonce,
+        } = grant;
+        let is_bounded = |text: &&String| (1..=GRANT_BYTES_MAX).contains(&text.len());
+        if ![code, redirect_uri, code_verifier, nonce].iter().all(is_bounded) {
+            return Err(Refusal::Code("a part of it is empty, or too long".to_owned()));
+        }
+        let provider = self.provider(|_| true).await?;
+        let codes = provider.codes.as_ref().ok_or(Refusal::NoCodes)?;
+        let secret = self.settings.client_secret.as_ref().map(Secret::read).transpose();
+        let secret = secret.map_err(Refusal::ClientSecret)?;
+        let mut form = vec![
+            ("grant_type", "authorization_code"),
+            ("code", code),
+            ("redirect_uri", redirect_uri),
+            ("code_verifier", code_verifier),
+        ];
+        let mut request = self.client.post(codes.token.clone());
+        match &secret {
+            Some(secret) if !codes.is_secret_posted => {
+                // Both are written as in a form first (RFC 6749, 2.3.1).
+                let coded = |text: &str| url::form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+                request = request.basic_auth(coded(&self.settings.client_id), Some(coded(secret)));
+            }
+            Some(secret) => form.extend([
+                ("client_id", self.settings.client_id.as_str()),
+                ("client_secret", secret),
+            ]),
+            None => form.push(("client_id", &self.settings.client_id)),
+        }
+        let given: Result<Granted, _> = self.read(codes.token.as_str(), request.form(&form)).await;
+        let Granted { id_token } = given.map_err(|error| match error {
+            OidcError::Refused { said, .. } => Refusal::Code(said),
+            error => {
+                warn!(error = chain(&error), "the identity provider gave no token for a code");
+                Refusal::ProviderSilent
+            }
+        })?;
+        self.verify(&id_token, Some(nonce)).await
+    }
+
+    /// Who shows a token of the provider; one that answers the login with this nonce, if there is one.
+    pub(super) async fn verify(&self, token: &str, nonce: Option<&str>) -> Result<Identity, Refusal> {
         let refused = |error: jsonwebtoken::errors::Error| Refusal::Token(error.to_string());
         let header = decode_header(token).map_err(refused)?;
         let (key, algorithms) = self.key(header.kid.as_deref()).await?;
@@ -159,42 +248,49 @@ impl Oidc {
         let claims = decode::<Map<String, Value>>(token, &key, &validation)
             .map_err(refused)?
             .claims;
+        if nonce.is_some_and(|nonce| claims.get("nonce").and_then(Value::as_str) != Some(nonce)) {
+            return Err(Refusal::Token("it answers another login".to_owned()));
+        }
         identity(&self.settings, &claims)
     }
 
     /// The provider's key of this id, or its only one, and what it may be used with.
     async fn key(&self, kid: Option<&str>) -> Result<(DecodingKey, &'static [jsonwebtoken::Algorithm]), Refusal> {
-        let mut known = self.known.lock().await;
-        let age = |since: Option<Instant>| since.map_or(Duration::MAX, |since| since.elapsed());
-        let found = known.keys.as_ref().and_then(|keys| pick(keys, kid));
-        if (found.is_none() || age(known.read) > FRESH) && age(known.tried) > AGAIN {
-            known.tried = Some(Instant::now());
-            match self.read_keys().await {
-                Ok(keys) => {
-                    info!(
-                        keys = keys.keys.len(),
-                        issuer = self.settings.issuer,
-                        "read the identity provider's keys"
-                    );
-                    (known.keys, known.read) = (Some(Arc::new(keys)), Some(Instant::now()));
-                }
-                // Old keys are good until there are others.
-                Err(error) => warn!(error = chain(&error), "the identity provider's keys could not be read"),
-            }
-        }
-        let keys = known.keys.clone().ok_or(Refusal::ProviderSilent)?;
-        drop(known);
-        pick(&keys, kid).ok_or_else(|| {
+        let provider = self.provider(|provider| pick(&provider.keys, kid).is_some()).await?;
+        pick(&provider.keys, kid).ok_or_else(|| {
             Refusal::Token(
                 "it is signed with a key that the identity provider does not have (any more, or yet)".to_owned(),
             )
         })
     }
 
-    async fn read_keys(&self) -> Result<JwkSet, OidcError> {
+    /// What the provider says of itself: read again when it is old, or when it is not enough.
+    async fn provider(&self, is_enough: impl Fn(&Provider) -> bool) -> Result<Arc<Provider>, Refusal> {
+        let mut known = self.known.lock().await;
+        let age = |since: Option<Instant>| since.map_or(Duration::MAX, |since| since.elapsed());
+        let is_known = known.provider.as_deref().is_some_and(is_enough);
+        if (!is_known || age(known.read) > FRESH) && age(known.tried) > AGAIN {
+            known.tried = Some(Instant::now());
+            match self.discover().await {
+                Ok(provider) => {
+                    info!(
+                        keys = provider.keys.keys.len(),
+                        issuer = self.settings.issuer,
+                        "read the identity provider's keys"
+                    );
+                    (known.provider, known.read) = (Some(Arc::new(provider)), Some(Instant::now()));
+                }
+                // Old keys are good until there are others.
+                Err(error) => warn!(error = chain(&error), "the identity provider's keys could not be read"),
+            }
+        }
+        known.provider.clone().ok_or(Refusal::ProviderSilent)
+    }
+
+    async fn discover(&self) -> Result<Provider, OidcError> {
         let issuer = self.settings.issuer.trim_end_matches('/');
         let place = format!("{issuer}/.well-known/openid-configuration");
-        let discovery: Discovery = self.document(&place).await?;
+        let discovery: Discovery = self.read(&place, self.client.get(&place)).await?;
         if discovery.issuer != self.settings.issuer {
             let problem = format!(
                 "it is of the issuer {:?}, not {:?}: write access.oidc.issuer exactly so",
@@ -202,22 +298,32 @@ impl Oidc {
             );
             return Err(OidcError::Answer { url: place, problem });
         }
-        let wrong = |problem: &str| OidcError::Answer {
-            url: place.clone(),
-            problem: problem.to_owned(),
+        let address = |field: &str, text: &str| {
+            let url = text.parse::<Url>().ok();
+            // Where the issuer itself is on loopback, so may be the rest.
+            let is_plain = |url: &Url| url.scheme() == "http" && issuer.starts_with("http://");
+            url.filter(|url| url.scheme() == "https" || is_plain(url))
+                .ok_or_else(|| OidcError::Answer {
+                    url: place.clone(),
+                    problem: format!("{field} is not an https address"),
+                })
         };
-        let uri: Url = discovery
-            .jwks_uri
-            .parse()
-            .map_err(|_| wrong("jwks_uri is no address"))?;
-        // Where the issuer itself is on loopback, so may its keys be.
-        let is_plain = uri.scheme() == "http" && issuer.starts_with("http://");
-        if uri.scheme() != "https" && !is_plain {
-            return Err(wrong("jwks_uri is not an https address"));
-        }
-        let keys: JwkSet = self.document(uri.as_str()).await?;
+        let uri = address("jwks_uri", &discovery.jwks_uri)?;
+        let codes = match (&discovery.authorization_endpoint, &discovery.token_endpoint) {
+            (Some(authorization), Some(token)) => {
+                let methods = discovery.token_endpoint_auth_methods_supported.unwrap_or_default();
+                let has = |wanted: &str| methods.iter().any(|method| method == wanted);
+                Some(Codes {
+                    authorization: address("authorization_endpoint", authorization)?,
+                    token: address("token_endpoint", token)?,
+                    is_secret_posted: has("client_secret_post") && !has("client_secret_basic"),
+                })
+            }
+            _ => None,
+        };
+        let keys: JwkSet = self.read(uri.as_str(), self.client.get(uri.clone())).await?;
         match keys.keys.len() <= KEYS_MAX {
-            true => Ok(keys),
+            true => Ok(Provider { keys, codes }),
             false => Err(OidcError::Answer {
                 url: uri.to_string(),
                 problem: format!("it has {} keys, at most {KEYS_MAX} are read", keys.keys.len()),
@@ -225,7 +331,7 @@ impl Oidc {
         }
     }
 
-    async fn document<T: serde::de::DeserializeOwned>(&self, url: &str) -> Result<T, OidcError> {
+    async fn read<T: DeserializeOwned>(&self, url: &str, request: RequestBuilder) -> Result<T, OidcError> {
         let silent = |source: reqwest::Error| OidcError::Silent {
             url: url.to_owned(),
             source: source.without_url(),
@@ -234,10 +340,8 @@ impl Oidc {
             url: url.to_owned(),
             problem,
         };
-        let answer = self.client.get(url).send().await.map_err(silent)?;
-        if !answer.status().is_success() {
-            return Err(wrong(format!("its status is {}", answer.status())));
-        }
+        let answer = request.send().await.map_err(silent)?;
+        let status = answer.status();
         let (mut bytes, mut body) = (Vec::new(), answer.bytes_stream());
         while let Some(part) = body.next().await {
             bytes.extend_from_slice(&part.map_err(silent)?);
@@ -245,8 +349,31 @@ impl Oidc {
                 return Err(wrong(format!("it has more than {DOCUMENT_BYTES_MAX} bytes")));
             }
         }
-        serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string()))
+        match (status.is_success(), status.is_client_error()) {
+            (true, _) => serde_json::from_slice(&bytes).map_err(|error| wrong(error.to_string())),
+            (false, true) => Err(OidcError::Refused {
+                url: url.to_owned(),
+                said: said(status, &bytes),
+            }),
+            (false, false) => Err(wrong(format!("its status is {status}"))),
+        }
     }
+}
+
+/// Why a provider refused something (RFC 6749, 5.2), cut to what fits in a line.
+fn said(status: StatusCode, body: &[u8]) -> String {
+    #[derive(Deserialize)]
+    struct Problem {
+        error: String,
+        error_description: Option<String>,
+    }
+    let problem = serde_json::from_slice::<Problem>(body).ok();
+    let said = problem.map_or_else(String::new, |problem| {
+        let description = problem.error_description.unwrap_or_default();
+        let said = format!(", {}: {description}", problem.error);
+        said.chars().filter(|char| !char.is_control()).take(200).collect()
+    });
+    format!("{status}{said}")
 }
 
 /// A key to verify with. Keys for encryption, and shared secrets, are none.

@@ -35,7 +35,7 @@ const BODY_BYTES_MAX: usize = 64 << 10;
 #[rustfmt::skip]
 pub(super) fn add_routes(routes: &mut Routes) {
     routes.add("access", "/api/v1/auth/token", [
-        Op::post("A token for an API key, or for a name and a password of the directory.", token)
+        Op::post("A token for an API key, for a name and a password of the directory, or for a code of the identity provider.", token)
             .open()
             .limit(BODY_BYTES_MAX)
             .takes::<TokenRequest>()
@@ -91,14 +91,20 @@ pub(super) fn add_routes(routes: &mut Routes) {
 }
 
 async fn token(State(app): Shared, Body(asked): Body<TokenRequest>) -> Result<Response, Failure> {
-    let is_api_key = asked.api_key.is_some();
-    if is_api_key == (asked.username.is_some() || asked.password.is_some())
-        || asked.username.is_some() != asked.password.is_some()
-    {
-        let detail = "send api_key, or username and password";
-        return Err(Failure::bad_request(detail));
-    }
-    let means = if is_api_key { "api_key" } else { "ldap" };
+    let TokenRequest {
+        api_key,
+        username,
+        password,
+        oidc,
+    } = &asked;
+    let means = match (api_key, username, password, oidc) {
+        (Some(_), None, None, None) => "api_key",
+        (None, Some(_), Some(_), None) => "ldap",
+        (None, None, None, Some(_)) => "oidc",
+        _ => {
+            return Err(Failure::bad_request("send api_key, or username and password, or oidc"));
+        }
+    };
     match app.access.exchange(&asked, &app.store, app.clock.wall()).await {
         Ok((access_token, who, ttl)) => {
             app.metrics.login(means, "let_in");
@@ -128,7 +134,7 @@ async fn key_set(State(app): Shared) -> Json<serde_json::Value> {
 }
 
 async fn methods(State(app): Shared) -> Json<LoginMethods> {
-    Json(app.access.methods())
+    Json(app.access.methods().await)
 }
 
 async fn whoami(State(app): Shared, Extension(who): Extension<Who>) -> Json<WhoAmI> {

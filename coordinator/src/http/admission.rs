@@ -485,7 +485,8 @@ impl From<Refusal> for Failure {
             Refusal::ProviderSilent | Refusal::DirectorySilent => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "directory_silent", detail)
             }
-            Refusal::NoDirectory => Self::bad_request(detail),
+            Refusal::NoDirectory | Refusal::NoCodes => Self::bad_request(detail),
+            Refusal::ClientSecret(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "client_secret", detail),
             Refusal::NoRandomness(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "no_randomness", detail),
             Refusal::Store(error) => error.into(),
             _ => Self::new(StatusCode::UNAUTHORIZED, "unauthorised", detail).refused(),

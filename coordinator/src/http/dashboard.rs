@@ -23,13 +23,14 @@ struct Page {
 static PAGES: &[Page] = include!(concat!(env!("OUT_DIR"), "/pages.rs"));
 
 /// The first segments of the addresses that the pages have for themselves: each is answered with the one page there is.
-const ADDRESSES: [&str; 8] = [
+const ADDRESSES: [&str; 9] = [
     "artifacts",
     "audit",
     "campaigns",
     "compliance",
     "devices",
     "fleet",
+    "login",
     "mesh",
     "settings",
 ];

@@ -29,8 +29,8 @@ pub use config::{Destination, MailTls, NotificationConfig, TargetConfig};
 pub use courier::CourierError;
 pub use gate::{GateWebhook, GateWebhookConfig};
 pub use notice::{NoticeKind, Severity};
-pub(crate) use secret::Secret;
 pub use secret::SecretConfig;
+pub(crate) use secret::{Secret, SecretError};
 
 pub(crate) use config::check;
 pub(crate) use gate::{GateWebhooks, check_gates};

@@ -170,7 +170,8 @@ pub struct RotateRequest {
     pub grace_seconds: Option<u32>,
 }
 
-/// `POST /api/v1/auth/token`: an API key, or a name and a password of the directory, for a token.
+/// `POST /api/v1/auth/token`: an API key, or a name and a password of the directory, or what the identity provider gave, for a
+/// token.
 #[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
@@ -183,6 +184,33 @@ pub struct TokenRequest {
     /// His password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub password: Option<String>,
+    /// What he brings back from the identity provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<CodeGrant>,
+}
+
+/// What a browser brings back from the identity provider: the authorization code flow with PKCE (RFC 7636).
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CodeGrant {
+    /// The code.
+    pub code: String,
+    /// The address that the provider sent the browser back to.
+    pub redirect_uri: String,
+    /// What the login's `code_challenge` is the SHA-256 of: 43 to 128 characters.
+    #[schema(min_length = 43, max_length = 128)]
+    pub code_verifier: String,
+    /// The login's `nonce`: the provider's answer has to name it.
+    #[schema(min_length = 1)]
+    pub nonce: String,
+}
+
+impl fmt::Debug for CodeGrant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CodeGrant")
+            .field("redirect_uri", &self.redirect_uri)
+            .finish_non_exhaustive()
+    }
 }
 
 impl fmt::Debug for TokenRequest {
@@ -263,4 +291,7 @@ pub struct OidcView {
     pub client_id: String,
     /// What the client asks for.
     pub scopes: Vec<String>,
+    /// Where people log in, if codes are taken: absent while the provider does not answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub authorization_endpoint: Option<String>,
 }

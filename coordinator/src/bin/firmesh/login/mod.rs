@@ -120,8 +120,8 @@ fn request(login: &Login, methods: &LoginMethods) -> anyhow::Result<TokenRequest
         }
     };
     Ok(TokenRequest {
-        api_key: None,
         username: Some(username),
         password: Some(password.to_string()),
+        ..TokenRequest::default()
     })
 }

@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 pub use access::{
-    ApiKeyMade, ApiKeyView, Grant, Limits, LoginMethods, NewApiKey, OidcView, PermissionView, Role, RotateRequest,
-    TokenAnswer, TokenRequest, UnknownRole, WhoAmI,
+    ApiKeyMade, ApiKeyView, CodeGrant, Grant, Limits, LoginMethods, NewApiKey, OidcView, PermissionView, Role,
+    RotateRequest, TokenAnswer, TokenRequest, UnknownRole, WhoAmI,
 };
 pub use audit::{AuditEntries, AuditNews, AuditPath, AuditSeen, BrakeView};
 pub use campaigns::{

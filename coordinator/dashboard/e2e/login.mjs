@@ -10,7 +10,8 @@ try {
   const page = await (await browser.newContext()).newPage();
   const strangers = [];
   page.on("request", (request) => {
-    if (!request.isNavigationRequest() && new URL(request.url()).origin !== process.env.FIRMESH_URL) strangers.push(request.url());
+    const [asker, asked] = [request.frame().url(), request.url()].map((text) => new URL(text).origin);
+    if (!request.isNavigationRequest() && asker === process.env.FIRMESH_URL && asked !== asker) strangers.push(request.url());
   });
   await page.goto(`${process.env.FIRMESH_URL}/fleet`);
   await page.getByRole("button", { name: "Log in", exact: true }).first().click();

@@ -486,7 +486,7 @@ impl From<Refusal> for Failure {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "directory_silent", detail)
             }
             Refusal::NoDirectory | Refusal::NoCodes => Self::bad_request(detail),
-            Refusal::ClientSecret(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "client_secret", detail),
+            Refusal::ClientSecret(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "no_client_secret", detail),
             Refusal::NoRandomness(_) => Self::new(StatusCode::INTERNAL_SERVER_ERROR, "no_randomness", detail),
             Refusal::Store(error) => error.into(),
             _ => Self::new(StatusCode::UNAUTHORIZED, "unauthorised", detail).refused(),

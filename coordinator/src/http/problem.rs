@@ -96,6 +96,10 @@ pub(crate) const PROBLEMS: &[(&str, &str)] = &[
     ("incomplete_repository", "the published repository lacks a file"),
     ("key_revoked", "the API key was revoked"),
     ("keys_full", "no more API keys are kept"),
+    (
+        "no_client_secret",
+        "the coordinator cannot read its own secret at the identity provider",
+    ),
     ("no_randomness", "the machine has no randomness"),
     ("no_such_method", "the method is not for this path"),
     (

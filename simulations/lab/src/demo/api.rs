@@ -37,6 +37,11 @@ impl Api {
         })
     }
 
+    /// Where it is.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.answer(path, self.http.get(self.url(path))).await
     }

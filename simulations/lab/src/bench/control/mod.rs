@@ -39,6 +39,9 @@ use crate::{
 
 const DATABASE: &str = "firmesh";
 
+/// Longer than anybody looks at a fleet.
+const FOREVER: Duration = Duration::from_secs(30 * 86_400);
+
 /// How to load the coordinator.
 #[derive(Debug, Args)]
 pub(crate) struct ControlArgs {
@@ -63,9 +66,12 @@ pub(crate) struct ControlArgs {
     /// Look at every page of the dashboard as well, once the devices are known.
     #[arg(long)]
     pages: bool,
-    /// Stop there: plan and start no campaigns.
-    #[arg(long, requires = "pages")]
-    only_pages: bool,
+    /// Plan and start no campaigns.
+    #[arg(long)]
+    no_campaigns: bool,
+    /// Stay until Ctrl-C when the devices are known, so that one can look at the fleet: says where.
+    #[arg(long)]
+    stay: bool,
     /// How often each of them is loaded, in turn. Rates are medians, latencies those of all rounds.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=20))]
     rounds: u32,
@@ -185,7 +191,16 @@ async fn load(args: &ControlArgs, world: &mut World) -> Result<Figures> {
         figures.pages = pages::look(&world.api, &release.target).await?;
         figures.looked(&usage.end(&pids));
     }
-    if args.only_pages {
+    if args.stay {
+        let token = world.layout.coordinator_state().join("operator.token");
+        eprintln!("staying until Ctrl-C at {}, token in {}", world.api.base(), token.display());
+        let mut unmeasured = Latencies::default();
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted?,
+            beaten = crowd.beat(every, FOREVER, &mut unmeasured) => drop(beaten?),
+        }
+    }
+    if args.no_campaigns {
         return Ok(figures);
     }
     step("planning and approving");

@@ -21,6 +21,7 @@ use tracing::error;
 
 use crate::{
     publish::Published,
+    roster::Changes,
     runtime::{ActionError, RENEW_AGAIN, Reply, Runtime},
     store::{StoreError, StoredPermit, Write},
     sync::{Heard, SyncError},
@@ -248,6 +249,7 @@ impl Runtime {
                 self.world = World {
                     epoch,
                     roster_version,
+                    roster_changes: Changes::since(roster_version),
                     published: Published {
                         fleet,
                         ..world.published

@@ -258,10 +258,11 @@ impl Runtime {
         ];
         self.commit(writes).await.map_err(ActionError::from)?;
         warn!(node = %id, %key, "node revoked");
-        self.world.roster_version = roster_version;
+        let mut stood = None;
         if let Some(node) = self.world.nodes.get_mut(id) {
-            node.stored = stored;
+            stood = Some(std::mem::replace(&mut node.stored, stored).path);
         }
+        self.world.roster_is(roster_version, id.clone(), [stood.as_ref(), None]);
         self.world.revocations = Revocations {
             list,
             envelope: Some(envelope),

@@ -40,6 +40,7 @@ mod records;
 mod registrations;
 mod replays;
 mod rollback;
+mod roster;
 mod rows;
 mod runtime;
 mod server;

@@ -17,6 +17,7 @@ use tracing::{debug, error, warn};
 
 use crate::{
     change::{Change, not_stored},
+    roster::Told,
     runtime::{ActionError, Reply, Runtime},
     store::{StoredDevice, Write},
     telemetry::{Metrics, chain},
@@ -229,11 +230,13 @@ impl Runtime {
         let wall = self.clock.wall();
         let mut stored = state.stored.clone();
         let is_newer = |(known, _): &(NodeRecord, _)| record.sequence > known.sequence;
-        let mut roster_version = self.world.roster_version;
+        let mut is_in_roster_since = None;
         if stored.record.as_ref().is_none_or(is_newer) {
+            let stood = stored.record.take().map(|(record, _)| record.path);
+            let version = self.world.roster_version + 1;
+            is_in_roster_since = Some((version, stood, record.path.clone()));
             stored.record = Some((record, signed_record));
-            roster_version += 1;
-            writes.push(Write::RosterVersion(roster_version));
+            writes.push(Write::RosterVersion(version));
         }
         let was_seen = stored.last_seen.map_or(i64::MIN, |seen| seen.unix_seconds());
         stored.last_seen = Some(wall);
@@ -275,7 +278,6 @@ impl Runtime {
         }
 
         // Memory runs ahead of the disk from here on: if the change is not stored, the world is read back.
-        self.world.roster_version = roster_version;
         let changed = devices
             .into_iter()
             .map(|device| (device.facts.device.clone(), Box::new(device)));
@@ -288,6 +290,10 @@ impl Runtime {
         let state = self.world.nodes.entry(id.clone());
         let state = state.or_insert_with(|| NodeState::new(stored.clone()));
         state.stored = stored;
+        if let Some((version, stood, stands)) = is_in_roster_since {
+            let paths = [stood.as_ref(), Some(&stands)];
+            self.world.roster_is(version, id.clone(), paths);
+        }
         change.writes.append(&mut writes);
         let (node, told) = (id.clone(), reports.clone());
         self.decide(Input::Heard { node, reports }, change).await?;
@@ -345,15 +351,27 @@ impl Runtime {
         self.passed_on.extend(brakes.map(|brake| (id.clone(), brake)));
 
         let campaigns = self.world.running_campaigns();
-        let roster_version = self.world.roster_version;
+        let told = self.world.nodes.get(&id).map(|state| {
+            let (path, before) = (&state.stored.path, state.told_of_changes_since);
+            self.world.roster_for(path, request.roster_version, before)
+        });
+        let (roster, roster_changes) = match told {
+            Some(Told::All(records)) => (Some(records), None),
+            Some(Told::Changes(changes)) => (None, Some(changes)),
+            Some(Told::Nothing) | None => (None, None),
+        };
+        if let Some(state) = self.world.nodes.get_mut(&id) {
+            state.told_of_changes_since = roster_changes.as_ref().map(|changes| changes.since);
+        }
         SyncResponse {
             reports_acked: acked,
             permits: self.world.permits_for(&id, &request.permits_seen, &campaigns, wall),
             traces: self.traces.hints(&campaigns),
             timestamp_version: self.world.published.timestamp_version(),
             campaigns,
-            roster: (request.roster_version != roster_version).then(|| self.world.roster()),
-            roster_version,
+            roster,
+            roster_changes,
+            roster_version: self.world.roster_version,
             // The listener adds it, from what is durable by then.
             audit: None,
             brakes: (request.brakes_version != self.world.brakes.version())

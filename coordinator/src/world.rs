@@ -29,6 +29,7 @@ use crate::{
     permits::Permits,
     possession::Challenges,
     publish::Published,
+    roster::Changes,
     store::{Store, StoreError, Stored, StoredDevice, StoredNode, StoredPermit},
 };
 
@@ -67,6 +68,8 @@ pub(crate) struct NodeState {
     pub(crate) heard_at: Option<Timestamp>,
     /// Since when it collects what it does not hold whole.
     pub(crate) collecting: BTreeMap<ArtifactId, Timestamp>,
+    /// Which roster it had when it was told of changes last.
+    pub(crate) told_of_changes_since: Option<u64>,
 }
 
 impl NodeState {
@@ -80,6 +83,7 @@ impl NodeState {
             told_at: None,
             heard_at: None,
             collecting: BTreeMap::new(),
+            told_of_changes_since: None,
         }
     }
 
@@ -111,6 +115,7 @@ pub(crate) struct World {
     pub(crate) permits: Permits,
     pub(crate) published: Published,
     pub(crate) roster_version: u64,
+    pub(crate) roster_changes: Changes,
     pub(crate) brakes: Brakes,
     pub(crate) revocations: Revocations,
     /// What nodes are asked to prove.
@@ -169,6 +174,7 @@ impl World {
                 fleet: None,
             },
             roster_version: stored.roster_version,
+            roster_changes: Changes::since(stored.roster_version),
             brakes: Brakes::restore(stored.brakes),
             revocations: stored
                 .revocations
@@ -399,13 +405,6 @@ impl World {
             permits.map(|permit| permit.envelope.clone()).collect::<Vec<_>>()
         };
         running.iter().flat_map(of_campaign).collect()
-    }
-
-    pub(crate) fn roster(&self) -> Vec<Envelope> {
-        self.nodes
-            .values()
-            .filter_map(|node| Some(node.stored.record.as_ref()?.1.clone()))
-            .collect()
     }
 }
 

@@ -58,8 +58,8 @@ pub const HOPS_MAX: usize = 8;
 /// Rules about other components in one release.
 pub const REQUIREMENTS_MAX: usize = 32;
 
-/// Members of one site's mesh: a hall has at most 96 racks, one node each; doubled so that growth never trips it.
-pub const PEERS_MAX: usize = 192;
+/// Members of one site's mesh: a hall has at most 250 racks, one node each; doubled so that growth never trips it.
+pub const PEERS_MAX: usize = 512;
 
 /// Checkpoints of the audit log that a node has heard of and not seen proven: one per view of a forked log, and some to
 /// spare.

@@ -249,6 +249,7 @@ async fn sync(State(desk): State<Desk>, Json(request): Json<SyncRequest>) -> Jso
         timestamp_version: wares.timestamp_version,
         campaigns: wares.campaigns.clone(),
         roster: Some(vec![request.record]),
+        roster_changes: None,
         roster_version: 1,
         brakes: Some(wares.brakes.clone()),
         brakes_version: wares.brakes.len() as u64,

@@ -564,7 +564,7 @@ fn database() -> (Arc<Postgres>, String) {
     (server, name)
 }
 
-async fn good<T: DeserializeOwned>(response: Response) -> T {
+pub(crate) async fn good<T: DeserializeOwned>(response: Response) -> T {
     let (status, url) = (response.status(), response.url().clone());
     let text = response.text().await.unwrap();
     assert!(status.is_success(), "{url}: {status}: {text}");

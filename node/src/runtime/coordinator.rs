@@ -275,6 +275,13 @@ impl Runtime {
             self.forget_leavers(&roster)?;
             self.learn_records(roster)?;
             self.fleet.roster_version = response.roster_version;
+        } else if let Some(changes) = response.roster_changes {
+            // An answer to an older question is asked for again.
+            if changes.since == self.fleet.roster_version {
+                self.forget(&changes.left)?;
+                self.learn_records(changes.records)?;
+                self.fleet.roster_version = response.roster_version;
+            }
         }
         self.heed_traces(&response.traces);
         self.heed_halts(&response.campaigns)?;

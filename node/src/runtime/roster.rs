@@ -65,7 +65,19 @@ impl Runtime {
         Ok(all_good)
     }
 
-    /// The coordinator's roster is the whole inventory: who is not in it any more is no peer any more.
+    /// These are no peers any more.
+    pub(super) fn forget(&mut self, left: &[NodeId]) -> Result<(), JournalError> {
+        let before = self.fleet.roster.len();
+        for node in left.iter().filter(|node| **node != self.settings.node) {
+            self.fleet.roster.remove(node);
+        }
+        match self.fleet.roster.len() < before {
+            true => self.roster_changed(),
+            false => Ok(()),
+        }
+    }
+
+    /// A whole roster: who is not in it any more is no peer any more.
     pub(super) fn forget_leavers(&mut self, roster: &[Envelope]) -> Result<(), JournalError> {
         let listed: BTreeSet<NodeId> = roster
             .iter()

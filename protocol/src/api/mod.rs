@@ -48,8 +48,8 @@ pub use fleet::{
 };
 pub use groups::{DeviceGroup, DeviceGroupEdit, MembersEdit, NewDeviceGroup};
 pub use nodes::{
-    EnrolRequest, EnrolResponse, EnrolmentTicket, Holding, NewNode, NodeView, RenewRequest, RevokeRequest, SyncRequest,
-    SyncResponse, Traffic,
+    EnrolRequest, EnrolResponse, EnrolmentTicket, Holding, NewNode, NodeView, RenewRequest, RevokeRequest,
+    RosterChanges, SyncRequest, SyncResponse, Traffic,
 };
 pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
 pub use reconcile::{Reconciled, Reconciliation};

@@ -143,8 +143,13 @@ pub struct SyncResponse {
     pub timestamp_version: u64,
     /// The campaigns a node should take part in (fetch, then wait for permits), by id; a paused or cancelled one is absent.
     pub campaigns: Vec<CampaignId>,
-    /// Signed node records of the fleet, if the node's roster is older than `roster_version`.
+    /// Signed node records of everybody that the node is to know, if its roster is older than `roster_version`: of the fleet, or
+    /// of its site where the fleet is large.
     pub roster: Option<Vec<Envelope>>,
+    /// What has changed of its roster, in place of all of it. An older node does not know the field, asks for the same
+    /// again, and is told everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roster_changes: Option<RosterChanges>,
     /// The roster's version.
     pub roster_version: u64,
     /// The audit log as it is now.
@@ -165,6 +170,17 @@ pub struct SyncResponse {
     /// traces. Not signed, and nothing is decided by them; an older node does not know the field.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub traces: Vec<TraceHint>,
+}
+
+/// What has changed of a node's roster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RosterChanges {
+    /// The version of the roster that they apply to.
+    pub since: u64,
+    /// Signed node records that are new.
+    pub records: Vec<Envelope>,
+    /// Who is no member any more that this node is to know.
+    pub left: Vec<NodeId>,
 }
 
 /// `POST /node/v1/renew`: another certificate for the same key, asked for with the one in force.

@@ -558,6 +558,7 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
         timestamp_version: 9,
         campaigns: vec![fleet.manifest.id.clone()],
         roster: Some(vec![fleet.signed_record()]),
+        roster_changes: None,
         roster_version: 5,
         audit: Some(api::AuditNews {
             checkpoint: "a note".to_owned(),

@@ -193,7 +193,11 @@ async fn load(args: &ControlArgs, world: &mut World) -> Result<Figures> {
     }
     if args.stay {
         let token = world.layout.coordinator_state().join("operator.token");
-        eprintln!("staying until Ctrl-C at {}, token in {}", world.api.base(), token.display());
+        eprintln!(
+            "staying until Ctrl-C at {}, token in {}",
+            world.api.base(),
+            token.display()
+        );
         let mut unmeasured = Latencies::default();
         tokio::select! {
             interrupted = tokio::signal::ctrl_c() => interrupted?,

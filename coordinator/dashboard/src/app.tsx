@@ -2,8 +2,9 @@
 
 import { Suspense, lazy, useEffect, useState, type ComponentType } from "react";
 import { read } from "./api";
-import { link, follow } from "./live";
+import { link, follow, useEvents } from "./live";
 import { Login } from "./login";
+import { note } from "./pace";
 import { CampaignsPage } from "./pages/campaigns";
 import { Dialog } from "./parts/ui";
 import { Link, go, usePath } from "./router";
@@ -38,6 +39,10 @@ export function App() {
     });
   }, [token]);
   useShortcuts(setHelp);
+  // Whatever page is open: an estimate needs to have seen how a campaign went.
+  useEvents((event) => {
+    if (event !== "reload" && event.kind === "campaign") note(event.data);
+  });
 
   const Page = here?.[3];
   return (

@@ -1,6 +1,6 @@
 // The shell: navigation, theme, who works here, the state of the connection, shortcuts.
 
-import { Suspense, lazy, useEffect, useState, type ComponentType } from "react";
+import { Suspense, lazy, useEffect, useRef, useState, type ComponentType } from "react";
 import { read } from "./api";
 import { link, follow, useEvents } from "./live";
 import { Login } from "./login";
@@ -39,6 +39,12 @@ export function App() {
     });
   }, [token]);
   useShortcuts(setHelp);
+  const nav = useRef<HTMLElement>(null);
+  // On a phone the pages do not all fit beside each other.
+  useEffect(() => {
+    const [row, current] = [nav.current, nav.current?.querySelector<HTMLElement>("[aria-current=page]")];
+    if (row && current) row.scrollLeft = current.offsetLeft - (row.clientWidth - current.offsetWidth) / 2;
+  }, [here]);
   // Whatever page is open: an estimate needs to have seen how a campaign went.
   useEvents((event) => {
     if (event !== "reload" && event.kind === "campaign") note(event.data);
@@ -56,7 +62,7 @@ export function App() {
             <img src="/favicon.svg" alt="" />
             Firmesh
           </Link>
-          <nav className="nav" aria-label="Pages">
+          <nav className="nav" aria-label="Pages" ref={nav}>
             {PAGES.map(([id, name]) => (
               <Link key={id} href={`/${id}`} aria-current={id === here?.[0] ? "page" : undefined}>
                 {name}

@@ -13,7 +13,7 @@ export function describe(value: unknown, name = ""): string {
     const parts = Object.entries(rest).map(([inner, one]) => `${words(inner.replace(/_s$/, ""))} ${describe(one, inner)}`);
     return [...(typeof kind === "string" ? [words(kind)] : []), ...parts].join(", ");
   }
-  if (typeof value === "number" && SHARES.includes(name)) return `${value / 100} %`;
+  if (typeof value === "number" && SHARES.includes(name)) return `${value / 100}\u00a0%`;
   if (typeof value === "number" && name.endsWith("_s")) return duration(value);
   if (typeof value === "boolean") return value ? "yes" : "no";
   if (typeof value === "string" && /^\d{4}-\d\d-\d\dT[\d:.]+Z$/.test(value)) return moment(value);

@@ -7,10 +7,10 @@ import { useEvents, useLoaded, type Loaded } from "../live";
 import { Await, Command, Confirm, Empty, Facts, PageHead, Panel, State, StateBar, Trouble } from "../parts/ui";
 import { VirtualList } from "../parts/virtual";
 import { told } from "../rules";
-import { Link } from "../router";
+import { Link, goQuery, useQuery } from "../router";
 import { session, useMay } from "../session";
 import { Progress } from "./pace";
-import type { Attempt, Campaign, CampaignState, Explanation, Policy, Wave, WaveApproval } from "../types";
+import type { Attempt, Campaign, CampaignState, Counts, Explanation, Policy, Wave, WaveApproval } from "../types";
 
 const ENDED: CampaignState[] = ["completed", "rolled_back", "failed", "cancelled"];
 const HELD_SHOWN = 500;
@@ -41,7 +41,7 @@ export function CampaignPage({ id }: { id: string }) {
               <Rules policy={policy.data} />
             </div>
           </div>
-          {campaign.state !== "pending_approval" && <Attempts id={id} path={path} />}
+          {campaign.state !== "pending_approval" && <Attempts id={id} path={path} states={campaign.states} />}
           {!ENDED.includes(campaign.state) && campaign.state !== "pending_approval" && <ForGood id={id} campaign={campaign} loaded={loaded} />}
         </>
       )}
@@ -412,7 +412,8 @@ function Rules({ policy }: { policy: Policy | null }) {
   );
 }
 
-function Attempts({ id, path }: { id: string; path: string }) {
+function Attempts({ id, path, states }: { id: string; path: string; states: Counts }) {
+  const state = useQuery().get("state") ?? "";
   const [device, setDevice] = useState<string | null>(null);
   const explained = useLoaded(
     `${path}/explain ${device}`,
@@ -420,37 +421,52 @@ function Attempts({ id, path }: { id: string; path: string }) {
     (event) => event.kind === "attempt" && event.data.device === device,
   );
   return (
-    <Panel title="Devices of the campaign" flush>
-      <VirtualList<Attempt>
-        label="Attempts"
-        path={`${path}/attempts`}
-        query=""
-        rowKey={(row) => row.device}
-        empty={<p>No attempts yet.</p>}
-        patch={(row, event) => (event.kind === "attempt" && event.data.campaign === id && event.data.device === row.device ? event.data : null)}
-        columns={[
-          { name: "Device", width: "minmax(120px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
-          { name: "State", width: "minmax(110px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
-          { name: "Wave", width: "60px", cell: (row) => row.wave },
-          { name: "Runs", width: "minmax(80px, 1fr)", cell: (row) => row.version ?? "–" },
-          { name: "Why", width: "minmax(100px, 3fr)", cell: (row) => <span title={row.reason}>{row.reason || "–"}</span> },
-          {
-            name: "Explain", width: "80px", phone: true,
-            cell: (row) => (
-              <button className="button small" onClick={() => setDevice(row.device)}>
-                Explain<span className="hidden-visually"> {row.device}</span>
-              </button>
-            ),
-          },
-        ]}
-      />
-      {device && (
-        <div style={{ borderTop: "1px solid var(--line)" }} role="status">
-          <h3 style={{ padding: "10px 14px 0" }}>{device}</h3>
-          {explained.error && <Trouble error={explained.error} />}
-          {explained.data && <FindingList rows={explained.data} />}
-        </div>
-      )}
-    </Panel>
+    <div id="devices" className="jump-to">
+      <Panel
+        title="Devices of the campaign"
+        aside={
+          <select aria-label="State" className="fit" value={state} onChange={(event) => goQuery({ state: event.target.value })}>
+            <option value="">every state</option>
+            {[...new Set([...inOrder(states).map(([name]) => name), ...(state ? [state] : [])])].map((name) => (
+              <option key={name} value={name}>
+                {words(name)}
+              </option>
+            ))}
+          </select>
+        }
+        flush
+      >
+        <VirtualList<Attempt>
+          label="Attempts"
+          path={state ? "attempts" : `${path}/attempts`}
+          query={state ? `campaign=${encodeURIComponent(id)}&state=${encodeURIComponent(state)}` : ""}
+          rowKey={(row) => row.device}
+          empty={<p>{state ? `None is ${words(state)} now.` : "No attempts yet."}</p>}
+          patch={(row, event) => (event.kind === "attempt" && event.data.campaign === id && event.data.device === row.device ? event.data : null)}
+          columns={[
+            { name: "Device", width: "minmax(120px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
+            { name: "State", width: "minmax(110px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
+            { name: "Wave", width: "60px", cell: (row) => row.wave },
+            { name: "Runs", width: "minmax(80px, 1fr)", cell: (row) => row.version ?? "–" },
+            { name: "Why", width: "minmax(100px, 3fr)", cell: (row) => <span title={row.reason}>{row.reason || "–"}</span> },
+            {
+              name: "Explain", width: "80px", phone: true,
+              cell: (row) => (
+                <button className="button small" onClick={() => setDevice(row.device)}>
+                  Explain<span className="hidden-visually"> {row.device}</span>
+                </button>
+              ),
+            },
+          ]}
+        />
+        {device && (
+          <div style={{ borderTop: "1px solid var(--line)" }} role="status">
+            <h3 style={{ padding: "10px 14px 0" }}>{device}</h3>
+            {explained.error && <Trouble error={explained.error} />}
+            {explained.data && <FindingList rows={explained.data} />}
+          </div>
+        )}
+      </Panel>
+    </div>
   );
 }

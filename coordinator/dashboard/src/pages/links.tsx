@@ -166,7 +166,7 @@ export function Members({ nodes, rates, isSilent }: { nodes: MeshNode[]; rates: 
                   <td className="num" data-label="Taking now">{moving ? rate(taken(moving)) : "–"}</td>
                   <td className="num" data-label="Giving now">{moving ? rate(given(moving)) : "–"}</td>
                   <td>
-                    <State state={isSilent(node) ? "offline" : have < total ? "downloading" : "completed"} label={isSilent(node) ? "silent" : total === 0 ? "holds nothing" : have < total ? "fetching" : "whole"} />
+                    <State state={isSilent(node) ? "offline" : total === 0 ? "idle" : have < total ? "downloading" : "completed"} label={isSilent(node) ? "silent" : total === 0 ? "holds nothing" : have < total ? "fetching" : "whole"} />
                   </td>
                 </tr>
               );

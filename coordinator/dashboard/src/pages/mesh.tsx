@@ -75,8 +75,8 @@ function Mesh({ nodes: read, more, artifacts, releases }: { nodes: MeshNode[]; m
     return (
       <section className="panel">
         <Empty>
-          <p>No nodes yet. Each one is invited by name and place, and enrols itself:</p>
-          <Command line="firmesh node invite NODE --path REGION/SITE/RACK/NODE" />
+          <p>No nodes yet. Each one gets a ticket, by its name and place, and enrols itself:</p>
+          <Command line="firmesh node enrol NODE --path REGION/SITE/RACK/NODE --out NODE.ticket.json" />
         </Empty>
       </section>
     );
@@ -233,7 +233,7 @@ function RackRow({ rack, image, most, banned, isSilent }: { rack: Rack; image: A
         </div>
         <p className="small quiet rack-rate">
           {times(into(traffic), rack.least)} {rack.least.exact ? "the minimum came in" : "of what is here came in"}
-          <span>{taken(rack.rate) > 0 ? `${bytes(taken(rack.rate))}/s now` : "still"}</span>
+          <span>{taken(rack.rate) > 0 ? `${bytes(taken(rack.rate))}/s now` : "quiet now"}</span>
         </p>
       </div>
     </li>

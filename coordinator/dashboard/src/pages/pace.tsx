@@ -4,6 +4,7 @@ import { useMemo, type ReactNode } from "react";
 import { inOrder, number, percent, sum, tone, words } from "../format";
 import { changes, campaignEnds, ended, note, perMinute, told, waveEnds, type Estimate } from "../pace";
 import { Figures, Panel, State, StateBar, useNow } from "../parts/ui";
+import { goQuery } from "../router";
 import type { Campaign, Policy } from "../types";
 import { End } from "./ends";
 
@@ -55,7 +56,7 @@ function EndRow({ name, estimate, now }: { name: string; estimate: Estimate; now
         <strong>
           <End estimate={estimate} now={now} />
         </strong>{" "}
-        <span className="quiet small">{estimate.known ? `in ${told(estimate)}: ${estimate.basis}` : estimate.why}</span>
+        <span className="quiet small">{estimate.known ? `in ${told(estimate)}: ${estimate.basis}` : `because ${estimate.why}`}</span>
       </dd>
     </>
   );
@@ -81,9 +82,17 @@ function StateTable({ campaign, rates, live }: { campaign: Campaign; rates: Reco
         {rows.map((state) => (
           <tr key={state}>
             <th scope="row">
-              <span className={`key ${tone(state)}`}>
+              <a
+                className={`key ${tone(state)}`}
+                href={`?state=${state}`}
+                onClick={(event) => {
+                  event.preventDefault();
+                  goQuery({ state });
+                  document.getElementById("devices")?.scrollIntoView();
+                }}
+              >
                 <i aria-hidden="true" /> {words(state)}
-              </span>
+              </a>
             </th>
             <td className="num">{number(states[state] ?? 0)}</td>
             <td className="num quiet">{percent(states[state] ?? 0, all)}</td>

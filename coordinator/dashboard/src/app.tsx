@@ -102,7 +102,7 @@ function Foot({ help }: { help: () => void }) {
     <div className="side-foot">
       <span className="link-state" role="status" data-link={state}>
         <span className={state === "live" ? "dot" : "dot away"} aria-hidden="true" />
-        {state === "live" ? "Live" : state === "connecting" ? "Connecting…" : "Reconnecting…"}
+        <span className="link-name">{state === "live" ? "Live" : state === "connecting" ? "Connecting…" : "Reconnecting…"}</span>
       </span>
       <span className="only-wide" data-who>
         {who ? `${who.name}${roles ? ` (${roles})` : ""}` : " "}

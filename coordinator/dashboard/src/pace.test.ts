@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { type Sample, campaignEnds, changes, note, paceOf, perMinute, push, told, waveEnds } from "./pace";
+import { type Sample, GROUPS, campaignEnds, changes, note, paceOf, perMinute, push, rowsOf, told, waveEnds } from "./pace";
 import type { Campaign, CampaignState, Counts } from "./types";
 
 const at = (seconds: number, states: Counts, ended: number[] = [], wave = 0): Sample => ({ at: seconds * 1000, states, ended, wave });
@@ -54,7 +54,7 @@ describe("the end of a campaign", () => {
     expect(found.seconds).toBeCloseTo(910);
     expect(found.from).toBeCloseTo(682.5);
     expect(found.to).toBeCloseTo(1365);
-    expect(found.basis).toBe("9 devices ended in the last 90 s");
+    expect(found.basis).toBe("9 devices ended in 90 s");
     expect(told(found)).toBe("11 min to 23 min");
   });
 
@@ -85,6 +85,17 @@ describe("the end of a campaign", () => {
     expect(campaignEnds(campaign("completed", [[1, { success: 1 }, true]]), [], 0, null)).toBeNull();
   });
 
+  it("goes on at the last wave's pace while its gate has passed and the next one waits", () => {
+    const samples = steady(8, 20, 10);
+    const soaking = campaign("active", [[8, { success: 8 }, true], [12, { pending: 12 }, false]]);
+    soaking.waves[0]!.gate = "pass";
+    // The quiet since the last end is the soak's, and says nothing of the pace.
+    const found = campaignEnds(soaking, samples, 500_000, 600)!;
+    if (!found.known) throw new Error(found.why);
+    expect(found.seconds).toBeCloseTo(12 * 10 + 600);
+    expect(waveEnds(soaking, samples, 500_000)).toEqual({ known: false, why: "all its devices have ended: its gate decides" });
+  });
+
   it("follows the wave that is open, not the small one before it", () => {
     // One a minute in the first wave, then ten a minute.
     let samples: Sample[] = [];
@@ -101,11 +112,18 @@ describe("the end of a campaign", () => {
 it("states change by so many a minute", () => {
   const found = changes(steady(6, 10, 10), 60_000);
   expect(found).toEqual({ success: 6, pending: -6 });
-  expect([perMinute(6), perMinute(-0.25), perMinute(0.01), perMinute(1234)]).toEqual(["+6.0 a minute", "−0.3 a minute", "under 0.1 a minute", "+1,234 a minute"]);
+  expect([perMinute(6), perMinute(-0.25), perMinute(0.01), perMinute(1234)]).toEqual(["+6.0/min", "−0.3/min", "< 0.1/min", "+1,234/min"]);
 });
 
 it("what a tab has seen of a campaign stays while it is open", () => {
   const running = campaign("active", [[10, { success: 1, pending: 9 }, true]]);
   note(running, 1_000);
   expect(note({ ...running, states: { success: 2, pending: 8 } }, 2_000)).toHaveLength(2);
+});
+
+it("counts have the same rows whatever they are, and a state of a later coordinator is not lost", () => {
+  expect(rowsOf({}, {}).map((row) => row.name)).toEqual(GROUPS.map(([name]) => name));
+  const rows = rowsOf({ installing: 2, rebooting: 1, success: 7, melting: 4 }, { installing: 1.5, validating: -0.5 });
+  expect(rows.find((row) => row.name === "updating")).toEqual({ name: "updating", count: 3, states: [["installing", 2], ["rebooting", 1]], rate: 1 });
+  expect(rows.at(-1)).toEqual({ name: "melting", count: 4, states: [["melting", 4]], rate: 0 });
 });

@@ -125,14 +125,14 @@ const WHY: Partial<Record<Campaign["state"], string>> = {
   paused: "it is paused",
 };
 
-const basisOf = (pace: Pace) => `${plural(pace.ends, "device")} ended in the last ${duration(pace.over / 1000)}`;
+const basisOf = (pace: Pace) => `${plural(pace.ends, "device")} ended in ${duration(pace.over / 1000)}`;
 
 /** When the wave that is open now may be through. Null where that is no question. */
 export function waveEnds(campaign: Campaign, samples: Sample[], now: number): Estimate | null {
   const wave = campaign.waves[campaign.wave];
   if (!wave?.open || (campaign.state !== "active" && campaign.state !== "paused")) return null;
   const left = wave.devices - ended(wave.states);
-  if (left <= 0) return null;
+  if (left <= 0) return { known: false, why: "all its devices have ended: its gate decides" };
   if (campaign.state === "paused") return { known: false, why: WHY.paused! };
   const pace = paceOf(samples, now, campaign.wave);
   const why = unclear(pace);
@@ -153,10 +153,12 @@ export function campaignEnds(campaign: Campaign, samples: Sample[], now: number,
   const gate = campaign.waves[campaign.wave]?.gate;
   if (gate === "fail") return { known: false, why: `the gate behind wave ${campaign.wave} has failed` };
   const open = campaign.waves.filter((wave) => wave.open).reduce((count, wave) => count + wave.devices - ended(wave.states), 0);
-  if (open === 0) return { known: false, why: `the gate behind wave ${campaign.wave} has to open the next one` };
-  // The pace of the wave that is open says more than that of the ones before.
   const own = paceOf(samples, now, campaign.wave);
-  const pace = unclear(own) ? paceOf(samples, now) : own;
+  // Between two waves the pace is the last one's, until its last device had ended.
+  const between = open === 0 ? own && paceOf(samples, now - own.quiet, campaign.wave) : null;
+  if (open === 0 && gate !== "pass") return { known: false, why: `the gate behind wave ${campaign.wave} has to open the next one` };
+  // The pace of the wave that is open says more than that of the ones before.
+  const pace = open === 0 ? between : unclear(own) ? paceOf(samples, now) : own;
   const why = unclear(pace);
   if (why) return { known: false, why };
   const closed = campaign.waves.filter((wave) => !wave.open).length;
@@ -168,6 +170,31 @@ export function campaignEnds(campaign: Campaign, samples: Sample[], now: number,
   return at(pace!, left, soaks, [basisOf(pace!), ...more].join(", "));
 }
 
+/** What people ask for, in the order of a device's way: always the same rows, so that nothing moves while counts do. */
+export const GROUPS: [name: string, states: string[]][] = [
+  ["not begun", ["pending"]],
+  ["waiting", ["waiting_window", "blocked"]],
+  ["fetching", ["downloading", "verifying", "staged"]],
+  ["updating", ["installing", "rebooting", "validating"]],
+  ["done", ["success", "skipped"]],
+  ["went back", ["rolled_back"]],
+  ["failed", ["failed", "timed_out"]],
+  ["quarantined", ["quarantined"]],
+  ["cancelled", ["cancelled"]],
+];
+
+export interface Row { name: string; count: number; states: [state: string, count: number][]; rate: number }
+
+/** Counts by group. A state that this page does not know has a row of its own. */
+export function rowsOf(states: Counts, rates: Record<string, number>): Row[] {
+  const known = new Set(GROUPS.flatMap(([, names]) => names));
+  const others = Object.keys(states).filter((state) => !known.has(state));
+  return [...GROUPS, ...others.map((state): [string, string[]] => [state, [state]])].map(([name, names]) => {
+    const present = names.map((state): [string, number] => [state, states[state] ?? 0]).filter(([, count]) => count > 0);
+    return { name, count: present.reduce((sum, [, count]) => sum + count, 0), states: present, rate: names.reduce((sum, state) => sum + (rates[state] ?? 0), 0) };
+  });
+}
+
 /** `about 12 min (8 min to 20 min)`. */
 export function told(estimate: Estimate): string {
   if (!estimate.known) return "not known";
@@ -175,11 +202,11 @@ export function told(estimate: Estimate): string {
   return `${duration(estimate.from)} ${most}`;
 }
 
-/** `+4.2 a minute`. */
+/** `+4.2/min`. */
 export function perMinute(change: number): string {
   const size = Math.abs(change);
   const digits = size >= 100 ? number(Math.round(size)) : size.toFixed(1);
-  return digits === "0.0" ? "under 0.1 a minute" : `${change < 0 ? "−" : "+"}${digits} a minute`;
+  return digits === "0.0" ? "< 0.1/min" : `${change < 0 ? "−" : "+"}${digits}/min`;
 }
 
 const known = new Map<string, Sample[]>();

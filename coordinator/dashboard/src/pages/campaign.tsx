@@ -444,13 +444,13 @@ function Attempts({ id, path, states }: { id: string; path: string; states: Coun
           empty={<p>{state ? `None is ${words(state)} now.` : "No attempts yet."}</p>}
           patch={(row, event) => (event.kind === "attempt" && event.data.campaign === id && event.data.device === row.device ? event.data : null)}
           columns={[
-            { name: "Device", width: "minmax(120px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
-            { name: "State", width: "minmax(110px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
+            { name: "Device", width: "minmax(90px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
+            { name: "State", width: "minmax(100px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
             { name: "Wave", width: "60px", cell: (row) => row.wave },
             { name: "Runs", width: "minmax(80px, 1fr)", cell: (row) => row.version ?? "–" },
             { name: "Why", width: "minmax(100px, 3fr)", cell: (row) => <span title={row.reason}>{row.reason || "–"}</span> },
             {
-              name: "Explain", width: "80px", phone: true,
+              name: "Explain", width: "72px", phone: true,
               cell: (row) => (
                 <button className="button small" onClick={() => setDevice(row.device)}>
                   Explain<span className="hidden-visually"> {row.device}</span>

@@ -191,9 +191,9 @@ function BaselinePage({ id }: { id: string }) {
           rowKey={(row) => row.device}
           empty={<p>No device is so.</p>}
           columns={[
-            { name: "Device", width: "minmax(120px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
-            { name: "State", width: "minmax(110px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
-            { name: "Runs", width: "minmax(70px, 1fr)", phone: true, cell: (row) => row.version ?? "no answer" },
+            { name: "Device", width: "minmax(90px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
+            { name: "State", width: "minmax(100px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
+            { name: "Runs", width: "minmax(56px, 1fr)", phone: true, cell: (row) => row.version ?? "no answer" },
             { name: "Is to run", width: "minmax(70px, 1fr)", cell: (row) => row.wanted ?? "–" },
             { name: "Place", width: "minmax(120px, 2fr)", cell: (row) => row.path },
           ]}

@@ -83,9 +83,9 @@ export function DeviceList({ filter }: { filter: string }) {
           : null
       }
       columns={[
-        { name: "Device", width: "minmax(120px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.facts.device)}`}>{row.facts.device}</Link> },
-        { name: "Status", width: "minmax(112px, 1fr)", phone: true, cell: (row) => <State state={row.status} /> },
-        { name: "Runs", width: "minmax(64px, 1fr)", phone: true, cell: (row) => row.facts.version ?? "no answer" },
+        { name: "Device", width: "minmax(90px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.facts.device)}`}>{row.facts.device}</Link> },
+        { name: "Status", width: "minmax(104px, 1fr)", phone: true, cell: (row) => <State state={row.status} /> },
+        { name: "Runs", width: "minmax(56px, 1fr)", phone: true, cell: (row) => row.facts.version ?? "no answer" },
         { name: "Kind", width: "minmax(120px, 2fr)", cell: (row) => `${row.facts.vendor} ${row.facts.model} ${row.facts.component}` },
         { name: "Place", width: "minmax(120px, 2fr)", cell: (row) => <span title={row.path}>{row.path}</span> },
         { name: "Campaign", width: "minmax(80px, 1fr)", cell: (row) => (row.attempt ? <Link href={`/campaigns/${row.attempt.campaign}`}>{row.attempt.campaign}</Link> : "–") },

@@ -1,14 +1,14 @@
 // How far a campaign is, how fast it goes, and when it may end.
 
 import { useMemo, type ReactNode } from "react";
-import { inOrder, number, percent, sum, tone, words } from "../format";
-import { changes, campaignEnds, ended, note, perMinute, told, waveEnds, type Estimate } from "../pace";
+import { number, percent, sum, tone, words } from "../format";
+import { GROUPS, changes, campaignEnds, ended, note, perMinute, rowsOf, told, waveEnds, type Estimate } from "../pace";
 import { Figures, Panel, State, StateBar, useNow } from "../parts/ui";
 import { goQuery } from "../router";
 import type { Campaign, Policy } from "../types";
 import { End } from "./ends";
 
-const BAD = ["failed", "timed_out", "quarantined", "rolled_back"];
+const BAD = ["failed", "timed_out", "quarantined"];
 
 export function Progress({ campaign, policy }: { campaign: Campaign; policy: Policy | null }) {
   const now = useNow(2_000);
@@ -26,6 +26,7 @@ export function Progress({ campaign, policy }: { campaign: Campaign; policy: Pol
         rows={[
           ["State", <State key="s" state={campaign.state} />],
           ["Done", percent(good, all), `${number(good)} of ${number(all)}`],
+          ["Went back", number(campaign.states.rolled_back ?? 0), campaign.states.rolled_back ? "to the version before" : undefined],
           ["Went wrong", bad ? <span className="tag bad big">{number(bad)}</span> : "0", bad ? percent(bad, all) : undefined],
           ["Left to do", number(all - ended(campaign.states)), campaign.held.length ? `${number(campaign.held.length)} more held by the plan` : "none held by the plan"],
           ...(possession ? [["Images proven", `${number(possession.proven)} of ${number(possession.nodes)}`, "nodes"] as [string, string, string]] : []),
@@ -39,7 +40,7 @@ export function Progress({ campaign, policy }: { campaign: Campaign; policy: Pol
         <StateTable campaign={campaign} rates={whole ? changes(samples, now) : {}} live={whole !== null} />
         {whole && (
           <dl className="facts ends">
-            {wave && <EndRow name={`Wave ${campaign.wave} ends`} estimate={wave} now={now} />}
+            <EndRow name={`Wave ${campaign.wave} ends`} estimate={wave ?? { known: false, why: "it is not open" }} now={now} />
             <EndRow name="Campaign ends" estimate={whole} now={now} />
           </dl>
         )}
@@ -64,10 +65,10 @@ function EndRow({ name, estimate, now }: { name: string; estimate: Estimate; now
 
 function StateTable({ campaign, rates, live }: { campaign: Campaign; rates: Record<string, number>; live: boolean }) {
   const all = sum(campaign.states);
-  // A state that was left a moment ago stays in the table for as long as its change is told.
-  const states = { ...Object.fromEntries(Object.keys(rates).map((state) => [state, 0])), ...campaign.states };
-  const rows = inOrder(Object.fromEntries(Object.keys(states).map((state) => [state, 1]))).map(([state]) => state);
-  if (rows.length === 0) return <p className="quiet pad">The plan has no devices.</p>;
+  const show = (state: string) => {
+    goQuery({ state });
+    document.getElementById("devices")?.scrollIntoView();
+  };
   return (
     <table className="tight">
       <thead>
@@ -76,27 +77,34 @@ function StateTable({ campaign, rates, live }: { campaign: Campaign; rates: Reco
           <th scope="col" className="num">Devices</th>
           <th scope="col" className="num">Share</th>
           {live && <th scope="col" className="num">Change</th>}
+          <th scope="col" className="wide-only">Which</th>
         </tr>
       </thead>
       <tbody>
-        {rows.map((state) => (
-          <tr key={state}>
+        {rowsOf(campaign.states, rates).map((row) => (
+          <tr key={row.name} className={row.count === 0 ? "none" : ""}>
             <th scope="row">
-              <a
-                className={`key ${tone(state)}`}
-                href={`?state=${state}`}
-                onClick={(event) => {
-                  event.preventDefault();
-                  goQuery({ state });
-                  document.getElementById("devices")?.scrollIntoView();
-                }}
-              >
-                <i aria-hidden="true" /> {words(state)}
-              </a>
+              <span className={`key ${tone(row.states[0]?.[0] ?? GROUPS.find(([name]) => name === row.name)?.[1][0] ?? row.name)}`}>
+                <i aria-hidden="true" />{" "}
+                {row.count > 0 ? (
+                  <a
+                    href={`?state=${row.states[0]![0]}`}
+                    onClick={(event) => {
+                      event.preventDefault();
+                      show(row.states[0]![0]);
+                    }}
+                  >
+                    {words(row.name)}
+                  </a>
+                ) : (
+                  words(row.name)
+                )}
+              </span>
             </th>
-            <td className="num">{number(states[state] ?? 0)}</td>
-            <td className="num quiet">{percent(states[state] ?? 0, all)}</td>
-            {live && <td className="num quiet">{rates[state] ? perMinute(rates[state]) : "–"}</td>}
+            <td className="num">{number(row.count)}</td>
+            <td className="num">{row.count ? percent(row.count, all) : "–"}</td>
+            {live && <td className="num">{row.rate ? perMinute(row.rate) : "–"}</td>}
+            <td className="wide-only quiet">{row.states.length > 1 || (row.states[0] && words(row.states[0][0]) !== row.name) ? row.states.map(([state, count]) => `${number(count)} ${words(state)}`).join(", ") : ""}</td>
           </tr>
         ))}
       </tbody>

@@ -169,36 +169,36 @@ function BaselinePage({ id }: { id: string }) {
                 <Places rows={Object.entries(compliance.sites).slice(0, 2000)} name="Site" />
               </Panel>
             )}
+            <Panel
+              title="Devices"
+              aside={
+                <select aria-label="State" style={{ width: 170 }} value={state} onChange={(event) => goQuery({ state: event.target.value })}>
+                  <option value="">every state</option>
+                  {STATES.map((one) => (
+                    <option key={one} value={one}>{one.replaceAll("_", " ")}</option>
+                  ))}
+                </select>
+              }
+              flush
+            >
+              <VirtualList<Drift>
+                label="Drift"
+                path={`baselines/${encodeURIComponent(id)}/drift`}
+                query={state ? `state=${state}` : ""}
+                rowKey={(row) => row.device}
+                empty={<p>No device is so.</p>}
+                columns={[
+                  { name: "Device", width: "minmax(90px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
+                  { name: "State", width: "minmax(112px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
+                  { name: "Runs", width: "minmax(56px, 1fr)", phone: true, cell: (row) => row.version ?? "no answer" },
+                  { name: "Is to run", width: "minmax(70px, 1fr)", cell: (row) => row.wanted ?? "–" },
+                  { name: "Place", width: "minmax(120px, 2fr)", cell: (row) => row.path },
+                ]}
+              />
+            </Panel>
           </>
         )}
       </Await>
-      <Panel
-        title="Devices"
-        aside={
-          <select aria-label="State" style={{ width: 170 }} value={state} onChange={(event) => goQuery({ state: event.target.value })}>
-            <option value="">every state</option>
-            {STATES.map((one) => (
-              <option key={one} value={one}>{one.replaceAll("_", " ")}</option>
-            ))}
-          </select>
-        }
-        flush
-      >
-        <VirtualList<Drift>
-          label="Drift"
-          path={`baselines/${encodeURIComponent(id)}/drift`}
-          query={state ? `state=${state}` : ""}
-          rowKey={(row) => row.device}
-          empty={<p>No device is so.</p>}
-          columns={[
-            { name: "Device", width: "minmax(90px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
-            { name: "State", width: "minmax(100px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
-            { name: "Runs", width: "minmax(56px, 1fr)", phone: true, cell: (row) => row.version ?? "no answer" },
-            { name: "Is to run", width: "minmax(70px, 1fr)", cell: (row) => row.wanted ?? "–" },
-            { name: "Place", width: "minmax(120px, 2fr)", cell: (row) => row.path },
-          ]}
-        />
-      </Panel>
     </>
   );
 }

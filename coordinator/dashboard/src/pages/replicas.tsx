@@ -58,7 +58,7 @@ export function Replicas({ artifact, nodes, stored, more }: { artifact: Artifact
         </tbody>
       </table>
       <p className="quiet small pad line">
-        {holding.length === 0 ? "No node holds any of it yet: nodes fetch what an approved campaign names for their devices." : `${plural(racks.length - holding.length, "rack has", "racks have")} nothing of it.`}
+        {holding.length === 0 ? "No node holds any of it yet: nodes fetch what an approved campaign names for their devices." : racks.length === holding.length ? "Every rack has some of it." : `${plural(racks.length - holding.length, "rack has", "racks have")} nothing of it.`}
         {holding.length > MOST ? ` The first ${MOST} of ${number(holding.length)} racks.` : ""}
         {more ? " Not all nodes were looked at." : ""}
       </p>

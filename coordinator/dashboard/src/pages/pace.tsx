@@ -75,7 +75,7 @@ function StateTable({ campaign, rates, live }: { campaign: Campaign; rates: Reco
         <tr>
           <th scope="col">State</th>
           <th scope="col" className="num">Devices</th>
-          <th scope="col" className="num">Share</th>
+          <th scope="col" className="num wide-only">Share</th>
           {live && <th scope="col" className="num">Change</th>}
           <th scope="col" className="wide-only">Which</th>
         </tr>
@@ -102,7 +102,7 @@ function StateTable({ campaign, rates, live }: { campaign: Campaign; rates: Reco
               </span>
             </th>
             <td className="num">{number(row.count)}</td>
-            <td className="num">{row.count ? percent(row.count, all) : "–"}</td>
+            <td className="num wide-only">{row.count ? percent(row.count, all) : "–"}</td>
             {live && <td className="num">{row.rate ? perMinute(row.rate) : "–"}</td>}
             <td className="wide-only quiet">{row.states.length > 1 || (row.states[0] && words(row.states[0][0]) !== row.name) ? row.states.map(([state, count]) => `${number(count)} ${words(state)}`).join(", ") : ""}</td>
           </tr>

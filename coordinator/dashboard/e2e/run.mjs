@@ -189,7 +189,7 @@ const steps = {
     const name = `e2e-${randomBytes(3).toString("hex")}`;
     await page.getByRole("button", { name: "New group" }).click();
     const dialog = page.getByRole("dialog");
-    await dialog.getByLabel("Name").fill(name);
+    await dialog.getByLabel("Name", { exact: true }).fill(name);
     await dialog.getByLabel("The rule").fill('state == "failed"');
     assert.deepEqual(await axe(page), [], "the form of a group");
     await dialog.getByRole("button", { name: "Make it" }).click();

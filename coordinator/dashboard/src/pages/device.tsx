@@ -262,7 +262,7 @@ function Updates({ path, isMine }: { path: string; isMine: (event: { kind: strin
                       <td>
                         <State state={update.state} />
                       </td>
-                      <td data-label="Ended" className="nowrap long">{update.ended ? moment(update.ended) : `not yet, ${update.progress} %`}</td>
+                      <td data-label="Ended" className="nowrap long">{update.ended ? moment(update.ended) : update.progress < 100 ? `not yet, ${update.progress} %` : "–"}</td>
                       <td className="quiet">{update.reason || "–"}</td>
                     </tr>
                   ))}

@@ -36,7 +36,7 @@ export function Notifications() {
     setError(null);
     setTold(null);
     send<{ id: string }>("POST", `notifications/${encodeURIComponent(name)}/test`)
-      .then(({ id }) => setTold({ name, what: `A test was delivered; there it is ${id}.` }), setError)
+      .then(({ id }) => setTold({ name, what: `a test was delivered, as ${id}.` }), setError)
       .finally(() => {
         setBusy("");
         reload();
@@ -56,7 +56,7 @@ export function Notifications() {
             <table className="stacked">
               <thead>
                 <tr>
-                  <th scope="col">Who</th>
+                  <th scope="col" style={{ width: "24%" }}>Who</th>
                   <th scope="col">State</th>
                   <th scope="col" className="num">Waiting</th>
                   <th scope="col" className="num">Delivered</th>
@@ -131,7 +131,7 @@ function Replay({ of, close }: { of: Destination; close: (what?: string) => void
           setError(null);
           const since = new Date(Date.now() - hours * 3_600_000).toISOString().replace(/\.\d+Z$/, "Z");
           send<{ from: number; newest: number }>("POST", `notifications/${encodeURIComponent(of.name)}/replay`, { since })
-            .then(({ from, newest }) => close(`It is told ${plural(newest - from + 1, "event")} again, from number ${from}.`), setError)
+            .then(({ from, newest }) => close(`it is told ${plural(newest - from + 1, "event")} again, from number ${from}.`), setError)
             .finally(() => setBusy(false));
         }}
       >

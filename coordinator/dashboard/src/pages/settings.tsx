@@ -4,7 +4,7 @@ import { useState, type ReactNode } from "react";
 import { list, read, send } from "../api";
 import { ago, duration, moment, plural, short } from "../format";
 import { useLoaded } from "../live";
-import { Await, Command, Confirm, Dialog, Empty, Facts, PageHead, Panel, State, Trouble } from "../parts/ui";
+import { Await, Command, Confirm, Dialog, Empty, Facts, PageHead, Panel, State, Together, Trouble } from "../parts/ui";
 import { Link } from "../router";
 import { session, useMay } from "../session";
 import type { ApiKey, Windows } from "../types";
@@ -51,11 +51,13 @@ export function SettingsPage() {
           ))}
         </ul>
       </nav>
-      {PARTS.map(([id]) => (
-        <div id={id} key={id} className="jump-to">
-          {parts[id]}
-        </div>
-      ))}
+      <Together>
+        {PARTS.map(([id]) => (
+          <div id={id} key={id} className="jump-to">
+            {parts[id]}
+          </div>
+        ))}
+      </Together>
     </>
   );
 }

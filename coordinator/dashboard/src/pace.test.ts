@@ -40,8 +40,11 @@ describe("what is remembered", () => {
     expect(steady(5_000, 5_000, 0.1).length).toBeLessThanOrEqual(402);
   });
 
-  it("devices that begin again begin a new story", () => {
+  it("most devices that begin again begin a new story, one that is tried again does not", () => {
     expect(push(steady(5, 10, 10), at(60, { pending: 10 }))).toEqual([at(60, { pending: 10 })]);
+    const again = push(steady(5, 10, 10), at(60, { success: 4, pending: 6 }, [4]));
+    expect(again).toHaveLength(7);
+    expect(paceOf(again, 60_000)).toEqual({ ends: 4, over: 60_000, quiet: 10_000 });
   });
 });
 

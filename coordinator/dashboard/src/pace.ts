@@ -37,12 +37,15 @@ const same = (a: Counts, b: Counts) => {
   return [...names].every((name) => (a[name] ?? 0) === (b[name] ?? 0));
 };
 
-/** The samples with one more. Devices whose attempts begin again begin a new story. */
+/**
+ * The samples with one more. When most devices begin again (they go back, say) that is a new story; one that is tried
+ * again, or an answer that was overtaken on its way, is not.
+ */
 export function push(samples: Sample[], sample: Sample): Sample[] {
   const last = samples.at(-1);
   if (last && sample.at < last.at) return samples;
   if (last && same(last.states, sample.states) && last.wave === sample.wave) return samples;
-  if (last && ended(sample.states) < ended(last.states)) return [sample];
+  if (last && ended(sample.states) < ended(last.states) / 2) return [sample];
   const floor = sample.at - WINDOW_MS;
   // One from before the window stays: it says how things stood when the window began.
   const first = Math.max(0, samples.findLastIndex((one) => one.at <= floor));
@@ -74,7 +77,7 @@ export function paceOf(samples: Sample[], now: number, wave?: number): Pace | nu
   for (let place = 1; place < relevant.length; place++) {
     if (count(relevant[place]!) > count(relevant[place - 1]!)) moved = relevant[place]!.at;
   }
-  return { ends: count(last) - count(base), over: now - Math.max(base.at, floor), quiet: now - moved };
+  return { ends: Math.max(0, count(last) - count(base)), over: now - Math.max(base.at, floor), quiet: now - moved };
 }
 
 /** Devices that came into a state or left it, per minute; only states that have changed. */

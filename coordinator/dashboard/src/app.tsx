@@ -2,14 +2,14 @@
 
 import { Suspense, lazy, useEffect, useRef, useState, type ComponentType } from "react";
 import { read } from "./api";
-import { link, follow, useEvents } from "./live";
+import { link, follow } from "./live";
 import { Login } from "./login";
-import { note } from "./pace";
 import { CampaignsPage } from "./pages/campaigns";
 import { Dialog } from "./parts/ui";
 import { Link, go, usePath } from "./router";
 import { session } from "./session";
 import type { Who } from "./types";
+import { useWatched } from "./watched";
 
 const page = <K extends string>(load: () => Promise<Record<K, ComponentType<{ rest: string }>>>, name: K) =>
   lazy(() => load().then((module) => ({ default: module[name] })));
@@ -45,10 +45,7 @@ export function App() {
     const [row, current] = [nav.current, nav.current?.querySelector<HTMLElement>("[aria-current=page]")];
     if (row && current) row.scrollLeft = current.offsetLeft - (row.clientWidth - current.offsetWidth) / 2;
   }, [here]);
-  // Whatever page is open: an estimate needs to have seen how a campaign went.
-  useEvents((event) => {
-    if (event !== "reload" && event.kind === "campaign") note(event.data);
-  });
+  useWatched();
 
   const Page = here?.[3];
   return (

@@ -20,20 +20,30 @@ const traffic = (some: Partial<Traffic>): Traffic => ({ ...NONE, ...some });
 const LENGTHS = new Map([["a", 1000], ["b", 400]]);
 
 describe("the least that has to come", () => {
+  const has = (name: string, held: [string, number, number][], bytes: number) => node(name, held, { traffic: traffic({ from_origin: bytes }) });
+
   it("is one copy of each image, however many hold it", () => {
-    expect(least([node("r1-n1", [["a", 10, 10]]), node("r1-n2", [["a", 10, 10], ["b", 4, 4]])], LENGTHS)).toEqual({ bytes: 1400, exact: true });
+    const nodes = [has("r1-n1", [["a", 10, 10]], 1000), has("r1-n2", [["a", 10, 10], ["b", 4, 4]], 1400)];
+    expect(least(nodes, LENGTHS)).toEqual({ bytes: 1400, exact: true, counted: true });
   });
 
   it("is what is there while none is whole, one copy at most", () => {
-    expect(least([node("r1-n1", [["a", 3, 10]]), node("r1-n2", [["a", 2, 10]])], LENGTHS)).toEqual({ bytes: 500, exact: false });
-    expect(least([node("r1-n1", [["a", 8, 10]]), node("r1-n2", [["a", 9, 10]])], LENGTHS)).toEqual({ bytes: 1000, exact: false });
-    expect(least([node("r1-n1", [["a", 0, 10]])], LENGTHS)).toEqual({ bytes: 0, exact: true });
+    expect(least([has("r1-n1", [["a", 3, 10]], 300), has("r1-n2", [["a", 2, 10]], 200)], LENGTHS)).toEqual({ bytes: 500, exact: false, counted: true });
+    expect(least([has("r1-n1", [["a", 8, 10]], 800), has("r1-n2", [["a", 9, 10]], 900)], LENGTHS)).toEqual({ bytes: 1000, exact: false, counted: true });
+    expect(least([has("r1-n1", [["a", 0, 10]], 0)], LENGTHS)).toEqual({ bytes: 0, exact: true, counted: true });
   });
 
   it("is counted for each place on its own", () => {
-    const places = [[node("r1-n1", [["a", 10, 10]])], [node("r2-n1", [["a", 10, 10]])]];
-    expect(leastOf(places, LENGTHS)).toEqual({ bytes: 2000, exact: true });
-    expect([times(2100, leastOf(places, LENGTHS)), times(5, { bytes: 0, exact: true })]).toEqual(["1.05 ×", "–"]);
+    const all = leastOf([[has("r1-n1", [["a", 10, 10]], 1000)], [has("r2-n1", [["a", 10, 10]], 1000)]], LENGTHS);
+    expect(all).toEqual({ bytes: 2000, exact: true, counted: true });
+    expect([times(2100, all), times(5, { bytes: 0, exact: true, counted: true })]).toEqual(["1.05 ×", "–"]);
+  });
+
+  it("is compared with nothing when a node was started with what it holds", () => {
+    const all = leastOf([[has("r1-n1", [["a", 10, 10]], 0), has("r1-n2", [["a", 10, 10]], 1000)]], LENGTHS);
+    expect([all.counted, times(1000, all)]).toEqual([false, "–"]);
+    const reused = node("r1-n1", [["a", 10, 10]], { traffic: traffic({ from_origin: 400, reused: 600 }) });
+    expect(least([reused], LENGTHS).counted).toBe(true);
   });
 });
 

@@ -46,7 +46,12 @@ export interface Least {
   bytes: number;
   /** No image is half there: then it is a count, else about what is there. */
   exact: boolean;
+  /** Whether nodes have counted how all of it came: not what they held already when they were started. */
+  counted: boolean;
 }
+
+/** What a node holds and has not counted is more than rounding. */
+const UNCOUNTED_SHARE = 0.02;
 
 /**
  * One copy of every image. Of one that is not whole yet at any node, as much as is there: nodes fetch different pieces
@@ -63,6 +68,10 @@ export function least(nodes: MeshNode[], lengths: Map<string, number>): Least {
     }
   }
   let [bytes, exact] = [0, true];
+  const counted = nodes.every((node) => {
+    const held = node.holdings.reduce((sum, one) => sum + (one.pieces_total ? ((lengths.get(one.artifact) ?? 0) * one.pieces) / one.pieces_total : 0), 0);
+    return taken(node.traffic) + node.traffic.reused >= held * (1 - UNCOUNTED_SHARE);
+  });
   for (const [id, { most, all, total }] of images) {
     const length = lengths.get(id) ?? 0;
     if (total === 0) continue;
@@ -72,7 +81,7 @@ export function least(nodes: MeshNode[], lengths: Map<string, number>): Least {
       exact = false;
     }
   }
-  return { bytes, exact };
+  return { bytes, exact, counted };
 }
 
 export const siteOf = (path: string) => path.split("/").slice(0, 2).join("/");
@@ -89,17 +98,18 @@ export function groupBy<T>(rows: T[], key: (row: T) => string): Map<string, T[]>
 
 /** One copy of what is there to each of the places. */
 export function leastOf(places: Iterable<MeshNode[]>, lengths: Map<string, number>): Least {
-  let [bytes, exact] = [0, true];
+  const all: Least = { bytes: 0, exact: true, counted: true };
   for (const nodes of places) {
     const one = least(nodes, lengths);
-    bytes += one.bytes;
-    exact &&= one.exact;
+    all.bytes += one.bytes;
+    all.exact &&= one.exact;
+    all.counted &&= one.counted;
   }
-  return { bytes, exact };
+  return all;
 }
 
-/** `1.08 ×`; nothing, where there is no minimum. */
-export const times = (bytes: number, { bytes: least }: Least) => (least > 0 ? `${(bytes / least).toFixed(2)} ×` : "–");
+/** `1.08 ×`; nothing, where there is no minimum, or not all was counted. */
+export const times = (bytes: number, { bytes: least, counted }: Least) => (counted && least > 0 ? `${(bytes / least).toFixed(2)} ×` : "–");
 
 export const pieces = (node: MeshNode) =>
   node.holdings.reduce(([have, all], one) => [have + one.pieces, all + one.pieces_total] as [number, number], [0, 0] as [number, number]);

@@ -45,7 +45,7 @@ export function Links({ racks }: { racks: Rack[] }) {
                 <td className="num" data-label="From other racks">{amount(rack.traffic.from_other_racks)}</td>
                 <td className="num" data-label="Into the rack">{amount(into(rack.traffic))}</td>
                 <td className="num" data-label="Minimum">{rack.least.exact ? amount(rack.least.bytes) : <span className="quiet">{bytes(rack.least.bytes)} so far</span>}</td>
-                <td className="num" data-label="Times the minimum">{times(into(rack.traffic), rack.least)}</td>
+                <td className="num" data-label="Times the minimum">{rack.least.counted ? times(into(rack.traffic), rack.least) : <span className="quiet">restarted</span>}</td>
                 <td className="num" data-label="Inside">{amount(rack.traffic.from_rack)}</td>
                 <td className="num" data-label="To other racks">{amount(rack.traffic.to_other_racks)}</td>
                 <td className="num" data-label="In now">{rate(into(rack.rate))}</td>
@@ -55,8 +55,8 @@ export function Links({ racks }: { racks: Rack[] }) {
         </table>
       </div>
       <p className="quiet small pad line">
-        The minimum is one copy of every image that the rack holds{isFilling ? "; where none is whole yet, what has come of it so far" : ""}. Less than 1 means that nodes had some of it before they were started, or made it out of
-        other images.
+        The minimum is one copy of every image that the rack holds{isFilling ? "; where none is whole yet, what has come of it so far" : ""}. Less than 1 means that nodes made some of it out of other images;
+        where a node was started with what it holds, there is nothing to compare.
         {racks.length > RACKS_MOST ? ` The first ${RACKS_MOST} of ${number(racks.length)} racks.` : ""}
       </p>
     </Panel>

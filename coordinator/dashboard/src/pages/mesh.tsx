@@ -94,8 +94,8 @@ function Mesh({ nodes: read, more, artifacts, releases }: { nodes: MeshNode[]; m
     <>
       <Figures
         rows={[
-          ["Left the origin", bytes(traffic.from_origin), `${times(traffic.from_origin, sitesLeast)} one copy per site`],
-          ["Into racks", bytes(into(traffic)), `${times(into(traffic), racksLeast)} one copy per rack`],
+          ["Left the origin", bytes(traffic.from_origin), sitesLeast.counted ? `${times(traffic.from_origin, sitesLeast)} one copy per site` : "since nodes were restarted"],
+          ["Into racks", bytes(into(traffic)), racksLeast.counted ? `${times(into(traffic), racksLeast)} one copy per rack` : "since nodes were restarted"],
           ["Within racks", bytes(traffic.from_rack), "shared by neighbours"],
           ["Origin share", percent(traffic.from_origin, taken(traffic)), "of all that was delivered"],
           ["Moving now", taken(rate) > 0 ? `${bytes(taken(rate))}/s` : "nothing", rate.from_origin > 0 ? `${bytes(rate.from_origin)}/s from the origin` : "nothing from the origin"],
@@ -232,7 +232,7 @@ function RackRow({ rack, image, most, banned, isSilent }: { rack: Rack; image: A
           {sources.map(([name, kind, count]) => (count > 0 ? <span key={name} className={kind} style={{ flexGrow: count, flexBasis: 0 }} /> : null))}
         </div>
         <p className="small quiet rack-rate">
-          {times(into(traffic), rack.least)} {rack.least.exact ? "the minimum came in" : "of what is here came in"}
+          {!rack.least.counted ? "was restarted with what it holds" : `${times(into(traffic), rack.least)} ${rack.least.exact ? "the minimum came in" : "of what is here came in"}`}
           <span>{taken(rack.rate) > 0 ? `${bytes(taken(rack.rate))}/s now` : "quiet now"}</span>
         </p>
       </div>

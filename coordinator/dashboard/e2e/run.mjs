@@ -19,6 +19,28 @@ const token = process.env.FIRMESH_TOKEN;
 const campaign = process.env.FIRMESH_CAMPAIGN;
 assert.ok(token, "FIRMESH_TOKEN must have an administrator's proof");
 
+/** What the API says of it, as an administrator. */
+async function ask(method, path, body) {
+  const answer = await fetch(`${url}/api/v1/${path}`, {
+    method,
+    headers: { Authorization: `Bearer ${token}`, ...(body ? { "Content-Type": "application/json" } : {}) },
+    body: body ? JSON.stringify(body) : undefined,
+  });
+  assert.ok(answer.ok, `${method} ${path}: ${answer.status}`);
+  const text = await answer.text();
+  return text ? JSON.parse(text) : null;
+}
+
+/** Pages of single things: the first device, the first release, and the campaign. */
+async function details() {
+  const [devices, firmware] = await Promise.all([ask("GET", "devices?limit=1"), ask("GET", "firmware?limit=1")]);
+  return [
+    ...devices.items.flatMap(({ facts, path }) => [`/devices/${encodeURIComponent(facts.device)}`, `/fleet/${path.split("/").slice(0, 2).join("/")}`]),
+    ...firmware.items.map(({ name }) => `/artifacts/${encodeURIComponent(name)}`),
+    ...(campaign ? [`/campaigns/${campaign}`] : []),
+  ];
+}
+
 const PAGES = ["/campaigns", "/fleet", "/mesh", "/devices", "/artifacts", "/audit", "/compliance", "/settings"];
 const browser = await browse();
 const trouble = [];
@@ -65,11 +87,12 @@ async function confirm(page, button, word) {
 
 const steps = {
   async "every page renders, wide and narrow, light and dark, and axe finds nothing"() {
-    for (const [width, height] of [[1440, 900], [390, 844]]) {
+    const paths = [...PAGES, "/campaigns/new", ...(await details())];
+    for (const [width, height] of [[1440, 900], [360, 780]]) {
       for (const colorScheme of ["light", "dark"]) {
         const context = await browser.newContext({ viewport: { width, height }, colorScheme });
         await context.addInitScript((token) => sessionStorage.setItem("firmesh-token", token), token);
-        for (const path of [...PAGES, "/campaigns/new"]) {
+        for (const path of paths) {
           const page = await open(context, path);
           assert.equal(await page.locator('main .note.bad[role="alert"]').count(), 0, `${path} shows an error`);
           const wide = await page.evaluate(() => document.documentElement.scrollWidth - innerWidth);
@@ -111,9 +134,18 @@ const steps = {
     const page = await open(context, campaign ? `/campaigns/${campaign}` : "/campaigns");
     await login(page, secret);
     await page.getByText("(viewer)").waitFor();
-    for (const name of ["Start", "Pause", "Resume", "Abort", "Roll back", "New campaign"]) {
-      assert.equal(await page.locator("main").getByRole("button", { name, exact: true }).count(), 0, `a viewer is offered ${name}`);
-      assert.equal(await page.locator("main").getByRole("link", { name, exact: true }).count(), 0, `a viewer is offered ${name}`);
+    const offers = async (...names) => {
+      for (const name of names) {
+        assert.equal(await page.locator("main").getByRole("button", { name, exact: true }).count(), 0, `a viewer is offered ${name}`);
+        assert.equal(await page.locator("main").getByRole("link", { name, exact: true }).count(), 0, `a viewer is offered ${name}`);
+      }
+    };
+    await offers("Start", "Pause", "Resume", "Abort", "Roll back", "New campaign");
+    for (const [path, ...names] of [["/settings", "New group", "New key"], ["/artifacts", "Mirror it"], ["/compliance", "New baseline"], [(await details())[0], "Edit"]]) {
+      await page.goto(url + path);
+      await settled(page);
+      await page.getByText("(viewer)").waitFor();
+      await offers(...names);
     }
     // Revoked, the key is good no more: the page asks again rather than break.
     await fetch(`${url}/api/v1/access/keys/${key.id}/revoke`, { method: "POST", headers: { Authorization: `Bearer ${token}` } });
@@ -150,6 +182,68 @@ const steps = {
     await context.close();
   },
 
+  async "a group is made and changed, and nobody's change is lost"() {
+    const context = await browser.newContext();
+    const page = await open(context, "/settings");
+    await login(page, token);
+    const name = `e2e-${randomBytes(3).toString("hex")}`;
+    await page.getByRole("button", { name: "New group" }).click();
+    const dialog = page.getByRole("dialog");
+    await dialog.getByLabel("Name", { exact: true }).fill(name);
+    await dialog.getByLabel("The rule").fill('state == "failed"');
+    assert.deepEqual(await axe(page), [], "the form of a group");
+    await dialog.getByRole("button", { name: "Make it" }).click();
+    await page.getByRole("button", { name: `Edit ${name}` }).click();
+    const what = dialog.getByLabel("What for");
+    await what.fill("what I want");
+    // Somebody else is faster.
+    const group = await fetch(`${url}/api/v1/device-groups/${name}`, { headers: { Authorization: `Bearer ${token}` } });
+    const other = await fetch(`${url}/api/v1/device-groups/${name}`, {
+      method: "PUT",
+      headers: { Authorization: `Bearer ${token}`, "Content-Type": "application/json", "If-Match": group.headers.get("ETag") },
+      body: JSON.stringify({ filter: 'state == "failed"', description: "what others want" }),
+    });
+    assert.equal(other.status, 200);
+    await dialog.getByRole("button", { name: "Save" }).click();
+    await dialog.getByText("Somebody else has changed it").waitFor();
+    await dialog.getByRole("button", { name: "See what it is now" }).click();
+    await page.waitForFunction(() => [...document.querySelectorAll("dialog input")].some((input) => input.value === "what others want"));
+    await what.fill("what both want");
+    await dialog.getByRole("button", { name: "Save" }).click();
+    await dialog.waitFor({ state: "detached" });
+    await page.getByRole("cell", { name: "what both want" }).waitFor();
+    await page.getByRole("button", { name: `Remove ${name}` }).click();
+    await dialog.getByLabel(/to confirm/).fill(name);
+    await dialog.getByRole("button", { name: "Remove", exact: true }).click();
+    await dialog.waitFor({ state: "detached" });
+    await context.close();
+  },
+
+  async "a device is held with a reason, and is not held any more"() {
+    const context = await browser.newContext();
+    const page = await open(context, (await details())[0]);
+    await login(page, token);
+    for (const reason of ["the e2e test looks at it", ""]) {
+      await page.getByRole("button", { name: "Edit", exact: true }).click();
+      await page.getByRole("dialog").getByLabel("Hold it, because").fill(reason);
+      await page.getByRole("dialog").getByRole("button", { name: "Save" }).click();
+      await page.getByRole("dialog").waitFor({ state: "detached" });
+      const note = page.locator(".note", { hasText: "the e2e test looks at it" });
+      await note.waitFor({ state: reason ? "visible" : "detached" });
+    }
+    await context.close();
+  },
+
+  async "a catalogue that nobody allowed is refused with what to do"() {
+    const context = await browser.newContext();
+    const page = await open(context, "/artifacts");
+    await login(page, token);
+    await page.getByLabel("Address of the catalogue").fill("https://firmware.invalid/catalogue.json");
+    await page.getByRole("button", { name: "Mirror it" }).click();
+    await page.getByRole("alert").getByText(/\[repository\]/).waitFor();
+    await context.close();
+  },
+
   async "an image is uploaded, and an entry of the audit log is proven in the browser"() {
     const folder = mkdtempSync(join(tmpdir(), "firmesh-dashboard-"));
     const file = join(folder, "image.bin");
@@ -176,6 +270,8 @@ const steps = {
     await confirm(page, "Start", campaign);
     await page.locator(".figures").getByText("active").waitFor();
     assert.deepEqual(await axe(page), [], "a running campaign");
+    // It says when it ends, or why that is not known; never nothing.
+    assert.match(await page.locator(".ends").innerText(), /Campaign ends\s+(about \d|not known because )/);
     await confirm(page, "Pause", campaign);
     await page.locator(".figures").getByText("paused").waitFor();
     await confirm(page, "Resume", campaign);

@@ -37,6 +37,14 @@ export async function read<T>(path: string, signal?: AbortSignal): Promise<T> {
   return (await ask(`/api/v1/${path}`, { signal: signal ?? null })).json() as Promise<T>;
 }
 
+/** Something with the tag that a change of it has to name, so that nobody else's change is lost. */
+export async function readTagged<T>(path: string, signal?: AbortSignal): Promise<{ value: T; tag: string }> {
+  const answer = await ask(`/api/v1/${path}`, { signal: signal ?? null });
+  const tag = answer.headers.get("ETag");
+  if (!tag) throw new Problem(0, "untagged", "the coordinator has not said which version this is: it cannot be changed from here");
+  return { value: (await answer.json()) as T, tag };
+}
+
 /** POST, PUT or DELETE with a JSON body. */
 export async function send<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T> {
   const answer = await ask(`/api/v1/${path}`, {

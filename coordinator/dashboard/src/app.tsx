@@ -1,6 +1,6 @@
 // The shell: navigation, theme, who works here, the state of the connection, shortcuts.
 
-import { Suspense, lazy, useEffect, useState, type ComponentType } from "react";
+import { Suspense, lazy, useEffect, useRef, useState, type ComponentType } from "react";
 import { read } from "./api";
 import { link, follow } from "./live";
 import { Login, ReturnPage } from "./login";
@@ -10,6 +10,7 @@ import { Dialog } from "./parts/ui";
 import { Link, go, usePath } from "./router";
 import { session } from "./session";
 import type { Who } from "./types";
+import { useWatched } from "./watched";
 
 const page = <K extends string>(load: () => Promise<Record<K, ComponentType<{ rest: string }>>>, name: K) =>
   lazy(() => load().then((module) => ({ default: module[name] })));
@@ -39,6 +40,13 @@ export function App() {
     });
   }, [token]);
   useShortcuts(setHelp);
+  const nav = useRef<HTMLElement>(null);
+  // On a phone the pages do not all fit beside each other.
+  useEffect(() => {
+    const [row, current] = [nav.current, nav.current?.querySelector<HTMLElement>("[aria-current=page]")];
+    if (row && current) row.scrollLeft = current.offsetLeft - (row.clientWidth - current.offsetWidth) / 2;
+  }, [here]);
+  useWatched();
 
   const Page = here?.[3];
   return (
@@ -52,7 +60,7 @@ export function App() {
             <img src="/favicon.svg" alt="" />
             Firmesh
           </Link>
-          <nav className="nav" aria-label="Pages">
+          <nav className="nav" aria-label="Pages" ref={nav}>
             {PAGES.map(([id, name]) => (
               <Link key={id} href={`/${id}`} aria-current={id === here?.[0] ? "page" : undefined}>
                 {name}
@@ -94,7 +102,7 @@ function Foot({ help }: { help: () => void }) {
     <div className="side-foot">
       <span className="link-state" role="status" data-link={state}>
         <span className={state === "live" ? "dot" : "dot away"} aria-hidden="true" />
-        {state === "live" ? "Live" : state === "connecting" ? "Connecting…" : "Reconnecting…"}
+        <span className="link-name">{state === "live" ? "Live" : state === "connecting" ? "Connecting…" : "Reconnecting…"}</span>
       </span>
       <span className="only-wide" data-who>
         {who ? `${who.name}${roles ? ` (${roles})` : ""}` : " "}

@@ -57,7 +57,24 @@ export interface Device {
   phase: string;
   enabled: boolean;
   attempt: Attempt | null;
-  registration?: { hardware_id: string; region: string; tags: string[]; registered: string; mismatch?: string; held?: string };
+  registration?: { hardware_id?: string; region: string; tags?: string[]; metadata?: Record<string, unknown>; registered: string; mismatch?: string; held?: string };
+  /** What it says of itself; nothing is decided by it. */
+  said?: {
+    at: string;
+    status?: { status?: string; version?: string; progress?: number; message?: string };
+    validation?: { version: string; ok: boolean; message?: string };
+  };
+}
+
+/** What is not known is null. */
+export interface DeviceHealth {
+  online: boolean | null;
+  cpuUsage: number | null;
+  memoryUsage: number | null;
+  uptime: number | null;
+  lastHeartbeat: string | null;
+  applicationMetrics: { sensorReadings: Record<string, number> | null; errorRate: number | null };
+  selfReported: string | null;
 }
 
 export interface Update {
@@ -149,8 +166,12 @@ export interface Baseline {
   filter?: string;
   releases: string[];
   missing?: string[];
+  /** By which rules devices that drift are brought back. */
+  reconcile?: Record<string, unknown>;
   version: number;
 }
+
+export interface Reconciled { drifted: number; drafted: boolean; draft?: { id: string }; reason: string }
 
 export interface Compliance { baseline: string; devices: number; states: Counts; sites: Record<string, Counts> }
 
@@ -174,6 +195,21 @@ export interface Windows {
 }
 
 export interface Group { id: string; description: string; filter?: string; members?: number; version: number }
+
+/** Who is told what happens, and how far he has come. */
+export interface Destination {
+  name: string;
+  kind: string;
+  target: string;
+  backlog: number;
+  last_delivered: string | null;
+  last_error: { at: string; number: number; reason: string } | null;
+  failing_since: string | null;
+  next_attempt: string | null;
+  delivered: number;
+  refused: number;
+  given_up: number;
+}
 
 export interface ApiKey {
   id: string;
@@ -199,7 +235,19 @@ export interface LoginMethods { passwords: boolean; oidc?: Oidc }
 
 export interface AuditEntry { entry: string; leaf: string; document?: string }
 
-export interface Operation { id: string; kind: string; subject: string; state: string; started: string; ended?: string; progress: string; problem?: string }
+export interface SyncResult { listed: number; fetched: number; bytes: number; unchanged: number; drafted: number; failed: { url: string; problem: string }[] }
+
+export interface Operation {
+  id: string;
+  kind: string;
+  subject: string;
+  state: "running" | "succeeded" | "failed" | "interrupted";
+  started: string;
+  ended?: string;
+  progress: string;
+  result?: SyncResult;
+  problem?: string;
+}
 
 export type LiveEvent =
   | { id: number; at: string; kind: "campaign"; data: Campaign }

@@ -88,7 +88,7 @@ impl Page {
             "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>{node} - Firmesh node</title>\n\
              <link rel=\"stylesheet\" href=\"/page.css\">\n<script src=\"/page.js\" defer></script>\n</head>\n<body>\n\
-             <p id=\"stale\" class=\"bad\" role=\"status\" hidden>This node does not answer: what stands here is old.</p>\n<main>\n",
+             <p id=\"stale\" class=\"bad\" role=\"status\" hidden>This node does not answer: what stands here is old.</p>\n<main>\n<section>\n",
             node = Text(&status.node)
         ));
         self.head(status);
@@ -99,7 +99,7 @@ impl Page {
         self.hosts(status);
         self.store(status);
         self.add(format_args!(
-            "<p class=\"quiet\">The same for machines: <a href=\"/status\">/status</a>, <a href=\"/metrics\">/metrics</a>, \
+            "</section>\n<p class=\"quiet\">The same for machines: <a href=\"/status\">/status</a>, <a href=\"/metrics\">/metrics</a>, \
              <a href=\"/health\">/health</a></p>\n</main>\n</body>\n</html>\n"
         ));
     }
@@ -147,7 +147,7 @@ impl Page {
         problems.extend(brakes.map(|brake| ("stopped for good", brake.to_string())));
         let refusals = status.refusals.iter().rev();
         problems.extend(refusals.map(|refusal| ("refused", format!("{}: {}", refusal.code, refusal.detail))));
-        self.add(format_args!("<h2>Needs a look</h2>\n"));
+        self.add(format_args!("</section>\n<section>\n<h2>Needs a look</h2>\n"));
         if problems.is_empty() {
             self.add(format_args!("<p class=\"good\">Nothing.</p>\n"));
             return;
@@ -159,7 +159,7 @@ impl Page {
     }
 
     fn images(&mut self, status: &Status) {
-        self.add(format_args!("<h2>Images</h2>\n"));
+        self.add(format_args!("</section>\n<section>\n<h2>Images</h2>\n"));
         let rows = status.holdings.iter().map(|held| {
             let name = held.artifact.to_string();
             let (pieces, all) = (held.pieces, held.pieces_total);
@@ -177,7 +177,9 @@ impl Page {
     }
 
     fn traffic(&mut self, status: &Status) {
-        self.add(format_args!("<h2>Moved since the start</h2>\n"));
+        self.add(format_args!(
+            "</section>\n<section class=\"half\">\n<h2>Moved since the start</h2>\n"
+        ));
         let traffic = &status.traffic;
         let rows = [
             ("from the origin", traffic.from_origin),
@@ -197,7 +199,7 @@ impl Page {
     }
 
     fn devices(&mut self, status: &Status) {
-        self.add(format_args!("<h2>Devices</h2>\n"));
+        self.add(format_args!("</section>\n<section>\n<h2>Devices</h2>\n"));
         let rows = status.devices.iter().map(|facts| {
             let attempt = status.attempts.iter().rfind(|attempt| attempt.device == facts.device);
             let (class, state, reason) = match attempt {
@@ -235,7 +237,7 @@ impl Page {
         if status.hosts.is_empty() {
             return;
         }
-        self.add(format_args!("<h2>Hosts that step aside</h2>\n"));
+        self.add(format_args!("</section>\n<section>\n<h2>Hosts that step aside</h2>\n"));
         let rows = status.hosts.iter().map(|host| {
             let is_stuck = host.state == HostState::Leaving && host.problem.is_some();
             [
@@ -263,7 +265,7 @@ impl Page {
             ("Looked at as a whole last", scrubbed),
             ("Pieces found damaged", store.scrub.pieces_lost.to_string()),
         ];
-        self.add(format_args!("<h2>Store</h2>\n"));
+        self.add(format_args!("</section>\n<section class=\"half\">\n<h2>Store</h2>\n"));
         let rows = rows.map(|(what, value)| [Cell::plain(what), Cell::number(value)]);
         self.table(["What", "How much"], rows.into_iter());
     }
@@ -283,8 +285,10 @@ impl Page {
         self.add(format_args!("</tr></thead>\n<tbody>\n"));
         for row in rows.take(ROWS_MAX) {
             self.add(format_args!("<tr>"));
-            for cell in row {
-                self.0.push_str(&cell.0);
+            // On a phone the cells stand below each other, each with its heading.
+            for (head, cell) in heads.iter().zip(row) {
+                let named = format!("<td data-label=\"{}\"", Text(head));
+                self.0.push_str(&cell.0.replacen("<td", &named, 1));
             }
             self.add(format_args!("</tr>\n"));
         }

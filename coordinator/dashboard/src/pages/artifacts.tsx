@@ -7,12 +7,17 @@ import { useLoaded } from "../live";
 import { Await, Command, Confirm, Empty, Facts, Figures, PageHead, Panel, State, Trouble } from "../parts/ui";
 import { Link, goQuery, useQuery } from "../router";
 import { useMay } from "../session";
-import type { Artifact, Firmware, MeshNode, Operation, Upload } from "../types";
+import type { Artifact, Firmware, MeshNode, Upload } from "../types";
 import { upload, type Progress } from "../upload";
+import { Replicas } from "./replicas";
+import { StartSync, Syncs } from "./sync";
 
 export function ArtifactsPage({ rest }: { rest: string }) {
   return rest ? <FirmwarePage key={rest} name={rest} /> : <Everything />;
 }
+
+/** What can be planned with comes first. */
+const ORDER = ["approved", "draft", "deprecated", "revoked"];
 
 function Everything() {
   const search = useQuery().get("q") ?? "";
@@ -20,13 +25,12 @@ function Everything() {
   const loaded = useLoaded(
     "artifacts",
     async (signal) => {
-      const [firmware, artifacts, uploads, operations] = await Promise.all([
+      const [firmware, artifacts, uploads] = await Promise.all([
         list<Firmware>("firmware", 2000, signal),
         list<Artifact>("artifacts", 2000, signal),
         list<Upload>("uploads", 200, signal),
-        list<Operation>("operations", 1000, signal),
       ]);
-      return { firmware: firmware.items, artifacts: artifacts.items, uploads: uploads.items, operations: operations.items.slice(-8).reverse() };
+      return { firmware: firmware.items, artifacts: artifacts.items, uploads: uploads.items };
     },
     (event) => event.kind === "artifact",
   );
@@ -34,9 +38,10 @@ function Everything() {
     <>
       <PageHead title="Artifacts and releases" sub="Images as bytes, and the releases that people have signed for them." />
       <Await of={loaded}>
-        {({ firmware, artifacts, uploads, operations }) => {
+        {({ firmware, artifacts, uploads }) => {
           const word = search.toLowerCase();
-          const shown = firmware.filter(({ name, state, release }) => `${name} ${state} ${release.info.vendor} ${release.info.models.join(" ")} ${release.info.version}`.toLowerCase().includes(word));
+          const inOrder = firmware.toSorted((a, b) => ORDER.indexOf(a.state) - ORDER.indexOf(b.state) || a.name.localeCompare(b.name, "en", { numeric: true }));
+          const shown = inOrder.filter(({ name, state, release }) => `${name} ${state} ${release.info.vendor} ${release.info.models.join(" ")} ${release.info.version}`.toLowerCase().includes(word));
           const named = new Set(firmware.map((one) => one.release.artifact.sha256));
           const unnamed = artifacts.filter((artifact) => !named.has(artifact.sha256));
           const waiting = uploads.filter((one) => !one.artifact);
@@ -50,7 +55,15 @@ function Everything() {
                   ["On their way", number(waiting.length)],
                 ]}
               />
-              {mayImport ? <Uploader done={loaded.reload} /> : <div className="note">Bringing images in needs the role admin. Log in, or at a terminal: <code>firmesh artifact import FILE</code></div>}
+              {mayImport ? (
+                <div className="cols">
+                  <Uploader done={loaded.reload} />
+                  <StartSync />
+                </div>
+              ) : (
+                <div className="note">Bringing images in needs the role admin. Log in, or at a terminal: <code>firmesh artifact import FILE</code></div>
+              )}
+              <Syncs done={loaded.reload} />
               {waiting.length > 0 && <Waiting uploads={waiting} done={loaded.reload} />}
               <div className="search">
                 <input type="search" aria-label="Search releases" placeholder="Search by name, vendor, model or version" value={search} onChange={(event) => goQuery({ q: event.target.value })} />
@@ -102,30 +115,6 @@ function Everything() {
                         <tr key={artifact.id}>
                           <th scope="row" className="mono">{artifact.sha256}</th>
                           <td className="num">{bytes(artifact.length)}</td>
-                        </tr>
-                      ))}
-                    </tbody>
-                  </table>
-                </Panel>
-              )}
-              {operations.length > 0 && (
-                <Panel title="Repository syncs" flush>
-                  <table className="stacked">
-                    <thead>
-                      <tr>
-                        <th scope="col">Catalogue</th>
-                        <th scope="col">State</th>
-                        <th scope="col">Began</th>
-                        <th scope="col">How far</th>
-                      </tr>
-                    </thead>
-                    <tbody>
-                      {operations.map((one) => (
-                        <tr key={one.id}>
-                          <th scope="row">{one.subject}</th>
-                          <td><State state={one.state} /></td>
-                          <td>{moment(one.started)}</td>
-                          <td>{one.problem ?? one.progress}</td>
                         </tr>
                       ))}
                     </tbody>
@@ -250,12 +239,12 @@ function FirmwarePage({ name }: { name: string }) {
       read<Record<string, unknown>>(`verdicts/${firmware.release.artifact.sha256}`, signal).catch(() => null),
       list<MeshNode>("nodes", 4000, signal),
     ]);
-    const holders = nodes.items.filter((node) => node.holdings.some((one) => one.artifact === firmware.release.artifact.id && one.pieces === one.pieces_total));
-    return { firmware, verdict, holders: holders.length, nodes: nodes.items.length, more: nodes.more };
-  });
+    return { firmware, verdict, nodes: nodes.items.filter((node) => node.enrolled && !node.revoked), more: nodes.more };
+  }, (event) => event.kind === "node", 5_000);
   return (
     <Await of={loaded}>
-      {({ firmware, verdict, holders, nodes, more }) => {
+      {({ firmware, verdict, nodes, more }) => {
+        const holders = nodes.filter((node) => node.holdings.some((one) => one.artifact === firmware.release.artifact.id && one.pieces === one.pieces_total)).length;
         const { info, artifact } = firmware.release;
         const provenance = info.provenance as { kind?: string } | undefined;
         return (
@@ -270,7 +259,7 @@ function FirmwarePage({ name }: { name: string }) {
                 ["State", <State key="s" state={firmware.state} />],
                 ["Size", bytes(artifact.length)],
                 ["At the origin", firmware.stored ? "yes" : "no"],
-                ["At nodes", number(holders), `of ${number(nodes)}${more ? " looked at" : ""}`],
+                ["Whole at nodes", number(holders), `of ${number(nodes.length)}${more ? " looked at" : ""}`],
               ]}
             />
             {firmware.reason && <div className="note warn">{firmware.reason}</div>}
@@ -308,6 +297,7 @@ function FirmwarePage({ name }: { name: string }) {
                 )}
               </Panel>
             </div>
+            <Replicas artifact={firmware.release.artifact} nodes={nodes} stored={firmware.stored} more={more} />
             {asked && (
               <Confirm
                 title={asked === "deprecate" ? `Deprecate ${name}?` : asked === "restore" ? `Plan with ${name} again?` : `Remove the draft ${name}?`}

@@ -92,48 +92,50 @@ function Search({ size, kind, word, setKind, setWord, shown, show }: { size: num
         </select>
         <button className="button">Search</button>
       </form>
-      <Await of={loaded}>
-        {({ rows, before }) => (
-          <>
-            <div className="scroll-x" style={{ maxHeight: "60vh", overflowY: "auto" }} tabIndex={0} role="region" aria-label="Entries">
-              <table className="stacked">
-                <thead>
-                  <tr>
-                    <th scope="col" className="num">No.</th>
-                    <th scope="col">When</th>
-                    <th scope="col">Kind</th>
-                    <th scope="col">What</th>
-                    <th scope="col"><span className="hidden-visually">Proof</span></th>
-                  </tr>
-                </thead>
-                <tbody>
-                  {rows.map((row) => (
-                    <tr key={row.entry.index}>
-                      <th scope="row" className="num">{row.entry.index}</th>
-                      <td className="nowrap quiet">{moment(row.entry.at)}</td>
-                      <td>{row.entry.event.kind}</td>
-                      <td className="any">{told(row.entry)}</td>
-                      <td>
-                        <button className="button small" aria-pressed={shown?.entry.index === row.entry.index} onClick={() => show(row)}>
-                          Check<span className="hidden-visually"> entry {row.entry.index}</span>
-                        </button>
-                      </td>
+      <div className="reading">
+        <Await of={loaded}>
+          {({ rows, before }) => (
+            <>
+              <div className="scroll-x" style={{ maxHeight: "60vh", overflowY: "auto" }} tabIndex={0} role="region" aria-label="Entries">
+                <table className="stacked">
+                  <thead>
+                    <tr>
+                      <th scope="col" className="num">No.</th>
+                      <th scope="col">When</th>
+                      <th scope="col">Kind</th>
+                      <th scope="col">What</th>
+                      <th scope="col"><span className="hidden-visually">Proof</span></th>
                     </tr>
-                  ))}
-                </tbody>
-              </table>
-            </div>
-            <p className="quiet small" role="status" style={{ padding: "8px 14px", borderTop: "1px solid var(--line)" }}>
-              {rows.length === 0 ? "Nothing found" : `${number(rows.length)} found`} in the last {number(size - before)} entries{" "}
-              {before > 0 && (
-                <button className="button small" onClick={() => setDepth(depth + 1)}>
-                  Look further back
-                </button>
-              )}
-            </p>
-          </>
-        )}
-      </Await>
+                  </thead>
+                  <tbody>
+                    {rows.map((row) => (
+                      <tr key={row.entry.index}>
+                        <th scope="row" className="num">{row.entry.index}</th>
+                        <td className="nowrap quiet half">{moment(row.entry.at)}</td>
+                        <td className="half">{row.entry.event.kind}</td>
+                        <td className="any">{told(row.entry)}</td>
+                        <td>
+                          <button className="button small" aria-pressed={shown?.entry.index === row.entry.index} onClick={() => show(row)}>
+                            Check<span className="hidden-visually"> entry {row.entry.index}</span>
+                          </button>
+                        </td>
+                      </tr>
+                    ))}
+                  </tbody>
+                </table>
+              </div>
+              <p className="quiet small" role="status" style={{ padding: "8px 14px", borderTop: "1px solid var(--line)" }}>
+                {rows.length === 0 ? "Nothing found" : `${number(rows.length)} found`} in the last {number(size - before)} entries{" "}
+                {before > 0 && (
+                  <button className="button small" onClick={() => setDepth(depth + 1)}>
+                    Look further back
+                  </button>
+                )}
+              </p>
+            </>
+          )}
+        </Await>
+      </div>
     </Panel>
   );
 }

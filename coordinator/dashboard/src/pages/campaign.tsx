@@ -4,11 +4,13 @@ import { useMemo, useState } from "react";
 import { list, page, read, send } from "../api";
 import { inOrder, number, percent, plural, sum, words } from "../format";
 import { useEvents, useLoaded, type Loaded } from "../live";
-import { Await, Command, Confirm, Empty, Facts, Figures, PageHead, Panel, State, StateBar, StateKeys, Trouble } from "../parts/ui";
+import { Await, Command, Confirm, Empty, Facts, PageHead, Panel, State, StateBar, Trouble } from "../parts/ui";
 import { VirtualList } from "../parts/virtual";
-import { Link } from "../router";
+import { told } from "../rules";
+import { Link, goQuery, useQuery } from "../router";
 import { session, useMay } from "../session";
-import type { Attempt, Campaign, CampaignState, Explanation, Policy, Wave, WaveApproval } from "../types";
+import { Progress } from "./pace";
+import type { Attempt, Campaign, CampaignState, Counts, Explanation, Policy, Wave, WaveApproval } from "../types";
 
 const ENDED: CampaignState[] = ["completed", "rolled_back", "failed", "cancelled"];
 const HELD_SHOWN = 500;
@@ -19,14 +21,16 @@ export function CampaignPage({ id }: { id: string }) {
   useEvents((event) => {
     if (event !== "reload" && event.kind === "campaign" && event.data.id === id) loaded.set(event.data);
   });
+  // Every policy is looked through, once: what was signed does not change.
+  const policy = useLoaded(`policy ${id} ${loaded.data?.state === "pending_approval"}`, (signal) => policyOf(id, signal));
   return (
     <Await of={loaded}>
       {(campaign) => (
         <>
           <PageHead title={campaign.id} crumbs={[["Campaigns", "/campaigns"]]} sub={campaign.reason}>
-            <Actions campaign={campaign} loaded={loaded} />
+            <Actions campaign={campaign} policy={policy.data} loaded={loaded} />
           </PageHead>
-          <Overview campaign={campaign} />
+          <Progress campaign={campaign} policy={policy.data} />
           {campaign.state === "pending_approval" && <Draft id={id} path={path} />}
           {campaign.state !== "pending_approval" && <Asked campaign={campaign} path={path} />}
           <Waves campaign={campaign} path={path} />
@@ -34,10 +38,10 @@ export function CampaignPage({ id }: { id: string }) {
             <Findings campaign={campaign} path={path} />
             <div className="stack">
               <Held campaign={campaign} />
-              <Rules id={id} state={campaign.state} />
+              <Rules policy={policy.data} />
             </div>
           </div>
-          {campaign.state !== "pending_approval" && <Attempts id={id} path={path} />}
+          {campaign.state !== "pending_approval" && <Attempts id={id} path={path} states={campaign.states} />}
           {!ENDED.includes(campaign.state) && campaign.state !== "pending_approval" && <ForGood id={id} campaign={campaign} loaded={loaded} />}
         </>
       )}
@@ -45,35 +49,9 @@ export function CampaignPage({ id }: { id: string }) {
   );
 }
 
-function Overview({ campaign }: { campaign: Campaign }) {
-  const all = sum(campaign.states);
-  const good = (campaign.states.success ?? 0) + (campaign.states.skipped ?? 0);
-  const bad = ["failed", "timed_out", "quarantined", "rolled_back"].reduce((count, state) => count + (campaign.states[state] ?? 0), 0);
-  const possession = campaign.possession;
-  return (
-    <>
-      <Figures
-        rows={[
-          ["State", <State key="s" state={campaign.state} />],
-          ["Done", percent(good, all), `${number(good)} of ${number(all)}`],
-          ["Went wrong", number(bad)],
-          ["Left out by the plan", number(campaign.held.length)],
-          ...(possession ? [["Images proven", `${number(possession.proven)} of ${number(possession.nodes)}`, "nodes"] as [string, string, string]] : []),
-        ]}
-      />
-      <section className="panel" aria-label="Devices by state">
-        <div className="body">
-          <StateBar states={campaign.states} tall />
-          <StateKeys states={campaign.states} />
-        </div>
-      </section>
-    </>
-  );
-}
-
 type Verb = "start" | "pause" | "resume" | "cancel" | "rollback";
 
-function Actions({ campaign, loaded }: { campaign: Campaign; loaded: Loaded<Campaign> }) {
+function Actions({ campaign, policy, loaded }: { campaign: Campaign; policy: Policy | null; loaded: Loaded<Campaign> }) {
   const [asked, setAsked] = useState<Verb | null>(null);
   const mayOrder = useMay("campaign:order");
   const mayRollBack = useMay("campaign:rollback");
@@ -105,7 +83,7 @@ function Actions({ campaign, loaded }: { campaign: Campaign; loaded: Loaded<Camp
             {names[verb]}
           </button>
         ))}
-      {asked === "rollback" && <RollBack campaign={campaign} loaded={loaded} close={() => setAsked(null)} />}
+      {asked === "rollback" && <RollBack campaign={campaign} policy={policy} loaded={loaded} close={() => setAsked(null)} />}
       {asked && asked !== "rollback" && (
         <Confirm
           title={`${names[asked]} ${id}?`}
@@ -132,10 +110,9 @@ async function policyOf(id: string, signal: AbortSignal): Promise<Policy | null>
   return null;
 }
 
-function RollBack({ campaign, loaded, close }: { campaign: Campaign; loaded: Loaded<Campaign>; close: () => void }) {
+function RollBack({ campaign, policy, loaded, close }: { campaign: Campaign; policy: Policy | null; loaded: Loaded<Campaign>; close: () => void }) {
   const [reason, setReason] = useState("");
   const [wave, setWave] = useState("all");
-  const policy = useLoaded("policy", (signal) => policyOf(campaign.id, signal));
   const scope = wave === "all" ? {} : { waves: [Number(wave)] };
   const flag = wave === "all" ? "" : ` --wave ${wave}`;
   const isOpen = (one: Wave) => one.open;
@@ -167,7 +144,7 @@ function RollBack({ campaign, loaded, close }: { campaign: Campaign; loaded: Loa
         <span>Why</span>
         <input value={reason} onChange={(event) => setReason(event.target.value)} required />
       </label>
-      {policy.data && policy.data.rules.operator_rollback !== true && (
+      {policy && policy.rules.operator_rollback !== true && (
         <div className="note warn stack">
           <p>The manifest leaves this to the approvers: the coordinator will refuse it from here. Where their keys are:</p>
           <Command line={`firmesh campaign rollback ${campaign.id}${flag} --reason "${reason || "…"}" --key KEY-1 --key KEY-2`} />
@@ -425,34 +402,18 @@ function Held({ campaign }: { campaign: Campaign }) {
   );
 }
 
-function Rules({ id, state }: { id: string; state: CampaignState }) {
-  const loaded = useLoaded(`policy ${id} ${state === "pending_approval"}`, (signal) => policyOf(id, signal));
-  if (!loaded.data) return null;
-  const { rules } = loaded.data;
+function Rules({ policy }: { policy: Policy | null }) {
+  if (!policy) return null;
+  const { rules } = policy;
   return (
     <Panel title="Rules that approvers have signed">
-      <Facts
-        rows={Object.entries(rules)
-          .filter(([, value]) => !(value && typeof value === "object" && Object.keys(value).length === 0))
-          .map(([name, value]) => [words(name), <span key={name} className={typeof value === "object" ? "mono" : ""}>{typeof value === "object" ? describe(value) : String(value)}</span>])}
-      />
+      <Facts rows={told(rules)} />
     </Panel>
   );
 }
 
-/** JSON as people read it: `kind canary, shares 10 %, 50 %, 100 %`. */
-function describe(value: unknown): string {
-  if (Array.isArray(value)) return value.map(describe).join(", ");
-  if (value && typeof value === "object") {
-    return Object.entries(value)
-      .map(([name, inner]) => `${words(name)} ${["shares", "advance", "rollback"].includes(name) ? shares(inner) : describe(inner)}`)
-      .join(", ");
-  }
-  return String(value);
-}
-const shares = (value: unknown): string => (Array.isArray(value) ? value.map(shares).join(" ") : `${Number(value) / 100} %`);
-
-function Attempts({ id, path }: { id: string; path: string }) {
+function Attempts({ id, path, states }: { id: string; path: string; states: Counts }) {
+  const state = useQuery().get("state") ?? "";
   const [device, setDevice] = useState<string | null>(null);
   const explained = useLoaded(
     `${path}/explain ${device}`,
@@ -460,37 +421,52 @@ function Attempts({ id, path }: { id: string; path: string }) {
     (event) => event.kind === "attempt" && event.data.device === device,
   );
   return (
-    <Panel title="Devices of the campaign" flush>
-      <VirtualList<Attempt>
-        label="Attempts"
-        path={`${path}/attempts`}
-        query=""
-        rowKey={(row) => row.device}
-        empty={<p>No attempts yet.</p>}
-        patch={(row, event) => (event.kind === "attempt" && event.data.campaign === id && event.data.device === row.device ? event.data : null)}
-        columns={[
-          { name: "Device", width: "minmax(120px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
-          { name: "State", width: "minmax(110px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
-          { name: "Wave", width: "60px", cell: (row) => row.wave },
-          { name: "Runs", width: "minmax(80px, 1fr)", cell: (row) => row.version ?? "–" },
-          { name: "Why", width: "minmax(100px, 3fr)", cell: (row) => <span title={row.reason}>{row.reason || "–"}</span> },
-          {
-            name: "Explain", width: "80px", phone: true,
-            cell: (row) => (
-              <button className="button small" onClick={() => setDevice(row.device)}>
-                Explain<span className="hidden-visually"> {row.device}</span>
-              </button>
-            ),
-          },
-        ]}
-      />
-      {device && (
-        <div style={{ borderTop: "1px solid var(--line)" }} role="status">
-          <h3 style={{ padding: "10px 14px 0" }}>{device}</h3>
-          {explained.error && <Trouble error={explained.error} />}
-          {explained.data && <FindingList rows={explained.data} />}
-        </div>
-      )}
-    </Panel>
+    <div id="devices" className="jump-to">
+      <Panel
+        title="Devices of the campaign"
+        aside={
+          <select aria-label="State" className="fit" value={state} onChange={(event) => goQuery({ state: event.target.value })}>
+            <option value="">every state</option>
+            {[...new Set([...inOrder(states).map(([name]) => name), ...(state ? [state] : [])])].map((name) => (
+              <option key={name} value={name}>
+                {words(name)}
+              </option>
+            ))}
+          </select>
+        }
+        flush
+      >
+        <VirtualList<Attempt>
+          label="Attempts"
+          path={state ? "attempts" : `${path}/attempts`}
+          query={state ? `campaign=${encodeURIComponent(id)}&state=${encodeURIComponent(state)}` : ""}
+          rowKey={(row) => row.device}
+          empty={<p>{state ? `None is ${words(state)} now.` : "No attempts yet."}</p>}
+          patch={(row, event) => (event.kind === "attempt" && event.data.campaign === id && event.data.device === row.device ? event.data : null)}
+          columns={[
+            { name: "Device", width: "minmax(90px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
+            { name: "State", width: "minmax(100px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
+            { name: "Wave", width: "60px", cell: (row) => row.wave },
+            { name: "Runs", width: "minmax(80px, 1fr)", cell: (row) => row.version ?? "–" },
+            { name: "Why", width: "minmax(100px, 3fr)", cell: (row) => <span title={row.reason}>{row.reason || "–"}</span> },
+            {
+              name: "Explain", width: "72px", phone: true,
+              cell: (row) => (
+                <button className="button small" onClick={() => setDevice(row.device)}>
+                  Explain<span className="hidden-visually"> {row.device}</span>
+                </button>
+              ),
+            },
+          ]}
+        />
+        {device && (
+          <div style={{ borderTop: "1px solid var(--line)" }} role="status">
+            <h3 style={{ padding: "10px 14px 0" }}>{device}</h3>
+            {explained.error && <Trouble error={explained.error} />}
+            {explained.data && <FindingList rows={explained.data} />}
+          </div>
+        )}
+      </Panel>
+    </div>
   );
 }

@@ -2,10 +2,12 @@ import { Suspense, lazy } from "react";
 import { list } from "../api";
 import { number, percent, sum } from "../format";
 import { useLoaded } from "../live";
-import { Await, Empty, Figures, PageHead, Panel, State, StateBar } from "../parts/ui";
+import { campaignEnds, note, told } from "../pace";
+import { Await, Empty, Figures, PageHead, Panel, State, StateBar, useNow } from "../parts/ui";
 import { Link, goQuery, useQuery } from "../router";
 import { useMay } from "../session";
 import type { Campaign } from "../types";
+import { End } from "./ends";
 
 const CampaignPage = lazy(() => import("./campaign").then((module) => ({ default: module.CampaignPage })));
 const CreatePage = lazy(() => import("./create").then((module) => ({ default: module.CreatePage })));
@@ -63,7 +65,7 @@ function CampaignList() {
                   </Empty>
                 </section>
               )}
-              <CampaignTable title="Running" rows={group(RUNNING)} />
+              <CampaignTable title="Running" rows={group(RUNNING)} isRunning />
               <CampaignTable title="Waiting" rows={group(WAITING)} />
               <CampaignTable title="Ended" rows={group(null)} />
               {items.length > 0 && shown.length === 0 && <p className="quiet">Nothing matches “{search}”.</p>}
@@ -76,7 +78,7 @@ function CampaignList() {
   );
 }
 
-function CampaignTable({ title, rows }: { title: string; rows: Campaign[] }) {
+function CampaignTable({ title, rows, isRunning = false }: { title: string; rows: Campaign[]; isRunning?: boolean }) {
   if (rows.length === 0) return null;
   return (
     <Panel title={title} aside={<span className="quiet small">{number(rows.length)}</span>} flush>
@@ -95,6 +97,7 @@ function CampaignTable({ title, rows }: { title: string; rows: Campaign[] }) {
               <th scope="col" className="num">
                 Done
               </th>
+              {isRunning && <th scope="col">Ends</th>}
               <th scope="col">Why</th>
             </tr>
           </thead>
@@ -119,6 +122,11 @@ function CampaignTable({ title, rows }: { title: string; rows: Campaign[] }) {
                   <td className="num" data-label="Done">
                     {percent(good, all)}
                   </td>
+                  {isRunning && (
+                    <td data-label="Ends">
+                      <Ends campaign={campaign} />
+                    </td>
+                  )}
                   <td className="quiet">{campaign.reason}</td>
                 </tr>
               );
@@ -127,5 +135,17 @@ function CampaignTable({ title, rows }: { title: string; rows: Campaign[] }) {
         </table>
       </div>
     </Panel>
+  );
+}
+
+/** Without the soaks: the rules are not in a list of campaigns. The campaign's own page has them. */
+function Ends({ campaign }: { campaign: Campaign }) {
+  const now = useNow(5_000);
+  const estimate = campaignEnds(campaign, note(campaign), now, null);
+  if (!estimate) return <>–</>;
+  return (
+    <span title={estimate.known ? `in ${told(estimate)}: ${estimate.basis}` : estimate.why}>
+      <End estimate={estimate} now={now} />
+    </span>
   );
 }

@@ -6,8 +6,11 @@ import { add, moment, number, percent, plural, releaseName, sum } from "../forma
 import { useLoaded } from "../live";
 import { Await, Empty, Figures, PageHead, Panel, State, StateBar, StateKeys, Trouble } from "../parts/ui";
 import { VirtualList } from "../parts/virtual";
+import { told } from "../rules";
 import { Link, goQuery, useQuery } from "../router";
+import { useMay } from "../session";
 import type { Baseline, Compliance, Drift } from "../types";
+import { BaselineActions, NewBaseline } from "./baseline_form";
 
 export function CompliancePage({ rest }: { rest: string }) {
   return rest ? <BaselinePage key={rest} id={rest} /> : <Report />;
@@ -38,13 +41,24 @@ const regionsOf = (one: Compliance) => {
 function Report() {
   const loaded = useLoaded("compliance", load, (event) => event.kind === "campaign", 15_000);
   const [error, setError] = useState<Error | null>(null);
+  const [making, setMaking] = useState(false);
+  const mayWrite = useMay("policy:write");
   return (
     <>
       <PageHead title="Compliance" sub={`What devices are to run, and do. As of ${moment(new Date().toISOString())}.`}>
+        {mayWrite && <button className="button primary" onClick={() => setMaking(true)}>New baseline</button>}
         <button className="button" onClick={() => void save(setError)}>Save as CSV</button>
         <button className="button" onClick={() => print()}>Print</button>
       </PageHead>
       {error && <Trouble error={error} />}
+      {making && (
+        <NewBaseline
+          close={(made) => {
+            setMaking(false);
+            if (made) loaded.reload();
+          }}
+        />
+      )}
       <Await of={loaded}>
         {(items) => {
           const states = items.reduce((all, one) => add(all, one.states), {} as Record<string, number>);
@@ -53,8 +67,8 @@ function Report() {
               {items.length === 0 && (
                 <section className="panel">
                   <Empty>
-                    <p>No baselines yet: a baseline says which releases devices are to run.</p>
-                    <code>firmesh baseline --help</code>
+                    <p>No baselines yet.</p>
+                    <p className="small">A baseline says which releases devices are to run; this page then says who does, who is behind, and who is ahead.</p>
                   </Empty>
                 </section>
               )}
@@ -130,6 +144,7 @@ function BaselinePage({ id }: { id: string }) {
   return (
     <>
       <PageHead title={id} crumbs={[["Compliance", "/compliance"]]} sub={loaded.data?.baseline.description}>
+        {loaded.data && <BaselineActions baseline={loaded.data.baseline} changed={loaded.reload} />}
         <button className="button" onClick={() => print()}>Print</button>
       </PageHead>
       <Await of={loaded}>
@@ -144,6 +159,9 @@ function BaselinePage({ id }: { id: string }) {
                   </li>
                 ))}
               </ul>
+              <p className="quiet small">
+                {baseline.reconcile ? `Devices that drift are brought back by campaigns that approvers sign: ${told(baseline.reconcile).map(([name, value]) => `${name} ${value}`).join("; ")}.` : "Nobody drafts campaigns for devices that drift: firmesh baseline set --reconcile FILE says by which rules."}
+              </p>
               <p className="quiet small">For {baseline.filter ? <code>{baseline.filter}</code> : "all devices"}.</p>
             </Panel>
             {compliance && (
@@ -151,36 +169,36 @@ function BaselinePage({ id }: { id: string }) {
                 <Places rows={Object.entries(compliance.sites).slice(0, 2000)} name="Site" />
               </Panel>
             )}
+            <Panel
+              title="Devices"
+              aside={
+                <select aria-label="State" style={{ width: 170 }} value={state} onChange={(event) => goQuery({ state: event.target.value })}>
+                  <option value="">every state</option>
+                  {STATES.map((one) => (
+                    <option key={one} value={one}>{one.replaceAll("_", " ")}</option>
+                  ))}
+                </select>
+              }
+              flush
+            >
+              <VirtualList<Drift>
+                label="Drift"
+                path={`baselines/${encodeURIComponent(id)}/drift`}
+                query={state ? `state=${state}` : ""}
+                rowKey={(row) => row.device}
+                empty={<p>No device is so.</p>}
+                columns={[
+                  { name: "Device", width: "minmax(90px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
+                  { name: "State", width: "minmax(112px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
+                  { name: "Runs", width: "minmax(56px, 1fr)", phone: true, cell: (row) => row.version ?? "no answer" },
+                  { name: "Is to run", width: "minmax(70px, 1fr)", cell: (row) => row.wanted ?? "–" },
+                  { name: "Place", width: "minmax(120px, 2fr)", cell: (row) => row.path },
+                ]}
+              />
+            </Panel>
           </>
         )}
       </Await>
-      <Panel
-        title="Devices"
-        aside={
-          <select aria-label="State" style={{ width: 170 }} value={state} onChange={(event) => goQuery({ state: event.target.value })}>
-            <option value="">every state</option>
-            {STATES.map((one) => (
-              <option key={one} value={one}>{one.replaceAll("_", " ")}</option>
-            ))}
-          </select>
-        }
-        flush
-      >
-        <VirtualList<Drift>
-          label="Drift"
-          path={`baselines/${encodeURIComponent(id)}/drift`}
-          query={state ? `state=${state}` : ""}
-          rowKey={(row) => row.device}
-          empty={<p>No device is so.</p>}
-          columns={[
-            { name: "Device", width: "minmax(120px, 2fr)", phone: true, cell: (row) => <Link href={`/devices/${encodeURIComponent(row.device)}`}>{row.device}</Link> },
-            { name: "State", width: "minmax(110px, 1fr)", phone: true, cell: (row) => <State state={row.state} /> },
-            { name: "Runs", width: "minmax(70px, 1fr)", phone: true, cell: (row) => row.version ?? "no answer" },
-            { name: "Is to run", width: "minmax(70px, 1fr)", cell: (row) => row.wanted ?? "–" },
-            { name: "Place", width: "minmax(120px, 2fr)", cell: (row) => row.path },
-          ]}
-        />
-      </Panel>
     </>
   );
 }

@@ -104,7 +104,7 @@ function Overview({ place }: { place: Omit<Place, "path"> }) {
         rows={[
           ["Devices", number(place.devices)],
           ["Nodes", number(place.nodes), place.nodes_silent ? <State key="s" state="offline" label={`${number(place.nodes_silent)} silent`} /> : "all heard of"],
-          ["Went wrong", number(wrong(place.statuses)), percent(wrong(place.statuses), place.devices)],
+          ["Went wrong", wrong(place.statuses) ? <span key="w" className="tag bad big">{number(wrong(place.statuses))}</span> : "0", percent(wrong(place.statuses), place.devices)],
           ["Do not answer", number(place.statuses.offline ?? 0)],
         ]}
       />
@@ -251,20 +251,20 @@ function PlacePage({ path }: { path: string }) {
   return (
     <>
       <PageHead title={path} crumbs={[["Fleet", "/fleet"], ...crumbs]} />
+      <FilterSearch within={path} />
       <Await of={loaded}>
         {(place) => (
           <>
             <Overview place={place} />
-            {levels.length === 1 && <SitesOf region={path} />}
-            {levels.length === 2 && <Racks site={path} />}
+            {levels.length === 1 && <div className="slow-part"><SitesOf region={path} /></div>}
+            {levels.length === 2 && <div className="slow-part"><Racks site={path} /></div>}
             <Versions versions={place.versions} />
+            <Panel title="Devices here" flush>
+              <DeviceList filter={`path under ${quoted(path)}`} />
+            </Panel>
           </>
         )}
       </Await>
-      <FilterSearch within={path} />
-      <Panel title="Devices here" flush>
-        <DeviceList filter={`path under ${quoted(path)}`} />
-      </Panel>
     </>
   );
 }

@@ -2,22 +2,18 @@
 
 import { memo, useEffect, useMemo, useReducer, useRef } from "react";
 import { list, placePath } from "../api";
-import { ago, bytes, leaf, number, percent, plural, rackOf, releaseName } from "../format";
+import { NONE, findings, groupBy, into, leastOf, look, plus, racksOf, rateOf, silence, siteOf, taken, times, type Look, type Rack } from "../flows";
+import { bytes, leaf, number, percent, plural, releaseName } from "../format";
 import { useEvents, useLoaded } from "../live";
-import { Await, Empty, Figures, PageHead, Panel, useNow } from "../parts/ui";
+import { Await, Command, Empty, Figures, PageHead, Panel, useNow } from "../parts/ui";
 import { Link, goQuery, useQuery } from "../router";
 import type { Artifact, MeshNode, Release, Traffic } from "../types";
+import { Links, Members, Watch } from "./links";
 
 /** More would neither be read by a person nor drawn at ease. */
 const NODES_MOST = 4_000;
 const RACKS_SHOWN = 40;
 const RACK_PITCH = 114;
-/** How long a wire counts as moving after its bytes have grown. */
-const MOVING_MS = 4_000;
-const SILENT_MS = 60_000;
-
-interface Rack { path: string; nodes: MeshNode[]; traffic: Traffic; moving: { origin: boolean; peers: boolean } }
-interface Grown { origin: number; peers: number }
 
 export function MeshPage() {
   const loaded = useLoaded("mesh", async (signal) => {
@@ -36,91 +32,81 @@ export function MeshPage() {
   );
 }
 
-const NONE: Traffic = { from_origin: 0, from_rack: 0, from_other_racks: 0, to_rack: 0, to_other_racks: 0, verification_failures: 0, fetched_again: 0, reused: 0 };
-const plus = (a: Traffic, b: Traffic): Traffic => {
-  const all = { ...a };
-  for (const name of Object.keys(all) as (keyof Traffic)[]) all[name] += b[name] ?? 0;
-  return all;
-};
-
 function Mesh({ nodes: read, more, artifacts, releases }: { nodes: MeshNode[]; more: boolean; artifacts: Artifact[]; releases: Release[] }) {
   const query = useQuery();
   const nodes = useRef(new Map<string, MeshNode>());
-  const grown = useRef(new Map<string, Grown>());
+  const looks = useRef(new Map<string, Look[]>());
   const [turn, redraw] = useReducer((turn: number) => turn + 1, 0);
   const drawing = useRef(false);
   const now = useNow(1_000);
+  const note = (node: MeshNode) => {
+    nodes.current.set(node.node, node);
+    looks.current.set(node.node, look(looks.current.get(node.node) ?? [], { at: Date.now(), traffic: node.traffic }));
+  };
   useEffect(() => {
-    nodes.current = new Map(read.map((node) => [node.node, node]));
+    nodes.current = new Map();
+    for (const node of read) note(node);
     redraw();
   }, [read]);
   useEvents((event) => {
     if (event === "reload" || event.kind !== "node") return;
-    const before = nodes.current.get(event.data.node);
-    if (!before && nodes.current.size >= NODES_MOST) return;
-    const last = grown.current.get(event.data.node) ?? { origin: 0, peers: 0 };
-    if (before) {
-      if (event.data.traffic.from_origin > before.traffic.from_origin) last.origin = Date.now();
-      if (event.data.traffic.from_other_racks > before.traffic.from_other_racks) last.peers = Date.now();
-    }
-    grown.current.set(event.data.node, last);
-    nodes.current.set(event.data.node, event.data);
-    // One picture per frame, however many nodes speak.
+    if (!nodes.current.has(event.data.node) && nodes.current.size >= NODES_MOST) return;
+    note(event.data);
+    // However many nodes speak: up to twenty pictures a second of a hall, two of thousands of nodes.
     if (drawing.current) return;
     drawing.current = true;
-    requestAnimationFrame(() => {
+    setTimeout(() => {
       drawing.current = false;
       redraw();
-    });
+    }, Math.max(50, nodes.current.size / 8));
   });
 
   const all = useMemo(() => [...nodes.current.values()].filter((node) => node.enrolled && !node.revoked), [turn]);
-  const image = useImage(all, artifacts, releases, query.get("image"));
-  const sites = useMemo(() => [...new Set(all.map((node) => node.path.split("/").slice(0, 2).join("/")))].sort(), [all]);
+  const image = useImage(all, artifacts, query.get("image"));
+  const lengths = useMemo(() => new Map(artifacts.map((artifact) => [artifact.id, artifact.length])), [artifacts]);
+  const sites = useMemo(() => [...new Set(all.map((node) => siteOf(node.path)))].sort(), [all]);
   const site = query.get("site") ?? "";
-  const racks = useMemo(() => {
-    const racks = new Map<string, Rack>();
-    for (const node of all) {
-      if (site && !node.path.startsWith(`${site}/`)) continue;
-      const path = rackOf(node.path);
-      const rack = racks.get(path) ?? { path, nodes: [], traffic: NONE, moving: { origin: false, peers: false } };
-      const last = grown.current.get(node.node);
-      rack.nodes.push(node);
-      rack.traffic = plus(rack.traffic, node.traffic);
-      if (last && now - last.origin < MOVING_MS) rack.moving.origin = true;
-      if (last && now - last.peers < MOVING_MS) rack.moving.peers = true;
-      racks.set(path, rack);
-    }
-    return [...racks.values()].sort((a, b) => a.path.localeCompare(b.path, "en", { numeric: true }));
-  }, [all, site, now]);
+  const here = useMemo(() => (site ? all.filter((node) => siteOf(node.path) === site) : all), [all, site]);
+  const rates = useMemo(() => new Map(here.map((node) => [node.node, rateOf(looks.current.get(node.node) ?? [], now)])), [here, now]);
+  const racks = useMemo(() => racksOf(here, rates, lengths), [here, rates, lengths]);
+  const found = useMemo(() => findings(here, rates), [here, rates]);
 
-  if (all.length === 0) return <section className="panel"><Empty>No nodes yet. Invite one: firmesh node invite --help</Empty></section>;
-  const traffic = racks.map((rack) => rack.traffic).reduce(plus, NONE);
-  const lengths = new Map(artifacts.map((artifact) => [artifact.id, artifact.length]));
-  // One copy of every image that is here leaves the origin; every rack that has some of it takes it in about once.
-  const held = new Set(racks.flatMap((rack) => rack.nodes.flatMap((node) => node.holdings.map((one) => one.artifact))));
-  const originMin = [...held].reduce((sum, id) => sum + (lengths.get(id) ?? 0), 0);
-  const intoRacks = racks.reduce((sum, rack) => sum + [...new Set(rack.nodes.flatMap((node) => node.holdings.map((one) => one.artifact)))].reduce((sum, id) => sum + (lengths.get(id) ?? 0), 0), 0);
-  const crossMin = Math.max(0, intoRacks - originMin);
-  const delivered = traffic.from_origin + traffic.from_other_racks + traffic.from_rack;
-  const banned = all.flatMap((node) => Object.entries(node.banned).map(([peer, why]) => ({ by: node.node, peer, why })));
-  const bannedPeers = new Set(banned.map((one) => one.peer));
+  if (all.length === 0) {
+    return (
+      <section className="panel">
+        <Empty>
+          <p>No nodes yet. Each one gets a ticket, by its name and place, and enrols itself:</p>
+          <Command line="firmesh node enrol NODE --path REGION/SITE/RACK/NODE --out NODE.ticket.json" />
+        </Empty>
+      </section>
+    );
+  }
+  const traffic = total(racks.map((rack) => rack.traffic));
+  const rate = total(racks.map((rack) => rack.rate));
+  // A site's WAN link is paid once for each image, and so is each rack's uplink.
+  const sitesLeast = leastOf(groupBy(here, (node) => siteOf(node.path)).values(), lengths);
+  const racksLeast = leastOf(racks.map((rack) => rack.nodes), lengths);
+  const held = new Set(here.flatMap((node) => node.holdings.map((one) => one.artifact)));
+  const isSilent = silence(all);
+  const banned = new Set(found.filter((one) => one.kind === "banned").map((one) => one.node));
+  const most = Math.max(...racks.map((one) => taken(one.traffic) + one.traffic.reused), 1);
   return (
     <>
       <Figures
         rows={[
-          ["Left the origin", bytes(traffic.from_origin), originMin ? `${(traffic.from_origin / originMin).toFixed(2)} of one copy` : undefined],
-          ["Between racks", bytes(traffic.from_other_racks), crossMin ? `${(traffic.from_other_racks / crossMin).toFixed(2)} of the minimum` : undefined],
-          ["Within racks", bytes(traffic.from_rack)],
-          ["From the origin", percent(traffic.from_origin, delivered), "of all that was delivered"],
-          ["Reused", bytes(traffic.reused), "had not to be fetched"],
-          ["Refused", number(traffic.verification_failures), "pieces that did not verify"],
+          ["Left the origin", bytes(traffic.from_origin), sitesLeast.counted ? `${times(traffic.from_origin, sitesLeast)} one copy per site` : "since nodes were restarted"],
+          ["Into racks", bytes(into(traffic)), racksLeast.counted ? `${times(into(traffic), racksLeast)} one copy per rack` : "since nodes were restarted"],
+          ["Within racks", bytes(traffic.from_rack), "shared by neighbours"],
+          ["Origin share", percent(traffic.from_origin, taken(traffic)), "of all that was delivered"],
+          ["Moving now", taken(rate) > 0 ? `${bytes(taken(rate))}/s` : "nothing", rate.from_origin > 0 ? `${bytes(rate.from_origin)}/s from the origin` : "nothing from the origin"],
+          ["Need a look", found.length === 0 ? "0" : <a key="n" href="#look">{number(found.length)}</a>, plural(here.length, "node")],
         ]}
       />
       <div className="search">
         <label className="field" style={{ flex: "2 1 240px" }}>
           <span>Image</span>
           <select value={image?.id ?? ""} onChange={(event) => goQuery({ image: event.target.value })}>
+            {held.size === 0 && <option value="">no image has been fetched yet</option>}
             {artifacts.filter((artifact) => held.has(artifact.id)).map((artifact) => (
               <option key={artifact.id} value={artifact.id}>
                 {imageName(artifact, releases)}, {bytes(artifact.length)}
@@ -150,39 +136,22 @@ function Mesh({ nodes: read, more, artifacts, releases }: { nodes: MeshNode[]; m
           <Wires racks={racks.slice(0, RACKS_SHOWN)} />
           <ol aria-label="Racks">
             {racks.slice(0, RACKS_SHOWN).map((rack) => (
-              <RackRow key={rack.path} rack={rack} image={image} most={Math.max(...racks.map((one) => one.traffic.from_origin + one.traffic.from_other_racks + one.traffic.from_rack), 1)} banned={bannedPeers} now={now} />
+              <RackRow key={rack.path} rack={rack} image={image} most={most} banned={banned} isSilent={isSilent} />
             ))}
           </ol>
         </div>
         {racks.length > RACKS_SHOWN && <p className="quiet">{plural(racks.length - RACKS_SHOWN, "more rack")}: choose a site to see its own.</p>}
         {more && <p className="quiet">Only the first {number(NODES_MOST)} nodes are drawn; the API lists nodes by name, not by place.</p>}
-        <p className="quiet small">A square is a node: it fills as pieces of the image arrive and verify (how many, not which). Bytes count since each node was started.</p>
+        <p className="quiet small">A square is a node: it fills as pieces of the image arrive and verify (how many, not which). Bytes are of all images, since each node was started.</p>
       </Panel>
-      {banned.length > 0 && (
-        <Panel title="Banned peers" flush>
-          <table>
-            <thead>
-              <tr>
-                <th scope="col">Peer</th>
-                <th scope="col">Banned by</th>
-                <th scope="col">Why</th>
-              </tr>
-            </thead>
-            <tbody>
-              {banned.slice(0, 200).map((one) => (
-                <tr key={`${one.by} ${one.peer}`}>
-                  <th scope="row">{one.peer}</th>
-                  <td>{one.by}</td>
-                  <td>{one.why}</td>
-                </tr>
-              ))}
-            </tbody>
-          </table>
-        </Panel>
-      )}
+      <Links racks={racks} />
+      <Watch found={found} />
+      <Members nodes={here} rates={rates} isSilent={isSilent} />
     </>
   );
 }
+
+const total = (all: Traffic[]): Traffic => all.reduce(plus, NONE);
 
 const imageName = (artifact: Artifact, releases: Release[]) => {
   const named = releases.filter((release) => release.artifact.id === artifact.id).map((release) => releaseName(release.target));
@@ -190,7 +159,7 @@ const imageName = (artifact: Artifact, releases: Release[]) => {
 };
 
 /** The one that was asked for; else the one that is least complete, then the largest. */
-function useImage(nodes: MeshNode[], artifacts: Artifact[], releases: Release[], asked: string | null): Artifact | null {
+function useImage(nodes: MeshNode[], artifacts: Artifact[], asked: string | null): Artifact | null {
   return useMemo(() => {
     const chosen = artifacts.find((artifact) => artifact.id === asked);
     if (chosen) return chosen;
@@ -198,7 +167,7 @@ function useImage(nodes: MeshNode[], artifacts: Artifact[], releases: Release[],
     for (const node of nodes) for (const one of node.holdings) left.set(one.artifact, (left.get(one.artifact) ?? 0) + one.pieces_total - one.pieces);
     const order = (artifact: Artifact) => (left.get(artifact.id) ?? -1) * 1e6 + artifact.length / 1e6;
     return artifacts.filter((artifact) => left.has(artifact.id)).sort((a, b) => order(b) - order(a))[0] ?? null;
-  }, [nodes, artifacts, releases, asked]);
+  }, [nodes, artifacts, asked]);
 }
 
 function Legend() {
@@ -222,46 +191,49 @@ function Wires({ racks }: { racks: Rack[] }) {
     <svg className="wires" height={height} viewBox={`0 0 120 ${height}`} aria-hidden="true">
       {racks.map((rack, place) => {
         const y = place * RACK_PITCH + 42;
-        return <path key={rack.path} className={rack.moving.origin ? "wire-origin wire-moving" : "wire-origin"} strokeWidth={thick(rack.traffic.from_origin)} opacity={0.85} d={`M 0 ${middle} C 60 ${middle}, 50 ${y}, 118 ${y}`} />;
+        return <path key={rack.path} className={rack.rate.from_origin > 0 ? "wire-origin wire-moving" : "wire-origin"} strokeWidth={thick(rack.traffic.from_origin)} opacity={0.85} d={`M 0 ${middle} C 60 ${middle}, 50 ${y}, 118 ${y}`} />;
       })}
       {racks.length > 1 && (
         <path className="wire-peer" strokeWidth={2} opacity={0.5} d={`M 92 ${58} L 92 ${height - RACK_PITCH + 62}`} />
       )}
       {racks.length > 1 && racks.map((rack, place) => {
         const y = place * RACK_PITCH + 60;
-        return <path key={rack.path} className={rack.moving.peers ? "wire-peer wire-moving" : "wire-peer"} strokeWidth={thick(rack.traffic.from_other_racks)} opacity={0.85} d={`M 92 ${y} L 118 ${y}`} />;
+        return <path key={rack.path} className={rack.rate.from_other_racks > 0 ? "wire-peer wire-moving" : "wire-peer"} strokeWidth={thick(rack.traffic.from_other_racks)} opacity={0.85} d={`M 92 ${y} L 118 ${y}`} />;
       })}
     </svg>
   );
 }
 
-function RackRow({ rack, image, most, banned, now }: { rack: Rack; image: Artifact | null; most: number; banned: Set<string>; now: number }) {
+function RackRow({ rack, image, most, banned, isSilent }: { rack: Rack; image: Artifact | null; most: number; banned: Set<string>; isSilent: (node: MeshNode) => boolean }) {
   const { traffic } = rack;
   const side = rack.nodes.length <= 8 ? 46 : rack.nodes.length <= 24 ? 30 : rack.nodes.length <= 60 ? 20 : 13;
   const holdings = rack.nodes.map((node) => node.holdings.find((one) => one.artifact === image?.id));
   const have = holdings.reduce((sum, one) => sum + (one?.pieces ?? 0), 0);
   const all = rack.nodes.length * (holdings.find((one) => one)?.pieces_total ?? 0);
-  const delivered = traffic.from_origin + traffic.from_other_racks + traffic.from_rack + traffic.reused;
+  const delivered = taken(traffic) + traffic.reused;
   const sources: [string, string, number][] = [["origin", "src-origin", traffic.from_origin], ["other racks", "src-peer", traffic.from_other_racks], ["own rack", "src-rack", traffic.from_rack], ["reused", "src-reused", traffic.reused]];
   return (
     <li className="rack">
       <div>
         <strong>
-          <Link href={`/fleet/${placePath(rack.path)}`}>{leaf(rack.path)}</Link>
+          <Link href={`/fleet/${placePath(rack.path)}`} title={rack.path}>
+            {leaf(rack.path)}
+          </Link>
         </strong>
         <p className="small quiet">{plural(rack.nodes.length, "node")}, {all ? `${percent(have, all)} here` : "takes no part"}</p>
       </div>
       <div className="rack-cells">
         {rack.nodes.map((node, place) => (
-          <Cell key={node.node} name={node.node} pieces={holdings[place]?.pieces ?? 0} total={holdings[place]?.pieces_total ?? 0} side={side} silent={!node.last_seen || now - Date.parse(node.last_seen) > SILENT_MS} banned={banned.has(node.node)} seen={node.last_seen} />
+          <Cell key={node.node} name={node.node} pieces={holdings[place]?.pieces ?? 0} total={holdings[place]?.pieces_total ?? 0} side={side} silent={isSilent(node)} banned={banned.has(node.node)} />
         ))}
       </div>
       <div>
         <div className="bar" role="img" aria-label={sources.map(([name, , count]) => `${bytes(count)} from ${name}`).join(", ")} style={{ width: `${Math.max(12, (100 * delivered) / most)}%` }}>
           {sources.map(([name, kind, count]) => (count > 0 ? <span key={name} className={kind} style={{ flexGrow: count, flexBasis: 0 }} /> : null))}
         </div>
-        <p className="small quiet">
-          {bytes(traffic.from_origin)} origin, {bytes(traffic.from_other_racks)} other racks, {bytes(traffic.from_rack)} own
+        <p className="small quiet rack-rate">
+          {!rack.least.counted ? "was restarted with what it holds" : `${times(into(traffic), rack.least)} ${rack.least.exact ? "the minimum came in" : "of what is here came in"}`}
+          <span>{taken(rack.rate) > 0 ? `${bytes(taken(rack.rate))}/s now` : "quiet now"}</span>
         </p>
       </div>
     </li>
@@ -269,11 +241,11 @@ function RackRow({ rack, image, most, banned, now }: { rack: Rack; image: Artifa
 }
 
 /** One node: its share of the image, from the bottom up, in up to 36 fields. */
-const Cell = memo(function Cell({ name, pieces, total, side, silent, banned, seen }: { name: string; pieces: number; total: number; side: number; silent: boolean; banned: boolean; seen: string | null }) {
+const Cell = memo(function Cell({ name, pieces, total, side, silent, banned }: { name: string; pieces: number; total: number; side: number; silent: boolean; banned: boolean }) {
   const grid = side >= 30 ? 6 : 3;
   const on = total === 0 ? 0 : pieces === total ? grid * grid : Math.floor((grid * grid * pieces) / total);
   const field = (side - 4) / grid;
-  const says = `${name}: ${total ? `${number(pieces)} of ${number(total)} pieces` : "nothing of this image"}${silent ? `, silent (${ago(seen)})` : ""}${banned ? ", banned by peers" : ""}`;
+  const says = `${name}: ${total ? `${number(pieces)} of ${number(total)} pieces` : "nothing of this image"}${silent ? ", silent" : ""}${banned ? ", banned by peers" : ""}`;
   return (
     <svg className={`cell${silent ? " silent" : ""}${banned ? " banned" : ""}`} width={side} height={side} role="img" aria-label={says}>
       <title>{says}</title>

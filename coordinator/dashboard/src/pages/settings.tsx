@@ -1,29 +1,63 @@
-// What campaigns rest on, and who may do what: windows, groups, signatures, roles, API keys, notifications.
+// What campaigns rest on, who is told, and who may do what.
 
-import { useState } from "react";
+import { useState, type ReactNode } from "react";
 import { list, read, send } from "../api";
 import { ago, duration, moment, plural, short } from "../format";
 import { useLoaded } from "../live";
-import { Await, Command, Confirm, Dialog, Empty, Facts, PageHead, Panel, State, Trouble } from "../parts/ui";
+import { Await, Command, Confirm, Dialog, Empty, Facts, PageHead, Panel, State, Together, Trouble } from "../parts/ui";
 import { Link } from "../router";
 import { session, useMay } from "../session";
-import type { ApiKey, Group, Windows } from "../types";
+import type { ApiKey, Windows } from "../types";
+import { Groups } from "./groups";
+import { Notifications } from "./notifications";
+import { Policies } from "./policies";
 
 interface Approval { file: string; version: number | null; approved: boolean; threshold: number; key_ids: string[]; signed_by: string[] }
 interface Permission { permission: string; what: string; roles: string[] }
 interface About { version: string; online_key: string; permit_key: string; node_url: string }
 
+const PARTS: [string, string][] = [
+  ["windows", "Windows"],
+  ["policies", "Policies"],
+  ["groups", "Groups"],
+  ["notifications", "Notifications"],
+  ["signatures", "Signatures"],
+  ["keys", "API keys"],
+  ["roles", "Roles"],
+  ["coordinator", "Coordinator"],
+];
+
 export function SettingsPage() {
   const mayKeys = useMay("access:manage");
+  const parts: Record<string, ReactNode> = {
+    windows: <WindowsPanel />,
+    policies: <Policies />,
+    groups: <Groups />,
+    notifications: <Notifications />,
+    signatures: <Approvals />,
+    keys: mayKeys ? <Keys /> : <Panel title="API keys"><p className="quiet">Seeing and making API keys needs the role admin. At a terminal: <code>firmesh access --help</code></p></Panel>,
+    roles: <Roles />,
+    coordinator: <AboutPanel />,
+  };
   return (
     <>
-      <PageHead title="Settings" sub="What campaigns rest on, and who may do what." />
-      <WindowsPanel />
-      <Groups />
-      <Approvals />
-      {mayKeys ? <Keys /> : <Panel title="API keys"><p className="quiet">Seeing and making API keys needs the role admin. At a terminal: <code>firmesh access --help</code></p></Panel>}
-      <Roles />
-      <AboutPanel />
+      <PageHead title="Settings" sub="What campaigns rest on, who is told, and who may do what." />
+      <nav aria-label="On this page">
+        <ul className="jumps">
+          {PARTS.map(([id, name]) => (
+            <li key={id}>
+              <a href={`#${id}`}>{name}</a>
+            </li>
+          ))}
+        </ul>
+      </nav>
+      <Together>
+        {PARTS.map(([id]) => (
+          <div id={id} key={id} className="jump-to">
+            {parts[id]}
+          </div>
+        ))}
+      </Together>
     </>
   );
 }
@@ -82,84 +116,6 @@ function Week({ days, from, seconds }: { days: string[]; from: string; seconds: 
         <line key={day} x1={day * 100} x2={day * 100} y1="0" y2="34" stroke="var(--line-strong)" strokeWidth=".6" vectorEffect="non-scaling-stroke" />
       ))}
     </svg>
-  );
-}
-
-function Groups() {
-  const may = useMay("group:write");
-  const loaded = useLoaded("groups", (signal) => list<Group>("device-groups", 1000, signal));
-  const [making, setMaking] = useState(false);
-  const [removing, setRemoving] = useState<Group | null>(null);
-  return (
-    <Panel title="Groups of devices" aside={may && <button className="button small" onClick={() => setMaking(true)}>New group</button>} flush>
-      <Await of={loaded}>
-        {({ items }) =>
-          items.length === 0 ? (
-            <Empty>No groups yet.</Empty>
-          ) : (
-            <table className="stacked">
-              <thead>
-                <tr>
-                  <th scope="col">Group</th>
-                  <th scope="col">Who</th>
-                  <th scope="col">What for</th>
-                  {may && <th scope="col"><span className="hidden-visually">What to do</span></th>}
-                </tr>
-              </thead>
-              <tbody>
-                {items.map((group) => (
-                  <tr key={group.id}>
-                    <th scope="row">{group.id}</th>
-                    <td>{group.filter ? <Link href={`/devices?filter=${encodeURIComponent(group.filter)}`}><code>{group.filter}</code></Link> : plural(group.members ?? 0, "device")}</td>
-                    <td>{group.description}</td>
-                    {may && <td><button className="button small danger" onClick={() => setRemoving(group)}>Remove<span className="hidden-visually"> {group.id}</span></button></td>}
-                  </tr>
-                ))}
-              </tbody>
-            </table>
-          )
-        }
-      </Await>
-      {making && <NewGroup close={() => { setMaking(false); loaded.reload(); }} />}
-      {removing && (
-        <Confirm
-          title={`Remove the group ${removing.id}?`}
-          word={removing.id}
-          what="The devices stay as they are."
-          action="Remove"
-          danger
-          close={() => setRemoving(null)}
-          run={async () => {
-            await send("DELETE", `device-groups/${encodeURIComponent(removing.id)}`, undefined, { "If-Match": `"v${removing.version}"` });
-            loaded.reload();
-          }}
-        />
-      )}
-    </Panel>
-  );
-}
-
-function NewGroup({ close }: { close: () => void }) {
-  const [form, setForm] = useState({ id: "", filter: "", description: "" });
-  const [error, setError] = useState<Error | null>(null);
-  return (
-    <Dialog title="New group" close={close}>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          send("POST", "device-groups", form).then(close, setError);
-        }}
-      >
-        <label className="field"><span>Name</span><input value={form.id} onChange={(event) => setForm({ ...form, id: event.target.value })} required autoFocus /></label>
-        <label className="field"><span>Devices for which this holds</span><input value={form.filter} onChange={(event) => setForm({ ...form, filter: event.target.value })} placeholder='path under "eu/fra1"' required spellCheck={false} /></label>
-        <label className="field"><span>What for</span><input value={form.description} onChange={(event) => setForm({ ...form, description: event.target.value })} /></label>
-        {error && <Trouble error={error} />}
-        <div className="actions">
-          <button className="button primary">Make it</button>
-          <button type="button" className="button" onClick={close}>Leave it</button>
-        </div>
-      </form>
-    </Dialog>
   );
 }
 
@@ -307,7 +263,7 @@ function Roles() {
       <Await of={loaded}>
         {({ items }) => (
           <div className="scroll-x" style={{ maxHeight: 420, overflowY: "auto" }} tabIndex={0} role="region" aria-label="Permissions by role">
-            <table>
+            <table className="stacked">
               <thead>
                 <tr>
                   <th scope="col">Permission</th>
@@ -318,7 +274,7 @@ function Roles() {
                 {items.map((one) => (
                   <tr key={one.permission}>
                     <th scope="row">{one.permission} <span className="quiet small">{one.what}</span></th>
-                    {ROLES.map((role) => <td key={role}>{one.roles.includes(role) ? "yes" : <span className="quiet">–</span>}</td>)}
+                    {ROLES.map((role) => <td key={role} data-label={role}>{one.roles.includes(role) ? "yes" : <span className="quiet">–</span>}</td>)}
                   </tr>
                 ))}
               </tbody>

@@ -7,6 +7,8 @@ import type { Loaded } from "../live";
 import { Link, isNewPage, useTitle } from "../router";
 import { session } from "../session";
 
+const TOGETHER_MS = 3_000;
+
 const SIGNS = { good: "✓", busy: "▸", wait: "·", warn: "!", bad: "×", idle: "–" };
 
 /** A state in words, with colour and sign. */
@@ -155,6 +157,40 @@ export function Await<T>({ of, children }: { of: Loaded<T>; children: (data: T) 
     <>
       {of.error && !(of.error instanceof Problem && of.error.status === 0) && <Trouble error={of.error} retry={of.reload} />}
       {children(of.data)}
+    </>
+  );
+}
+
+/** Parts that read each their own data, shown when all of them have it: else each would push the next ones down. */
+export function Together({ children }: { children: ReactNode }) {
+  const box = useRef<HTMLDivElement>(null);
+  const [ready, setReady] = useState(false);
+  useEffect(() => {
+    const shown = box.current;
+    if (ready || !shown) return;
+    const look = () => {
+      if (!shown.querySelector(".loading")) setReady(true);
+    };
+    const observer = new MutationObserver(look);
+    observer.observe(shown, { childList: true, subtree: true });
+    look();
+    // One that is slow does not keep the others from being read.
+    const timer = setTimeout(() => setReady(true), TOGETHER_MS);
+    return () => {
+      observer.disconnect();
+      clearTimeout(timer);
+    };
+  }, [ready]);
+  return (
+    <>
+      {!ready && (
+        <p className="loading" role="status">
+          Loading…
+        </p>
+      )}
+      <div ref={box} className="together" hidden={!ready}>
+        {children}
+      </div>
     </>
   );
 }

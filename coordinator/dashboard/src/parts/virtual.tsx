@@ -9,6 +9,7 @@ import type { LiveEvent } from "../types";
 import { Empty, Trouble } from "./ui";
 
 const ROW = 40;
+const HEAD = 36;
 const PAGE = 200;
 
 export interface Column<T> { name: string; width: string; cell: (row: T) => ReactNode; phone?: boolean }
@@ -106,11 +107,13 @@ export function VirtualList<T>({ label, path, query, columns, rowKey, empty, pat
   });
 
   const shown = narrow ? columns.filter((column) => column.phone) : columns;
+  // A list that is all there, and short, takes no more room than it needs.
+  const short = !busy && !error && next === null && rows.length > 0 ? `min(62vh, 720px, ${HEAD + rows.length * ROW + 2}px)` : null;
   const template = shown.map((column) => column.width).join(" ");
   return (
     <>
       {error && <Trouble error={error} retry={() => setTurn((turn) => turn + 1)} />}
-      <div ref={box} className="virtual" onScroll={look} tabIndex={0} role="table" aria-label={label} aria-rowcount={next ? -1 : rows.length + 1} aria-busy={busy}>
+      <div ref={box} className="virtual" onScroll={look} tabIndex={0} style={short ? { height: short } : undefined} role="table" aria-label={label} aria-rowcount={next ? -1 : rows.length + 1} aria-busy={busy}>
         <div role="rowgroup">
           <div className="virtual-head" role="row" style={{ gridTemplateColumns: template }}>
             {shown.map((column) => (

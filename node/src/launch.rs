@@ -127,7 +127,7 @@ impl Shell<'_> {
                 }
             }
             let deadline = self.launcher.deadline();
-            let wait = deadline.map_or(LOOK_EVERY, |at| at.since(self.now()).min(LOOK_EVERY));
+            let wait = deadline.map(|at| at.since(self.now()).min(LOOK_EVERY));
             let [terminate, interrupt, hangup] = &mut asked[..] else {
                 unreachable!("three were asked for")
             };
@@ -139,7 +139,7 @@ impl Shell<'_> {
                     self.child = None;
                     self.tell(LauncherInput::Ended(said_of(ended.map_err(LaunchError::Wait)?)));
                 }
-                () = tokio::time::sleep(wait) => self.look_and_tick(deadline),
+                () = waited(wait) => self.look_and_tick(),
             }
         }
     }
@@ -158,9 +158,9 @@ impl Shell<'_> {
         self.tell(LauncherInput::Stop);
     }
 
-    fn look_and_tick(&mut self, deadline: Option<Timestamp>) {
-        // Only what is on trial is watched, and only it says anything.
-        if self.child.is_some() && deadline.is_some() {
+    /// Somebody is waited for: of what runs, that is only what is on trial.
+    fn look_and_tick(&mut self) {
+        if self.child.is_some() {
             let word = self.folder.word();
             if word.is_some() && word != self.word {
                 self.word = word;
@@ -249,6 +249,13 @@ impl Shell<'_> {
         {
             warn!(%error, %signal, "the node cannot be signalled");
         }
+    }
+}
+
+async fn waited(time: Option<Duration>) {
+    match time {
+        Some(time) => tokio::time::sleep(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     ddi::{self, DdiBackend, Desk},
     image::ImageSource,
     journal::JournalError,
+    node_self::{NodeSelfBackend, Own},
     rauc::RaucBackend,
     redfish::{BiosBackend, ClientError, RedfishBackend, Transcript},
     swupdate::Writer,
@@ -59,6 +60,7 @@ pub(crate) enum Kind {
     Rauc(RaucBackend),
     Swupdate(AbSlotBackend),
     Ddi(DdiBackend),
+    NodeSelf(NodeSelfBackend),
 }
 
 /// Why a backend could not be made.
@@ -88,16 +90,19 @@ pub enum BuildError {
     },
 }
 
-/// Makes the backend of a device that does not ask for its updates. Touches nothing.
+/// Makes the backend of a device that does not ask for its updates. Touches nothing. The node itself can be looked at so, and not
+/// updated.
 pub fn build(settings: &DeviceSettings, images: Arc<dyn ImageSource>) -> Result<Backend, BuildError> {
-    build_with(settings, images, None)
+    build_with(settings, images, None, None)
 }
 
-/// Makes the backend of any device. What is known of one that asks for its updates is at the `desk`.
+/// Makes the backend of any device. What is known of one that asks for its updates is at the `desk`; the node that updates itself is its
+/// `own`.
 pub fn build_with(
     settings: &DeviceSettings,
     images: Arc<dyn ImageSource>,
     desk: Option<&Arc<Desk>>,
+    own: Option<&Arc<dyn Own>>,
 ) -> Result<Backend, BuildError> {
     let (device, component) = (settings.device.clone(), settings.component.clone());
     let kind = match &settings.executor {
@@ -121,6 +126,10 @@ pub fn build_with(
         ExecutorSettings::Command(tool) => {
             let backend = CommandBackend::new((**tool).clone(), component.clone(), images);
             Kind::Command(Box::new(backend))
+        }
+        ExecutorSettings::NodeSelf(node) => {
+            let own = own.map(Arc::clone);
+            Kind::NodeSelf(NodeSelfBackend::new(node.clone(), component.clone(), images, own))
         }
         ExecutorSettings::Ddi(ddi) => {
             let Some(desk) = desk else {
@@ -196,7 +205,7 @@ impl Backend {
         self.host.as_deref()
     }
 
-    /// The executor's name: `redfish`, `ab_slot`, `rauc`, `swupdate`, `ddi`, or that of a tool's description.
+    /// The executor's name: `redfish`, `ab_slot`, `rauc`, `swupdate`, `ddi`, `node-self`, or that of a tool's description.
     #[must_use]
     pub fn executor(&self) -> &str {
         match &self.kind {
@@ -206,6 +215,7 @@ impl Backend {
             Kind::Swupdate(_) => "swupdate",
             Kind::Command(command) => command.name(),
             Kind::Ddi(_) => "ddi",
+            Kind::NodeSelf(_) => "node-self",
         }
     }
 
@@ -216,6 +226,12 @@ impl Backend {
             Kind::Ddi(ddi) => Some(ddi.device()),
             _ => None,
         }
+    }
+
+    /// Whether the device is the node that looks after it.
+    #[must_use]
+    pub fn is_the_node(&self) -> bool {
+        matches!(self.kind, Kind::NodeSelf(_))
     }
 
     /// An attempt is over: what is still offered to the device must not be taken up any more.
@@ -272,6 +288,7 @@ macro_rules! each_kind {
             Kind::Command($backend) => $call.await,
             Kind::Rauc($backend) => $call.await,
             Kind::Ddi($backend) => $call.await,
+            Kind::NodeSelf($backend) => $call.await,
         }
     };
 }

@@ -21,6 +21,7 @@ use crate::{
     command::{CommandConfig, CommandSettings},
     credentials::{Credentials, CredentialsError, Profiles, Resolved, Subject},
     ddi::{DdiConfig, DdiSettings},
+    node_self::{NodeSelfConfig, NodeSelfSettings},
     rauc::{RaucConfig, RaucSettings},
     redfish::{BiosSettings, BiosSettingsConfig, Dialects, Spoken, file_name},
     swupdate::{SwupdateConfig, SwupdateSettings},
@@ -63,6 +64,9 @@ pub enum ExecutorConfig {
     Swupdate(SwupdateConfig),
     /// A device that asks for its updates over hawkBit's DDI.
     Ddi(DdiConfig),
+    /// The node itself.
+    #[serde(rename = "node-self")]
+    NodeSelf(NodeSelfConfig),
 }
 
 /// A BMC that speaks Redfish, as written.
@@ -202,6 +206,8 @@ pub enum ExecutorSettings {
     Swupdate(SwupdateSettings),
     /// A device that asks for its updates over hawkBit's DDI.
     Ddi(DdiSettings),
+    /// The node itself.
+    NodeSelf(NodeSelfSettings),
 }
 
 /// A BMC, checked.
@@ -408,6 +414,7 @@ impl DeviceConfig {
             ExecutorConfig::Rauc(rauc) => ExecutorSettings::Rauc(check.rauc(rauc)?),
             ExecutorConfig::Command(command) => ExecutorSettings::Command(Box::new(check.command(command)?)),
             ExecutorConfig::Ddi(ddi) => ExecutorSettings::Ddi(check.ddi(ddi)?),
+            ExecutorConfig::NodeSelf(node) => ExecutorSettings::NodeSelf(check.node_self(node)?),
         };
         Ok(DeviceSettings {
             device: id,

@@ -70,6 +70,7 @@ impl Backend {
             Kind::AbSlot(slots) | Kind::Swupdate(slots) => slots.examine(&mut found),
             Kind::Command(command) => command.examine(&mut found),
             Kind::Rauc(rauc) => rauc.examine(&mut found),
+            Kind::NodeSelf(node) => node.examine(&mut found),
             Kind::Ddi(_) => found.ok(
                 "identity",
                 "the device asks this node for its updates: nobody calls it, and what it said last is all there is",

@@ -13,6 +13,7 @@ mod examine;
 pub mod host;
 mod image;
 mod journal;
+pub mod node_self;
 pub mod rauc;
 pub mod redfish;
 mod runner;

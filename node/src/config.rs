@@ -479,6 +479,16 @@ impl Config {
             }
             devices.push(device);
         }
+        let of_the_node = devices
+            .iter()
+            .filter(|device| matches!(device.executor, ExecutorSettings::NodeSelf(_)));
+        if of_the_node.count() > 1 {
+            let problem = "have the executor node-self more than once: a node updates itself as one device".to_owned();
+            return Err(ConfigError::Value {
+                field: "devices",
+                problem,
+            });
+        }
         if self.store.pin.len() > ARTIFACTS_MAX {
             let problem = format!(
                 "names {} artifacts, a store keeps {ARTIFACTS_MAX}",

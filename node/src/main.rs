@@ -3,6 +3,7 @@
 mod discover;
 
 use std::{
+    ffi::OsString,
     io::{self, Read as _},
     path::{Path, PathBuf},
     process::ExitCode,
@@ -14,6 +15,7 @@ use discover::Discovery;
 use firmesh_executors::{ImageError, ImageReader, ImageSource, build, redfish::Transcript, replay};
 use firmesh_node::{
     config::{Settings, profile_of, sealing},
+    launch::{launch, stay_with_launcher},
     run_until_signal,
     status::{clear_at, doctor_at},
     telemetry,
@@ -30,7 +32,7 @@ struct Args {
         long,
         value_name = "FILE",
         env = "FIRMESH_NODE_CONFIG",
-        required_unless_present = "discover"
+        required_unless_present_any = ["discover", "launch"]
     )]
     config: Option<PathBuf>,
     /// Check the configuration, print it with secrets redacted, and exit.
@@ -53,6 +55,13 @@ struct Args {
     /// Seal the secret on standard input for this profile of this node, print it, and exit.
     #[arg(long, value_name = "PROFILE")]
     seal: Option<String>,
+    /// Start the node's program out of the slots in this folder, or this one if there are none, with the arguments after `--`; go back to
+    /// the one before if a new one is not confirmed. What the node installs as its own update (executor `node-self`) is started so.
+    #[arg(long, value_name = "DIR")]
+    launch: Option<PathBuf>,
+    /// With `--launch`: the arguments of the node.
+    #[arg(last = true, value_name = "ARGS", requires = "launch")]
+    args: Vec<OsString>,
     #[command(flatten)]
     discovery: Discovery,
     /// Log JSON, one object a line.
@@ -67,6 +76,12 @@ fn main() -> ExitCode {
         return match args.discovery.run() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&*error),
+        };
+    }
+    if let Some(dir) = &args.launch {
+        return match launch(dir, &args.args) {
+            Ok(status) => ExitCode::from(status),
+            Err(error) => fail(&error),
         };
     }
     let Some(config) = args.config.clone() else {
@@ -103,6 +118,9 @@ fn main() -> ExitCode {
             }
             Err(error) => fail(&*error),
         };
+    }
+    if let Err(problem) = stay_with_launcher() {
+        return fail(&io::Error::other(problem));
     }
     match run_until_signal(settings) {
         Ok(()) => ExitCode::SUCCESS,

@@ -63,7 +63,8 @@ impl FromStr for Slot {
 }
 
 /// What the environment says lies in a slot.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SlotContent {
     /// Nothing.
     #[default]

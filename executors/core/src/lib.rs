@@ -14,6 +14,7 @@ mod env_block;
 mod fw_env_config;
 mod goal;
 mod host;
+pub mod launch;
 mod observed;
 mod preflight;
 mod record;

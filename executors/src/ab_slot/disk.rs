@@ -16,7 +16,7 @@ use super::AbSlotError;
 pub(crate) struct Disk {
     /// Writes that still succeed; the next one is torn, and nothing happens after it.
     #[cfg(test)]
-    pub(super) writes_left: Option<std::sync::atomic::AtomicUsize>,
+    pub(crate) writes_left: Option<std::sync::atomic::AtomicUsize>,
 }
 
 impl Disk {

@@ -21,7 +21,7 @@ const BUILT_IN: [(&str, &str); 3] = [
     ("ipmi", include_str!("../../tools/ipmi.toml")),
 ];
 /// The executors that are no descriptions: none may take their names.
-const KINDS: [&str; 4] = ["redfish", "ab_slot", "rauc", "swupdate"];
+const KINDS: [&str; 6] = ["redfish", "ab_slot", "rauc", "swupdate", "ddi", "node-self"];
 
 /// How long a question may take: longer than that, a look at the device is over anyway.
 const QUERY_LIMIT_S: u32 = 15;

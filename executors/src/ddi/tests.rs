@@ -102,7 +102,7 @@ impl World {
     fn backend(&self, more: &str) -> Backend {
         let settings = config(&format!("vendor = \"Acme\", model = \"R1\", {more}")).unwrap();
         let desk = Arc::new(Desk::new(Arc::clone(&self.notes)));
-        build_with(&settings, Arc::new(OneImage), Some(&desk)).unwrap()
+        build_with(&settings, Arc::new(OneImage), Some(&desk), None).unwrap()
     }
 
     /// Goes on with the attempt, or begins it.

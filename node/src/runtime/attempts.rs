@@ -124,6 +124,20 @@ impl Devices {
         Some(host.to_owned())
     }
 
+    /// Devices other than the node itself whose attempts are at work, by where they stand.
+    pub(super) fn at_work(&self, is_at_work: impl Fn(Option<AttemptState>) -> bool) -> Vec<DeviceId> {
+        let at_work = |(id, device): &(&DeviceId, &Device)| {
+            let waits = device.between || device.parked.is_some() || device.backend.is_the_node();
+            let state = device.running.as_ref().filter(|_| !waits).map(|goal| {
+                let key = (goal.campaign.clone(), (*id).clone(), goal.kind);
+                self.told.get(&key).map(|(told, _)| told.state)
+            });
+            state.is_some_and(&is_at_work)
+        };
+        let devices = self.devices.iter().filter(at_work);
+        devices.map(|(id, _)| id.clone()).collect()
+    }
+
     /// What runs, or waits to be gone on with.
     pub(super) fn goals(&self) -> impl Iterator<Item = &Goal> {
         self.devices.values().filter_map(|device| device.running.as_ref())
@@ -220,6 +234,10 @@ impl Runtime {
 
     /// Starts every device that may start now, and says why the others may not.
     pub(super) fn consider(&mut self) -> Result<(), JournalError> {
+        // What has not begun can wait for the node to be back.
+        if self.restart.is_near() {
+            return Ok(());
+        }
         self.go_on_with_steps()?;
         let idle: Vec<DeviceId> = self
             .devices

@@ -253,6 +253,7 @@ impl Runtime {
                     warn!(error = %Chain(&error), "no sync with the coordinator");
                 }
                 self.fleet.coordinator_reachable = false;
+                self.note_heard(error.is_unreachable().then_some(false));
                 self.name_misconduct(&error);
                 self.tell_checkpoints();
                 return self.tell_swarm(swarm::Input::Origin { available: false });
@@ -262,6 +263,7 @@ impl Runtime {
             info!("the coordinator is reachable");
         }
         self.fleet.coordinator_reachable = true;
+        self.note_heard(Some(true));
         self.tell_swarm(swarm::Input::Origin { available: true })?;
         self.journal.acknowledge(response.reports_acked)?;
         if !self.journal.reports(1)?.is_empty() {

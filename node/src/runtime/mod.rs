@@ -14,6 +14,7 @@
 //! - `possession`: proofs that images are here
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
+//! - `restart`: the node's own restart, for an update of itself
 //! - `traces`: what an OpenTelemetry collector is told
 //! - `room`: what the store keeps and what it gives up
 //!
@@ -30,6 +31,7 @@ mod evidence;
 mod hosts;
 mod possession;
 mod renewal;
+mod restart;
 mod room;
 mod roster;
 mod safety;
@@ -75,6 +77,7 @@ use crate::{
     images::Images,
     journal::NodeJournal,
     mesh::{Gossip, MeshCommand},
+    own::RestartRequest,
     status::{BrakeRequest, BundleRequest, ClearRequest, DoctorRequest, Refusal, Status, StatusRequest},
     store::{ChunkStore, Lost, StoreError, Survey},
     transport::{Transport, TransportEvent},
@@ -167,6 +170,7 @@ enum Event {
         device: DeviceId,
         result: Result<firmesh_executors::Ended, firmesh_executors::RunError>,
     },
+    Restart(RestartRequest),
     Lost(Lost),
     Surveyed(Result<Survey, StoreError>),
     Evicted {
@@ -225,6 +229,8 @@ struct Runtime {
     devices: Devices,
     traces: Traces,
     hosts: Hosts,
+    restart: restart::Restart,
+    heard: tokio::sync::watch::Sender<firmesh_node_core::own::Heard>,
     refusals: VecDeque<Refusal>,
     last_error: Option<String>,
     events: mpsc::Sender<Event>,
@@ -244,6 +250,7 @@ impl Runtime {
                 () = tokio::time::sleep_until(deadline.into()) => {}
                 _ = dial.tick() => {
                     self.transport.dial_missing();
+                    self.note_heard(None);
                     self.renew_if_due();
                 }
                 Some(joined) = self.tasks.join_next() => {
@@ -259,6 +266,7 @@ impl Runtime {
             self.tick_hosts()?;
             self.look_at_room_if_due();
             self.sync_if_due()?;
+            self.restart_if_quiet()?;
         }
         info!("shutting down");
         drop(events);
@@ -322,6 +330,10 @@ impl Runtime {
             Event::News(news) => self.on_news(news),
             Event::Host { host, input } => self.on_host(&host, input),
             Event::AttemptEnded { device, result } => self.on_attempt_ended(&device, result),
+            Event::Restart(request) => {
+                self.on_restart_asked(request);
+                Ok(())
+            }
             Event::Lost(lost) => self.on_lost(lost),
             Event::Surveyed(survey) => self.on_surveyed(survey),
             Event::Evicted { artifact, result } => self.on_evicted(artifact, result),

@@ -12,6 +12,7 @@ use firmesh_executors::{
     BuildError, ImageSource, JournalError, build_with,
     ddi::Desk,
     host::{HostBuildError, build_hosts},
+    node_self::Own,
 };
 use firmesh_node_core::swarm::Swarm;
 use firmesh_protocol::{report::NodeRecord, time::Timestamp};
@@ -38,6 +39,7 @@ use crate::{
     images::{self, Images},
     journal::{self, AskingNotes, NodeJournal},
     mesh::{self, MeshCommand, Topic},
+    own::OwnNode,
     status,
     store::{self, ChunkStore, PieceStore, StoreError},
     transport::{self, Plane, Transport},
@@ -204,10 +206,12 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     let own_record = sign_record(&record, &identity.key);
     let image_source: Arc<dyn ImageSource> = Arc::new(images.clone());
     let desk = Arc::new(Desk::new(Arc::new(AskingNotes(Arc::clone(&journal)))));
+    let (own, own_ends) = OwnNode::new();
+    let own: Arc<dyn Own> = own;
     let backends = settings
         .devices
         .iter()
-        .map(|device| build_with(device, Arc::clone(&image_source), Some(&desk)))
+        .map(|device| build_with(device, Arc::clone(&image_source), Some(&desk), Some(&own)))
         .collect::<Result<Vec<_>, _>>()?;
     let hosts = build_hosts(&settings.hosts, &folder("hosts"))?;
     let hosts = Hosts::new(
@@ -252,6 +256,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
             seed(),
         ),
         hosts,
+        restart: super::restart::Restart::default(),
+        heard: own_ends.heard,
         traces: super::traces::Traces::open(tracer.clone(), folder),
         devices: Devices::new(backends, journal.standings()?, journal.tries()?, journal.declined()?),
         room: Room::new(pieces.clone(), settings.room.clone(), journal.images()?),
@@ -323,6 +329,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
     services.spawn(pump(clears_rx, events.clone(), Event::Clear));
     services.spawn(pump(doctors_rx, events.clone(), Event::Doctor));
     services.spawn(pump(lost_rx, events.clone(), Event::Lost));
+    services.spawn(pump(own_ends.restarts, events.clone(), Event::Restart));
     services.spawn(pump(status_rx, events, Event::Status));
     let result = runtime.main_loop(event_rx).await;
     cancel.cancel();

@@ -9,6 +9,7 @@ mod fwupd;
 mod hosts;
 mod ipmi;
 mod machine;
+mod node_self;
 mod rauc;
 mod redfish;
 mod swupdate;

@@ -164,7 +164,8 @@ impl Attempt {
     fn came_back_old(&mut self, now: Timestamp, seen: &Seen, rung: Rung) {
         let is_from = seen.version == self.record.from;
         let task = seen.task.as_ref().map(|task| task.state);
-        if is_from && task == Some(TaskState::Failed) {
+        // With slots a task that failed is what became of the trial: the device did not come up with the new image.
+        if is_from && task == Some(TaskState::Failed) && seen.slots.is_none() {
             let message = seen.task.as_ref().map_or("", |task| task.message.as_str());
             let reason = format!("the device's update task failed at its restart: {message}");
             self.record.phase = Phase::Watching;
@@ -194,8 +195,12 @@ impl Attempt {
             true => "; some images need their input power taken away, and no such reset is offered here",
             false => "",
         };
+        let failed = match &seen.task {
+            Some(task) if task.state == TaskState::Failed => format!(": {}", task.message),
+            _ => String::new(),
+        };
         let reason = format!(
-            "{claim}the device runs {runs} after {after}, not {}{hint}",
+            "{claim}the device runs {runs} after {after}, not {}{hint}{failed}",
             self.record.goal.version()
         );
         let never_restarted = seen.boot_id.is_some() && seen.boot_id == self.record.boot_before;

@@ -53,6 +53,24 @@ fn an_ab_host_is_updated_by_a_confirmed_trial_and_keeps_its_previous_image() {
     assert_eq!(run.device.slots[0].as_deref(), Some(OLD));
 }
 
+/// Whoever brings a trial back knows why it failed; that it did not come up is the reason all the same.
+#[test]
+fn what_became_of_a_trial_is_told_with_what_the_device_runs_instead() {
+    let run = Run::of(Device::slots(Habit::TrialFailsAloud)).end();
+    let Outcome {
+        state, reason, failure, ..
+    } = &run.outcome;
+    assert_eq!(
+        (*state, *failure),
+        (AttemptState::Failed, Some(FailureClass::Boot)),
+        "{run:?}"
+    );
+    assert!(
+        reason.contains("runs 1.0.0") && reason.ends_with(": bad image"),
+        "{reason}"
+    );
+}
+
 #[test]
 fn going_back_to_the_kept_image_needs_no_staging() {
     let mut device = Device::slots(Habit::Good).updated();
@@ -455,6 +473,8 @@ enum Habit {
     FailTask,
     NeverBack,
     TrialFails,
+    /// The same, and it says what became of the trial.
+    TrialFailsAloud,
     WrongVersion,
     /// The new version keeps the processors busy.
     Busy,
@@ -658,9 +678,12 @@ impl Device {
             self.slots[0] = Some(version);
         }
         self.running = match self.trial.take() {
-            Some(trial) if self.habit != Habit::TrialFails => trial,
+            Some(trial) if !matches!(self.habit, Habit::TrialFails | Habit::TrialFailsAloud) => trial,
             _ => self.saved,
         };
+        if self.habit == Habit::TrialFailsAloud {
+            self.task = Some((TaskState::Failed, now));
+        }
         self.up_at = (self.habit != Habit::NeverBack).then(|| now + Duration::from_secs(10));
     }
 }

@@ -423,6 +423,7 @@ mod tests {
             states: BTreeMap::new(),
             possession: PossessionView::default(),
             held: Vec::new(),
+            provisioning: None,
             reason: String::new(),
         }
     }

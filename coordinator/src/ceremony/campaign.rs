@@ -104,6 +104,7 @@ pub fn draft_campaign(
         permit_keys,
         plan_sha256: Sha256::from([0; 32]),
         rehearsal_sha256: None,
+        kind: file.kind,
     };
     manifest.check()?;
     Ok(manifest)

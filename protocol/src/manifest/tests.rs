@@ -41,6 +41,7 @@ fn manifest() -> CampaignManifest {
         plan_sha256: Sha256::of(b"plan"),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: CampaignKind::Update,
     }
 }
 
@@ -284,6 +285,7 @@ fn a_plan_naming_a_device_twice_is_refused() {
         nodes: [(NodeId::new("n1").unwrap(), SecretKey::from_seed(&[1; 32]).public())].into(),
         held: Vec::new(),
         domains: BTreeMap::new(),
+        servers: Vec::new(),
     };
     let refused = Plan::from_bytes(&plan.to_bytes()).unwrap_err();
     assert!(refused.to_string().contains("twice"), "{refused}");
@@ -392,6 +394,7 @@ fn ways_are_left_out_unless_there_are_some_and_are_of_named_releases() {
         nodes: [(node.clone(), SecretKey::from_seed(&[1; 32]).public())].into(),
         held: Vec::new(),
         domains: BTreeMap::new(),
+        servers: Vec::new(),
     };
     let direct = plan(planned(&[]));
     assert!(!String::from_utf8(direct.to_bytes()).unwrap().contains("hops"));

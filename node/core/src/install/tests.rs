@@ -73,6 +73,7 @@ fn plan() -> Plan {
             .into(),
         held: Vec::new(),
         domains: BTreeMap::new(),
+        servers: Vec::new(),
     }
 }
 
@@ -112,6 +113,7 @@ fn manifest() -> CampaignManifest {
         plan_sha256: Sha256::of(&plan().to_bytes()),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: firmesh_protocol::manifest::CampaignKind::Update,
     }
 }
 

@@ -207,6 +207,7 @@ pub fn adopt_plan(
             plan.campaign, draft.id
         )));
     }
+    plan.check_servers(&draft)?;
     for (_, device) in plan.devices() {
         if let Some(target) = draft.unnamed(device) {
             return Err(other(format!(

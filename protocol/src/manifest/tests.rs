@@ -62,6 +62,29 @@ fn a_rehearsal_is_a_last_field_that_others_leave_out() {
     assert_eq!(rehearsed.rules_sha256(), manifest().rules_sha256());
 }
 
+/// Manifests and plans that were signed before there was provisioning keep their bytes.
+#[test]
+fn a_campaign_for_devices_does_not_say_so() {
+    let text = serde_json::to_string(&manifest()).unwrap();
+    assert!(!text.contains("\"kind\":\"update\""), "{text}");
+    let servers = CampaignManifest {
+        kind: CampaignKind::Provisioning,
+        ..manifest()
+    };
+    let text = serde_json::to_string(&servers).unwrap();
+    assert!(text.contains("\"kind\":\"provisioning\""), "{text}");
+    assert_eq!(CampaignManifest::from_bytes(text.as_bytes()).unwrap(), servers);
+    assert_ne!(servers.rules_sha256(), manifest().rules_sha256());
+    let names: Vec<_> = ProvisioningPhase::ALL
+        .iter()
+        .map(|phase| format!("{} {phase}", phase.number()))
+        .collect();
+    assert_eq!(
+        names,
+        ["1 preflight", "2 version analysis", "3 updates", "4 BIOS configuration", "5 final validation"]
+    );
+}
+
 #[test]
 fn a_manifest_survives_its_own_bytes_and_nothing_unknown_slips_in() {
     let bytes = serde_json::to_vec(&manifest()).unwrap();

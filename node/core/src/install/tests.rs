@@ -526,6 +526,20 @@ fn a_plan_or_release_that_was_not_approved_does_not_make_a_campaign() {
     ));
 }
 
+/// Approvers have signed that servers are brought up whole: a plan that does not say which there are is not acted on.
+#[test]
+fn a_plan_without_the_servers_that_its_manifest_is_for_is_refused() {
+    let of_servers = CampaignManifest {
+        kind: firmesh_protocol::manifest::CampaignKind::Provisioning,
+        ..manifest()
+    };
+    let refused = ApprovedCampaign::assemble(of_servers, Sha256::of(b"manifest"), &plan().to_bytes(), releases);
+    let Err(AssembleError::BadPlan(why)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(why.to_string().contains("servers do not name d1"), "{why}");
+}
+
 #[test]
 fn a_wave_starts_only_on_the_nodes_own_signed_reports_that_its_gate_passed() {
     use AttemptState::{Quarantined, Success};

@@ -70,7 +70,9 @@ const FIRMWARE: [(&str, &str, Option<&str>); 4] = [
 ];
 
 fn image(maker: &str, component: &str, version: &str) -> Vec<u8> {
-    format!("{component} of {maker}, {version}\n").repeat(2_000).into_bytes()
+    format!("{component} of {maker}, {version}\n")
+        .repeat(2_000)
+        .into_bytes()
 }
 
 fn release_name(maker: &str, component: &str, version: &str) -> String {
@@ -79,9 +81,8 @@ fn release_name(maker: &str, component: &str, version: &str) -> String {
 
 /// An emulator with BMCs of these servers' parts: everything but `a3-bios`, or that alone.
 async fn emulate(folder: &Path, name: &str, wants: impl Fn(&str) -> bool) -> Result<(Process, Value)> {
-    let mut config = format!(
-        "state = {name:?}\npull_ca_file = \"fleet-ca.pem\"\nusername = \"admin\"\npassword = {PASSWORD:?}\n"
-    );
+    let mut config =
+        format!("state = {name:?}\npull_ca_file = \"fleet-ca.pem\"\nusername = \"admin\"\npassword = {PASSWORD:?}\n");
     for (maker, model, _) in MAKERS {
         for (component, version, _) in FIRMWARE {
             let sha256 = Sha256::of(&image(maker, component, version));
@@ -125,21 +126,26 @@ async fn emulate(folder: &Path, name: &str, wants: impl Fn(&str) -> bool) -> Res
 fn stage(operator: &Operator) -> Result<Vec<String>> {
     let mut newest = Vec::new();
     for (maker, model, settings) in MAKERS {
-        let document = format!(
-            r#"{{ "schema": "firmesh-bios-settings/1", "version": "2.0.0", "attributes": {settings} }}"#
-        );
-        let firmware = FIRMWARE.map(|(component, version, from)| (component, version, from, image(maker, component, version)));
+        let document =
+            format!(r#"{{ "schema": "firmesh-bios-settings/1", "version": "2.0.0", "attributes": {settings} }}"#);
+        let firmware =
+            FIRMWARE.map(|(component, version, from)| (component, version, from, image(maker, component, version)));
         let settings = ("bios-settings", "2.0.0", None, document.into_bytes());
         for (component, version, from, bytes) in firmware.into_iter().chain([settings]) {
             let file = format!("{maker}-{component}-{version}.image");
             fs::write(operator.folder().join(&file), bytes)?;
             operator.ok(&["artifact", "add", &file])?;
             let name = release_name(maker, component, version);
-            let mut args = vec!["release", "create", "--file", &file, "--vendor", maker, "--model", model];
+            let mut args = vec![
+                "release", "create", "--file", &file, "--vendor", maker, "--model", model,
+            ];
             args.extend(["--component", component, "--release-version", version, "--name", &name]);
             args.extend(from.iter().flat_map(|from| ["--from-version", from]));
             operator.ok(&args)?;
-            if matches!((component, version), ("bmc", "1.1.0") | ("bios", "1.2.0") | ("bios-settings", _)) {
+            if matches!(
+                (component, version),
+                ("bmc", "1.1.0") | ("bios", "1.2.0") | ("bios-settings", _)
+            ) {
                 newest.push(name);
             }
         }

@@ -122,7 +122,8 @@ impl Campaign {
         }
         let arrived = |server: &PlannedServer| {
             let mut due = server.due();
-            server.held.is_none() && due.all(|one| self.attempts.get(&one.device).is_some_and(|one| self.has_arrived(one)))
+            server.held.is_none()
+                && due.all(|one| self.attempts.get(&one.device).is_some_and(|one| self.has_arrived(one)))
         };
         let awaited: BTreeSet<u32> = self
             .servers
@@ -136,14 +137,19 @@ impl Campaign {
             self.servers.awaited.entry(number).or_insert(fresh);
         }
         let within = self.validated_within();
-        let late = self.servers.awaited.iter().filter(|(_, awaited)| now >= awaited.since + within);
-        let late: Vec<_> = late
-            .map(|(number, awaited)| (*number, awaited.seen.clone()))
-            .collect();
+        let late = self
+            .servers
+            .awaited
+            .iter()
+            .filter(|(_, awaited)| now >= awaited.since + within);
+        let late: Vec<_> = late.map(|(number, awaited)| (*number, awaited.seen.clone())).collect();
         for (number, seen) in late {
             let reason = seen.unwrap_or_else(|| {
                 let node = &self.servers.planned[number as usize].node;
-                format!("its node {node} has not told what its components run for {} s", within.as_secs())
+                format!(
+                    "its node {node} has not told what its components run for {} s",
+                    within.as_secs()
+                )
             });
             self.validated(number, Some(bounded(&reason)));
         }
@@ -194,7 +200,9 @@ impl Campaign {
                 reason: held.reason.clone(),
             };
         }
-        let attempts = server.due().filter_map(|one| Some((one, self.attempts.get(&one.device)?)));
+        let attempts = server
+            .due()
+            .filter_map(|one| Some((one, self.attempts.get(&one.device)?)));
         let mut begun = false;
         for (one, attempt) in attempts {
             let phase = ProvisioningPhase::of(&one.component);
@@ -234,7 +242,11 @@ impl Campaign {
             }
             return Stand {
                 phase: if begun { phase } else { ProvisioningPhase::Preflight },
-                state: if begun { ServerState::UnderWay } else { ServerState::Waiting },
+                state: if begun {
+                    ServerState::UnderWay
+                } else {
+                    ServerState::Waiting
+                },
                 reason: told("has not begun"),
             };
         }
@@ -243,7 +255,15 @@ impl Campaign {
             Some(None) => (ServerState::Provisioned, String::new()),
             Some(Some(wrong)) => (ServerState::NotProvisioned, wrong.clone()),
             None => match self.servers.awaited.get(&number) {
-                None => (ServerState::Waiting, "nothing is to be done but to read it once more".to_owned()),
+                // Also in the moment after a restart.
+                None => {
+                    let state = if begun {
+                        ServerState::UnderWay
+                    } else {
+                        ServerState::Waiting
+                    };
+                    (state, "its components are still to be read once more".to_owned())
+                }
                 Some(awaited) => {
                     let seen = awaited.seen.clone();
                     let reason = seen.unwrap_or_else(|| "its components are read once more".to_owned());
@@ -274,7 +294,9 @@ impl Campaign {
                 current: matches!(one.analysis, Analysis::Current {}),
                 state: attempt.map(|attempt| attempt.record.state),
                 version: of_attempt.or_else(|| one.from.clone()),
-                reason: why.or_else(|| attempt.map(|attempt| attempt.record.reason.clone())).unwrap_or_default(),
+                reason: why
+                    .or_else(|| attempt.map(|attempt| attempt.record.reason.clone()))
+                    .unwrap_or_default(),
             }
         };
         ServerView {
@@ -308,7 +330,10 @@ impl Campaign {
         let count = |state| states.get(&state).copied().unwrap_or_default();
         let (held, done) = (count(ServerState::Held), count(ServerState::Provisioned));
         let left = servers - held - done;
-        let told = self.servers.numbered().map(|(number, server)| (server, self.stand(number, server)));
+        let told = self
+            .servers
+            .numbered()
+            .map(|(number, server)| (server, self.stand(number, server)));
         let missed = told.filter(|(_, stand)| !matches!(stand.state, ServerState::Held | ServerState::Provisioned));
         let lines = missed
             .take(SERVERS_DECIDED)
@@ -335,7 +360,10 @@ impl Campaign {
     /// The servers that are not provisioned, each with where it stands.
     pub(crate) fn explain_servers(&self) -> Option<Explanation> {
         let ProvisioningView { servers, states, .. } = self.provisioning()?;
-        let told = self.servers.numbered().map(|(number, server)| (server, self.stand(number, server)));
+        let told = self
+            .servers
+            .numbered()
+            .map(|(number, server)| (server, self.stand(number, server)));
         let open: Vec<_> = told
             .filter(|(_, stand)| stand.state != ServerState::Provisioned)
             .collect();

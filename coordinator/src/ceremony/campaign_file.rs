@@ -6,7 +6,10 @@ use firmesh_protocol::{
     gate::{AbortRule, Sequential},
     health::{HealthInput, HealthLimit, HealthRule},
     ids::{CampaignId, GroupId},
-    manifest::{CampaignKind, Caps, Constraints, Deadlines, GateRule, Priority, Retries, RetryBudget, RetryRule, Selector, Strategy},
+    manifest::{
+        CampaignKind, Caps, Constraints, Deadlines, GateRule, Priority, Retries, RetryBudget, RetryRule, Selector,
+        Strategy,
+    },
     report::FailureClass,
     time::WallTime,
     trust::PublicKey,

@@ -45,7 +45,8 @@ mod tests {
 
     use crate::ceremony::CampaignFile;
 
-    const SHORT: &str = "id = \"hall-3\"\nexpires = \"2027-02-01T00:00:00Z\"\nbaseline = \"q3\"\nfilter = 'path under \"eu/fra1\"'\n";
+    const SHORT: &str =
+        "id = \"hall-3\"\nexpires = \"2027-02-01T00:00:00Z\"\nbaseline = \"q3\"\nfilter = 'path under \"eu/fra1\"'\n";
 
     #[test]
     fn four_lines_are_a_campaign_and_the_rest_is_written_out() {

@@ -62,7 +62,12 @@ async fn servers_are_listed_in_pages_with_the_phase_that_each_is_in() {
 
     fleet.post::<CampaignView>("/api/v1/campaigns/spring/start", &()).await;
     let answer = fleet.sync(&node, &[]).await;
-    let devices: Vec<DeviceId> = plan.waves.iter().flatten().map(|planned| planned.device.clone()).collect();
+    let devices: Vec<DeviceId> = plan
+        .waves
+        .iter()
+        .flatten()
+        .map(|planned| planned.device.clone())
+        .collect();
     assert!(!answer.permits.is_empty());
     fleet.sync(&node, &[(&devices[0], AttemptState::Installing)]).await;
     let of = |all: &[ServerView], device: &DeviceId| {

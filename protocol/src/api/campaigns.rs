@@ -8,7 +8,6 @@ use super::ProvisioningView;
 use crate::{
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::{CampaignManifest, HeldDevice},
-
     report::AttemptState,
 };
 

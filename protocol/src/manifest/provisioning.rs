@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{CampaignManifest, ManifestError, Plan, PlannedDevice};
 use crate::{
     ids::{Component, DeviceId, NodeId},
-    limits::{REASON_BYTES_MAX, SERVERS_MAX, SERVER_COMPONENTS_MAX},
+    limits::{REASON_BYTES_MAX, SERVER_COMPONENTS_MAX, SERVERS_MAX},
 };
 
 /// The component that the settings of a server's BIOS are.
@@ -34,9 +34,7 @@ impl CampaignKind {
 }
 
 /// The phases that a server goes through, in their order.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ProvisioningPhase {
     /// Before anything is touched: its components answer, nobody holds them, and none waits for a person. By the plan, and once

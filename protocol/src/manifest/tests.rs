@@ -81,7 +81,13 @@ fn a_campaign_for_devices_does_not_say_so() {
         .collect();
     assert_eq!(
         names,
-        ["1 preflight", "2 version analysis", "3 updates", "4 BIOS configuration", "5 final validation"]
+        [
+            "1 preflight",
+            "2 version analysis",
+            "3 updates",
+            "4 BIOS configuration",
+            "5 final validation"
+        ]
     );
 }
 

@@ -77,7 +77,9 @@ pub(super) enum Left {
 impl Left {
     pub(super) fn reason(&self) -> &str {
         match self {
-            Self::NotCovered(reason) | Self::Current(reason) | Self::Preflight(reason) | Self::Analysis(reason) => reason,
+            Self::NotCovered(reason) | Self::Current(reason) | Self::Preflight(reason) | Self::Analysis(reason) => {
+                reason
+            }
         }
     }
 }

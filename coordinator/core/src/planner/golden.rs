@@ -71,7 +71,9 @@ fn drawn(title: &str, plan: &Plan) -> String {
     for server in &plan.servers {
         let of_component = |one: &PlannedComponent| match &one.analysis {
             Analysis::Current {} => format!("{} current", one.component),
-            Analysis::Due { over } => [&[one.component.to_string()], &over[..], &[one.to.clone()]].concat().join(" "),
+            Analysis::Due { over } => [&[one.component.to_string()], &over[..], &[one.to.clone()]]
+                .concat()
+                .join(" "),
             Analysis::Unfit { .. } => format!("{} unfit", one.component),
         };
         let components: Vec<_> = server.components.iter().map(of_component).collect();

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
-    limits::{PLAN_DEVICES_MAX, SERVERS_MAX, SERVER_COMPONENTS_MAX, WAVES_MAX},
+    limits::{PLAN_DEVICES_MAX, SERVER_COMPONENTS_MAX, SERVERS_MAX, WAVES_MAX},
     manifest::{
         CampaignKind, CampaignManifest, Dimension, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, Release, Selector,
         Strategy,
@@ -94,7 +94,9 @@ pub enum PlanError {
     )]
     TooManyServers(usize),
     /// A server of more components than there are.
-    #[error("{0} has more than {SERVER_COMPONENTS_MAX} components that the campaign is for: is its label `unit` one server's?")]
+    #[error(
+        "{0} has more than {SERVER_COMPONENTS_MAX} components that the campaign is for: is its label `unit` one server's?"
+    )]
     TooManyComponents(String),
     /// More waves than one campaign may have.
     #[error(

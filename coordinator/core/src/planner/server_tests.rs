@@ -44,14 +44,18 @@ fn edit(inventory: &mut Inventory, device: &str, edit: impl FnOnce(&mut KnownDev
 /// release, and one whose BIOS goes over another release.
 pub(super) fn provisioning_scene() -> Plan {
     let (mut inventory, mut draft, mut releases) = two_vendors(&[3, 3]);
-    edit(&mut inventory, "r0n1s0-bmc", |bmc| bmc.facts.version = Some("1.1".to_owned()));
+    edit(&mut inventory, "r0n1s0-bmc", |bmc| {
+        bmc.facts.version = Some("1.1".to_owned())
+    });
     for component in COMPONENTS {
         edit(&mut inventory, &format!("r0n2s0-{component}"), |device| {
             device.facts.version = Some("1.1".to_owned());
         });
     }
     edit(&mut inventory, "r1n0s0-bios", |bios| bios.facts.version = None);
-    edit(&mut inventory, "r1n1s0-nic", |nic| nic.facts.version = Some("0.7".to_owned()));
+    edit(&mut inventory, "r1n1s0-nic", |nic| {
+        nic.facts.version = Some("0.7".to_owned())
+    });
     let at = |releases: &[Release], target: &str| releases.iter().position(|release| release.target == target).unwrap();
     let (nic, bios) = (
         at(&releases, "firmware/globex-nic.bin"),
@@ -85,7 +89,9 @@ fn servers_of_two_vendors_are_one_plan_firmware_first_and_settings_last() {
     // Even if a vendor's order says otherwise.
     draft.constraints.sequence = vec![Sequence {
         vendor: "Globex".to_owned(),
-        order: [BIOS_SETTINGS, "nic"].map(|name| Component::new(name).unwrap()).to_vec(),
+        order: [BIOS_SETTINGS, "nic"]
+            .map(|name| Component::new(name).unwrap())
+            .to_vec(),
     }];
     let plan = planned(&inventory, &draft, &releases);
     let order = |name: &str| {

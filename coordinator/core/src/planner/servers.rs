@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     ids::DeviceId,
-    limits::{SERVERS_MAX, SERVER_COMPONENTS_MAX},
+    limits::{SERVER_COMPONENTS_MAX, SERVERS_MAX},
     manifest::{
         Analysis, CampaignKind, HeldServer, PlannedComponent, PlannedDevice, PlannedServer, ProvisioningPhase, Release,
     },
@@ -106,12 +106,16 @@ impl<'a> Servers<'a> {
         let stopped = self.stopped(held);
         let mut whole = Vec::with_capacity(arranged.len());
         for together in arranged {
-            let server = together.first().map(|first| server_of(&first.planned.device, first.device));
+            let server = together
+                .first()
+                .map(|first| server_of(&first.planned.device, first.device));
             let Some(HeldServer { phase, reason }) = server.and_then(|server| stopped.get(&server)) else {
                 whole.push(together);
                 continue;
             };
-            let why = bounded(&format!("{phase}: nothing of its server is touched, because of {reason}"));
+            let why = bounded(&format!(
+                "{phase}: nothing of its server is touched, because of {reason}"
+            ));
             held.extend(together.into_iter().map(|one| (one.planned.device, why.clone())));
         }
         self.stopped = stopped;

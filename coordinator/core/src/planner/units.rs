@@ -218,7 +218,10 @@ impl<'a> Unit<'a> {
     /// Where servers are brought up, all firmware comes before the BIOS's settings.
     fn firmware_before(&self, candidate: &Candidate<'a>, kind: CampaignKind) -> impl Iterator<Item = &DeviceId> {
         let comes_last = kind == CampaignKind::Provisioning && is_settings(&candidate.release.info);
-        let firmware = self.candidates.iter().filter(|(_, other)| !is_settings(&other.release.info));
+        let firmware = self
+            .candidates
+            .iter()
+            .filter(|(_, other)| !is_settings(&other.release.info));
         firmware.filter(move |_| comes_last).map(|(id, _)| id)
     }
 
@@ -290,7 +293,10 @@ pub(super) fn rank(info: &ReleaseInfo, ordering: Ordering<'_>) -> (usize, usize)
     if is_settings && ordering.kind == CampaignKind::Provisioning {
         return (usize::MAX, after_all);
     }
-    let own = ordering.sequences.iter().find(|sequence| sequence.vendor == info.vendor);
+    let own = ordering
+        .sequences
+        .iter()
+        .find(|sequence| sequence.vendor == info.vendor);
     let listed = own.and_then(|sequence| sequence.order.iter().position(|name| *name == info.component));
     let name = info.component.as_str();
     let usual = match is_settings {

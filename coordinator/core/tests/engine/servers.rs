@@ -44,8 +44,9 @@ fn reported(world: &mut World, device: &str, state: AttemptState) {
 /// Its node tells what its devices run: all the new version, but for these.
 fn read(world: &mut World, but: &[(&str, Option<&str>)]) {
     let names = (0..9).map(|number| format!("d{number}")).chain(["current".to_owned()]);
-    let mut versions: BTreeMap<DeviceId, Option<String>> =
-        names.map(|name| (name.parse().unwrap(), Some("1.1".to_owned()))).collect();
+    let mut versions: BTreeMap<DeviceId, Option<String>> = names
+        .map(|name| (name.parse().unwrap(), Some("1.1".to_owned())))
+        .collect();
     for (device, version) in but {
         versions.insert(device.parse().unwrap(), version.map(str::to_owned));
     }
@@ -112,7 +113,10 @@ fn a_component_that_fails_stops_its_server_and_not_the_batch() {
     read(&mut world, &[]);
     let view = world.engine.campaign(&id("spring")).unwrap();
     assert_eq!(view.state, CampaignState::Failed);
-    assert_eq!(view.reason, "1 of 4 servers are not provisioned; 1 were held by the plan");
+    assert_eq!(
+        view.reason,
+        "1 of 4 servers are not provisioned; 1 were held by the plan"
+    );
     let states = view.provisioning.unwrap().states;
     assert_eq!(
         states,

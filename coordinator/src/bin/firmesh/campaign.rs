@@ -8,14 +8,14 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use firmesh_coordinator::ceremony::{
-    CampaignFile, KeyRef, Secrets, TrustFolder, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned, read_bounded,
-    save_draft,
+    CampaignFile, KeyRef, Secrets, TrustFolder, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned,
+    read_bounded, save_draft,
 };
 use firmesh_coordinator_core::Difference;
 use firmesh_protocol::{
     api::{
-        About, CampaignDraftView, CampaignView, CloseRequest, Explanation, Page, PlanRequest, PlanResponse,
-        ServerView, SplitResponse,
+        About, CampaignDraftView, CampaignView, CloseRequest, Explanation, Page, PlanRequest, PlanResponse, ServerView,
+        SplitResponse,
     },
     ids::{CampaignId, DeviceId, GroupId},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
@@ -338,7 +338,8 @@ pub(crate) async fn draft(
 }
 
 pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
-    String::from_utf8(read_bounded(path, MANIFEST_BYTES_MAX)?).with_context(|| format!("{} is not text", path.display()))
+    String::from_utf8(read_bounded(path, MANIFEST_BYTES_MAX)?)
+        .with_context(|| format!("{} is not text", path.display()))
 }
 
 fn read_campaign_file(path: &Path) -> anyhow::Result<CampaignFile> {

@@ -9,7 +9,9 @@ use firmesh_coordinator::ceremony::{CampaignFile, KeyRef, TrustFolder, save_draf
 use firmesh_protocol::{
     api::{BaselineView, CampaignView, DeviceView, ServerState, ServerView},
     ids::{CampaignId, LabelValue, NodeId},
-    manifest::{Analysis, CampaignKind, CampaignManifest, Plan, PlannedComponent, PlannedServer, ProvisioningPhase, ReleaseInfo},
+    manifest::{
+        Analysis, CampaignKind, CampaignManifest, Plan, PlannedComponent, PlannedServer, ProvisioningPhase, ReleaseInfo,
+    },
 };
 
 use crate::{Expiry, Folder, Global, campaign, client::Client, output::Output};
@@ -102,7 +104,9 @@ pub(crate) async fn resolve(client: &Client, folder: &TrustFolder, file: &mut Ca
 }
 
 async fn list(client: &Client, filter: &str) -> anyhow::Result<Vec<DeviceView>> {
-    let page = client.list::<DeviceView>("/api/v1/devices", &[("filter", filter)]).await?;
+    let page = client
+        .list::<DeviceView>("/api/v1/devices", &[("filter", filter)])
+        .await?;
     Ok(page.items)
 }
 
@@ -166,12 +170,17 @@ pub(crate) fn plan_lines(manifest: &CampaignManifest, plan: &Plan) -> Vec<String
         let wave = first.and_then(|one| plan.devices().find(|(_, planned)| planned.device == one.device));
         let wave = wave.map_or_else(String::new, |(wave, _)| format!(", wave {wave}"));
         lines.push(format!("server {}{wave}", server.server));
-        lines.extend(phases(server).into_iter().map(|(phase, says)| {
-            format!("  {} {:<18} {says}", phase.number(), phase.as_str())
-        }));
+        lines.extend(
+            phases(server)
+                .into_iter()
+                .map(|(phase, says)| format!("  {} {:<18} {says}", phase.number(), phase.as_str())),
+        );
     }
     if plan.servers.len() > SERVERS_SHOWN {
-        lines.push(format!("and {} more: --json has all", plan.servers.len() - SERVERS_SHOWN));
+        lines.push(format!(
+            "and {} more: --json has all",
+            plan.servers.len() - SERVERS_SHOWN
+        ));
     }
     lines
 }
@@ -188,11 +197,17 @@ fn phases(server: &PlannedServer) -> Vec<(ProvisioningPhase, String)> {
         let held = (held.phase, format!("held, nothing of it is touched: {}", held.reason));
         return vec![held, (VersionAnalysis, analysis())]
             .into_iter()
-            .take(if server.held.as_ref().is_some_and(|held| held.phase == Preflight) { 2 } else { 1 })
+            .take(if server.held.as_ref().is_some_and(|held| held.phase == Preflight) {
+                2
+            } else {
+                1
+            })
             .collect();
     }
     let of_phase = |phase| {
-        let due = server.due().filter(move |one| ProvisioningPhase::of(&one.component) == phase);
+        let due = server
+            .due()
+            .filter(move |one| ProvisioningPhase::of(&one.component) == phase);
         due.map(|one| one.device.to_string()).collect::<Vec<_>>()
     };
     let (updates, settings) = (of_phase(Updates), of_phase(BiosConfiguration));
@@ -210,7 +225,10 @@ fn phases(server: &PlannedServer) -> Vec<(ProvisioningPhase, String)> {
             Updates,
             or_nothing(
                 &updates,
-                format!("{}: each restarted and read back before the next", updates.join(", then ")),
+                format!(
+                    "{}: each restarted and read back before the next",
+                    updates.join(", then ")
+                ),
             ),
         ),
         (
@@ -250,11 +268,10 @@ pub(crate) async fn servers(client: &Client, view: &CampaignView) -> anyhow::Res
     Ok(of_campaign(client, &view.id).await?)
 }
 
-async fn of_campaign(
-    client: &Client,
-    id: &CampaignId,
-) -> Result<Vec<ServerView>, crate::client::RequestError> {
-    let page = client.list::<ServerView>(&format!("/api/v1/campaigns/{id}/servers"), &[]).await?;
+async fn of_campaign(client: &Client, id: &CampaignId) -> Result<Vec<ServerView>, crate::client::RequestError> {
+    let page = client
+        .list::<ServerView>(&format!("/api/v1/campaigns/{id}/servers"), &[])
+        .await?;
     Ok(page.items)
 }
 

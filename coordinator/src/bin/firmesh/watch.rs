@@ -55,7 +55,9 @@ async fn conclude(client: &Client, view: &CampaignView, screen: &Screen<'_>) -> 
     screen.finish(view)?;
     if view.provisioning.is_some() {
         let servers = provision::servers(client, view).await?;
-        screen.output.show(&json!({ "servers": servers }), || provision::lines(&servers))?;
+        screen
+            .output
+            .show(&json!({ "servers": servers }), || provision::lines(&servers))?;
     }
     if view.state == CampaignState::Completed {
         return Ok(());
@@ -267,10 +269,13 @@ pub(crate) fn lines(view: &CampaignView) -> Vec<String> {
     let possession = format!("  possession: {proven} of {nodes} nodes have proven that they hold their images");
     let wrong = view.possession.wrong_proofs.iter();
     let wrong = wrong.map(|(node, count)| format!("  wrong_possession_proof: {count} by node {node}"));
-    let provisioning = view.provisioning.iter().map(|ProvisioningView { servers, states, .. }| {
-        let states: Vec<_> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
-        format!("  {servers} servers: {}", states.join(", "))
-    });
+    let provisioning = view
+        .provisioning
+        .iter()
+        .map(|ProvisioningView { servers, states, .. }| {
+            let states: Vec<_> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+            format!("  {servers} servers: {}", states.join(", "))
+        });
     std::iter::once(headline(view))
         .chain(provisioning)
         .chain(view.waves.iter().map(wave))

@@ -11,9 +11,9 @@ use firmesh_coordinator::ceremony::{
 use firmesh_protocol::{
     api::{About, PlanRequest, PlanResponse, Published},
     ids::{CampaignId, Component, Sha256},
-    manifest::{CampaignKind, 
-        Artifact, Caps, Constraints, Deadlines, GateRule, Priority, Release, Reversibility, Selector, Strategy,
-        campaign_target,
+    manifest::{
+        Artifact, CampaignKind, Caps, Constraints, Deadlines, GateRule, Priority, Release, Reversibility, Selector,
+        Strategy, campaign_target,
     },
     time::WallTime,
     trust::{Ceremony, SecretKey, Signers, Target},

@@ -15,9 +15,9 @@ use firmesh_protocol::{
     health::{DeviceHealth, HealthRule},
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256},
     manifest::{
-        Analysis, Artifact, AtMost, BIOS_SETTINGS, CampaignKind, CampaignManifest, Caps, Constraints, Deadlines, DomainCap,
-        DomainShare, GateRule, HeldServer, MANIFEST_SCHEMA, NeverTogether, PLAN_SCHEMA, Plan, PlannedComponent,
-        PlannedDevice, PlannedServer, ProvisioningPhase, ReleaseRef, Retries, Selector, Strategy,
+        Analysis, Artifact, AtMost, BIOS_SETTINGS, CampaignKind, CampaignManifest, Caps, Constraints, Deadlines,
+        DomainCap, DomainShare, GateRule, HeldServer, MANIFEST_SCHEMA, NeverTogether, PLAN_SCHEMA, Plan,
+        PlannedComponent, PlannedDevice, PlannedServer, ProvisioningPhase, ReleaseRef, Retries, Selector, Strategy,
     },
     report::{AttemptReport, AttemptState, FailureClass, Permit, PermitKind},
     time::{Timestamp, WallTime},

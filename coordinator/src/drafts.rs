@@ -52,6 +52,7 @@ pub(crate) fn as_campaign(id: CampaignId, record: DraftRecord) -> CampaignView {
         states: pending(record.waves.iter().sum()),
         possession: PossessionView::default(),
         held: record.held,
+        provisioning: None,
         reason: "it waits for the signatures of its approvers".to_owned(),
     }
 }

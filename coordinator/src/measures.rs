@@ -419,6 +419,7 @@ mod tests {
             states: BTreeMap::new(),
             possession: PossessionView::default(),
             held: Vec::new(),
+            provisioning: None,
             reason: String::new(),
         }
     }

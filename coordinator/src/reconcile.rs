@@ -187,6 +187,7 @@ pub(crate) fn manifest(
         plan_sha256: Sha256::from([0; 32]),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: firmesh_protocol::manifest::CampaignKind::Update,
     }
 }
 

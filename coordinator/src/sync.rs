@@ -1,7 +1,7 @@
 //! One heartbeat of a node: who it is, what its devices are, how its attempts go. Everything signed is verified with the
 //! key of the certificate the connection was made with.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use firmesh_coordinator_core::Input;
 use firmesh_protocol::{
@@ -248,6 +248,7 @@ impl Runtime {
             writes.push(Write::Node(Box::new(stored.clone())));
         }
         let (mut devices, mut unchanged) = (Vec::new(), Vec::new());
+        let mut read = self.world.engine.awaits_reading(&id).then(BTreeMap::new);
         for facts in std::mem::take(&mut request.devices) {
             // One device that answers nonsense must not silence its node.
             if !is_bounded(&facts) {
@@ -262,6 +263,9 @@ impl Runtime {
             if self.is_taken(&facts.device, &id) {
                 warn!(device = %facts.device, node = %id, "device is claimed by two nodes: the first keeps it while it is heard of");
                 continue;
+            }
+            if let Some(read) = &mut read {
+                read.insert(facts.device.clone(), facts.version.clone());
             }
             let known = self.world.devices.get(&facts.device);
             if known.is_some_and(|known| known.facts == facts && known.node == id) {
@@ -297,6 +301,10 @@ impl Runtime {
         change.writes.append(&mut writes);
         let (node, told) = (id.clone(), reports.clone());
         self.decide(Input::Heard { node, reports }, change).await?;
+        if let Some(versions) = read {
+            let node = id.clone();
+            self.decide(Input::Read { node, versions }, change).await?;
+        }
         Ok(Heard {
             node: id,
             acked,

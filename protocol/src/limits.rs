@@ -36,6 +36,12 @@ pub const PLAN_BYTES_MAX: u64 = 64 << 20;
 /// Devices of one campaign; larger fleets use child campaigns.
 pub const PLAN_DEVICES_MAX: usize = 100_000;
 
+/// Servers of one provisioning campaign: how each stands is kept in the campaign's record, which is written as a whole.
+pub const SERVERS_MAX: usize = 10_000;
+
+/// Components of one server that a campaign has releases for: the largest have some sixty.
+pub const SERVER_COMPONENTS_MAX: usize = 128;
+
 /// Waves of one plan.
 pub const WAVES_MAX: usize = 1_000;
 

@@ -392,5 +392,6 @@ fn draft() -> CampaignManifest {
         plan_sha256: Sha256::of(b""),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: firmesh_protocol::manifest::CampaignKind::Update,
     }
 }

@@ -321,5 +321,6 @@ pub(crate) fn draft(args: &PlanArgs, releases: &[Release]) -> anyhow::Result<Cam
         plan_sha256: Sha256::of(b""),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: firmesh_protocol::manifest::CampaignKind::Update,
     })
 }

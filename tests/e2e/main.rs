@@ -31,6 +31,7 @@ mod packages;
 mod possession;
 mod power_loss;
 mod provenance;
+mod provisioning;
 mod refusals;
 mod repository_attacks;
 mod rollback;

@@ -285,6 +285,7 @@ impl Forger {
             nodes: [("n1".parse()?, key(NODE).public())].into(),
             held: Vec::new(),
             domains: BTreeMap::new(),
+            servers: Vec::new(),
         };
         let mut manifest = json!({
             "schema": "firmesh-campaign/1",

@@ -29,6 +29,7 @@ use crate::{
     index::{Counted, Index},
     possession::{Possession, PossessionRecord},
     seat::Seats,
+    servers::Servers,
     webhooks::WebhookRecord,
 };
 
@@ -59,6 +60,9 @@ pub struct CampaignRecord {
     /// Whether those who go back are a part of a campaign that is to go on without them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub resumable: bool,
+    /// The final validation of servers, by their place in the plan: what was wrong, if something was.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub validated: BTreeMap<u32, Option<String>>,
 }
 
 /// A rollback that people have ordered, as it is stored.
@@ -84,6 +88,7 @@ pub(crate) struct Campaign {
     pub(crate) possession: Possession,
     pub(crate) record: CampaignRecord,
     pub(crate) attempts: Attempts,
+    pub(crate) servers: Servers,
     /// What is counted of the attempts.
     pub(crate) index: Index,
     /// Whether some of its devices follow one another.
@@ -128,6 +133,7 @@ impl Campaign {
             approvals: Vec::new(),
             webhooks: Vec::new(),
             resumable: false,
+            validated: BTreeMap::new(),
         };
         let (mut possession, mut seats) = (Possession::default(), Seats::default());
         let mut befores = Vec::new();
@@ -191,6 +197,7 @@ impl Campaign {
             manifest,
             attempts,
             held: plan.held,
+            servers: Servers::new(plan.servers),
             shares: plan.domains,
             images,
             possession,
@@ -358,6 +365,7 @@ impl Campaign {
         if matches!(self.record.state, CampaignState::Active | CampaignState::Paused) {
             self.cancel_out_of_turn();
         }
+        self.look_at_servers(now);
         while self.record.state == CampaignState::Active && self.step(now) {}
         if self.record.state == CampaignState::RollingBack {
             self.judge_beside(now);
@@ -393,6 +401,14 @@ impl Campaign {
             .filter(|attempt| !attempt.ended_well(&self.manifest.gate))
             .count();
         let all = self.attempts.len();
+        if let Some((all_are, reason, evidence)) = self.provisioned() {
+            let state = match all_are {
+                true => CampaignState::Completed,
+                false => CampaignState::Failed,
+            };
+            self.enter(state, reason.clone());
+            return self.decide(format!("campaign {}", self.record.id), reason, evidence);
+        }
         if missed == 0 {
             self.enter(
                 CampaignState::Completed,

@@ -164,6 +164,7 @@ mod tests {
                 })
                 .collect(),
             domains: BTreeMap::new(),
+            servers: Vec::new(),
         }
     }
 

@@ -190,6 +190,12 @@ impl Engine {
                 self.heard.insert(node, now);
                 Ok(())
             }
+            Input::Read { node, versions } => {
+                for campaign in self.campaigns.values_mut() {
+                    campaign.read(now, &node, &versions);
+                }
+                Ok(())
+            }
             Input::Proofs { node, proven, wrong } => {
                 // Going back needs no proof.
                 let may_go_forward = |campaign: &&mut Campaign| match campaign.record.state {
@@ -236,6 +242,7 @@ impl Engine {
                 .check()
                 .and_then(|()| plan.check())
                 .and_then(|()| plan.check_caps(manifest))
+                .and_then(|()| plan.check_servers(manifest))
                 .map_err(|error| refused(error.to_string()))?;
             if plan.campaign != id {
                 return Err(refused(format!("the plan is for campaign {}", plan.campaign)));

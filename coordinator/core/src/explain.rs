@@ -59,6 +59,7 @@ impl Engine {
                     evidence: evidence.chain(gate_evidence(self, campaign)).collect(),
                 }];
                 found.extend(campaign.record.decisions.iter().cloned());
+                found.extend(campaign.explain_servers());
                 let unwell = campaign.select(|attempt| !attempt.ended_well(&campaign.manifest.gate));
                 found.extend(unwell.iter().take(DEVICES_SHOWN).map(device));
                 if unwell.len() > DEVICES_SHOWN {
@@ -107,7 +108,9 @@ impl Engine {
                 Some(vec![Explanation {
                     subject: format!("device {id}"),
                     finding: "held back by the plan".to_owned(),
-                    evidence: vec![held.reason.clone()],
+                    evidence: std::iter::once(held.reason.clone())
+                        .chain(campaign.server_evidence(id))
+                        .collect(),
                 }])
             }
         }
@@ -214,6 +217,7 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt) -> Ex
     if let Some(version) = &record.version {
         evidence.push(format!("runs {version}"));
     }
+    evidence.extend(campaign.server_evidence(&record.device));
     if let Some((steps, from)) = attempt.course.steps() {
         let how = match attempt.is_halfway() {
             true => "it has stopped on its way",

@@ -48,6 +48,7 @@ impl Campaign {
             .chain(&self.paced_until)
             .chain(&self.settles_at)
             .copied()
+            .chain(self.validations_end())
     }
 
     /// A process that comes back does not know when waves were opened: they count as opened now.
@@ -180,7 +181,7 @@ impl Campaign {
 
     fn open_wave(&mut self, now: Timestamp, wave: usize) -> bool {
         if wave >= self.attempts.waves() {
-            self.finish();
+            self.end_when_all_have_ended();
             return false;
         }
         self.record.gates.push(GateVerdict::Unknown);
@@ -283,7 +284,13 @@ impl Campaign {
     /// Every wave has passed.
     fn end_when_all_have_ended(&mut self) {
         if (0..self.record.gates.len()).all(|wave| self.has_ended(wave)) {
-            self.finish();
+            match self.in_validation() {
+                0 => self.finish(),
+                servers => self.enter(
+                    CampaignState::Active,
+                    format!("every gate has passed, {servers} servers are read once more: their final validation"),
+                ),
+            }
         } else {
             self.enter(
                 CampaignState::Active,

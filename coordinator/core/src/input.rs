@@ -56,6 +56,14 @@ pub enum Input {
         /// Those whose proof does not.
         wrong: BTreeSet<ArtifactId>,
     },
+    /// What a node has read of its devices since it was heard of last. Only the final validation of servers looks at it: see
+    /// [`Engine::awaits_reading`](crate::Engine::awaits_reading).
+    Read {
+        /// The node, by its certificate.
+        node: NodeId,
+        /// The version of each of its devices, if it answers.
+        versions: BTreeMap<DeviceId, Option<String>>,
+    },
     /// A node has enrolled, perhaps with a new journal and an empty store: it counts its reports from the start, and what
     /// it had proven it has to prove again.
     Enrolled(NodeId),

@@ -25,6 +25,7 @@ pub mod rehearse;
 mod retries;
 mod rollback;
 mod seat;
+mod servers;
 mod turns;
 mod units;
 mod views;
@@ -43,6 +44,7 @@ pub use input::{Approval, Input, InputError, Loaded, Output, PermitOrder, Record
 pub use planner::{PlanError, SplitError, Standing, late, plan, split};
 pub use possession::PossessionRecord;
 pub use retries::{FailedAttempt, RetryRecord};
+pub use servers::READ_AFTER;
 pub use turns::{TURNS, TurnId, Turns};
 pub use views::{Along, Latest};
 pub use webhooks::{Question, WebhookAnswer, WebhookRecord};

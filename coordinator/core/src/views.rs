@@ -283,6 +283,7 @@ impl Campaign {
             states: self.states(),
             possession: self.possession.view(),
             held: self.held.clone(),
+            provisioning: self.provisioning(),
             reason: self.record.reason.clone(),
         }
     }

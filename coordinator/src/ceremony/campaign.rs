@@ -104,6 +104,7 @@ pub fn draft_campaign(
         permit_keys,
         plan_sha256: Sha256::from([0; 32]),
         rehearsal_sha256: None,
+        kind: file.kind,
     };
     manifest.check()?;
     Ok(manifest)
@@ -206,6 +207,7 @@ pub fn adopt_plan(
             plan.campaign, draft.id
         )));
     }
+    plan.check_servers(&draft)?;
     for (_, device) in plan.devices() {
         if let Some(target) = draft.unnamed(device) {
             return Err(other(format!(

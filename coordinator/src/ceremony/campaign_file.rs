@@ -5,8 +5,11 @@ use firmesh_protocol::{
     approval::ApprovalRule,
     gate::{AbortRule, Sequential},
     health::{HealthInput, HealthLimit, HealthRule},
-    ids::CampaignId,
-    manifest::{Caps, Constraints, Deadlines, GateRule, Priority, Retries, RetryBudget, RetryRule, Selector, Strategy},
+    ids::{CampaignId, GroupId},
+    manifest::{
+        CampaignKind, Caps, Constraints, Deadlines, GateRule, Priority, Retries, RetryBudget, RetryRule, Selector,
+        Strategy,
+    },
     report::FailureClass,
     time::WallTime,
     trust::PublicKey,
@@ -14,6 +17,8 @@ use firmesh_protocol::{
 };
 use jiff::{Span, SpanRelativeTo, Unit};
 use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::provisioning_file;
 
 /// Ended attempts that a gate wants to see if the file does not say.
 const SAMPLE_MIN: u32 = 10;
@@ -36,8 +41,14 @@ pub struct CampaignFile {
     pub id: CampaignId,
     /// No device starts after this moment.
     pub expires: WallTime,
+    /// What it is for: devices one by one, or whole servers (`provisioning`).
+    #[serde(default, rename = "type")]
+    pub kind: CampaignKind,
     /// Target names of the releases to install.
+    #[serde(default)]
     pub releases: Vec<String>,
+    /// The baseline whose releases they are, in place of `releases`. Whoever drafts the campaign asks the coordinator for them.
+    pub baseline: Option<GroupId>,
     /// Target names of what devices may go back to.
     #[serde(default)]
     pub previous: Vec<String>,
@@ -47,6 +58,9 @@ pub struct CampaignFile {
     /// For which devices; all if empty.
     #[serde(default)]
     pub selector: Selector,
+    /// Which devices those are, by a filter, in place of the selector's `devices`: those that match it when the campaign is
+    /// drafted; of a provisioning campaign with all of their servers.
+    pub filter: Option<String>,
     /// How it widens; of a rolling campaign three batches are under way at once, unless it says otherwise.
     #[serde(deserialize_with = "strategy")]
     pub strategy: Strategy,
@@ -82,6 +96,9 @@ pub enum CampaignFileError {
     /// Not a campaign file.
     #[error(transparent)]
     Toml(#[from] toml::de::Error),
+    /// A file of another type than is asked for.
+    #[error("the file has another type than \"provisioning\": draft it with firmesh campaign create")]
+    NotProvisioning,
     /// A strategy without what it cannot do without.
     #[error(
         "the strategy blue_green needs two webhooks of the coordinator, `drain` and `switch`, that take traffic from a pool and \
@@ -95,6 +112,28 @@ pub enum CampaignFileError {
 impl CampaignFile {
     /// Reads a campaign file.
     pub fn from_toml(text: &str) -> Result<Self, CampaignFileError> {
+        match toml::from_str::<toml::Table>(text) {
+            Ok(file) if provisioning_file::is_provisioning(&file) => Self::from_table(file),
+            _ => Self::from_text(text),
+        }
+    }
+
+    /// Reads a campaign file that is of the type `provisioning`, whether it says so or not.
+    pub fn provisioning_from_toml(text: &str) -> Result<Self, CampaignFileError> {
+        let mut file: toml::Table = toml::from_str(text)?;
+        provisioning_file::claim(&mut file);
+        match provisioning_file::is_provisioning(&file) {
+            true => Self::from_table(file),
+            false => Err(CampaignFileError::NotProvisioning),
+        }
+    }
+
+    fn from_table(mut file: toml::Table) -> Result<Self, CampaignFileError> {
+        provisioning_file::fill_in(&mut file)?;
+        Self::from_text(&file.to_string())
+    }
+
+    fn from_text(text: &str) -> Result<Self, CampaignFileError> {
         let kind = |file: &toml::Table| Some(file.get("strategy")?.get("kind")?.as_str()?.replace('-', "_"));
         let is_blue_green = || toml::from_str(text).is_ok_and(|file| kind(&file).as_deref() == Some("blue_green"));
         let read: Self = match toml::from_str(text) {

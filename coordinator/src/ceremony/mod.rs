@@ -11,6 +11,7 @@ mod doctor;
 mod files;
 mod folder;
 mod keys;
+mod provisioning_file;
 mod release;
 
 pub use campaign::{CampaignError, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned, save_draft};

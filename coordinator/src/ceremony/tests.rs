@@ -89,6 +89,7 @@ fn plan_bytes() -> Vec<u8> {
         waves: vec![vec![device]],
         held: Vec::new(),
         domains: std::collections::BTreeMap::new(),
+        servers: Vec::new(),
     }
     .to_bytes()
 }

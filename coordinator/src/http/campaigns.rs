@@ -13,7 +13,7 @@ use firmesh_coordinator_core::{Closing, Input, InputError, Subject};
 use firmesh_protocol::{
     api::{
         AttemptView, CampaignDraftView, CampaignMetrics, CampaignState, CampaignStatus, CampaignView, CloseRequest,
-        DeviceView, Explanation, PlanRequest,
+        DeviceView, Explanation, PlanRequest, ServerView,
     },
     approval::{WaveApprovalRequest, WaveApprovalView},
     ids::{CampaignId, DeviceId, Sha256},
@@ -83,6 +83,10 @@ pub(super) fn add_routes(routes: &mut Routes) {
         add("/{id}/devices", Op::get("Lists the planned devices as they are now.", devices).needs(Permission::FleetRead)
             .paged()
             .answers_page::<DeviceView>());
+        add("/{id}/servers", Op::get("Lists the servers of a provisioning campaign, with the phase that each is in.", servers)
+            .needs(Permission::FleetRead)
+            .paged()
+            .answers_page::<ServerView>());
         add("/{id}/status", Op::get("Where it stands, in a few lines.", status).needs(Permission::FleetRead).tagged().answers::<CampaignStatus>());
         add("/{id}/metrics", Op::get("The campaign in numbers.", metrics).needs(Permission::FleetRead).tagged().answers::<CampaignMetrics>());
         add("/{id}/logs", Op::get("What was decided, in order.", logs).needs(Permission::FleetRead).paged().answers_page::<Explanation>());
@@ -325,6 +329,18 @@ async fn devices(
         .await?;
     let found = super::devices::dressed(&app, nothing_yet(&app, &id, found).await?, &Sight::of(&app, &who)).await?;
     Ok(listing.page(found, |view| view.facts.device.to_string()))
+}
+
+/// By their names. Of a campaign that is not for provisioning there are none.
+async fn servers(State(app): Shared, Path(id): Path<String>, listing: Listing) -> Result<Response, Failure> {
+    let id: CampaignId = named(&id)?;
+    let (wanted, after, count) = (id.clone(), listing.after::<String>()?, listing.wanted());
+    let found = app
+        .coordinator
+        .read(move |world| world.engine.servers_after(&wanted, after.as_deref(), count))
+        .await?;
+    let found = nothing_yet(&app, &id, found).await?;
+    Ok(listing.page(found, |server: &ServerView| server.server.clone()))
 }
 
 /// Decisions have no ids: their place in the order is one.

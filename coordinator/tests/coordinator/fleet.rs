@@ -406,6 +406,7 @@ impl Fleet {
             plan_sha256: Sha256::of(b""),
             hops: Vec::new(),
             rehearsal_sha256: None,
+            kind: firmesh_protocol::manifest::CampaignKind::Update,
         }
     }
 

@@ -16,6 +16,7 @@ mod packages;
 #[allow(dead_code, unreachable_pub, reason = "the end-to-end tests use all of it")]
 #[path = "../../../tests/src/postgres.rs"]
 mod postgres;
+mod provisioning;
 mod roster;
 mod strategies;
 

@@ -80,6 +80,7 @@ impl ApprovedCampaign {
             return Err(AssembleError::OtherCampaign(plan.campaign.to_string()));
         }
         plan.check_caps(&manifest).map_err(AssembleError::BadPlan)?;
+        plan.check_servers(&manifest).map_err(AssembleError::BadPlan)?;
         let mut releases = BTreeMap::new();
         for ReleaseRef { target, sha256 } in manifest.pinned() {
             let release = signed_release(target).ok_or_else(|| AssembleError::UnsignedRelease(target.clone()))?;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::ProvisioningView;
 use crate::{
     ids::{CampaignId, DeviceId, NodeId, Sha256},
     manifest::{CampaignManifest, HeldDevice},
@@ -104,6 +105,9 @@ pub struct CampaignView {
     pub possession: PossessionView,
     /// Devices left out by the plan.
     pub held: Vec<HeldDevice>,
+    /// How its servers stand, if it is for provisioning.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provisioning: Option<ProvisioningView>,
     /// Why it stands where it stands.
     pub reason: String,
 }

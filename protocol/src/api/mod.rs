@@ -14,6 +14,7 @@ mod fleet;
 mod groups;
 mod nodes;
 mod notifications;
+mod provisioning;
 mod reconcile;
 mod storage;
 
@@ -52,6 +53,7 @@ pub use nodes::{
     RosterChanges, SyncRequest, SyncResponse, Traffic,
 };
 pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
+pub use provisioning::{ComponentView, ProvisioningView, ServerState, ServerView};
 pub use reconcile::{Reconciled, Reconciliation};
 pub use storage::{
     ArchiveResult, ArchiveRun, ArchiveSegment, ArchiveView, ArchivedAttempt, CollectImages, CollectedImages,

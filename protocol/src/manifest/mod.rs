@@ -5,6 +5,7 @@
 
 mod domains;
 mod plan;
+mod provisioning;
 mod release;
 mod retries;
 mod rules;
@@ -22,6 +23,9 @@ use crate::{
 
 pub use domains::{AtMost, Dimension, DimensionError, DomainCap, DomainShare, NeverTogether};
 pub use plan::{HeldDevice, PLAN_SCHEMA, Plan, PlannedDevice, WayStep};
+pub use provisioning::{
+    Analysis, BIOS_SETTINGS, CampaignKind, HeldServer, PlannedComponent, PlannedServer, ProvisioningPhase,
+};
 pub use release::{
     Artifact, FileRef, OtherComponent, Provenance, RELEASE_SCHEMA, Release, ReleaseInfo, ReleaseRef, Reversibility,
 };
@@ -74,6 +78,9 @@ pub struct CampaignManifest {
     pub schema: String,
     /// The campaign.
     pub id: CampaignId,
+    /// What it is for. A node from before there was such a field refuses a manifest that has it.
+    #[serde(default, skip_serializing_if = "CampaignKind::is_update")]
+    pub kind: CampaignKind,
     /// Grows with every campaign of the fleet; names the order of approvals in the audit.
     pub sequence: u64,
     /// No device starts after this moment.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CampaignManifest, Dimension, DomainShare, ManifestError};
+use super::{CampaignManifest, Dimension, DomainShare, ManifestError, PlannedServer};
 use crate::{
     ids::{CampaignId, DeviceId, LabelValue, NodeId, TopologyPath},
     labels::Labels,
@@ -114,6 +114,10 @@ pub struct Plan {
     /// Who is left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub held: Vec<HeldDevice>,
+    /// The servers of a provisioning campaign, in the order of their names: with those that are held, and with components that
+    /// are current. See [`Plan::check_servers`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub servers: Vec<PlannedServer>,
 }
 
 impl Plan {
@@ -194,6 +198,9 @@ impl Plan {
         if let Some(planned) = self.first_out_of_turn() {
             let problem = format!("do not keep the unit of {planned} together, one device after the other");
             return bounds("waves", problem);
+        }
+        if let Some(problem) = self.server_problem() {
+            return bounds("servers", problem);
         }
         devices.sort();
         if let Some(pair) = devices.windows(2).find(|pair| pair[0] == pair[1]) {

@@ -41,6 +41,7 @@ fn manifest() -> CampaignManifest {
         plan_sha256: Sha256::of(b"plan"),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: CampaignKind::Update,
     }
 }
 
@@ -59,6 +60,35 @@ fn a_rehearsal_is_a_last_field_that_others_leave_out() {
     let with = serde_json::to_vec(&rehearsed).unwrap();
     assert_eq!(CampaignManifest::from_bytes(&with).unwrap(), rehearsed);
     assert_eq!(rehearsed.rules_sha256(), manifest().rules_sha256());
+}
+
+/// Manifests and plans that were signed before there was provisioning keep their bytes.
+#[test]
+fn a_campaign_for_devices_does_not_say_so() {
+    let text = serde_json::to_string(&manifest()).unwrap();
+    assert!(!text.contains("\"kind\":\"update\""), "{text}");
+    let servers = CampaignManifest {
+        kind: CampaignKind::Provisioning,
+        ..manifest()
+    };
+    let text = serde_json::to_string(&servers).unwrap();
+    assert!(text.contains("\"kind\":\"provisioning\""), "{text}");
+    assert_eq!(CampaignManifest::from_bytes(text.as_bytes()).unwrap(), servers);
+    assert_ne!(servers.rules_sha256(), manifest().rules_sha256());
+    let names: Vec<_> = ProvisioningPhase::ALL
+        .iter()
+        .map(|phase| format!("{} {phase}", phase.number()))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "1 preflight",
+            "2 version analysis",
+            "3 updates",
+            "4 BIOS configuration",
+            "5 final validation"
+        ]
+    );
 }
 
 #[test]
@@ -284,6 +314,7 @@ fn a_plan_naming_a_device_twice_is_refused() {
         nodes: [(NodeId::new("n1").unwrap(), SecretKey::from_seed(&[1; 32]).public())].into(),
         held: Vec::new(),
         domains: BTreeMap::new(),
+        servers: Vec::new(),
     };
     let refused = Plan::from_bytes(&plan.to_bytes()).unwrap_err();
     assert!(refused.to_string().contains("twice"), "{refused}");
@@ -392,6 +423,7 @@ fn ways_are_left_out_unless_there_are_some_and_are_of_named_releases() {
         nodes: [(node.clone(), SecretKey::from_seed(&[1; 32]).public())].into(),
         held: Vec::new(),
         domains: BTreeMap::new(),
+        servers: Vec::new(),
     };
     let direct = plan(planned(&[]));
     assert!(!String::from_utf8(direct.to_bytes()).unwrap().contains("hops"));

@@ -357,6 +357,7 @@ impl Scenario {
             plan_sha256: Sha256::of(b""),
             hops: hops.iter().map(pin).collect(),
             rehearsal_sha256: None,
+            kind: firmesh_protocol::manifest::CampaignKind::Update,
         };
         manifest.operator_rollback = profile == Profile::Orders && !is_later;
         if profile == Profile::Answers || (profile == Profile::Liar && dice.one_in(2)) {
@@ -465,6 +466,7 @@ impl Scenario {
                 nodes: BTreeMap::new(),
                 held: Vec::new(),
                 domains: BTreeMap::new(),
+                servers: Vec::new(),
             },
         };
         manifest.plan_sha256 = Sha256::of(&plan.to_bytes());

@@ -6,6 +6,7 @@ mod hops;
 mod permit;
 mod retries;
 mod rules;
+mod servers;
 mod waves;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,7 @@ pub fn plan(plan: &Plan, manifest: &CampaignManifest, inventory: &Inventory, rel
     waves::check(plan, manifest, inventory, &mut wrong);
     rules::check_domains(plan, manifest, inventory, &mut wrong);
     rules::check_units(plan, manifest, inventory, releases, &mut wrong);
+    servers::check(plan, manifest, inventory, releases, &mut wrong);
     wrong
 }
 

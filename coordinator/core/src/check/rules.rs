@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
     labels::Labels,
-    manifest::{AtMost, CampaignManifest, Dimension, OtherComponent, Plan, PlannedDevice, Release},
+    manifest::{AtMost, CampaignKind, CampaignManifest, Dimension, OtherComponent, Plan, PlannedDevice, Release},
 };
 
 use crate::fleet::{Inventory, KnownDevice};
@@ -124,6 +124,7 @@ fn place_in_order(component: &str) -> usize {
         "gpu" => 6,
         "dpu" => 7,
         "nic" => 9,
+        "bios-settings" => 10,
         _ => 8,
     }
 }
@@ -193,6 +194,10 @@ fn check_unit(
         .filter_map(|(_, planned)| Some((*planned, *releases.get(planned.release.as_str())?)))
         .collect();
     let rank = |release: &Release| {
+        let component = release.info.component.as_str();
+        if manifest.kind == CampaignKind::Provisioning && component == "bios-settings" {
+            return (usize::MAX, place_in_order(component));
+        }
         let own = manifest
             .constraints
             .sequence

@@ -61,6 +61,29 @@ enum Over {
     All,
 }
 
+/// Why a device has no place in a plan, as far as it alone is concerned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Left {
+    /// The campaign has nothing for it.
+    NotCovered(String),
+    /// It runs its release already.
+    Current(String),
+    /// It cannot be touched now, whatever it runs.
+    Preflight(String),
+    /// Nothing leads from what it runs to its release.
+    Analysis(String),
+}
+
+impl Left {
+    pub(super) fn reason(&self) -> &str {
+        match self {
+            Self::NotCovered(reason) | Self::Current(reason) | Self::Preflight(reason) | Self::Analysis(reason) => {
+                reason
+            }
+        }
+    }
+}
+
 /// A path from a version to a release, which stands at its end; none if there is none.
 type Path<'a> = Option<Rc<Vec<&'a Release>>>;
 
@@ -125,60 +148,67 @@ impl<'a> Catalogue<'a> {
         }
     }
 
+    /// The release of the campaign that is for a device.
+    pub(super) fn release(&self, device: &KnownDevice) -> Option<&'a Release> {
+        self.new.get(device).first().copied()
+    }
+
     /// The device's place in the plan as far as it alone is concerned, or why it has none.
-    pub(super) fn place<'b>(&'b self, device: &'b KnownDevice) -> Result<Candidate<'b>, String> {
+    pub(super) fn place<'b>(&'b self, device: &'b KnownDevice) -> Result<Candidate<'b>, Left> {
         let facts = &device.facts;
-        let release = *self.new.get(device).first().ok_or_else(|| {
-            format!(
+        let release = self.release(device).ok_or_else(|| {
+            Left::NotCovered(format!(
                 "no release of this campaign is for the {} of {} {}",
                 facts.component, facts.vendor, facts.model
-            )
+            ))
         })?;
         let info = &release.info;
         if let Some(reason) = &device.held_by_operator {
-            return Err(format!("held by an operator: {reason}"));
+            return Err(Left::Preflight(format!("held by an operator: {reason}")));
         }
         if device.quarantined {
-            return Err("quarantined: a person has to look at it and clear it first".to_owned());
+            let reason = "quarantined: a person has to look at it and clear it first";
+            return Err(Left::Preflight(reason.to_owned()));
         }
         if !device.node_reachable {
-            return Err(format!(
+            return Err(Left::Preflight(format!(
                 "deferred: its node {} has not been heard of lately",
                 device.node
-            ));
+            )));
         }
         let Some(from) = &facts.version else {
-            return Err(format!("deferred: it does not answer its node {}", device.node));
+            let reason = format!("deferred: it does not answer its node {}", device.node);
+            return Err(Left::Preflight(reason));
         };
         if *from == info.version {
-            return Err(format!("current: it runs {from} already"));
+            return Err(Left::Current(format!("current: it runs {from} already")));
         }
         let rules = &self.draft.constraints;
         if !rules.executors.is_empty() && !rules.executors.contains(&facts.executor) {
-            return Err(format!(
+            return Err(Left::Preflight(format!(
                 "its executor {} is not one of those the campaign allows: {}",
                 facts.executor,
                 brief_list(&rules.executors)
-            ));
+            )));
         }
         let hops = match info.may_follow(from) {
             true => Vec::new(),
-            false => self.hops(device, release, from)?,
+            false => self.hops(device, release, from).map_err(Left::Analysis)?,
         };
         let mut way = hops.iter().copied().chain([release]);
         if let Some(door) = way.find(|step| step.info.reversibility == Reversibility::OneWay && !rules.one_way_accepted)
         {
-            return Err(format!(
+            return Err(Left::Analysis(format!(
                 "{} is one-way: say `one_way_accepted` in the campaign if there may be no way back",
                 door.target
-            ));
+            )));
         }
         let floor = floor(self.all.get(device), from);
         if let Some(floor) = floor.filter(|floor| *floor > info.security_epoch) {
-            return Err(format!(
+            return Err(Left::Analysis(format!(
                 "it runs {from} of security epoch {floor}; {} has the lower epoch {}",
                 info.version, info.security_epoch
-            ));
+            )));
         }
         Ok(Candidate {
             device,

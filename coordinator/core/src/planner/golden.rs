@@ -1,7 +1,7 @@
 //! Every strategy's plan of one small fleet, as a person would draw it: `golden.txt`. A plan that changes shows there.
 
 use firmesh_protocol::{
-    manifest::{AtMost, CampaignManifest, Dimension, DomainCap, Plan, Strategy},
+    manifest::{Analysis, AtMost, CampaignManifest, Dimension, DomainCap, Plan, PlannedComponent, Strategy},
     report::PermitKind,
     units::BasisPoints,
 };
@@ -11,6 +11,7 @@ use crate::check;
 use super::{
     hop_tests::hops_scene,
     plan,
+    server_tests::provisioning_scene,
     tests::{draft, fleet, now, releases},
     unit_tests::{at_least, campaign, labels, servers},
 };
@@ -66,6 +67,19 @@ fn drawn(title: &str, plan: &Plan) -> String {
             way.join(" -> "),
             planned.previous.as_deref().unwrap_or("nothing")
         ));
+    }
+    for server in &plan.servers {
+        let of_component = |one: &PlannedComponent| match &one.analysis {
+            Analysis::Current {} => format!("{} current", one.component),
+            Analysis::Due { over } => [&[one.component.to_string()], &over[..], &[one.to.clone()]]
+                .concat()
+                .join(" "),
+            Analysis::Unfit { .. } => format!("{} unfit", one.component),
+        };
+        let components: Vec<_> = server.components.iter().map(of_component).collect();
+        lines.push(format!("  server  {}: {}", server.server, components.join(", ")));
+        let held = server.held.iter();
+        lines.extend(held.map(|held| format!("          held in {}: {}", held.phase, held.reason)));
     }
     let held = plan
         .held
@@ -225,6 +239,7 @@ fn plans_are_as_they_are_drawn() {
             &servers_scene(Strategy::Growing { first: 1, percent: 200 }),
         ),
         drawn("direct, over what was named", &hops_scene()),
+        drawn("servers of two vendors, brought up", &provisioning_scene()),
     ])
     .collect::<Vec<_>>()
     .join("\n");

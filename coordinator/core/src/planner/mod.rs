@@ -8,6 +8,7 @@
 mod catalogue;
 mod domains;
 mod late;
+mod servers;
 mod split;
 mod units;
 mod waves;
@@ -16,14 +17,20 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
-    limits::{PLAN_DEVICES_MAX, WAVES_MAX},
+    limits::{PLAN_DEVICES_MAX, SERVER_COMPONENTS_MAX, SERVERS_MAX, WAVES_MAX},
     manifest::{
-        CampaignManifest, Dimension, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, Release, Selector, Strategy,
+        CampaignKind, CampaignManifest, Dimension, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, Release, Selector,
+        Strategy,
     },
     time::WallTime,
 };
 
-use self::{catalogue::Catalogue, domains::Domains};
+use self::{
+    catalogue::{Catalogue, Left},
+    domains::Domains,
+    servers::Servers,
+    units::Ordering,
+};
 use crate::{
     campaign::bounded,
     fleet::{Inventory, KnownDevice, rack_of},
@@ -81,6 +88,16 @@ pub enum PlanError {
         "the selector matches {0} devices, a campaign has at most {PLAN_DEVICES_MAX}: split it by place with `campaign split`"
     )]
     TooManyDevices(usize),
+    /// More servers than one campaign may have.
+    #[error(
+        "the selector matches {0} servers, a provisioning campaign has at most {SERVERS_MAX}: name fewer places, or fewer devices"
+    )]
+    TooManyServers(usize),
+    /// A server of more components than there are.
+    #[error(
+        "{0} has more than {SERVER_COMPONENTS_MAX} components that the campaign is for: is its label `unit` one server's?"
+    )]
+    TooManyComponents(String),
     /// More waves than one campaign may have.
     #[error(
         "the strategy cuts its devices into {0} waves, a campaign has at most {WAVES_MAX}: make its batches larger"
@@ -125,6 +142,7 @@ pub fn plan(
         .collect();
     let domains = Domains::count(inventory, &draft.caps);
     let mut candidates = Vec::with_capacity(matching.len());
+    let mut servers = Servers::new(draft.kind);
     for (id, device) in matching {
         let excluded = inventory
             .excluded
@@ -132,14 +150,27 @@ pub fn plan(
             .map(|exclusion| exclusion.reason().to_owned());
         let may = excluded
             .map_or(Ok(()), Err)
-            .and_then(|()| stands_in_order(&draft.strategy, device));
-        let place = may.and_then(|()| catalogue.place(device));
-        match place.and_then(|candidate| domains.problem(&candidate.planned).map_or(Ok(candidate), Err)) {
+            .and_then(|()| stands_in_order(&draft.strategy, device))
+            .map_err(Left::Preflight);
+        let place = may.and_then(|()| catalogue.place(device)).and_then(|candidate| {
+            let problem = domains.problem(&candidate.planned);
+            problem.map_or(Ok(candidate), |reason| Err(Left::Preflight(reason)))
+        });
+        servers.see(id, device, catalogue.release(device), &place);
+        match place {
             Ok(candidate) => candidates.push(candidate),
-            Err(reason) => drop(held.insert(id.clone(), reason)),
+            Err(left) => drop(held.insert(id.clone(), left.reason().to_owned())),
         }
     }
-    let arranged = units::arrange(candidates, inventory, &draft.constraints.sequence, &mut held);
+    let ordering = Ordering {
+        sequences: &draft.constraints.sequence,
+        kind: draft.kind,
+    };
+    let arranged = units::arrange(candidates, inventory, ordering, &mut held);
+    let arranged = match draft.kind {
+        CampaignKind::Update => arranged,
+        CampaignKind::Provisioning => servers.keep_whole(arranged, inventory, &mut held),
+    };
     let mut nodes = BTreeMap::new();
     let mut planned = Vec::with_capacity(arranged.len());
     for together in arranged {
@@ -161,9 +192,13 @@ pub fn plan(
         }
         planned.push((
             &device.path,
-            together.into_iter().map(|candidate| candidate.planned).collect(),
+            together
+                .into_iter()
+                .map(|candidate| candidate.planned)
+                .collect::<Vec<_>>(),
         ));
     }
+    let servers = servers.listed(&planned, &held, ordering)?;
     let waves = waves::of(planned, &draft.strategy);
     if waves.len() > WAVES_MAX {
         return Err(PlanError::TooManyWaves(waves.len()));
@@ -174,6 +209,7 @@ pub fn plan(
         domains: domains.of(&waves),
         nodes,
         waves,
+        servers,
         held: held
             .into_iter()
             .map(|(device, reason)| HeldDevice {
@@ -231,6 +267,8 @@ mod domain_tests;
 mod golden;
 #[cfg(test)]
 mod hop_tests;
+#[cfg(test)]
+mod server_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

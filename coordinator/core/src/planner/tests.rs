@@ -378,6 +378,7 @@ pub(super) fn draft() -> CampaignManifest {
         plan_sha256: Sha256::of(b""),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: firmesh_protocol::manifest::CampaignKind::Update,
     }
 }
 

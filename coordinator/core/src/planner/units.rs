@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     ids::{Component, DeviceId, LabelValue, NodeId},
-    manifest::{OtherComponent, PlannedDevice, Release, ReleaseInfo, Sequence},
+    manifest::{BIOS_SETTINGS, CampaignKind, OtherComponent, PlannedDevice, Release, ReleaseInfo, Sequence},
 };
 
 use crate::fleet::{Inventory, KnownDevice};
@@ -15,8 +15,17 @@ use crate::fleet::{Inventory, KnownDevice};
 /// Components in the order in which they are updated; what is not named here comes between these and [`LAST`].
 const ORDER: [&str; 8] = ["rot", "bmc", "bios", "cpld", "psu", "ssd", "gpu", "dpu"];
 
-/// What carries the bytes to everything else.
+/// What carries the bytes to everything else. After it come the settings of the BIOS, which are no firmware.
 const LAST: &str = "nic";
+
+/// By which rules the components of a unit follow one another.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ordering<'a> {
+    /// Where a vendor's order differs from the usual one.
+    pub(super) sequences: &'a [Sequence],
+    /// Servers are brought up firmware first, whatever a vendor's order says of the BIOS's settings.
+    pub(super) kind: CampaignKind,
+}
 
 /// A device that may be planned as far as it alone is concerned.
 #[derive(Debug)]
@@ -61,7 +70,7 @@ struct Unit<'a> {
 pub(super) fn arrange<'a>(
     candidates: Vec<Candidate<'a>>,
     inventory: &'a Inventory,
-    sequences: &[Sequence],
+    ordering: Ordering<'_>,
     held: &mut BTreeMap<DeviceId, String>,
 ) -> Vec<Vec<Candidate<'a>>> {
     let mut arranged = Vec::with_capacity(candidates.len());
@@ -92,7 +101,7 @@ pub(super) fn arrange<'a>(
     }
     for mut unit in units.into_values() {
         unit.hold_what_does_not_fit(held);
-        let in_order = unit.into_order(sequences, held);
+        let in_order = unit.into_order(ordering, held);
         if !in_order.is_empty() {
             arranged.push(in_order);
         }
@@ -206,15 +215,29 @@ impl<'a> Unit<'a> {
             .collect()
     }
 
+    /// Where servers are brought up, all firmware comes before the BIOS's settings.
+    fn firmware_before(&self, candidate: &Candidate<'a>, kind: CampaignKind) -> impl Iterator<Item = &DeviceId> {
+        let comes_last = kind == CampaignKind::Provisioning && is_settings(&candidate.release.info);
+        let firmware = self
+            .candidates
+            .iter()
+            .filter(|(_, other)| !is_settings(&other.release.info));
+        firmware.filter(move |_| comes_last).map(|(id, _)| id)
+    }
+
     /// One after the other: by component, but for what has to wait for another.
-    fn into_order(self, sequences: &[Sequence], held: &mut BTreeMap<DeviceId, String>) -> Vec<Candidate<'a>> {
+    fn into_order(self, ordering: Ordering<'_>, held: &mut BTreeMap<DeviceId, String>) -> Vec<Candidate<'a>> {
         let prerequisites: BTreeMap<DeviceId, BTreeSet<DeviceId>> = self
             .candidates
             .iter()
-            .map(|(id, candidate)| (id.clone(), self.prerequisites(candidate).into_iter().cloned().collect()))
+            .map(|(id, candidate)| {
+                let required = self.prerequisites(candidate).into_iter();
+                let firmware = self.firmware_before(candidate, ordering.kind);
+                (id.clone(), required.chain(firmware).cloned().collect())
+            })
             .collect();
         let mut waiting: Vec<_> = self.candidates.into_values().collect();
-        waiting.sort_by_key(|candidate| rank(&candidate.release.info, sequences));
+        waiting.sort_by_key(|candidate| rank(&candidate.release.info, ordering));
         let mut order: Vec<Candidate<'a>> = Vec::with_capacity(waiting.len());
         let mut done = BTreeSet::new();
         while let Some(next) = waiting
@@ -260,14 +283,28 @@ fn keep_what_is_relied_on(order: &mut [Candidate<'_>]) {
     }
 }
 
-/// Where a component stands in the order of a unit.
-fn rank(info: &ReleaseInfo, sequences: &[Sequence]) -> (usize, usize) {
-    let own = sequences.iter().find(|sequence| sequence.vendor == info.vendor);
+fn is_settings(info: &ReleaseInfo) -> bool {
+    info.component.as_str() == BIOS_SETTINGS
+}
+
+/// Where a component stands in the order of a unit. Settings are what the firmware is told: they come after all of it.
+pub(super) fn rank(info: &ReleaseInfo, ordering: Ordering<'_>) -> (usize, usize) {
+    let (after_all, is_settings) = (ORDER.len() + 2, is_settings(info));
+    if is_settings && ordering.kind == CampaignKind::Provisioning {
+        return (usize::MAX, after_all);
+    }
+    let own = ordering
+        .sequences
+        .iter()
+        .find(|sequence| sequence.vendor == info.vendor);
     let listed = own.and_then(|sequence| sequence.order.iter().position(|name| *name == info.component));
     let name = info.component.as_str();
-    let usual = ORDER
-        .iter()
-        .position(|known| *known == name)
-        .unwrap_or_else(|| ORDER.len() + usize::from(name == LAST));
+    let usual = match is_settings {
+        true => after_all,
+        false => ORDER
+            .iter()
+            .position(|known| *known == name)
+            .unwrap_or_else(|| ORDER.len() + usize::from(name == LAST)),
+    };
     (listed.unwrap_or(usize::MAX), usual)
 }

@@ -8,6 +8,7 @@ use std::{
 use firmesh_protocol::{
     api::CampaignState,
     ids::{DeviceId, NodeId, TopologyPath},
+    manifest::{CampaignKind, CampaignManifest, Plan},
     rehearsal::{Fault, StepTime},
     time::Timestamp,
 };
@@ -151,10 +152,18 @@ impl<'a> Stage<'a> {
             approvals: Vec::new(),
             webhooks: Vec::new(),
             resumable: false,
+            validated: BTreeMap::new(),
         };
         Loaded {
-            manifest: facts.manifest.clone(),
-            plan: facts.plan.clone(),
+            // Nobody reads servers in a rehearsal: it ends with the last component.
+            manifest: CampaignManifest {
+                kind: CampaignKind::Update,
+                ..facts.manifest.clone()
+            },
+            plan: Plan {
+                servers: Vec::new(),
+                ..facts.plan.clone()
+            },
             images: facts.images.clone(),
             expires_at: self.expires_at,
             record: Some(record),

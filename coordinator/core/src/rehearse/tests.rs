@@ -462,6 +462,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
         plan_sha256: Sha256::of(b""),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: firmesh_protocol::manifest::CampaignKind::Update,
     };
     change(&mut manifest);
     let place = |number: usize| {
@@ -501,6 +502,7 @@ fn facts(racks: usize, per_rack: usize, change: fn(&mut CampaignManifest)) -> Re
             .collect(),
         held: Vec::new(),
         domains: BTreeMap::new(),
+        servers: Vec::new(),
     };
     let image = |(target, mib): (&str, u64)| {
         let (id, sha256) = (ArtifactId::of(target.as_bytes()), Sha256::of(target.as_bytes()));

@@ -9,6 +9,7 @@ mod hops;
 mod pools;
 mod retries;
 mod rollback;
+mod servers;
 mod webhooks;
 mod world;
 

@@ -8,20 +8,22 @@ use std::{
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use firmesh_coordinator::ceremony::{
-    CampaignFile, KeyRef, Secrets, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned, read_bounded,
-    save_draft,
+    CampaignFile, KeyRef, Secrets, TrustFolder, adopt_plan, bind_rehearsal, draft_campaign, load_draft, load_planned,
+    read_bounded, save_draft,
 };
 use firmesh_coordinator_core::Difference;
 use firmesh_protocol::{
     api::{
-        About, CampaignDraftView, CampaignView, CloseRequest, Explanation, Page, PlanRequest, PlanResponse,
+        About, CampaignDraftView, CampaignView, CloseRequest, Explanation, Page, PlanRequest, PlanResponse, ServerView,
         SplitResponse,
     },
     ids::{CampaignId, DeviceId, GroupId},
     limits::{MANIFEST_BYTES_MAX, PLAN_BYTES_MAX},
-    manifest::{CampaignManifest, Plan, campaign_target},
+    manifest::{CampaignKind, CampaignManifest, Plan, campaign_target},
+    time::WallTime,
     trust::PublicKey,
 };
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
@@ -29,6 +31,7 @@ use crate::{
     approve::{self, ApproveArgs},
     group,
     output::Output,
+    provision,
     rollback::{self, RollbackArgs},
     simulate, trust, watch,
 };
@@ -90,7 +93,9 @@ Caps of fault domains, by label or level of the place, beside racks and the tota
   by = "power_feed"
   within = "site"
 Devices with one `unit` label at a node are components of one server: updated one after the other, root of trust, BMC, BIOS,
-CPLD, PSU, SSD, GPU, DPU, others, NIC; for a vendor, otherwise: [[constraints.sequence]] vendor = "Acme", order = ["bios", "bmc"]."#;
+CPLD, PSU, SSD, GPU, DPU, others, NIC, settings of the BIOS (bios-settings); for a vendor, otherwise: [[constraints.sequence]] vendor = "Acme", order = ["bios", "bmc"].
+In place of `releases` a `baseline` may be named, and in place of a selector's devices a `filter`. type = "provisioning" brings up
+whole servers: see firmesh provision."#;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -254,8 +259,14 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
         }
         Command::Watch(of) => watch::run(&global.client()?, &of.campaign, output).await,
         Command::Status(of) => {
-            let view: CampaignView = global.client()?.get(&path(&of)).await?;
-            output.show(&view, || watch::lines(&view))
+            let client = global.client()?;
+            let view: CampaignView = client.get(&path(&of)).await?;
+            let servers = provision::servers(&client, &view).await?;
+            let shown = Status { view, servers };
+            output.show(&shown, || {
+                let of_servers = provision::lines(&shown.servers);
+                watch::lines(&shown.view).into_iter().chain(of_servers).collect()
+            })
         }
         Command::Explain(Explain { of, wave, device }) => {
             let query = match (wave, device) {
@@ -267,6 +278,15 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
             output.show(&found, || found.iter().flat_map(explanation_lines).collect())
         }
     }
+}
+
+/// Where a campaign stands, with its servers if it is for provisioning.
+#[derive(Debug, Serialize)]
+struct Status {
+    #[serde(flatten)]
+    view: CampaignView,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    servers: Vec<ServerView>,
 }
 
 fn path(of: &Campaign) -> String {
@@ -283,7 +303,22 @@ async fn act(global: &Global, of: &Campaign, action: &str, output: &Output) -> a
 async fn create(global: &Global, create: &Create, output: &Output) -> anyhow::Result<()> {
     let folder = create.folder.open_locked()?;
     let file = read_campaign_file(&create.file)?;
-    let mut permit_keys = trust::public_keys(&create.permit_key, &Secrets::none())?;
+    let draft = draft(global, &folder, file, &create.permit_key).await?;
+    let path = save_draft(&folder, &draft)?;
+    output.show(&draft, || {
+        let next = format!("next: firmesh campaign plan {}", draft.id);
+        vec![format!("drafted {} in {}", draft.id, path.display()), next]
+    })
+}
+
+/// Fills in what the file leaves to the coordinator, and its permit key if nobody names one. Kept nowhere yet.
+pub(crate) async fn draft(
+    global: &Global,
+    folder: &TrustFolder,
+    mut file: CampaignFile,
+    permit_keys: &[KeyRef],
+) -> anyhow::Result<CampaignManifest> {
+    let mut permit_keys = trust::public_keys(permit_keys, &Secrets::none())?;
     if permit_keys.is_empty() && file.permit_keys.is_empty() {
         let about: About = global
             .client()?
@@ -296,18 +331,19 @@ async fn create(global: &Global, create: &Create, output: &Output) -> anyhow::Re
             .context("the coordinator's permit key is unusable")?;
         permit_keys.push(key);
     }
-    let draft = draft_campaign(&folder, file, &permit_keys)?;
-    let path = save_draft(&folder, &draft)?;
-    output.show(&draft, || {
-        let next = format!("next: firmesh campaign plan {}", draft.id);
-        vec![format!("drafted {} in {}", draft.id, path.display()), next]
-    })
+    if file.baseline.is_some() || file.filter.is_some() {
+        provision::resolve(&global.client()?, folder, &mut file).await?;
+    }
+    Ok(draft_campaign(folder, file, &permit_keys)?)
+}
+
+pub(crate) fn read_text(path: &Path) -> anyhow::Result<String> {
+    String::from_utf8(read_bounded(path, MANIFEST_BYTES_MAX)?)
+        .with_context(|| format!("{} is not text", path.display()))
 }
 
 fn read_campaign_file(path: &Path) -> anyhow::Result<CampaignFile> {
-    let text = String::from_utf8(read_bounded(path, MANIFEST_BYTES_MAX)?)
-        .with_context(|| format!("{} is not text", path.display()))?;
-    CampaignFile::from_toml(&text).with_context(|| {
+    CampaignFile::from_toml(&read_text(path)?).with_context(|| {
         format!(
             "{} is not a campaign file (see: firmesh campaign create --help)",
             path.display()
@@ -326,6 +362,19 @@ async fn plan(global: &Global, plan: &PlanArgs, output: &Output) -> anyhow::Resu
     if let Some(group) = group {
         draft.selector.devices = group::members(&global.client()?, group).await?;
     }
+    let expires = args.expiry.after_now();
+    plan_draft(global, &mut folder, draft, rehearsal.as_deref(), expires, output).await
+}
+
+/// Has the coordinator plan a draft, binds the plan to it, stages it for the approvers, and shows it.
+pub(crate) async fn plan_draft(
+    global: &Global,
+    folder: &mut TrustFolder,
+    mut draft: CampaignManifest,
+    rehearsal: Option<&Path>,
+    expires: WallTime,
+    output: &Output,
+) -> anyhow::Result<()> {
     let request = PlanRequest {
         manifest: draft.clone(),
     };
@@ -333,13 +382,7 @@ async fn plan(global: &Global, plan: &PlanArgs, output: &Output) -> anyhow::Resu
     if let Some(path) = rehearsal {
         draft = bind_rehearsal(draft, plan_sha256, &simulate::read(path)?)?;
     }
-    let (manifest, plan) = adopt_plan(
-        &mut folder,
-        draft,
-        plan.as_bytes(),
-        plan_sha256,
-        args.expiry.after_now(),
-    )?;
+    let (manifest, plan) = adopt_plan(folder, draft, plan.as_bytes(), plan_sha256, expires)?;
     output.show(&json!({ "manifest": manifest, "plan": plan }), || {
         plan_lines(&manifest, &plan)
     })
@@ -446,7 +489,10 @@ fn remove(args: &RemoveArgs, output: &Output) -> anyhow::Result<()> {
 }
 
 fn plan_lines(manifest: &CampaignManifest, plan: &Plan) -> Vec<String> {
-    let mut lines = vec![format!("plan of {}, sha256 {}", manifest.id, manifest.plan_sha256)];
+    let mut lines = match manifest.kind {
+        CampaignKind::Update => vec![format!("plan of {}, sha256 {}", manifest.id, manifest.plan_sha256)],
+        CampaignKind::Provisioning => provision::plan_lines(manifest, plan),
+    };
     lines.extend(
         manifest
             .rehearsal_sha256

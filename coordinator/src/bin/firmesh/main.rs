@@ -23,6 +23,7 @@ mod node;
 mod notification;
 mod output;
 mod provenance;
+mod provision;
 mod release;
 mod repository;
 mod rollback;
@@ -205,6 +206,9 @@ enum Command {
     /// Who gets which release under which rules, signed by approvers.
     #[command(subcommand)]
     Campaign(campaign::Command),
+    /// Drafts and plans a campaign that brings servers up: firmware first, the BIOS's settings last.
+    #[command(after_help = provision::EXAMPLE)]
+    Provision(provision::Provision),
     /// Stops a campaign or an image everywhere, for good.
     #[command(subcommand)]
     Brake(brake::Command),
@@ -287,6 +291,7 @@ async fn run(global: &Global, command: Command, output: &Output) -> anyhow::Resu
         Command::Artifact(command) => artifact::run(global, command, output).await,
         Command::Release(command) => release::run(global, command, output).await,
         Command::Campaign(command) => campaign::run(global, command, output).await,
+        Command::Provision(args) => provision::run(global, &args, output).await,
         Command::Brake(command) => brake::run(global, command, output).await,
         Command::Bundle(command) => bundle::run(global, command, output).await,
         Command::Login(login) => login::run(global, login, output).await,
@@ -350,6 +355,7 @@ mod tests {
             "campaign create --file campaign.toml --permit-key coordinator.pub",
             "campaign simulate spring --fault brick=2% --fault silent --assume install=600s --html spring.html --out spring.rehearsal.json",
             "campaign watch spring --json",
+            "provision --file servers.toml --permit-key coordinator.pub --json",
             "login",
             "login --username alice --password-file p",
             "login --api-key-file robot.key --json",

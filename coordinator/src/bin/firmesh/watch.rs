@@ -7,17 +7,19 @@ use std::{
 
 use anyhow::Context as _;
 use firmesh_protocol::{
-    api::{AttemptView, CampaignState, CampaignView, Event, EventKind, PossessionView, WaveView},
+    api::{AttemptView, CampaignState, CampaignView, Event, EventKind, PossessionView, ProvisioningView, WaveView},
     ids::CampaignId,
     report::AttemptState,
 };
 use futures_util::StreamExt as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
+use serde_json::json;
 
 use crate::{
     client::{Client, RequestError},
     output::{Output, Verdict},
+    provision,
 };
 
 /// An event is a campaign's view at most; a line longer than this is not one of ours.
@@ -32,7 +34,7 @@ pub(crate) async fn run(client: &Client, campaign: &CampaignId, output: &Output)
     let mut failures = 0;
     loop {
         match follow(client, campaign, &mut screen).await {
-            Ok(Some(view)) => return conclude(&view, &screen),
+            Ok(Some(view)) => return conclude(client, &view, &screen).await,
             // The stream ended: a coordinator that restarts closes it.
             Ok(None) => failures = 0,
             Err(error) => {
@@ -49,8 +51,14 @@ pub(crate) async fn run(client: &Client, campaign: &CampaignId, output: &Output)
     }
 }
 
-fn conclude(view: &CampaignView, screen: &Screen<'_>) -> anyhow::Result<()> {
+async fn conclude(client: &Client, view: &CampaignView, screen: &Screen<'_>) -> anyhow::Result<()> {
     screen.finish(view)?;
+    if view.provisioning.is_some() {
+        let servers = provision::servers(client, view).await?;
+        screen
+            .output
+            .show(&json!({ "servers": servers }), || provision::lines(&servers))?;
+    }
     if view.state == CampaignState::Completed {
         return Ok(());
     }
@@ -261,7 +269,15 @@ pub(crate) fn lines(view: &CampaignView) -> Vec<String> {
     let possession = format!("  possession: {proven} of {nodes} nodes have proven that they hold their images");
     let wrong = view.possession.wrong_proofs.iter();
     let wrong = wrong.map(|(node, count)| format!("  wrong_possession_proof: {count} by node {node}"));
+    let provisioning = view
+        .provisioning
+        .iter()
+        .map(|ProvisioningView { servers, states, .. }| {
+            let states: Vec<_> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+            format!("  {servers} servers: {}", states.join(", "))
+        });
     std::iter::once(headline(view))
+        .chain(provisioning)
         .chain(view.waves.iter().map(wave))
         .chain([possession])
         .chain(wrong)
@@ -287,6 +303,7 @@ mod tests {
             states: BTreeMap::from([(AttemptState::Success, 3), (AttemptState::Failed, 1)]),
             possession: PossessionView::default(),
             held: Vec::new(),
+            provisioning: None,
             reason: "gate of wave 1".to_owned(),
         }
     }

@@ -1,7 +1,7 @@
 //! What a file says, line by line, for a person about to sign it.
 
 use firmesh_protocol::{
-    manifest::{CampaignManifest, ReleaseInfo, Strategy},
+    manifest::{CampaignKind, CampaignManifest, ReleaseInfo, Strategy},
     trust::{DelegatedRole, KeyId, RepositoryError, RoleKeys, Root, SignedFile, Target, Targets},
     units::BasisPoints,
 };
@@ -99,10 +99,14 @@ fn describe_manifest(manifest: &CampaignManifest) -> String {
         true => String::new(),
         false => format!(", going over {} where needed", hops.join(", ")),
     };
+    let what = match manifest.kind {
+        CampaignKind::Update => "installs",
+        CampaignKind::Provisioning => "brings up whole servers, firmware first, with",
+    };
     let rehearsal = manifest.rehearsal_sha256;
     let rehearsed = rehearsal.map_or_else(String::new, |sha256| format!("; rehearsal sha256 {sha256}"));
     format!(
-        "installs {}{over}; {}; at most {} per rack and {} in all; expires {}; plan sha256 {}{rehearsed}",
+        "{what} {}{over}; {}; at most {} per rack and {} in all; expires {}; plan sha256 {}{rehearsed}",
         releases.join(", "),
         describe_strategy(&manifest.strategy),
         manifest.caps.per_rack,

@@ -130,6 +130,7 @@ impl TestWorld {
             approvals: Vec::new(),
             webhooks: Vec::new(),
             resumable: false,
+            validated: std::collections::BTreeMap::new(),
         };
         self.commit(Write::Campaign(record)).await;
     }

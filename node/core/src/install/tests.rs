@@ -73,6 +73,7 @@ fn plan() -> Plan {
             .into(),
         held: Vec::new(),
         domains: BTreeMap::new(),
+        servers: Vec::new(),
     }
 }
 
@@ -112,6 +113,7 @@ fn manifest() -> CampaignManifest {
         plan_sha256: Sha256::of(&plan().to_bytes()),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: firmesh_protocol::manifest::CampaignKind::Update,
     }
 }
 
@@ -522,6 +524,20 @@ fn a_plan_or_release_that_was_not_approved_does_not_make_a_campaign() {
         ApprovedCampaign::assemble(manifest(), sha, &plan().to_bytes(), swapped),
         Err(AssembleError::OtherImage { .. })
     ));
+}
+
+/// Approvers have signed that servers are brought up whole: a plan that does not say which there are is not acted on.
+#[test]
+fn a_plan_without_the_servers_that_its_manifest_is_for_is_refused() {
+    let of_servers = CampaignManifest {
+        kind: firmesh_protocol::manifest::CampaignKind::Provisioning,
+        ..manifest()
+    };
+    let refused = ApprovedCampaign::assemble(of_servers, Sha256::of(b"manifest"), &plan().to_bytes(), releases);
+    let Err(AssembleError::BadPlan(why)) = refused else {
+        panic!("{refused:?}");
+    };
+    assert!(why.to_string().contains("servers do not name d1"), "{why}");
 }
 
 #[test]

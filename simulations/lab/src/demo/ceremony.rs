@@ -12,8 +12,8 @@ use firmesh_protocol::{
     api::{About, PlanRequest, PlanResponse, Published},
     ids::{CampaignId, Component, Sha256},
     manifest::{
-        Artifact, Caps, Constraints, Deadlines, GateRule, Priority, Release, Reversibility, Selector, Strategy,
-        campaign_target,
+        Artifact, CampaignKind, Caps, Constraints, Deadlines, GateRule, Priority, Release, Reversibility, Selector,
+        Strategy, campaign_target,
     },
     time::WallTime,
     trust::{Ceremony, SecretKey, Signers, Target},
@@ -142,6 +142,9 @@ impl People {
             id: CampaignId::new(rules.campaign)?,
             expires: now()? + MONTH,
             releases: names(releases),
+            kind: CampaignKind::Update,
+            baseline: None,
+            filter: None,
             hops: Vec::new(),
             previous: names(previous),
             selector: Selector {

@@ -99,6 +99,7 @@ impl Fleet {
             nodes: [(node.clone(), issued.key)].into(),
             held: Vec::new(),
             domains: std::collections::BTreeMap::new(),
+            servers: Vec::new(),
         };
         let manifest = manifest(&plan)?;
         let repository = repository(&release, &manifest)?;
@@ -284,6 +285,7 @@ fn manifest(plan: &Plan) -> Result<CampaignManifest> {
         plan_sha256: Sha256::of(&plan.to_bytes()),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: firmesh_protocol::manifest::CampaignKind::Update,
     })
 }
 

@@ -13,10 +13,11 @@ use firmesh_protocol::{
     api::CampaignState,
     approval::ApprovalRule,
     health::{DeviceHealth, HealthRule},
-    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
+    ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256},
     manifest::{
-        Artifact, AtMost, CampaignManifest, Caps, Constraints, Deadlines, DomainCap, DomainShare, GateRule,
-        MANIFEST_SCHEMA, NeverTogether, PLAN_SCHEMA, Plan, PlannedDevice, ReleaseRef, Retries, Selector, Strategy,
+        Analysis, Artifact, AtMost, BIOS_SETTINGS, CampaignKind, CampaignManifest, Caps, Constraints, Deadlines,
+        DomainCap, DomainShare, GateRule, HeldServer, MANIFEST_SCHEMA, NeverTogether, PLAN_SCHEMA, Plan,
+        PlannedComponent, PlannedDevice, PlannedServer, ProvisioningPhase, ReleaseRef, Retries, Selector, Strategy,
     },
     report::{AttemptReport, AttemptState, FailureClass, Permit, PermitKind},
     time::{Timestamp, WallTime},
@@ -63,6 +64,9 @@ pub(crate) struct Rules {
     pub(crate) at_once: u32,
     /// How many releases devices go over on their way.
     pub(crate) hops: usize,
+    /// Whether units are servers that are brought up, the last device of each the settings of its BIOS. Beside them stand one that is
+    /// current and one that is held.
+    pub(crate) provisioning: bool,
 }
 
 impl Default for Rules {
@@ -93,6 +97,7 @@ impl Default for Rules {
             pools: false,
             at_once: 1,
             hops: 0,
+            provisioning: false,
         }
     }
 }
@@ -573,6 +578,53 @@ fn images() -> BTreeMap<String, Artifact> {
     [NEW, OLD, HOPS[0], HOPS[1]].map(image).into()
 }
 
+/// The units of a plan as servers, in the order of their names.
+fn servers(waves: &[Vec<PlannedDevice>]) -> Vec<PlannedServer> {
+    let component = |device: &DeviceId, is_last: bool, analysis| PlannedComponent {
+        device: device.clone(),
+        component: Component::new(if is_last { BIOS_SETTINGS } else { "bmc" }).unwrap(),
+        release: NEW.to_owned(),
+        from: Some("1.0".to_owned()),
+        to: "1.1".to_owned(),
+        analysis,
+    };
+    let server = |name: &str, components| PlannedServer {
+        server: name.to_owned(),
+        node: "r0n1".parse().unwrap(),
+        components,
+        held: None,
+    };
+    let mut of_unit = BTreeMap::<String, Vec<&PlannedDevice>>::new();
+    for planned in waves.iter().flatten() {
+        let (node, unit) = planned.unit().unwrap();
+        of_unit.entry(format!("{node}/{unit}")).or_default().push(planned);
+    }
+    let due = || Analysis::Due { over: Vec::new() };
+    let mut servers: Vec<_> = of_unit
+        .into_iter()
+        .map(|(name, devices)| {
+            let last = devices.len() - 1;
+            let components = devices.iter().enumerate();
+            let components = components.map(|(at, planned)| component(&planned.device, at == last, due()));
+            PlannedServer {
+                node: devices[0].node.clone(),
+                ..server(&name, components.collect())
+            }
+        })
+        .collect();
+    let [current, held] = ["current", "held"].map(|name| DeviceId::new(name).unwrap());
+    let of_current = component(&current, false, Analysis::Current {});
+    servers.push(server("s-current", vec![of_current]));
+    servers.push(PlannedServer {
+        held: Some(HeldServer {
+            phase: ProvisioningPhase::Preflight,
+            reason: "held: it does not answer".to_owned(),
+        }),
+        ..server("s-held", vec![component(&held, false, due())])
+    });
+    servers
+}
+
 fn stored(name: &str, rules: &Rules) -> Stored {
     let device = |number: usize| DeviceId::new(format!("d{}", rules.first_device + number)).unwrap();
     let place = |number: usize| {
@@ -686,6 +738,10 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         plan_sha256: Sha256::of(b""),
         hops: Vec::new(),
         rehearsal_sha256: None,
+        kind: match rules.provisioning {
+            true => CampaignKind::Provisioning,
+            false => CampaignKind::Update,
+        },
     };
     let plan = Plan {
         schema: PLAN_SCHEMA.to_owned(),
@@ -695,6 +751,10 @@ fn stored(name: &str, rules: &Rules) -> Stored {
             .flatten()
             .map(|planned: &PlannedDevice| (planned.node.clone(), SecretKey::from_seed(&[1; 32]).public()))
             .collect(),
+        servers: match rules.provisioning {
+            true => servers(&waves),
+            false => Vec::new(),
+        },
         waves,
         held: Vec::new(),
         domains,

@@ -10,7 +10,7 @@ use firmesh_coordinator::ceremony::CampaignFile;
 use firmesh_protocol::{
     api::{CampaignState, CampaignView},
     ids::{CampaignId, DeviceId, Sha256},
-    manifest::{Artifact, Caps, Constraints, Deadlines, GateRule, Priority, Release, Selector, Strategy},
+    manifest::{Artifact, CampaignKind, Caps, Constraints, Deadlines, GateRule, Priority, Release, Selector, Strategy},
     report::Permit,
     time::WallTime,
     trust::KeySet,
@@ -189,6 +189,9 @@ impl Crowd {
             id: campaign(number)?,
             expires: People::expiry()?,
             releases: vec![release.target.clone()],
+            kind: CampaignKind::Update,
+            baseline: None,
+            filter: None,
             hops: Vec::new(),
             previous: Vec::new(),
             selector: Selector {

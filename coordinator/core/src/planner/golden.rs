@@ -71,7 +71,7 @@ fn drawn(title: &str, plan: &Plan) -> String {
     for server in &plan.servers {
         let of_component = |one: &PlannedComponent| match &one.analysis {
             Analysis::Current {} => format!("{} current", one.component),
-            Analysis::Due { over } => [&[one.component.to_string()], &over[..], &[one.to.clone()]]
+            Analysis::Due { over } => [&[one.component.to_string()], &over[..], std::slice::from_ref(&one.to)]
                 .concat()
                 .join(" "),
             Analysis::Unfit { .. } => format!("{} unfit", one.component),

@@ -3,7 +3,7 @@
 //! Invariants: an image stays as long as its digest or its BLAKE3 root stands anywhere in signed metadata, in the manifest of
 //! a campaign, in what operators keep here, or in an upload; nothing is removed before its row is gone. Rows go in the
 //! coordinator's own task, so that no publication is half-way meanwhile, and in the transaction that looks for their names.
-//! No image comes to its place while files are removed.
+//! No image comes to its place while files are removed, and what is on its way is not touched, however old one asks for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,7 @@ use tracing::info;
 
 use crate::{
     files::Found,
-    origin::Origin,
+    origin::{Origin, PART},
     runtime::{ActionError, Command, Coordinator},
     store::{Store, StoreError},
     uploads::{UploadError, Uploads},
@@ -98,9 +98,11 @@ pub(crate) async fn collect(
         }
     }
     let belongs = |found: &&Found| owner(found).is_some_and(|id| kept.contains(&id) || recipes.contains(&id));
+    // What a crash has left of these goes at the next start.
+    let is_on_its_way = |found: &Found| found.name.ends_with(PART);
     let surplus: Vec<&Found> = files
         .iter()
-        .filter(|&found| !belongs(&found) && is_old(found))
+        .filter(|&found| !belongs(&found) && !is_on_its_way(found) && is_old(found))
         .collect();
     if !asked.dry_run {
         // The name of a recipe first, the bytes last: a list that breaks off is gone on with the next time.

@@ -148,6 +148,9 @@ const SILENT_MAX: Duration = Duration::from_secs(30);
 /// An artifact's description.
 const RECIPE_BYTES_MAX: u64 = 4 << 10;
 
+/// How files end that are on their way to their names.
+pub(crate) const PART: &str = ".part";
+
 /// Read at once while an image is given out.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -162,7 +165,7 @@ impl Origin {
             let path = entry?.path();
             let extension = path.extension().and_then(|extension| extension.to_str());
             match extension {
-                Some("part") => std::fs::remove_file(path)?,
+                _ if path.to_string_lossy().ends_with(PART) => std::fs::remove_file(path)?,
                 Some(RECIPE) => match named_recipe(&path) {
                     Ok(recipe) => drop(recipes.by_id.insert(recipe.id, recipe)),
                     Err(error) => {
@@ -216,7 +219,7 @@ impl Origin {
             source,
         };
         let part = tempfile::Builder::new()
-            .suffix(".part")
+            .suffix(PART)
             .tempfile_in(&self.folder)
             .map_err(disk)?;
         let mut file = tokio::fs::File::from_std(part.reopen().map_err(disk)?);
@@ -287,7 +290,7 @@ impl Origin {
 
     /// A durable file that has no name yet.
     fn part(&self, bytes: &[u8]) -> io::Result<tempfile::NamedTempFile> {
-        let mut part = tempfile::Builder::new().suffix(".part").tempfile_in(&self.folder)?;
+        let mut part = tempfile::Builder::new().suffix(PART).tempfile_in(&self.folder)?;
         io::Write::write_all(&mut part, bytes)?;
         part.as_file().sync_all()?;
         Ok(part)
@@ -394,7 +397,7 @@ impl Origin {
         let Some(Shared { bucket, .. }) = &self.shared else {
             return Ok(LocalFile::Own(self.data_path(artifact.id)));
         };
-        let mut part = tempfile::Builder::new().suffix(".part").tempfile_in(&self.folder)?;
+        let mut part = tempfile::Builder::new().suffix(PART).tempfile_in(&self.folder)?;
         let name = object(&format!("{}.bin", artifact.id));
         Handle::current().block_on(async {
             let mut stream = bucket.stream(&name, 0..artifact.length).await?;

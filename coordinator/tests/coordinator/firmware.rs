@@ -503,3 +503,30 @@ async fn an_image_goes_only_when_nothing_names_it_and_it_is_old_enough() {
     assert_eq!((done.images.len(), done.kept), (2, 2));
     fleet.stop().await;
 }
+
+#[tokio::test]
+async fn an_image_on_its_way_is_not_collected() {
+    let fleet = Fleet::start().await;
+    let (sender, chunks) = tokio::sync::mpsc::channel::<Result<&'static [u8], std::io::Error>>(1);
+    let slow = reqwest::Body::wrap_stream(tokio_stream::wrappers::ReceiverStream::new(chunks));
+    sender.send(Ok(&IMAGE[..100])).await.unwrap();
+    let mut upload = Box::pin(fleet.send_bytes("/api/v1/artifacts", &[], slow));
+    let images = fleet.state_dir().join("artifacts");
+    let collected = async {
+        while std::fs::read_dir(&images).unwrap().count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let asked = json!({ "older_than_s": 0 });
+        fleet.post::<CollectedImages>("/api/v1/artifacts/collect", &asked).await
+    };
+    let collected = tokio::select! {
+        early = &mut upload => panic!("the upload ended before its body: {early:?}"),
+        collected = tokio::time::timeout(std::time::Duration::from_secs(20), collected) => collected.unwrap(),
+    };
+    assert_eq!(collected.files, 0);
+    sender.send(Ok(&IMAGE[100..])).await.unwrap();
+    drop(sender);
+    let stored = upload.await;
+    assert_eq!(stored.status(), StatusCode::OK, "{}", stored.text().await.unwrap());
+    fleet.stop().await;
+}

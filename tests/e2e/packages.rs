@@ -14,13 +14,14 @@ use firmesh_tests::{
     binaries::{Program, workspace},
     packages::{ensure_command, find_command, is_root},
     process::Process,
-    python::run,
+    python::{PYTHON_CYCLONEDX, python_with, run},
     wait::{Seen, Turn, until},
 };
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use serde_json::Value;
 
 const PACKAGES: [&str; 3] = ["firmesh", "firmesh-coordinator", "firmesh-node"];
 
@@ -103,6 +104,45 @@ async fn packages_start_both_services_on_a_clean_debian() -> Result<()> {
     ensure!(left.is_none(), "{left:?} is left of the purged packages");
     let keys = root.join("var/lib/firmesh-coordinator/keys/fleet-ca.pem");
     ensure!(keys.is_file(), "a purge took keys that nobody can make again");
+    Ok(())
+}
+
+/// What a package is built of, as whoever looks for a crate with a known hole reads it.
+#[test]
+fn what_a_package_is_built_of_is_told_in_a_form_that_others_read() -> Result<()> {
+    const VALIDATE: &str = "import sys\n\
+        from cyclonedx.schema import SchemaVersion\n\
+        from cyclonedx.validation.json import JsonStrictValidator\n\
+        error = JsonStrictValidator(SchemaVersion.V1_6).validate_str(open(sys.argv[1]).read())\n\
+        sys.exit(str(error) if error else 0)";
+    let python = python_with(Path::new(KEPT), "cyclonedx", &PYTHON_CYCLONEDX)?;
+    ensure_command("jq", "jq")?;
+    let folder = tempfile::tempdir()?;
+    for (package, has) in [("firmesh-coordinator", "sqlx"), ("firmesh-node", "quinn")] {
+        let tell = || run(&workspace().join("coordinator/packaging/sbom"), [package]);
+        let told = tell()?.stdout;
+        ensure!(
+            told == tell()?.stdout,
+            "{package}: another document of the same sources"
+        );
+        let file = folder.path().join(package);
+        fs::write(&file, &told)?;
+        run(&python, ["-c".as_ref(), VALIDATE.as_ref(), file.as_os_str()])?;
+        let document: Value = serde_json::from_slice(&told)?;
+        let components = document["components"].as_array().context("no components")?;
+        let is_there = |name: &str| components.iter().any(|component| component["name"] == name);
+        ensure!(is_there(has) && is_there("rustls"), "{package} is built of more");
+        ensure!(!is_there("proptest"), "{package}: what only tests use");
+        let is_ours = |component: &Value| {
+            component["name"]
+                .as_str()
+                .is_some_and(|name| name.starts_with("firmesh-"))
+        };
+        let unnamed = components
+            .iter()
+            .find(|one| !is_ours(one) && one["hashes"][0]["content"].is_null());
+        ensure!(unnamed.is_none(), "{package}: {unnamed:?} has no checksum");
+    }
     Ok(())
 }
 
@@ -216,6 +256,7 @@ fn look_at_what_is_installed(root: &Path) -> Result<()> {
 fn build(out: &Path) -> Result<Vec<PathBuf>> {
     ensure_command("dpkg-shlibdeps", "dpkg-dev")?;
     ensure_command("strip", "binutils")?;
+    ensure_command("jq", "jq")?;
     let binaries = Program::Operator.path()?;
     let mut command = Command::new(workspace().join("coordinator/packaging/build"));
     command

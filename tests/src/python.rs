@@ -23,6 +23,9 @@ pub const PYTHON_FLASK: [&str; 2] = ["flask==3.1.3", "werkzeug==3.1.9"];
 /// The emulator of BMCs that OpenStack's client is tested against.
 pub const PYTHON_SUSHY_TOOLS: [&str; 3] = ["sushy-tools==2.2.0", "flask==3.1.3", "werkzeug==3.1.9"];
 
+/// The library of those who define CycloneDX, which knows their schemas.
+pub const PYTHON_CYCLONEDX: [&str; 1] = ["cyclonedx-python-lib[json-validation]==11.12.0"];
+
 /// A Python interpreter that has `packages`, in a folder of its own below `folder`; made once and kept.
 ///
 /// # Errors

@@ -249,7 +249,7 @@ impl Runtime {
                 self.world = World {
                     epoch,
                     roster_version,
-                    roster_changes: Changes::since(roster_version),
+                    roster_changes: Changes::since(roster_version, world.nodes.len()),
                     published: Published {
                         fleet,
                         ..world.published

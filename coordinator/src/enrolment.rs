@@ -158,14 +158,20 @@ impl Runtime {
             acked: 0,
             ..node.stored.clone()
         };
-        self.apply(
-            Input::Enrolled(request.node.clone()),
-            vec![Write::Node(Box::new(stored.clone()))],
-        )
-        .await?;
+        let mut writes = vec![Write::Node(Box::new(stored.clone()))];
+        // Where it stood nobody is to look for it any more.
+        let left = node.stored.record.as_ref().map(|(record, _)| record.path.clone());
+        let roster_version = self.world.roster_version + u64::from(left.is_some());
+        if left.is_some() {
+            writes.push(Write::RosterVersion(roster_version));
+        }
+        self.apply(Input::Enrolled(request.node.clone()), writes).await?;
         info!(node = %request.node, path = %stored.path, key = %issued.key, "node enrolled");
         if let Some(node) = self.world.nodes.get_mut(&request.node) {
             node.stored = stored;
+        }
+        if let Some(left) = left {
+            self.world.roster_is(roster_version, request.node, [Some(&left), None]);
         }
         Ok(EnrolResponse {
             certificate_pem: issued.pem,
@@ -260,7 +266,8 @@ impl Runtime {
         warn!(node = %id, %key, "node revoked");
         let mut stood = None;
         if let Some(node) = self.world.nodes.get_mut(id) {
-            stood = Some(std::mem::replace(&mut node.stored, stored).path);
+            let before = std::mem::replace(&mut node.stored, stored);
+            stood = before.record.map(|(record, _)| record.path);
         }
         self.world.roster_is(roster_version, id.clone(), [stood.as_ref(), None]);
         self.world.revocations = Revocations {

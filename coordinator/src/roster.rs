@@ -2,7 +2,7 @@
 //! with. A node that is a little behind is told what has changed since, and not everything again: in a fleet of thousands
 //! somebody renews a certificate all the time.
 //!
-//! Invariants: a number is of one roster only; what is remembered of changes is bounded, and lost with the process: who
+//! Invariants: a number is of one roster only, and told once that is durable; what is remembered of changes is bounded, and lost with the process: who
 //! asks for more is told everything. So is who asks for the same twice: the answer was lost, or he did not understand it.
 
 use std::collections::{BTreeSet, VecDeque};
@@ -26,6 +26,8 @@ const CHANGES_MAX: usize = 20_000;
 pub(crate) struct Changes {
     /// Of which roster everything that came after it is remembered.
     since: u64,
+    /// Whether nodes are told of their site, and not of everybody.
+    by_site: bool,
     changes: VecDeque<Change>,
 }
 
@@ -34,7 +36,7 @@ struct Change {
     version: u64,
     node: NodeId,
     /// Where the node stood before, and stands now.
-    sites: [Option<TopologyPath>; 2],
+    paths: [Option<TopologyPath>; 2],
 }
 
 /// The site of a path: `region/site/.../rack/node`, or `site/rack/node`. Below that there are no sites.
@@ -47,18 +49,19 @@ fn site(path: &TopologyPath) -> Option<TopologyPath> {
 }
 
 impl Changes {
-    /// None since this roster.
-    pub(crate) fn since(version: u64) -> Self {
+    /// None since this roster, of a fleet of so many nodes.
+    pub(crate) fn since(version: u64, nodes: usize) -> Self {
         Self {
             since: version,
+            by_site: nodes > WHOLE_MAX,
             changes: VecDeque::new(),
         }
     }
 
     /// Another record of a node, or none any more, makes the roster of this number.
     pub(crate) fn note(&mut self, version: u64, node: NodeId, paths: [Option<&TopologyPath>; 2]) {
-        let sites = paths.map(|path| path.and_then(site));
-        self.changes.push_back(Change { version, node, sites });
+        let paths = paths.map(|path| path.cloned());
+        self.changes.push_back(Change { version, node, paths });
         if self.changes.len() > CHANGES_MAX
             && let Some(forgotten) = self.changes.pop_front()
         {
@@ -66,14 +69,17 @@ impl Changes {
         }
     }
 
-    /// Whose record has changed after this roster, at a site or anywhere; nothing if that is not known any more.
-    fn after(&self, version: u64, site: Option<&TopologyPath>) -> Option<BTreeSet<&NodeId>> {
-        if version < self.since {
+    /// Whose record has changed after one roster and up to another, at a site or anywhere; nothing if that is not known any
+    /// more.
+    fn between(&self, after: u64, last: u64, site: Option<&TopologyPath>) -> Option<BTreeSet<&NodeId>> {
+        if after < self.since {
             return None;
         }
-        let first = self.changes.partition_point(|change| change.version <= version);
-        let changed = self.changes.range(first..);
-        let is_there = |change: &&Change| site.is_none_or(|site| change.sites.iter().flatten().any(|at| at == site));
+        let [first, end] =
+            [after, last].map(|version| self.changes.partition_point(|change| change.version <= version));
+        let changed = self.changes.range(first..end.max(first));
+        let is_there =
+            |change: &&Change| site.is_none_or(|site| change.paths.iter().flatten().any(|path| path.is_within(site)));
         Some(changed.filter(is_there).map(|change| &change.node).collect())
     }
 }
@@ -90,19 +96,18 @@ pub(crate) enum Told {
 }
 
 impl World {
-    /// What a node at `path` is told that has the roster `has`. `told`: which one it had when it was told of changes last.
-    pub(crate) fn roster_for(&self, path: &TopologyPath, has: u64, told: Option<u64>) -> Told {
-        if has == self.roster_version {
+    /// What a node at `path` is told that has the roster `has`, of what was so up to `last`. `told`: which one it had when it
+    /// was told of changes last.
+    pub(crate) fn roster_for(&self, path: &TopologyPath, (has, last): (u64, u64), told: Option<u64>) -> Told {
+        if has == last {
             return Told::Nothing;
         }
-        let site = (self.nodes.len() > WHOLE_MAX).then(|| site(path)).flatten();
+        let site = self.roster_changes.by_site.then(|| site(path)).flatten();
         let is_told_of = |path: &TopologyPath| site.as_ref().is_none_or(|site| path.is_within(site));
         // Who has none may know somebody from before who has left.
-        let is_known = (1..self.roster_version).contains(&has) && told != Some(has);
-        let Some(changed) = is_known
-            .then(|| self.roster_changes.after(has, site.as_ref()))
-            .flatten()
-        else {
+        let is_known = (1..last).contains(&has) && told != Some(has);
+        let changed = is_known.then(|| self.roster_changes.between(has, last, site.as_ref()));
+        let Some(changed) = changed.flatten() else {
             let records = self.nodes.values().filter_map(|node| node.stored.record.as_ref());
             let told = records.filter(|(record, _)| is_told_of(&record.path));
             return Told::All(told.map(|(_, envelope)| envelope.clone()).collect());
@@ -125,10 +130,11 @@ impl World {
     /// The roster is another one: this node's record has changed, from where it stood to where it stands, if it does.
     pub(crate) fn roster_is(&mut self, version: u64, node: NodeId, paths: [Option<&TopologyPath>; 2]) {
         self.roster_version = version;
-        match self.nodes.len() == WHOLE_MAX + 1 {
-            // From now on nodes are told of their site.
-            true => self.roster_changes = Changes::since(version),
-            false => self.roster_changes.note(version, node, paths),
+        let nodes = self.nodes.len();
+        match self.roster_changes.by_site == (nodes > WHOLE_MAX) {
+            true => self.roster_changes.note(version, node, paths),
+            // From now on nodes are told of others than before: all of them anew.
+            false => self.roster_changes = Changes::since(version, nodes),
         }
     }
 }
@@ -147,7 +153,7 @@ mod tests {
 
     #[test]
     fn changes_are_told_to_the_sites_they_concern() {
-        let mut changes = Changes::since(7);
+        let mut changes = Changes::since(7, 3);
         let (berlin, paris) = (path("eu/berlin/r1/n1"), path("eu/paris/r1/n2"));
         changes.note(8, node("a"), [None, Some(&berlin)]);
         changes.note(9, node("b"), [None, Some(&paris)]);
@@ -156,7 +162,7 @@ mod tests {
         changes.note(11, node("b"), [Some(&paris), None]);
         let after = |version, site: Option<&str>| {
             let site = site.map(path);
-            let found = changes.after(version, site.as_ref())?;
+            let found = changes.between(version, 11, site.as_ref())?;
             Some(found.into_iter().map(NodeId::as_str).collect::<Vec<_>>())
         };
         assert_eq!(after(6, None), None, "that is not known any more");
@@ -166,18 +172,32 @@ mod tests {
         assert_eq!(after(10, Some("eu/berlin")), Some(vec![]));
         assert_eq!(after(10, Some("eu/paris")), Some(vec!["b"]));
         assert_eq!(after(11, None), Some(vec![]));
+        // What is not durable yet is not told.
+        assert_eq!(changes.between(7, 8, None).unwrap(), BTreeSet::from([&node("a")]));
+        assert_eq!(changes.between(9, 8, None).unwrap(), BTreeSet::new());
+        // Places are as deep as they like.
+        changes.note(12, node("c"), [None, Some(&path("eu/berlin/hall-1/r1/c"))]);
+        changes.note(13, node("d"), [None, Some(&path("eu/berlin/d"))]);
+        let berlin = path("eu/berlin");
+        assert_eq!(
+            changes.between(11, 13, Some(&berlin)).unwrap(),
+            BTreeSet::from([&node("c"), &node("d")])
+        );
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
-        let mut changes = Changes::since(0);
+        let mut changes = Changes::since(0, 3);
         let most = CHANGES_MAX as u64;
         for version in 1..=most + 10 {
             changes.note(version, node("a"), [None, None]);
         }
         assert_eq!(changes.changes.len(), CHANGES_MAX);
-        assert!(changes.after(9, None).is_none(), "the change to 10 is forgotten");
-        assert!(changes.after(10, None).is_some());
+        assert!(
+            changes.between(9, most, None).is_none(),
+            "the change to 10 is forgotten"
+        );
+        assert!(changes.between(10, most, None).is_some());
     }
 
     #[test]

@@ -156,6 +156,8 @@ impl Heartbeat {
 #[derive(Debug)]
 pub(crate) struct Heard {
     node: NodeId,
+    /// The roster that is durable with it.
+    roster_version: u64,
     acked: u64,
     /// The reports that were new.
     told: Vec<AttemptReport>,
@@ -307,6 +309,7 @@ impl Runtime {
         }
         Ok(Heard {
             node: id,
+            roster_version: self.world.roster_version,
             acked,
             told,
             request,
@@ -317,6 +320,7 @@ impl Runtime {
     pub(crate) fn answer(&mut self, heard: Heard) -> SyncResponse {
         let Heard {
             node: id,
+            roster_version,
             acked,
             told,
             request,
@@ -361,7 +365,8 @@ impl Runtime {
         let campaigns = self.world.running_campaigns();
         let told = self.world.nodes.get(&id).map(|state| {
             let (path, before) = (&state.stored.path, state.told_of_changes_since);
-            self.world.roster_for(path, request.roster_version, before)
+            self.world
+                .roster_for(path, (request.roster_version, roster_version), before)
         });
         let (roster, roster_changes) = match told {
             Some(Told::All(records)) => (Some(records), None),
@@ -379,7 +384,7 @@ impl Runtime {
             campaigns,
             roster,
             roster_changes,
-            roster_version: self.world.roster_version,
+            roster_version,
             // The listener adds it, from what is durable by then.
             audit: None,
             brakes: (request.brakes_version != self.world.brakes.version())

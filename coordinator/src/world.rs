@@ -146,6 +146,7 @@ impl World {
             now,
             firmesh_coordinator_core::Input::Load(campaigns(store, &stored, now, wall).await?),
         )?;
+        let members = stored.nodes.len();
         // What loading made the engine want is written with the first change: nothing is told before it is stored.
         let permits = stored.permits.into_iter().filter(|permit| permit.expires > wall);
         let permits = permits.collect();
@@ -174,7 +175,7 @@ impl World {
                 fleet: None,
             },
             roster_version: stored.roster_version,
-            roster_changes: Changes::since(stored.roster_version),
+            roster_changes: Changes::since(stored.roster_version, members),
             brakes: Brakes::restore(stored.brakes),
             revocations: stored
                 .revocations

@@ -11,6 +11,9 @@ use tokio::{
 };
 use tracing::warn;
 
+/// The node's loop goes round twice a second; one that has not for so long hangs.
+const LOOP_WITHIN: Duration = Duration::from_secs(30);
+
 /// A wish that the node restarts, as soon as its other attempts let it.
 #[derive(Debug)]
 pub(crate) struct RestartRequest {
@@ -27,21 +30,21 @@ pub(crate) struct RestartRequest {
 pub(crate) struct OwnNode {
     start_id: String,
     launched: Option<Launched>,
-    heard: watch::Receiver<Heard>,
+    heard: watch::Receiver<(Heard, Instant)>,
     restarts: mpsc::Sender<RestartRequest>,
 }
 
 /// The runtime's ends.
 #[derive(Debug)]
 pub(crate) struct OwnEnds {
-    pub(crate) heard: watch::Sender<Heard>,
+    pub(crate) heard: watch::Sender<(Heard, Instant)>,
     pub(crate) restarts: mpsc::Receiver<RestartRequest>,
 }
 
 impl OwnNode {
     /// This process.
     pub(crate) fn new() -> (Arc<Self>, OwnEnds) {
-        let (heard, heard_here) = watch::channel(Heard::default());
+        let (heard, heard_here) = watch::channel((Heard::default(), Instant::now()));
         let (asking, restarts) = mpsc::channel(1);
         let own = Self {
             start_id: start_id(),
@@ -90,7 +93,18 @@ impl Own for OwnNode {
     }
 
     fn works(&self) -> Result<(), String> {
-        works(*self.heard.borrow()).map_err(str::to_owned)
+        let (heard, at) = *self.heard.borrow();
+        if at.elapsed() > LOOP_WITHIN {
+            return Err(format!(
+                "its own loop has not gone round for {} s",
+                at.elapsed().as_secs()
+            ));
+        }
+        works(heard).map_err(str::to_owned)
+    }
+
+    fn updates_itself(&self) -> bool {
+        self.heard.borrow().0.updates_itself
     }
 
     fn restart(&self, within: Duration, must: bool) -> BoxFuture<'_, Result<(), String>> {

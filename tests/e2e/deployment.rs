@@ -189,7 +189,10 @@ fn the_chart_renders_into_what_kubernetes_and_the_coordinator_take() -> Result<(
 fn the_terraform_module_hands_the_chart_what_it_has() -> Result<()> {
     let python = python_with(Path::new(VENVS), "terraform", &["python-hcl2==8.1.4", "pyyaml==6.0.3"])?;
     let script = workspace().join("tests/e2e/terraform.py");
-    let (module, values) = (packaging().join("terraform"), packaging().join("helm/firmesh/values.yaml"));
+    let (module, values) = (
+        packaging().join("terraform"),
+        packaging().join("helm/firmesh/values.yaml"),
+    );
     let output = run(&python, [&script, &module, &values])?;
     let variables: usize = String::from_utf8(output.stdout)?.trim().parse()?;
     ensure!(variables > 10, "{variables}");

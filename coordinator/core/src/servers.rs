@@ -23,8 +23,9 @@ use crate::{
     engine::Engine,
 };
 
-/// How long after the last component has ended the others were surely read again: nodes look at each device every ten seconds.
-pub const READ_AFTER: Duration = Duration::from_secs(15);
+/// How long after the last component has ended the others were surely read again: nodes look at each device every ten seconds,
+/// give up on one that does not answer after thirty, and tell within some seconds.
+pub const READ_AFTER: Duration = Duration::from_secs(45);
 
 /// How much longer than a restart takes is waited for components that do not answer, or do not yet run what they are to run.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -93,6 +93,8 @@ pub(crate) enum Refusal {
     NoDirectory,
     #[error("this coordinator has no identity provider that gives codes: log in with an API key")]
     NoCodes,
+    #[error("too many people log in at once: try again in a moment")]
+    TooManyCodes,
     #[error("the identity provider did not take the code: {0}: log in again")]
     Code(String),
     #[error("the coordinator cannot read its own secret at the identity provider")]

@@ -20,7 +20,7 @@ use jsonwebtoken::{
 use reqwest::{Client, RequestBuilder, StatusCode, Url, redirect};
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::{Map, Value};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 use tracing::{info, warn};
 
 use super::{
@@ -92,6 +92,9 @@ pub enum OidcError {
     },
 }
 
+/// Codes that are exchanged at the same time.
+const CODES_AT_ONCE: usize = 8;
+
 /// The longest part of what a browser brings back.
 const GRANT_BYTES_MAX: usize = 4 << 10;
 
@@ -139,6 +142,8 @@ pub(super) struct Oidc {
     settings: OidcSettings,
     client: Client,
     known: Mutex<Known>,
+    /// Codes that are being exchanged: whoever sends made-up ones keeps the provider from nobody.
+    redeeming: Semaphore,
 }
 
 impl Oidc {
@@ -169,6 +174,7 @@ impl Oidc {
             client: builder.build().map_err(OidcError::Client)?,
             settings,
             known: Mutex::default(),
+            redeeming: Semaphore::new(CODES_AT_ONCE),
         })
     }
 
@@ -194,6 +200,7 @@ impl Oidc {
         if ![code, redirect_uri, code_verifier, nonce].iter().all(is_bounded) {
             return Err(Refusal::Code("a part of it is empty, or too long".to_owned()));
         }
+        let _turn = self.redeeming.try_acquire().map_err(|_| Refusal::TooManyCodes)?;
         let provider = self.provider(|_| true).await?;
         let codes = provider.codes.as_ref().ok_or(Refusal::NoCodes)?;
         let secret = self.settings.client_secret.as_ref().map(Secret::read).transpose();
@@ -313,11 +320,22 @@ impl Oidc {
             (Some(authorization), Some(token)) => {
                 let methods = discovery.token_endpoint_auth_methods_supported.unwrap_or_default();
                 let has = |wanted: &str| methods.iter().any(|method| method == wanted);
-                Some(Codes {
-                    authorization: address("authorization_endpoint", authorization)?,
-                    token: address("token_endpoint", token)?,
-                    is_secret_posted: has("client_secret_post") && !has("client_secret_basic"),
-                })
+                let found = address("authorization_endpoint", authorization)
+                    .and_then(|authorization| Ok((authorization, address("token_endpoint", token)?)));
+                match found {
+                    Ok((authorization, token)) => Some(Codes {
+                        authorization,
+                        token,
+                        is_secret_posted: has("client_secret_post") && !has("client_secret_basic"),
+                    }),
+                    Err(error) => {
+                        warn!(
+                            error = chain(&error),
+                            "people cannot log in with codes of the identity provider"
+                        );
+                        None
+                    }
+                }
             }
             _ => None,
         };

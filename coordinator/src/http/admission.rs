@@ -481,7 +481,9 @@ impl From<Refusal> for Failure {
     fn from(refusal: Refusal) -> Self {
         let detail = chain(&refusal);
         match refusal {
-            Refusal::TooManyTries => Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail),
+            Refusal::TooManyTries | Refusal::TooManyCodes => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
+            }
             Refusal::ProviderSilent | Refusal::DirectorySilent => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "directory_silent", detail)
             }

@@ -229,7 +229,9 @@ impl NodeSelfBackend {
             Err(NodeSelfError::NotLaunched) => (Staged::Nothing, None, None),
             Err(error) => return Err(error),
             Ok((folder, slots, seen)) => {
-                if seen.on_trial() {
+                // What nobody is going to confirm is not kept alive: the launcher goes back by itself.
+                let is_tried = slots.trial.as_ref().is_some_and(|trial| trial.slot == seen.running);
+                if seen.on_trial() && is_tried && own.updates_itself() {
                     own.works().map_err(NodeSelfError::DoesNotWork)?;
                     self.say(own.start_id(), &folder).await?;
                 }

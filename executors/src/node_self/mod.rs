@@ -32,6 +32,9 @@ pub trait Own: fmt::Debug + Send + Sync {
     /// Whether it works; if not, what is missing, for a person.
     fn works(&self) -> Result<(), String>;
 
+    /// Whether an attempt on it is under way, which is going to confirm what is on trial, or to give it up.
+    fn updates_itself(&self) -> bool;
+
     /// Ends the node, cleanly, as soon as no other attempt of it is at work, so that its launcher starts what is to start. Does not answer
     /// if that is done; the error says who was at work for so long. A node that `must` ends then all the same.
     fn restart(&self, within: Duration, must: bool) -> BoxFuture<'_, Result<(), String>>;

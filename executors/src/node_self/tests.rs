@@ -629,6 +629,10 @@ impl Process {
 }
 
 impl Own for Process {
+    fn updates_itself(&self) -> bool {
+        true
+    }
+
     fn version(&self) -> &str {
         &self.version
     }

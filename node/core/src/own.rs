@@ -11,6 +11,8 @@ pub struct Heard {
     pub coordinator_away: bool,
     /// Members of the mesh that are connected: both sides have shown their certificates.
     pub peers: usize,
+    /// Whether an attempt on the node itself is under way.
+    pub updates_itself: bool,
 }
 
 /// Whether a node that was started works, as far as it can tell; if not, what is missing.
@@ -52,6 +54,7 @@ mod tests {
                 coordinator,
                 coordinator_away,
                 peers,
+                updates_itself: true,
             })
         };
         assert!(heard(true, false, 0).is_ok());

@@ -40,6 +40,9 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(10);
 /// How long before a device that did not answer is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// How long a look may take: a device that does not answer for so long is one that does not answer.
+const LOOK_WITHIN: Duration = Duration::from_secs(30);
+
 /// The longest that an examination may take: a BMC answers a few dozen questions a minute at its worst.
 const EXAMINED_WITHIN: Duration = Duration::from_secs(120);
 
@@ -124,6 +127,12 @@ impl Devices {
         Some(host.to_owned())
     }
 
+    /// Whether an attempt on the node itself is under way.
+    pub(super) fn updates_node(&self) -> bool {
+        let mut own = self.devices.values().filter(|device| device.backend.is_the_node());
+        own.any(|device| device.running.is_some())
+    }
+
     /// Devices other than the node itself whose attempts are at work, by where they stand.
     pub(super) fn at_work(&self, is_at_work: impl Fn(Option<AttemptState>) -> bool) -> Vec<DeviceId> {
         let at_work = |(id, device): &(&DeviceId, &Device)| {
@@ -194,10 +203,14 @@ impl Runtime {
         let (backend, device) = (Arc::clone(&known.backend), device.clone());
         self.spawn(async move {
             tokio::time::sleep(after).await;
-            let facts = match backend.facts().await {
-                Ok(facts) => Some(facts),
-                Err(error) => {
+            let facts = match tokio::time::timeout(LOOK_WITHIN, backend.facts()).await {
+                Ok(Ok(facts)) => Some(facts),
+                Ok(Err(error)) => {
                     warn!(%device, %error, "a device does not answer");
+                    None
+                }
+                Err(_late) => {
+                    warn!(%device, "a device has not answered for {} s", LOOK_WITHIN.as_secs());
                     None
                 }
             };
@@ -223,7 +236,7 @@ impl Runtime {
             (None, Some(old)) => old.version.take().is_some(),
             (None, None) => false,
         };
-        if known.running.is_none() || known.between {
+        if known.running.is_none() || known.between || known.parked.is_some() {
             self.look(device, if answered { LOOK_INTERVAL } else { LOOK_AGAIN });
         }
         if changed {

@@ -18,7 +18,7 @@ use firmesh_protocol::{
 };
 use tracing::{debug, info, warn};
 
-use super::{Chain, Event, Refreshed, Runtime};
+use super::{Chain, Event, Refreshed, Runtime, restart::Coordinator};
 use crate::{
     campaigns,
     mesh::{Gossip, MeshCommand, Topic},
@@ -54,6 +54,8 @@ pub(super) struct Fleet {
     waves_known: BTreeMap<(CampaignId, u32), WallTime>,
     pub(super) roster: BTreeMap<NodeId, (NodeRecord, Envelope)>,
     roster_version: u64,
+    /// When the whole roster is asked for, because a part of it could not be taken, or was dropped.
+    pub(super) roster_again: Option<Instant>,
     own_record: Envelope,
     /// The highest epoch of a coordinator that was seen.
     epoch: u64,
@@ -83,6 +85,7 @@ impl Fleet {
             waves_known: BTreeMap::new(),
             roster: BTreeMap::new(),
             roster_version: 0,
+            roster_again: None,
             own_record,
             epoch: 0,
             sync_at: now,
@@ -217,6 +220,9 @@ impl Runtime {
         if self.fleet.syncing || Instant::now() < self.fleet.sync_at {
             return Ok(());
         }
+        if self.fleet.roster_again.is_some_and(|at| at <= Instant::now()) {
+            (self.fleet.roster_version, self.fleet.roster_again) = (0, None);
+        }
         let request = SyncRequest {
             record: self.fleet.own_record.clone(),
             devices: self.devices.facts(),
@@ -253,7 +259,10 @@ impl Runtime {
                     warn!(error = %Chain(&error), "no sync with the coordinator");
                 }
                 self.fleet.coordinator_reachable = false;
-                self.note_heard(error.is_unreachable().then_some(false));
+                self.note_heard(Some(match error.is_unreachable() && !error.is_misconduct() {
+                    true => Coordinator::Away,
+                    false => Coordinator::Odd,
+                }));
                 self.name_misconduct(&error);
                 self.tell_checkpoints();
                 return self.tell_swarm(swarm::Input::Origin { available: false });
@@ -263,7 +272,7 @@ impl Runtime {
             info!("the coordinator is reachable");
         }
         self.fleet.coordinator_reachable = true;
-        self.note_heard(Some(true));
+        self.note_heard(Some(Coordinator::Answers));
         self.tell_swarm(swarm::Input::Origin { available: true })?;
         self.journal.acknowledge(response.reports_acked)?;
         if !self.journal.reports(1)?.is_empty() {
@@ -275,13 +284,13 @@ impl Runtime {
         self.heed_brakes(response.brakes, response.brakes_version);
         if let Some(roster) = response.roster {
             self.forget_leavers(&roster)?;
-            self.learn_records(roster)?;
+            self.learn_roster(roster)?;
             self.fleet.roster_version = response.roster_version;
         } else if let Some(changes) = response.roster_changes {
             // An answer to an older question is asked for again.
             if changes.since == self.fleet.roster_version {
                 self.forget(&changes.left)?;
-                self.learn_records(changes.records)?;
+                self.learn_roster(changes.records)?;
                 self.fleet.roster_version = response.roster_version;
             }
         }

@@ -230,7 +230,7 @@ struct Runtime {
     traces: Traces,
     hosts: Hosts,
     restart: restart::Restart,
-    heard: tokio::sync::watch::Sender<firmesh_node_core::own::Heard>,
+    heard: tokio::sync::watch::Sender<(firmesh_node_core::own::Heard, tokio::time::Instant)>,
     refusals: VecDeque<Refusal>,
     last_error: Option<String>,
     events: mpsc::Sender<Event>,

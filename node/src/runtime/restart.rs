@@ -1,6 +1,8 @@
 //! The node's own restart, for an update of itself: it waits for the attempts that are at work, begins none meanwhile, and is given up in
 //! time.
 
+use std::{thread, time::Duration};
+
 use firmesh_node_core::own::holds_restart_up;
 use firmesh_protocol::ids::DeviceId;
 use tokio::time::Instant;
@@ -8,6 +10,20 @@ use tracing::{info, warn};
 
 use super::Runtime;
 use crate::own::RestartRequest;
+
+/// How the coordinator was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Coordinator {
+    /// It answers as it should.
+    Answers,
+    /// Nobody is there.
+    Away,
+    /// Somebody is there, and does not answer as it should.
+    Odd,
+}
+
+/// How long the node has for its own end, once that is decided: what is durable by then is enough.
+const END_WITHIN: Duration = Duration::from_secs(30);
 
 /// What is wanted of this node itself.
 #[derive(Debug, Default)]
@@ -50,6 +66,7 @@ impl Runtime {
             } else {
                 warn!(devices = ?at_work, "this node ends, to be started again by its launcher; attempts go on after it");
             }
+            end_within(END_WITHIN);
             self.cancel.cancel();
             return Ok(());
         }
@@ -72,18 +89,31 @@ impl Runtime {
         Ok(())
     }
 
-    /// Whom this node has heard, as far as that changed.
-    pub(super) fn note_heard(&mut self, coordinator: Option<bool>) {
-        let peers = self.transport.connected();
-        self.heard.send_if_modified(|heard| {
-            let before = *heard;
-            heard.peers = peers;
+    /// Whom this node has heard, and that its own loop goes round.
+    pub(super) fn note_heard(&mut self, coordinator: Option<Coordinator>) {
+        let (peers, updates_itself) = (self.transport.connected(), self.devices.updates_node());
+        self.heard.send_modify(|(heard, at)| {
+            *at = Instant::now();
+            (heard.peers, heard.updates_itself) = (peers, updates_itself);
             match coordinator {
-                Some(true) => heard.coordinator = true,
-                Some(false) => heard.coordinator_away = true,
+                Some(Coordinator::Answers) => heard.coordinator = true,
+                Some(Coordinator::Away) => heard.coordinator_away = true,
+                Some(Coordinator::Odd) => heard.coordinator_away = false,
                 None => {}
             }
-            *heard != before
         });
+    }
+}
+
+/// Ends the process if it has not ended by itself: whoever waits for a disk that hangs does not come back otherwise. A unit
+/// that is stopped has its manager for that.
+fn end_within(time: Duration) {
+    let end = move || {
+        thread::sleep(time);
+        warn!("this node has not ended by itself: it is ended");
+        std::process::exit(1);
+    };
+    if let Err(error) = thread::Builder::new().name("end".to_owned()).spawn(end) {
+        warn!(%error, "nobody ends this node if it does not end by itself");
     }
 }

@@ -4,7 +4,12 @@
 //! Invariant: a record counts only with a certificate of the fleet's CA whose key is not revoked, and never replaces one that
 //! is as new.
 
-use std::{collections::BTreeSet, io, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use firmesh_executors::JournalError;
 use firmesh_node_core::swarm;
@@ -27,6 +32,9 @@ use crate::{
 /// The roster as last heard, so that a restart without a coordinator finds its peers.
 const ROSTER_FILE: &str = "roster.json";
 
+/// How long it takes until a roster that could not be taken as it is is asked for again: all of it.
+const ROSTER_AGAIN: Duration = Duration::from_secs(600);
+
 impl Runtime {
     pub(super) fn begin_roster(&mut self) -> Result<(), JournalError> {
         let stored = std::fs::read(self.settings.state_dir.join(ROSTER_FILE))
@@ -34,6 +42,22 @@ impl Runtime {
             .and_then(|bytes| serde_json::from_slice::<Vec<Envelope>>(&bytes).ok());
         self.learn_records(stored.unwrap_or_default())?;
         Ok(())
+    }
+
+    /// Takes over what the coordinator tells of the roster. What could not be taken, because of the clock or for want of
+    /// room, is asked for again later: nobody tells it by himself.
+    pub(super) fn learn_roster(&mut self, envelopes: Vec<Envelope>) -> Result<(), JournalError> {
+        let told = envelopes.len();
+        let all_good = self.learn_records(envelopes)?;
+        if !all_good || (told > 0 && self.fleet.roster.len() >= PEERS_MAX) {
+            self.ask_for_roster_again();
+        }
+        Ok(())
+    }
+
+    /// The roster here is not all that it should be.
+    pub(super) fn ask_for_roster_again(&mut self) {
+        self.fleet.roster_again.get_or_insert(Instant::now() + ROSTER_AGAIN);
     }
 
     /// Takes over every record that verifies and is newer than the one known. Answers whether all verified.

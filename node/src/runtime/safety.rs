@@ -247,6 +247,8 @@ impl Runtime {
             warn!(%node, "no member any more: its key was revoked, or its certificate has expired");
             self.fleet.roster.remove(&node);
         }
+        // Perhaps it is the clock here that was wrong.
+        self.ask_for_roster_again();
         self.roster_changed()
     }
 

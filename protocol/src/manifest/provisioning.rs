@@ -228,6 +228,19 @@ impl Plan {
                     return wrong(format!("name {} twice", one.device));
                 }
             }
+            if server.held.is_none() {
+                for one in &server.components {
+                    match &one.analysis {
+                        Analysis::Unfit { .. } => {
+                            return wrong(format!("have {} as unfit, and its server not held", one.device));
+                        }
+                        Analysis::Current {} if one.from.as_ref() != Some(&one.to) => {
+                            return wrong(format!("have {} as current, which does not run {}", one.device, one.to));
+                        }
+                        Analysis::Current {} | Analysis::Due { .. } => {}
+                    }
+                }
+            }
             let mut last: Option<(usize, &PlannedDevice, &PlannedComponent)> = None;
             for one in server.due() {
                 let Some((place, device)) = planned.remove(&one.device) else {

@@ -344,6 +344,8 @@ impl Launcher {
         if self.stopping {
             self.outputs.push_back(LauncherOutput::Stop);
         }
+        // What kept another program from starting may be over when it is looked at next.
+        self.unstartable.clear();
         let is_trial = self.last.as_ref().is_some_and(|run| run.trial.is_some());
         let by = now + within;
         let is_asking = false;
@@ -389,7 +391,6 @@ impl Launcher {
         watch: Watch,
         kill_at: Option<Timestamp>,
     ) -> State {
-        let number = self.last.as_ref().and_then(|run| run.trial);
         let Some(slots) = slots else {
             let by = now + watch.within;
             let watch = Some(Watch {
@@ -399,9 +400,11 @@ impl Launcher {
             });
             return State::Running { watch, kill_at };
         };
-        if slots.trial.as_ref().map(|trial| trial.number) != number {
+        let confirmed = slots.confirmed.map(Program::Slot);
+        if confirmed.is_some() && self.last.as_ref().map(|run| run.program) == confirmed {
             return State::Running { watch: None, kill_at };
         }
+        // One that was given up was to end by itself.
         if let Some(run) = &mut self.last {
             run.was_silent = true;
         }

@@ -312,6 +312,17 @@ fn a_silent_trial_is_ended_and_not_tried_again_but_one_that_works_or_was_confirm
     machine.disk.confirm(Slot::A);
     machine.wait();
     assert_eq!((machine.asked_to_stop, machine.launcher.deadline()), (0, None));
+
+    // One that was given up, and hangs before it ends.
+    let mut machine = Machine::new(armed(Slot::A)).booted();
+    machine.disk.give_up("it is not well");
+    machine.wait();
+    assert_eq!(machine.asked_to_stop, 1);
+    machine.wait();
+    assert_eq!(machine.killed, 1);
+    machine.ends("it was killed by signal 9", 137);
+    assert_eq!(machine.runs, Some(Program::Packaged));
+    assert_eq!(machine.disk.last.as_ref().unwrap().why, "it is not well");
 }
 
 #[test]

@@ -57,7 +57,8 @@ impl Runtime {
 
     /// The roster here is not all that it should be.
     pub(super) fn ask_for_roster_again(&mut self) {
-        self.fleet.roster_again.get_or_insert(Instant::now() + ROSTER_AGAIN);
+        let again = || Instant::now() + ROSTER_AGAIN;
+        self.fleet.roster_again.get_or_insert_with(again);
     }
 
     /// Takes over every record that verifies and is newer than the one known. Answers whether all verified.

@@ -190,7 +190,13 @@ fn a_plan_that_breaks_a_server_is_refused_by_whoever_reads_it() {
     });
     assert!(why.contains("in no wave"), "{why}");
     let why = refused(&|plan| plan.servers[0].components[0].analysis = Analysis::Current {});
-    assert!(why.contains("out of its turn") || why.contains("do not name"), "{why}");
+    assert!(why.contains("as current, which does not run"), "{why}");
+    let why = refused(&|plan| {
+        plan.servers[0].components[0].analysis = Analysis::Unfit {
+            reason: "no way leads there".to_owned(),
+        };
+    });
+    assert!(why.contains("as unfit, and its server not held"), "{why}");
     let why = refused(&|plan| plan.servers[0].held = plan.servers[1].held.clone());
     assert!(why.contains("or hold its server"), "{why}");
     let why = refused(&|plan| plan.servers[0].components[1].release = "firmware/nic.bin".to_owned());

@@ -613,7 +613,10 @@ fn servers(waves: &[Vec<PlannedDevice>]) -> Vec<PlannedServer> {
         })
         .collect();
     let [current, held] = ["current", "held"].map(|name| DeviceId::new(name).unwrap());
-    let of_current = component(&current, false, Analysis::Current {});
+    let of_current = PlannedComponent {
+        from: Some("1.1".to_owned()),
+        ..component(&current, false, Analysis::Current {})
+    };
     servers.push(server("s-current", vec![of_current]));
     servers.push(PlannedServer {
         held: Some(HeldServer {

@@ -1,6 +1,6 @@
 //! Whole attempts at BMCs that others emulate, recorded once and run again without them: the attempt machine ends the same.
 
-use std::{env, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use firmesh_executors_core::{Goal, Outcome};
 use firmesh_protocol::{
@@ -12,13 +12,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::{
-        Dialects, RedfishBackend,
-        tests::{OneImage, image_of},
-    },
+    super::{RedfishBackend, tests::OneImage},
     *,
 };
-use crate::{Ended, Journal, MemoryJournal, Secret, Start, run_attempt};
+use crate::{Ended, Journal, MemoryJournal, Start, run_attempt};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("transcripts")
@@ -82,52 +79,4 @@ async fn recorded_attempts_end_the_same_without_their_bmcs() {
         let (orders, given) = backend.orders_replayed().unwrap();
         assert_eq!(given, orders, "{name}: {}", outcome.reason);
     }
-}
-
-/// Makes one of the transcripts above, of a BMC that somebody has started:
-/// `FIRMESH_RECORD="NAME|URL|USER|PASSWORD|VENDOR|MODEL|COMPONENT|VERSION"`.
-#[tokio::test]
-#[ignore = "records an emulated BMC that FIRMESH_RECORD names"]
-async fn record() {
-    let said = env::var("FIRMESH_RECORD").unwrap();
-    let [name, url, username, password, vendor, model, component, version] =
-        said.split('|').collect::<Vec<_>>()[..].try_into().unwrap();
-    let (device, component) = (DeviceId::new(name).unwrap(), Component::new(component).unwrap());
-    let image_name = (name == "generic").then(|| "firmware.exe".to_owned());
-    let dir = tempfile::tempdir().unwrap();
-    let spoken = Spoken {
-        vendor: Some(vendor.to_owned()),
-        model: Some(model.to_owned()),
-        image_name: image_name.clone(),
-        ..Spoken::default()
-    };
-    let settings = RedfishSettings {
-        url: url.parse().unwrap(),
-        username: username.to_owned(),
-        password: Secret::new(password.to_owned()),
-        dialects: Arc::new(Dialects::new(&[], None).unwrap()),
-        transcript: Some(TranscriptSettings {
-            dir: dir.path().to_owned(),
-            bytes_max: 1 << 20,
-            files_max: 4,
-            device,
-            component: component.clone(),
-            spoken: spoken.clone(),
-        }),
-        ..spoken.settings().unwrap()
-    };
-    let mut image = image_of(b"hello", version);
-    image.info.vendor = vendor.to_owned();
-    image.info.models = vec![model.to_owned()];
-    image.info.component = component.clone();
-    let backend = RedfishBackend::new(settings, component, Arc::new(OneImage(b"hello"))).unwrap();
-    let outcome = attempt(&backend, goal(name, image)).await;
-    backend.close().await;
-    let mut kept: Vec<_> = std::fs::read_dir(dir.path())
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    kept.sort();
-    std::fs::copy(kept.last().unwrap(), folder().join(format!("{name}.jsonl"))).unwrap();
-    eprintln!("recorded, and it ended so: {outcome:?}");
 }

@@ -5,6 +5,7 @@
 
 pub mod ab_slot;
 mod backend;
+mod certificate;
 pub mod command;
 mod config;
 mod credentials;

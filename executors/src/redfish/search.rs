@@ -17,16 +17,12 @@ use data_encoding::BASE64;
 use futures_util::{StreamExt as _, stream};
 use ipnet::{IpAddrRange, IpNet, Ipv4AddrRange, Ipv6AddrRange};
 use reqwest::{Url, redirect};
-use rustls::{
-    DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
+use rustls::crypto::CryptoProvider;
 use serde::{Deserialize, Serialize};
 use sha2::Digest as _;
 
 use super::client::{ClientError, provider};
+use crate::certificate::Shown;
 
 /// Addresses of one search, at most: those of a /16.
 pub const ADDRESSES_MAX: usize = 1 << 16;
@@ -173,14 +169,15 @@ async fn ask(address: IpAddr, port: u16, provider: Arc<CryptoProvider>) -> Resul
         _ => format!("https://{host}:{port}"),
     };
     let setup = |error: Box<dyn std::error::Error + Send + Sync>| ClientError::Setup(error);
-    let seen = Arc::new(OnceLock::new());
+    // The first one, and no other on a later connection.
+    let seen = Arc::new(OnceLock::<Vec<u8>>::new());
+    let noted = Arc::clone(&seen);
     let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| setup(error.into()))?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Shown {
-            certificate: Arc::clone(&seen),
-            provider,
+        .with_custom_certificate_verifier(Shown::new(provider, move |shown| {
+            noted.get_or_init(|| shown.to_vec()) == shown
         }))
         .with_no_client_auth();
     let client = reqwest::Client::builder()
@@ -239,52 +236,6 @@ struct Root {
     product: Option<String>,
     #[serde(rename = "UUID")]
     uuid: Option<String>,
-}
-
-/// Takes note of a server's certificate. That the server has its key is verified.
-#[derive(Debug)]
-struct Shown {
-    certificate: Arc<OnceLock<Vec<u8>>>,
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Shown {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let certificate = self.certificate.get_or_init(|| end_entity.to_vec());
-        match certificate == end_entity.as_ref() {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(rustls::CertificateError::ApplicationVerificationFailure.into()),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

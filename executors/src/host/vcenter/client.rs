@@ -5,10 +5,8 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use firmesh_executors_core::ActError;
 use reqwest::{Url, header, redirect};
 use rustls::{
-    CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature},
-    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject},
+    RootCertStore,
+    pki_types::{CertificateDer, pem::PemObject},
 };
 use sha2::Digest as _;
 
@@ -16,7 +14,7 @@ use super::super::{
     config::{Trust, VcenterSettings},
     soap::{BODY_BYTES_MAX, Element, Ref, argument, envelope},
 };
-use crate::config::Secret;
+use crate::{certificate::Shown, config::Secret};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// The slowest sane answer: tasks run on their own.
@@ -421,58 +419,15 @@ fn tls(trust: &Trust) -> Result<rustls::ClientConfig, VcenterError> {
             }
             config.with_root_certificates(roots)
         }
-        Trust::Certificate(sha256) => config.dangerous().with_custom_certificate_verifier(Arc::new(Pinned {
-            sha256: *sha256,
-            provider,
-        })),
+        Trust::Certificate(sha256) => {
+            let sha256 = *sha256;
+            let is_pinned = move |shown: &[u8]| <[u8; 32]>::from(sha2::Sha256::digest(shown)) == sha256;
+            config
+                .dangerous()
+                .with_custom_certificate_verifier(Shown::new(provider, is_pinned))
+        }
     };
     Ok(config.with_no_client_auth())
-}
-
-/// Knows a server by the digest of its certificate, whoever issued it and whatever it is called.
-#[derive(Debug)]
-struct Pinned {
-    sha256: [u8; 32],
-    provider: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _server_name: &ServerName<'_>,
-        _ocsp_response: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        let found: [u8; 32] = sha2::Sha256::digest(end_entity).into();
-        match found == self.sha256 {
-            true => Ok(ServerCertVerified::assertion()),
-            false => Err(CertificateError::ApplicationVerificationFailure.into()),
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

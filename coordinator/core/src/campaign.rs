@@ -24,9 +24,9 @@ use firmesh_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attempts::{Attempt, AttemptRecord, Attempts},
-    domains::{Domains, OwnRules},
-    index::{Counted, Index},
+    attempts::{Attempt, AttemptRecord, Attempts, Look},
+    domains::OwnRules,
+    index::Index,
     possession::{Possession, PossessionRecord},
     seat::Seats,
     servers::Servers,
@@ -83,7 +83,7 @@ pub(crate) struct Campaign {
     /// Who is left out.
     pub(crate) held: Vec<HeldDevice>,
     /// The fault domains that its caps count by.
-    shares: BTreeMap<Dimension, BTreeMap<TopologyPath, DomainShare>>,
+    pub(crate) shares: BTreeMap<Dimension, BTreeMap<TopologyPath, DomainShare>>,
     pub(crate) images: BTreeMap<String, Artifact>,
     pub(crate) possession: Possession,
     pub(crate) record: CampaignRecord,
@@ -120,7 +120,6 @@ impl Campaign {
         images: BTreeMap<String, Artifact>,
         expires_at: Timestamp,
         permit_ttl: Duration,
-        now: Timestamp,
     ) -> Self {
         let record = CampaignRecord {
             id: manifest.id.clone(),
@@ -138,57 +137,23 @@ impl Campaign {
         let (mut possession, mut seats) = (Possession::default(), Seats::default());
         let mut befores = Vec::new();
         let mut attempt = |wave: usize, mut planned: PlannedDevice| {
-            let record = AttemptRecord {
-                device: planned.device.clone(),
-                kind: PermitKind::Update,
-                state: AttemptState::Pending,
-                reason: String::new(),
-                version: Some(planned.from_version.clone()),
-                failure: None,
-                health: None,
-                permit: None,
-                report_sequence: 0,
-                end_report: None,
-                presumed: false,
-                cleared: false,
-                halfway: None,
-                ordered_back: false,
-                retry: None,
-            };
             if let Some(before) = planned.after.take() {
                 befores.push((planned.device.clone(), before));
             }
-            let labels = std::mem::take(&mut planned.labels);
-            let (seat, course) = seats.of(planned, &images);
-            possession.need(&seat.node, &course.needs);
-            Attempt {
-                record,
-                wave: u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves"),
-                seat,
-                course,
-                labels,
-                rack_number: 0,
-                unit: None,
-                takes: None,
-                after: None,
-                next: None,
-                is_proven: false,
-                permitted_at: now,
-                awaited_since: now,
-                started_at: None,
-                pauses_until: None,
-                standing: None,
-                counted: Counted::default(),
-                due: None,
-            }
+            let attempt = seats.attempt(wave, planned, &images);
+            possession.need(&attempt.stand.seat.node, &attempt.stand.course.needs);
+            attempt
         };
-        let of_wave =
-            |(wave, planned): (usize, Vec<_>)| planned.into_iter().map(|planned| attempt(wave, planned)).collect();
-        let mut attempts = Attempts::new(plan.waves.into_iter().enumerate().map(of_wave));
+        let waves = plan.waves.into_iter().enumerate();
+        let mut attempts = Attempts::default();
+        for (wave, planned) in waves {
+            attempts.add_wave(planned.into_iter().map(|planned| attempt(wave, planned)));
+        }
+        attempts.find_by_name();
         for (device, before) in &befores {
             if let (Some(place), Some(before)) = (attempts.place(device), attempts.place(before)) {
-                attempts.at_mut(place).after = Some(before);
-                attempts.at_mut(before).next = Some(place);
+                attempts.change(place, |attempt| Arc::make_mut(&mut attempt.own).after = Some(before));
+                attempts.change(before, |attempt| Arc::make_mut(&mut attempt.own).next = Some(place));
             }
         }
         let has_units = !befores.is_empty();
@@ -217,22 +182,10 @@ impl Campaign {
         }
     }
 
-    /// Looks up what its devices take in racks and fault domains.
-    pub(crate) fn locate(&mut self, domains: &mut Domains) {
-        self.rules = Arc::new(domains.own_rules(&self.manifest.caps, &self.shares));
-        for attempt in self.attempts.iter_mut() {
-            let Attempt { seat, labels, .. } = attempt;
-            attempt.rack_number = domains.rack(&seat.rack);
-            attempt.unit = domains.unit(labels.unit().map(|unit| (&seat.node, unit)));
-            attempt.takes = domains.takes(&seat.rack, labels);
-        }
-        self.index_all();
-    }
-
     /// How long after its start, or after the last word of its node, an attempt is given up. Back it is one step.
     pub(crate) fn limit(&self, attempt: &Attempt) -> Duration {
         let steps = match attempt.record.kind {
-            PermitKind::Update => attempt.course.steps().map_or(1, |(steps, _)| steps),
+            PermitKind::Update => attempt.stand.course.steps().map_or(1, |(steps, _)| steps),
             PermitKind::Rollback => 1,
         };
         self.manifest.worst_case_of(steps) + self.permit_ttl
@@ -249,14 +202,19 @@ impl Campaign {
         self.is_dirty = false;
         self.record = record;
         for stored in attempts {
-            if let Some(attempt) = self.attempts.get_mut(&stored.device) {
-                attempt.record = stored;
-                attempt.started_at = attempt.has_started().then_some(now);
+            if let Some(place) = self.attempts.place(&stored.device) {
+                self.attempts.change(place, |attempt| {
+                    attempt.record = stored;
+                    (attempt.permitted_at, attempt.awaited_since) = (now, now);
+                    attempt.started_at = attempt.has_started().then_some(now);
+                });
             }
         }
         for place in 0..self.attempts.end_of_first_waves(usize::MAX) {
-            let until = self.pause_of(self.attempts.at(place)).map(|pause| now + pause);
-            self.attempts.at_mut(place).pauses_until = until;
+            if let Some(pause) = self.pause_of(&self.attempts.at(place)) {
+                self.attempts
+                    .change(place, |attempt| attempt.pauses_until = Some(now + pause));
+            }
         }
         self.restore_proofs(possession);
         self.opened_now(now);
@@ -454,7 +412,7 @@ impl Campaign {
     }
 
     pub(crate) fn line(&self, id: &DeviceId) -> String {
-        let AttemptRecord { state, reason, .. } = &self.attempts[id].record;
+        let AttemptRecord { state, reason, .. } = &self.attempts.known(id).record;
         if reason.is_empty() {
             format!("{id}: {state}")
         } else {
@@ -463,7 +421,7 @@ impl Campaign {
     }
 }
 
-pub(crate) fn tally<'a>(attempts: impl Iterator<Item = &'a Attempt>) -> BTreeMap<AttemptState, u32> {
+pub(crate) fn tally<'a>(attempts: impl Iterator<Item = Look<'a>>) -> BTreeMap<AttemptState, u32> {
     let mut states = BTreeMap::new();
     for attempt in attempts {
         *states.entry(attempt.record.state).or_default() += 1;

@@ -45,7 +45,7 @@ pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt, now
         return false;
     }
     // It has not been begun again, and will not be any more.
-    if kind == PermitKind::Update && attempt.record.attempt() > 1 && campaign.budget_is_spent(attempt.wave) {
+    if kind == PermitKind::Update && attempt.record.attempt() > 1 && campaign.budget_is_spent(attempt.stand.wave) {
         return false;
     }
     let is_held = match campaign.record.state {
@@ -54,7 +54,7 @@ pub(crate) fn may_be_permitted_again(campaign: &Campaign, attempt: &Attempt, now
         _ => false,
     };
     let is_paused = is_held && now < campaign.expires_at;
-    let is_wanted = kind == PermitKind::Update || attempt.record.ordered_back || campaign.goes_back(attempt.wave);
+    let is_wanted = kind == PermitKind::Update || attempt.record.ordered_back || campaign.goes_back(attempt.stand.wave);
     let goes_on = is_paused && kind == PermitKind::Update && !attempt.record.ordered_back;
     goes_on || (is_wanted && may_be_permitted(campaign, kind, now))
 }
@@ -98,7 +98,11 @@ pub(crate) fn choose(
                 PermitKind::Update => attempt.record.attempt(),
                 PermitKind::Rollback => 1,
             };
-            chosen.devices.entry((attempt.wave, number)).or_default().push(device);
+            chosen
+                .devices
+                .entry((attempt.stand.wave, number))
+                .or_default()
+                .push(device);
             chosen.count += 1;
         }
     }
@@ -115,8 +119,8 @@ fn start_first(
 ) -> Option<Place> {
     let (place, rack) = waiting.pop_first()?;
     let attempt = campaign.attempts.at(place);
-    let is_taken_back = kind == PermitKind::Update && load.is_taken_back(attempt);
-    let room = match load.room(attempt, campaign) {
+    let is_taken_back = kind == PermitKind::Update && load.is_taken_back(&attempt);
+    let room = match load.room(&attempt, campaign) {
         Room::Yes if is_taken_back => Room::NotForIt,
         room => room,
     };
@@ -131,8 +135,9 @@ fn start_first(
         }
         Room::NotForIt => campaign.index.ready(kind).is_blocked(rack),
         Room::Yes => {
-            load.add(attempt, campaign, Flight::Binds);
-            campaign.attempts.at_mut(place).counted.flight = Flight::Binds;
+            load.add(&attempt, campaign, Flight::Binds);
+            let counted = |attempt: &mut Attempt| attempt.counted.flight = Flight::Binds;
+            campaign.attempts.change(place, counted);
         }
     }
     let next = campaign.index.ready(kind).next(rack, place, end);
@@ -144,9 +149,9 @@ fn may_start_again(campaign: &Campaign, place: Place, kind: PermitKind, load: &L
     let attempt = campaign.attempts.at(place);
     attempt.record.kind == kind
         && (attempt.is_proven || kind == PermitKind::Rollback)
-        && may_be_permitted_again(campaign, attempt, now)
-        && !load.is_taken_back(attempt)
-        && load.is_within(attempt, campaign)
+        && may_be_permitted_again(campaign, &attempt, now)
+        && !load.is_taken_back(&attempt)
+        && load.is_within(&attempt, campaign)
 }
 
 pub(crate) fn permit(

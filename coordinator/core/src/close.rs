@@ -47,7 +47,7 @@ impl Campaign {
         };
         self.presume(std::slice::from_ref(&device), state, &by);
         // One that waited for another attempt ends as what it was.
-        let state = self.attempts[&device].record.state;
+        let state = self.attempts.known(&device).record.state;
         self.decide(format!("device {device}"), format!("ended as {state}"), vec![by]);
         Ok(())
     }

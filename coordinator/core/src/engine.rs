@@ -21,7 +21,7 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    attempts::Attempt,
+    attempts::Look,
     campaign::Campaign,
     caps::{STARTS_MAX, choose, may_be_permitted, permit},
     domains::Domains,
@@ -181,7 +181,7 @@ impl Engine {
                         campaign
                             .attempts
                             .get(&report.device)
-                            .is_some_and(|attempt| attempt.seat.node == node)
+                            .is_some_and(|attempt| attempt.stand.seat.node == node)
                     };
                     if let Some(campaign) = campaign.filter(|campaign| is_planned_there(campaign)) {
                         campaign.report(now, report);
@@ -279,7 +279,7 @@ impl Engine {
         } in loaded
         {
             let ttl = self.settings.permit_ttl;
-            let mut campaign = Campaign::new(manifest, plan, images, expires_at, ttl, self.now);
+            let mut campaign = Campaign::new(manifest, plan, images, expires_at, ttl);
             if let Some(record) = record {
                 campaign.restore(record, attempts, possession, self.now);
             }
@@ -335,7 +335,11 @@ impl Engine {
             return Err(InputError::NotQuarantined(device));
         }
         for campaign in self.campaigns.values_mut() {
-            if campaign.attempts.get(&device).is_some_and(Attempt::is_quarantined) {
+            if campaign
+                .attempts
+                .get(&device)
+                .is_some_and(|attempt| attempt.is_quarantined())
+            {
                 campaign.edit(&device, |attempt| attempt.record.cleared = true);
             }
         }
@@ -347,17 +351,18 @@ impl Engine {
         for campaign in self.campaigns.values_mut() {
             for place in campaign.index.take_recount() {
                 let attempt = campaign.attempts.at(place);
-                let (before, after) = (attempt.counted, campaign.counts_as(attempt));
+                let (before, after) = (attempt.counted, campaign.counts_as(&attempt));
                 if before.flight != after.flight {
-                    self.load.remove(attempt, campaign, before.flight);
-                    self.load.add(attempt, campaign, after.flight);
+                    self.load.remove(&attempt, campaign, before.flight);
+                    self.load.add(&attempt, campaign, after.flight);
                 }
                 match (before.goes_back, after.goes_back) {
                     (false, true) => self.load.add_going_back(&attempt.record.device),
                     (true, false) => self.load.remove_going_back(&attempt.record.device),
                     _ => {}
                 }
-                campaign.attempts.at_mut(place).counted = after;
+                drop(attempt);
+                campaign.attempts.change(place, |attempt| attempt.counted = after);
             }
         }
         let released = self.load.take_released();
@@ -410,7 +415,8 @@ impl Engine {
                 for ((wave, attempt), mut devices) in chosen.devices {
                     // Every node fetches the permits that name one of its devices: as few as there can be.
                     if devices.len() > PERMIT_DEVICES_MAX {
-                        devices.sort_by(|a, b| campaign.attempts[a].seat.node.cmp(&campaign.attempts[b].seat.node));
+                        let node = |device: &DeviceId| Some(campaign.attempts.stand(device)?.seat.node.clone());
+                        devices.sort_by_cached_key(node);
                     }
                     for devices in devices.chunks(PERMIT_DEVICES_MAX) {
                         orders.push(permit(campaign, kind, (wave, attempt), devices, self.now));
@@ -447,7 +453,7 @@ impl Engine {
                     .push_back(Output::Persist(Record::Possession(id.clone(), record)));
             }
             for device in std::mem::take(&mut campaign.dirty) {
-                let record = campaign.attempts[&device].record.clone();
+                let record = campaign.attempts.known(&device).record.clone();
                 self.outputs
                     .push_back(Output::Persist(Record::Attempt(id.clone(), record)));
             }
@@ -455,6 +461,6 @@ impl Engine {
     }
 }
 
-pub(crate) fn in_flight(campaign: &Campaign) -> impl Iterator<Item = &Attempt> {
+pub(crate) fn in_flight(campaign: &Campaign) -> impl Iterator<Item = Look<'_>> {
     campaign.running().chain(campaign.quarantined())
 }

@@ -49,7 +49,7 @@ impl Engine {
     #[must_use]
     pub fn explain(&self, id: &CampaignId, subject: &Subject) -> Option<Vec<Explanation>> {
         let campaign = self.find(id)?;
-        let device = |device: &DeviceId| explain_device(self, campaign, &campaign.attempts[device]);
+        let device = |device: &DeviceId| explain_device(self, campaign, &campaign.attempts.known(device));
         match subject {
             Subject::Campaign => {
                 let evidence = tally(campaign, |_| true).into_iter().chain(possession(campaign));
@@ -81,7 +81,7 @@ impl Engine {
                     None => format!("not open: {}", standing(campaign)),
                     Some(gate) => format!("open, its gate says {gate:?}"),
                 };
-                let evidence = tally(campaign, |attempt| attempt.wave == *wave);
+                let evidence = tally(campaign, |attempt| attempt.stand.wave == *wave);
                 let decided = campaign
                     .record
                     .decisions
@@ -96,7 +96,6 @@ impl Engine {
                 found.extend(decided);
                 found.extend(
                     planned
-                        .iter()
                         .take(DEVICES_SHOWN)
                         .map(|attempt| device(&attempt.record.device)),
                 );
@@ -188,22 +187,22 @@ fn possession(campaign: &Campaign) -> Vec<String> {
 /// What keeps a device from its permit until its node has proven possession, with the proofs that did not hold.
 fn unproven(campaign: &Campaign, attempt: &Attempt, evidence: &mut Vec<String>) -> String {
     let planned = campaign.planned(attempt);
-    let missing: BTreeSet<_> = campaign.possession.unproven(&attempt.seat.node).collect();
+    let missing: BTreeSet<_> = campaign.possession.unproven(&attempt.stand.seat.node).collect();
     let mut targets: Vec<_> = planned.targets().collect();
     targets.retain(|target| missing.contains(&campaign.images[*target].id));
-    let wrong: BTreeMap<_, _> = campaign.possession.wrong_proofs(&attempt.seat.node).collect();
+    let wrong: BTreeMap<_, _> = campaign.possession.wrong_proofs(&attempt.stand.seat.node).collect();
     for target in &targets {
         if let Some(count) = wrong.get(&campaign.images[*target].id) {
             evidence.push(format!(
                 "{WRONG_PROOF}: {count} by node {} for {target}",
-                attempt.seat.node
+                attempt.stand.seat.node
             ));
         }
     }
     let targets: Vec<_> = targets.into_iter().map(String::as_str).collect();
     format!(
         "waits: {AWAITING}: node {} has not proven that it holds {}",
-        attempt.seat.node,
+        attempt.stand.seat.node,
         targets.join(", ")
     )
 }
@@ -212,13 +211,13 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt) -> Ex
     let record = &attempt.record;
     let mut evidence = vec![format!(
         "wave {}, rack {}, node {}",
-        attempt.wave, attempt.seat.rack, attempt.seat.node
+        attempt.stand.wave, attempt.stand.seat.rack, attempt.stand.seat.node
     )];
     if let Some(version) = &record.version {
         evidence.push(format!("runs {version}"));
     }
     evidence.extend(campaign.server_evidence(&record.device));
-    if let Some((steps, from)) = attempt.course.steps() {
+    if let Some((steps, from)) = attempt.stand.course.steps() {
         let how = match attempt.is_halfway() {
             true => "it has stopped on its way",
             false => "each is read back before the next",
@@ -244,7 +243,7 @@ fn explain_device(engine: &Engine, campaign: &Campaign, attempt: &Attempt) -> Ex
         }
         Some(DeviceHealth::Healthy) | None => {}
     }
-    if !attempt.course.can_go_back() {
+    if !attempt.stand.course.can_go_back() {
         evidence.push("has no way back: its release is one-way, or no previous release fits".to_owned());
     }
     let waits = attempt.is_untouched() || campaign.must_go_back(attempt);
@@ -285,14 +284,14 @@ fn waiting_for(engine: &Engine, campaign: &Campaign, attempt: &Attempt, evidence
     if state == CampaignState::RollingBack && attempt.is_untouched() {
         return "waits: other devices of the campaign are going back, then somebody has to resume it".to_owned();
     }
-    if attempt.wave as usize >= campaign.record.gates.len() {
+    if attempt.stand.wave as usize >= campaign.record.gates.len() {
         evidence.extend(gate_evidence(engine, campaign));
-        return format!("waits: wave {} is not open: {}", attempt.wave, standing(campaign));
+        return format!("waits: wave {} is not open: {}", attempt.stand.wave, standing(campaign));
     }
     if state == CampaignState::Active && load.is_taken_back(attempt) {
         let other = engine.all().find(|other| {
             let there = other.attempts.get(&attempt.record.device);
-            other.record.state == CampaignState::RollingBack && there.is_some_and(|there| other.must_go_back(there))
+            other.record.state == CampaignState::RollingBack && there.is_some_and(|there| other.must_go_back(&there))
         });
         let other = other.map_or_else(
             || "another campaign".to_owned(),
@@ -304,7 +303,7 @@ fn waiting_for(engine: &Engine, campaign: &Campaign, attempt: &Attempt, evidence
     if load.contains(device) {
         let other = engine
             .all()
-            .find(|other| other.attempts.get(device).is_some_and(Attempt::is_running));
+            .find(|other| other.attempts.get(device).is_some_and(|attempt| attempt.is_running()));
         let other = other.map_or_else(
             || "another campaign".to_owned(),
             |other| format!("campaign {}", other.record.id),
@@ -324,8 +323,8 @@ fn waiting_for(engine: &Engine, campaign: &Campaign, attempt: &Attempt, evidence
         _ => PermitKind::Rollback,
     };
     if !campaign.is_turn(attempt, kind) {
-        let name = |place: Place| &campaign.attempts.at(place).record.device;
-        return match (kind, attempt.after.map(name), attempt.next.map(name)) {
+        let name = |place: Place| campaign.attempts.device(place);
+        return match (kind, attempt.own.after.map(name), attempt.own.next.map(name)) {
             (PermitKind::Update, Some(before), _) => {
                 format!("waits: {before}, which comes before it in its unit, has not ended well yet")
             }
@@ -347,8 +346,8 @@ fn waiting_for(engine: &Engine, campaign: &Campaign, attempt: &Attempt, evidence
         Some(InTheWay::Unit) => return "waits: another device of its unit is in flight or quarantined".to_owned(),
         None => {}
     }
-    let (per_rack, total) = load.caps(attempt.rack_number, &campaign.manifest.caps);
-    let in_rack: Vec<_> = load.of_rack(attempt.rack_number).collect();
+    let (per_rack, total) = load.caps(attempt.stand.rack_number, &campaign.manifest.caps);
+    let in_rack: Vec<_> = load.of_rack(attempt.stand.rack_number).collect();
     if in_rack.len() >= per_rack {
         let in_flight = |id: &&DeviceId| match engine.is_quarantined(id) {
             true => format!("{id} is quarantined and keeps its place until it is cleared"),
@@ -401,8 +400,8 @@ fn gate_evidence(engine: &Engine, campaign: &Campaign) -> Vec<String> {
 fn gate_lines(engine: &Engine, campaign: &Campaign, wave: usize) -> Vec<String> {
     let record = &campaign.record;
     let gate = &campaign.manifest.gate;
-    let attempts = campaign.attempts.of_wave(wave).iter();
-    let fates = attempts.map(|attempt| campaign.fate(attempt, Light::Known));
+    let attempts = campaign.attempts.of_wave(wave);
+    let fates = attempts.map(|attempt| campaign.fate(&attempt, Light::Known));
     let mut lines = Tally::of(gate, fates).evidence();
     if let Some(until) = campaign.soaks.get(&wave).filter(|until| **until > engine.now) {
         let left = until.since_start().saturating_sub(engine.now.since_start());
@@ -433,11 +432,11 @@ fn gate_lines(engine: &Engine, campaign: &Campaign, wave: usize) -> Vec<String> 
 /// When the node of a device in flight was last heard of.
 fn last_word(engine: &Engine, attempt: &Attempt) -> String {
     let ago = |at: Timestamp| engine.now.since_start().saturating_sub(at.since_start()).as_secs();
-    match engine.heard.get(&attempt.seat.node) {
-        Some(at) => format!("node {} was last heard of {} s ago", attempt.seat.node, ago(*at)),
+    match engine.heard.get(&attempt.stand.seat.node) {
+        Some(at) => format!("node {} was last heard of {} s ago", attempt.stand.seat.node, ago(*at)),
         None => format!(
             "node {} was not heard of since this coordinator started",
-            attempt.seat.node
+            attempt.stand.seat.node
         ),
     }
 }

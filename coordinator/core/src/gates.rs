@@ -18,7 +18,7 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    attempts::Attempt,
+    attempts::Look,
     campaign::Campaign,
     index::Light,
     webhooks::{GATE_FAILED, GATE_PASSED},
@@ -131,8 +131,8 @@ impl Campaign {
 
     /// After what time nodes take those of a wave for lost of whom nobody has said anything.
     fn patience(&self, wave: usize) -> Duration {
-        let steps = |attempt: &Attempt| attempt.course.steps().map_or(1, |(steps, _)| steps);
-        let steps = self.attempts.of_wave(wave).iter().map(steps).max();
+        let steps = |attempt: Look<'_>| attempt.stand.course.steps().map_or(1, |(steps, _)| steps);
+        let steps = self.attempts.of_wave(wave).map(steps).max();
         self.manifest.worst_case_of(steps.unwrap_or(1))
     }
 
@@ -172,10 +172,10 @@ impl Campaign {
 
     fn decide_gate(&mut self, wave: usize, finding: &str) {
         let gate = &self.manifest.gate;
-        let attempts = self.attempts.of_wave(wave).iter();
-        let fates = attempts.map(|attempt| self.fate(attempt, Light::Known));
+        let attempts = self.attempts.of_wave(wave);
+        let fates = attempts.map(|attempt| self.fate(&attempt, Light::Known));
         let mut evidence = Tally::of(gate, fates).evidence();
-        evidence.extend(self.bad_devices(|attempt| attempt.wave as usize == wave));
+        evidence.extend(self.bad_devices(|attempt| attempt.stand.wave as usize == wave));
         self.decide(format!("wave {wave}"), finding.to_owned(), evidence);
     }
 

@@ -19,12 +19,12 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    attempts::{Attempt, AttemptRecord, Attempts, Place},
+    attempts::{Attempt, AttemptRecord, Attempts, Look, Place},
     campaign::Campaign,
 };
 
 /// What an attempt takes of the caps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) enum Flight {
     /// Nothing: it is not in flight.
     #[default]
@@ -48,7 +48,7 @@ impl Flight {
 }
 
 /// As what the engine has counted an attempt in its load.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(crate) struct Counted {
     pub(crate) flight: Flight,
     pub(crate) goes_back: bool,
@@ -82,9 +82,9 @@ fn fate(attempt: &Attempt, attempts: &Attempts, gate: &GateRule, light: Light) -
         (Light::Silent, Fate::Pending) if !is_success => Fate::Bad(Some(FailureClass::Unreachable)),
         (_, fate) => fate,
     };
-    match attempt.after.filter(|_| is_unreported) {
+    match attempt.own.after.filter(|_| is_unreported) {
         Some(before) => {
-            let before = fate(attempts.at(before), attempts, gate, light);
+            let before = fate(&attempts.at(before), attempts, gate, light);
             fate_alone.unreported_after(Some(before))
         }
         None => fate_alone,
@@ -92,7 +92,7 @@ fn fate(attempt: &Attempt, attempts: &Attempts, gate: &GateRule, light: Light) -
 }
 
 /// What an attempt counts as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Standing {
     state: AttemptState,
     is_untouched: bool,
@@ -330,13 +330,14 @@ impl Campaign {
             let since = (attempt.permitted_at, attempt.awaited_since, attempt.started_at);
             (attempt.is_running().then_some(since), attempt.pauses_until)
         };
-        let attempt = self.attempts.at_mut(place);
-        let before = times(attempt);
-        edit(attempt);
-        let after = times(attempt);
+        let (before, after) = self.attempts.change(place, |attempt| {
+            let before = times(attempt);
+            edit(attempt);
+            (before, times(attempt))
+        });
         if before != after {
             self.index.lapsed.remove(&place);
-            self.await_until(place, self.first_look_at(self.attempts.at(place)));
+            self.await_until(place, self.first_look_at(&self.attempts.at(place)));
         }
         self.dirty.insert(device.clone());
         self.look_again_with_neighbours(place);
@@ -347,8 +348,8 @@ impl Campaign {
         self.look_again(place);
         if self.has_units {
             let attempt = self.attempts.at(place);
-            let earlier = successors(attempt.after, |place| self.attempts.at(*place).after);
-            let later = successors(attempt.next, |place| self.attempts.at(*place).next);
+            let earlier = successors(attempt.own.after, |place| self.attempts.at(*place).own.after);
+            let later = successors(attempt.own.next, |place| self.attempts.at(*place).own.next);
             // A checked plan has no circles; should there be one, it is left.
             let most = self.attempts.len();
             let concerned: Vec<_> = earlier.take(most).chain(later.take(most)).collect();
@@ -358,14 +359,14 @@ impl Campaign {
 
     fn look_again(&mut self, place: Place) {
         let attempt = self.attempts.at(place);
-        let (old, new) = (attempt.standing, self.standing(attempt));
+        let (old, new) = (attempt.standing, self.standing(&attempt));
         if old == Some(new) {
             return;
         }
-        let (wave, rack) = (attempt.wave, attempt.rack_number);
+        let (wave, rack) = (attempt.stand.wave, attempt.stand.rack_number);
         let counted = |standing: &Standing| (standing.flight, standing.goes_back);
         let is_news = old.as_ref().map_or((Flight::No, false), counted) != counted(&new);
-        if attempt.next.is_some() && self.ended_badly(attempt) {
+        if attempt.own.next.is_some() && self.ended_badly(&attempt) {
             self.index.ended_badly.insert(place);
         }
         if let Some(old) = &old {
@@ -376,7 +377,8 @@ impl Campaign {
         if is_news {
             self.index.recount.insert(place);
         }
-        self.attempts.at_mut(place).standing = Some(new);
+        drop(attempt);
+        self.attempts.change(place, |attempt| attempt.standing = Some(new));
         self.index.is_changed = true;
     }
 
@@ -400,7 +402,7 @@ impl Campaign {
             is_untouched,
             flight: Flight::of(attempt),
             is_running: attempt.is_running(),
-            is_updated: runs_new(attempt) && attempt.course.can_go_back(),
+            is_updated: runs_new(attempt) && attempt.stand.course.can_go_back(),
             goes_back,
             is_unlucky: record.retry.is_some(),
             waits_again: is_untouched && record.last_failed().is_some(),
@@ -414,14 +416,14 @@ impl Campaign {
         self.index = Index::default();
         let waves = self.attempts.waves().max(self.record.gates.len());
         self.index.waves.resize_with(waves, Wave::default);
-        for attempt in self.attempts.iter_mut() {
+        self.attempts.change_all(|attempt| {
             attempt.standing = None;
             attempt.counted = Counted::default();
             attempt.due = None;
-        }
+        });
         for place in 0..self.attempts.end_of_first_waves(usize::MAX) {
             self.look_again(place);
-            self.await_until(place, self.first_look_at(self.attempts.at(place)));
+            self.await_until(place, self.first_look_at(&self.attempts.at(place)));
         }
     }
 
@@ -452,7 +454,7 @@ impl Campaign {
 
     /// A device was left alone for long enough.
     pub(crate) fn end_pause(&mut self, place: Place) {
-        self.attempts.at_mut(place).pauses_until = None;
+        self.attempts.change(place, |attempt| attempt.pauses_until = None);
         self.await_until(place, None);
         self.look_again(place);
     }
@@ -469,18 +471,16 @@ impl Campaign {
             .index
             .waiting_again
             .range(self.attempts.end_of_first_waves(wave as usize)..end);
-        waiting
-            .map(|place| self.attempts.at(*place).record.device.clone())
-            .collect()
+        waiting.map(|place| self.attempts.device(*place).clone()).collect()
     }
 
     /// When the attempt is to be looked at next.
     pub(crate) fn await_until(&mut self, place: Place, due: Option<Timestamp>) {
-        let attempt = self.attempts.at_mut(place);
-        let before = std::mem::replace(&mut attempt.due, due);
+        let before = self.attempts.at(place).due;
         if before != due {
             before.map(|at| self.index.dues.remove(&(at, place)));
             due.map(|at| self.index.dues.insert((at, place)));
+            self.attempts.change(place, |attempt| attempt.due = due);
         }
     }
 
@@ -494,17 +494,17 @@ impl Campaign {
     }
 
     /// Attempts that are running, in the order of the plan.
-    pub(crate) fn running(&self) -> impl Iterator<Item = &Attempt> {
+    pub(crate) fn running(&self) -> impl Iterator<Item = Look<'_>> {
         self.index.running.iter().map(|place| self.attempts.at(*place))
     }
 
     /// Attempts that are quarantined, in the order of the plan.
-    pub(crate) fn quarantined(&self) -> impl Iterator<Item = &Attempt> {
+    pub(crate) fn quarantined(&self) -> impl Iterator<Item = Look<'_>> {
         self.index.quarantined.iter().map(|place| self.attempts.at(*place))
     }
 
     /// Attempts that have to go back, in the order of the plan.
-    pub(crate) fn going_back(&self) -> impl Iterator<Item = &Attempt> {
+    pub(crate) fn going_back(&self) -> impl Iterator<Item = Look<'_>> {
         self.index.going_back.iter().map(|place| self.attempts.at(*place))
     }
 
@@ -518,7 +518,8 @@ impl Campaign {
             ..
         } = &mut self.index;
         for place in running.iter().chain(&*quarantined).chain(&*going_back) {
-            self.attempts.at_mut(*place).counted = Counted::default();
+            self.attempts
+                .change(*place, |attempt| attempt.counted = Counted::default());
             recount.insert(*place);
         }
     }
@@ -558,8 +559,7 @@ impl Campaign {
         let attempts = &self.attempts;
         let fates = attempts
             .of_wave(wave)
-            .iter()
-            .map(|attempt| fate(attempt, attempts, rule, light));
+            .map(|attempt| fate(&attempt, attempts, rule, light));
         *counted.verdicts[at].get_or_insert_with(|| judge(rule, fates))
     }
 

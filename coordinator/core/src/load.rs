@@ -101,7 +101,7 @@ impl Load {
         let mut load = Self::default();
         for campaign in campaigns {
             for attempt in campaign.quarantined() {
-                load.add(attempt, campaign, Flight::of(attempt));
+                load.add(&attempt, campaign, Flight::of(&attempt));
             }
         }
         load
@@ -112,16 +112,16 @@ impl Load {
         if flight == Flight::No {
             return;
         }
-        let (device, rack) = (&attempt.record.device, attempt.rack_number);
+        let (device, rack) = (&attempt.record.device, attempt.stand.rack_number);
         self.devices.add(device);
         self.racks.entry(rack).or_default().add(device);
-        for domain in attempt.takes.iter().flat_map(|takes| &takes.domains) {
+        for domain in attempt.stand.takes.iter().flat_map(|takes| &takes.domains) {
             self.domains.entry(*domain).or_default().add(device);
         }
-        for seat in attempt.takes.iter().flat_map(|takes| &takes.groups) {
+        for seat in attempt.stand.takes.iter().flat_map(|takes| &takes.groups) {
             self.seats.entry((seat.rule, seat.group)).or_default().add(&seat.domain);
         }
-        attempt.unit.iter().for_each(|unit| self.units.add(unit));
+        attempt.own.unit.iter().for_each(|unit| self.units.add(unit));
         if flight == Flight::Binds {
             let caps = &campaign.manifest.caps;
             self.total_caps.add(&caps.total);
@@ -138,16 +138,16 @@ impl Load {
         if flight == Flight::No {
             return;
         }
-        let (device, rack) = (&attempt.record.device, attempt.rack_number);
+        let (device, rack) = (&attempt.record.device, attempt.stand.rack_number);
         self.devices.remove(device);
         take_out(&mut self.racks, &rack, device);
-        for domain in attempt.takes.iter().flat_map(|takes| &takes.domains) {
+        for domain in attempt.stand.takes.iter().flat_map(|takes| &takes.domains) {
             take_out(&mut self.domains, domain, device);
         }
-        for seat in attempt.takes.iter().flat_map(|takes| &takes.groups) {
+        for seat in attempt.stand.takes.iter().flat_map(|takes| &takes.groups) {
             take_out(&mut self.seats, &(seat.rule, seat.group), &seat.domain);
         }
-        attempt.unit.iter().for_each(|unit| self.units.remove(unit));
+        attempt.own.unit.iter().for_each(|unit| self.units.remove(unit));
         if flight == Flight::Binds {
             let caps = &campaign.manifest.caps;
             self.total_caps.remove(&caps.total);
@@ -217,8 +217,8 @@ impl Load {
 
     /// Whether nothing that is counted here will make room for the device by itself.
     pub(crate) fn shuts_out(&self, attempt: &Attempt, caps: &Caps, rules: &OwnRules) -> bool {
-        let (per_rack, total) = self.caps(attempt.rack_number, caps);
-        self.in_rack(attempt.rack_number) >= per_rack
+        let (per_rack, total) = self.caps(attempt.stand.rack_number, caps);
+        self.in_rack(attempt.stand.rack_number) >= per_rack
             || self.total() >= total
             || self.contains(&attempt.record.device)
             || self.in_the_way(attempt, rules).is_some()
@@ -226,10 +226,10 @@ impl Load {
 
     /// Whether one more device may start. One in flight elsewhere may not.
     pub(crate) fn room(&self, attempt: &Attempt, campaign: &Campaign) -> Room {
-        let (per_rack, total) = self.caps(attempt.rack_number, &campaign.manifest.caps);
+        let (per_rack, total) = self.caps(attempt.stand.rack_number, &campaign.manifest.caps);
         if self.total() >= total {
             Room::TotalFull
-        } else if self.in_rack(attempt.rack_number) >= per_rack {
+        } else if self.in_rack(attempt.stand.rack_number) >= per_rack {
             Room::RackFull
         } else if self.contains(&attempt.record.device) || self.in_the_way(attempt, &campaign.rules).is_some() {
             Room::NotForIt
@@ -240,21 +240,21 @@ impl Load {
 
     /// Whether what is in flight keeps the caps: a device that comes back to life after a person cleared it may not.
     pub(crate) fn is_within(&self, attempt: &Attempt, campaign: &Campaign) -> bool {
-        let (per_rack, total) = self.caps(attempt.rack_number, &campaign.manifest.caps);
+        let (per_rack, total) = self.caps(attempt.stand.rack_number, &campaign.manifest.caps);
         let is_over = |domain: &u32| {
             let cap = self.domain_cap(*domain, &campaign.rules);
             cap.is_some_and(|cap| self.in_domain(*domain) > cap as usize)
         };
-        self.in_rack(attempt.rack_number) <= per_rack
+        self.in_rack(attempt.stand.rack_number) <= per_rack
             && self.total() <= total
-            && !attempt.takes.iter().flat_map(|takes| &takes.domains).any(is_over)
+            && !attempt.stand.takes.iter().flat_map(|takes| &takes.domains).any(is_over)
             && self.seat_taken(attempt, &campaign.rules).is_none()
     }
 
     /// What keeps one more device from starting beside racks and totals: a full domain, one that stands in for its own, or
     /// its unit.
     pub(crate) fn in_the_way(&self, attempt: &Attempt, rules: &OwnRules) -> Option<InTheWay> {
-        if let Some(takes) = &attempt.takes {
+        if let Some(takes) = &attempt.stand.takes {
             for domain in &takes.domains {
                 let in_flight = self.in_domain(*domain);
                 if let Some(cap) = self.domain_cap(*domain, rules)
@@ -271,13 +271,13 @@ impl Load {
                 return Some(InTheWay::StandsIn { domain });
             }
         }
-        let unit = attempt.unit.filter(|unit| self.units.contains(unit));
+        let unit = attempt.own.unit.filter(|unit| self.units.contains(unit));
         unit.map(|_| InTheWay::Unit)
     }
 
     /// Another domain of a redundancy group of the device that has devices in flight.
     fn seat_taken(&self, attempt: &Attempt, rules: &OwnRules) -> Option<u32> {
-        let seats = attempt.takes.iter().flat_map(|takes| &takes.groups);
+        let seats = attempt.stand.takes.iter().flat_map(|takes| &takes.groups);
         let mut bound = seats.filter(|seat| rules.together.contains(&seat.rule) || self.together.contains(&seat.rule));
         bound.find_map(|seat| {
             let taken = self.seats.get(&(seat.rule, seat.group))?;
@@ -297,7 +297,7 @@ impl Load {
 
 /// The caps that its own campaign has for the domains of an attempt.
 fn own_caps(attempt: &Attempt, campaign: &Campaign) -> impl Iterator<Item = (u32, u32)> {
-    let domains = attempt.takes.iter().flat_map(|takes| &takes.domains);
+    let domains = attempt.stand.takes.iter().flat_map(|takes| &takes.domains);
     domains.filter_map(|domain| Some((*domain, *campaign.rules.caps.get(domain)?)))
 }
 

@@ -28,7 +28,7 @@ impl Engine {
     }
 
     pub(crate) fn last_sign_of(&self, attempt: &Attempt) -> Timestamp {
-        let heard = self.heard.get(&attempt.seat.node).copied().unwrap_or_default();
+        let heard = self.heard.get(&attempt.stand.seat.node).copied().unwrap_or_default();
         heard.max(attempt.awaited_since)
     }
 
@@ -40,7 +40,7 @@ impl Engine {
             let (id, campaign) = (id.clone(), &self.campaigns[id]);
             let attempt = campaign.attempts.at(place);
             let is_due = |at: &Timestamp| *at > self.now;
-            let really = self.dues(campaign, attempt).into_iter().flatten().filter(is_due).min();
+            let really = self.dues(campaign, &attempt).into_iter().flatten().filter(is_due).min();
             if really == Some(at) {
                 return really;
             }
@@ -67,7 +67,7 @@ impl Engine {
                     }
                     continue;
                 }
-                let [silent_at, lapses] = self.dues(campaign, attempt);
+                let [silent_at, lapses] = self.dues(campaign, &attempt);
                 let [is_silent, has_lapsed] = [silent_at, lapses].map(|at| at.is_some_and(|at| at <= now));
                 let next = [silent_at, lapses].into_iter().flatten().filter(|at| *at > now).min();
                 if is_silent {
@@ -94,14 +94,17 @@ impl Engine {
             for place in &campaign.index.lapsed {
                 let attempt = campaign.attempts.at(*place);
                 let lapses = attempt.permitted_at + self.settings.permit_ttl + CLOCK_SLACK;
-                let spoke_since = self.heard.get(&attempt.seat.node).is_some_and(|heard| *heard > lapses);
+                let spoke_since = self
+                    .heard
+                    .get(&attempt.stand.seat.node)
+                    .is_some_and(|heard| *heard > lapses);
                 let device = (id.clone(), attempt.record.device.clone());
                 if !spoke_since || silent.contains(&device) {
                     continue;
                 }
-                if !may_be_permitted_again(campaign, attempt, self.now) {
+                if !may_be_permitted_again(campaign, &attempt, self.now) {
                     lapsed.push(device);
-                } else if self.load.is_taken_back(attempt) || is_held(campaign) {
+                } else if self.load.is_taken_back(&attempt) || is_held(campaign) {
                     returned.push(device);
                 }
             }

@@ -12,7 +12,7 @@ use firmesh_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::campaign::Campaign;
+use crate::{campaign::Campaign, seat::Stand};
 
 /// How a node stands towards one image of a campaign, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,9 +156,11 @@ impl Possession {
 impl Campaign {
     pub(crate) fn restore_proofs(&mut self, records: Vec<PossessionRecord>) {
         self.possession.restore(records);
-        for attempt in self.attempts.iter_mut() {
-            attempt.is_proven = self.possession.covers(&attempt.seat.node, &attempt.course.needs);
-        }
+        let possession = &self.possession;
+        self.attempts.change_all(|attempt| {
+            let Stand { seat, course, .. } = &*attempt.stand;
+            attempt.is_proven = possession.covers(&seat.node, &course.needs);
+        });
     }
 
     /// Takes note of proofs of a node that were checked.
@@ -188,8 +190,10 @@ impl Campaign {
 
     fn look_at_proofs(&mut self, node: &NodeId) {
         for place in self.attempts.of_node(node).to_vec() {
-            let attempt = self.attempts.at_mut(place);
-            attempt.is_proven = self.possession.covers(node, &attempt.course.needs);
+            let possession = &self.possession;
+            self.attempts.change(place, |attempt| {
+                attempt.is_proven = possession.covers(node, &attempt.stand.course.needs);
+            });
             self.look_again_with_neighbours(place);
         }
     }

@@ -94,7 +94,7 @@ impl Campaign {
         let FailedAttempt { state, failure, .. } = attempt.record.last_failed().filter(|_| attempt.is_untouched())?;
         let ended = attempt.record.attempt() - 1;
         self.manifest
-            .retry_pause(attempt.course.can_go_back(), *state, Some(*failure), ended)
+            .retry_pause(attempt.stand.course.can_go_back(), *state, Some(*failure), ended)
     }
 
     /// How often a device may be started in all whose last attempt failed like this.
@@ -110,7 +110,7 @@ impl Campaign {
             return;
         };
         let attempt = self.attempts.at(place);
-        let (wave, record) = (attempt.wave, &attempt.record);
+        let (wave, record) = (attempt.stand.wave, &attempt.record);
         let ended = record.attempt().max(report.attempt);
         let is_over = record.kind == PermitKind::Update && record.state.is_terminal();
         let Some(failure) = record.failure.filter(|_| is_over) else {
@@ -118,7 +118,7 @@ impl Campaign {
         };
         let pause = self
             .manifest
-            .retry_pause(attempt.course.can_go_back(), record.state, Some(failure), ended);
+            .retry_pause(attempt.stand.course.can_go_back(), record.state, Some(failure), ended);
         let Some(pause) = pause else {
             return;
         };
@@ -138,7 +138,7 @@ impl Campaign {
             for device in self.waiting_again(wave) {
                 self.presume(&[device], AttemptState::Cancelled, &why);
             }
-        } else if self.may_take_up(now, self.attempts.at(place)) {
+        } else if self.may_take_up(now, &self.attempts.at(place)) {
             self.edit(&report.device, |attempt| {
                 let record = &mut attempt.record;
                 let failed = FailedAttempt {
@@ -177,7 +177,7 @@ impl Campaign {
             CampaignState::RollingBack => self.record.resumable,
             _ => false,
         };
-        let gate = self.record.gates.get(attempt.wave as usize);
+        let gate = self.record.gates.get(attempt.stand.wave as usize);
         goes_on && now < self.expires_at && gate != Some(&GateVerdict::Fail) && !attempt.record.ordered_back
     }
 }

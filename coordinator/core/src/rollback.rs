@@ -14,7 +14,7 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    attempts::Attempt,
+    attempts::{Attempt, Look},
     campaign::{Campaign, RollbackRecord, tally},
     engine::Engine,
     index::{Light, runs_new},
@@ -51,8 +51,8 @@ impl Engine {
     pub fn rollbacks(&self, id: &CampaignId) -> Option<Vec<RollbackView>> {
         let campaign = self.find(id)?;
         let view = |record: &RollbackRecord| {
-            let sent = |attempt: &&Attempt| {
-                attempt.record.ordered_back && record.scope.has(attempt.wave, &attempt.record.device)
+            let sent = |attempt: &Look<'_>| {
+                attempt.record.ordered_back && record.scope.has(attempt.stand.wave, &attempt.record.device)
             };
             RollbackView {
                 scope: record.scope.clone(),
@@ -86,7 +86,7 @@ impl Campaign {
                 "the campaign has no wave {wave}"
             )));
         }
-        let is_meant = |attempt: &Attempt| scope.has(attempt.wave, &attempt.record.device);
+        let is_meant = |attempt: &Attempt| scope.has(attempt.stand.wave, &attempt.record.device);
         // Those in flight go back if they end on the new version.
         let may_run_new = |attempt: &Attempt| {
             let updates = attempt.record.kind == PermitKind::Update && attempt.is_running();
@@ -104,10 +104,10 @@ impl Campaign {
             return Err(InputError::NothingToRollBack(why));
         }
         let has_moved = |attempt: &Attempt| moved_on.contains(&attempt.record.device);
-        let meant =
-            self.select(|a| is_meant(a) && may_run_new(a) && is_news(a) && a.course.can_go_back() && !has_moved(a));
-        let one_way = self.select(|a| is_meant(a) && runs_new(a) && !a.course.can_go_back());
-        let moved = self.select(|a| is_meant(a) && runs_new(a) && a.course.can_go_back() && has_moved(a));
+        let meant = self
+            .select(|a| is_meant(a) && may_run_new(a) && is_news(a) && a.stand.course.can_go_back() && !has_moved(a));
+        let one_way = self.select(|a| is_meant(a) && runs_new(a) && !a.stand.course.can_go_back());
+        let moved = self.select(|a| is_meant(a) && runs_new(a) && a.stand.course.can_go_back() && has_moved(a));
         let kept = |devices: &[_], why: &str| (!devices.is_empty()).then(|| format!("{} {why}", devices.len()));
         let kept = [
             kept(&one_way, "keep the new version because nothing leads back from it"),
@@ -122,7 +122,7 @@ impl Campaign {
             return Err(InputError::NothingToRollBack(why));
         }
         self.check_units(&meant, |next| {
-            may_run_new(next) && next.course.can_go_back() && !has_moved(next)
+            may_run_new(next) && next.stand.course.can_go_back() && !has_moved(next)
         })?;
         let is_under_way = match self.record.state {
             CampaignState::Active | CampaignState::Paused => true,
@@ -168,7 +168,10 @@ impl Campaign {
         let stays =
             |next: &Attempt| may_stay(next) && !next.record.ordered_back && !meant.contains(&next.record.device);
         for device in &meant {
-            if let Some(next) = self.later_in_unit(&self.attempts[device]).find(|next| stays(next)) {
+            if let Some(next) = self
+                .later_in_unit(&self.attempts.known(device))
+                .find(|next| stays(next))
+            {
                 let next = &next.record.device;
                 let why = format!("{next} comes after {device} in its unit: send both back, or the whole wave");
                 return Err(InputError::NothingToRollBack(why));
@@ -205,15 +208,15 @@ impl Campaign {
     }
 
     fn is_sent_back(&self, attempt: &Attempt) -> bool {
-        let failed = self.record.gates.get(attempt.wave as usize) == Some(&GateVerdict::Fail);
+        let failed = self.record.gates.get(attempt.stand.wave as usize) == Some(&GateVerdict::Fail);
         (failed && self.manifest.automatic_rollback) || attempt.record.ordered_back
     }
 
     /// Whether the device runs the new version, or one on the way, and goes back, by its wave's gate or by an order.
     pub(crate) fn must_go_back(&self, attempt: &Attempt) -> bool {
         runs_new(attempt)
-            && attempt.course.can_go_back()
-            && (attempt.record.ordered_back || self.goes_back(attempt.wave))
+            && attempt.stand.course.can_go_back()
+            && (attempt.record.ordered_back || self.goes_back(attempt.stand.wave))
     }
 
     /// Ends a rollback when nobody is on his way any more. `is_stuck` says whether quarantined devices alone keep a device
@@ -228,10 +231,13 @@ impl Campaign {
         // Whoever waits for a stuck device of its own unit is stuck with it.
         let waits_in_vain = |attempt: &Attempt| {
             let mut later = self.later_in_unit(attempt).filter(|later| self.must_go_back(later));
-            is_stuck(attempt) || later.any(&is_stuck)
+            is_stuck(attempt) || later.any(|later| is_stuck(&later))
         };
         let is_undecided = self.settles_at.is_some();
-        if is_undecided || self.running().any(counts) || self.going_back().any(|attempt| !waits_in_vain(attempt)) {
+        if is_undecided
+            || self.running().any(|attempt| counts(&attempt))
+            || self.going_back().any(|attempt| !waits_in_vain(&attempt))
+        {
             return;
         }
         let is_back = |state| {
@@ -243,18 +249,22 @@ impl Campaign {
         let sent_back = |attempt: &Attempt| attempt.record.kind == PermitKind::Rollback;
         let back = self.select(|a| sent_back(a) && is_back(a.record.state));
         let lost = self.select(|a| (sent_back(a) && !is_back(a.record.state)) || self.must_go_back(a));
-        let one_way =
-            self.select(|a| self.is_sent_back(a) && !a.course.can_go_back() && a.record.state == AttemptState::Success);
+        let one_way = self.select(|a| {
+            self.is_sent_back(a) && !a.stand.course.can_go_back() && a.record.state == AttemptState::Success
+        });
         let turned_out_well = |a: &Attempt| {
             let failed = self.is_sent_back(a) && !a.record.ordered_back;
-            failed && !self.goes_back(a.wave) && a.course.can_go_back() && a.record.kind == PermitKind::Update
+            failed
+                && !self.goes_back(a.stand.wave)
+                && a.stand.course.can_go_back()
+                && a.record.kind == PermitKind::Update
         };
         let kept = self.select(|a| turned_out_well(a) && a.record.state == AttemptState::Success);
         // Waves that were open beside the one that failed.
         let has_failed = self.record.gates.contains(&GateVerdict::Fail);
         let is_undecided = |gate: &GateVerdict| matches!(gate, GateVerdict::Unknown | GateVerdict::Hold);
         let undecided = self.select(|a| {
-            let gate = self.record.gates.get(a.wave as usize);
+            let gate = self.record.gates.get(a.stand.wave as usize);
             has_failed && runs_new(a) && !a.record.ordered_back && gate.is_some_and(is_undecided)
         });
         let mut reason = format!("{} devices went back", back.len());

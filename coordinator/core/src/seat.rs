@@ -8,10 +8,15 @@ use std::{
 
 use firmesh_protocol::{
     ids::{ArtifactId, NodeId, TopologyPath},
+    labels::Labels,
     manifest::{Artifact, PlannedDevice},
 };
 
-use crate::{attempts::Attempt, campaign::Campaign};
+use crate::{
+    attempts::{Attempt, Place},
+    campaign::Campaign,
+    domains::{Domains, Takes},
+};
 
 /// Where devices stand.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -33,7 +38,57 @@ pub(crate) struct Course {
     pub(crate) needs: Vec<ArtifactId>,
 }
 
+/// Where devices stand that get the same, and what they take there.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Stand {
+    pub(crate) wave: u32,
+    pub(crate) seat: Arc<Seat>,
+    pub(crate) course: Arc<Course>,
+    /// The rack, by number.
+    pub(crate) rack_number: u32,
+    /// What one of them takes in fault domains, if any are looked at.
+    pub(crate) takes: Option<Arc<Takes>>,
+}
+
+#[cfg(test)]
+impl Stand {
+    /// Some place or other.
+    pub(crate) fn any() -> Self {
+        let (node, rack) = ("r1-n1".parse().unwrap(), "eu/fra1/r1".parse().unwrap());
+        let course = Course {
+            from_version: "1.0.0".to_owned(),
+            hops: Vec::new(),
+            release: "firmware/acme-r1-bmc-1.1.0".to_owned(),
+            previous: None,
+            needs: Vec::new(),
+        };
+        Self {
+            wave: 0,
+            seat: Arc::new(Seat { node, rack }),
+            course: Arc::new(course),
+            rack_number: 0,
+            takes: None,
+        }
+    }
+}
+
+/// What is a device's own, as far as the plan says: most have nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Own {
+    pub(crate) labels: Labels,
+    /// Its unit, by number.
+    pub(crate) unit: Option<u32>,
+    /// Who of its unit comes right before it, and right after it.
+    pub(crate) after: Option<Place>,
+    pub(crate) next: Option<Place>,
+}
+
 impl Course {
+    /// What its devices run before.
+    pub(crate) fn initial_version(&self) -> &str {
+        &self.from_version
+    }
+
     /// Whether something leads back.
     pub(crate) fn can_go_back(&self) -> bool {
         self.previous.is_some()
@@ -51,15 +106,18 @@ impl Course {
 pub(crate) struct Seats {
     seats: BTreeSet<Arc<Seat>>,
     courses: BTreeSet<Arc<Course>>,
+    stands: Stands,
+    owns: BTreeMap<Labels, Arc<Own>>,
 }
 
 impl Seats {
-    /// Where a planned device stands, and its course; `images` has one for each of its targets.
-    pub(crate) fn of(
+    /// The attempt at a planned device; `images` has one for each of its targets. Who comes before it in its unit is left out.
+    pub(crate) fn attempt(
         &mut self,
+        wave: usize,
         planned: PlannedDevice,
         images: &BTreeMap<String, Artifact>,
-    ) -> (Arc<Seat>, Arc<Course>) {
+    ) -> Attempt {
         let needs = planned.targets().map(|target| images[target].id).collect();
         let seat = Seat {
             node: planned.node,
@@ -72,7 +130,43 @@ impl Seats {
             previous: planned.previous,
             needs,
         };
-        (kept(&mut self.seats, seat), kept(&mut self.courses, course))
+        let stand = self.stands.kept(Stand {
+            wave: u32::try_from(wave).expect("a checked plan has at most WAVES_MAX waves"),
+            seat: kept(&mut self.seats, seat),
+            course: kept(&mut self.courses, course),
+            rack_number: 0,
+            takes: None,
+        });
+        let own = match self.owns.get(&planned.labels) {
+            Some(own) => Arc::clone(own),
+            None => {
+                let labels = planned.labels.clone();
+                let own = Arc::new(Own {
+                    labels,
+                    ..Own::default()
+                });
+                Arc::clone(self.owns.entry(planned.labels).or_insert(own))
+            }
+        };
+        Attempt::fresh(planned.device, stand, own)
+    }
+}
+
+/// Stands, each once, by their parts, of which each is kept once as well.
+#[derive(Debug, Default)]
+struct Stands(BTreeMap<(u32, [usize; 3]), Arc<Stand>>);
+
+impl Stands {
+    fn kept(&mut self, stand: Stand) -> Arc<Stand> {
+        let takes = stand.takes.as_ref().map_or(0, |takes| Arc::as_ptr(takes).addr());
+        let parts = [
+            Arc::as_ptr(&stand.seat).addr(),
+            Arc::as_ptr(&stand.course).addr(),
+            takes,
+        ];
+        // The rack's number follows from the seat.
+        let known = self.0.entry((stand.wave, parts));
+        Arc::clone(known.or_insert_with(|| Arc::new(stand)))
     }
 }
 
@@ -86,10 +180,31 @@ fn kept<T: Ord>(known: &mut BTreeSet<Arc<T>>, new: T) -> Arc<T> {
 }
 
 impl Campaign {
+    /// Looks up what its devices take in racks and fault domains.
+    pub(crate) fn locate(&mut self, domains: &mut Domains) {
+        self.rules = Arc::new(domains.own_rules(&self.manifest.caps, &self.shares));
+        let mut stands = Stands::default();
+        self.attempts.change_all(|attempt| {
+            let Stand { wave, seat, course, .. } = &*attempt.stand;
+            let unit = attempt.own.labels.unit();
+            let unit = domains.unit(unit.map(|unit| (&seat.node, unit)));
+            attempt.stand = stands.kept(Stand {
+                wave: *wave,
+                seat: Arc::clone(seat),
+                course: Arc::clone(course),
+                rack_number: domains.rack(&seat.rack),
+                takes: domains.takes(&seat.rack, &attempt.own.labels),
+            });
+            if attempt.own.unit != unit {
+                Arc::make_mut(&mut attempt.own).unit = unit;
+            }
+        });
+        self.index_all();
+    }
+
     /// What the plan says of an attempt's device.
     pub(crate) fn planned(&self, attempt: &Attempt) -> PlannedDevice {
-        let Attempt { seat, course, .. } = attempt;
-        let before = attempt.after.map(|before| self.attempts.at(before));
+        let (Stand { seat, course, .. }, own) = (&*attempt.stand, &attempt.own);
         PlannedDevice {
             device: attempt.record.device.clone(),
             node: seat.node.clone(),
@@ -98,8 +213,8 @@ impl Campaign {
             from_version: course.from_version.clone(),
             hops: course.hops.clone(),
             previous: course.previous.clone(),
-            labels: attempt.labels.clone(),
-            after: before.map(|before| before.record.device.clone()),
+            labels: own.labels.clone(),
+            after: own.after.map(|before| self.attempts.device(before).clone()),
         }
     }
 }

@@ -124,7 +124,7 @@ impl Campaign {
         let arrived = |server: &PlannedServer| {
             let mut due = server.due();
             server.held.is_none()
-                && due.all(|one| self.attempts.get(&one.device).is_some_and(|one| self.has_arrived(one)))
+                && due.all(|one| self.attempts.get(&one.device).is_some_and(|one| self.has_arrived(&one)))
         };
         let awaited: BTreeSet<u32> = self
             .servers
@@ -220,7 +220,7 @@ impl Campaign {
                 let reason = told(&format!("was sent back, and is {}", record.state));
                 return Stand { phase, state, reason };
             }
-            if self.has_arrived(attempt) {
+            if self.has_arrived(&attempt) {
                 begun = true;
                 continue;
             }
@@ -279,7 +279,7 @@ impl Campaign {
         let Stand { phase, state, reason } = self.stand(number, server);
         let component = |one: &PlannedComponent| {
             let attempt = self.attempts.get(&one.device);
-            let of_attempt = attempt.and_then(|attempt| attempt.record.version.clone());
+            let of_attempt = attempt.as_ref().and_then(|attempt| attempt.record.version.clone());
             let (over, why) = match &one.analysis {
                 Analysis::Due { over } => (over.clone(), None),
                 Analysis::Unfit { reason } => (Vec::new(), Some(reason.clone())),
@@ -293,7 +293,7 @@ impl Campaign {
                 over,
                 to: one.to.clone(),
                 current: matches!(one.analysis, Analysis::Current {}),
-                state: attempt.map(|attempt| attempt.record.state),
+                state: attempt.as_ref().map(|attempt| attempt.record.state),
                 version: of_attempt.or_else(|| one.from.clone()),
                 reason: why
                     .or_else(|| attempt.map(|attempt| attempt.record.reason.clone()))

@@ -6,14 +6,14 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    attempts::{Attempt, AttemptRecord},
+    attempts::{Attempt, AttemptRecord, Look},
     campaign::Campaign,
 };
 
 impl Campaign {
     /// Those that come after a device in its unit, in their order.
-    pub(crate) fn later_in_unit(&self, attempt: &Attempt) -> impl Iterator<Item = &Attempt> {
-        let after = |attempt: &Attempt| attempt.next.map(|next| self.attempts.at(next));
+    pub(crate) fn later_in_unit(&self, attempt: &Attempt) -> impl Iterator<Item = Look<'_>> {
+        let after = |attempt: &Attempt| attempt.own.next.map(|next| self.attempts.at(next));
         // A checked plan has no circles; should there be one, it is left.
         std::iter::successors(after(attempt), move |next| after(next)).take(self.attempts.len())
     }
@@ -23,12 +23,12 @@ impl Campaign {
     pub(crate) fn is_turn(&self, attempt: &Attempt, kind: PermitKind) -> bool {
         match kind {
             PermitKind::Update => {
-                let before = attempt.after.map(|before| self.attempts.at(before));
-                before.is_none_or(|before| before.record.state.is_success() && !self.ended_badly(before))
+                let before = attempt.own.after.map(|before| self.attempts.at(before));
+                before.is_none_or(|before| before.record.state.is_success() && !self.ended_badly(&before))
             }
             PermitKind::Rollback => {
                 let mut later = self.later_in_unit(attempt);
-                later.all(|next| !next.is_running() && !self.must_go_back(next))
+                later.all(|next| !next.is_running() && !self.must_go_back(&next))
             }
         }
     }
@@ -43,11 +43,11 @@ impl Campaign {
     /// Stops devices whose turn in their unit will never come, one after the other.
     pub(crate) fn cancel_out_of_turn(&mut self) {
         for place in self.index.take_ended_badly() {
-            if !self.ended_badly(self.attempts.at(place)) {
+            if !self.ended_badly(&self.attempts.at(place)) {
                 continue;
             }
             let mut before = place;
-            while let Some(next) = self.attempts.at(before).next
+            while let Some(next) = self.attempts.at(before).own.next
                 && self.attempts.at(next).is_untouched()
             {
                 let AttemptRecord { device, state, .. } = &self.attempts.at(before).record;
@@ -57,7 +57,7 @@ impl Campaign {
                     }
                     state => format!("{device}, which comes before it in its unit, ended as {state}"),
                 };
-                let out_of_turn = self.attempts.at(next).record.device.clone();
+                let out_of_turn = self.attempts.device(next).clone();
                 self.presume(&[out_of_turn], AttemptState::Cancelled, &reason);
                 before = next;
             }

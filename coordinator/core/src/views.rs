@@ -67,7 +67,7 @@ impl Engine {
     /// The node that looks after a device in a campaign.
     #[must_use]
     pub fn node_of(&self, id: &CampaignId, device: &DeviceId) -> Option<&NodeId> {
-        Some(&self.campaigns.get(id)?.attempts.get(device)?.seat.node)
+        Some(&self.campaigns.get(id)?.attempts.stand(device)?.seat.node)
     }
 
     /// The images that a node has to prove that it holds, for campaigns that are or may be started.
@@ -88,7 +88,7 @@ impl Engine {
         self.campaigns
             .get(id)?
             .attempts
-            .get(device)?
+            .stand(device)?
             .course
             .needs
             .first()
@@ -108,9 +108,12 @@ impl Engine {
         let Some(campaign) = self.campaigns.get(id) else {
             return Vec::new();
         };
-        let of_wave = campaign.attempts.by_device().filter(|attempt| attempt.wave == wave);
+        let of_wave = campaign
+            .attempts
+            .by_device()
+            .filter(|attempt| attempt.stand.wave == wave);
         of_wave
-            .filter_map(|attempt| Some((attempt.seat.node.clone(), attempt.record.end_report?)))
+            .filter_map(|attempt| Some((attempt.stand.seat.node.clone(), attempt.record.end_report?)))
             .collect()
     }
 
@@ -121,7 +124,7 @@ impl Engine {
             .campaigns
             .values()
             .filter_map(|campaign| campaign.attempts.get(device));
-        attempts.into_iter().any(Attempt::is_quarantined)
+        attempts.into_iter().any(|attempt| attempt.is_quarantined())
     }
 
     /// Devices in flight anywhere, with their racks: what the caps count.
@@ -129,7 +132,7 @@ impl Engine {
     pub fn in_flight(&self) -> BTreeMap<DeviceId, TopologyPath> {
         let attempts = self.campaigns.values().flat_map(in_flight);
         attempts
-            .map(|attempt| (attempt.record.device.clone(), attempt.seat.rack.clone()))
+            .map(|attempt| (attempt.record.device.clone(), attempt.stand.seat.rack.clone()))
             .collect()
     }
 
@@ -149,13 +152,13 @@ impl Engine {
     #[must_use]
     pub fn in_flight_places(&self) -> BTreeMap<DeviceId, InFlight> {
         let place = |attempt: &Attempt| InFlight {
-            node: attempt.seat.node.clone(),
-            rack: attempt.seat.rack.clone(),
-            labels: attempt.labels.clone(),
+            node: attempt.stand.seat.node.clone(),
+            rack: attempt.stand.seat.rack.clone(),
+            labels: attempt.own.labels.clone(),
         };
         let attempts = self.campaigns.values().flat_map(in_flight);
         attempts
-            .map(|attempt| (attempt.record.device.clone(), place(attempt)))
+            .map(|attempt| (attempt.record.device.clone(), place(&attempt)))
             .collect()
     }
 
@@ -182,7 +185,7 @@ impl Engine {
     pub fn planned(&self, id: &CampaignId, device: &DeviceId) -> Option<(PlannedDevice, Option<u64>)> {
         let campaign = self.campaigns.get(id)?;
         let attempt = campaign.attempts.get(device)?;
-        Some((campaign.planned(attempt), attempt.record.permit))
+        Some((campaign.planned(&attempt), attempt.record.permit))
     }
 
     /// The campaigns whose plans name a device, in the order of their ids.
@@ -253,9 +256,9 @@ impl Along<'_> {
     /// The state of the device's running attempt, or of its last one. Devices must be asked for in their order.
     pub fn state(&mut self, device: &DeviceId) -> Option<AttemptState> {
         let states = self.0.iter_mut().map(|(campaign, rank)| {
-            let (next, attempt) = campaign.attempts.seek(*rank, device);
+            let (next, state) = campaign.attempts.seek(*rank, device);
             *rank = Some(next);
-            attempt.map(|attempt| attempt.record.state)
+            state
         });
         // Everyone moves on, also behind the one that knows the device.
         states.fold(None, Option::or)
@@ -293,7 +296,7 @@ impl Campaign {
         Some(AttemptView {
             campaign: self.record.id.clone(),
             device: device.clone(),
-            wave: attempt.wave,
+            wave: attempt.stand.wave,
             state: attempt.record.state,
             attempt: attempt.record.attempt(),
             reason: attempt.record.reason.clone(),

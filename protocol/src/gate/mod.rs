@@ -18,7 +18,7 @@ pub use sequential::{Sequential, SequentialTest};
 pub const ABORT_RULES_MAX: usize = 16;
 
 /// What became of a device of the wave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fate {
     /// Its attempt has not ended, or nobody has said how.
     Pending,

@@ -1,12 +1,14 @@
-//! A campaign's attempts: side by side in the order of the plan, so that a wave is a slice and a look at all of them needs
+//! A campaign's attempts: side by side in the order of the plan, so that a wave is a range and a look at all of them needs
 //! no search, and found by device and by node.
 //!
-//! Invariant: there is one for every planned device, and none comes or goes.
+//! Invariants: there is one for every planned device, and none comes or goes; whoever reads one cannot tell whether it is
+//! [packed](packed).
+
+mod packed;
 
 use std::{
-    collections::BTreeMap,
-    ops::{Index, Range},
-    slice,
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
     sync::Arc,
 };
 
@@ -14,19 +16,19 @@ use firmesh_protocol::{
     gate::Fate,
     health::DeviceHealth,
     ids::{DeviceId, NodeId},
-    labels::Labels,
     manifest::GateRule,
     report::{AttemptReport, AttemptState, FailureClass, PermitKind},
     time::Timestamp,
 };
 use serde::{Deserialize, Serialize};
 
+pub(crate) use self::packed::Look;
+use self::packed::{Packed, Still};
 use crate::{
     campaign::bounded,
-    domains::Takes,
     index::{Counted, Standing},
     retries::{FailedAttempt, RetryRecord},
-    seat::{Course, Seat},
+    seat::{Own, Stand},
 };
 
 /// Where an attempt stands among all of its campaign, in the order of the plan.
@@ -74,27 +76,19 @@ pub struct AttemptRecord {
     pub retry: Option<Box<RetryRecord>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Attempt {
     pub(crate) record: AttemptRecord,
-    pub(crate) wave: u32,
-    pub(crate) seat: Arc<Seat>,
-    pub(crate) course: Arc<Course>,
-    pub(crate) labels: Labels,
-    /// Its rack, by number.
-    pub(crate) rack_number: u32,
-    /// Its unit, by number.
-    pub(crate) unit: Option<u32>,
-    /// What it takes in fault domains, if any are looked at.
-    pub(crate) takes: Option<Arc<Takes>>,
-    /// Who of its unit comes right before it, and right after it.
-    pub(crate) after: Option<Place>,
-    pub(crate) next: Option<Place>,
+    /// Where its device stands and what it gets, as many others do.
+    pub(crate) stand: Arc<Stand>,
+    /// What is its device's own.
+    pub(crate) own: Arc<Own>,
     /// Whether its node has proven that it holds what its course needs.
     pub(crate) is_proven: bool,
-    /// When its last permit was issued.
+    /// When its last permit was issued. Of one that does not run, nobody may ask.
     pub(crate) permitted_at: Timestamp,
-    /// When the first permit of this kind was issued: a word from its node is awaited since.
+    /// When the first permit of this kind was issued: a word from its node is awaited since. Of one that does not run, nobody
+    /// may ask.
     pub(crate) awaited_since: Timestamp,
     pub(crate) started_at: Option<Timestamp>,
     /// Until when it is left alone before it is started again.
@@ -108,6 +102,40 @@ pub(crate) struct Attempt {
 }
 
 impl Attempt {
+    /// One that nothing has happened to.
+    pub(crate) fn fresh(device: DeviceId, stand: Arc<Stand>, own: Arc<Own>) -> Self {
+        let record = AttemptRecord {
+            device,
+            kind: PermitKind::Update,
+            state: AttemptState::Pending,
+            reason: String::new(),
+            version: Some(stand.course.initial_version().to_owned()),
+            failure: None,
+            health: None,
+            permit: None,
+            report_sequence: 0,
+            end_report: None,
+            presumed: false,
+            cleared: false,
+            halfway: None,
+            ordered_back: false,
+            retry: None,
+        };
+        Self {
+            record,
+            stand,
+            own,
+            is_proven: false,
+            permitted_at: Timestamp::default(),
+            awaited_since: Timestamp::default(),
+            started_at: None,
+            pauses_until: None,
+            standing: None,
+            counted: Counted::default(),
+            due: None,
+        }
+    }
+
     /// Whether the device was, or may be, touched.
     pub(crate) fn has_started(&self) -> bool {
         use AttemptState::{Installing, Rebooting, Staged, Validating};
@@ -133,7 +161,7 @@ impl Attempt {
         use AttemptState::{Failed, RolledBack, TimedOut};
         let has_failed = matches!(report.state, Failed | RolledBack | TimedOut);
         let has_left = |(_, from)| report.version.as_deref().is_some_and(|version| version != from);
-        let is_halfway = has_failed && self.course.steps().is_some_and(has_left);
+        let is_halfway = has_failed && self.stand.course.steps().is_some_and(has_left);
         self.record.halfway = is_halfway.then(|| {
             Box::new(FailedAttempt {
                 state: report.state,
@@ -172,9 +200,14 @@ impl Attempt {
     }
 }
 
-#[derive(Debug)]
+/// All attempts of a campaign.
+#[derive(Debug, Default)]
 pub(crate) struct Attempts {
-    all: Vec<Attempt>,
+    all: Vec<Packed>,
+    /// What packed attempts are, each once.
+    stills: BTreeSet<Arc<Still>>,
+    /// How many of these there may be until those are looked for that nobody is any more.
+    stills_most: usize,
     /// Places in the order of their devices.
     by_device: Vec<Place>,
     by_node: BTreeMap<NodeId, Vec<Place>>,
@@ -182,29 +215,30 @@ pub(crate) struct Attempts {
 }
 
 impl Attempts {
-    /// By wave, each device once.
-    pub(crate) fn new(by_wave: impl Iterator<Item = Vec<Attempt>>) -> Self {
-        let (mut all, mut waves) = (Vec::new(), Vec::new());
-        for wave in by_wave {
-            let begins = all.len();
-            all.extend(wave);
-            waves.push(begins..all.len());
+    /// Adds the next wave. Afterwards the devices have to be made [known by their names](Self::find_by_name).
+    pub(crate) fn add_wave(&mut self, wave: impl ExactSizeIterator<Item = Attempt>) {
+        let begins = self.all.len();
+        self.all.reserve_exact(wave.len());
+        for attempt in wave {
+            self.all.push(Packed::of(attempt, &mut self.stills));
         }
-        let mut by_device: Vec<_> = (0..).take(all.len()).collect();
-        by_device.sort_unstable_by(|a, b| device_at(&all, *a).cmp(device_at(&all, *b)));
-        let mut by_node: BTreeMap<NodeId, Vec<Place>> = BTreeMap::new();
-        for (place, attempt) in (0..).zip(&all) {
-            match by_node.get_mut(&attempt.seat.node) {
+        self.waves.push(begins..self.all.len());
+    }
+
+    /// All waves are there, with each device once.
+    pub(crate) fn find_by_name(&mut self) {
+        let all = &self.all;
+        self.by_device = (0..).take(all.len()).collect();
+        self.by_device
+            .sort_unstable_by(|a, b| device_at(all, *a).cmp(device_at(all, *b)));
+        for (place, packed) in (0..).zip(all) {
+            let node = &packed.stand.seat.node;
+            match self.by_node.get_mut(node) {
                 Some(places) => places.push(place),
-                None => drop(by_node.insert(attempt.seat.node.clone(), vec![place])),
+                None => drop(self.by_node.insert(node.clone(), vec![place])),
             }
         }
-        Self {
-            all,
-            by_device,
-            by_node,
-            waves,
-        }
+        self.by_node.values_mut().for_each(Vec::shrink_to_fit);
     }
 
     pub(crate) fn place(&self, device: &DeviceId) -> Option<Place> {
@@ -214,20 +248,42 @@ impl Attempts {
         found.ok().map(|rank| self.by_device[rank])
     }
 
-    pub(crate) fn at(&self, place: Place) -> &Attempt {
-        &self.all[place as usize]
+    pub(crate) fn at(&self, place: Place) -> Look<'_> {
+        self.all[place as usize].look()
     }
 
-    pub(crate) fn at_mut(&mut self, place: Place) -> &mut Attempt {
-        &mut self.all[place as usize]
+    /// Whose attempt that is.
+    pub(crate) fn device(&self, place: Place) -> &DeviceId {
+        device_at(&self.all, place)
     }
 
-    pub(crate) fn get(&self, device: &DeviceId) -> Option<&Attempt> {
+    /// Changes one. What is counted of it is the caller's affair.
+    pub(crate) fn change<T>(&mut self, place: Place, change: impl FnOnce(&mut Attempt) -> T) -> T {
+        let answer = self.all[place as usize].change(&mut self.stills, change);
+        self.forget_stills();
+        answer
+    }
+
+    /// Changes all of them.
+    pub(crate) fn change_all(&mut self, mut change: impl FnMut(&mut Attempt)) {
+        for place in 0..self.end_of_first_waves(usize::MAX) {
+            self.change(place, &mut change);
+        }
+    }
+
+    pub(crate) fn get(&self, device: &DeviceId) -> Option<Look<'_>> {
         self.place(device).map(|place| self.at(place))
     }
 
-    pub(crate) fn get_mut(&mut self, device: &DeviceId) -> Option<&mut Attempt> {
-        self.place(device).map(|place| self.at_mut(place))
+    /// The attempt of a device that is planned.
+    pub(crate) fn known(&self, device: &DeviceId) -> Look<'_> {
+        self.get(device).expect("a planned device")
+    }
+
+    /// Where a planned device stands.
+    pub(crate) fn stand(&self, device: &DeviceId) -> Option<&Stand> {
+        let place = self.place(device)?;
+        Some(&self.all[place as usize].stand)
     }
 
     pub(crate) fn contains(&self, device: &DeviceId) -> bool {
@@ -235,30 +291,25 @@ impl Attempts {
     }
 
     /// All, in the order of the plan.
-    pub(crate) fn iter(&self) -> slice::Iter<'_, Attempt> {
-        self.all.iter()
-    }
-
-    /// All, in the order of the plan.
-    pub(crate) fn iter_mut(&mut self) -> slice::IterMut<'_, Attempt> {
-        self.all.iter_mut()
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Look<'_>> {
+        self.all.iter().map(Packed::look)
     }
 
     /// All, in the order of their devices.
-    pub(crate) fn by_device(&self) -> impl Iterator<Item = &Attempt> {
+    pub(crate) fn by_device(&self) -> impl Iterator<Item = Look<'_>> {
         self.by_device.iter().map(|place| self.at(*place))
     }
 
     /// Those of the devices after this one, in the order of their devices.
-    pub(crate) fn after(&self, device: Option<&DeviceId>) -> impl Iterator<Item = &Attempt> {
+    pub(crate) fn after(&self, device: Option<&DeviceId>) -> impl Iterator<Item = Look<'_>> {
         let is_before = |place: &Place| device.is_some_and(|device| device_at(&self.all, *place) <= device);
         let first = self.by_device.partition_point(is_before);
         self.by_device[first..].iter().map(|place| self.at(*place))
     }
 
-    /// The attempt of this device, and the rank among all devices from which those after it are to be looked for;
+    /// The state of this device's attempt, and the rank among all devices from which those after it are to be looked for;
     /// `rank`: what this said of a device before it.
-    pub(crate) fn seek(&self, rank: Option<usize>, device: &DeviceId) -> (usize, Option<&Attempt>) {
+    pub(crate) fn seek(&self, rank: Option<usize>, device: &DeviceId) -> (usize, Option<AttemptState>) {
         let is_before = |place: &Place| device_at(&self.all, *place) < device;
         let rank = match rank {
             None => self.by_device.partition_point(is_before),
@@ -267,8 +318,9 @@ impl Attempts {
                 rank + passed.count()
             }
         };
-        let found = self.by_device.get(rank).map(|place| self.at(*place));
-        (rank, found.filter(|attempt| attempt.record.device == *device))
+        let found = self.by_device.get(rank).map(|place| &self.all[*place as usize]);
+        let is_it = |packed: &&Packed| packed.device == *device;
+        (rank, found.filter(is_it).map(Packed::state))
     }
 
     /// The places of a node's devices, in the order of the plan.
@@ -277,8 +329,9 @@ impl Attempts {
     }
 
     /// Those of a wave; none of a wave that is not planned.
-    pub(crate) fn of_wave(&self, wave: usize) -> &[Attempt] {
-        self.waves.get(wave).map_or(&[], |range| &self.all[range.clone()])
+    pub(crate) fn of_wave(&self, wave: usize) -> impl ExactSizeIterator<Item = Look<'_>> {
+        let packed = self.waves.get(wave).map_or(&[][..], |range| &self.all[range.clone()]);
+        packed.iter().map(Packed::look)
     }
 
     /// Where those end that belong to the first waves.
@@ -296,15 +349,19 @@ impl Attempts {
     pub(crate) fn len(&self) -> usize {
         self.all.len()
     }
-}
 
-fn device_at(all: &[Attempt], place: Place) -> &DeviceId {
-    &all[place as usize].record.device
-}
-
-impl Index<&DeviceId> for Attempts {
-    type Output = Attempt;
-    fn index(&self, device: &DeviceId) -> &Attempt {
-        self.get(device).expect("a planned device")
+    /// Lets go of what no packed attempt is any more, now and then.
+    fn forget_stills(&mut self) {
+        if self.stills.len() > self.stills_most {
+            self.stills.retain(|still| Arc::strong_count(still) > 1);
+            self.stills_most = STILLS_MIN.max(2 * self.stills.len());
+        }
     }
+}
+
+/// So many different ones are kept before it is looked whether all of them are of use.
+const STILLS_MIN: usize = 64;
+
+fn device_at(all: &[Packed], place: Place) -> &DeviceId {
+    &all[place as usize].device
 }

@@ -6,7 +6,7 @@ use firmesh_protocol::{
     api::{DriftState, DriftView, Reconciliation},
     ids::{Component, TopologyPath},
     manifest::Release,
-    report::DeviceFacts,
+    report::Facts,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,18 +33,18 @@ impl Record for BaselineRecord {
 
 /// How far a device is from what it is to run, if that is asked for.
 pub(crate) fn drift(
-    facts: &DeviceFacts,
+    facts: Facts<'_>,
     path: &TopologyPath,
     releases: &[Release],
     is_asked: impl Fn(DriftState) -> bool,
 ) -> Option<DriftView> {
-    let wanted = wanted(releases, &facts.vendor, &facts.model, &facts.component);
-    let state = state(facts.version.as_deref(), wanted);
+    let wanted = wanted(releases, facts.vendor, facts.model, facts.component);
+    let state = state(facts.version, wanted);
     is_asked(state).then(|| DriftView {
         device: facts.device.clone(),
         path: path.clone(),
         component: facts.component.clone(),
-        version: facts.version.clone(),
+        version: facts.version.map(str::to_owned),
         wanted: wanted.map(|release| release.info.version.clone()),
         release: wanted.map(|release| release.target.clone()),
         state,
@@ -97,6 +97,7 @@ mod tests {
     use firmesh_protocol::{
         ids::{ArtifactId, Sha256},
         manifest::{Artifact, RELEASE_SCHEMA, ReleaseInfo, Reversibility},
+        report::DeviceFacts,
     };
 
     use super::*;
@@ -144,14 +145,17 @@ mod tests {
                 executor: "redfish".to_owned(),
                 labels: firmesh_protocol::labels::Labels::default(),
             };
-            let view = drift(&facts, &path, &[release(wanted)], |_| true).unwrap();
+            let view = drift((&facts).into(), &path, &[release(wanted)], |_| true).unwrap();
             assert_eq!(view.state, state, "{runs:?} of {wanted}");
             facts.model = "R9".to_owned();
-            let view = drift(&facts, &path, &[release(wanted)], |asked| {
+            let view = drift((&facts).into(), &path, &[release(wanted)], |asked| {
                 asked == DriftState::NotCovered
             });
             assert_eq!(view.unwrap().state, DriftState::NotCovered);
-            assert_eq!(drift(&facts, &path, &[release(wanted)], |asked| asked == state), None);
+            assert_eq!(
+                drift((&facts).into(), &path, &[release(wanted)], |asked| asked == state),
+                None
+            );
         }
     }
 }

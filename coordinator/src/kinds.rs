@@ -1,8 +1,8 @@
 //! Counts of devices that are alike: a million devices are some thousand kinds.
 
-use std::{collections::HashMap, hash::Hash};
+use std::{borrow::Borrow, collections::HashMap, hash::Hash};
 
-use firmesh_protocol::{ids::Component, report::DeviceFacts};
+use firmesh_protocol::{ids::Component, report::Facts};
 
 /// Counts by place, vendor, model, component and version, and by something else of the counter's choice.
 #[derive(Debug)]
@@ -11,7 +11,7 @@ pub(crate) struct Kinds<P, S> {
     vendors: Names<String>,
     models: Names<String>,
     components: Names<Component>,
-    versions: Names<Option<String>>,
+    versions: Names<String>,
     counts: HashMap<([u32; 5], S), u32>,
 }
 
@@ -41,13 +41,15 @@ impl<P, S> Default for Kinds<P, S> {
 
 impl<P: Clone + Eq + Hash, S: Copy + Eq + Hash> Kinds<P, S> {
     /// One more.
-    pub(crate) fn add(&mut self, place: &P, facts: &DeviceFacts, other: S) {
+    pub(crate) fn add(&mut self, place: &P, facts: Facts<'_>, other: S) {
         let kind = [
             self.places.number(place),
-            self.vendors.number(&facts.vendor),
-            self.models.number(&facts.model),
-            self.components.number(&facts.component),
-            self.versions.number(&facts.version),
+            self.vendors.number(facts.vendor),
+            self.models.number(facts.model),
+            self.components.number(facts.component),
+            facts
+                .version
+                .map_or(NO_VERSION, |version| self.versions.number(version)),
         ];
         *self.counts.entry((kind, other)).or_default() += 1;
     }
@@ -61,13 +63,16 @@ impl<P: Clone + Eq + Hash, S: Copy + Eq + Hash> Kinds<P, S> {
                 vendor: self.vendors.name(vendor),
                 model: self.models.name(model),
                 component: self.components.name(component),
-                version: self.versions.name(version).as_deref(),
+                version: (version != NO_VERSION).then(|| self.versions.name(version).as_str()),
                 other: *other,
             };
             (kind, *count)
         })
     }
 }
+
+/// The number of no version: there are never so many.
+const NO_VERSION: u32 = u32::MAX;
 
 /// Names by number, each kept once.
 #[derive(Debug)]
@@ -89,12 +94,16 @@ impl<T> Default for Names<T> {
 }
 
 impl<T: Clone + Eq + Hash> Names<T> {
-    fn number(&mut self, name: &T) -> u32 {
-        if self.names.get(self.last as usize) != Some(name) {
+    fn number<Q>(&mut self, name: &Q) -> u32
+    where
+        T: Borrow<Q>,
+        Q: ToOwned<Owned = T> + Eq + Hash + ?Sized,
+    {
+        if self.names.get(self.last as usize).map(Borrow::borrow) != Some(name) {
             self.last = self.numbers.get(name).copied().unwrap_or_else(|| {
                 let number = u32::try_from(self.names.len()).expect("a fleet has fewer devices than that");
-                self.names.push(name.clone());
-                self.numbers.insert(name.clone(), number);
+                self.names.push(name.to_owned());
+                self.numbers.insert(name.to_owned(), number);
                 number
             });
         }
@@ -110,7 +119,7 @@ impl<T: Clone + Eq + Hash> Names<T> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use firmesh_protocol::labels::Labels;
+    use firmesh_protocol::{labels::Labels, report::DeviceFacts};
     use proptest::prelude::*;
 
     use super::*;
@@ -131,7 +140,7 @@ mod tests {
                     executor: "redfish".to_owned(),
                     labels: Labels::default(),
                 };
-                kinds.add(&place, &facts, other);
+                kinds.add(&place, Facts::from(&facts), other);
                 *plainly.entry((place, facts.model, version, other)).or_default() += 1;
             }
             let counted = kinds.iter().map(|(kind, count)| {

@@ -21,6 +21,7 @@ mod events;
 mod evidence;
 mod files;
 mod firmware;
+mod fleet;
 mod groups;
 mod http;
 mod identities;

@@ -542,7 +542,7 @@ mod tests {
                 executor: "redfish".to_owned(),
                 labels: firmesh_protocol::labels::Labels::default(),
             };
-            census.add(&(), &facts, number != 7);
+            census.add(&(), (&facts).into(), number != 7);
         }
         measured.1.census(&census);
         assert_eq!(measured.value("devices_online"), Some(99.0));

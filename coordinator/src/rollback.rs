@@ -106,7 +106,7 @@ impl Runtime {
             .filter(|attempt| attempt.state.is_success() && scope.has(attempt.wave, &attempt.device))
             .filter(|attempt| {
                 let known = self.world.devices.get(&attempt.device);
-                let runs = known.and_then(|known| known.facts.version.as_ref());
+                let runs = known.and_then(|known| known.facts.version);
                 runs.is_some_and(|runs| attempt.version.as_ref().is_some_and(|left| left != runs))
             });
         moved.map(|attempt| attempt.device).collect()

@@ -651,10 +651,10 @@ impl Runtime {
 
     /// Whether a device looked after by a node that is still heard of is claimed by another.
     pub(crate) fn is_taken(&self, device: &DeviceId, by: &NodeId) -> bool {
-        let Some(known) = self.world.devices.get(device).filter(|known| known.node != *by) else {
+        let Some(known) = self.world.devices.get(device).filter(|known| known.node != by) else {
             return false;
         };
-        let owner = self.world.nodes.get(&known.node).and_then(|node| node.stored.last_seen);
+        let owner = self.world.nodes.get(known.node).and_then(|node| node.stored.last_seen);
         owner.is_some_and(|seen| seen + self.settings.silent_after >= self.clock.wall())
     }
 }

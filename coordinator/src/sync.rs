@@ -10,7 +10,7 @@ use firmesh_protocol::{
     identity::NodeIdentity,
     ids::NodeId,
     limits::{ANSWERS_MAX, AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
-    report::{AttemptReport, DeviceFacts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
+    report::{AttemptReport, DeviceFacts, Facts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
     trust::{Envelope, EnvelopeError, KeySet, KeySetError, PublicKey},
 };
 use tracing::{debug, error, warn};
@@ -270,7 +270,7 @@ impl Runtime {
                 read.insert(facts.device.clone(), facts.version.clone());
             }
             let known = self.world.devices.get(&facts.device);
-            if known.is_some_and(|known| known.facts == facts && known.node == id) {
+            if known.is_some_and(|known| known.facts == Facts::from(&facts) && *known.node == id) {
                 unchanged.push(facts.device);
                 continue;
             }
@@ -284,15 +284,10 @@ impl Runtime {
         }
 
         // Memory runs ahead of the disk from here on: if the change is not stored, the world is read back.
-        let changed = devices
-            .into_iter()
-            .map(|device| (device.facts.device.clone(), Box::new(device)));
-        self.world.devices.extend(changed);
-        for device in &unchanged {
-            if let Some(known) = self.world.devices.get_mut(device) {
-                known.last_seen = wall;
-            }
-        }
+        devices.into_iter().for_each(|device| self.world.devices.keep(device));
+        unchanged
+            .iter()
+            .for_each(|device| self.world.devices.seen(device, wall));
         let state = self.world.nodes.entry(id.clone());
         let state = state.or_insert_with(|| NodeState::new(stored.clone()));
         state.stored = stored;

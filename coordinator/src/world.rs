@@ -9,8 +9,8 @@ use std::{
 
 use bytes::Bytes;
 use firmesh_coordinator_core::{
-    Candidate, Engine, EngineSettings, Exclusion, Field, Filter, Inventory, KnownDevice, Loaded, Question, Standing,
-    Subject,
+    Candidate, Concerned, Engine, EngineSettings, Exclusion, Field, Filter, Inventory, KnownDevice, Loaded, Question,
+    Standing, Subject,
 };
 use firmesh_protocol::{
     api::{
@@ -26,11 +26,12 @@ use firmesh_protocol::{
 use crate::{
     brakes::Brakes,
     enrolment::Revocations,
+    fleet::{Device, Fleet},
     permits::Permits,
     possession::Challenges,
     publish::Published,
     roster::Changes,
-    store::{Store, StoreError, Stored, StoredDevice, StoredNode, StoredPermit},
+    store::{Store, StoreError, Stored, StoredNode, StoredPermit},
 };
 
 /// Why the stored state cannot be taken up again.
@@ -103,15 +104,14 @@ impl NodeState {
 }
 
 /// A device that is looked at, and where it stands.
-pub(crate) type Looked<'a> = (&'a StoredDevice, &'a TopologyPath);
+pub(crate) type Looked<'a> = (Device<'a>, &'a TopologyPath);
 
 /// Everything known.
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) engine: Engine,
     pub(crate) nodes: BTreeMap<NodeId, NodeState>,
-    // Boxed: a map of large values is half empty.
-    pub(crate) devices: BTreeMap<DeviceId, Box<StoredDevice>>,
+    pub(crate) devices: Fleet,
     pub(crate) permits: Permits,
     pub(crate) published: Published,
     pub(crate) roster_version: u64,
@@ -158,11 +158,7 @@ impl World {
                 .into_iter()
                 .map(|node| (node.node.clone(), NodeState::new(node)))
                 .collect(),
-            devices: stored
-                .devices
-                .into_iter()
-                .map(|device| (device.facts.device.clone(), Box::new(device)))
-                .collect(),
+            devices: stored.devices.into_iter().collect(),
             permits,
             published: Published {
                 files: bytes(stored.metadata),
@@ -224,8 +220,10 @@ impl World {
         count: usize,
     ) -> (impl Iterator<Item = Looked<'a>>, Option<DeviceId>) {
         let first = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let rest = || self.devices.range::<DeviceId, _>((first, Bound::Unbounded));
-        let last = rest().nth(count.saturating_sub(1)).map(|(id, _)| id.clone());
+        let rest = || self.devices.range((first, Bound::Unbounded));
+        let last = rest()
+            .nth(count.saturating_sub(1))
+            .map(|device| device.facts.device.clone());
         (self.picked(rest().take(count), filter), last)
     }
 
@@ -238,29 +236,29 @@ impl World {
     ) -> Vec<DeviceView> {
         let first = after.map_or(Bound::Unbounded, Bound::Excluded);
         let named = among.range::<DeviceId, _>((first, Bound::Unbounded));
-        let devices = named.filter_map(|id| self.devices.get_key_value(id));
+        let devices = named.filter_map(|id| self.devices.get(id));
         self.views(self.picked(devices, None)).take(count).collect()
     }
 
     /// Devices as operators see them.
     pub(crate) fn views<'d>(&self, devices: impl Iterator<Item = Looked<'d>>) -> impl Iterator<Item = DeviceView> {
         let latest = self.engine.latest();
-        devices.filter_map(move |(device, _)| self.view_of_device(device, latest.attempt(&device.facts.device)))
+        devices.filter_map(move |(device, _)| self.view_of_device(device, latest.attempt(device.facts.device)))
     }
 
     fn picked<'a>(
         &'a self,
-        devices: impl Iterator<Item = (&'a DeviceId, &'a Box<StoredDevice>)>,
+        devices: impl Iterator<Item = Device<'a>>,
         filter: Option<&'a Filter>,
     ) -> impl Iterator<Item = Looked<'a>> {
         let latest = self.engine.latest();
         // Looked up only if the filter asks.
         let asks = filter.is_some_and(|filter| filter.looks_at(&Field::is_of_attempt));
-        devices.filter_map(move |(id, device)| {
-            let path = &self.nodes.get(&device.node)?.stored.path;
-            let attempt = asks.then(|| latest.attempt(id)).flatten();
+        devices.filter_map(move |device| {
+            let path = &self.nodes.get(device.node)?.stored.path;
+            let attempt = asks.then(|| latest.attempt(device.facts.device)).flatten();
             let candidate = Candidate {
-                facts: &device.facts,
+                facts: device.facts,
                 node: device.node.as_str(),
                 path,
                 attempt: attempt
@@ -268,17 +266,17 @@ impl World {
                     .map(|attempt| (attempt.state.as_str(), attempt.campaign.as_str())),
             };
             let is_wanted = filter.is_none_or(|filter| filter.matches(&candidate));
-            is_wanted.then_some((&**device, path))
+            is_wanted.then_some((device, path))
         })
     }
 
-    fn view_of_device(&self, device: &StoredDevice, attempt: Option<AttemptView>) -> Option<DeviceView> {
+    fn view_of_device(&self, device: Device<'_>, attempt: Option<AttemptView>) -> Option<DeviceView> {
         let state = attempt.as_ref().map(|attempt| attempt.state);
         let status = DeviceStatus::of(state, true, device.facts.version.is_some());
         Some(DeviceView {
-            facts: device.facts.clone(),
+            facts: device.facts.to_kept(),
             node: Some(device.node.clone()),
-            path: self.nodes.get(&device.node)?.stored.path.clone(),
+            path: self.nodes.get(device.node)?.stored.path.clone(),
             last_seen: Some(device.last_seen),
             status,
             phase: status.phase(),
@@ -300,19 +298,25 @@ impl World {
             .collect()
     }
 
-    /// The snapshot that campaigns are planned against.
+    /// The snapshot that a campaign is planned against: whoever concerns its plan.
     pub(crate) fn inventory(
         &self,
+        manifest: &CampaignManifest,
         silent_after: Duration,
         wall: WallTime,
         excluded: BTreeMap<DeviceId, Exclusion>,
         held: &BTreeMap<DeviceId, String>,
     ) -> Inventory {
-        let known = |(id, device): (&DeviceId, &StoredDevice)| {
-            let node = &self.nodes.get(&device.node)?.stored;
+        let (concerned, quarantined) = (Concerned::by(manifest), self.engine.quarantined());
+        let known = |device: Device<'_>| {
+            let (id, facts) = (device.facts.device, device.facts);
+            let node = &self.nodes.get(device.node)?.stored;
+            if !concerned.has(id, facts.model, facts.labels, &node.path) {
+                return None;
+            }
             let node_key = node.key().filter(|key| !self.revocations.list.contains(key))?;
             let known = KnownDevice {
-                facts: device.facts.clone(),
+                facts: facts.to_kept(),
                 node: device.node.clone(),
                 node_key,
                 path: node.path.clone(),
@@ -321,17 +325,13 @@ impl World {
                     .last_seen
                     .map(|seen| if node.silent { seen } else { seen.max(self.began) })
                     .is_some_and(|seen| seen + silent_after >= wall),
-                quarantined: self.engine.is_quarantined(id),
+                quarantined: quarantined.contains(id),
                 held_by_operator: held.get(id).cloned(),
             };
             Some((id.clone(), known))
         };
         Inventory {
-            devices: self
-                .devices
-                .iter()
-                .filter_map(|(id, device)| known((id, device)))
-                .collect(),
+            devices: self.devices.iter().filter_map(known).collect(),
             excluded,
             revoked: self.brakes.images().collect(),
         }
@@ -339,11 +339,11 @@ impl World {
 
     /// Why a campaign, or a part of it, stands where it stands; with devices that came after its plan.
     pub(crate) fn explain(&self, id: &CampaignId, subject: &Subject) -> Option<Vec<Explanation>> {
-        let fleet = self.devices.iter().filter_map(|(device, stored)| {
+        let fleet = self.devices.iter().filter_map(|device| {
             Some(Standing {
-                device,
-                model: &stored.facts.model,
-                path: &self.nodes.get(&stored.node)?.stored.path,
+                device: device.facts.device,
+                model: device.facts.model,
+                path: &self.nodes.get(device.node)?.stored.path,
             })
         });
         let found = self.engine.explain(id, subject);

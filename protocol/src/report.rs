@@ -291,6 +291,55 @@ pub struct DeviceFacts {
     pub labels: Labels,
 }
 
+/// [`DeviceFacts`], wherever they are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts<'a> {
+    /// The device.
+    pub device: &'a DeviceId,
+    /// Vendor, as the device reports it.
+    pub vendor: &'a str,
+    /// Model, as the device reports it.
+    pub model: &'a str,
+    /// The component Firmesh updates on it.
+    pub component: &'a Component,
+    /// The running version; `None` while the device does not answer.
+    pub version: Option<&'a str>,
+    /// The executor in charge.
+    pub executor: &'a str,
+    /// What the node's configuration says of it.
+    pub labels: &'a Labels,
+}
+
+impl Facts<'_> {
+    /// A copy to keep.
+    #[must_use]
+    pub fn to_kept(self) -> DeviceFacts {
+        DeviceFacts {
+            device: self.device.clone(),
+            vendor: self.vendor.to_owned(),
+            model: self.model.to_owned(),
+            component: self.component.clone(),
+            version: self.version.map(str::to_owned),
+            executor: self.executor.to_owned(),
+            labels: self.labels.clone(),
+        }
+    }
+}
+
+impl<'a> From<&'a DeviceFacts> for Facts<'a> {
+    fn from(facts: &'a DeviceFacts) -> Self {
+        Self {
+            device: &facts.device,
+            vendor: &facts.vendor,
+            model: &facts.model,
+            component: &facts.component,
+            version: facts.version.as_deref(),
+            executor: &facts.executor,
+            labels: &facts.labels,
+        }
+    }
+}
+
 /// How a node can be reached: signed by the node's own key, believed together with its certificate.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

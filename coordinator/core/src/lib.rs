@@ -41,7 +41,7 @@ pub use explain::Subject;
 pub use filter::{Candidate, FILTER_BYTES_MAX, FILTER_DEPTH_MAX, Field, Filter, FilterError, Test};
 pub use fleet::{Exclusion, Inventory, KnownDevice, rack_of};
 pub use input::{Approval, Input, InputError, Loaded, Output, PermitOrder, Record, Rollback};
-pub use planner::{PlanError, SplitError, Standing, late, plan, split};
+pub use planner::{Concerned, PlanError, SplitError, Standing, late, plan, split};
 pub use possession::PossessionRecord;
 pub use retries::{FailedAttempt, RetryRecord};
 pub use servers::READ_AFTER;

@@ -1,6 +1,9 @@
 //! What an engine shows to those who read: campaigns, single devices and pages of them, what is in flight, decisions.
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use firmesh_protocol::{
     api::{AttemptView, CampaignState, CampaignView, Explanation, GateVerdict, WaveView},
@@ -125,6 +128,13 @@ impl Engine {
             .values()
             .filter_map(|campaign| campaign.attempts.get(device));
         attempts.into_iter().any(|attempt| attempt.is_quarantined())
+    }
+
+    /// Devices that an attempt left quarantined and that nobody has cleared.
+    #[must_use]
+    pub fn quarantined(&self) -> BTreeSet<DeviceId> {
+        let attempts = self.campaigns.values().flat_map(Campaign::quarantined);
+        attempts.map(|attempt| attempt.record.device.clone()).collect()
     }
 
     /// Devices in flight anywhere, with their racks: what the caps count.

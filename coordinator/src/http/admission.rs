@@ -354,8 +354,8 @@ async fn about_device(app: &App, device: String) -> Result<Subject, ActionError>
                 .read(move |world| {
                     let device = world.devices.get(&id)?;
                     let mut places = Places::default();
-                    places.add(&world.nodes.get(&device.node)?.stored.path, &environments);
-                    places.vendors.insert(device.facts.vendor.clone());
+                    places.add(&world.nodes.get(device.node)?.stored.path, &environments);
+                    places.vendors.insert(device.facts.vendor.to_owned());
                     Some(places)
                 })
                 .await?
@@ -422,7 +422,7 @@ async fn about_campaign(app: &App, campaign: &str) -> Result<Subject, ActionErro
             for planned in plan.waves.iter().flatten() {
                 places.add(&planned.rack, &environments);
                 let device = world.devices.get(&planned.device);
-                let vendor = device.map_or("", |device| device.facts.vendor.as_str());
+                let vendor = device.map_or("", |device| device.facts.vendor);
                 if !places.vendors.contains(vendor) {
                     places.vendors.insert(vendor.to_owned());
                 }

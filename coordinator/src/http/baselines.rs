@@ -277,7 +277,7 @@ async fn drifting(
     let Baseline { record, .. } = found(&app, &named(&id)?).await?;
     let releases = Arc::new(of_targets(&app, &record.releases).await?);
     let is_asked = move |state| query.state.is_none_or(|asked| asked == state);
-    let pick = move |(device, path): Looked<'_>| drift(&device.facts, path, &releases, is_asked);
+    let pick = move |(device, path): Looked<'_>| drift(device.facts, path, &releases, is_asked);
     let devices = Devices::of(&app, filter_of(&record)?, listing.after()?);
     let rows = devices.pick(listing.wanted(), pick).await?;
     Ok(listing.page(rows, |view: &DriftView| view.device.to_string()))
@@ -308,7 +308,7 @@ async fn compliance(
     for Baseline { id, record, .. } in app.store.records::<BaselineRecord>().await? {
         let releases = of_targets(&app, &record.releases).await?;
         let count = |kinds: &mut Kinds<_, _>, _: &World, devices: Stretch<'_, '_>| {
-            devices.for_each(|(device, path)| kinds.add(&path.prefix(2), &device.facts, ()));
+            devices.for_each(|(device, path)| kinds.add(&path.prefix(2), device.facts, ()));
         };
         let devices = Devices::of(&app, filter_of(&record)?, None);
         let mut tally = Tally::default();

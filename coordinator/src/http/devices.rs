@@ -132,11 +132,11 @@ async fn list(
 
 /// The registered devices that no node has told of, and for which the filter holds.
 fn untold(world: &World, registered: Vec<Registered>, filter: Option<&Filter>) -> Vec<DeviceView> {
-    let waits = |registered: &Registered| !world.devices.contains_key(&registered.device);
+    let waits = |registered: &Registered| !world.devices.contains(&registered.device);
     let views = registered.into_iter().filter(waits).map(of_registration);
     let holds = |view: &DeviceView| {
         let candidate = Candidate {
-            facts: &view.facts,
+            facts: (&view.facts).into(),
             node: "",
             path: &view.path,
             attempt: None,

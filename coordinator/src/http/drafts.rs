@@ -76,10 +76,14 @@ async fn planned(app: &App, manifest: CampaignManifest, allow_deprecated: bool) 
     let (excluded, held) = (app.store.excluded().await?, app.store.held().await?);
     let facts = app
         .coordinator
-        .read(move |world| (world.inventory(silent_after, wall, excluded, &held), world.releases()))
+        .read(move |world| {
+            let inventory = world.inventory(&manifest, silent_after, wall, excluded, &held);
+            (inventory, world.releases(), manifest)
+        })
         .await?;
     let planned = tokio::task::spawn_blocking(move || {
-        plan(&facts.0, &manifest, &facts.1, wall).map(|plan| {
+        let (inventory, releases, manifest) = facts;
+        plan(&inventory, &manifest, &releases, wall).map(|plan| {
             let bytes = plan.to_bytes();
             (plan, bytes)
         })

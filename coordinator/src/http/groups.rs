@@ -279,7 +279,7 @@ async fn check_known(app: &App, devices: &BTreeSet<DeviceId>) -> Result<(), Fail
     let devices = devices.clone();
     let stranger = app
         .coordinator
-        .read(move |world| devices.into_iter().find(|device| !world.devices.contains_key(device)))
+        .read(move |world| devices.into_iter().find(|device| !world.devices.contains(device)))
         .await?;
     match stranger {
         None => Ok(()),

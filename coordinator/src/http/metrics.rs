@@ -116,7 +116,7 @@ async fn count_devices(app: &App) -> Result<(), ActionError> {
     let (wall, silent_after) = (app.clock.wall(), app.settings.silent_after);
     let add = move |census: &mut Census, _: &World, devices: Stretch<'_, '_>| {
         for (device, _) in devices {
-            census.add(&(), &device.facts, device.last_seen + silent_after >= wall);
+            census.add(&(), device.facts, device.last_seen + silent_after >= wall);
         }
     };
     let census = Devices::of(app, None, None).fold(Census::default(), add).await?;

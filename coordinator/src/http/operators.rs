@@ -374,9 +374,12 @@ async fn split_plan(State(app): Shared, Body(PlanRequest { manifest }): Body<Pla
     }
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
     let (excluded, held) = (app.store.excluded().await?, app.store.held().await?);
-    let inventory = app
+    let (inventory, manifest) = app
         .coordinator
-        .read(move |world| world.inventory(silent_after, wall, excluded, &held))
+        .read(move |world| {
+            let inventory = world.inventory(&manifest, silent_after, wall, excluded, &held);
+            (inventory, manifest)
+        })
         .await?;
     let parts = tokio::task::spawn_blocking(move || split(&inventory, &manifest))
         .await

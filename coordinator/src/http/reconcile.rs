@@ -125,7 +125,7 @@ async fn look(app: &App, kept: Baseline, rules: &Reconciliation, is_asked: bool)
     let _one = app.reconciling.lock().await;
     let id: GroupId = named(&kept.id)?;
     let releases = Arc::new(baselines::of_targets(app, &kept.record.releases).await?);
-    let pick = move |(device, path): Looked<'_>| drift(&device.facts, path, &releases, DriftState::is_drift);
+    let pick = move |(device, path): Looked<'_>| drift(device.facts, path, &releases, DriftState::is_drift);
     let devices = Devices::of(app, baselines::filter_of(&kept.record)?, None);
     let views = devices.pick(usize::MAX, pick).await?;
     let wanted = wanted(&views, rules);

@@ -63,9 +63,10 @@ pub(super) async fn rehearse_campaign(
     };
     let (silent_after, wall) = (app.settings.silent_after, app.clock.wall());
     let (excluded, held) = (app.store.excluded().await?, app.store.held().await?);
+    let manifest = request.manifest.clone();
     let fleet = app
         .coordinator
-        .read(move |world| Fleet::of(world, world.inventory(silent_after, wall, excluded, &held)))
+        .read(move |world| Fleet::of(world, world.inventory(&manifest, silent_after, wall, excluded, &held)))
         .await?;
     let stored = app.store.plan(request.manifest.plan_sha256).await?;
     let artifacts = by_sha256(app.store.artifacts().await?);
@@ -179,10 +180,10 @@ fn opened(key: PublicKey, report: &Envelope) -> Option<AttemptReport> {
 /// What the timed devices are, and what they got.
 fn learned(world: &World, timed: Vec<TimedAttempt>) -> Vec<LearnedAttempt> {
     let place = |timed: TimedAttempt| {
-        let facts = &world.devices.get(&timed.device)?.facts;
+        let facts = world.devices.get(&timed.device)?.facts;
         Some(LearnedAttempt {
             kind: DeviceKind {
-                model: facts.model.clone(),
+                model: facts.model.to_owned(),
                 component: facts.component.clone(),
             },
             image: world.engine.image_of(&timed.campaign, &timed.device)?,

@@ -184,7 +184,7 @@ async fn device(
 ) -> Result<Response, Failure> {
     let id: DeviceId = named(&id)?;
     let wanted = id.clone();
-    let known = app.coordinator.read(move |world| world.devices.contains_key(&wanted));
+    let known = app.coordinator.read(move |world| world.devices.contains(&wanted));
     if !known.await? {
         return Err(Failure::not_found(format!("device {id}")));
     }

@@ -119,10 +119,10 @@ pub(super) async fn by_status(
         let latest = world.engine.latest();
         let mut states = latest.along();
         for (device, path) in devices {
-            let id = &device.facts.device;
+            let id = device.facts.device;
             let answers = device.facts.version.is_some() && device.last_seen + silent_after >= wall;
             let status = DeviceStatus::of(states.state(id), !excluded.contains_key(id), answers);
-            kinds.add(&place(path), &device.facts, status);
+            kinds.add(&place(path), device.facts, status);
         }
     };
     Devices::of(app, None, None).fold(Kinds::default(), add).await

@@ -29,7 +29,7 @@ use std::fmt;
 
 use firmesh_protocol::{
     ids::{LabelName, TopologyPath},
-    report::DeviceFacts,
+    report::Facts,
 };
 
 pub use parse::FilterError;
@@ -167,7 +167,7 @@ impl Field {
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
     /// What was last read from it.
-    pub facts: &'a DeviceFacts,
+    pub facts: Facts<'a>,
     /// The node that looks after it.
     pub node: &'a str,
     /// Where the node stands.
@@ -246,11 +246,11 @@ impl Test {
         let facts = device.facts;
         let found = match field {
             Field::Device => Some(facts.device.as_str()),
-            Field::Vendor => Some(facts.vendor.as_str()),
-            Field::Model => Some(facts.model.as_str()),
+            Field::Vendor => Some(facts.vendor),
+            Field::Model => Some(facts.model),
             Field::Component => Some(facts.component.as_str()),
-            Field::Version => facts.version.as_deref(),
-            Field::Executor => Some(facts.executor.as_str()),
+            Field::Version => facts.version,
+            Field::Executor => Some(facts.executor),
             Field::Node => Some(device.node),
             Field::Path => {
                 path = device.path.to_string();

@@ -220,7 +220,7 @@ fn facts(version: Option<&str>) -> DeviceFacts {
 fn candidate(facts: &DeviceFacts) -> Candidate<'_> {
     static PATH: std::sync::LazyLock<TopologyPath> = std::sync::LazyLock::new(|| "eu/ber/r1/n1".parse().unwrap());
     Candidate {
-        facts,
+        facts: facts.into(),
         node: "n1",
         path: &PATH,
         attempt: Some(("success", "spring")),

@@ -3,13 +3,12 @@
 //! What approvers signed is a list of devices, so nobody joins a running campaign by appearing: a late device waits for an
 //! edition that names it, under the same caps.
 
-use std::collections::BTreeSet;
-
 use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
     manifest::CampaignManifest,
 };
 
+use super::Wanted;
 use crate::fleet::Inventory;
 
 /// A device as far as a selector looks at it.
@@ -41,15 +40,9 @@ pub fn late<'a>(
     manifest: &CampaignManifest,
     is_named: impl Fn(&DeviceId) -> bool,
 ) -> Vec<Standing<'a>> {
-    let (named, selector) = (
-        manifest.selector.devices.iter().collect::<BTreeSet<_>>(),
-        &manifest.selector,
-    );
+    let wanted = Wanted::by(&manifest.selector);
     let is_late = |standing: &Standing<'a>| {
-        (named.is_empty() || named.contains(standing.device))
-            && (selector.models.is_empty() || selector.models.iter().any(|model| model == standing.model))
-            && (selector.paths.is_empty() || selector.paths.iter().any(|path| standing.path.is_within(path)))
-            && !is_named(standing.device)
+        wanted.has(standing.device, standing.model, standing.path) && !is_named(standing.device)
     };
     fleet.filter(is_late).collect()
 }

@@ -11,16 +11,16 @@ mod late;
 mod servers;
 mod split;
 mod units;
+mod wanted;
 mod waves;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
     limits::{PLAN_DEVICES_MAX, SERVER_COMPONENTS_MAX, SERVERS_MAX, WAVES_MAX},
     manifest::{
-        CampaignKind, CampaignManifest, Dimension, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, Release, Selector,
-        Strategy,
+        CampaignKind, CampaignManifest, Dimension, HeldDevice, ManifestError, PLAN_SCHEMA, Plan, Release, Strategy,
     },
     time::WallTime,
 };
@@ -38,6 +38,8 @@ use crate::{
 
 pub use late::{Standing, late};
 pub use split::{SplitError, split};
+pub use wanted::Concerned;
+use wanted::Wanted;
 
 /// Why a draft cannot be planned.
 #[derive(Debug, thiserror::Error)]
@@ -121,11 +123,11 @@ pub fn plan(
         });
     }
     let catalogue = Catalogue::new(draft, releases, &inventory.revoked)?;
-    let named: BTreeSet<_> = draft.selector.devices.iter().collect();
-    let matching: Vec<_> = matching(inventory, &draft.selector, &named).collect();
-    let unknown: Vec<_> = named
-        .iter()
-        .filter(|id| !inventory.devices.contains_key(**id))
+    let wanted = Wanted::by(&draft.selector);
+    let matching: Vec<_> = matching(inventory, &wanted).collect();
+    let unknown: Vec<_> = wanted
+        .named()
+        .filter(|id| !inventory.devices.contains_key(*id))
         .collect();
     if matching.len() + unknown.len() > PLAN_DEVICES_MAX {
         return Err(PlanError::TooManyDevices(matching.len() + unknown.len()));
@@ -135,7 +137,7 @@ pub fn plan(
         .into_iter()
         .map(|id| {
             (
-                (*id).clone(),
+                id.clone(),
                 "unknown: no node has reported a device of this name".to_owned(),
             )
         })
@@ -220,24 +222,13 @@ pub fn plan(
     })
 }
 
-/// The devices that a selector is for, in the order of their names. `named` are those that it names.
+/// The devices that a selector is for, in the order of their names.
 fn matching<'a>(
     inventory: &'a Inventory,
-    selector: &'a Selector,
-    named: &'a BTreeSet<&DeviceId>,
+    wanted: &'a Wanted<'a>,
 ) -> impl Iterator<Item = (&'a DeviceId, &'a KnownDevice)> {
-    let or_any = |empty: bool, hit: bool| empty || hit;
-    inventory.devices.iter().filter(move |(id, device)| {
-        or_any(named.is_empty(), named.contains(id))
-            && or_any(
-                selector.models.is_empty(),
-                selector.models.contains(&device.facts.model),
-            )
-            && or_any(
-                selector.paths.is_empty(),
-                selector.paths.iter().any(|path| device.path.is_within(path)),
-            )
-    })
+    let devices = inventory.devices.iter();
+    devices.filter(|(id, device)| wanted.has(id, &device.facts.model, &device.path))
 }
 
 /// A regional campaign is for the places it names only, a blue-green one for its pools.

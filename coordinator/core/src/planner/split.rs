@@ -12,7 +12,7 @@ use firmesh_protocol::{
     manifest::{CampaignManifest, Selector, Strategy},
 };
 
-use super::matching;
+use super::{Wanted, matching};
 use crate::fleet::Inventory;
 
 /// Why a campaign cannot be split.
@@ -47,10 +47,10 @@ impl Place<'_> {
 /// The campaign itself if it is small enough, or else the drafts of its parts, in the order of their places. A draft's plan is
 /// made from it like any other.
 pub fn split(inventory: &Inventory, draft: &CampaignManifest) -> Result<Vec<CampaignManifest>, SplitError> {
-    let named: BTreeSet<_> = draft.selector.devices.iter().collect();
+    let wanted = Wanted::by(&draft.selector);
     let mut standing: BTreeMap<&TopologyPath, usize> = BTreeMap::new();
     let mut at_nodes = BTreeMap::new();
-    for (_, device) in matching(inventory, &draft.selector, &named) {
+    for (_, device) in matching(inventory, &wanted) {
         let (_, devices) = at_nodes.entry(&device.node).or_insert((&device.path, 0_usize));
         *devices += 1;
     }

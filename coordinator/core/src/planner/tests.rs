@@ -5,7 +5,7 @@ use firmesh_protocol::{
     labels::Labels,
     manifest::{
         Artifact, Caps, Constraints, Deadlines, GateRule, MANIFEST_SCHEMA, RELEASE_SCHEMA, ReleaseInfo, ReleaseRef,
-        Reversibility,
+        Reversibility, Selector,
     },
     report::DeviceFacts,
     trust::SecretKey,

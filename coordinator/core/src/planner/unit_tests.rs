@@ -328,6 +328,7 @@ proptest! {
         odd in prop::collection::vec((any::<prop::sample::Index>(), 0_u8..6), 0..10),
         batch in 1_u32..9,
         reversed in any::<bool>(),
+        narrowed in (0_u8..8, any::<prop::sample::Index>()),
     ) {
         let components = ["bmc", "bios", "nic", "fan"];
         let mut inventory = servers(&racks, per_node, &["bmc", "bios", "nic", "nic.2", "fan"]);
@@ -359,6 +360,23 @@ proptest! {
         let plan = plan(&inventory, &draft, &releases, now()).unwrap();
         prop_assert!(plan.check().is_ok());
         prop_assert_eq!(check::plan(&plan, &draft, &inventory, &releases), Vec::<String>::new());
+
+        // Whoever the selector is for, those who do not concern the plan may be left out.
+        let (narrow, which) = narrowed;
+        if !ids.is_empty() {
+            let device = &inventory.devices[which.get(&ids)];
+            let selector = &mut draft.selector;
+            selector.paths = (narrow & 1 > 0).then(|| device.path.clone()).into_iter().collect();
+            selector.models = (narrow & 2 > 0).then(|| device.facts.model.clone()).into_iter().collect();
+            selector.devices = (narrow & 4 > 0).then(|| which.get(&ids).clone()).into_iter().collect();
+        }
+        let concerned = Concerned::by(&draft);
+        let mut fewer = inventory.clone();
+        fewer
+            .devices
+            .retain(|id, device| concerned.has(id, &device.facts.model, &device.facts.labels, &device.path));
+        let of = |inventory| super::plan(inventory, &draft, &releases, now()).map_err(|error| error.to_string());
+        prop_assert_eq!(of(&fewer), of(&inventory));
     }
 }
 

@@ -50,7 +50,17 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 #[derive(Debug, Clone, Copy)]
 pub(in crate::bench) struct Shape {
     pub(in crate::bench) devices: u32,
+    /// Shares of the fleet.
     pub(in crate::bench) campaigns: u32,
+    /// Campaigns for each of them.
+    pub(in crate::bench) layers: u32,
+}
+
+impl Shape {
+    /// Every campaign: its share of the fleet, and which of its campaigns it is.
+    fn all(self) -> impl Iterator<Item = (u32, u32)> {
+        (0..self.layers).flat_map(move |layer| (0..self.campaigns).map(move |share| (share, layer)))
+    }
 }
 
 /// Where the nodes of a campaign stand.
@@ -163,30 +173,29 @@ impl Crowd {
         world: &World,
         people: &mut People,
         release: &Release,
-        campaigns: u32,
+        shape: Shape,
         caps: Option<&Caps>,
     ) -> Result<Latencies> {
         let mut plans = Latencies::default();
-        for number in 0..campaigns {
-            let draft = self.draft(number, release, caps)?;
+        for (share, layer) in shape.all() {
+            let draft = self.draft((share, layer), release, caps)?;
             let begun = Instant::now();
             let waves = people.stage(&world.api, &world.about, draft).await?;
             plans.add(begun.elapsed());
             ensure!(waves.len() == 1, "a direct campaign has one wave");
-        }
-        people.sign("approver")?;
-        people.publish(&world.api).await?;
-        for number in 0..campaigns {
-            let id = campaign(number)?;
+            // As people do: nobody approves a hundred campaigns in one breath.
+            people.sign("approver")?;
+            people.publish(&world.api).await?;
+            let id = campaign((share, layer))?;
             self.manifests.insert(id.clone(), people.manifest_sha256(&id)?);
         }
         Ok(plans)
     }
 
-    fn draft(&self, number: u32, release: &Release, caps: Option<&Caps>) -> Result<CampaignFile> {
+    fn draft(&self, (share, layer): (u32, u32), release: &Release, caps: Option<&Caps>) -> Result<CampaignFile> {
         let everything = u32::try_from(self.devices)?;
         Ok(CampaignFile {
-            id: campaign(number)?,
+            id: campaign((share, layer))?,
             expires: People::expiry()?,
             releases: vec![release.target.clone()],
             kind: CampaignKind::Update,
@@ -195,7 +204,7 @@ impl Crowd {
             hops: Vec::new(),
             previous: Vec::new(),
             selector: Selector {
-                paths: vec![site(number).parse()?],
+                paths: vec![site(share).parse()?],
                 ..Selector::default()
             },
             strategy: Strategy::Direct {},
@@ -231,12 +240,12 @@ impl Crowd {
     pub(in crate::bench) async fn update(
         &mut self,
         world: &World,
-        campaigns: u32,
+        shape: Shape,
         reports: &mut Latencies,
     ) -> Result<(f64, f64)> {
         let begun = Instant::now();
-        for number in 0..campaigns {
-            start(world, number).await?;
+        for each in shape.all() {
+            start(world, each).await?;
         }
         while self.nodes.iter().map(SimulatedNode::begun).sum::<usize>() < self.devices {
             self.everybody(&mut Latencies::default()).await?;
@@ -256,22 +265,45 @@ impl Crowd {
             ensure!(begun.elapsed() < UPDATE_WITHIN, "not every report was taken in time");
         }
         let done = begun.elapsed().as_secs_f64();
-        for number in 0..campaigns {
-            let path = format!("/api/v1/campaigns/{}", campaign(number)?);
+        for each in shape.all() {
+            let path = format!("/api/v1/campaigns/{}", campaign(each)?);
             let view: CampaignView = world.api.get(&path).await?;
             ensure!(view.state == CampaignState::Completed, "{}: {}", view.id, view.reason);
         }
         Ok((permitted, done))
     }
 
+    /// Starts all campaigns, and ends what is permitted at once, until as many updates have ended as there are devices.
+    /// Answers after how many seconds that was.
+    pub(in crate::bench) async fn update_in_turn(
+        &mut self,
+        world: &World,
+        shape: Shape,
+        reports: &mut Latencies,
+    ) -> Result<f64> {
+        let begun = Instant::now();
+        for each in shape.all() {
+            start(world, each).await?;
+        }
+        while self.nodes.iter().map(SimulatedNode::ended).sum::<usize>() < self.devices {
+            self.everybody(reports).await?;
+            let now = now()?;
+            for node in &mut self.nodes {
+                node.end_attempts(&self.manifests, now)?;
+            }
+            ensure!(begun.elapsed() < UPDATE_WITHIN, "not enough updates ended in time");
+        }
+        Ok(begun.elapsed().as_secs_f64())
+    }
+
     /// The name of the first campaign.
     pub(in crate::bench) fn first() -> Result<CampaignId> {
-        campaign(0)
+        campaign((0, 0))
     }
 
     /// Starts the first campaign.
     pub(in crate::bench) async fn start_first(&self, world: &World) -> Result<()> {
-        start(world, 0).await
+        start(world, (0, 0)).await
     }
 
     /// Everybody speaks at this pace, and ends what was permitted at once, until `stop`; whoever gets no answer says the
@@ -306,8 +338,8 @@ impl Crowd {
     }
 }
 
-async fn start(world: &World, number: u32) -> Result<()> {
-    let path = format!("/api/v1/campaigns/{}/start", campaign(number)?);
+async fn start(world: &World, which: (u32, u32)) -> Result<()> {
+    let path = format!("/api/v1/campaigns/{}/start", campaign(which)?);
     let _view: serde_json::Value = world.api.post(&path, &serde_json::json!({})).await?;
     Ok(())
 }
@@ -319,8 +351,8 @@ fn now() -> Result<WallTime> {
     Ok(WallTime::from_unix_seconds(i64::try_from(since_1970.as_secs())?))
 }
 
-fn campaign(number: u32) -> Result<CampaignId> {
-    Ok(CampaignId::new(format!("load-{number}"))?)
+fn campaign((share, layer): (u32, u32)) -> Result<CampaignId> {
+    Ok(CampaignId::new(format!("load-{share}-{layer}"))?)
 }
 
 async fn sync(node: &mut SimulatedNode, image: &[u8]) -> Result<Duration> {

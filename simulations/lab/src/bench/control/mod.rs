@@ -21,6 +21,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
+use firmesh_protocol::manifest::Caps;
 use serde::Serialize;
 
 use self::{
@@ -54,6 +55,13 @@ pub(crate) struct ControlArgs {
     /// Campaigns that run at once, each for its share of the nodes.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     campaigns: u32,
+    /// Campaigns that run at once for each of these shares: devices get one update after the other. Then the load ends when
+    /// as many updates have ended as there are devices.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    layers: u32,
+    /// Devices in flight at once, in all; as many as there are if absent.
+    #[arg(long, value_name = "DEVICES", value_parser = clap::value_parser!(u32).range(1..))]
+    in_flight: Option<u32>,
     /// How often a node tells of its devices, in seconds.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     every: u64,
@@ -160,8 +168,9 @@ async fn load(args: &ControlArgs, world: &mut World) -> Result<Figures> {
     let shape = crowd::Shape {
         devices: args.devices,
         campaigns: args.campaigns,
+        layers: args.layers,
     };
-    let mut figures = Figures::new(args.nodes, args.devices, args.campaigns);
+    let mut figures = Figures::new(args.nodes, args.devices, args.campaigns * args.layers);
 
     let step = |what: &str| eprintln!("{what} ...");
     step("enrolling");
@@ -208,16 +217,27 @@ async fn load(args: &ControlArgs, world: &mut World) -> Result<Figures> {
         return Ok(figures);
     }
     step("planning and approving");
-    let plans = crowd.plan(world, &mut people, &release, args.campaigns, None).await?;
-    figures.plans = plans;
+    let usage = Usage::begin(&pids);
+    let caps = args.in_flight.map(|total| Caps::new(total, total));
+    figures.plans = crowd.plan(world, &mut people, &release, shape, caps.as_ref()).await?;
+    figures.planned(&usage.end(&pids));
     step("proving");
     crowd.prove().await?;
     step("starting");
     let usage = Usage::begin(&pids);
     let asker = Latencies::asking(&world.api);
-    let (permitted_s, done_s) = crowd.update(world, args.campaigns, &mut figures.reports).await?;
+    match (args.layers, args.in_flight) {
+        (1, None) => {
+            let (permitted_s, done_s) = crowd.update(world, shape, &mut figures.reports).await?;
+            figures.updated(permitted_s, done_s);
+        }
+        _ => {
+            let worked_s = crowd.update_in_turn(world, shape, &mut figures.reports).await?;
+            figures.worked(worked_s);
+        }
+    }
     figures.asked_during_updates = asker.stop().await?;
-    figures.updated(permitted_s, done_s, &usage.end(&pids));
+    figures.ended(&usage.end(&pids));
     world.processes.check()?;
     Ok(figures)
 }

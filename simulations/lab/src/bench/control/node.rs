@@ -46,7 +46,7 @@ pub(in crate::bench) struct SimulatedNode {
     asked: Vec<Challenge>,
     /// Devices that were permitted and not reported on.
     permitted: Vec<(Permit, DeviceId)>,
-    reported: BTreeSet<DeviceId>,
+    reported: BTreeSet<(CampaignId, DeviceId)>,
     sequence: u64,
     unacked: Vec<Envelope>,
     roster_version: u64,
@@ -216,7 +216,12 @@ impl SimulatedNode {
 
     /// Whether every device was reported on, and the coordinator knows it.
     pub(in crate::bench) fn is_done(&self) -> bool {
-        self.reported.len() == self.devices.len() && self.unacked.is_empty()
+        self.ended() == self.devices.len()
+    }
+
+    /// Updates whose end the coordinator knows.
+    pub(in crate::bench) fn ended(&self) -> usize {
+        self.reported.len() - self.unacked.len()
     }
 
     /// Ends every attempt that was permitted: the device runs the new version.
@@ -226,7 +231,7 @@ impl SimulatedNode {
         now: WallTime,
     ) -> Result<()> {
         for (permit, device) in std::mem::take(&mut self.permitted) {
-            if !self.reported.insert(device.clone()) {
+            if !self.reported.insert((permit.campaign.clone(), device.clone())) {
                 continue;
             }
             self.sequence += 1;
@@ -253,7 +258,7 @@ impl SimulatedNode {
             let envelope = Envelope::sign(REPORT_TYPE, serde_json::to_vec(&report)?, [&self.identity.key.secret()]);
             self.unacked.push(envelope);
         }
-        if self.reported.len() == self.devices.len() {
+        if self.reported.len() >= self.devices.len() {
             self.devices
                 .iter_mut()
                 .for_each(|facts| facts.version = Some(NEW.to_owned()));

@@ -140,6 +140,8 @@ struct Step {
     wall_s: f64,
     coordinator_cpu_s: f64,
     machine_busy: f64,
+    /// The most memory that the coordinator has held until then.
+    peak_mib: f64,
 }
 
 impl Figures {
@@ -168,12 +170,14 @@ impl Figures {
 
     fn step(&mut self, name: &'static str, usage: &Usage) -> f64 {
         let (cpu, kib) = usage.processes.get(COORDINATOR).copied().unwrap_or_default();
-        self.peak_mib = self.peak_mib.max(kib as f64 / 1024.0);
+        let peak_mib = kib as f64 / 1024.0;
+        self.peak_mib = self.peak_mib.max(peak_mib);
         self.steps.push(Step {
             name,
             wall_s: usage.wall_s,
             coordinator_cpu_s: cpu,
             machine_busy: usage.machine_busy,
+            peak_mib,
         });
         usage.wall_s
     }
@@ -198,11 +202,25 @@ impl Figures {
         self.step("pages", usage);
     }
 
-    pub(super) fn updated(&mut self, permitted_s: f64, done_s: f64, usage: &Usage) {
+    pub(super) fn planned(&mut self, usage: &Usage) {
+        self.step("planning and approving", usage);
+    }
+
+    /// Everybody was permitted first, and everybody reported then.
+    pub(super) fn updated(&mut self, permitted_s: f64, done_s: f64) {
         self.initiations_per_minute
             .0
             .push(self.devices as f64 / permitted_s * 60.0);
         self.reports_per_s.0.push(self.devices as f64 / done_s);
+    }
+
+    /// Devices were permitted as others reported.
+    pub(super) fn worked(&mut self, seconds: f64) {
+        self.initiations_per_minute.0.push(self.devices as f64 / seconds * 60.0);
+        self.reports_per_s.0.push(self.devices as f64 / seconds);
+    }
+
+    pub(super) fn ended(&mut self, usage: &Usage) {
         self.step("updates", usage);
     }
 
@@ -305,16 +323,17 @@ fn show_one(database: Database, figures: &Figures) {
         println!("{name:30} {:>7} {p50:>9.1} {p95:>9.1} {p99:>9.1}", latencies.0.len());
     }
     println!(
-        "\n{:30} {:>9} {:>12} {:>12}",
-        "step", "wall s", "its CPU s", "machine busy"
+        "\n{:30} {:>9} {:>12} {:>12} {:>12}",
+        "step", "wall s", "its CPU s", "machine busy", "peak MiB"
     );
     for step in &figures.steps {
         println!(
-            "{:30} {:>9.1} {:>12.1} {:>11.0}%",
+            "{:30} {:>9.1} {:>12.1} {:>11.0}% {:>12.0}",
             step.name,
             step.wall_s,
             step.coordinator_cpu_s,
-            step.machine_busy * 100.0
+            step.machine_busy * 100.0,
+            step.peak_mib
         );
     }
     println!();

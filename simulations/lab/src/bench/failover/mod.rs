@@ -117,13 +117,16 @@ async fn kill(args: &FailoverArgs, trio: &mut Trio) -> Result<Figures> {
     let shape = Shape {
         devices: args.devices,
         campaigns: 1,
+        layers: 1,
     };
     eprintln!("enrolling ...");
     let mut crowd = Crowd::enrol(&trio.world, args.nodes, shape, &mut Latencies::default()).await?;
     crowd.tell_of_devices(&mut Latencies::default()).await?;
     let caps = Caps::new(PER_RACK, args.nodes * PER_RACK);
     let release = crowd.release(&trio.world, &mut people).await?;
-    crowd.plan(&trio.world, &mut people, &release, 1, Some(&caps)).await?;
+    crowd
+        .plan(&trio.world, &mut people, &release, shape, Some(&caps))
+        .await?;
     crowd.prove().await?;
     crowd.start_first(&trio.world).await?;
 

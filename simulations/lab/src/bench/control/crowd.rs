@@ -43,6 +43,9 @@ const IMAGE_BYTES: usize = 1 << 20;
 /// Updates that take longer than this are a failure.
 const UPDATE_WITHIN: Duration = Duration::from_secs(900);
 
+/// Who is silent for longer is not planned.
+const BEATS_WITHIN: Duration = Duration::from_secs(20);
+
 /// A node whose coordinator was killed asks another one.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 
@@ -176,8 +179,12 @@ impl Crowd {
         shape: Shape,
         caps: Option<&Caps>,
     ) -> Result<Latencies> {
-        let mut plans = Latencies::default();
+        let (mut plans, mut beaten) = (Latencies::default(), Instant::now());
         for (share, layer) in shape.all() {
+            if beaten.elapsed() > BEATS_WITHIN {
+                self.everybody(&mut Latencies::default()).await?;
+                beaten = Instant::now();
+            }
             let draft = self.draft((share, layer), release, caps)?;
             let begun = Instant::now();
             let waves = people.stage(&world.api, &world.about, draft).await?;

@@ -24,7 +24,7 @@ use firmesh_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    attempts::{Attempt, AttemptRecord, Attempts, Look},
+    attempts::{Attempt, AttemptRecord, Attempts, Look, Names},
     domains::OwnRules,
     index::Index,
     possession::{Possession, PossessionRecord},
@@ -120,6 +120,7 @@ impl Campaign {
         images: BTreeMap<String, Artifact>,
         expires_at: Timestamp,
         permit_ttl: Duration,
+        names: &mut Names,
     ) -> Self {
         let record = CampaignRecord {
             id: manifest.id.clone(),
@@ -147,7 +148,7 @@ impl Campaign {
         let waves = plan.waves.into_iter().enumerate();
         let mut attempts = Attempts::default();
         for (wave, planned) in waves {
-            attempts.add_wave(planned.into_iter().map(|planned| attempt(wave, planned)));
+            attempts.add_wave(planned.into_iter().map(|planned| attempt(wave, planned)), names);
         }
         attempts.find_by_name();
         for (device, before) in &befores {

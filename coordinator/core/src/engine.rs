@@ -21,7 +21,7 @@ use firmesh_protocol::{
 };
 
 use crate::{
-    attempts::Look,
+    attempts::{Look, Names},
     campaign::Campaign,
     caps::{STARTS_MAX, choose, may_be_permitted, permit},
     domains::Domains,
@@ -45,6 +45,7 @@ pub struct Engine {
     pub(crate) settings: EngineSettings,
     pub(crate) campaigns: BTreeMap<CampaignId, Campaign>,
     pub(crate) domains: Domains,
+    names: Names,
     /// What is in flight anywhere.
     pub(crate) load: Load,
     pub(crate) heard: BTreeMap<NodeId, Timestamp>,
@@ -66,6 +67,7 @@ impl Engine {
             settings,
             campaigns: BTreeMap::new(),
             domains: Domains::default(),
+            names: Names::default(),
             load: Load::default(),
             heard: BTreeMap::new(),
             next_due: None,
@@ -279,11 +281,13 @@ impl Engine {
         } in loaded
         {
             let ttl = self.settings.permit_ttl;
-            let mut campaign = Campaign::new(manifest, plan, images, expires_at, ttl);
+            let mut campaign = Campaign::new(manifest, plan, images, expires_at, ttl, &mut self.names);
             if let Some(record) = record {
                 campaign.restore(record, attempts, possession, self.now);
             }
-            self.campaigns.insert(campaign.record.id.clone(), campaign);
+            if self.campaigns.insert(campaign.record.id.clone(), campaign).is_some() {
+                self.names.forget();
+            }
         }
         for (id, campaign) in &mut self.campaigns {
             let is_fresh = fresh.contains(id);

@@ -216,11 +216,12 @@ pub(crate) struct Attempts {
 
 impl Attempts {
     /// Adds the next wave. Afterwards the devices have to be made [known by their names](Self::find_by_name).
-    pub(crate) fn add_wave(&mut self, wave: impl ExactSizeIterator<Item = Attempt>) {
+    pub(crate) fn add_wave(&mut self, wave: impl ExactSizeIterator<Item = Attempt>, names: &mut Names) {
         let begins = self.all.len();
         self.all.reserve_exact(wave.len());
         for attempt in wave {
-            self.all.push(Packed::of(attempt, &mut self.stills));
+            let device = names.kept(&attempt.record.device);
+            self.all.push(Packed::of(device, attempt, &mut self.stills));
         }
         self.waves.push(begins..self.all.len());
     }
@@ -319,7 +320,7 @@ impl Attempts {
             }
         };
         let found = self.by_device.get(rank).map(|place| &self.all[*place as usize]);
-        let is_it = |packed: &&Packed| packed.device == *device;
+        let is_it = |packed: &&Packed| *packed.device == *device;
         (rank, found.filter(is_it).map(Packed::state))
     }
 
@@ -356,6 +357,26 @@ impl Attempts {
             self.stills.retain(|still| Arc::strong_count(still) > 1);
             self.stills_most = STILLS_MIN.max(2 * self.stills.len());
         }
+    }
+}
+
+/// The names of devices that campaigns plan, each once for all of them.
+#[derive(Debug, Default)]
+pub(crate) struct Names(BTreeSet<Arc<DeviceId>>);
+
+impl Names {
+    fn kept(&mut self, device: &DeviceId) -> Arc<DeviceId> {
+        if let Some(known) = self.0.get(device) {
+            return Arc::clone(known);
+        }
+        let new = Arc::new(device.clone());
+        self.0.insert(Arc::clone(&new));
+        new
+    }
+
+    /// Lets go of those that no campaign plans any more.
+    pub(crate) fn forget(&mut self) {
+        self.0.retain(|device| Arc::strong_count(device) > 1);
     }
 }
 

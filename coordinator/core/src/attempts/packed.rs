@@ -20,7 +20,8 @@ use crate::{
 /// One attempt, packed if it can be.
 #[derive(Debug)]
 pub(super) struct Packed {
-    pub(super) device: DeviceId,
+    /// Kept once for all campaigns that plan the device.
+    pub(super) device: Arc<DeviceId>,
     pub(super) stand: Arc<Stand>,
     own: Arc<Own>,
     rest: Rest,
@@ -81,12 +82,8 @@ impl Deref for Look<'_> {
 
 impl Packed {
     /// `stills`: what was packed before is kept there, and what is new.
-    pub(super) fn of(attempt: Attempt, stills: &mut BTreeSet<Arc<Still>>) -> Self {
-        let (device, stand, own) = (
-            attempt.record.device.clone(),
-            Arc::clone(&attempt.stand),
-            Arc::clone(&attempt.own),
-        );
+    pub(super) fn of(device: Arc<DeviceId>, attempt: Attempt, stills: &mut BTreeSet<Arc<Still>>) -> Self {
+        let (stand, own) = (Arc::clone(&attempt.stand), Arc::clone(&attempt.own));
         let rest = match Numbers::of(&attempt) {
             Some(numbers) if is_still(&attempt) => {
                 let still = Still::of(attempt);
@@ -140,13 +137,17 @@ impl Packed {
                 (answer, Attempt::clone(attempt))
             }
         };
-        *self = Self::of(attempt, stills);
+        *self = Self::of(Arc::clone(&self.device), attempt, stills);
         answer
     }
 
     fn of_still(&self, still: &Still, numbers: Numbers) -> Attempt {
         let some = |number: u32| (number > 0).then_some(u64::from(number));
-        let fresh = Attempt::fresh(self.device.clone(), Arc::clone(&self.stand), Arc::clone(&self.own));
+        let fresh = Attempt::fresh(
+            DeviceId::clone(&self.device),
+            Arc::clone(&self.stand),
+            Arc::clone(&self.own),
+        );
         Attempt {
             record: AttemptRecord {
                 kind: still.kind,
@@ -239,6 +240,7 @@ mod tests {
 
     use firmesh_protocol::{
         health::DeviceHealth,
+        ids::DeviceId,
         report::{AttemptState, FailureClass, PermitKind},
         time::Timestamp,
     };
@@ -303,7 +305,8 @@ mod tests {
         fn what_is_unpacked_is_what_was_packed(attempts in prop::collection::vec(attempt(), 1..8)) {
             let mut stills = BTreeSet::new();
             for attempt in attempts {
-                let mut packed = Packed::of(attempt.clone(), &mut stills);
+                let device = Arc::new(attempt.record.device.clone());
+                let mut packed = Packed::of(device, attempt.clone(), &mut stills);
                 prop_assert_eq!(&*packed.look(), &attempt);
                 prop_assert_eq!(packed.state(), attempt.record.state);
                 let is_still = |packed: &Packed| matches!(packed.rest, Rest::Still { .. });
@@ -324,10 +327,12 @@ mod tests {
     fn what_waits_or_has_ended_is_small_and_shared() {
         let (stand, own) = (Arc::new(Stand::any()), Arc::new(Own::default()));
         let mut stills = BTreeSet::new();
-        let fresh = |device: &str| Attempt::fresh(device.parse().unwrap(), Arc::clone(&stand), Arc::clone(&own));
-        let mut all: Vec<_> = (0..9)
-            .map(|number| Packed::of(fresh(&format!("d{number}")), &mut stills))
-            .collect();
+        let fresh = |number: u32| {
+            let device = DeviceId::new(format!("d{number}")).unwrap();
+            let attempt = Attempt::fresh(device.clone(), Arc::clone(&stand), Arc::clone(&own));
+            Packed::of(Arc::new(device), attempt, &mut stills)
+        };
+        let mut all: Vec<_> = (0..9).map(fresh).collect();
         assert_eq!(stills.len(), 1);
         for packed in &mut all {
             packed.change(&mut stills, |attempt| {
@@ -338,6 +343,6 @@ mod tests {
         }
         assert!(all.iter().all(|packed| matches!(packed.rest, Rest::Still { .. })));
         assert_eq!(stills.len(), 2);
-        assert!(size_of::<Packed>() <= 64);
+        assert!(size_of::<Packed>() <= 48);
     }
 }

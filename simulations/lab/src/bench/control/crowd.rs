@@ -280,19 +280,20 @@ impl Crowd {
         Ok((permitted, done))
     }
 
-    /// Starts all campaigns, and ends what is permitted at once, until as many updates have ended as there are devices.
-    /// Answers after how many seconds that was.
+    /// Starts all campaigns, and ends what is permitted at once, until so many updates have ended. Answers after how many
+    /// seconds that was.
     pub(in crate::bench) async fn update_in_turn(
         &mut self,
         world: &World,
         shape: Shape,
+        updates: usize,
         reports: &mut Latencies,
     ) -> Result<f64> {
         let begun = Instant::now();
         for each in shape.all() {
             start(world, each).await?;
         }
-        while self.nodes.iter().map(SimulatedNode::ended).sum::<usize>() < self.devices {
+        while self.nodes.iter().map(SimulatedNode::ended).sum::<usize>() < updates {
             self.everybody(reports).await?;
             let now = now()?;
             for node in &mut self.nodes {

@@ -55,13 +55,16 @@ pub(crate) struct ControlArgs {
     /// Campaigns that run at once, each for its share of the nodes.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     campaigns: u32,
-    /// Campaigns that run at once for each of these shares: devices get one update after the other. Then the load ends when
-    /// as many updates have ended as there are devices.
+    /// Campaigns that run at once for each of these shares: devices get one update after the other.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     layers: u32,
     /// Devices in flight at once, in all; as many as there are if absent.
     #[arg(long, value_name = "DEVICES", value_parser = clap::value_parser!(u32).range(1..))]
     in_flight: Option<u32>,
+    /// With layers or a limit of what is in flight, the load ends when so many updates have ended; as many as there are
+    /// devices if absent.
+    #[arg(long, value_name = "UPDATES", value_parser = clap::value_parser!(u32).range(1..))]
+    updates: Option<u32>,
     /// How often a node tells of its devices, in seconds.
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=3_600))]
     every: u64,
@@ -232,8 +235,11 @@ async fn load(args: &ControlArgs, world: &mut World) -> Result<Figures> {
             figures.updated(permitted_s, done_s);
         }
         _ => {
-            let worked_s = crowd.update_in_turn(world, shape, &mut figures.reports).await?;
-            figures.worked(worked_s);
+            let updates = args.updates.unwrap_or(args.nodes * args.devices);
+            let worked_s = crowd
+                .update_in_turn(world, shape, updates as usize, &mut figures.reports)
+                .await?;
+            figures.worked(updates, worked_s);
         }
     }
     figures.asked_during_updates = asker.stop().await?;

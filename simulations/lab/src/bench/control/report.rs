@@ -215,9 +215,10 @@ impl Figures {
     }
 
     /// Devices were permitted as others reported.
-    pub(super) fn worked(&mut self, seconds: f64) {
-        self.initiations_per_minute.0.push(self.devices as f64 / seconds * 60.0);
-        self.reports_per_s.0.push(self.devices as f64 / seconds);
+    pub(super) fn worked(&mut self, updates: u32, seconds: f64) {
+        let per_second = f64::from(updates) / seconds;
+        self.initiations_per_minute.0.push(per_second * 60.0);
+        self.reports_per_s.0.push(per_second);
     }
 
     pub(super) fn ended(&mut self, usage: &Usage) {

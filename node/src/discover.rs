@@ -11,7 +11,7 @@ use firmesh_executors::redfish::search::{Addresses, Found, Search, discover};
 pub(crate) struct Discovery {
     /// Look for Redfish services on these addresses (`10.1.9.7`, `10.1.9.0/24` or `10.1.9.10-10.1.9.40`; several), print them
     /// and exit. Nobody's credentials are sent.
-    #[arg(long, value_name = "ADDRESSES", num_args = 1..)]
+    #[arg(long, value_name = "ADDRESSES", num_args = 1.., group = "looking")]
     pub(crate) discover: Vec<Addresses>,
     /// The port of the services that are looked for.
     #[arg(long, value_name = "PORT", default_value_t = 443, requires = "discover")]
@@ -22,14 +22,11 @@ pub(crate) struct Discovery {
     /// Keep the certificates that were shown in this folder.
     #[arg(long, value_name = "FOLDER", requires = "discover")]
     certificates: Option<PathBuf>,
-    /// Print one JSON object a service.
-    #[arg(long, requires = "discover")]
-    json: bool,
 }
 
 impl Discovery {
     /// Looks, and prints what is found as soon as it is.
-    pub(crate) fn run(self) -> Result<(), Box<dyn std::error::Error>> {
+    pub(crate) fn run(self, json: bool) -> Result<(), Box<dyn std::error::Error>> {
         let search = Search {
             addresses: self.discover,
             port: self.discover_port,
@@ -46,7 +43,7 @@ impl Discovery {
                 fs::write(file, found.certificate_pem())
             });
             match kept.transpose() {
-                Ok(_) if self.json => println!("{}", serde_json::json!(found)),
+                Ok(_) if json => println!("{}", serde_json::json!(found)),
                 Ok(_) => println!("{}", device(&found)),
                 Err(error) => failed = Some(error),
             }

@@ -1,6 +1,7 @@
 //! `firmesh-node`: the process on every rack.
 
 mod discover;
+mod import;
 
 use std::{
     ffi::OsString,
@@ -22,6 +23,7 @@ use firmesh_node::{
 };
 use firmesh_protocol::ids::{ArtifactId, DeviceId};
 use futures_util::{FutureExt as _, future::BoxFuture};
+use import::Import;
 
 /// Caches and shares verified firmware images with its peers, and updates the devices it looks after.
 #[derive(Debug, Parser)]
@@ -32,7 +34,7 @@ struct Args {
         long,
         value_name = "FILE",
         env = "FIRMESH_NODE_CONFIG",
-        required_unless_present_any = ["discover", "launch"]
+        required_unless_present_any = ["discover", "import_vcenter", "launch"]
     )]
     config: Option<PathBuf>,
     /// Check the configuration, print it with secrets redacted, and exit.
@@ -64,6 +66,11 @@ struct Args {
     args: Vec<OsString>,
     #[command(flatten)]
     discovery: Discovery,
+    #[command(flatten)]
+    import: Import,
+    /// With `--discover` or `--import-vcenter`: print one JSON object for each that is found.
+    #[arg(long, requires = "looking")]
+    json: bool,
     /// Log JSON, one object a line.
     #[arg(long, env = "FIRMESH_LOG_JSON")]
     log_json: bool,
@@ -73,7 +80,13 @@ fn main() -> ExitCode {
     let args = Args::parse();
     telemetry::init(args.log_json);
     if !args.discovery.discover.is_empty() {
-        return match args.discovery.run() {
+        return match args.discovery.run(args.json) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&*error),
+        };
+    }
+    if args.import.import_vcenter.is_some() {
+        return match args.import.run(args.json) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&*error),
         };

@@ -149,3 +149,57 @@ async fn one_campaign_carries_devices_over_two_releases_and_back() -> Result<()>
     })
     .await
 }
+
+/// The node dies in the moment in which its device comes up with the version between: what was installed is not installed again.
+#[tokio::test]
+async fn a_node_that_is_killed_between_two_steps_installs_each_once() -> Result<()> {
+    let shape = Shape {
+        racks: 1,
+        hosts: 0,
+        ..SHAPE
+    };
+    Cluster::with(shape, async |fleet| {
+        stage_next(fleet)?;
+        let hops = format!("hops = [{:?}]\n{}", release_name("bmc", NEW), rules(2, (60, 15)));
+        fleet.approve_update("spring", (NEXT, OLD), &hops)?;
+        fleet.operator.ok(&["campaign", "start", "spring"])?;
+        until(
+            "the device to come up with the version between",
+            ENDS_WITHIN,
+            async || {
+                let booted = count(fleet, "booted", Some(NEW)).await?;
+                Ok(Seen::when(booted == 1, || format!("{booted} times")))
+            },
+        )
+        .await?;
+        let node = fleet.nodes.keys().next().context("there is one node")?.clone();
+        fleet.node(&node)?.process.kill()?;
+        ensure!(
+            count(fleet, "update_begun", None).await? == 1,
+            "it was killed too late to be between the steps"
+        );
+        fleet.node(&node)?.restart().await?;
+        let view = fleet.campaign_ends("spring", ENDS_WITHIN).await?;
+        ensure!(view.state == CampaignState::Completed, "{view:?}");
+        ensure!(fleet.running(NEXT).await? == 1, "{:?}", fleet.versions().await?);
+        let begun = count(fleet, "update_begun", None).await?;
+        let [between, last] = [
+            count(fleet, "booted", Some(NEW)).await?,
+            count(fleet, "booted", Some(NEXT)).await?,
+        ];
+        ensure!(
+            (begun, between, last) == (2, 1, 1),
+            "{:?}",
+            fleet.device_events().await?
+        );
+        Ok(())
+    })
+    .await
+}
+
+/// How often this has happened to a device.
+async fn count(fleet: &Cluster, event: &str, version: Option<&str>) -> Result<usize> {
+    let events = fleet.device_events().await?;
+    let is_one = |one: &&Value| one["event"] == event && version.is_none_or(|version| one["version"] == version);
+    Ok(events.iter().filter(is_one).count())
+}

@@ -344,6 +344,16 @@ async fn servers_of_two_makers_are_brought_up_by_one_campaign_and_each_says_how_
         let servers = again["plan"]["servers"].as_array().context("the plan has no servers")?;
         let current: Vec<_> = servers.iter().filter(|server| current(server)).map(|server| &server["server"]).collect();
         ensure!(current == ["r1-n1/a1", "r1-n1/l1", "r1-n1/l2"], "{again}");
+        // Whichever way a file says whom it is for, what those run now is what they go back to.
+        let one = "selector = { devices = [\"a3-bmc\"] }";
+        for (id, whom) in [("by-name", one), ("by-path", "selector = { paths = [\"eu\"] }"), ("for-all", "")] {
+            let file = format!("id = {id:?}\nexpires = \"2099-01-01T00:00:00Z\"\nbaseline = \"q3\"\n{whom}\n");
+            fs::write(folder.join(format!("{id}.toml")), file)?;
+            let planned = fleet.operator.ok(&["provision", "--file", &format!("{id}.toml")])?;
+            let previous = planned["manifest"]["previous"].as_array().context("nothing to go back to")?;
+            let previous: Vec<_> = previous.iter().map(|one| &one["target"]).collect();
+            ensure!(previous == ["firmware/acme-bmc-1.0.0"], "{id}: {planned}");
+        }
         Ok(())
     })
     .await

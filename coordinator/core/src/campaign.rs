@@ -159,11 +159,12 @@ impl Campaign {
         }
         let has_units = !befores.is_empty();
         let dirty = BTreeSet::new();
+        let servers = Servers::new(plan.servers, attempts.len(), |device| attempts.place(device));
         Self {
             manifest,
             attempts,
             held: plan.held,
-            servers: Servers::new(plan.servers),
+            servers,
             shares: plan.domains,
             images,
             possession,

@@ -340,6 +340,7 @@ impl Campaign {
             self.await_until(place, self.first_look_at(&self.attempts.at(place)));
         }
         self.dirty.insert(device.clone());
+        self.servers.touch(place);
         self.look_again_with_neighbours(place);
     }
 

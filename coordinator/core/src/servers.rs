@@ -2,7 +2,10 @@
 //!
 //! Invariants: a server is provisioned only when each of its components, those that were current before among them, was read at
 //! least [`READ_AFTER`] after the last of them had ended, and runs the version that approvers have signed for; what was found of a
-//! server is kept and never found again; nothing is started, held or sent back because of it.
+//! server is kept and never found again; nothing is started, held or sent back because of it. A word from a device costs a look at
+//! its server, and a word from a node one at those of its servers that are waited for, however many there are.
+
+mod waiting;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,8 +20,9 @@ use firmesh_protocol::{
     time::Timestamp,
 };
 
+use self::waiting::Waiting;
 use crate::{
-    attempts::Attempt,
+    attempts::{Attempt, Place},
     campaign::{Campaign, bounded},
     engine::Engine,
 };
@@ -34,27 +38,53 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const SERVERS_SHOWN: usize = 200;
 const SERVERS_DECIDED: usize = 20;
 
-/// A server whose components have all ended well.
-#[derive(Debug)]
-pub(crate) struct Awaited {
-    since: Timestamp,
-    /// What was not as it is to be, when it was read last.
-    seen: Option<String>,
-}
+/// No server: no campaign has so many.
+const NONE: u32 = u32::MAX;
 
 /// The servers of a campaign, as the plan has them.
 #[derive(Debug, Default)]
 pub(crate) struct Servers {
+    /// In the order of their names.
     planned: Vec<PlannedServer>,
-    /// Those in their final validation, by their place in the plan.
-    awaited: BTreeMap<u32, Awaited>,
+    /// Of which one the device of an attempt is a component, by the attempt's place.
+    of_place: Vec<u32>,
+    /// Those of which an attempt has changed since they were looked at last.
+    changed: BTreeSet<u32>,
+    /// Those in their final validation.
+    awaited: Waiting,
+    /// How many were looked at so far.
+    #[cfg(test)]
+    looks: usize,
 }
 
 impl Servers {
-    pub(crate) fn new(planned: Vec<PlannedServer>) -> Self {
+    /// `place` says where the attempt on a device is, of so many attempts.
+    pub(crate) fn new(
+        planned: Vec<PlannedServer>,
+        attempts: usize,
+        place: impl Fn(&DeviceId) -> Option<Place>,
+    ) -> Self {
+        let mut of_place = match planned.is_empty() {
+            true => Vec::new(),
+            false => vec![NONE; attempts],
+        };
+        for (number, server) in (0..).zip(&planned) {
+            for place in server.components.iter().filter_map(|one| place(&one.device)) {
+                of_place[place as usize] = number;
+            }
+        }
         Self {
+            changed: (0..).take(planned.len()).collect(),
             planned,
-            awaited: BTreeMap::new(),
+            of_place,
+            ..Self::default()
+        }
+    }
+
+    /// An attempt has changed.
+    pub(crate) fn touch(&mut self, place: Place) {
+        if let Some(number) = self.of_place.get(place as usize).filter(|number| **number != NONE) {
+            self.changed.insert(*number);
         }
     }
 
@@ -74,7 +104,7 @@ impl Engine {
     /// Whether the final validation of a server waits for what this node reads.
     #[must_use]
     pub fn awaits_reading(&self, node: &NodeId) -> bool {
-        let awaits = |campaign: &Campaign| campaign.awaited_at(node).next().is_some();
+        let awaits = |campaign: &Campaign| campaign.servers.awaited.at(node).next().is_some();
         self.campaigns.values().any(awaits)
     }
 
@@ -82,8 +112,9 @@ impl Engine {
     #[must_use]
     pub fn servers_after(&self, id: &CampaignId, after: Option<&str>, count: usize) -> Option<Vec<ServerView>> {
         let campaign = self.campaigns.get(id)?;
-        let servers = campaign.servers.numbered();
-        let servers = servers.filter(|(_, server)| after.is_none_or(|after| server.server.as_str() > after));
+        let planned = &campaign.servers.planned;
+        let first = planned.partition_point(|server| after.is_some_and(|after| server.server.as_str() <= after));
+        let servers = campaign.servers.numbered().skip(first);
         Some(
             servers
                 .take(count)
@@ -94,21 +125,15 @@ impl Engine {
 }
 
 impl Campaign {
-    fn awaited_at(&self, node: &NodeId) -> impl Iterator<Item = u32> {
-        let servers = &self.servers;
-        let awaited = servers.awaited.keys().copied();
-        awaited.filter(move |number| servers.planned[*number as usize].node == *node)
-    }
-
     /// How long after its last component has ended a server has to be read as it is to be.
     fn validated_within(&self) -> Duration {
         READ_AFTER + Duration::from_secs(self.manifest.deadlines.back_s.into()) + PATIENCE
     }
 
-    /// When final validations end that nothing is read for.
-    pub(crate) fn validations_end(&self) -> impl Iterator<Item = Timestamp> {
-        let within = self.validated_within();
-        self.servers.awaited.values().map(move |awaited| awaited.since + within)
+    /// When the first of the final validations ends that nothing is read for.
+    pub(crate) fn validations_end(&self) -> Option<Timestamp> {
+        let (since, _) = self.servers.awaited.oldest()?;
+        Some(since + self.validated_within())
     }
 
     /// Takes up the final validation of servers whose components have all ended well, drops that of those that go back, and ends
@@ -121,30 +146,26 @@ impl Campaign {
         if self.manifest.kind == CampaignKind::Update || !has_begun {
             return;
         }
-        let arrived = |server: &PlannedServer| {
-            let mut due = server.due();
-            server.held.is_none()
-                && due.all(|one| self.attempts.get(&one.device).is_some_and(|one| self.has_arrived(&one)))
-        };
-        let awaited: BTreeSet<u32> = self
-            .servers
-            .numbered()
-            .filter(|(number, server)| !self.record.validated.contains_key(number) && arrived(server))
-            .map(|(number, _)| number)
-            .collect();
-        self.servers.awaited.retain(|number, _| awaited.contains(number));
-        for number in awaited {
-            let fresh = Awaited { since: now, seen: None };
-            self.servers.awaited.entry(number).or_insert(fresh);
+        for number in std::mem::take(&mut self.servers.changed) {
+            #[cfg(test)]
+            {
+                self.servers.looks += 1;
+            }
+            let server = &self.servers.planned[number as usize];
+            match self.awaits(number, server) {
+                true => self.servers.awaited.begin(number, &server.node, now),
+                false => self.servers.awaited.end(number),
+            }
         }
         let within = self.validated_within();
-        let late = self
-            .servers
-            .awaited
-            .iter()
-            .filter(|(_, awaited)| now >= awaited.since + within);
-        let late: Vec<_> = late.map(|(number, awaited)| (*number, awaited.seen.clone())).collect();
-        for (number, seen) in late {
+        while let Some((since, number)) = self.servers.awaited.oldest()
+            && now >= since + within
+        {
+            let seen = self
+                .servers
+                .awaited
+                .get(number)
+                .and_then(|awaited| awaited.seen.clone());
             let reason = seen.unwrap_or_else(|| {
                 let node = &self.servers.planned[number as usize].node;
                 format!(
@@ -156,13 +177,22 @@ impl Campaign {
         }
     }
 
+    /// Whether all that is done to a server has ended well, and it is not yet known what came of it.
+    fn awaits(&self, number: u32, server: &PlannedServer) -> bool {
+        let has_arrived = |one: &PlannedComponent| {
+            let attempt = self.attempts.get(&one.device);
+            attempt.is_some_and(|attempt| self.has_arrived(&attempt))
+        };
+        server.held.is_none() && !self.record.validated.contains_key(&number) && server.due().all(has_arrived)
+    }
+
     /// Takes in what a node has read of its devices.
     pub(crate) fn read(&mut self, now: Timestamp, node: &NodeId, versions: &BTreeMap<DeviceId, Option<String>>) {
-        let at_node: Vec<_> = self.awaited_at(node).collect();
+        let at_node: Vec<_> = self.servers.awaited.at(node).collect();
         for number in at_node {
             let server = &self.servers.planned[number as usize];
             let wrong = server.components.iter().find_map(|one| problem(one, versions));
-            let Some(awaited) = self.servers.awaited.get_mut(&number) else {
+            let Some(awaited) = self.servers.awaited.get_mut(number) else {
                 continue;
             };
             if now < awaited.since + READ_AFTER {
@@ -177,7 +207,7 @@ impl Campaign {
     }
 
     fn validated(&mut self, number: u32, wrong: Option<String>) {
-        self.servers.awaited.remove(&number);
+        self.servers.awaited.end(number);
         self.record.validated.insert(number, wrong);
         self.is_dirty = true;
         self.index.is_changed = true;
@@ -255,7 +285,7 @@ impl Campaign {
         let (state, reason) = match self.record.validated.get(&number) {
             Some(None) => (ServerState::Provisioned, String::new()),
             Some(Some(wrong)) => (ServerState::NotProvisioned, wrong.clone()),
-            None => match self.servers.awaited.get(&number) {
+            None => match self.servers.awaited.get(number) {
                 // Also in the moment after a restart.
                 None => {
                     let state = if begun {
@@ -354,7 +384,13 @@ impl Campaign {
     /// In which phase the server of a device is.
     pub(crate) fn server_evidence(&self, device: &DeviceId) -> Option<String> {
         let mut servers = self.servers.numbered();
-        let (number, server) = servers.find(|(_, server)| server.components.iter().any(|one| one.device == *device))?;
+        let of_attempt = self.attempts.place(device);
+        let of_attempt = of_attempt.and_then(|place| self.servers.of_place.get(place as usize));
+        let (number, server) = match of_attempt {
+            Some(number) => servers.nth(*number as usize)?,
+            // Nothing is done to it: it is current, or its server is held.
+            None => servers.find(|(_, server)| server.components.iter().any(|one| one.device == *device))?,
+        };
         Some(line(server, &self.stand(number, server)))
     }
 
@@ -405,3 +441,6 @@ fn problem(one: &PlannedComponent, versions: &BTreeMap<DeviceId, Option<String>>
         None => Some(format!("its node does not tell of {}", one.device)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,7 +25,7 @@ const STATE_LIMIT_S_MAX: u32 = 600;
 /// Arguments, secrets, variables.
 const ITEMS_MAX: usize = 64;
 /// Text in a configuration: an argument.
-const TEXT_BYTES_MAX: usize = 4 << 10;
+pub(super) const TEXT_BYTES_MAX: usize = 4 << 10;
 /// Certificates and passwords are small.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Hosts of a cluster that may be named in a limit.
@@ -138,13 +138,32 @@ pub(crate) struct ScriptSettings {
 /// vCenter's maintenance mode, checked.
 #[derive(Debug, Clone)]
 pub(crate) struct VcenterSettings {
-    pub(crate) url: Url,
+    pub(crate) access: VcenterAccess,
     pub(crate) host: String,
+    pub(crate) limits: ClusterLimits,
+    pub(crate) limit_s: u32,
+}
+
+/// A vCenter and the account there, checked.
+#[derive(Debug, Clone)]
+pub struct VcenterAccess {
+    pub(crate) url: Url,
     pub(crate) trust: Trust,
     pub(crate) username: String,
     pub(crate) password: Secret,
-    pub(crate) limits: ClusterLimits,
-    pub(crate) limit_s: u32,
+}
+
+impl VcenterAccess {
+    /// Checks what was written of a vCenter and reads the files it names; relative paths start at `base`. The host and what is
+    /// said of its cluster count for nothing.
+    pub fn check(written: &VcenterConfig, base: &Path) -> Result<Self, HostConfigError> {
+        let check = Check {
+            of: "vCenter".to_owned(),
+            base,
+            profiles: None,
+        };
+        check.access(written)
+    }
 }
 
 /// How a vCenter is known.
@@ -160,20 +179,20 @@ pub(crate) enum Trust {
 #[derive(Debug, thiserror::Error)]
 pub enum HostConfigError {
     /// A value that cannot be.
-    #[error("host {host}: {field} {problem}")]
+    #[error("{of}: {field} {problem}")]
     Value {
-        /// The host.
-        host: String,
+        /// What it is of: a host by its name, or a vCenter.
+        of: String,
         /// The field at fault.
         field: &'static str,
         /// What is wrong and what would be right.
         problem: String,
     },
     /// A file that could not be read.
-    #[error("host {host}: {field}: {path} cannot be read")]
+    #[error("{of}: {field}: {path} cannot be read")]
     File {
-        /// The host.
-        host: String,
+        /// What it is of: a host by its name, or a vCenter.
+        of: String,
         /// The field that names it.
         field: &'static str,
         /// The file.
@@ -182,10 +201,10 @@ pub enum HostConfigError {
         source: io::Error,
     },
     /// Its profile has no secret that can be had.
-    #[error("host {host}")]
+    #[error("{of}")]
     Credentials {
-        /// The host.
-        host: String,
+        /// What it is of: a host by its name, or a vCenter.
+        of: String,
         /// Why not.
         source: CredentialsError,
     },
@@ -200,7 +219,7 @@ impl HostConfig {
             prepare,
         } = self;
         let check = Check {
-            host: &name,
+            of: format!("host {name}"),
             base,
             profiles,
         };
@@ -238,7 +257,9 @@ impl HostSettings {
                     false => name.trim_end_matches('.').to_ascii_lowercase(),
                 };
                 let is_path = |name: &str| name.starts_with('/');
-                one.url == two.url && is_path(&one.host) == is_path(&two.host) && named(&one.host) == named(&two.host)
+                one.access.url == two.access.url
+                    && is_path(&one.host) == is_path(&two.host)
+                    && named(&one.host) == named(&two.host)
             }
             _ => false,
         }
@@ -264,7 +285,7 @@ impl ScriptSettings {
 }
 
 struct Check<'a> {
-    host: &'a str,
+    of: String,
     base: &'a Path,
     profiles: Option<&'a Profiles>,
 }
@@ -345,12 +366,7 @@ impl Check<'_> {
     }
 
     fn vcenter(&self, config: VcenterConfig) -> Result<VcenterSettings, HostConfigError> {
-        let url = self.url(&config.url)?;
-        let trust = match (&config.ca_file, &config.fingerprint) {
-            (Some(path), None) => Trust::Authority(self.read("ca_file", path)?),
-            (None, Some(text)) => Trust::Certificate(self.fingerprint(text)?),
-            _ => return Err(self.value("ca_file or fingerprint", "must be given, and only one of them")),
-        };
+        let access = self.access(&config)?;
         if config.host.trim_matches('/').is_empty() || config.host.len() > TEXT_BYTES_MAX {
             return Err(self.value("host", "must be a path in the inventory, or a DNS name"));
         }
@@ -361,18 +377,30 @@ impl Check<'_> {
         if config.serving_min > CLUSTER_HOSTS_MAX {
             return Err(self.value("serving_min", format!("must be at most {CLUSTER_HOSTS_MAX}")));
         }
-        let (username, password) = self.account(&config)?;
         Ok(VcenterSettings {
-            url,
+            access,
             host: config.host,
-            trust,
-            username,
-            password,
             limits: ClusterLimits {
                 at_once: config.at_once,
                 serving_min: config.serving_min,
             },
             limit_s: config.limit_s,
+        })
+    }
+
+    fn access(&self, config: &VcenterConfig) -> Result<VcenterAccess, HostConfigError> {
+        let url = self.url(&config.url)?;
+        let trust = match (&config.ca_file, &config.fingerprint) {
+            (Some(path), None) => Trust::Authority(self.read("ca_file", path)?),
+            (None, Some(text)) => Trust::Certificate(self.fingerprint(text)?),
+            _ => return Err(self.value("ca_file or fingerprint", "must be given, and only one of them")),
+        };
+        let (username, password) = self.account(config)?;
+        Ok(VcenterAccess {
+            url,
+            trust,
+            username,
+            password,
         })
     }
 
@@ -384,7 +412,7 @@ impl Check<'_> {
                     .profiles
                     .ok_or_else(|| self.value("profile", "needs a credentials_file in the node's configuration"))?;
                 let found = profiles.named(name).map_err(|source| HostConfigError::Credentials {
-                    host: self.host.to_owned(),
+                    of: self.of.clone(),
                     source,
                 })?;
                 let found =
@@ -462,7 +490,7 @@ impl Check<'_> {
             _ => std::fs::read(&path),
         });
         read.map_err(|source| HostConfigError::File {
-            host: self.host.to_owned(),
+            of: self.of.clone(),
             field,
             path,
             source,
@@ -471,7 +499,7 @@ impl Check<'_> {
 
     fn value(&self, field: &'static str, problem: impl Into<String>) -> HostConfigError {
         HostConfigError::Value {
-            host: self.host.to_owned(),
+            of: self.of.clone(),
             field,
             problem: problem.into(),
         }
@@ -491,147 +519,4 @@ fn one() -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn check(prepare: &str) -> Result<HostSettings, String> {
-        let folder = tempfile::tempdir().unwrap();
-        for (file, text) in [("ca.pem", "x"), ("pw", "s3cret\n"), ("empty", "")] {
-            std::fs::write(folder.path().join(file), text).unwrap();
-        }
-        let text = format!("name = \"esx-17\"\nprepare = {{ {prepare} }}");
-        let config: HostConfig = toml::from_str(&text).map_err(|error| error.to_string())?;
-        config.check(folder.path(), None).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn a_script_knows_its_verb_and_keeps_secrets_out_of_its_arguments() {
-        let script = |more: &str| check(&format!("kind = \"script\", {more}"));
-        let fine = script(
-            "run = [\"/bin/aside\", \"{verb}\", \"{host}\"], secret_files = { token = \"pw\" }, env = { T = \"{token}\" }",
-        );
-        assert!(!format!("{:?}", fine.unwrap()).contains("s3cret"));
-        for (more, words) in [
-            ("run = []", "names no program"),
-            ("run = [\"aside\"]", "does not say {verb}"),
-            (
-                "run = [\"aside\", \"{verb}\", \"{token}\"], secret_files = { token = \"pw\" }",
-                "belongs into env",
-            ),
-            ("run = [\"a\", \"{verb}\"], env = { T = \"{token}\" }", "says {token}"),
-            ("run = [\"a\", \"{verb}\"], limit_s = 0", "limit_s is 0"),
-            ("run = [\"a\", \"{verb}\"], state_limit_s = 601", "from 1 to 600"),
-            (
-                "run = [\"a\", \"{verb}\"], secret_files = { t = \"empty\" }",
-                "empty first line",
-            ),
-            (
-                "run = [\"a\", \"{verb}\"], secret_files = { t = \"none\" }",
-                "cannot be read",
-            ),
-            ("run = [\"a\", \"{verb}\"], shell = true", "shell"),
-        ] {
-            let error = script(more).unwrap_err();
-            assert!(error.contains(words), "{more}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_vcenter_is_known_by_its_certificate_and_reached_with_one_account() {
-        let print = "AB".repeat(32);
-        let vcenter = |more: &str| {
-            check(&format!(
-                "kind = \"vcenter\", url = \"https://vc.example\", host = \"/DC0/host/C0/h\", {more}"
-            ))
-        };
-        let fine = format!("fingerprint = \"{print}\", username = \"u\", password_file = \"pw\"");
-        let settings = vcenter(&fine).unwrap();
-        assert!(!format!("{settings:?}").contains("s3cret"));
-        let PreparationSettings::Vcenter(settings) = settings.preparation else {
-            panic!("a vCenter")
-        };
-        assert_eq!(
-            settings.limits,
-            ClusterLimits {
-                at_once: 1,
-                serving_min: 1
-            }
-        );
-        let account = "username = \"u\", password_file = \"pw\"";
-        for (more, words) in [
-            (account.to_owned(), "ca_file or fingerprint must be given"),
-            (
-                format!("ca_file = \"ca.pem\", fingerprint = \"{print}\", {account}"),
-                "only one of them",
-            ),
-            (format!("fingerprint = \"12\", {account}"), "64 hexadecimal digits"),
-            (
-                "ca_file = \"ca.pem\", username = \"u\"".to_owned(),
-                "must be given, and only one",
-            ),
-            (
-                "ca_file = \"ca.pem\", password_file = \"pw\"".to_owned(),
-                "username is missing",
-            ),
-            (
-                "ca_file = \"ca.pem\", profile = \"p\"".to_owned(),
-                "needs a credentials_file",
-            ),
-            (
-                format!("ca_file = \"ca.pem\", {account}, at_once = 0"),
-                "at_once must be",
-            ),
-        ] {
-            let error = vcenter(&more).unwrap_err();
-            assert!(error.contains(words), "{more}: {error}");
-        }
-        let elsewhere = |url: &str| {
-            check(&format!(
-                "kind = \"vcenter\", url = {url:?}, host = \"h\", ca_file = \"ca.pem\", {account}"
-            ))
-        };
-        assert!(elsewhere("http://127.0.0.1:1").is_ok());
-        assert!(elsewhere("http://vc.example").unwrap_err().contains("must be https"));
-        assert!(
-            elsewhere("https://vc.example/sdk")
-                .unwrap_err()
-                .contains("without a path")
-        );
-    }
-    /// Two machines for one host: the one gave it back while an attempt of the other's was at it.
-    #[test]
-    fn one_host_under_two_names_is_known_as_one() {
-        let is_one = |one: &str, two: &str| {
-            let check = |name: &str, prepare: &str| {
-                let prepared = check(prepare).unwrap_or_else(|error| panic!("{prepare}: {error}"));
-                HostSettings {
-                    name: name.to_owned(),
-                    ..prepared
-                }
-            };
-            check("h1", one).is_also(&check("h2", two))
-        };
-        let vcenter = |url: &str, host: &str| {
-            format!(
-                "kind = \"vcenter\", url = {url:?}, host = {host:?}, ca_file = \"ca.pem\", username = \"u\", password_file = \"pw\""
-            )
-        };
-        let one = vcenter("https://vc.example", "/DC0/host/C0/h");
-        assert!(is_one(&one, &vcenter("https://VC.example:443/", "/DC0/host/C0/h/")));
-        assert!(!is_one(&one, &vcenter("https://vc.example", "/DC0/host/C0/h2")));
-        assert!(!is_one(&one, &vcenter("https://vc2.example", "/DC0/host/C0/h")));
-        let named = |host: &str| vcenter("https://vc.example", host);
-        assert!(is_one(&named("esx-1.example"), &named("ESX-1.example")));
-        assert!(!is_one(&named("esx-1.example"), &named("esx-2.example")));
-        let script = |more: &str| format!("kind = \"script\", {more}");
-        // It is not told which host.
-        let nameless = script("run = [\"aside\", \"{verb}\"]");
-        assert!(is_one(&nameless, &nameless));
-        assert!(!is_one(&nameless, &script("run = [\"aside2\", \"{verb}\"]")));
-        let by_argument = script("run = [\"aside\", \"{verb}\", \"{host}\"]");
-        assert!(!is_one(&by_argument, &by_argument));
-        let by_variable = script("run = [\"aside\", \"{verb}\"], env = { H = \"{host}\" }");
-        assert!(!is_one(&by_variable, &by_variable));
-        assert!(!is_one(&nameless, &one));
-    }
-}
+mod tests;

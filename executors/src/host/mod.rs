@@ -9,7 +9,10 @@ use std::path::Path;
 
 use firmesh_executors_core::{ActError, HostSeen};
 
-pub use config::{HostConfig, HostConfigError, HostSettings, PreparationConfig, ScriptConfig, VcenterConfig};
+pub use config::{
+    HostConfig, HostConfigError, HostSettings, PreparationConfig, ScriptConfig, VcenterAccess, VcenterConfig,
+};
+pub use vcenter::import::{ImportError, Imported, ImportedHost, NotImported, import};
 
 use self::{
     config::PreparationSettings,

@@ -6,6 +6,7 @@
 //! came of it; no word of ours has the password.
 
 mod client;
+pub(super) mod import;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -58,10 +59,10 @@ struct Found {
 
 impl Vcenter {
     pub(super) fn new(settings: VcenterSettings, turns: &mut Turns) -> Result<Self, VcenterError> {
-        let turn = turns.0.entry(settings.url.to_string()).or_default();
+        let turn = turns.0.entry(settings.access.url.to_string()).or_default();
         Ok(Self {
             turn: Arc::clone(turn),
-            client: Client::new(&settings)?,
+            client: Client::new(&settings.access)?,
             settings,
         })
     }
@@ -213,7 +214,7 @@ impl Vcenter {
     }
 
     async fn find(&self, session: &Session<'_>) -> Result<Found, VcenterError> {
-        let host = self.reference(session).await?;
+        let host = named_host(session, &self.settings.host).await?;
         let properties = [
             "parent",
             "runtime.connectionState",
@@ -243,22 +244,6 @@ impl Vcenter {
             running: running(&machines)?,
             host,
         })
-    }
-
-    async fn reference(&self, session: &Session<'_>) -> Result<Ref, VcenterError> {
-        let named = &self.settings.host;
-        let index = &session.services.index;
-        let answer = if named.starts_with('/') {
-            let path = argument("inventoryPath", named.trim_matches('/'));
-            session.call("FindByInventoryPath", index, &path).await?
-        } else {
-            let arguments = [argument("dnsName", named), argument("vmSearch", "false")];
-            session.call("FindByDnsName", index, &arguments.concat()).await?
-        };
-        let found = answer.child("returnval").and_then(super::soap::Element::reference);
-        found
-            .filter(|found| found.kind == "HostSystem")
-            .ok_or_else(|| VcenterError::NoSuchHost(named.clone()))
     }
 
     /// The cluster that the host is in, if it is in one.
@@ -306,6 +291,22 @@ impl Found {
     fn is_connected(&self) -> bool {
         self.connection == "connected"
     }
+}
+
+/// The host that a configuration names.
+async fn named_host(session: &Session<'_>, named: &str) -> Result<Ref, VcenterError> {
+    let index = &session.services.index;
+    let answer = if named.starts_with('/') {
+        let path = argument("inventoryPath", named.trim_matches('/'));
+        session.call("FindByInventoryPath", index, &path).await?
+    } else {
+        let arguments = [argument("dnsName", named), argument("vmSearch", "false")];
+        session.call("FindByDnsName", index, &arguments.concat()).await?
+    };
+    let found = answer.child("returnval").and_then(super::soap::Element::reference);
+    found
+        .filter(|found| found.kind == "HostSystem")
+        .ok_or_else(|| VcenterError::NoSuchHost(named.to_owned()))
 }
 
 /// How many of these machines run. One of which nobody says so may run.

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs, io,
     io::Read as _,
-    os::unix::fs::PermissionsExt as _,
+    os::unix::{fs::PermissionsExt as _, process::ExitStatusExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -21,6 +21,7 @@ use firmesh_protocol::{
     health::HealthSample,
     ids::{Component, Sha256},
 };
+use nix::sys::signal::Signal;
 use tokio::task::spawn_blocking;
 
 use super::{NodeSelfSettings, Own, SlotsFolder};
@@ -33,8 +34,8 @@ use crate::{
 
 /// Who makes nodes, as releases of them say.
 const VENDOR: &str = "Firmesh";
-/// How long a program may take to say its version.
-const VERSION_LIMIT: Duration = Duration::from_secs(15);
+/// How long a program may take to say its version; less in tests, one of which waits for it.
+const VERSION_LIMIT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 15 });
 /// How long others are waited for when a new version is given up: it is worse for them than an interruption, which they survive.
 const FALL_BACK_WITHIN: Duration = Duration::from_secs(30);
 /// A line.
@@ -118,7 +119,7 @@ pub enum NodeSelfError {
     /// The image did not say its version.
     #[error("the image is refused: it does not say its version: {0}")]
     Mute(String),
-    /// The image could not be asked.
+    /// The image could not be asked, or had no time to answer.
     #[error("the image could not be asked for its version: {0}")]
     NotAsked(String),
     /// The image could not be had.
@@ -322,12 +323,18 @@ impl NodeSelfBackend {
             limit: VERSION_LIMIT,
             output_bytes_max: VERSION_BYTES_MAX,
         };
-        let ended = ask(&invocation).await.map_err(|error| match error {
-            ToolError::NotStarted { ref source, .. } if source.kind() == io::ErrorKind::ExecutableFileBusy => {
-                NodeSelfError::NotAsked(chain(&error))
+        let ended = ask(&invocation).await.map_err(|error| match &error {
+            ToolError::NotStarted { source, .. } if source.kind() != io::ErrorKind::ExecutableFileBusy => {
+                NodeSelfError::Mute(chain(&error))
             }
-            error => NodeSelfError::Mute(chain(&error)),
+            // A machine that is busy today is not the program's fault.
+            error if error.retry() => NodeSelfError::NotAsked(chain(error)),
+            error => NodeSelfError::Mute(chain(error)),
         })?;
+        if ended.status.signal() == Some(Signal::SIGKILL as i32) {
+            // It does not do that to itself: there was no memory for it, or somebody ended it.
+            return Err(NodeSelfError::NotAsked("it was killed".to_owned()));
+        }
         if !ended.status.success() {
             return Err(NodeSelfError::Mute(format!(
                 "it ended with {}{}",

@@ -150,6 +150,23 @@ async fn what_is_not_a_node_of_the_release_is_refused_before_it_is_armed() {
     }
 }
 
+/// A machine without time or memory for it is not the image's fault, and may have some soon.
+#[tokio::test]
+async fn an_image_that_could_not_answer_is_asked_again_and_one_that_answers_badly_is_not() {
+    for (image, why, retry) in [
+        (doing(&[0xeb, 0xfe], &[0x1400_0000]), "took longer than 2 s", true),
+        (killing_itself(), "it was killed", true),
+        (program("firmesh-node 1.1.0 (x)\n", 1), "exit status: 1", false),
+        (program("firmesh-node 1.0.9 (x)\n", 0), "`--version` says", false),
+    ] {
+        let mut world = World::new(GOOD);
+        world.image = image;
+        let backend = world.backend(OLD, Program::Packaged);
+        let error = backend.stage(&world.release(), Some(Slot::A)).await.unwrap_err();
+        assert!(error.reason.contains(why) && error.retry == retry, "{why}: {error:?}");
+    }
+}
+
 #[tokio::test]
 async fn power_lost_at_any_write_of_the_slots_file_leaves_something_to_start() {
     let mut survived = 0;
@@ -299,6 +316,29 @@ fn program(text: &str, status: u8) -> Vec<u8> {
     }
     elf.extend(code);
     elf
+}
+
+/// A program that does this, by the machine it is for.
+fn doing(x86_64: &[u8], aarch64: &[u32]) -> Vec<u8> {
+    let mut bytes = program("                    ", 0);
+    let code: Vec<u8> = match cfg!(target_arch = "aarch64") {
+        true => aarch64.iter().flat_map(|word| word.to_le_bytes()).collect(),
+        false => x86_64.to_vec(),
+    };
+    bytes[120..120 + code.len()].copy_from_slice(&code);
+    bytes
+}
+
+fn killing_itself() -> Vec<u8> {
+    let x86_64 = [
+        &[0xb8, 39, 0, 0, 0, 0x0f, 0x05][..], // eax = getpid
+        &[0x89, 0xc7],                        // edi = eax
+        &[0xbe, 9, 0, 0, 0],                  // esi = SIGKILL
+        &[0xb8, 62, 0, 0, 0, 0x0f, 0x05],     // kill
+    ];
+    // x8 = getpid; svc; x1 = SIGKILL; x8 = kill; svc
+    let aarch64 = [0xd280_1588, 0xd400_0001, 0xd280_0121, 0xd280_1028, 0xd400_0001];
+    doing(&x86_64.concat(), &aarch64)
 }
 
 fn other_machine() -> Vec<u8> {

@@ -1,9 +1,9 @@
 //! Provisioning: whole servers, brought up firmware first and the BIOS's settings last.
 //!
-//! Invariants of a plan that has passed [`Plan::check_servers`]: every planned device is a component of one server; of a server
+//! Invariants of a plan that has passed [`Plan::check_servers`]: every planned device is a component of one server, that of its unit; of a server
 //! either everything is planned that its components are due for, or nothing; no firmware comes after the BIOS's settings.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -221,8 +221,20 @@ impl Plan {
         for (place, (_, device)) in self.devices().enumerate() {
             planned.insert(&device.device, (place, device));
         }
+        let held: BTreeSet<_> = self.held.iter().map(|held| &held.device).collect();
         let mut named = BTreeMap::new();
         for server in &self.servers {
+            let is_its_name = match (server.server.split_once('/'), &server.components[..]) {
+                (Some((node, _)), _) => node == server.node.as_str(),
+                (None, [one]) => one.device.as_str() == server.server,
+                (None, _) => false,
+            };
+            if !is_its_name {
+                return wrong(format!(
+                    "have {}, which is neither a unit of its node nor its one device",
+                    server.server
+                ));
+            }
             for one in &server.components {
                 if named.insert(&one.device, ()).is_some() {
                     return wrong(format!("name {} twice", one.device));
@@ -241,6 +253,13 @@ impl Plan {
                     }
                 }
             }
+            for one in &server.components {
+                let is_due = server.held.is_none() && matches!(one.analysis, Analysis::Due { .. });
+                if !is_due && !planned.contains_key(&one.device) && !held.contains(&one.device) {
+                    let device = &one.device;
+                    return wrong(format!("name {device}, which the plan neither touches nor leaves out"));
+                }
+            }
             let mut last: Option<(usize, &PlannedDevice, &PlannedComponent)> = None;
             for one in server.due() {
                 let Some((place, device)) = planned.remove(&one.device) else {
@@ -256,6 +275,13 @@ impl Plan {
                     && device.hops.len() == over;
                 if !says_the_same {
                     return wrong(format!("say something else of {} than its wave", one.device));
+                }
+                let of_unit = device.unit().map(|(node, unit)| format!("{node}/{unit}"));
+                if of_unit.as_deref().unwrap_or(device.device.as_str()) != server.server {
+                    return wrong(format!(
+                        "have {} in {}, which is not its unit",
+                        one.device, server.server
+                    ));
                 }
                 let follows = match last {
                     None => device.after.is_none(),

@@ -8,6 +8,7 @@ mod doctor;
 mod fwupd;
 mod hosts;
 mod ipmi;
+mod launcher;
 mod machine;
 mod node_self;
 mod rauc;

@@ -70,6 +70,15 @@ pub(super) fn check(
             if one.to != release.info.version || one.from != device.facts.version {
                 wrong.push(format!("{id} is told with versions that are not its own"));
             }
+            if one.component != device.facts.component || one.release != release.target {
+                wrong.push(format!("{id} is told with another component or release than it has"));
+            }
+            if server.node != device.node {
+                wrong.push(format!(
+                    "{name} is told to be at {}, and {id} is at {}",
+                    server.node, device.node
+                ));
+            }
             if is_current && !matches!(one.analysis, Analysis::Current {}) {
                 wrong.push(format!("{id} is current, and told to be something else"));
             }

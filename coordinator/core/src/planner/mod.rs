@@ -261,6 +261,6 @@ mod hop_tests;
 #[cfg(test)]
 mod server_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
-mod unit_tests;
+pub(crate) mod unit_tests;

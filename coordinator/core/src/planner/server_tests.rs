@@ -201,6 +201,43 @@ fn a_plan_that_breaks_a_server_is_refused_by_whoever_reads_it() {
     assert!(why.contains("or hold its server"), "{why}");
     let why = refused(&|plan| plan.servers[0].components[1].release = "firmware/nic.bin".to_owned());
     assert!(why.contains("something else"), "{why}");
+    // Of other devices than those of its unit.
+    let why = refused(&|plan| plan.servers[0].server = "r0n0/s9".to_owned());
+    assert!(why.contains("in r0n0/s9, which is not its unit"), "{why}");
+    let why = refused(&|plan| {
+        plan.waves[0]
+            .iter_mut()
+            .for_each(|planned| planned.labels = Labels::default())
+    });
+    assert!(why.contains("which is not its unit"), "{why}");
+    let why = refused(&|plan| {
+        let mut other = plan.servers[0].clone();
+        (other.server, other.components) = ("r0n0/s1".to_owned(), plan.servers[0].components.split_off(2));
+        plan.servers.insert(1, other);
+    });
+    assert!(
+        why.contains("in r0n0/s1, which is not its unit") || why.contains("out of its turn"),
+        "{why}"
+    );
+    let why = refused(&|plan| plan.servers[1].node = plan.servers[0].node.clone());
+    assert!(why.contains("neither a unit of its node nor its one device"), "{why}");
+    let why = refused(&|plan| plan.servers[1].server = "r0n1".to_owned());
+    assert!(why.contains("neither a unit of its node nor its one device"), "{why}");
+    let why = refused(&|plan| plan.held.retain(|held| held.device.as_str() != "r0n1s0-nic"));
+    assert!(
+        why.contains("r0n1s0-nic, which the plan neither touches nor leaves out"),
+        "{why}"
+    );
+    // What the plan cannot tell, the inventory does.
+    let told = |edit: &dyn Fn(&mut Plan)| {
+        let mut plan = good.clone();
+        edit(&mut plan);
+        check::plan(&plan, &draft, &inventory, &releases).join("; ")
+    };
+    let wrong = told(&|plan| drop(plan.servers[1].components.pop()));
+    assert!(wrong.contains("told with other components than it has"), "{wrong}");
+    let wrong = told(&|plan| plan.servers[1].components[0].release = "firmware/nic.bin".to_owned());
+    assert!(wrong.contains("another component or release"), "{wrong}");
 }
 
 proptest! {

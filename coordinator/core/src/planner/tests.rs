@@ -310,7 +310,7 @@ fn strategy() -> impl proptest::strategy::Strategy<Value = Strategy> {
     ])
 }
 
-pub(super) fn now() -> WallTime {
+pub(crate) fn now() -> WallTime {
     WallTime::from_unix_seconds(1_800_000_000)
 }
 

@@ -16,13 +16,13 @@ use super::{
 };
 use crate::check;
 
-pub(super) fn labels(labels: &[(&str, &str)]) -> Labels {
+pub(crate) fn labels(labels: &[(&str, &str)]) -> Labels {
     let label = |(name, value): &(&str, &str)| (LabelName::new(*name).unwrap(), LabelValue::new(*value).unwrap());
     labels.iter().map(label).collect::<BTreeMap<_, _>>().try_into().unwrap()
 }
 
 /// Racks of so many nodes, every node with so many servers of these components; a device is called `r0n0s0-bmc`.
-pub(super) fn servers(nodes_of_racks: &[usize], servers: usize, components: &[&str]) -> Inventory {
+pub(crate) fn servers(nodes_of_racks: &[usize], servers: usize, components: &[&str]) -> Inventory {
     let mut inventory = Inventory::default();
     for (id, node) in fleet(nodes_of_racks, servers).devices {
         let (node_name, server) = id.as_str().split_once('d').unwrap();
@@ -39,7 +39,7 @@ pub(super) fn servers(nodes_of_racks: &[usize], servers: usize, components: &[&s
 }
 
 /// A release of version 1.1 for each component, and the campaign that brings them; versions are dotted integers.
-pub(super) fn campaign(components: &[&str]) -> (CampaignManifest, Vec<Release>) {
+pub(crate) fn campaign(components: &[&str]) -> (CampaignManifest, Vec<Release>) {
     let [new, _] = releases().try_into().unwrap();
     let release = |component: &&str| {
         let mut release: Release = new.clone();

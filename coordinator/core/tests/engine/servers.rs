@@ -43,7 +43,9 @@ fn reported(world: &mut World, device: &str, state: AttemptState) {
 
 /// Its node tells what its devices run: all the new version, but for these.
 fn read(world: &mut World, but: &[(&str, Option<&str>)]) {
-    let names = (0..9).map(|number| format!("d{number}")).chain(["current".to_owned()]);
+    let names = (0..9)
+        .map(|number| format!("d{number}"))
+        .chain(["s-current".to_owned()]);
     let mut versions: BTreeMap<DeviceId, Option<String>> = names
         .map(|name| (name.parse().unwrap(), Some("1.1".to_owned())))
         .collect();

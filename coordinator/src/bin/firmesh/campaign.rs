@@ -331,7 +331,7 @@ pub(crate) async fn draft(
             .context("the coordinator's permit key is unusable")?;
         permit_keys.push(key);
     }
-    if file.baseline.is_some() || file.filter.is_some() {
+    if file.baseline.is_some() || file.filter.is_some() || provision::wants_previous(&file) {
         provision::resolve(&global.client()?, folder, &mut file).await?;
     }
     Ok(draft_campaign(folder, file, &permit_keys)?)

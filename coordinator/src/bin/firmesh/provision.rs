@@ -6,11 +6,13 @@ use std::{collections::BTreeSet, path::PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 use firmesh_coordinator::ceremony::{CampaignFile, KeyRef, TrustFolder, save_draft};
+use firmesh_coordinator_core::{Field, Filter, Test};
 use firmesh_protocol::{
     api::{BaselineView, CampaignView, DeviceView, ServerState, ServerView},
     ids::{CampaignId, LabelValue, NodeId},
     manifest::{
-        Analysis, CampaignKind, CampaignManifest, Plan, PlannedComponent, PlannedServer, ProvisioningPhase, ReleaseInfo,
+        Analysis, CampaignKind, CampaignManifest, Plan, PlannedComponent, PlannedServer, ProvisioningPhase,
+        ReleaseInfo, Selector,
     },
 };
 
@@ -82,6 +84,7 @@ pub(crate) async fn resolve(client: &Client, folder: &TrustFolder, file: &mut Ca
         );
         file.releases = view.releases;
     }
+    let mut of_filter = None;
     if let Some(filter) = file.filter.take() {
         anyhow::ensure!(
             file.selector.devices.is_empty(),
@@ -96,11 +99,67 @@ pub(crate) async fn resolve(client: &Client, folder: &TrustFolder, file: &mut Ca
             found = whole_servers(client, found).await?;
         }
         file.selector.devices = found.iter().map(|view| view.facts.device.clone()).collect();
-        if file.kind == CampaignKind::Provisioning && file.previous.is_empty() {
-            file.previous = previous(folder, &file.releases, &found);
-        }
+        of_filter = Some(found);
+    }
+    if wants_previous(file) {
+        let found = match of_filter {
+            Some(found) => found,
+            None => selected(client, folder, file).await?,
+        };
+        let meant = found.iter().filter(|view| is_meant(&file.selector, view));
+        file.previous = previous(folder, &file.releases, &meant.collect::<Vec<_>>());
     }
     Ok(())
+}
+
+/// Whether what servers go back to is left to us.
+pub(crate) fn wants_previous(file: &CampaignFile) -> bool {
+    file.kind == CampaignKind::Provisioning && file.previous.is_empty()
+}
+
+/// The devices that the campaign's selector may be for.
+async fn selected(client: &Client, folder: &TrustFolder, file: &CampaignFile) -> anyhow::Result<Vec<DeviceView>> {
+    let models = signed(folder)
+        .filter(|(name, _)| file.releases.contains(name))
+        .flat_map(|(_, info)| info.models)
+        .collect();
+    let (mut all, mut known) = (Vec::new(), BTreeSet::new());
+    for question in questions(&file.selector, models) {
+        let found = list(client, &question).await?;
+        all.extend(found.into_iter().filter(|view| known.insert(view.facts.device.clone())));
+    }
+    Ok(all)
+}
+
+/// What to ask for, so that nothing that a selector is for is left out, and not everything that there is. Without a word about
+/// which devices it is for those of the models that the campaign has releases for.
+fn questions(selector: &Selector, models: BTreeSet<String>) -> Vec<String> {
+    /// So many names of devices fit into a filter.
+    const AT_ONCE: usize = 50;
+    let filters: Vec<_> = if !selector.devices.is_empty() {
+        let names = selector.devices.chunks(AT_ONCE);
+        let names = names.map(|names| Test::In(names.iter().map(ToString::to_string).collect()));
+        names.map(|names| Filter::Test(Field::Device, names)).collect()
+    } else if !selector.paths.is_empty() {
+        let paths = selector.paths.iter().cloned();
+        paths.map(|path| Filter::Test(Field::Path, Test::Under(path))).collect()
+    } else {
+        let named: BTreeSet<_> = selector.models.iter().cloned().collect();
+        let models = if named.is_empty() { models } else { named };
+        let models = models.into_iter();
+        models
+            .map(|model| Filter::Test(Field::Model, Test::Is(model)))
+            .collect()
+    };
+    filters.iter().map(ToString::to_string).collect()
+}
+
+/// Whether a selector is for a device, as the planner has it.
+fn is_meant(selector: &Selector, view: &DeviceView) -> bool {
+    let Selector { paths, models, devices } = selector;
+    (devices.is_empty() || devices.contains(&view.facts.device))
+        && (models.is_empty() || models.contains(&view.facts.model))
+        && (paths.is_empty() || paths.iter().any(|path| view.path.is_within(path)))
 }
 
 async fn list(client: &Client, filter: &str) -> anyhow::Result<Vec<DeviceView>> {
@@ -129,9 +188,17 @@ async fn whole_servers(client: &Client, found: Vec<DeviceView>) -> anyhow::Resul
     Ok(all)
 }
 
-/// The signed releases that devices run now, but for those that the campaign brings.
-fn previous(folder: &TrustFolder, releases: &[String], devices: &[DeviceView]) -> Vec<String> {
+/// The releases that are signed for.
+fn signed(folder: &TrustFolder) -> impl Iterator<Item = (&String, ReleaseInfo)> {
     let targets = folder.repository().releases().targets.iter();
+    targets.filter_map(|(name, target)| {
+        let info = serde_json::from_value(target.custom.clone()?).ok()?;
+        Some((name, info))
+    })
+}
+
+/// The signed releases that devices run now, but for those that the campaign brings.
+fn previous(folder: &TrustFolder, releases: &[String], devices: &[&DeviceView]) -> Vec<String> {
     let runs = |info: &ReleaseInfo| {
         devices.iter().any(|view| {
             let facts = &view.facts;
@@ -141,12 +208,8 @@ fn previous(folder: &TrustFolder, releases: &[String], devices: &[DeviceView]) -
                 && info.models.contains(&facts.model)
         })
     };
-    let is_run = |custom: &serde_json::Value| {
-        let info = serde_json::from_value::<ReleaseInfo>(custom.clone());
-        info.is_ok_and(|info| runs(&info))
-    };
-    targets
-        .filter(|(name, target)| !releases.contains(name) && target.custom.as_ref().is_some_and(is_run))
+    signed(folder)
+        .filter(|(name, info)| !releases.contains(name) && runs(info))
         .map(|(name, _)| name.clone())
         .take(1_000)
         .collect()
@@ -304,4 +367,33 @@ pub(crate) fn lines(servers: &[ServerView]) -> Vec<String> {
         std::iter::once(head).chain(components).collect::<Vec<_>>()
     };
     servers.iter().flat_map(of_server).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use firmesh_coordinator_core::FILTER_BYTES_MAX;
+    use firmesh_protocol::ids::DeviceId;
+
+    use super::*;
+
+    #[test]
+    fn what_is_asked_for_covers_what_the_selector_is_for() {
+        let models = || BTreeSet::from(["R1".to_owned(), "a \"b\"".to_owned()]);
+        let asked = |selector: &str| questions(&toml::from_str(selector).unwrap(), models());
+        assert_eq!(asked(""), ["model == \"R1\"", "model == \"a \\\"b\\\"\""]);
+        assert_eq!(asked("models = [\"R2\"]"), ["model == \"R2\""]);
+        let paths = asked("models = [\"R2\"]\npaths = [\"eu/fra1\", \"eu/ams1\"]");
+        assert_eq!(paths, ["path under \"eu/fra1\"", "path under \"eu/ams1\""]);
+        let devices = |number: usize| DeviceId::new(format!("{number:a>64}")).unwrap();
+        let selector = Selector {
+            devices: (0..120).map(devices).collect(),
+            ..Selector::default()
+        };
+        let asked = questions(&selector, models());
+        assert_eq!(asked.len(), 3);
+        assert!(asked.iter().all(|filter| filter.len() <= FILTER_BYTES_MAX), "{asked:?}");
+        for filter in &asked {
+            filter.parse::<Filter>().unwrap();
+        }
+    }
 }

@@ -7,11 +7,16 @@ use std::{
 
 use firmesh_protocol::time::Timestamp;
 
-use super::{program::Program, slots::NodeSlots};
+use super::{
+    program::Program,
+    slots::{NodeSlots, STARTS_MAX},
+};
 use crate::boot::Slot;
 
-/// Between two starts of a trial: what took one down may be over by the next.
-const PAUSE: Duration = Duration::from_secs(1);
+/// Before the second start of a trial, and how many times as long before the next: what took one down may be over by then, and three
+/// starts in a row would be spent in the seconds that a network or a disk is away.
+const PAUSE: Duration = Duration::from_secs(3);
+const PAUSE_GROWS: u32 = 5;
 
 /// How long a trial that is given up has for a clean end.
 const GRACE: Duration = Duration::from_secs(10);
@@ -134,6 +139,8 @@ enum State {
         watch: Option<Watch>,
         kill_at: Option<Timestamp>,
     },
+    /// It was asked to stop, and a trial has ended for that: the start is given back.
+    Leaving { status: u8 },
     /// Over.
     Over,
 }
@@ -175,7 +182,9 @@ impl Launcher {
                 let by = watch.as_ref().filter(|watch| !watch.is_asking).map(|watch| watch.by);
                 kill_at.or(by)
             }
-            State::Looking | State::Keeping { .. } | State::Starting { .. } | State::Over => None,
+            State::Looking | State::Keeping { .. } | State::Starting { .. } | State::Leaving { .. } | State::Over => {
+                None
+            }
         }
     }
 
@@ -193,6 +202,15 @@ impl Launcher {
             ) if watch.is_asking => self.asked(now, slots.ok(), watch, kill_at),
             (LauncherInput::Kept(kept), State::Keeping { run, within, otherwise }) => {
                 self.kept(kept, run, within, otherwise)
+            }
+            (LauncherInput::Found { slots, .. }, State::Leaving { status }) => self.leave(slots, status),
+            (LauncherInput::Kept(kept), State::Leaving { status }) => {
+                if let Err(why) = kept {
+                    self.say(format!(
+                        "the slots cannot be written, and the start of the trial counts: {why}"
+                    ));
+                }
+                self.exit(status)
             }
             (LauncherInput::Started(started), State::Starting { within }) => self.started(now, started, within),
             (LauncherInput::Ended(ended), State::Running { .. }) => self.ended(ended),
@@ -238,7 +256,7 @@ impl Launcher {
                 State::Running { watch, kill_at }
             }
             // Whoever is being started is stopped once it runs.
-            State::Starting { .. } | State::Over => state,
+            State::Starting { .. } | State::Leaving { .. } | State::Over => state,
             State::Looking | State::Keeping { .. } | State::Pausing { .. } => self.exit(0),
         }
     }
@@ -283,7 +301,9 @@ impl Launcher {
                     has_paused: true,
                     ..run
                 });
-                return State::Pausing { until: now + PAUSE };
+                let starts = found.trial.as_ref().map_or(1, |trial| trial.starts);
+                let pause = PAUSE * PAUSE_GROWS.saturating_pow(starts.saturating_sub(1).min(STARTS_MAX));
+                return State::Pausing { until: now + pause };
             }
         }
         if let Some(last) = next.last.as_ref().filter(|_| next.last != found.last) {
@@ -355,7 +375,15 @@ impl Launcher {
 
     fn ended(&mut self, ended: Ended) -> State {
         if self.stopping {
-            return self.exit(ended.status);
+            let is_trial = self
+                .last
+                .as_ref()
+                .is_some_and(|run| run.trial.is_some() && !run.was_silent);
+            if !is_trial {
+                return self.exit(ended.status);
+            }
+            self.outputs.push_back(LauncherOutput::Look);
+            return State::Leaving { status: ended.status };
         }
         if let Some(run) = &mut self.last {
             let text = format!("{} ended: {}", run.program, ended.how);
@@ -363,6 +391,19 @@ impl Launcher {
             self.say(text);
         }
         self.look()
+    }
+
+    /// A trial that somebody has stopped along with its launcher has not failed by that.
+    fn leave(&mut self, slots: Result<Box<NodeSlots>, String>, status: u8) -> State {
+        let number = self.last.as_ref().and_then(|run| run.trial);
+        if let (Ok(mut slots), Some(number)) = (slots, number)
+            && slots.give_back(number)
+        {
+            self.outputs.push_back(LauncherOutput::Keep(slots));
+            return State::Leaving { status };
+        }
+        // It counts, as every start of which nobody knows better.
+        self.exit(status)
     }
 
     fn tick(&mut self, now: Timestamp, watch: Option<Watch>, kill_at: Option<Timestamp>) -> State {

@@ -14,7 +14,11 @@ use crate::{
 const SCHEMA: &str = "firmesh-node-slots/1";
 
 /// How often a trial is started: once for itself, and twice for power cuts and restarts that are none of its doing.
-const STARTS_MAX: u32 = 3;
+pub(super) const STARTS_MAX: u32 = 3;
+
+/// How many starts of a trial that ended because the launcher was asked to stop do not count. Not any number: whoever watches the
+/// service may stop it because of the trial, and it has to end.
+const STOPS_MAX: u32 = 3;
 
 /// What the packaged program counts as while no slot is confirmed: it has no slot, and the first update goes to the other one.
 const STAND_IN: Slot = Slot::B;
@@ -54,6 +58,13 @@ pub struct Trial {
     pub works_within_s: u32,
     /// How it ended last.
     pub ended: Option<String>,
+    /// How often it was stopped along with its launcher, which was not counted as a start.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub stops: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// A trial that did not end well.
@@ -160,17 +171,31 @@ impl NodeSlots {
         })
     }
 
-    /// The next start is a trial of this slot.
+    /// The next start is a trial of this slot. How the one before ended is no word about it.
     pub fn arm(&mut self, slot: Slot, packaged: &str, works_within_s: u32) {
         self.trials += 1;
         self.packaged = Some(packaged.to_owned());
+        self.last = None;
         self.trial = Some(Trial {
             slot,
             number: self.trials,
             starts: 0,
             works_within_s,
             ended: None,
+            stops: 0,
         });
+    }
+
+    /// A start of this trial does not count: it was ended by whoever stopped the launcher. Whether that is so.
+    pub fn give_back(&mut self, number: u64) -> bool {
+        match &mut self.trial {
+            Some(trial) if trial.number == number && trial.starts > 0 && trial.stops < STOPS_MAX => {
+                trial.starts -= 1;
+                trial.stops += 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// What is on trial is kept.

@@ -79,6 +79,17 @@ fn a_failed_trial_is_never_fallen_back_to() {
     assert_eq!(slots.next(PACKAGED, |slot, _| slot == Slot::B).0, Program::Packaged);
 }
 
+/// The attempt that armed a second trial saw the first one's failure as the state of its own.
+#[test]
+fn what_became_of_the_last_trial_is_no_word_about_the_next() {
+    let mut slots = armed(Slot::A);
+    (_, slots) = next(&slots);
+    slots.give_up("it fell silent");
+    assert!(slots.task().unwrap().message.contains("it fell silent"));
+    slots.arm(Slot::A, PACKAGED, WITHIN_S);
+    assert_eq!(slots.task(), None);
+}
+
 #[test]
 fn a_package_that_was_installed_since_wins_over_slots_and_trials() {
     let mut slots = armed(Slot::A);
@@ -271,10 +282,12 @@ impl Machine {
 #[test]
 fn a_trial_that_dies_is_started_three_times_with_pauses_and_then_the_confirmed_one() {
     let mut machine = Machine::new(armed(Slot::A)).booted();
-    for _ in 0..2 {
+    for pause_s in [3, 15] {
+        let ended = machine.now;
         machine.ends("it ended with exit status 1", 1);
         assert_eq!(machine.runs, None, "no pause");
         machine.wait();
+        assert_eq!(machine.now, ended + Duration::from_secs(pause_s));
     }
     machine.ends("it was killed by signal 11", 139);
     assert_eq!(machine.runs, Some(Program::Packaged), "{machine:?}");
@@ -353,6 +366,36 @@ fn a_stop_is_passed_on_and_starts_nothing_more() {
     assert_eq!(machine.asked_to_stop, 1);
     machine.ends("it ended with exit status 0", 0);
     assert_eq!((machine.exit, machine.started.len()), (Some(0), 1));
+    // Its start was given back, but not for ever: the trial may be why it is stopped.
+    let starts = |machine: &Machine| machine.disk.trial.as_ref().map(|trial| trial.starts);
+    assert_eq!(starts(&machine), Some(0));
+    for stops in 0..6 {
+        machine.boot_again();
+        assert_eq!(
+            machine.runs == Some(Program::Slot(Slot::A)),
+            stops < 5,
+            "{stops}: {machine:?}"
+        );
+        machine.tell(LauncherInput::Stop);
+        machine.ends("it ended with exit status 0", 0);
+    }
+    assert_eq!((machine.runs, machine.disk.trial.as_ref()), (None, None));
+    // What was confirmed meanwhile, or ended for its silence, is nothing to give back.
+    let mut machine = Machine::new(armed(Slot::A)).booted();
+    machine.disk.confirm(Slot::A);
+    machine.tell(LauncherInput::Stop);
+    machine.ends("it ended with exit status 0", 0);
+    assert_eq!((machine.exit, machine.disk.confirmed), (Some(0), Some(Slot::A)));
+    let mut machine = Machine::new(armed(Slot::A)).booted();
+    machine.wait();
+    machine.tell(LauncherInput::Stop);
+    machine.ends("it was killed by signal 15", 143);
+    assert_eq!((machine.exit, starts(&machine)), (Some(143), Some(1)));
+    let mut machine = Machine::new(armed(Slot::A)).booted();
+    machine.writable = false;
+    machine.tell(LauncherInput::Stop);
+    machine.ends("it ended with exit status 0", 0);
+    assert_eq!((machine.exit, starts(&machine)), (Some(0), Some(1)));
     let mut machine = Machine::new(armed(Slot::A)).booted();
     machine.ends("it ended with exit status 1", 1);
     machine.tell(LauncherInput::Stop);
@@ -411,6 +454,7 @@ enum Happening {
     Works,
     Waits,
     PowerCut,
+    Stopped,
     Damaged(bool),
     DiskFull(bool),
     NotExecutable(Option<bool>),
@@ -428,6 +472,7 @@ fn happening() -> impl Strategy<Value = Happening> {
         Just(Happening::Works),
         Just(Happening::Waits),
         Just(Happening::PowerCut),
+        Just(Happening::Stopped),
         any::<bool>().prop_map(Happening::Damaged),
         any::<bool>().prop_map(Happening::DiskFull),
         proptest::option::of(any::<bool>()).prop_map(Happening::NotExecutable),
@@ -436,7 +481,8 @@ fn happening() -> impl Strategy<Value = Happening> {
 
 proptest! {
     /// Whatever happens, and wherever it is cut off: something runs, or the launcher has ended and the next one starts something;
-    /// what runs was confirmed, is counted as a trial, or came with the package; and no trial is started more than three times.
+    /// what runs was confirmed, is counted as a trial, or came with the package; and no trial is started more than three times, but
+    /// for those that were stopped with their launchers, which are three at most.
     #[test]
     fn there_is_always_something_that_starts(happenings in proptest::collection::vec(happening(), 0..60)) {
         let slot = |a: bool| if a { Slot::A } else { Slot::B };
@@ -474,6 +520,12 @@ proptest! {
                 Happening::Works => machine.tell(LauncherInput::Works),
                 Happening::Waits => if machine.launcher.deadline().is_some() { machine.wait() },
                 Happening::PowerCut => machine.boot_again(),
+                Happening::Stopped => {
+                    machine.tell(LauncherInput::Stop);
+                    if machine.runs.is_some() {
+                        machine.ends("it ended", 0);
+                    }
+                }
                 Happening::Damaged(a) => machine.whole.retain(|whole| *whole != slot(a)),
                 Happening::DiskFull(full) => machine.writable = !full,
                 Happening::NotExecutable(which) => machine.refused = which.map(|a| Program::Slot(slot(a))),
@@ -483,7 +535,11 @@ proptest! {
                     *starts.entry(trial.number).or_default() += 1;
                 }
             }
-            prop_assert!(starts.values().all(|starts| *starts <= 3), "{:?}", machine);
+            prop_assert!(starts.values().all(|starts| *starts <= 6), "{:?}", machine);
+            let counted = machine.disk.trial.as_ref().is_none_or(|trial| {
+                starts.get(&trial.number).copied().unwrap_or(0) <= trial.starts + trial.stops
+            });
+            prop_assert!(counted, "{:?} {:?}", starts, machine);
             let waits = machine.launcher.deadline().is_some();
             prop_assert!(machine.runs.is_some() || waits || machine.exit.is_some(), "{:?}", machine);
             if machine.exit.is_some() {

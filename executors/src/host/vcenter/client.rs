@@ -11,7 +11,7 @@ use rustls::{
 use sha2::Digest as _;
 
 use super::super::{
-    config::{Trust, VcenterSettings},
+    config::{Trust, VcenterAccess},
     soap::{BODY_BYTES_MAX, Element, Ref, argument, envelope},
 };
 use crate::{certificate::Shown, config::Secret};
@@ -24,6 +24,8 @@ const COOKIE: &str = "vmware_soap_session";
 /// Objects read at once, and pages an answer may come in.
 const OBJECTS_MAX: usize = 10_000;
 const PAGES_MAX: usize = 1_000;
+/// Objects that come in one page, where there may be thousands of them with a dozen properties each.
+const PAGE_OBJECTS: usize = 200;
 
 /// Why a vCenter did not do what it was asked for.
 #[derive(Debug, thiserror::Error)]
@@ -56,7 +58,7 @@ pub(crate) enum VcenterError {
     NoSuchHost(String),
     #[error("vCenter does not say {0}")]
     NotSaid(String),
-    #[error("vCenter has {0} objects of one kind at one host, at most {OBJECTS_MAX} are read")]
+    #[error("vCenter has {0} objects of one kind there, at most {OBJECTS_MAX} are read")]
     TooMany(usize),
     #[error("vCenter's answer has more than {PAGES_MAX} pages")]
     TooManyPages,
@@ -94,6 +96,25 @@ pub(super) struct Services {
     pub(super) index: Ref,
     properties: Ref,
     sessions: Ref,
+    /// What else it says of itself, for who needs it.
+    content: Element,
+}
+
+impl Services {
+    /// Another object that stands at the beginning.
+    pub(super) fn object(&self, name: &str) -> Result<Ref, VcenterError> {
+        let found = self.content.child(name).and_then(Element::reference);
+        found.ok_or_else(|| VcenterError::NotSaid(format!("where its {name} is")))
+    }
+
+    /// What it says about itself.
+    pub(super) fn about(&self, name: &str) -> Result<&str, VcenterError> {
+        let said = self.content.at(&["about", name]).map_or("", |about| about.text.trim());
+        match said {
+            "" => Err(VcenterError::NotSaid(format!("its {name}"))),
+            said => Ok(said),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -108,6 +129,8 @@ pub(super) struct Session<'a> {
 pub(super) struct Properties {
     pub(super) object: Ref,
     values: Vec<(String, Value)>,
+    /// What it did not tell of what was asked for, and why not.
+    pub(super) untold: Option<String>,
 }
 
 /// The value of a property.
@@ -115,6 +138,11 @@ pub(super) struct Properties {
 pub(super) struct Value(Element);
 
 impl Value {
+    /// What it is made of.
+    pub(super) fn element(&self) -> &Element {
+        &self.0
+    }
+
     /// Of a fault, what vCenter says of it.
     pub(super) fn message(&self) -> Option<String> {
         let Self(fault) = self;
@@ -180,17 +208,16 @@ impl Properties {
         named.collect()
     }
 
-    /// The objects of a page.
-    fn of_page(page: &Element) -> Result<Vec<Self>, VcenterError> {
+    /// What a page tells of its objects.
+    pub(super) fn told(page: &Element) -> Result<Vec<Self>, VcenterError> {
         let of_object = |object: &Element| {
             let named = object.child("obj").and_then(Element::reference);
             let named = named.ok_or_else(|| VcenterError::NotSaid("whose properties these are".to_owned()))?;
-            // Without the right to see it, or not there at all: nobody knows, and nobody takes it for nothing.
-            if let Some(missing) = object.child("missingSet") {
+            let untold = object.child("missingSet").map(|missing| {
                 let path = missing.child("path").map_or("something", |path| path.text.trim());
                 let why = missing.at(&["fault", "fault"]).map_or("", |fault| fault.kind.as_str());
-                return Err(VcenterError::NotSaid(short(&format!("{path} of {} ({why})", named.id))));
-            }
+                short(&format!("{path} of {} ({why})", named.id))
+            });
             let values = object.all("propSet").filter_map(|set| {
                 let name = set.child("name")?.text.trim().to_owned();
                 Some((name, Value(set.child("val")?.clone())))
@@ -198,9 +225,19 @@ impl Properties {
             Ok(Self {
                 object: named,
                 values: values.collect(),
+                untold,
             })
         };
         page.all("objects").map(of_object).collect()
+    }
+
+    /// The same, if it is all that was asked for. Without the right to see it, or not there at all: nobody knows, and nobody
+    /// takes it for nothing.
+    fn whole(self) -> Result<Self, VcenterError> {
+        match self.untold {
+            Some(untold) => Err(VcenterError::NotSaid(untold)),
+            None => Ok(self),
+        }
     }
 }
 
@@ -218,36 +255,38 @@ fn all_of(objects: &[Ref], found: Vec<Properties>) -> Result<Vec<Properties>, Vc
 }
 
 impl Client {
-    pub(super) fn new(settings: &VcenterSettings) -> Result<Self, VcenterError> {
+    pub(super) fn new(access: &VcenterAccess) -> Result<Self, VcenterError> {
         let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(&settings.trust)?)
+            .tls_backend_preconfigured(tls(&access.trust)?)
             .connect_timeout(CONNECT_LIMIT)
             .timeout(REQUEST_LIMIT)
             .redirect(redirect::Policy::none())
             .no_proxy()
             .build()
             .map_err(|error| VcenterError::Setup(error.into()))?;
-        let mut url = settings.url.clone();
+        let mut url = access.url.clone();
         url.set_path("/sdk");
         Ok(Self {
             http,
             url,
-            username: settings.username.clone(),
-            password: settings.password.clone(),
+            username: access.username.clone(),
+            password: access.password.clone(),
         })
     }
 
     pub(super) async fn login(&self) -> Result<Session<'_>, VcenterError> {
         let this = Ref::new("ServiceInstance", "ServiceInstance");
         let (answer, _) = self.call(None, "RetrieveServiceContent", &this, "").await?;
+        let content = answer.child("returnval").cloned().unwrap_or_default();
         let service = |name: &str| {
-            let found = answer.at(&["returnval", name]).and_then(Element::reference);
+            let found = content.child(name).and_then(Element::reference);
             found.ok_or_else(|| VcenterError::NotSaid(format!("where its {name} is")))
         };
         let services = Services {
             index: service("searchIndex")?,
             properties: service("propertyCollector")?,
             sessions: service("sessionManager")?,
+            content,
         };
         let account = [
             argument("userName", &self.username),
@@ -351,6 +390,34 @@ impl Session<'_> {
 
     /// Reads properties of objects of one type, of every one of them. Objects that are gone meanwhile are an error of vCenter's.
     pub(super) async fn read(&self, objects: &[Ref], names: &[&str]) -> Result<Vec<Properties>, VcenterError> {
+        let found = self.retrieve(objects, names, "", "<options/>").await?;
+        let found: Result<_, _> = found.into_iter().map(Properties::whole).collect();
+        all_of(objects, found?)
+    }
+
+    /// Reads what it tells of the properties of those of these objects of one type that are still there, each of them once.
+    pub(super) async fn read_told(&self, objects: &[Ref], names: &[&str]) -> Result<Vec<Properties>, VcenterError> {
+        let gone_is_fine = argument("reportMissingObjectsInResults", "true");
+        let paged = format!(
+            "<options>{}</options>",
+            argument("maxObjects", &PAGE_OBJECTS.to_string())
+        );
+        let found = self.retrieve(objects, names, &gone_is_fine, &paged).await?;
+        let asked: BTreeSet<_> = objects.iter().collect();
+        let told: BTreeSet<_> = found.iter().map(|p| &p.object).collect();
+        match told.len() == found.len() && told.is_subset(&asked) {
+            true => Ok(found),
+            false => Err(VcenterError::NotSaid("only what it was asked for, and once".to_owned())),
+        }
+    }
+
+    async fn retrieve(
+        &self,
+        objects: &[Ref],
+        names: &[&str],
+        more: &str,
+        options: &str,
+    ) -> Result<Vec<Properties>, VcenterError> {
         let Some(first) = objects.first() else {
             return Ok(Vec::new());
         };
@@ -363,7 +430,7 @@ impl Session<'_> {
             .map(|object| format!("<objectSet>{}<skip>false</skip></objectSet>", object.argument("obj")))
             .collect();
         let wanted = format!(
-            "<specSet><propSet>{}<all>false</all>{paths}</propSet>{all}</specSet><options/>",
+            "<specSet><propSet>{}<all>false</all>{paths}</propSet>{all}{more}</specSet>{options}",
             argument("type", &first.kind)
         );
         let this = &self.services.properties;
@@ -372,20 +439,20 @@ impl Session<'_> {
         for _ in 0..PAGES_MAX {
             let page = answer.child("returnval");
             let page = page.ok_or_else(|| VcenterError::NotSaid("anything of what it was asked for".to_owned()))?;
-            found.extend(Properties::of_page(page)?);
+            found.extend(Properties::told(page)?);
             if found.len() > objects.len() {
-                break;
+                let (told, asked) = (found.len(), objects.len());
+                return Err(VcenterError::NotSaid(format!(
+                    "anything of all {asked} objects, but of {told}"
+                )));
             }
             let Some(token) = page.child("token") else {
-                return all_of(objects, found);
+                return Ok(found);
             };
             let more = argument("token", token.text.trim());
             answer = self.call("ContinueRetrievePropertiesEx", this, &more).await?;
         }
-        match found.len() > objects.len() {
-            true => all_of(objects, found),
-            false => Err(VcenterError::TooManyPages),
-        }
+        Err(VcenterError::TooManyPages)
     }
 
     /// Ends the session. One that cannot be ended expires.
@@ -436,7 +503,8 @@ mod tests {
 
     /// A property that came, one that did not, and one that may not be seen.
     fn page(objects: &str) -> Result<Vec<Properties>, VcenterError> {
-        Properties::of_page(&Element::parse(&format!("<returnval>{objects}</returnval>")).unwrap())
+        let page = Element::parse(&format!("<returnval>{objects}</returnval>")).unwrap();
+        Properties::told(&page)?.into_iter().map(Properties::whole).collect()
     }
 
     fn object(number: u32, rest: &str) -> String {

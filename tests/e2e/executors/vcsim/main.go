@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"sync/atomic"
 
 	"github.com/vmware/govmomi"
@@ -21,9 +22,55 @@ import (
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/property"
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/soap"
 	"github.com/vmware/govmomi/vim25/types"
 )
+
+// How often somebody has asked for another page.
+var continued int64
+
+// The simulator answers in one page, whatever it is asked; a vCenter does not. There is one of these for each session.
+type paging struct {
+	simulator.PropertyCollector
+	rest map[string][]types.ObjectContent
+	most int
+}
+
+func (pager *paging) page(objects []types.ObjectContent) *types.RetrieveResult {
+	result := &types.RetrieveResult{Objects: objects}
+	if pager.most > 0 && len(objects) > pager.most {
+		result.Token = strconv.Itoa(len(pager.rest)) + " & <more>"
+		result.Objects = objects[:pager.most]
+		pager.rest[result.Token] = objects[pager.most:]
+	}
+	return result
+}
+
+func (pager *paging) RetrievePropertiesEx(ctx *simulator.Context, request *types.RetrievePropertiesEx) soap.HasFault {
+	whole := pager.PropertyCollector.RetrievePropertiesEx(ctx, request)
+	body, ok := whole.(*methods.RetrievePropertiesExBody)
+	if !ok || body.Res == nil || body.Res.Returnval == nil {
+		return whole
+	}
+	pager.rest, pager.most = map[string][]types.ObjectContent{}, int(request.Options.MaxObjects)
+	body.Res.Returnval = pager.page(body.Res.Returnval.Objects)
+	return body
+}
+
+func (pager *paging) ContinueRetrievePropertiesEx(_ *simulator.Context, request *types.ContinueRetrievePropertiesEx) soap.HasFault {
+	rest, ok := pager.rest[request.Token]
+	if !ok {
+		return &methods.ContinueRetrievePropertiesExBody{Fault_: simulator.Fault("no such token", &types.InvalidArgument{})}
+	}
+	delete(pager.rest, request.Token)
+	atomic.AddInt64(&continued, 1)
+	page := pager.page(rest)
+	return &methods.ContinueRetrievePropertiesExBody{
+		Res: &types.ContinueRetrievePropertiesExResponse{Returnval: *page},
+	}
+}
 
 type host struct {
 	Path        string `json:"path"`
@@ -40,11 +87,14 @@ func main() {
 	certificate := flag.String("certificate", "", "PEM")
 	key := flag.String("key", "", "PEM")
 	out := flag.String("out", "", "where the addresses are written")
+	clusters := flag.Int("clusters", 1, "how many")
+	clusterHosts := flag.Int("cluster-hosts", 3, "hosts of each of them")
 	flag.Parse()
 
 	model := simulator.VPX()
 	model.Host = 1
-	model.ClusterHost = 3
+	model.Cluster = *clusters
+	model.ClusterHost = *clusterHosts
 	model.Machine = 4
 	must(model.Create())
 	pair, err := tls.LoadX509KeyPair(*certificate, *key)
@@ -56,6 +106,9 @@ func main() {
 	ctx := context.Background()
 	client, err := govmomi.NewClient(ctx, server.URL, true)
 	must(err)
+	collecting := &paging{}
+	collecting.Self = client.ServiceContent.PropertyCollector
+	simulator.Map.Put(collecting)
 	// From here on nobody logs in but those who are tried: how often somebody has said the password.
 	var told int64
 	served := server.Config.Handler
@@ -116,6 +169,30 @@ func main() {
 	})
 	http.HandleFunc("/told", func(writer http.ResponseWriter, _ *http.Request) {
 		answer(writer, atomic.LoadInt64(&told))
+	})
+	http.HandleFunc("/continued", func(writer http.ResponseWriter, _ *http.Request) {
+		answer(writer, atomic.LoadInt64(&continued))
+	})
+	// What the inventory says of a host that is really there. Without a name of a cluster or of a host, that stays.
+	http.HandleFunc("/disguise", func(writer http.ResponseWriter, request *http.Request) {
+		words := request.URL.Query()
+		known := simulator.Map.Get(named(request).Reference()).(*simulator.HostSystem)
+		info := &known.Hardware.SystemInfo
+		info.Vendor, info.Model, info.SerialNumber = words.Get("vendor"), words.Get("model"), words.Get("serial")
+		// All hosts share the one that they were made with.
+		bios := *known.Hardware.BiosInfo
+		bios.BiosVersion = words.Get("bios")
+		known.Hardware.BiosInfo = &bios
+		if address := words.Get("bmc"); address != "" {
+			known.Config.Ipmi = &types.HostIpmiInfo{BmcIpAddress: address}
+		}
+		if name := words.Get("cluster"); name != "" {
+			cluster := simulator.Map.Get(*known.Parent).(*simulator.ClusterComputeResource)
+			cluster.Name = name
+		}
+		if name := words.Get("name"); name != "" {
+			known.Name = name
+		}
 	})
 	http.HandleFunc("/tasks", func(writer http.ResponseWriter, _ *http.Request) {
 		var manager mo.TaskManager

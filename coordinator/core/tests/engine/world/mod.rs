@@ -16,7 +16,7 @@ use firmesh_protocol::{
     ids::{ArtifactId, CampaignId, Component, DeviceId, NodeId, Sha256},
     manifest::{
         Analysis, Artifact, AtMost, BIOS_SETTINGS, CampaignKind, CampaignManifest, Caps, Constraints, Deadlines,
-        DomainCap, DomainShare, GateRule, HeldServer, MANIFEST_SCHEMA, NeverTogether, PLAN_SCHEMA, Plan,
+        DomainCap, DomainShare, GateRule, HeldDevice, HeldServer, MANIFEST_SCHEMA, NeverTogether, PLAN_SCHEMA, Plan,
         PlannedComponent, PlannedDevice, PlannedServer, ProvisioningPhase, ReleaseRef, Retries, Selector, Strategy,
     },
     report::{AttemptReport, AttemptState, FailureClass, Permit, PermitKind},
@@ -578,6 +578,9 @@ fn images() -> BTreeMap<String, Artifact> {
     [NEW, OLD, HOPS[0], HOPS[1]].map(image).into()
 }
 
+/// Devices that are servers by themselves, and of which nothing is touched: one is current, one is held.
+const BESIDE: [&str; 2] = ["s-current", "s-held"];
+
 /// The units of a plan as servers, in the order of their names.
 fn servers(waves: &[Vec<PlannedDevice>]) -> Vec<PlannedServer> {
     let component = |device: &DeviceId, is_last: bool, analysis| PlannedComponent {
@@ -612,20 +615,27 @@ fn servers(waves: &[Vec<PlannedDevice>]) -> Vec<PlannedServer> {
             }
         })
         .collect();
-    let [current, held] = ["current", "held"].map(|name| DeviceId::new(name).unwrap());
+    let [current, held] = BESIDE.map(|name| DeviceId::new(name).unwrap());
     let of_current = PlannedComponent {
         from: Some("1.1".to_owned()),
         ..component(&current, false, Analysis::Current {})
     };
-    servers.push(server("s-current", vec![of_current]));
+    servers.push(server(BESIDE[0], vec![of_current]));
     servers.push(PlannedServer {
         held: Some(HeldServer {
             phase: ProvisioningPhase::Preflight,
             reason: "held: it does not answer".to_owned(),
         }),
-        ..server("s-held", vec![component(&held, false, due())])
+        ..server(BESIDE[1], vec![component(&held, false, due())])
     });
     servers
+}
+
+fn left_out(name: &str) -> HeldDevice {
+    HeldDevice {
+        device: DeviceId::new(name).unwrap(),
+        reason: "it is current, or does not answer".to_owned(),
+    }
 }
 
 fn stored(name: &str, rules: &Rules) -> Stored {
@@ -759,7 +769,10 @@ fn stored(name: &str, rules: &Rules) -> Stored {
             false => Vec::new(),
         },
         waves,
-        held: Vec::new(),
+        held: match rules.provisioning {
+            true => BESIDE.map(|name| left_out(name)).into(),
+            false => Vec::new(),
+        },
         domains,
     };
     let expires_at = Timestamp::after_start(Duration::from_secs(rules.expires_s));

@@ -286,6 +286,7 @@ impl World {
             attempt,
             registration: None,
             said: None,
+            credentials_profile: None,
         })
     }
 

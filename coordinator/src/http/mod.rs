@@ -36,6 +36,7 @@ mod stream;
 mod stretches;
 mod targets;
 mod tls;
+mod transcripts;
 mod uploads;
 
 use std::sync::Arc;

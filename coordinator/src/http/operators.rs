@@ -38,7 +38,7 @@ use super::{
     problem::{self, Body, Failure},
     rates, reconcile, reports, repository,
     routes::{Op, Routes},
-    simulations, storage, stream, targets, uploads,
+    simulations, storage, stream, targets, transcripts, uploads,
 };
 use crate::{
     access::Permission, ceremony::ReadFileError, provenance::SBOM_BYTES_MAX, publish::PUBLICATION_BYTES_MAX,
@@ -54,6 +54,7 @@ pub(super) fn routes() -> Routes {
     add_own(&mut routes);
     devices::add_routes(&mut routes);
     identities::add_routes(&mut routes);
+    transcripts::add_routes(&mut routes);
     reports::add_routes(&mut routes);
     catalogue::add_routes(&mut routes);
     uploads::add_routes(&mut routes);

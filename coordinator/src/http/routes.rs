@@ -480,6 +480,7 @@ mod tests {
             ("simulations.rs", include_str!("simulations.rs"), 0),
             ("stream.rs", include_str!("stream.rs"), 0),
             ("targets.rs", include_str!("targets.rs"), 0),
+            ("transcripts.rs", include_str!("transcripts.rs"), 0),
             ("dashboard.rs", include_str!("dashboard.rs"), 0),
             // `/health`.
             ("operators.rs", include_str!("operators.rs"), 1),
@@ -517,6 +518,7 @@ mod tests {
             include_str!("rates.rs"),
             include_str!("simulations.rs"),
             include_str!("stream.rs"),
+            include_str!("transcripts.rs"),
         ];
         // Those of the nodes' face.
         let of_nodes = [

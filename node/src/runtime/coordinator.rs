@@ -294,6 +294,7 @@ impl Runtime {
                 self.fleet.roster_version = response.roster_version;
             }
         }
+        self.tell_words();
         self.heed_traces(&response.traces);
         self.heed_halts(&response.campaigns)?;
         self.heed_challenges(&response.challenges);

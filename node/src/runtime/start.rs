@@ -259,6 +259,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         restart: super::restart::Restart::default(),
         heard: own_ends.heard,
         traces: super::traces::Traces::open(tracer.clone(), folder),
+        words: super::words::Words::default(),
         devices: Devices::new(backends, journal.standings()?, journal.tries()?, journal.declined()?),
         room: Room::new(pieces.clone(), settings.room.clone(), journal.images()?),
         fleet: Fleet::new(own_record.clone()),

@@ -17,6 +17,7 @@ mod notifications;
 mod provisioning;
 mod reconcile;
 mod storage;
+mod transcripts;
 
 use std::collections::BTreeMap;
 
@@ -57,6 +58,9 @@ pub use provisioning::{ComponentView, ProvisioningView, ServerState, ServerView}
 pub use reconcile::{Reconciled, Reconciliation};
 pub use storage::{
     ArchiveResult, ArchiveRun, ArchiveSegment, ArchiveView, ArchivedAttempt, CollectImages, CollectedImages,
+};
+pub use transcripts::{
+    CredentialsReport, PackedTranscript, TRANSCRIPT_REPORT_BYTES_MAX, TranscriptReport, TranscriptView, is_profile_name,
 };
 
 /// An error as RFC 9457 has it, `application/problem+json`.

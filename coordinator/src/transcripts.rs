@@ -323,17 +323,29 @@ mod tests {
             Checked::of(report).unwrap_err()
         };
         use BadTranscript as Bad;
-        assert!(matches!(refused(&|r| r.state = AttemptState::Rebooting), Bad::NotOver(_)));
-        assert!(matches!(refused(&|r| r.device = DeviceId::new("d2").unwrap()), Bad::Head(_)));
+        assert!(matches!(
+            refused(&|r| r.state = AttemptState::Rebooting),
+            Bad::NotOver(_)
+        ));
+        assert!(matches!(
+            refused(&|r| r.device = DeviceId::new("d2").unwrap()),
+            Bad::Head(_)
+        ));
         assert!(matches!(refused(&|r| r.transcript.bytes += 1), Bad::Other));
-        assert!(matches!(refused(&|r| r.transcript.sha256 = Sha256::of(b"")), Bad::Other));
+        assert!(matches!(
+            refused(&|r| r.transcript.sha256 = Sha256::of(b"")),
+            Bad::Other
+        ));
         assert!(matches!(refused(&|r| r.transcript.left_out = u64::MAX), Bad::Other));
         let sent = |content: String| refused(&|r| r.transcript.content = Some(content.clone()));
         assert!(matches!(sent("*".to_owned()), Bad::Base64(_)));
         assert!(matches!(sent(BASE64.encode(b"hello")), Bad::Gzip(_)));
         assert!(matches!(sent(packed(b"")), Bad::Head(_)));
         assert!(matches!(sent(packed(b"{}\n")), Bad::Line { line: 1, .. }));
-        assert!(matches!(sent(packed(format!("{HEAD}\nhello\n").as_bytes())), Bad::Line { line: 2, .. }));
+        assert!(matches!(
+            sent(packed(format!("{HEAD}\nhello\n").as_bytes())),
+            Bad::Line { line: 2, .. }
+        ));
         let bytes = vec![b' '; TRANSCRIPT_BYTES_MAX + 1];
         assert!(matches!(sent(packed(&bytes)), Bad::TooLongUnpacked));
         let long = BASE64.encode(&vec![0; TRANSCRIPT_PACKED_BYTES_MAX + 1]);

@@ -9,7 +9,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use firmesh_protocol::{
     api::{
-        CredentialsReport, EnrolRequest, EnrolResponse, Problem, RenewRequest, SyncRequest, SyncResponse, TranscriptReport,
+        CredentialsReport, EnrolRequest, EnrolResponse, Problem, RenewRequest, SyncRequest, SyncResponse,
+        TranscriptReport,
     },
     chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout},
     groups::Groups,

@@ -104,3 +104,6 @@ pub const TRANSCRIPT_BYTES_MAX: usize = 4 << 20;
 
 /// Transcripts of one device that a coordinator keeps.
 pub const TRANSCRIPTS_MAX: usize = 3;
+
+/// Peers that a node names as those that have fed it: a rack has a dozen nodes, and an importer a few sources beside them.
+pub const FEEDERS_MAX: usize = 16;

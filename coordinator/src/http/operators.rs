@@ -32,7 +32,7 @@ use super::{
     admission::{self, Gate},
     audit, baselines, campaigns, catalogue,
     conditions::Conditions,
-    devices, drafts, evidence, facade, firmware, groups, idempotency, identities, metrics, notifications,
+    devices, drafts, evidence, facade, firmware, groups, idempotency, identities, links, metrics, notifications,
     paging::Listing,
     places,
     problem::{self, Body, Failure},
@@ -63,6 +63,7 @@ pub(super) fn routes() -> Routes {
     baselines::add_routes(&mut routes);
     reconcile::add_routes(&mut routes);
     places::add_routes(&mut routes);
+    links::add_routes(&mut routes);
     evidence::add_routes(&mut routes);
     groups::add_routes(&mut routes);
     campaigns::add_routes(&mut routes);

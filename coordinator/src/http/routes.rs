@@ -469,6 +469,7 @@ mod tests {
             ("drafts.rs", include_str!("drafts.rs"), 0),
             ("evidence.rs", include_str!("evidence.rs"), 0),
             ("facade.rs", include_str!("facade.rs"), 0),
+            ("links.rs", include_str!("links.rs"), 0),
             ("places.rs", include_str!("places.rs"), 0),
             ("repository.rs", include_str!("repository.rs"), 0),
             ("uploads.rs", include_str!("uploads.rs"), 0),

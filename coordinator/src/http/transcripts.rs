@@ -58,9 +58,9 @@ async fn list(State(app): Shared, Path(id): Path<String>) -> Result<Json<Page<Tr
 
 async fn words(State(app): Shared, Path((id, number)): Path<(String, String)>) -> Result<Response, Failure> {
     let device: DeviceId = named(&id)?;
-    let number: u64 = number
-        .parse()
-        .map_err(|_| Failure::bad_request("a transcript has a number; `GET /api/v1/devices/{id}/transcripts` lists them"))?;
+    let number: u64 = number.parse().map_err(|_| {
+        Failure::bad_request("a transcript has a number; `GET /api/v1/devices/{id}/transcripts` lists them")
+    })?;
     found(&app, &device, &Sight::Nobody).await?;
     let kept = app.store.words_of(&device, number).await?;
     let kept = kept.ok_or_else(|| Failure::not_found(format!("transcript {number} of device {device}")))?;
@@ -81,7 +81,11 @@ async fn words(State(app): Shared, Path((id, number)): Path<(String, String)>) -
 }
 
 /// A node tells what was said to a device of its own.
-pub(super) async fn told(State(app): Shared, peer: Peer, Body(report): Body<TranscriptReport>) -> Result<StatusCode, Failure> {
+pub(super) async fn told(
+    State(app): Shared,
+    peer: Peer,
+    Body(report): Body<TranscriptReport>,
+) -> Result<StatusCode, Failure> {
     let node = peer.identity.node.clone();
     let (device, campaign) = (report.device.clone(), report.campaign.clone());
     let look = app.coordinator.read(move |world| {

@@ -139,7 +139,9 @@ async fn the_last_transcripts_of_a_device_are_kept_sealed_and_read_by_operators(
 async fn a_device_shows_the_profile_that_its_own_node_names_and_no_other() {
     let (fleet, [node, other]) = founded().await;
     let tell = async |node: &NodeProcess, profiles: &[(&str, &str)]| {
-        let profiles = profiles.iter().map(|(device, profile)| (DeviceId::new(*device).unwrap(), (*profile).to_owned()));
+        let profiles = profiles
+            .iter()
+            .map(|(device, profile)| (DeviceId::new(*device).unwrap(), (*profile).to_owned()));
         let report = CredentialsReport {
             profiles: profiles.collect(),
         };
@@ -157,7 +159,10 @@ async fn a_device_shows_the_profile_that_its_own_node_names_and_no_other() {
     assert_eq!(shown("n2-d0").await, None);
     // All of them each time: what is not named any more has none.
     assert_eq!(tell(&node, &[("n1-d1", "bmc-2")]).await, StatusCode::NO_CONTENT);
-    assert_eq!((shown("n1-d0").await, shown("n1-d1").await.as_deref()), (None, Some("bmc-2")));
+    assert_eq!(
+        (shown("n1-d0").await, shown("n1-d1").await.as_deref()),
+        (None, Some("bmc-2"))
+    );
     for bad in ["", "two\nlines", &"x".repeat(129)] {
         assert_eq!(tell(&node, &[("n1-d1", bad)]).await, StatusCode::BAD_REQUEST, "{bad:?}");
     }

@@ -55,7 +55,7 @@ use firmesh_node_core::{
 use firmesh_protocol::{
     api::{Holding, SyncResponse, Traffic, TranscriptReport},
     identity::certificate_validity,
-    ids::{ArtifactId, CampaignId, DeviceId, Sha256},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     manifest::Artifact,
     pieces::PieceSet,
     possession::{Challenge, Proof},
@@ -223,6 +223,8 @@ struct Runtime {
     deltas: Deltas,
     fetches: BTreeMap<FetchId, (Source, AbortHandle)>,
     traffic: Traffic,
+    /// What came from each peer.
+    fed_by: BTreeMap<NodeId, u64>,
     fleet: Fleet,
     possession: Possession,
     evidence: Evidence,

@@ -283,6 +283,7 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         deltas: super::delta::Deltas::default(),
         fetches: std::collections::BTreeMap::new(),
         traffic: firmesh_protocol::api::Traffic::default(),
+        fed_by: std::collections::BTreeMap::new(),
         refusals: std::collections::VecDeque::new(),
         last_error: None,
         events: events.clone(),

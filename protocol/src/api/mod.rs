@@ -50,8 +50,8 @@ pub use fleet::{
 };
 pub use groups::{DeviceGroup, DeviceGroupEdit, MembersEdit, NewDeviceGroup};
 pub use nodes::{
-    EnrolRequest, EnrolResponse, EnrolmentTicket, Holding, NewNode, NodeView, RenewRequest, RevokeRequest,
-    RosterChanges, SyncRequest, SyncResponse, Traffic,
+    EnrolRequest, EnrolResponse, EnrolmentTicket, Feeder, Holding, MeshLink, MeshLinks, NewNode, NodeView,
+    RenewRequest, RevokeRequest, RosterChanges, SyncRequest, SyncResponse, Traffic,
 };
 pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
 pub use provisioning::{ComponentView, ProvisioningView, ServerState, ServerView};

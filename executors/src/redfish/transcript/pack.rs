@@ -77,7 +77,10 @@ fn cut(file: &mut File, head: &[u8], bytes: u64, most: u64) -> io::Result<(Vec<u
     let tail = most.saturating_sub(head.len() as u64);
     file.seek(SeekFrom::Start(bytes - tail))?;
     Read::take(file, tail).read_to_end(&mut text)?;
-    let begin = text.iter().position(|byte| *byte == b'\n').map_or(text.len(), |at| at + 1);
+    let begin = text
+        .iter()
+        .position(|byte| *byte == b'\n')
+        .map_or(text.len(), |at| at + 1);
     let text = [head, &text[begin..]].concat();
     let left_out = bytes - text.len() as u64;
     Ok((text, left_out))
@@ -112,7 +115,9 @@ mod tests {
         for number in 0..exchanges {
             let mut noise = String::new();
             for _ in 0..64 {
-                seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                seed = seed
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
                 noise += &format!("{seed:016x}");
             }
             text += &format!("{{\"line\":\"exchange\",\"at_ms\":{number},\"noise\":\"{noise}\"}}\n");

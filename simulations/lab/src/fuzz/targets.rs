@@ -550,6 +550,10 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
             challenge,
             proof: Proof::from([9; 32]),
         }],
+        feeders: vec![api::Feeder {
+            node: NodeId::new("n2")?,
+            bytes: 1 << 20,
+        }],
     };
     let payload = serde_json::to_vec(&fleet.permit())?;
     let answer = api::SyncResponse {
@@ -573,6 +577,7 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
             campaign: fleet.manifest.id.clone(),
             traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned(),
         }],
+        wants_feeders: true,
     };
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).context("metadata is text");
     let files: BTreeMap<String, String> = fleet

@@ -109,7 +109,9 @@ impl Checked {
         } = report.transcript;
         let kept_bytes = words.len() as u64;
         let is_it = kept_bytes.checked_add(left_out) == Some(bytes) && (left_out > 0 || Sha256::of(&words) == sha256);
-        is_it.then_some(()).ok_or(BadTranscript::Other)?;
+        if !is_it {
+            return Err(BadTranscript::Other);
+        }
         Ok(Self {
             report,
             gzip: Some(gzip),

@@ -210,7 +210,11 @@ mod tests {
     }
 
     fn shown(links: &MeshLinks) -> Vec<String> {
-        let from = |link: &MeshLink| link.from.as_ref().map_or("origin".to_owned(), ToString::to_string);
+        let from = |link: &MeshLink| {
+            link.from
+                .as_ref()
+                .map_or_else(|| "origin".to_owned(), ToString::to_string)
+        };
         let line = |link: &MeshLink| format!("{} > {} {}", from(link), link.to, link.bytes);
         links.links.iter().map(line).collect()
     }

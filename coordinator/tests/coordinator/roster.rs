@@ -108,7 +108,10 @@ async fn a_node_says_who_has_fed_it_and_operators_see_the_links() {
     assert_eq!(fed(&nodes[1], 0, 990, many).await, 422, "more than a node may name");
     let links: MeshLinks = fleet.get("/api/v1/mesh/links").await;
     let shown = links.links.iter().map(|link| {
-        let from = link.from.as_ref().map_or("origin".to_owned(), ToString::to_string);
+        let from = link
+            .from
+            .as_ref()
+            .map_or_else(|| "origin".to_owned(), ToString::to_string);
         (from, link.to.to_string(), link.bytes)
     });
     let link = |from: &str, to: &str, bytes| (from.to_owned(), to.to_owned(), bytes);

@@ -79,7 +79,7 @@ export function Feeds({ racks, site }: { racks: Rack[]; site: string }) {
     <Panel
       title="Who feeds whom"
       aside={
-        <select aria-label="Links between" value={by} onChange={(event) => setBy(event.target.value as "rack" | "node")}>
+        <select className="fit" aria-label="Links between" value={by} onChange={(event) => setBy(event.target.value as "rack" | "node")}>
           <option value="rack">between racks</option>
           <option value="node">between nodes</option>
         </select>

@@ -30,7 +30,7 @@ use crate::ceremony::{
 };
 
 const CA_VALIDITY: Duration = Duration::from_secs(20 * 365 * 86_400);
-/// The coordinator's own certificate is made at every start.
+/// The coordinator's own certificate is made at every start, and renewed.
 const OWN_CERTIFICATE: Duration = Duration::from_secs(2 * 365 * 86_400);
 /// A day of slack forgives a node whose clock is behind.
 const CLOCK_SLACK: Duration = Duration::from_secs(86_400);

@@ -51,6 +51,7 @@ mod sync;
 mod telemetry;
 mod term;
 mod traces;
+mod transcripts;
 mod turns;
 mod uploads;
 mod vetting;

@@ -138,7 +138,8 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         .chain([settings.nodes.ip().to_string()])
         .collect();
     let authority = Arc::new(Authority::load_or_create(&state_dir, names, clock.wall())?);
-    let tls = http::server_config(&authority, clock.wall())?;
+    let own = Arc::new(http::OwnCertificate::new(Arc::clone(&authority), clock.wall())?);
+    let tls = http::server_config(&own)?;
     let operators = listeners.operators.local_addr().map_err(RunError::Serve)?;
     let nodes = listeners.nodes.local_addr().map_err(RunError::Serve)?;
     let addresses = Addresses {
@@ -167,7 +168,10 @@ pub async fn run(settings: Settings, cancel: CancellationToken) -> Result<(), Ru
         addresses,
         cancel,
     };
-    let outcome = coordinator.run(listeners).await;
+    let outcome = tokio::select! {
+        outcome = coordinator.run(listeners) => outcome,
+        never = own.keep(clock) => match never {},
+    };
     tracer.close().await;
     // Nobody listens any more; a file left behind by a crash is replaced at the next start.
     let _ = fs::remove_file(state_dir.join("addresses.json"));

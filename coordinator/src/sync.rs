@@ -9,7 +9,7 @@ use firmesh_protocol::{
     brake::BRAKES_MAX,
     identity::NodeIdentity,
     ids::NodeId,
-    limits::{ANSWERS_MAX, AUDIT_HEARD_MAX, NODE_DEVICES_MAX},
+    limits::{ANSWERS_MAX, AUDIT_HEARD_MAX, FEEDERS_MAX, NODE_DEVICES_MAX},
     report::{AttemptReport, DeviceFacts, Facts, NODE_RECORD_TYPE, NodeRecord, REPORT_TYPE},
     trust::{Envelope, EnvelopeError, KeySet, KeySetError, PublicKey},
 };
@@ -339,6 +339,7 @@ impl Runtime {
                     .holdings(&mut state.collecting, before, held, (last, now));
             }
             (state.holdings, state.traffic, state.banned) = (request.holdings, request.traffic, request.banned);
+            state.feeders = request.feeders.into_boxed_slice();
             state.banned.values_mut().for_each(shorten);
             let mut accusation = request.audit.fork;
             accusation.iter_mut().for_each(shorten);
@@ -389,6 +390,7 @@ impl Runtime {
                 .then(|| self.world.revocations.envelope.clone())
                 .flatten(),
             challenges: self.challenges_for(&id),
+            wants_feeders: true,
         }
     }
 }
@@ -413,6 +415,7 @@ fn check_bounds(node: &NodeId, request: &SyncRequest) -> Result<(), SyncError> {
         ("banned peers", request.banned.len(), HOLDINGS_MAX),
         ("checkpoints heard", request.audit.heard.len(), AUDIT_HEARD_MAX),
         ("brakes", request.brakes.len(), BRAKES_MAX),
+        ("feeders", request.feeders.len(), FEEDERS_MAX),
         ("answers to challenges", request.possession.len(), ANSWERS_MAX),
         (
             "bytes of a report",

@@ -14,7 +14,8 @@ use firmesh_coordinator_core::{
 };
 use firmesh_protocol::{
     api::{
-        AttemptView, CampaignState, CampaignView, DeviceStatus, DeviceView, Explanation, Holding, NodeView, Traffic,
+        AttemptView, CampaignState, CampaignView, DeviceStatus, DeviceView, Explanation, Feeder, Holding, NodeView,
+        Traffic,
     },
     ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{Artifact, CampaignManifest, ManifestError, Plan, Release, ReleaseRef},
@@ -62,6 +63,8 @@ pub(crate) struct NodeState {
     pub(crate) stored: StoredNode,
     pub(crate) holdings: Vec<Holding>,
     pub(crate) traffic: Traffic,
+    /// Whom it took most from. Room for no more than there are: most nodes of a large fleet have none.
+    pub(crate) feeders: Box<[Feeder]>,
     pub(crate) banned: BTreeMap<NodeId, String>,
     pub(crate) audit_fork: Option<String>,
     pub(crate) told_at: Option<Timestamp>,
@@ -79,6 +82,7 @@ impl NodeState {
             stored,
             holdings: Vec::new(),
             traffic: Traffic::default(),
+            feeders: Box::default(),
             banned: BTreeMap::new(),
             audit_fork: None,
             told_at: None,
@@ -284,6 +288,7 @@ impl World {
             attempt,
             registration: None,
             said: None,
+            credentials_profile: None,
         })
     }
 

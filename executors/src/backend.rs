@@ -1,6 +1,6 @@
 //! What every kind of device can be asked to do: one act per call.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{error::Error, path::PathBuf, sync::Arc, time::Duration};
 
 use firmesh_executors_core::{ActError, Goal, Image, Observed, Rung, Slot};
 use firmesh_protocol::{
@@ -247,6 +247,17 @@ impl Backend {
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The transcript that is written of what is said to the device, or was last: a file of lines, without secrets. Nothing where
+    /// none is written.
+    #[must_use]
+    pub fn transcript(&self) -> Option<PathBuf> {
+        match &self.kind {
+            Kind::Redfish(redfish) => redfish.transcript(),
+            Kind::Bios(bios) => bios.redfish().transcript(),
+            _ => None,
         }
     }
 

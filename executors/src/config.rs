@@ -187,6 +187,8 @@ pub struct DeviceSettings {
     pub answers_apart: Option<Duration>,
     /// The host that steps aside before an attempt touches the device, if one does.
     pub host: Option<String>,
+    /// The name of the profile that its credentials come from, if they do.
+    pub profile: Option<String>,
     /// What acts on it.
     pub executor: ExecutorSettings,
 }
@@ -423,6 +425,7 @@ impl DeviceConfig {
             answers_min,
             answers_apart: answers_apart_s.map(|apart_s| Duration::from_secs(apart_s.into())),
             host,
+            profile: credentials.map(|credentials| credentials.profile.clone()),
             executor,
         })
     }

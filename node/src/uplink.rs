@@ -8,7 +8,10 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use firmesh_protocol::{
-    api::{EnrolRequest, EnrolResponse, Problem, RenewRequest, SyncRequest, SyncResponse},
+    api::{
+        CredentialsReport, EnrolRequest, EnrolResponse, Problem, RenewRequest, SyncRequest, SyncResponse,
+        TranscriptReport,
+    },
     chunk::{ENCODED_PIECE_BYTES_MAX, PieceLayout},
     groups::Groups,
     ids::{ArtifactId, CampaignId, NodeId, Sha256},
@@ -131,6 +134,15 @@ impl UplinkError {
     #[must_use]
     pub fn is_unreachable(&self) -> bool {
         matches!(self, Self::Unreachable { .. } | Self::Mute { .. } | Self::Slow { .. })
+    }
+
+    /// Whether the same may be taken another time: nobody answered, or the coordinator is busy, or in trouble of its own.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Refused { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            other => other.is_unreachable(),
+        }
     }
 
     /// Whether this node broke off because the coordinator does not answer as a sound one does: what an operator has to
@@ -295,6 +307,16 @@ impl Uplink {
             .await
     }
 
+    /// Tells which profiles this node's devices have their credentials from.
+    pub async fn tell_profiles(&self, report: &CredentialsReport) -> Result<(), UplinkError> {
+        self.tell("/node/v1/credentials", report).await
+    }
+
+    /// Tells what was said to a device in an attempt.
+    pub async fn tell_transcript(&self, report: &TranscriptReport) -> Result<(), UplinkError> {
+        self.tell("/node/v1/transcripts", report).await
+    }
+
     /// Another certificate for this node's key, PEM. Not verified.
     pub async fn renew(&self, csr_pem: String) -> Result<String, UplinkError> {
         let request = RenewRequest { csr_pem };
@@ -309,6 +331,12 @@ impl Uplink {
     async fn ask(&self, path: &str, bytes_max: u64) -> Result<Received, UplinkError> {
         let url = format!("{}{path}", self.url);
         self.answer(&url, self.client.get(&url), bytes_max).await
+    }
+
+    async fn tell(&self, path: &str, report: &impl serde::Serialize) -> Result<(), UplinkError> {
+        let url = format!("{}{path}", self.url);
+        let asked = self.client.post(&url).json(report);
+        self.answer(&url, asked, PROBLEM_BYTES_MAX).await.map(drop)
     }
 
     async fn post<A: serde::de::DeserializeOwned>(

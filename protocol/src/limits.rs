@@ -92,3 +92,18 @@ pub const CHALLENGES_MAX: usize = 64;
 
 /// Answers to challenges in one sync. Each costs the coordinator 4 MiB of reads; the others follow in the next.
 pub const ANSWERS_MAX: usize = 8;
+
+/// A name of a profile of credentials: a few words.
+pub const PROFILE_NAME_BYTES_MAX: usize = 128;
+
+/// A transcript, gzipped: some hundred exchanges of a failed attempt have a tenth of it.
+pub const TRANSCRIPT_PACKED_BYTES_MAX: usize = 256 << 10;
+
+/// A transcript, unpacked: what nodes keep of one by default.
+pub const TRANSCRIPT_BYTES_MAX: usize = 4 << 20;
+
+/// Transcripts of one device that a coordinator keeps.
+pub const TRANSCRIPTS_MAX: usize = 3;
+
+/// Peers that a node names as those that have fed it: a rack has a dozen nodes, and an importer a few sources beside them.
+pub const FEEDERS_MAX: usize = 16;

@@ -257,6 +257,7 @@ async fn sync(State(desk): State<Desk>, Json(request): Json<SyncRequest>) -> Jso
         audit: None,
         challenges: Vec::new(),
         traces: Vec::new(),
+        wants_feeders: false,
     })
 }
 

@@ -104,6 +104,7 @@ impl Card {
             revocations_version: 0,
             audit: AuditSeen::default(),
             possession: Vec::new(),
+            feeders: Vec::new(),
         };
         says(&mut request);
         let body = serde_json::to_string(&request)?;

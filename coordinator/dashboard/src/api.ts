@@ -45,6 +45,17 @@ export async function readTagged<T>(path: string, signal?: AbortSignal): Promise
   return { value: (await answer.json()) as T, tag };
 }
 
+/** Has the browser keep an answer as a file. */
+export async function save(path: string, name: string): Promise<void> {
+  const answer = await ask(`/api/v1/${path}`);
+  const url = URL.createObjectURL(await answer.blob());
+  const anchor = document.createElement("a");
+  anchor.href = url;
+  anchor.download = name;
+  anchor.click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
 /** POST, PUT or DELETE with a JSON body. */
 export async function send<T>(method: string, path: string, body?: unknown, headers: Record<string, string> = {}): Promise<T> {
   const answer = await ask(`/api/v1/${path}`, {

@@ -1,5 +1,5 @@
 // What nodes have moved, added up: bytes on each link, against the least that would do; how fast; who needs a look.
-// Nodes tell what they took and from what kind of place, never from whom: a link goes into a rack, or out of it.
+// By what nodes took, and from what kind of place: a link goes into a rack, or out of it. Who fed whom stands in `mesh/links`.
 
 import { moment, rackOf } from "./format";
 import type { MeshNode, Traffic } from "./types";

@@ -64,6 +64,27 @@ export interface Device {
     status?: { status?: string; version?: string; progress?: number; message?: string };
     validation?: { version: string; ok: boolean; message?: string };
   };
+  /** By name only; absent where it has none. */
+  credentials_profile?: string;
+}
+
+/** What came one way between two racks, or two nodes; without `from` it came from the origin. */
+export interface MeshLink { from?: string; to: string; bytes: number }
+export interface MeshLinks { links: MeshLink[]; left_out: number; unnamed_bytes: number }
+
+/** What was said to a device in an attempt. */
+export interface Transcript {
+  number: number;
+  campaign: string;
+  kind: string;
+  state: string;
+  ended: string;
+  node: string;
+  exchanges: number;
+  bytes: number;
+  sha256: string;
+  kept_bytes: number;
+  left_out: number;
 }
 
 /** What is not known is null. */

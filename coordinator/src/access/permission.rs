@@ -47,6 +47,7 @@ permissions! {
     DeviceDelete = "device:delete", "Forget a device.";
     IdentityRead = "identity:read", "See whose a device is: serial numbers, host names, addresses, owners.";
     IdentityErase = "identity:erase", "Destroy for good what says whose a device is.";
+    TranscriptRead = "transcript:read", "See what was said to a device in its last attempts.";
     PolicyWrite = "policy:write", "Change windows, baselines and policies.";
     MetadataPublish = "metadata:publish", "Publish signed metadata.";
     EvidenceWrite = "evidence:write", "Keep evidence: vendor signatures, SBOMs, verdicts.";

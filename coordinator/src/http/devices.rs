@@ -178,6 +178,7 @@ fn of_registration(registered: Registered) -> DeviceView {
         attempt: None,
         registration: Some(record),
         said: None,
+        credentials_profile: None,
     }
 }
 
@@ -240,6 +241,9 @@ async fn whole(app: &App, id: &DeviceId) -> Result<(DeviceView, u64), Failure> {
     match (told, known) {
         (Some(mut view), known) => {
             dress(app, &mut view, known);
+            if let Some(node) = &view.node {
+                view.credentials_profile = app.store.profile_of(id, node).await?;
+            }
             Ok((view, version))
         }
         (

@@ -294,6 +294,7 @@ async fn data(
         updates: updates_of(&app, &id, None, usize::MAX).await?,
         groups: groups.map(|group| group.id).collect(),
         keys: app.store.api_keys_of(&id).await?,
+        transcripts: app.store.transcripts_of(&id).await?,
         notices: notices
             .map_err(|error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, "encoding", error.to_string()))?,
     }))

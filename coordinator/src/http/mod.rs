@@ -17,10 +17,12 @@ mod firmware;
 mod groups;
 mod idempotency;
 mod identities;
+mod links;
 mod metrics;
 mod nodes;
 mod notifications;
 mod operators;
+mod own_certificate;
 mod paging;
 mod places;
 mod problem;
@@ -36,6 +38,7 @@ mod stream;
 mod stretches;
 mod targets;
 mod tls;
+mod transcripts;
 mod uploads;
 
 use std::sync::Arc;
@@ -63,6 +66,7 @@ use crate::{
     turns::Turns,
 };
 
+pub(crate) use own_certificate::OwnCertificate;
 pub(crate) use rates::Rates;
 pub(crate) use reconcile::keep_reconciling;
 pub use tls::TlsError;

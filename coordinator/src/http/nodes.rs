@@ -11,7 +11,7 @@ use axum::{
 };
 use bytes::Bytes;
 use firmesh_protocol::{
-    api::{EnrolRequest, EnrolResponse, RenewRequest, SyncRequest, SyncResponse},
+    api::{EnrolRequest, EnrolResponse, RenewRequest, SyncRequest, SyncResponse, TRANSCRIPT_REPORT_BYTES_MAX},
     chunk::{PieceLayout, SLICE_BYTES_MAX},
     groups::Groups,
     ids::{ArtifactId, CampaignId, NodeId, Sha256, TopologyPath},
@@ -28,6 +28,7 @@ use super::{
     operators::{metadata_file, named},
     problem::{Body, Failure},
     tls::Peer,
+    transcripts,
 };
 use crate::{
     runtime::Command,
@@ -40,6 +41,9 @@ type Shared = State<Arc<App>>;
 /// Reports are about 700 bytes; a node that was cut off for days has some thousands.
 const SYNC_BYTES_MAX: usize = 2 * ENVELOPE_BYTES_MAX;
 
+/// Some hundred bytes for each of a node's devices.
+const PROFILES_BYTES_MAX: usize = 1 << 20;
+
 pub(super) fn router() -> Router<Arc<App>> {
     Router::new()
         .route("/node/v1/enrol", post(enrol).layer(DefaultBodyLimit::max(64 << 10)))
@@ -49,6 +53,14 @@ pub(super) fn router() -> Router<Arc<App>> {
         .route("/node/v1/artifacts/{id}/slice", get(slice))
         .route("/node/v1/artifacts/{id}/recipe", get(recipe))
         .route("/node/v1/evidence/{sha256}", get(evidence))
+        .route(
+            "/node/v1/credentials",
+            post(transcripts::profiles).layer(DefaultBodyLimit::max(PROFILES_BYTES_MAX)),
+        )
+        .route(
+            "/node/v1/transcripts",
+            post(transcripts::told).layer(DefaultBodyLimit::max(TRANSCRIPT_REPORT_BYTES_MAX)),
+        )
         .route("/node/v1/renew", post(renew).layer(DefaultBodyLimit::max(64 << 10)))
         .route("/node/v1/sync", post(sync).layer(DefaultBodyLimit::max(SYNC_BYTES_MAX)))
 }

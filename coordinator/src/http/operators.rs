@@ -32,13 +32,13 @@ use super::{
     admission::{self, Gate},
     audit, baselines, campaigns, catalogue,
     conditions::Conditions,
-    devices, drafts, evidence, facade, firmware, groups, idempotency, identities, metrics, notifications,
+    devices, drafts, evidence, facade, firmware, groups, idempotency, identities, links, metrics, notifications,
     paging::Listing,
     places,
     problem::{self, Body, Failure},
     rates, reconcile, reports, repository,
     routes::{Op, Routes},
-    simulations, storage, stream, targets, uploads,
+    simulations, storage, stream, targets, transcripts, uploads,
 };
 use crate::{
     access::Permission, ceremony::ReadFileError, provenance::SBOM_BYTES_MAX, publish::PUBLICATION_BYTES_MAX,
@@ -54,6 +54,7 @@ pub(super) fn routes() -> Routes {
     add_own(&mut routes);
     devices::add_routes(&mut routes);
     identities::add_routes(&mut routes);
+    transcripts::add_routes(&mut routes);
     reports::add_routes(&mut routes);
     catalogue::add_routes(&mut routes);
     uploads::add_routes(&mut routes);
@@ -62,6 +63,7 @@ pub(super) fn routes() -> Routes {
     baselines::add_routes(&mut routes);
     reconcile::add_routes(&mut routes);
     places::add_routes(&mut routes);
+    links::add_routes(&mut routes);
     evidence::add_routes(&mut routes);
     groups::add_routes(&mut routes);
     campaigns::add_routes(&mut routes);

@@ -469,6 +469,7 @@ mod tests {
             ("drafts.rs", include_str!("drafts.rs"), 0),
             ("evidence.rs", include_str!("evidence.rs"), 0),
             ("facade.rs", include_str!("facade.rs"), 0),
+            ("links.rs", include_str!("links.rs"), 0),
             ("places.rs", include_str!("places.rs"), 0),
             ("repository.rs", include_str!("repository.rs"), 0),
             ("uploads.rs", include_str!("uploads.rs"), 0),
@@ -480,6 +481,7 @@ mod tests {
             ("simulations.rs", include_str!("simulations.rs"), 0),
             ("stream.rs", include_str!("stream.rs"), 0),
             ("targets.rs", include_str!("targets.rs"), 0),
+            ("transcripts.rs", include_str!("transcripts.rs"), 0),
             ("dashboard.rs", include_str!("dashboard.rs"), 0),
             // `/health`.
             ("operators.rs", include_str!("operators.rs"), 1),
@@ -517,6 +519,7 @@ mod tests {
             include_str!("rates.rs"),
             include_str!("simulations.rs"),
             include_str!("stream.rs"),
+            include_str!("transcripts.rs"),
         ];
         // Those of the nodes' face.
         let of_nodes = [

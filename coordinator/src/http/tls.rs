@@ -10,18 +10,14 @@ use axum::{
     middleware::AddExtension,
 };
 use axum_server::{accept::Accept, tls_rustls::RustlsAcceptor};
-use firmesh_protocol::{identity::NodeIdentity, time::WallTime};
-use rustls::{
-    RootCertStore, ServerConfig,
-    pki_types::{CertificateDer, PrivateKeyDer},
-    server::WebPkiClientVerifier,
-};
+use firmesh_protocol::identity::{IdentityError, NodeIdentity};
+use rustls::{RootCertStore, ServerConfig, pki_types::CertificateDer, server::WebPkiClientVerifier};
 use tokio::net::TcpStream;
 use tower_layer::Layer as _;
 use tracing::debug;
 
-use super::{App, problem::Failure};
-use crate::authority::{Authority, AuthorityError};
+use super::{App, own_certificate::OwnCertificate, problem::Failure};
+use crate::authority::AuthorityError;
 
 /// Why the nodes' listener has no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +25,9 @@ pub enum TlsError {
     /// No certificate of our own.
     #[error("the coordinator has no certificate for its node listener")]
     Authority(#[from] AuthorityError),
+    /// The certificate cannot be read.
+    #[error("the coordinator's own certificate cannot be read")]
+    Certificate(#[from] IdentityError),
     /// TLS refused the key or the certificate.
     #[error("TLS cannot use the coordinator's certificate")]
     Tls(#[from] rustls::Error),
@@ -38,18 +37,17 @@ pub enum TlsError {
 }
 
 /// The listener's side of TLS.
-pub(crate) fn server_config(authority: &Authority, now: WallTime) -> Result<ServerConfig, TlsError> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+pub(crate) fn server_config(own: &Arc<OwnCertificate>) -> Result<ServerConfig, TlsError> {
+    let provider = own.provider();
     let mut roots = RootCertStore::empty();
-    roots.add(authority.ca_der().clone())?;
+    roots.add(own.authority().ca_der().clone())?;
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
         .allow_unauthenticated()
         .build()?;
-    let (certificate, key) = authority.own_certificate(now)?;
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(vec![certificate], PrivateKeyDer::from(key))?;
+        .with_cert_resolver(Arc::<OwnCertificate>::clone(own));
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }

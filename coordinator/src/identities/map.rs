@@ -67,6 +67,24 @@ pub(crate) async fn put(
     key.seal(device, plain.as_bytes()).map_err(random)
 }
 
+/// Seals what else may identify a device, so that it is gone with the key as well.
+pub(crate) async fn seal(
+    connection: &mut AnyConnection,
+    device: &DeviceId,
+    plain: &[u8],
+) -> Result<Vec<u8>, StoreError> {
+    let key = key_of(connection, device.as_str()).await?;
+    key.seal(device, plain).map_err(random)
+}
+
+/// Opens it. Nothing, if there is nothing, or the key is gone.
+pub(crate) fn unsealed(device: &DeviceId, (sealed, key): Rows) -> Result<Option<Zeroizing<Vec<u8>>>, RowError> {
+    let (Some(sealed), Some(key)) = (sealed, key) else {
+        return Ok(None);
+    };
+    Ok(Some(Key::stored(key)?.open(device, &sealed)?))
+}
+
 /// The device that has this hardware id, if another one than `device` has it.
 pub(crate) async fn other_with(
     connection: &mut AnyConnection,

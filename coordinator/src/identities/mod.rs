@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 
 pub(crate) use self::{
     erase::Busy,
-    map::{DESTROY, FOUND_MAX, Rows, other_with, put},
+    map::{DESTROY, FOUND_MAX, Rows, other_with, put, seal, unsealed},
 };
 
 /// What identifies a device to people.

@@ -121,14 +121,17 @@ const PART_KEYS: [&str; 8] = [
 ];
 
 /// Into a copy that may be older: what was erased meanwhile goes, and keys come for what is there.
-const PUT_KEYS_BACK: [&str; 7] = [
+const PUT_KEYS_BACK: [&str; 9] = [
     "INSERT INTO main.erased_devices SELECT device, at FROM kept.erased_devices WHERE true ON CONFLICT DO NOTHING",
     "DELETE FROM main.registrations WHERE device IN (SELECT device FROM main.erased_devices)",
     "DELETE FROM main.self_reports WHERE device IN (SELECT device FROM main.erased_devices)",
     "DELETE FROM main.devices WHERE device IN (SELECT device FROM main.erased_devices)",
+    "DELETE FROM main.transcripts WHERE device IN (SELECT device FROM main.erased_devices)",
+    "DELETE FROM main.credential_profiles WHERE device IN (SELECT device FROM main.erased_devices)",
     "DELETE FROM main.removed_devices WHERE device IN (SELECT device FROM main.erased_devices)",
     "INSERT INTO main.identity_keys SELECT device, key FROM kept.identity_keys \
-     WHERE device = '' OR device IN (SELECT device FROM main.registrations) ON CONFLICT DO NOTHING",
+     WHERE device = '' OR device IN (SELECT device FROM main.registrations) \
+     OR device IN (SELECT device FROM main.transcripts) ON CONFLICT DO NOTHING",
     "INSERT INTO main.identity_digests SELECT device, digest FROM kept.identity_digests \
      WHERE device IN (SELECT device FROM main.registrations) ON CONFLICT DO NOTHING",
 ];

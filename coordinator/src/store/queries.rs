@@ -105,10 +105,12 @@ fn forget(campaign: &CampaignId) -> Vec<Query<'static>> {
 }
 
 /// What is stored of a device but its attempts and reports, and where it is told that it was removed or erased.
-const OF_DEVICE: [&str; 3] = [
+const OF_DEVICE: [&str; 5] = [
     "DELETE FROM registrations WHERE device = $1",
     "DELETE FROM self_reports WHERE device = $1",
     "DELETE FROM devices WHERE device = $1",
+    "DELETE FROM transcripts WHERE device = $1",
+    "DELETE FROM credential_profiles WHERE device = $1",
 ];
 
 fn remove(device: &DeviceId, at: WallTime) -> Vec<Query<'static>> {

@@ -748,6 +748,7 @@ impl NodeProcess {
             revocations_version: 0,
             audit: AuditSeen::default(),
             possession: Vec::new(),
+            feeders: Vec::new(),
         }
     }
 }

@@ -19,6 +19,7 @@ mod postgres;
 mod provisioning;
 mod roster;
 mod strategies;
+mod transcripts;
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! One BMC and the component behind it, act by act.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use firmesh_executors_core::{ActError, Image, Observed, Rung, Seen, Slot, Staged, TaskSeen, TaskState};
 use firmesh_protocol::{health::HealthSample, ids::Component};
@@ -87,6 +87,11 @@ impl RedfishBackend {
         if let Some(recorder) = self.client.recorder() {
             recorder.over();
         }
+    }
+
+    /// The transcript that is written, or was last.
+    pub(crate) fn transcript(&self) -> Option<PathBuf> {
+        self.client.recorder()?.file()
     }
 
     pub(super) fn note(&self, act: impl FnOnce() -> Act) {

@@ -20,4 +20,4 @@ pub use client::ClientError;
 pub use dialect::Dialects;
 pub(crate) use dialect::file_name;
 pub(crate) use transcript::Spoken;
-pub use transcript::{NotRecorded, Transcript, TranscriptError};
+pub use transcript::{NotRecorded, Transcript, TranscriptError, pack};

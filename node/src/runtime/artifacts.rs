@@ -337,7 +337,13 @@ impl Runtime {
                         }
                     }
                 };
-                *counter += (range.end - range.start).saturating_sub(reused);
+                let came = (range.end - range.start).saturating_sub(reused);
+                *counter += came;
+                if let Source::Peer(peer) = source
+                    && !held_before
+                {
+                    *self.fed_by.entry(peer.clone()).or_default() += came;
+                }
                 self.traffic.reused += reused;
                 self.tell_swarm(swarm::Input::Fetched { id, waited })?;
                 // The request may have been given up while its piece was being stored: it is here all the same.

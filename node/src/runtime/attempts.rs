@@ -6,6 +6,7 @@ mod steps;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
@@ -119,6 +120,11 @@ impl Devices {
         self.devices
             .values()
             .any(|device| device.parked.as_ref().is_some_and(awaits))
+    }
+
+    /// The transcript of what is said to a device, where one is written.
+    pub(super) fn transcript_of(&self, device: &DeviceId) -> Option<PathBuf> {
+        self.devices.get(device)?.backend.transcript()
     }
 
     /// The host that steps aside for a device, if one does.
@@ -592,6 +598,7 @@ impl Runtime {
                     return self.consider();
                 };
                 self.keep_outcome(device, &goal, &outcome)?;
+                self.note_transcript(device, &goal, &outcome);
                 // A quarantined device keeps its place under the caps until a person has looked at it.
                 if outcome.state != AttemptState::Quarantined {
                     self.stand(device, &goal.campaign, goal.kind, AttemptStanding::Ended)?;

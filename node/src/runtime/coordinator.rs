@@ -10,8 +10,9 @@ use std::{
 use firmesh_executors::JournalError;
 use firmesh_node_core::{approved::ApprovedCampaign, permits::check_permit, swarm};
 use firmesh_protocol::{
-    api::{SyncRequest, SyncResponse},
+    api::{Feeder, SyncRequest, SyncResponse},
     ids::{CampaignId, DeviceId, NodeId, Sha256},
+    limits::FEEDERS_MAX,
     report::{NodeRecord, Permit, PermitKind},
     time::WallTime,
     trust::{Envelope, Input, TrustedFleet},
@@ -64,6 +65,8 @@ pub(super) struct Fleet {
     syncing: bool,
     /// When a peer last spoke of something that only the coordinator can explain.
     rumour_at: Option<Instant>,
+    /// Whether the coordinator asks who has fed this node.
+    wants_feeders: bool,
     refreshing: bool,
     /// The metadata version that was refused last, and when: it is not asked for again at once.
     refused: Option<(u64, Instant)>,
@@ -92,6 +95,7 @@ impl Fleet {
             last_sync: now.checked_sub(SYNC_GAP).unwrap_or(now),
             syncing: false,
             rumour_at: None,
+            wants_feeders: false,
             refreshing: false,
             refused: None,
         }
@@ -237,6 +241,10 @@ impl Runtime {
             revocations_version: self.revocations.list.version,
             audit: self.audit.ask(),
             possession: self.possession.answers(),
+            feeders: match self.fleet.wants_feeders {
+                true => busiest(&self.fed_by),
+                false => Vec::new(),
+            },
         };
         self.fleet.syncing = true;
         self.fleet.last_sync = Instant::now();
@@ -294,6 +302,8 @@ impl Runtime {
                 self.fleet.roster_version = response.roster_version;
             }
         }
+        self.tell_words();
+        self.fleet.wants_feeders = response.wants_feeders;
         self.heed_traces(&response.traces);
         self.heed_halts(&response.campaigns)?;
         self.heed_challenges(&response.challenges);
@@ -554,6 +564,18 @@ impl Runtime {
             warn!("the mesh is behind; news was not passed to it");
         }
     }
+}
+
+/// The peers that have given most, the busiest first.
+fn busiest(fed_by: &BTreeMap<NodeId, u64>) -> Vec<Feeder> {
+    let feeder = |(node, bytes): (&NodeId, &u64)| Feeder {
+        node: node.clone(),
+        bytes: *bytes,
+    };
+    let mut feeders: Vec<_> = fed_by.iter().map(feeder).collect();
+    feeders.sort_by_key(|feeder| std::cmp::Reverse(feeder.bytes));
+    feeders.truncate(FEEDERS_MAX);
+    feeders
 }
 
 /// Where a fetch leaves the error it ended with: the trust core needs no more than its text.

@@ -15,6 +15,7 @@
 //! - `safety`: brakes and revocations
 //! - `renewal`: the node's own certificate
 //! - `restart`: the node's own restart, for an update of itself
+//! - `words`: what people read besides: transcripts, and names of credentials' profiles
 //! - `traces`: what an OpenTelemetry collector is told
 //! - `room`: what the store keeps and what it gives up
 //!
@@ -37,6 +38,7 @@ mod roster;
 mod safety;
 mod start;
 mod traces;
+mod words;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -51,9 +53,9 @@ use firmesh_node_core::{
     swarm::{self, FetchId, Source, Swarm},
 };
 use firmesh_protocol::{
-    api::{Holding, SyncResponse, Traffic},
+    api::{Holding, SyncResponse, Traffic, TranscriptReport},
     identity::certificate_validity,
-    ids::{ArtifactId, CampaignId, DeviceId, Sha256},
+    ids::{ArtifactId, CampaignId, DeviceId, NodeId, Sha256},
     manifest::Artifact,
     pieces::PieceSet,
     possession::{Challenge, Proof},
@@ -151,6 +153,9 @@ enum Event {
         found: Result<Bytes, UplinkError>,
     },
     Renewed(Result<String, UplinkError>),
+    Packed(std::io::Result<Box<TranscriptReport>>),
+    ProfilesTold(Result<(), UplinkError>),
+    TranscriptTold(Result<(), UplinkError>),
     Brake(BrakeRequest),
     Bundle(BundleRequest),
     Clear(ClearRequest),
@@ -218,6 +223,8 @@ struct Runtime {
     deltas: Deltas,
     fetches: BTreeMap<FetchId, (Source, AbortHandle)>,
     traffic: Traffic,
+    /// What came from each peer.
+    fed_by: BTreeMap<NodeId, u64>,
     fleet: Fleet,
     possession: Possession,
     evidence: Evidence,
@@ -228,6 +235,7 @@ struct Runtime {
     renew_at: Option<Instant>,
     devices: Devices,
     traces: Traces,
+    words: words::Words,
     hosts: Hosts,
     restart: restart::Restart,
     heard: tokio::sync::watch::Sender<(firmesh_node_core::own::Heard, tokio::time::Instant)>,
@@ -308,6 +316,18 @@ impl Runtime {
                 found,
             } => self.on_evidence(&campaign, digest, found),
             Event::Renewed(answer) => self.on_renewed(answer),
+            Event::Packed(packed) => {
+                self.on_packed(packed);
+                Ok(())
+            }
+            Event::ProfilesTold(result) => {
+                self.on_profiles_told(result);
+                Ok(())
+            }
+            Event::TranscriptTold(result) => {
+                self.on_transcript_told(result);
+                Ok(())
+            }
             Event::Brake(BrakeRequest { envelope, answer }) => {
                 answer.send(self.learn_brake(&envelope)).ok(); // whoever brought it may have gone
                 self.consider()

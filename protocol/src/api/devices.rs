@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::TranscriptView;
 use crate::{
     ids::{ArtifactId, CampaignId, Component, DeviceId, GroupId, NodeId, Sha256, TopologyPath},
     report::{AttemptState, DeviceFacts},
@@ -35,6 +36,10 @@ pub struct DeviceView {
     /// What it last said of itself. Nobody decides anything by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub said: Option<Said>,
+    /// The name of the profile that it has its credentials from, by its node's word. Only of one device at a time; absent where
+    /// the device names credentials of its own, or needs none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials_profile: Option<String>,
 }
 
 /// Where a device stands: the states of attempts, and what a device is outside of them.
@@ -562,4 +567,7 @@ pub struct DeviceData {
     /// What people were told of it in the last 90 days, oldest first, at most 1,000 times.
     #[schema(value_type = Vec<Object>)]
     pub notices: Vec<serde_json::Value>,
+    /// What was said to it in its last attempts: `GET /api/v1/devices/{id}/transcripts/{number}` has the words.
+    #[serde(default)]
+    pub transcripts: Vec<TranscriptView>,
 }

@@ -17,6 +17,7 @@ mod notifications;
 mod provisioning;
 mod reconcile;
 mod storage;
+mod transcripts;
 
 use std::collections::BTreeMap;
 
@@ -49,14 +50,17 @@ pub use fleet::{
 };
 pub use groups::{DeviceGroup, DeviceGroupEdit, MembersEdit, NewDeviceGroup};
 pub use nodes::{
-    EnrolRequest, EnrolResponse, EnrolmentTicket, Holding, NewNode, NodeView, RenewRequest, RevokeRequest,
-    RosterChanges, SyncRequest, SyncResponse, Traffic,
+    EnrolRequest, EnrolResponse, EnrolmentTicket, Feeder, Holding, MeshLink, MeshLinks, NewNode, NodeView,
+    RenewRequest, RevokeRequest, RosterChanges, SyncRequest, SyncResponse, Traffic,
 };
 pub use notifications::{NotificationError, NotificationTested, NotificationView, ReplayRequest, ReplayStarted};
 pub use provisioning::{ComponentView, ProvisioningView, ServerState, ServerView};
 pub use reconcile::{Reconciled, Reconciliation};
 pub use storage::{
     ArchiveResult, ArchiveRun, ArchiveSegment, ArchiveView, ArchivedAttempt, CollectImages, CollectedImages,
+};
+pub use transcripts::{
+    CredentialsReport, PackedTranscript, TRANSCRIPT_REPORT_BYTES_MAX, TranscriptReport, TranscriptView, is_profile_name,
 };
 
 /// An error as RFC 9457 has it, `application/problem+json`.

@@ -97,6 +97,40 @@ pub struct Traffic {
     pub reused: u64,
 }
 
+/// A peer that a node has taken pieces from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Feeder {
+    /// The peer.
+    pub node: NodeId,
+    /// Bytes of verified content that it has given since the one who tells was started.
+    pub bytes: u64,
+}
+
+/// `GET /api/v1/mesh/links`: who feeds whom, by the word of those who were fed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct MeshLinks {
+    /// The links, the busiest first.
+    pub links: Vec<MeshLink>,
+    /// Links that are left out, as there are too many.
+    pub left_out: u64,
+    /// Bytes that peers gave whom nodes did not name: of more than [`FEEDERS_MAX`](crate::limits::FEEDERS_MAX) they name those
+    /// that gave most.
+    pub unnamed_bytes: u64,
+}
+
+/// What came one way between two places.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct MeshLink {
+    /// The rack or the node that gave; absent where it was the origin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<TopologyPath>,
+    /// The rack or the node that was given.
+    pub to: TopologyPath,
+    /// Bytes of verified content, since each node that was given was started.
+    pub bytes: u64,
+}
+
 /// `POST /node/v1/sync`: a node's heartbeat, reports and inventory in one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -130,6 +164,10 @@ pub struct SyncRequest {
     /// coordinator has taken it. Left out where there are none: an older coordinator does not know the field.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub possession: Vec<Answer>,
+    /// The peers that have given it most, at most [`FEEDERS_MAX`](crate::limits::FEEDERS_MAX), each once. Left out unless the
+    /// last answer asked for them: an older coordinator does not know the field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub feeders: Vec<Feeder>,
 }
 
 /// The answer to a [`SyncRequest`].
@@ -170,6 +208,9 @@ pub struct SyncResponse {
     /// traces. Not signed, and nothing is decided by them; an older node does not know the field.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub traces: Vec<TraceHint>,
+    /// Whether the next heartbeat is to say who has fed the node. An older node does not know the field.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub wants_feeders: bool,
 }
 
 /// What has changed of a node's roster.

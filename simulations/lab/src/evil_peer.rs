@@ -201,6 +201,7 @@ impl Stolen {
             revocations_version: 0,
             audit: AuditSeen::default(),
             possession: Vec::new(),
+            feeders: Vec::new(),
         };
         let mut every = tokio::time::interval(Duration::from_secs(1));
         loop {

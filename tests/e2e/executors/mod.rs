@@ -14,6 +14,7 @@ mod node_self;
 mod rauc;
 mod redfish;
 mod swupdate;
+mod transcripts;
 mod uboot;
 mod vcenter;
 

@@ -5,16 +5,16 @@ import { list, send } from "../api";
 import { plural, releaseName } from "../format";
 import { useLoaded } from "../live";
 import { EditDialog } from "../parts/edit";
-import { Await, Confirm, Dialog, Trouble } from "../parts/ui";
+import { Await, Confirm, Dialog, Form, Trouble } from "../parts/ui";
 import { Link, go } from "../router";
 import { useMay } from "../session";
 import type { Baseline, Firmware, Reconciled } from "../types";
 
-interface Form { description: string; filter: string; releases: string[] }
+interface Words { description: string; filter: string; releases: string[] }
 
-const bodyOf = ({ description, filter, releases }: Form) => ({ description, releases, ...(filter.trim() ? { filter: filter.trim() } : {}) });
+const bodyOf = ({ description, filter, releases }: Words) => ({ description, releases, ...(filter.trim() ? { filter: filter.trim() } : {}) });
 
-function Fields({ form, put }: { form: Form; put: (changes: Partial<Form>) => void }) {
+function Fields({ form, put }: { form: Words; put: (changes: Partial<Words>) => void }) {
   const loaded = useLoaded("approved", (signal) => list<Firmware>("firmware", 2000, signal));
   return (
     <>
@@ -58,36 +58,16 @@ function Fields({ form, put }: { form: Form; put: (changes: Partial<Form>) => vo
 
 export function NewBaseline({ close }: { close: (made: boolean) => void }) {
   const [id, setId] = useState("");
-  const [form, setForm] = useState<Form>({ description: "", filter: "", releases: [] });
-  const [error, setError] = useState<Error | null>(null);
-  const [busy, setBusy] = useState(false);
+  const [form, setForm] = useState<Words>({ description: "", filter: "", releases: [] });
   return (
     <Dialog title="New baseline" close={() => close(false)}>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          setBusy(true);
-          setError(null);
-          send("POST", "baselines", { id, ...bodyOf(form) })
-            .then(() => close(true), setError)
-            .finally(() => setBusy(false));
-        }}
-      >
+      <Form disabled={form.releases.length === 0} run={() => send("POST", "baselines", { id, ...bodyOf(form) })} done={() => close(true)} close={() => close(false)}>
         <label className="field">
           <span>Name</span>
           <input value={id} onChange={(event) => setId(event.target.value)} required autoFocus spellCheck={false} />
         </label>
         <Fields form={form} put={(changes) => setForm({ ...form, ...changes })} />
-        {error && <Trouble error={error} />}
-        <div className="actions">
-          <button className="button primary" disabled={busy || form.releases.length === 0}>
-            Make it
-          </button>
-          <button type="button" className="button" onClick={() => close(false)}>
-            Leave it
-          </button>
-        </div>
-      </form>
+      </Form>
     </Dialog>
   );
 }
@@ -116,7 +96,7 @@ export function BaselineActions({ baseline, changed }: { baseline: Baseline; cha
         </button>
       )}
       {asked === "edit" && (
-        <EditDialog<Baseline, Form>
+        <EditDialog<Baseline, Words>
           title={`Edit ${baseline.id}`}
           path={path}
           start={({ description, filter, releases }) => ({ description, filter: filter ?? "", releases })}

@@ -1,7 +1,7 @@
 // Who runs what he is to run: per baseline, region and site; as CSV, and on paper.
 
 import { useState } from "react";
-import { ask, read } from "../api";
+import { read, save } from "../api";
 import { add, moment, number, percent, plural, releaseName, sum } from "../format";
 import { useLoaded } from "../live";
 import { Await, Empty, Figures, PageHead, Panel, State, StateBar, StateKeys, Trouble } from "../parts/ui";
@@ -18,19 +18,7 @@ export function CompliancePage({ rest }: { rest: string }) {
 
 const load = async (signal: AbortSignal) => (await read<{ items: Compliance[] }>("compliance", signal)).items;
 
-async function save(setError: (error: Error) => void) {
-  try {
-    const answer = await ask("/api/v1/compliance?format=csv");
-    const url = URL.createObjectURL(await answer.blob());
-    const anchor = document.createElement("a");
-    anchor.href = url;
-    anchor.download = `firmesh-compliance-${new Date().toISOString().slice(0, 10)}.csv`;
-    anchor.click();
-    setTimeout(() => URL.revokeObjectURL(url), 10_000);
-  } catch (error) {
-    setError(error as Error);
-  }
-}
+const saveAll = () => save("compliance?format=csv", `firmesh-compliance-${new Date().toISOString().slice(0, 10)}.csv`);
 
 const regionsOf = (one: Compliance) => {
   const regions: Record<string, Record<string, number>> = {};
@@ -47,7 +35,7 @@ function Report() {
     <>
       <PageHead title="Compliance" sub={`What devices are to run, and do. As of ${moment(new Date().toISOString())}.`}>
         {mayWrite && <button className="button primary" onClick={() => setMaking(true)}>New baseline</button>}
-        <button className="button" onClick={() => void save(setError)}>Save as CSV</button>
+        <button className="button" onClick={() => void saveAll().catch(setError)}>Save as CSV</button>
         <button className="button" onClick={() => print()}>Print</button>
       </PageHead>
       {error && <Trouble error={error} />}

@@ -1,14 +1,14 @@
 // One device: what it is, how it is, where its attempt stands and why, and what operators say of it.
 
 import { useState } from "react";
-import { list, placePath, read, send } from "../api";
-import { ago, duration, moment, number, releaseName, words } from "../format";
+import { list, placePath, read, save, send } from "../api";
+import { ago, bytes, duration, moment, number, releaseName, words } from "../format";
 import { useLoaded } from "../live";
 import { EditDialog } from "../parts/edit";
 import { Await, Command, Confirm, Facts, Figures, PageHead, Panel, State, Trouble, useNow } from "../parts/ui";
 import { Link } from "../router";
 import { useMay } from "../session";
-import type { Device, DeviceHealth, Explanation, Update } from "../types";
+import type { Device, DeviceHealth, Explanation, Transcript, Update } from "../types";
 import { FindingList } from "./campaign";
 
 const UPDATES_MOST = 100;
@@ -54,7 +54,7 @@ export function DevicePage({ id }: { id: string }) {
             <Health path={path} device={device} />
           </div>
           <Updates path={path} isMine={isMine} />
-          <AtNode device={device} id={id} />
+          <Transcripts path={path} device={device} id={id} isMine={isMine} />
           {clearing && (
             <Confirm
               title={`${id} was looked at?`}
@@ -94,6 +94,7 @@ function Identity({ device }: { device: Device }) {
           ["Node", device.node ?? "none has told of it yet"],
           ["Component", facts.component],
           ["Executor", facts.executor],
+          ["Credentials", device.credentials_profile ? `of the profile ${device.credentials_profile}` : "of its own, or none"],
           ...Object.entries(facts.labels ?? {}).map(([name, value]): [string, string] => [`Label ${name}`, value]),
           ...(registration
             ? ([
@@ -183,17 +184,68 @@ function Attempt({ device, id }: { device: Device; id: string }) {
   );
 }
 
-/** What the API does not have: whoever wants to know asks the node. */
-function AtNode({ device, id }: { device: Device; id: string }) {
+/** What was said to it in its last attempts, for those who may read it. */
+function Transcripts({ path, device, id, isMine }: { path: string; device: Device; id: string; isMine: (event: { kind: string; data: unknown }) => boolean }) {
+  const may = useMay("transcript:read");
   return (
-    <Panel title="More at its node">
-      <p>
-        {device.node ?? "Its node"} knows what the device supports, which profile of credentials it has (by name, never the secret), and has the transcript of what was said to it where one is kept. It does not tell the coordinator; ask
-        it there:
-      </p>
-      <Command line={`firmesh device doctor ${id} --node http://127.0.0.1:8653`} />
-      <Command line={`firmesh-node --config node.toml --credentials ${id}`} />
+    <Panel title="Transcripts" aside={<span className="quiet small">without passwords, keys and names of users</span>} flush={may}>
+      {may ? <TranscriptList path={path} isMine={isMine} /> : <p className="quiet">What was said to it is for operators to read.</p>}
+      <div className={may ? "body pad line" : undefined}>
+        <p className="quiet small">What it supports, {device.node ?? "its node"} says:</p>
+        <Command line={`firmesh device doctor ${id} --node http://127.0.0.1:8653`} />
+      </div>
     </Panel>
+  );
+}
+
+function TranscriptList({ path, isMine }: { path: string; isMine: (event: { kind: string; data: unknown }) => boolean }) {
+  const [error, setError] = useState<Error | null>(null);
+  // The node sends it a moment after it has told of the end.
+  const loaded = useLoaded(`${path}/transcripts`, (signal) => list<Transcript>(`${path}/transcripts`, 10, signal), isMine, 3_000);
+  return (
+    <Await of={loaded}>
+      {({ items }) =>
+        items.length === 0 ? (
+          <p className="quiet pad">None: nothing was tried yet, or its node writes none down (<code>transcript</code> in the device's configuration).</p>
+        ) : (
+          <>
+            {error && <div className="pad"><Trouble error={error} /></div>}
+            <table className="stacked">
+              <thead>
+                <tr>
+                  <th scope="col">Campaign</th>
+                  <th scope="col">Ended as</th>
+                  <th scope="col">Ended</th>
+                  <th scope="col" className="num">Exchanges</th>
+                  <th scope="col" className="num">Size</th>
+                  <th scope="col"><span className="hidden-visually">What to do</span></th>
+                </tr>
+              </thead>
+              <tbody>
+                {items.map((one) => (
+                  <tr key={one.number}>
+                    <th scope="row">{one.campaign}{one.kind === "rollback" ? ", back" : ""}</th>
+                    <td><State state={one.state} /></td>
+                    <td data-label="Ended" className="nowrap long">{moment(one.ended)}</td>
+                    <td className="num" data-label="Exchanges">{number(one.exchanges)}</td>
+                    <td className="num" data-label="Size">{bytes(one.bytes)}</td>
+                    <td>
+                      {one.kept_bytes === 0 ? (
+                        <span className="quiet small">at {one.node}</span>
+                      ) : (
+                        <button className="button small" onClick={() => { setError(null); void save(`${path}/transcripts/${one.number}`, `${path.split("/").at(-1)}-${one.number}.jsonl`).catch(setError); }}>
+                          Save{one.left_out > 0 ? ` its last ${bytes(one.kept_bytes)}` : ""}<span className="hidden-visually"> the transcript of {one.campaign}</span>
+                        </button>
+                      )}
+                    </td>
+                  </tr>
+                ))}
+              </tbody>
+            </table>
+          </>
+        )
+      }
+    </Await>
   );
 }
 

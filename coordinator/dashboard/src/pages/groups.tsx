@@ -5,7 +5,7 @@ import { list, send } from "../api";
 import { plural } from "../format";
 import { useLoaded } from "../live";
 import { EditDialog } from "../parts/edit";
-import { Await, Confirm, Dialog, Panel, Trouble } from "../parts/ui";
+import { Await, Confirm, Dialog, Form, Panel } from "../parts/ui";
 import { Link } from "../router";
 import { useMay } from "../session";
 import type { Group } from "../types";
@@ -100,42 +100,27 @@ const names = (text: string) => text.split(/[\s,]+/).filter(Boolean);
 /** Who is added and who goes: the list itself may be long. */
 function Members({ group, close }: { group: Group; close: () => void }) {
   const [form, setForm] = useState({ add: "", remove: "" });
-  const [error, setError] = useState<Error | null>(null);
+  const run = () => send("POST", `device-groups/${encodeURIComponent(group.id)}/devices`, { add: names(form.add), remove: names(form.remove) }, { "If-Match": `"v${group.version}"` });
   return (
     <Dialog title={`Members of ${group.id}`} close={close}>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          const body = { add: names(form.add), remove: names(form.remove) };
-          send("POST", `device-groups/${encodeURIComponent(group.id)}/devices`, body, { "If-Match": `"v${group.version}"` }).then(close, setError);
-        }}
-      >
+      <Form action="Save" working="Saving…" disabled={!form.add.trim() && !form.remove.trim()} run={run} done={close} close={close}>
         <p className="quiet">{plural(group.members ?? 0, "device")} at the moment.</p>
         <label className="field"><span>Devices to add</span><textarea rows={3} value={form.add} onChange={(event) => setForm({ ...form, add: event.target.value })} spellCheck={false} autoFocus /></label>
         <label className="field"><span>Devices to take out</span><textarea rows={3} value={form.remove} onChange={(event) => setForm({ ...form, remove: event.target.value })} spellCheck={false} /></label>
-        {error && <Trouble error={error} />}
-        <div className="actions">
-          <button className="button primary" disabled={!form.add.trim() && !form.remove.trim()}>Save</button>
-          <button type="button" className="button" onClick={close}>Leave it</button>
-        </div>
-      </form>
+      </Form>
     </Dialog>
   );
 }
 
 function NewGroup({ close }: { close: () => void }) {
   const [form, setForm] = useState({ id: "", by: "filter", filter: "", devices: "", description: "" });
-  const [error, setError] = useState<Error | null>(null);
+  const run = () => {
+    const { id, description } = form;
+    return send("POST", "device-groups", form.by === "filter" ? { id, description, filter: form.filter } : { id, description, devices: names(form.devices) });
+  };
   return (
     <Dialog title="New group" close={close}>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          const { id, description } = form;
-          const body = form.by === "filter" ? { id, description, filter: form.filter } : { id, description, devices: names(form.devices) };
-          send("POST", "device-groups", body).then(close, setError);
-        }}
-      >
+      <Form run={run} done={close} close={close}>
         <label className="field"><span>Name</span><input value={form.id} onChange={(event) => setForm({ ...form, id: event.target.value })} required autoFocus /></label>
         <label className="field">
           <span>Who is in it</span>
@@ -150,12 +135,7 @@ function NewGroup({ close }: { close: () => void }) {
           <label className="field"><span>Their names</span><textarea rows={4} value={form.devices} onChange={(event) => setForm({ ...form, devices: event.target.value })} placeholder="r1-n1-bmc, r1-n2-bmc" required spellCheck={false} /></label>
         )}
         <label className="field"><span>What for</span><input value={form.description} onChange={(event) => setForm({ ...form, description: event.target.value })} /></label>
-        {error && <Trouble error={error} />}
-        <div className="actions">
-          <button className="button primary">Make it</button>
-          <button type="button" className="button" onClick={close}>Leave it</button>
-        </div>
-      </form>
+      </Form>
     </Dialog>
   );
 }

@@ -1,12 +1,13 @@
 // The mesh in numbers: each rack's links, who needs a look, and who does the work.
 
 import { useState } from "react";
-import { placePath } from "../api";
+import { placePath, read } from "../api";
 import { given, into, pieces, rateOf, taken, times, type Finding, type Rack } from "../flows";
 import { bytes, leaf, number, percent, plural, rackOf } from "../format";
-import { Panel, State } from "../parts/ui";
+import { useLoaded } from "../live";
+import { Await, Panel, State } from "../parts/ui";
 import { Link } from "../router";
-import type { MeshNode, Traffic } from "../types";
+import type { MeshLink, MeshLinks, MeshNode, Traffic } from "../types";
 
 const RACKS_MOST = 200;
 const MEMBERS_FIRST = 12;
@@ -59,6 +60,76 @@ export function Links({ racks }: { racks: Rack[] }) {
         where a node was started with what it holds, there is nothing to compare.
         {racks.length > RACKS_MOST ? ` The first ${RACKS_MOST} of ${number(racks.length)} racks.` : ""}
       </p>
+    </Panel>
+  );
+}
+
+const FEEDS_MOST = 60;
+/** Nodes tell with their heartbeats, every five seconds by default. */
+const FEEDS_EVERY_MS = 5_000;
+
+/** Who feeds whom: each link by its two ends, against one copy of what there is at the end that was fed. */
+export function Feeds({ racks, site }: { racks: Rack[]; site: string }) {
+  const [by, setBy] = useState<"rack" | "node">("rack");
+  const path = `mesh/links?by=${by}${site ? `&within=${encodeURIComponent(site)}` : ""}`;
+  const loaded = useLoaded(path, (signal) => read<MeshLinks>(path, signal), (event) => event.kind === "node", FEEDS_EVERY_MS);
+  const least = new Map(racks.map((rack) => [rack.path, rack.least]));
+  const isSame = (link: MeshLink) => link.from === link.to;
+  return (
+    <Panel
+      title="Who feeds whom"
+      aside={
+        <select className="fit" aria-label="Links between" value={by} onChange={(event) => setBy(event.target.value as "rack" | "node")}>
+          <option value="rack">between racks</option>
+          <option value="node">between nodes</option>
+        </select>
+      }
+      flush
+    >
+      <Await of={loaded}>
+        {({ links, left_out, unnamed_bytes }) => {
+          const most = links[0]?.bytes ?? 1;
+          const hidden = left_out + Math.max(0, links.length - FEEDS_MOST);
+          return links.length === 0 ? (
+            <p className="quiet pad">Nobody has been fed since the nodes were started.</p>
+          ) : (
+            <>
+              <table className="stacked">
+                <thead>
+                  <tr>
+                    <th scope="col">From</th>
+                    <th scope="col">To</th>
+                    <th scope="col" className="num">Bytes</th>
+                    <th scope="col" className="num">Copies</th>
+                    <th scope="col"><span className="hidden-visually">Against the busiest link</span></th>
+                  </tr>
+                </thead>
+                <tbody>
+                  {links.slice(0, FEEDS_MOST).map((link) => {
+                    const one = least.get(by === "rack" ? link.to : rackOf(link.to));
+                    return (
+                      <tr key={`${link.from ?? ""} ${link.to}`}>
+                        <th scope="row">{link.from ?? "the origin"}</th>
+                        <td data-label="To">{by === "rack" && isSame(link) ? <span className="quiet">its own nodes</span> : link.to}</td>
+                        <td className="num" data-label="Bytes">{bytes(link.bytes)}</td>
+                        <td className="num" data-label="Copies">{one ? times(link.bytes, one) : "–"}</td>
+                        <td className="feed" aria-hidden="true">
+                          <i style={{ width: `${Math.max(1, (100 * link.bytes) / most)}%` }} className={link.from ? "" : "origin"} />
+                        </td>
+                      </tr>
+                    );
+                  })}
+                </tbody>
+              </table>
+              <p className="quiet small pad line">
+                Bytes since each node was started, by the word of those who were fed; copies are of all that the {by === "rack" ? "rack" : "node's rack"} holds, of which one has to come from outside.
+                {unnamed_bytes > 0 ? ` ${bytes(unnamed_bytes)} more came from peers that nodes do not name: they name the sixteen that gave most.` : ""}
+                {hidden > 0 ? ` ${number(hidden)} quieter links are left out${site ? "" : ": choose a site"}.` : ""}
+              </p>
+            </>
+          );
+        }}
+      </Await>
     </Panel>
   );
 }

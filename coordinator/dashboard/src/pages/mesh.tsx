@@ -8,7 +8,7 @@ import { useEvents, useLoaded } from "../live";
 import { Await, Command, Empty, Figures, PageHead, Panel, useNow } from "../parts/ui";
 import { Link, goQuery, useQuery } from "../router";
 import type { Artifact, MeshNode, Release, Traffic } from "../types";
-import { Links, Members, Watch } from "./links";
+import { Feeds, Links, Members, Watch } from "./links";
 
 /** More would neither be read by a person nor drawn at ease. */
 const NODES_MOST = 4_000;
@@ -145,6 +145,7 @@ function Mesh({ nodes: read, more, artifacts, releases }: { nodes: MeshNode[]; m
         <p className="quiet small">A square is a node: it fills as pieces of the image arrive and verify (how many, not which). Bytes are of all images, since each node was started.</p>
       </Panel>
       <Links racks={racks} />
+      <Feeds racks={racks} site={site} />
       <Watch found={found} />
       <Members nodes={here} rates={rates} isSilent={isSilent} />
     </>

@@ -5,7 +5,7 @@ import { useEffect, useState } from "react";
 import { read, send } from "../api";
 import { ago, moment, number, plural } from "../format";
 import { useLoaded } from "../live";
-import { Await, Dialog, Panel, State, Trouble, useNow } from "../parts/ui";
+import { Await, Dialog, Form, Panel, State, Trouble, useNow } from "../parts/ui";
 import { useMay } from "../session";
 import type { Destination } from "../types";
 
@@ -120,21 +120,13 @@ const HOURS = [1, 6, 24, 72];
 
 function Replay({ of, close }: { of: Destination; close: (what?: string) => void }) {
   const [hours, setHours] = useState(1);
-  const [error, setError] = useState<Error | null>(null);
-  const [busy, setBusy] = useState(false);
+  const run = () => {
+    const since = new Date(Date.now() - hours * 3_600_000).toISOString().replace(/\.\d+Z$/, "Z");
+    return send<{ from: number; newest: number }>("POST", `notifications/${encodeURIComponent(of.name)}/replay`, { since });
+  };
   return (
     <Dialog title={`Tell ${of.name} again?`} close={() => close()}>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          setBusy(true);
-          setError(null);
-          const since = new Date(Date.now() - hours * 3_600_000).toISOString().replace(/\.\d+Z$/, "Z");
-          send<{ from: number; newest: number }>("POST", `notifications/${encodeURIComponent(of.name)}/replay`, { since })
-            .then(({ from, newest }) => close(`it is told ${plural(newest - from + 1, "event")} again, from number ${from}.`), setError)
-            .finally(() => setBusy(false));
-        }}
-      >
+      <Form action="Tell it again" run={run} done={({ from, newest }) => close(`it is told ${plural(newest - from + 1, "event")} again, from number ${from}.`)} close={() => close()}>
         <p>Messages keep their ids, so that a receiver that knows them already can leave them out.</p>
         <label className="field">
           <span>What happened in the last</span>
@@ -146,16 +138,7 @@ function Replay({ of, close }: { of: Destination; close: (what?: string) => void
             ))}
           </select>
         </label>
-        {error && <Trouble error={error} />}
-        <div className="actions">
-          <button className="button primary" disabled={busy}>
-            {busy ? "Working…" : "Tell it again"}
-          </button>
-          <button type="button" className="button" onClick={() => close()}>
-            Leave it
-          </button>
-        </div>
-      </form>
+      </Form>
     </Dialog>
   );
 }

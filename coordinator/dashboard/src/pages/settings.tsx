@@ -4,7 +4,7 @@ import { useState, type ReactNode } from "react";
 import { list, read, send } from "../api";
 import { ago, duration, moment, plural, short } from "../format";
 import { useLoaded } from "../live";
-import { Await, Command, Confirm, Dialog, Empty, Facts, PageHead, Panel, State, Together, Trouble } from "../parts/ui";
+import { Await, Command, Confirm, Dialog, Empty, Facts, Form, PageHead, Panel, State, Together } from "../parts/ui";
 import { Link } from "../router";
 import { session, useMay } from "../session";
 import type { ApiKey, Windows } from "../types";
@@ -218,7 +218,6 @@ function Keys() {
 function NewKey({ close }: { close: () => void }) {
   const [form, setForm] = useState({ name: "", role: "viewer", days: 90 });
   const [secret, setSecret] = useState<string | null>(null);
-  const [error, setError] = useState<Error | null>(null);
   return (
     <Dialog title="New API key" close={close}>
       {secret ? (
@@ -228,12 +227,7 @@ function NewKey({ close }: { close: () => void }) {
           <div className="actions"><button className="button primary" onClick={close}>I have it</button></div>
         </>
       ) : (
-        <form
-          onSubmit={(event) => {
-            event.preventDefault();
-            send<{ secret: string }>("POST", "access/keys", form).then((made) => setSecret(made.secret), setError);
-          }}
-        >
+        <Form run={() => send<{ secret: string }>("POST", "access/keys", form)} done={(made) => setSecret(made.secret)} close={close}>
           <label className="field"><span>Whose, or what for</span><input value={form.name} onChange={(event) => setForm({ ...form, name: event.target.value })} required maxLength={100} autoFocus /></label>
           <label className="field">
             <span>Role</span>
@@ -242,12 +236,7 @@ function NewKey({ close }: { close: () => void }) {
             </select>
           </label>
           <label className="field"><span>Days</span><input type="number" min={1} max={3650} value={form.days} onChange={(event) => setForm({ ...form, days: Number(event.target.value) })} required /></label>
-          {error && <Trouble error={error} />}
-          <div className="actions">
-            <button className="button primary">Make it</button>
-            <button type="button" className="button" onClick={close}>Leave it</button>
-          </div>
-        </form>
+        </Form>
       )}
     </Dialog>
   );

@@ -2,7 +2,7 @@
 
 import { useEffect, useState, type ReactNode } from "react";
 import { Problem, readTagged, send } from "../api";
-import { Dialog, Trouble } from "./ui";
+import { Dialog, Form, Trouble } from "./ui";
 
 interface Props<T, F> {
   title: string;
@@ -18,7 +18,7 @@ interface Props<T, F> {
 export function EditDialog<T, F>({ title, path, start, body, fields, close }: Props<T, F>) {
   const [read, setRead] = useState<{ value: T; tag: string; form: F } | null>(null);
   const [error, setError] = useState<Error | null>(null);
-  const [busy, setBusy] = useState(false);
+  const [stale, setStale] = useState(false);
   const [turn, setTurn] = useState(0);
   useEffect(() => {
     const stop = new AbortController();
@@ -27,6 +27,7 @@ export function EditDialog<T, F>({ title, path, start, body, fields, close }: Pr
         if (stop.signal.aborted) return;
         setRead({ value, tag, form: start(value) });
         setError(null);
+        setStale(false);
       },
       (failure: Error) => {
         if (!stop.signal.aborted) setError(failure);
@@ -36,44 +37,38 @@ export function EditDialog<T, F>({ title, path, start, body, fields, close }: Pr
     // What begins the form does not change while it is open.
     // eslint-disable-next-line react-hooks/exhaustive-deps
   }, [path, turn]);
-  const isStale = error instanceof Problem && error.status === 412;
+  const meanwhile = (
+    <div className="note warn stack" role="alert">
+      <p>Somebody else has changed it since this was opened. Nothing was saved.</p>
+      <div className="actions">
+        <button type="button" className="button small" onClick={() => setTurn(turn + 1)}>
+          See what it is now
+        </button>
+      </div>
+    </div>
+  );
   return (
     <Dialog title={title} close={() => close(false)}>
       {!read && !error && <p className="loading">Loading…</p>}
-      {isStale ? (
-        <div className="note warn stack" role="alert">
-          <p>Somebody else has changed it since this was opened. Nothing was saved.</p>
-          <div className="actions">
-            <button className="button small" onClick={() => setTurn(turn + 1)}>
-              See what it is now
-            </button>
-          </div>
-        </div>
-      ) : (
-        error && <Trouble error={error} />
-      )}
+      {error && <Trouble error={error} />}
       {read && (
-        <form
-          onSubmit={(event) => {
-            event.preventDefault();
-            if (busy) return;
-            setBusy(true);
-            setError(null);
-            send("PUT", path, body(read.form, read.value), { "If-Match": read.tag })
-              .then(() => close(true), setError)
-              .finally(() => setBusy(false));
-          }}
+        <Form
+          key={read.tag}
+          action="Save"
+          working="Saving…"
+          disabled={stale}
+          instead={stale ? meanwhile : undefined}
+          run={() =>
+            send("PUT", path, body(read.form, read.value), { "If-Match": read.tag }).catch((failure: Error) => {
+              setStale(failure instanceof Problem && failure.status === 412);
+              throw failure;
+            })
+          }
+          done={() => close(true)}
+          close={() => close(false)}
         >
           {fields(read.form, (changes) => setRead({ ...read, form: { ...read.form, ...changes } }), read.value)}
-          <div className="actions">
-            <button className="button primary" disabled={busy || isStale}>
-              {busy ? "Saving…" : "Save"}
-            </button>
-            <button type="button" className="button" onClick={() => close(false)}>
-              Leave it
-            </button>
-          </div>
-        </form>
+        </Form>
       )}
     </Dialog>
   );

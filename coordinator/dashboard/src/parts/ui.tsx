@@ -247,6 +247,47 @@ export function Dialog({ title, close, children }: { title: string; close: () =>
   );
 }
 
+/** What is sent once, and can be left: while it is on its way it is not sent again, and what went wrong is said. */
+export function Form<A>({ action = "Make it", working = "Working…", danger = false, disabled = false, instead, run, done, close, children }: {
+  action?: string;
+  working?: string;
+  danger?: boolean;
+  disabled?: boolean;
+  /** Shown in place of what went wrong. */
+  instead?: ReactNode;
+  run: () => Promise<A>;
+  done: (answer: A) => void;
+  close: () => void;
+  children: ReactNode;
+}) {
+  const [busy, setBusy] = useState(false);
+  const [error, setError] = useState<Error | null>(null);
+  return (
+    <form
+      onSubmit={(event) => {
+        event.preventDefault();
+        if (disabled || busy) return;
+        setBusy(true);
+        setError(null);
+        run()
+          .then(done, setError)
+          .finally(() => setBusy(false));
+      }}
+    >
+      {children}
+      {instead ?? (error && <Trouble error={error} />)}
+      <div className="actions">
+        <button className={danger ? "button danger" : "button primary"} disabled={disabled || busy}>
+          {busy ? working : action}
+        </button>
+        <button type="button" className="button" onClick={close}>
+          Leave it
+        </button>
+      </div>
+    </form>
+  );
+}
+
 /** Asks for a word before something that touches devices. */
 export function Confirm({ title, word, what, action, danger = false, run, close, children }: {
   title: string;
@@ -259,23 +300,10 @@ export function Confirm({ title, word, what, action, danger = false, run, close,
   children?: ReactNode;
 }) {
   const [typed, setTyped] = useState("");
-  const [busy, setBusy] = useState(false);
-  const [error, setError] = useState<Error | null>(null);
   const id = useId();
   return (
     <Dialog title={title} close={close}>
-      <form
-        onSubmit={(event) => {
-          event.preventDefault();
-          if (typed.trim() !== word || busy) return;
-          setBusy(true);
-          setError(null);
-          run().then(close, (failure: Error) => {
-            setBusy(false);
-            setError(failure);
-          });
-        }}
-      >
+      <Form action={action} danger={danger} disabled={typed.trim() !== word} run={run} done={close} close={close}>
         <div>{what}</div>
         {children}
         <div className="field">
@@ -284,16 +312,7 @@ export function Confirm({ title, word, what, action, danger = false, run, close,
           </label>
           <input id={id} value={typed} onChange={(event) => setTyped(event.target.value)} autoComplete="off" spellCheck={false} autoFocus />
         </div>
-        {error && <Trouble error={error} />}
-        <div className="actions">
-          <button className={danger ? "button danger" : "button primary"} disabled={typed.trim() !== word || busy}>
-            {busy ? "Working…" : action}
-          </button>
-          <button type="button" className="button" onClick={close}>
-            Leave it
-          </button>
-        </div>
-      </form>
+      </Form>
     </Dialog>
   );
 }

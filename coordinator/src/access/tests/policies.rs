@@ -77,6 +77,7 @@ device:write       . x . x .
 device:delete      . . . x .
 identity:read      . x . x .
 identity:erase     . . . x .
+transcript:read    . x . x .
 policy:write       . x . x .
 metadata:publish   . . x x .
 evidence:write     . . x x .

@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 use firmesh_protocol::{
     api::{
         DeviceData, DeviceEdit, DeviceExamination, DeviceIdentity, DeviceView, Erasure, FindingLevel, NewDevice, Page,
+        TranscriptView,
     },
     ids::{Component, DeviceId, TopologyPath},
 };
@@ -47,6 +48,14 @@ pub(crate) enum Command {
         /// The status address of its node, such as `http://127.0.0.1:8653`.
         #[arg(long, value_name = "URL")]
         node: String,
+    },
+    /// Lists what was said to a device in its last attempts, or prints it: for whoever looks for why an attempt failed.
+    Transcripts {
+        /// The device.
+        device: DeviceId,
+        /// The words of this one, as JSON lines. Without secrets: the node has taken them out.
+        #[arg(long)]
+        number: Option<u64>,
     },
     /// Shows all that is held of a device, as JSON, for whoever has a right to know.
     Data {
@@ -231,6 +240,23 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
                 std::iter::once(head).chain(lines(&view)).collect()
             })
         }
+        Command::Transcripts { device, number } => {
+            let (client, path) = (global.client()?, format!("/api/v1/devices/{device}/transcripts"));
+            match number {
+                None => {
+                    let page: Page<TranscriptView> = client.get(&path).await?;
+                    output.show(&page, || transcripts(&page.items))
+                }
+                Some(number) => {
+                    let words = client.get_text(&format!("{path}/{number}")).await?;
+                    let lines = words.lines().map(serde_json::from_str);
+                    let lines: Vec<Value> = lines
+                        .collect::<Result<_, _>>()
+                        .context("the coordinator's answer is not a transcript")?;
+                    output.show(&lines, || words.lines().map(str::to_owned).collect())
+                }
+            }
+        }
         Command::Data { device } => {
             let data: DeviceData = global.client()?.get(&format!("/api/v1/devices/{device}/data")).await?;
             output.show(&data, || vec![format!("{:#}", json!(data))])
@@ -291,6 +317,31 @@ fn examined(found: &DeviceExamination) -> Vec<String> {
     std::iter::once(head).chain(lines).collect()
 }
 
+/// Transcripts, one a line.
+fn transcripts(views: &[TranscriptView]) -> Vec<String> {
+    if views.is_empty() {
+        return vec![
+            "none: its node writes none down (`transcript` in its configuration), or nothing was tried".to_owned(),
+        ];
+    }
+    let row = |view: &TranscriptView| {
+        [
+            view.number.to_string(),
+            view.campaign.to_string(),
+            view.state.as_str().to_owned(),
+            view.ended.to_string(),
+            view.exchanges.to_string(),
+            match (view.kept_bytes, view.left_out) {
+                (0, _) => format!("at {}", view.node),
+                (kept, 0) => format!("{kept} bytes"),
+                (kept, _) => format!("{kept} of {} bytes", view.bytes),
+            },
+        ]
+    };
+    let rows: Vec<_> = views.iter().map(row).collect();
+    Output::table(["NUMBER", "CAMPAIGN", "ENDED AS", "AT", "EXCHANGES", "WORDS"], &rows)
+}
+
 /// Devices, one a line.
 pub(crate) fn show(page: &Page<DeviceView>, output: &Output) -> anyhow::Result<()> {
     let rows: Vec<_> = page.items.iter().map(row).collect();
@@ -331,6 +382,8 @@ fn lines(view: &DeviceView) -> Vec<String> {
             if view.enabled { "" } else { " (not updated)" }
         ),
     ];
+    let profile = view.credentials_profile.iter();
+    lines.extend(profile.map(|profile| format!("profile   {profile} (its credentials)")));
     if let Some(registration) = &view.registration {
         lines.extend(registration.hardware_id.iter().map(|id| format!("hardware  {id}")));
         if let Some(identity) = &registration.identity {

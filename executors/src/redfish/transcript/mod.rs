@@ -4,6 +4,7 @@
 //! Invariants: a secret is taken out before anything is written, not after; a transcript is bounded, and says so where it
 //! ends early; of headers only those are kept that decide something; a transcript that cannot be written stops nothing.
 
+mod pack;
 mod record;
 mod redact;
 mod replay;
@@ -21,6 +22,7 @@ use reqwest::Request;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::pack::pack;
 pub(super) use self::{record::Recorder, redact::Redaction, replay::Replay};
 use crate::config::{RedfishSettings, TranscriptSettings, UpdateMethod};
 

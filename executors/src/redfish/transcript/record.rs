@@ -28,7 +28,7 @@ pub(in crate::redfish) struct Recorder {
 
 #[derive(Debug)]
 struct State {
-    file: Option<File>,
+    file: Option<(File, PathBuf)>,
     began: Instant,
     written: u64,
     /// There is no room in the file any more, or it cannot be written.
@@ -91,6 +91,12 @@ impl Recorder {
         });
     }
 
+    /// The file that is written to, or was last.
+    pub(in crate::redfish) fn file(&self) -> Option<PathBuf> {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.file.as_ref().map(|(_, path)| path.clone())
+    }
+
     /// The attempt is over.
     pub(in crate::redfish) fn over(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).is_over = true;
@@ -119,7 +125,7 @@ impl Recorder {
         let text = if has_room { text } else { full };
         state.written += text.len() as u64;
         match &mut state.file {
-            Some(file) => file.write_all(&text),
+            Some((file, _)) => file.write_all(&text),
             None => Ok(()),
         }
     }
@@ -134,7 +140,7 @@ impl Recorder {
         let at = jiff::Timestamp::now();
         self.make_room()?;
         // Sorts by time; a second file of one millisecond has another number.
-        let (file, _) = (0..1000)
+        let opened = (0..1000)
             .find_map(|number| {
                 let name = format!("{}{:013}-{number:03}.jsonl", self.prefix(), at.as_millisecond());
                 let path = settings.dir.join(name);
@@ -145,7 +151,7 @@ impl Recorder {
                 }
             })
             .unwrap_or_else(|| Err(io::Error::other("a thousand transcripts in one millisecond")))?;
-        state.file = Some(file);
+        state.file = Some(opened);
         (state.began, state.written) = (Instant::now(), 0);
         (state.is_closed, state.is_over, state.image) = (false, false, None);
         self.write(state, &Line::Head(Head::of(settings, at.to_string())))?;

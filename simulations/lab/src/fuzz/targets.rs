@@ -550,6 +550,10 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
             challenge,
             proof: Proof::from([9; 32]),
         }],
+        feeders: vec![api::Feeder {
+            node: NodeId::new("n2")?,
+            bytes: 1 << 20,
+        }],
     };
     let payload = serde_json::to_vec(&fleet.permit())?;
     let answer = api::SyncResponse {
@@ -573,6 +577,7 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
             campaign: fleet.manifest.id.clone(),
             traceparent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned(),
         }],
+        wants_feeders: true,
     };
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).context("metadata is text");
     let files: BTreeMap<String, String> = fleet
@@ -612,6 +617,23 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
         serde_json::to_value(api::PlanRequest {
             manifest: fleet.manifest.clone(),
         })?,
+        serde_json::to_value(api::CredentialsReport {
+            profiles: [("d1".parse()?, "rack 1".to_owned())].into(),
+        })?,
+        serde_json::to_value(api::TranscriptReport {
+            device: "d1".parse()?,
+            campaign: fleet.manifest.id.clone(),
+            kind: PermitKind::Update,
+            state: AttemptState::Failed,
+            ended: WallTime::from_unix_seconds(1_800_000_000),
+            transcript: api::PackedTranscript {
+                exchanges: 7,
+                bytes: 1 << 10,
+                sha256: Sha256::of(b"x"),
+                left_out: 0,
+                content: Some("H4sIAAAAAAAA".to_owned()),
+            },
+        })?,
     ];
     let small = small.iter().map(serde_json::to_vec).collect::<Result<_, _>>()?;
     let answers: Vec<serde_json::Value> = vec![
@@ -646,6 +668,8 @@ fn interface(fleet: &Fleet) -> Result<Vec<Target>> {
                     plain(serde_json::from_slice::<api::RenewRequest>(input).map(drop)),
                     plain(serde_json::from_slice::<api::RevokeRequest>(input).map(drop)),
                     json::<api::NewNode>(input).map(drop),
+                    json::<api::CredentialsReport>(input).map(drop),
+                    json::<api::TranscriptReport>(input).map(drop),
                     json::<api::PlanRequest>(input).and_then(|asked| asked.manifest.check().map_err(said)),
                 ])
             },

@@ -157,6 +157,7 @@ impl SimulatedNode {
             revocations_version: 0,
             audit: AuditSeen::default(),
             possession: answers,
+            feeders: Vec::new(),
         };
         let response = self
             .uplink

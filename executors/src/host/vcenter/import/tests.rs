@@ -109,7 +109,7 @@ fn a_host_is_known_by_its_path_and_its_hardware() {
 fn a_cluster_is_one_fault_domain_whatever_else_there_is() {
     let of = |objects: &str| {
         let found = sorted(objects, &[]);
-        assert!(found.not.is_empty(), "{found:?}");
+        assert_eq!(found.not.len(), 1, "{found:?}");
         found
             .hosts
             .into_iter()

@@ -4,14 +4,13 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use anyhow::{Result, ensure};
 use firmesh_protocol::{api::CampaignState, report::AttemptState};
 use firmesh_tests::{
     cluster::Cluster,
-    setup::{NEW, OLD, get, stage_release},
+    setup::{NEW, OLD, stage_release},
     wait::{Seen, at_the_moment, until},
 };
 use serde_json::Value;
@@ -265,9 +264,4 @@ async fn a_host_is_given_back_after_a_failure_and_a_refusal_leaves_its_device_al
         Ok(())
     })
     .await
-}
-
-/// For other tests' questions to services on loopback.
-pub(super) async fn ask(fleet: &Cluster, url: &str) -> Result<Value> {
-    tokio::time::timeout(Duration::from_secs(30), get(fleet.http(), url)).await?
 }

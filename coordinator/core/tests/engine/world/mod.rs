@@ -770,7 +770,7 @@ fn stored(name: &str, rules: &Rules) -> Stored {
         },
         waves,
         held: match rules.provisioning {
-            true => BESIDE.map(|name| left_out(name)).into(),
+            true => BESIDE.map(left_out).into(),
             false => Vec::new(),
         },
         domains,

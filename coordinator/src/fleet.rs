@@ -7,7 +7,7 @@ use std::{
 };
 
 use firmesh_protocol::{
-    ids::{Component, DeviceId, NodeId},
+    ids::{Component, DeviceId, LabelValue, NodeId},
     labels::Labels,
     report::{DeviceFacts, Facts},
     time::WallTime,
@@ -36,6 +36,13 @@ pub(crate) struct Device<'a> {
     pub(crate) node: &'a NodeId,
     /// When the node last told.
     pub(crate) last_seen: WallTime,
+}
+
+impl<'a> Device<'a> {
+    /// The unit it is a part of: named at its node.
+    pub(crate) fn unit(self) -> Option<(&'a NodeId, &'a LabelValue)> {
+        Some((self.node, self.facts.labels.unit()?))
+    }
 }
 
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
     identities,
-    rows::{text, unreadable},
+    rows::{NEXT_VERSION, text, unreadable},
     store::{Bulk, RowError, Store, StoreError, Value},
 };
 
@@ -181,9 +181,12 @@ impl Store {
     pub(crate) async fn keep_transcript(&self, node: &NodeId, checked: &Checked) -> Result<(), StoreError> {
         let device = &checked.report.device;
         let mut transaction = self.begin().await?;
+        // Who removes or erases it meanwhile waits for its row, or has taken it.
+        let kept = sqlx::query("UPDATE devices SET device = device WHERE device = $1").bind(device.as_str());
+        let kept = kept.execute(&mut *transaction).await.map_err(StoreError::written)?;
         let erased = sqlx::query("SELECT device FROM erased_devices WHERE device = $1").bind(device.as_str());
         let erased = erased.fetch_optional(&mut *transaction).await;
-        if erased.map_err(StoreError::read)?.is_some() {
+        if kept.rows_affected() == 0 || erased.map_err(StoreError::read)?.is_some() {
             return Ok(());
         }
         let records = sqlx::query_scalar("SELECT record FROM transcripts WHERE device = $1 ORDER BY number");
@@ -194,7 +197,7 @@ impl Store {
         }
         let number = known.last().map_or(1, |newest| newest.number + 1);
         let words = match &checked.gzip {
-            Some(gzip) => Some(identities::seal(&mut transaction, device, gzip).await?),
+            Some(gzip) => identities::seal(&mut transaction, device, gzip).await?,
             None => None,
         };
         sqlx::query("INSERT INTO transcripts (device, number, record, words) VALUES ($1, $2, $3, $4)")
@@ -244,6 +247,11 @@ impl Store {
         profiles: &BTreeMap<DeviceId, String>,
     ) -> Result<(), StoreError> {
         let mut transaction = self.begin().await?;
+        // Who erases a device meanwhile waits for the same row.
+        sqlx::query(NEXT_VERSION)
+            .execute(&mut *transaction)
+            .await
+            .map_err(StoreError::written)?;
         sqlx::query("DELETE FROM credential_profiles WHERE node = $1")
             .bind(node.as_str())
             .execute(&mut *transaction)
@@ -259,6 +267,13 @@ impl Store {
         let rows = profiles.iter().map(row);
         Bulk::of("INSERT INTO credential_profiles (device, node, profile)", "", rows)
             .insert(&mut transaction)
+            .await
+            .map_err(StoreError::written)?;
+        let erased =
+            "DELETE FROM credential_profiles WHERE node = $1 AND device IN (SELECT device FROM erased_devices)";
+        sqlx::query(erased)
+            .bind(node.as_str())
+            .execute(&mut *transaction)
             .await
             .map_err(StoreError::written)?;
         transaction.commit().await.map_err(StoreError::written)

@@ -21,7 +21,7 @@ use firmesh_protocol::{
     manifest::{Artifact, CampaignManifest, ManifestError, Plan, Release, ReleaseRef},
     report::PermitKind,
     time::{Timestamp, WallTime},
-    trust::Envelope,
+    trust::{Envelope, PublicKey},
 };
 
 use crate::{
@@ -303,6 +303,12 @@ impl World {
             .collect()
     }
 
+    /// The nodes that are members, each with its key.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (&NodeId, PublicKey)> {
+        let key = |node: &NodeState| node.stored.key().filter(|key| !self.revocations.list.contains(key));
+        self.nodes.iter().filter_map(move |(id, node)| Some((id, key(node)?)))
+    }
+
     /// The snapshot that a campaign is planned against: whoever concerns its plan.
     pub(crate) fn inventory(
         &self,
@@ -313,10 +319,18 @@ impl World {
         held: &BTreeMap<DeviceId, String>,
     ) -> Inventory {
         let (concerned, quarantined) = (Concerned::by(manifest), self.engine.quarantined());
+        let has = |device: &Device<'_>| {
+            let path = &self.nodes.get(device.node)?.stored.path;
+            Some(concerned.has(device.facts.device, device.facts.model, path))
+        };
+        // What goes into one device of a unit depends on what the others of it run.
+        let wanted = self.devices.iter().filter(|device| has(device) == Some(true));
+        let units: BTreeSet<_> = wanted.filter_map(Device::unit).collect();
+        let is_beside = |device: &Device<'_>| device.unit().is_some_and(|unit| units.contains(&unit));
         let known = |device: Device<'_>| {
             let (id, facts) = (device.facts.device, device.facts);
             let node = &self.nodes.get(device.node)?.stored;
-            if !concerned.has(id, facts.model, facts.labels, &node.path) {
+            if !has(&device)? && !is_beside(&device) {
                 return None;
             }
             let node_key = node.key().filter(|key| !self.revocations.list.contains(key))?;

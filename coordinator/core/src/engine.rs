@@ -264,7 +264,7 @@ impl Engine {
                 });
             }
         }
-        let mut has_new_rules = false;
+        let (mut has_new_rules, mut has_replaced) = (false, false);
         let mut fresh = BTreeSet::new();
         for Loaded { manifest, .. } in &loaded {
             has_new_rules |= self.domains.learn(&manifest.caps);
@@ -285,9 +285,10 @@ impl Engine {
             if let Some(record) = record {
                 campaign.restore(record, attempts, possession, self.now);
             }
-            if self.campaigns.insert(campaign.record.id.clone(), campaign).is_some() {
-                self.names.forget();
-            }
+            has_replaced |= self.campaigns.insert(campaign.record.id.clone(), campaign).is_some();
+        }
+        if has_replaced {
+            self.names.forget();
         }
         for (id, campaign) in &mut self.campaigns {
             let is_fresh = fresh.contains(id);

@@ -38,7 +38,7 @@ pub(super) fn add_routes(routes: &mut Routes) {
         Op::get("Who feeds whom: bytes between racks, or between nodes, by the word of those who were fed, since each of them was started.", links)
             .needs(Permission::FleetRead)
             .query("within", "only what comes to this place, such as `eu/fra1`")
-            .query("by", "`rack` (the default) or `node`")
+            .query("by", "`rack` (the default), or `node` for those of a place")
             .answers::<MeshLinks>(),
     ]);
 }
@@ -139,7 +139,12 @@ async fn links(
     query: Result<Query<LinksQuery>, QueryRejection>,
 ) -> Result<Json<MeshLinks>, Failure> {
     let Query(LinksQuery { within, by }) = query.map_err(|error| Failure::bad_request(error.body_text()))?;
-    let (by, within) = (by.unwrap_or_default(), Arc::new(within));
+    let by = by.unwrap_or_default();
+    if by == By::Node && within.is_none() {
+        let detail = "links between nodes are shown of one place: add `within`, such as `within=eu/fra1`";
+        return Err(Failure::bad_request(detail));
+    }
+    let within = Arc::new(within);
     let (mut sums, mut after) = (Sums::default(), None);
     loop {
         let (from, place) = (after.take(), Arc::clone(&within));

@@ -35,6 +35,8 @@ pub(crate) struct OwnCertificate {
 #[derive(Clone)]
 struct Shown {
     key: Arc<CertifiedKey>,
+    /// From when on it is good: later than now, if the clock was set back meanwhile.
+    begins: WallTime,
     /// When two thirds of its time are over.
     due: WallTime,
 }
@@ -61,7 +63,8 @@ impl OwnCertificate {
 
     /// Makes another if it is time to. Whether it was.
     fn renew_if_due(&self, now: WallTime) -> Result<bool, TlsError> {
-        if now < self.shown().due {
+        let Shown { begins, due, .. } = self.shown();
+        if begins <= now && now < due {
             return Ok(false);
         }
         let made = made(&self.authority, &self.provider, now)?;
@@ -91,13 +94,14 @@ impl OwnCertificate {
 
 fn made(authority: &Authority, provider: &CryptoProvider, now: WallTime) -> Result<Shown, TlsError> {
     let (certificate, key) = authority.own_certificate(now)?;
-    let (_, ends) = certificate_validity(&certificate)?;
+    let (begins, ends) = certificate_validity(&certificate)?;
     // It is dated back for clocks that are behind: what counts is what is left of it.
     let whole = ends.unix_seconds().saturating_sub(now.unix_seconds()).max(0);
     let due = WallTime::from_unix_seconds(now.unix_seconds().saturating_add(whole / 3 * 2));
     let key = CertifiedKey::from_der(vec![certificate], PrivateKeyDer::from(key), provider)?;
     Ok(Shown {
         key: Arc::new(key),
+        begins,
         due,
     })
 }
@@ -171,7 +175,8 @@ mod tests {
         let (_, ends) = certificate_validity(&second).unwrap();
         assert!(ends > at(now + 700 * DAY), "{ends}");
         assert!(!own.renew_if_due(at(now + DAY)).unwrap());
-        // A clock that was set back renews nothing.
+        // A clock that was ahead and is set right: nobody would believe one that is not good yet.
+        assert!(own.renew_if_due(at(begun)).unwrap());
         assert!(!own.renew_if_due(at(begun)).unwrap());
     }
 }

@@ -21,7 +21,7 @@ use firmesh_coordinator_core::{
     },
 };
 use firmesh_protocol::{
-    ids::{ArtifactId, NodeId, Sha256, TopologyPath},
+    ids::{ArtifactId, DeviceId, NodeId, Sha256, TopologyPath},
     manifest::{CampaignManifest, MANIFEST_SCHEMA, Plan, Release},
     rehearsal::{REHEARSAL_BYTES_MAX, RehearsalRequest, RehearsalResponse},
     report::{AttemptReport, REPORT_TYPE},
@@ -85,8 +85,10 @@ pub(super) async fn rehearse_campaign(
         Ok(((manifest, plan), timed, fleet))
     })
     .await??;
-    let learned = coordinator.read(move |world| learned(world, timed)).await?;
     let (manifest, plan) = plan;
+    let planned: Vec<_> = plan.devices().map(|(_, planned)| planned.device.clone()).collect();
+    let look = move |world: &World| (learned(world, timed), kinds(world, planned));
+    let (learned, kinds) = coordinator.read(look).await?;
     let question = RehearsalQuestion {
         seed: request.seed,
         runs: request.runs.unwrap_or_else(|| usual_runs(&plan)),
@@ -98,7 +100,7 @@ pub(super) async fn rehearse_campaign(
         manifest,
         plan,
         images,
-        kinds: DeviceKind::of(&fleet.inventory),
+        kinds,
         learned,
         held: fleet.held,
         permit_ttl,
@@ -133,6 +135,8 @@ struct Fleet {
     releases: Vec<Release>,
     held: BTreeSet<(TopologyPath, ArtifactId)>,
     notes: Vec<String>,
+    /// Nodes whose reports are learned from: those of the whole fleet, each with its key.
+    reporters: Vec<(NodeId, PublicKey)>,
 }
 
 impl Fleet {
@@ -145,22 +149,21 @@ impl Fleet {
             releases: world.releases(),
             held: world.engine.proven().filter_map(place).collect(),
             notes: (in_flight > 0).then_some(note).into_iter().collect(),
+            reporters: world.members().map(|(id, key)| (id.clone(), key)).collect(),
         }
     }
 }
 
 /// The newest reports of every node, each with the node's key.
 async fn newest_reports(app: &App, fleet: &Fleet) -> Result<Vec<(PublicKey, Envelope)>, StoreError> {
-    let known = fleet.inventory.devices.values();
-    let nodes: BTreeMap<_, _> = known.map(|device| (&device.node, device.node_key)).collect();
-    let share = REPORTS_MAX / u32::try_from(nodes.len().max(1)).unwrap_or(u32::MAX);
+    let share = REPORTS_MAX / u32::try_from(fleet.reporters.len().max(1)).unwrap_or(u32::MAX);
     let mut reports = Vec::new();
-    for (node, key) in nodes {
+    for (node, key) in &fleet.reporters {
         if reports.len() >= REPORTS_MAX as usize {
             break;
         }
         let newest = app.store.newest_reports(node, share.max(REPORTS_OF_NODE_MIN)).await?;
-        reports.extend(newest.into_iter().map(|report| (key, report)));
+        reports.extend(newest.into_iter().map(|report| (*key, report)));
     }
     Ok(reports)
 }
@@ -175,6 +178,16 @@ fn opened(key: PublicKey, report: &Envelope) -> Option<AttemptReport> {
             None
         }
     }
+}
+
+/// What the planned devices are, wherever they stand by now.
+fn kinds(world: &World, planned: Vec<DeviceId>) -> BTreeMap<DeviceId, DeviceKind> {
+    let kind = |device: DeviceId| {
+        let facts = world.devices.get(&device)?.facts;
+        let (model, component) = (facts.model.to_owned(), facts.component.clone());
+        Some((device, DeviceKind { model, component }))
+    };
+    planned.into_iter().filter_map(kind).collect()
 }
 
 /// What the timed devices are, and what they got.

@@ -8,7 +8,10 @@ use sqlx::AnyConnection;
 use tracing::info;
 use zeroize::Zeroizing;
 
-use super::{Identity, seal::Key};
+use super::{
+    Identity,
+    seal::{Key, NotOpened},
+};
 use crate::{
     rows::{text, unreadable},
     store::{Bulk, RowError, Store, StoreError, Value},
@@ -67,22 +70,42 @@ pub(crate) async fn put(
     key.seal(device, plain.as_bytes()).map_err(random)
 }
 
-/// Seals what else may identify a device, so that it is gone with the key as well.
+/// Seals what else may identify a device, so that it is gone with the key as well. Nothing, where something was sealed before
+/// and its key is not here: with another one, it could not be opened any more when its own is brought back.
 pub(crate) async fn seal(
     connection: &mut AnyConnection,
     device: &DeviceId,
     plain: &[u8],
-) -> Result<Vec<u8>, StoreError> {
-    let key = key_of(connection, device.as_str()).await?;
-    key.seal(device, plain).map_err(random)
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let key = match stored_key(connection, device.as_str()).await? {
+        Some(key) => key,
+        None => {
+            let sealed = "SELECT device FROM registrations WHERE device = $1 AND identity IS NOT NULL UNION ALL \
+                          SELECT device FROM transcripts WHERE device = $1 AND words IS NOT NULL";
+            let sealed = sqlx::query(sealed).bind(device.to_string());
+            let sealed = sealed
+                .fetch_optional(&mut *connection)
+                .await
+                .map_err(StoreError::read)?;
+            if sealed.is_some() {
+                return Ok(None);
+            }
+            key_of(connection, device.as_str()).await?
+        }
+    };
+    key.seal(device, plain).map(Some).map_err(random)
 }
 
-/// Opens it. Nothing, if there is nothing, or the key is gone.
+/// Opens it. Nothing, if there is nothing, or the key is gone, or another one has come in its place.
 pub(crate) fn unsealed(device: &DeviceId, (sealed, key): Rows) -> Result<Option<Zeroizing<Vec<u8>>>, RowError> {
     let (Some(sealed), Some(key)) = (sealed, key) else {
         return Ok(None);
     };
-    Ok(Some(Key::stored(key)?.open(device, &sealed)?))
+    match Key::stored(key)?.open(device, &sealed) {
+        Ok(plain) => Ok(Some(plain)),
+        Err(NotOpened::Changed) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// The device that has this hardware id, if another one than `device` has it.
@@ -115,13 +138,14 @@ async fn key_of(connection: &mut AnyConnection, name: &str) -> Result<Key, Store
         return Ok(key);
     }
     let key = Key::random().map_err(random)?;
-    sqlx::query("INSERT INTO identity_keys (device, key) VALUES ($1, $2)")
+    sqlx::query("INSERT INTO identity_keys (device, key) VALUES ($1, $2) ON CONFLICT DO NOTHING")
         .bind(name.to_owned())
         .bind(key.bytes())
-        .execute(connection)
+        .execute(&mut *connection)
         .await
         .map_err(StoreError::written)?;
-    Ok(key)
+    // Somebody else may have made one at the same time.
+    Ok(stored_key(connection, name).await?.unwrap_or(key))
 }
 
 async fn stored_key(connection: &mut AnyConnection, name: &str) -> Result<Option<Key>, StoreError> {

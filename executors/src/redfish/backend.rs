@@ -89,7 +89,7 @@ impl RedfishBackend {
         }
     }
 
-    /// The transcript that is written, or was last.
+    /// The transcript of the attempt that was over last.
     pub(crate) fn transcript(&self) -> Option<PathBuf> {
         self.client.recorder()?.file()
     }

@@ -267,6 +267,8 @@ impl Runtime {
                     warn!(error = %Chain(&error), "no sync with the coordinator");
                 }
                 self.fleet.coordinator_reachable = false;
+                // An older one may stand in for it, and refuses words that it does not know.
+                self.fleet.wants_feeders = false;
                 self.note_heard(Some(match error.is_unreachable() && !error.is_misconduct() {
                     true => Coordinator::Away,
                     false => Coordinator::Odd,

@@ -15,6 +15,7 @@ use firmesh_protocol::{
     ids::DeviceId,
     report::AttemptState,
 };
+use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use super::{Chain, Event, Runtime};
@@ -26,6 +27,9 @@ const PROFILES_EVERY: Duration = Duration::from_secs(6 * 3_600);
 
 /// Transcripts that wait for the coordinator, at most: some 350 KiB each. The oldest goes.
 const WAITING_MAX: usize = 16;
+
+/// One at a time: a hundred BMCs that fail together would take gigabytes.
+static PACKING: Semaphore = Semaphore::const_new(1);
 
 /// What there is to tell.
 #[derive(Default)]
@@ -62,6 +66,7 @@ impl Runtime {
         let (device, campaign, kind) = (device.clone(), goal.campaign.clone(), goal.kind);
         let ended = self.fleet.now();
         self.spawn(async move {
+            let _turn = PACKING.acquire().await;
             let packed = tokio::task::spawn_blocking(move || pack(&path, with_words)).await;
             let packed = packed.unwrap_or_else(|error| Err(std::io::Error::other(error)));
             Event::Packed(packed.map(|transcript| {

@@ -1,6 +1,6 @@
 //! Servers with several components: their order, what goes together, and paths over several releases.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use firmesh_protocol::{
     ids::{Component, LabelName, LabelValue},
@@ -371,10 +371,14 @@ proptest! {
             selector.devices = (narrow & 4 > 0).then(|| which.get(&ids).clone()).into_iter().collect();
         }
         let concerned = Concerned::by(&draft);
+        let has = |id: &DeviceId, device: &KnownDevice| concerned.has(id, &device.facts.model, &device.path);
+        let unit = |device: &KnownDevice| Some((device.node.clone(), device.facts.labels.unit()?.clone()));
+        let wanted = inventory.devices.iter().filter(|(id, device)| has(id, device));
+        let units: BTreeSet<_> = wanted.filter_map(|(_, device)| unit(device)).collect();
         let mut fewer = inventory.clone();
         fewer
             .devices
-            .retain(|id, device| concerned.has(id, &device.facts.model, &device.facts.labels, &device.path));
+            .retain(|id, device| has(id, device) || unit(device).is_some_and(|unit| units.contains(&unit)));
         let of = |inventory| super::plan(inventory, &draft, &releases, now()).map_err(|error| error.to_string());
         prop_assert_eq!(of(&fewer), of(&inventory));
     }

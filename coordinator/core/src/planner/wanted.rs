@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use firmesh_protocol::{
     ids::{DeviceId, TopologyPath},
-    labels::Labels,
     manifest::{CampaignManifest, Selector},
 };
 
@@ -29,19 +28,15 @@ impl<'a> Wanted<'a> {
 
     /// Whether it is for a device of this model at this place.
     pub(super) fn has(&self, device: &DeviceId, model: &str, path: &TopologyPath) -> bool {
-        let models = &self.selector.models;
+        let Selector { paths, models, .. } = self.selector;
         (self.named.is_empty() || self.named.contains(device))
             && (models.is_empty() || models.iter().any(|wanted| wanted == model))
-            && self.has_place(path)
-    }
-
-    fn has_place(&self, path: &TopologyPath) -> bool {
-        let paths = &self.selector.paths;
-        paths.is_empty() || paths.iter().any(|place| path.is_within(place))
+            && (paths.is_empty() || paths.iter().any(|place| path.is_within(place)))
     }
 }
 
-/// Whom a plan looks at: an inventory of these gives the same plan as one of everybody.
+/// Whom a plan looks at: an inventory of these, and of whoever shares a unit with one of them, gives the same plan as one of
+/// everybody.
 #[derive(Debug)]
 pub struct Concerned<'a> {
     wanted: Wanted<'a>,
@@ -59,14 +54,10 @@ impl<'a> Concerned<'a> {
         }
     }
 
-    /// Whether the plan depends on a device of this model, these labels, and at this place.
+    /// Whether the plan depends on a device of this model at this place.
     #[must_use]
-    pub fn has(&self, device: &DeviceId, model: &str, labels: &Labels, path: &TopologyPath) -> bool {
-        // Named, and not to be had for another reason: nobody is to be told that it is unknown. And what goes into one device
-        // of a unit depends on what others of it run, which stand at the same place.
-        self.everybody
-            || self.wanted.has(device, model, path)
-            || self.wanted.named.contains(device)
-            || (labels.unit().is_some() && self.wanted.has_place(path))
+    pub fn has(&self, device: &DeviceId, model: &str, path: &TopologyPath) -> bool {
+        // Named, and not to be had for another reason: nobody is to be told that it is unknown.
+        self.everybody || self.wanted.has(device, model, path) || self.wanted.named.contains(device)
     }
 }

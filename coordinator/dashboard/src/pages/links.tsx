@@ -70,7 +70,9 @@ const FEEDS_EVERY_MS = 5_000;
 
 /** Who feeds whom: each link by its two ends, against one copy of what there is at the end that was fed. */
 export function Feeds({ racks, site }: { racks: Rack[]; site: string }) {
-  const [by, setBy] = useState<"rack" | "node">("rack");
+  const [chosen, setBy] = useState<"rack" | "node">("rack");
+  // Between nodes there are too many to be shown of a whole fleet.
+  const by = site ? chosen : "rack";
   const path = `mesh/links?by=${by}${site ? `&within=${encodeURIComponent(site)}` : ""}`;
   const loaded = useLoaded(path, (signal) => read<MeshLinks>(path, signal), (event) => event.kind === "node", FEEDS_EVERY_MS);
   const least = new Map(racks.map((rack) => [rack.path, rack.least]));
@@ -81,7 +83,7 @@ export function Feeds({ racks, site }: { racks: Rack[]; site: string }) {
       aside={
         <select className="fit" aria-label="Links between" value={by} onChange={(event) => setBy(event.target.value as "rack" | "node")}>
           <option value="rack">between racks</option>
-          <option value="node">between nodes</option>
+          {site && <option value="node">between nodes</option>}
         </select>
       }
       flush

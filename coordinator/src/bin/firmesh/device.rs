@@ -249,7 +249,9 @@ pub(crate) async fn run(global: &Global, command: Command, output: &Output) -> a
                 }
                 Some(number) => {
                     let words = client.get_text(&format!("{path}/{number}")).await?;
-                    let lines = words.lines().map(serde_json::from_str);
+                    // The last line may have been cut off as the node died.
+                    let whole = words.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+                    let lines = whole.map(serde_json::from_str);
                     let lines: Vec<Value> = lines
                         .collect::<Result<_, _>>()
                         .context("the coordinator's answer is not a transcript")?;

@@ -35,6 +35,8 @@ struct State {
     is_closed: bool,
     /// An attempt is over: the next one has a file of its own.
     is_over: bool,
+    /// The file of that one.
+    ended: Option<PathBuf>,
     /// The image that the file is about, once one was brought.
     image: Option<firmesh_protocol::ids::ArtifactId>,
     /// The last answer to each question, and their length in all.
@@ -50,6 +52,7 @@ impl Recorder {
             written: 0,
             is_closed: false,
             is_over: false,
+            ended: None,
             image: None,
             last: BTreeMap::new(),
             last_bytes: 0,
@@ -91,15 +94,20 @@ impl Recorder {
         });
     }
 
-    /// The file that is written to, or was last.
+    /// The file of the attempt that was over last, if it has one: one that ended before an image was brought has none of its own.
     pub(in crate::redfish) fn file(&self) -> Option<PathBuf> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.file.as_ref().map(|(_, path)| path.clone())
+        state.ended.clone()
     }
 
     /// The attempt is over.
     pub(in crate::redfish) fn over(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).is_over = true;
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.ended = match state.is_over {
+            true => None,
+            false => state.file.as_ref().map(|(_, path)| path.clone()),
+        };
+        state.is_over = true;
     }
 
     fn with(&self, write: impl FnOnce(&Self, &mut State) -> io::Result<()>) {

@@ -30,7 +30,7 @@ use firmesh_protocol::{
 
 pub use times::{TimedAttempt, learn};
 
-use crate::{InputError, fleet::Inventory};
+use crate::InputError;
 
 /// What is known of the fleet and the campaign.
 #[derive(Debug, Clone)]
@@ -62,18 +62,6 @@ pub struct DeviceKind {
     pub model: String,
     /// Its component.
     pub component: Component,
-}
-
-impl DeviceKind {
-    /// Of every device of an inventory.
-    #[must_use]
-    pub fn of(inventory: &Inventory) -> BTreeMap<DeviceId, Self> {
-        let kind = |(id, known): (&DeviceId, &crate::KnownDevice)| {
-            let (model, component) = (known.facts.model.clone(), known.facts.component.clone());
-            (id.clone(), Self { model, component })
-        };
-        inventory.devices.iter().map(kind).collect()
-    }
 }
 
 /// A finished attempt that shows how long things take.
